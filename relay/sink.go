@@ -1,0 +1,148 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Header is one header of a record, in the order in which it is sent.
+type Header struct{ Key, Value string }
+
+// Record is what a broker gets for one event. It is encoded once, shared by all sinks, and read-only
+// from then on.
+type Record struct {
+	EventID    UUID
+	EventType  string
+	Topic      string // Kafka topic, from RELAY_TOPIC
+	RoutingKey string // AMQP routing key, from RELAY_ROUTING_KEY
+	// Key is the partition key. Empty means that the record has none: such records share one lane, so
+	// they keep their order on the way, but a broker is free to spread them.
+	Key         string
+	Value       []byte
+	Headers     []Header // a name occurs once
+	ContentType string
+	Timestamp   time.Time // created_at
+}
+
+// Size is the number of bytes of the record's variable parts; brokers add framing of their own.
+func (r *Record) Size() int {
+	n := len(r.Key) + len(r.Value)
+	for i := range r.Headers {
+		n += len(r.Headers[i].Key) + len(r.Headers[i].Value)
+	}
+	return n
+}
+
+// Sink delivers records to one broker.
+//
+// Publish offers the batch in the order given and blocks until the fate of every record is known or
+// given up on. It returns nil when the broker has acknowledged all of them (for a broker that
+// replicates: when it is as safe there as the broker can make it). Otherwise it returns a
+// *BatchError that tells the fate record by record; any other error means that no record of the batch is
+// known to be delivered.
+//
+// Order: records that share a key reach the broker in the order given. When one of them fails in a passing
+// way, the later ones of the same key count as failed too, even if the broker took them: the caller
+// offers the failed ones again, in the same order, and the consumer sees a suffix repeated, never a gap
+// that closes late. A refused record (see Refuse) does not hold up those behind it.
+//
+// Publish is called from several lanes at once, but records of one key always come from one lane, one call
+// at a time. After an error or a restart a record may be offered again. A sink does not retry by
+// itself beyond what its protocol asks for (a moved leader, a closed connection that was idle):
+// the lane retries, so that backoff and metrics tell the truth. A sink connects when first needed and
+// reconnects by itself at the next Publish.
+//
+// When ctx ends Publish returns soon; records whose fate is then unknown count as failed.
+// Close ends all connections; a Publish in progress returns an error. Close may be called once.
+type Sink interface {
+	// Name is the label in logs, metrics and the status page.
+	Name() string
+	Publish(ctx context.Context, batch []*Record) error
+	Close() error
+}
+
+// Checker is implemented by sinks that can tell whether their broker is reachable without publishing
+// anything. The error names the address and what to check, never a credential.
+type Checker interface {
+	Check(ctx context.Context) error
+}
+
+// BatchError tells the fate of each record of one Publish.
+type BatchError struct {
+	// Errs has one entry for each record of the batch, in order: nil for an acknowledged record, a
+	// *RefusedError for one that the broker will never take as it is, any other error for one that is
+	// to be offered again.
+	Errs []error
+}
+
+func (e *BatchError) Error() string {
+	failed, first := 0, error(nil)
+	for _, err := range e.Errs {
+		if err != nil {
+			failed++
+			if first == nil {
+				first = err
+			}
+		}
+	}
+	return fmt.Sprintf("%d of %d records not acknowledged, first: %v", failed, len(e.Errs), first)
+}
+
+// Unwrap gives errors.Is and errors.As each record's error.
+func (e *BatchError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Errs))
+	for _, err := range e.Errs {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errs
+}
+
+// Reason says in one machine-readable word why a broker refuses a record. It is a metric label and a
+// column, so the set is closed.
+type Reason string
+
+// Reasons to refuse a record.
+const (
+	ReasonUnroutable   Reason = "unroutable"    // RabbitMQ: no queue is bound for the routing key
+	ReasonTooLarge     Reason = "too_large"     // larger than the broker, topic or queue allows
+	ReasonNacked       Reason = "nacked"        // RabbitMQ: basic.nack, again and again
+	ReasonRejected     Reason = "rejected"      // refused by policy: authorization, validation, corrupt
+	ReasonEncode       Reason = "encode"        // the row cannot be made into a record
+	ReasonUnknownTopic Reason = "unknown_topic" // the topic does not exist and is not created, or its name is not legal
+)
+
+// RefusedError is the fate of a record that fails by its own fault: offering it again as it is would
+// fail again.
+type RefusedError struct {
+	Reason Reason
+	// Size and Limit are bytes, for ReasonTooLarge; a Limit of 0 is not known.
+	Size, Limit int64
+	Err         error // what the broker said; never the payload
+}
+
+func (e *RefusedError) Error() string {
+	if e.Reason == ReasonTooLarge {
+		limit := "limit not known"
+		if e.Limit > 0 {
+			limit = fmt.Sprintf("limit %d", e.Limit)
+		}
+		return fmt.Sprintf("%s: %d bytes, %s: %v", e.Reason, e.Size, limit, e.Err)
+	}
+	return fmt.Sprintf("%s: %v", e.Reason, e.Err)
+}
+
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// Refuse marks err as the record's own fault.
+func Refuse(reason Reason, err error) error { return &RefusedError{Reason: reason, Err: err} }
+
+// Refused reports whether err says that the record itself is at fault, and returns that error.
+func Refused(err error) (*RefusedError, bool) {
+	var r *RefusedError
+	ok := errors.As(err, &r)
+	return r, ok
+}

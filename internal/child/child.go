@@ -1,7 +1,7 @@
 // Package child runs a server (postgres, a broker) as a child process that does not outlive us.
 //
-// It owns nothing but the process: no port, no directory, no readiness check. It is for programs that bring up
-// servers for a while: the demo, the bench, the tests.
+// It owns nothing but the process: no directory, no readiness check. It is for programs that bring up servers for a
+// while: the demo, the bench, the tests.
 package child
 
 import (

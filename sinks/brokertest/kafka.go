@@ -31,7 +31,7 @@ var kafkaPOM []byte
 // KafkaOptions say where a Kafka broker lives. The zero value will do.
 type KafkaOptions struct {
 	Dir      string    // configuration, data and logs; default a new temporary directory, removed by Close
-	CacheDir string    // the jars; default os.UserCacheDir()/sagaz-relay
+	CacheDir string    // the jars; default cache.DefaultRoot()
 	Log      io.Writer // progress lines for a person (downloading, starting); default none
 }
 

@@ -238,40 +238,49 @@ func (p *pipeline) Admit(ctx context.Context, events []Event) error {
 // fresh returns the events that are to be published: not those that a broken connection repeats, not rows that were
 // inserted with another status than pending, not those that an earlier owner has settled.
 func (p *pipeline) fresh(ctx context.Context, events []Event) ([]Event, error) {
-	p.pending = p.pending[:0]
-	ask := false
-	for i := range events {
-		ev := &events[i]
+	known := func(ev *Event) bool {
 		at := position{ev.CommitLSN, ev.Ordinal}
 		if at.atOrBefore(p.last) {
-			continue
+			return true
 		}
 		p.last = at
-		if ev.Status != "pending" {
-			continue
-		}
-		ask = ask || ev.CommitLSN <= p.lookupTo
-		p.pending = append(p.pending, *ev)
+		return ev.Status != "pending"
 	}
-	if !ask {
+	p.pending = p.keep(p.pending[:0], events, func(i int) bool { return !known(&events[i]) })
+	if len(p.pending) == 0 || p.pending[0].CommitLSN > p.lookupTo {
 		return p.pending, nil
 	}
 	settled, err := p.settledRetry(ctx, p.pending)
 	if err != nil {
 		return nil, err
 	}
-	kept := p.pending[:0]
-	for i := range p.pending {
+	asked := len(p.pending)
+	p.pending = p.keep(p.pending[:0], p.pending, func(i int) bool {
 		// Past lookupTo no earlier owner can have marked; asking was for the others of this batch.
-		if settled[i] && p.pending[i].CommitLSN <= p.lookupTo {
-			continue
-		}
-		kept = append(kept, p.pending[i])
-	}
+		return !settled[i] || p.pending[i].CommitLSN > p.lookupTo
+	})
 	p.mu.Lock()
-	p.counts.skipped += uint64(len(settled) - len(kept))
+	p.counts.skipped += uint64(asked - len(p.pending))
 	p.mu.Unlock()
-	return kept, nil
+	return p.pending, nil
+}
+
+// keep appends the events that the test wants to kept, which may be the front of events itself. The position that a dropped
+// event carries goes to the event before it, so that the slot still moves past it, and not before its time.
+func (p *pipeline) keep(kept, events []Event, want func(i int) bool) []Event {
+	for i := range events {
+		ev := events[i]
+		switch {
+		case want(i):
+			kept = append(kept, ev)
+		case ev.CommitEnd == 0:
+		case len(kept) > 0:
+			kept[len(kept)-1].CommitEnd = ev.CommitEnd
+		default:
+			p.Pass(ev.CommitEnd)
+		}
+	}
+	return kept
 }
 
 // settledRetry looks rows up, through passing trouble of the database.
@@ -323,6 +332,7 @@ func (p *pipeline) launch(events []Event) {
 	for i := range events {
 		ev, f := &events[i], &flights[i]
 		f.commitLSN, f.xid, f.committed, f.size = ev.CommitLSN, ev.XID, ev.CommittedAt, ev.Size()
+		f.confirm = ev.CommitEnd
 		if err := p.enc.Encode(&f.rec, ev); err != nil {
 			r, _ := Refused(err)
 			f.rec.EventID, f.rec.EventType = ev.ID, ev.EventType
@@ -343,6 +353,7 @@ func (p *pipeline) launch(events []Event) {
 		f.open = 0 // no sink gets it
 	}
 	p.counts.admitted += uint64(len(flights))
+	p.read = max(p.read, events[len(events)-1].CommitLSN)
 	p.mu.Unlock()
 
 	for lane, part := range p.scratch {

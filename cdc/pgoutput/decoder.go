@@ -147,3 +147,6 @@ func parseRare(msg []byte) (m pglogrepl.Message, err error) {
 	}()
 	return pglogrepl.Parse(msg)
 }
+
+// InTransaction reports whether a transaction has begun and not ended yet.
+func (d *Decoder) InTransaction() bool { return d.inTx }

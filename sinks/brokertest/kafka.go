@@ -1,0 +1,282 @@
+package brokertest
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/sagaz-relay/relay/internal/cache"
+	"github.com/sagaz-relay/relay/internal/child"
+)
+
+// KafkaVersion is the Apache Kafka that StartKafka runs, as pinned in testdata/kafka/pom.xml.
+const KafkaVersion = "4.1.0"
+
+//go:embed testdata/kafka/pom.xml
+var kafkaPOM []byte
+
+// KafkaOptions say where a Kafka broker lives. The zero value will do.
+type KafkaOptions struct {
+	Dir      string    // configuration, data and logs; default a new temporary directory, removed by Close
+	CacheDir string    // the jars; default os.UserCacheDir()/sagaz-relay
+	Log      io.Writer // progress lines for a person (downloading, starting); default none
+}
+
+// KafkaServer is an Apache Kafka node (KRaft, broker and controller in one). Addresses are host:port.
+//
+// The exported fields are everything a client needs, and do not change over a restart. Topics are created on first use,
+// with four partitions. User and Password are known to PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 on both SASL listeners.
+type KafkaServer struct {
+	Plaintext     string // no TLS, no authentication
+	SSL           string // TLS
+	MTLS          string // TLS, and the client must show ClientCert
+	SASLPlaintext string // SASL without TLS
+	SASLSSL       string // SASL over TLS
+
+	CAFile     string // signed the broker's certificate
+	ClientCert string
+	ClientKey  string
+	User       string
+	Password   string
+
+	dir     string
+	ownDir  bool
+	libs    string
+	process *child.Process
+}
+
+// StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and Maven unless the jars
+// are in the cache already; the error says how to get them.
+func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
+	if _, err := exec.LookPath("java"); err != nil {
+		return nil, missing("java", kafkaPackages...)
+	}
+	libs, err := kafkaLibs(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, libs: libs}
+	if k.dir == "" {
+		if k.dir, err = os.MkdirTemp("", "sagaz-kafka-"); err != nil {
+			return nil, fmt.Errorf("create directory for kafka: %w", err)
+		}
+		k.ownDir = true
+	}
+	if err := k.configure(ctx); err != nil {
+		k.Close()
+		return nil, err
+	}
+	if err := k.Start(ctx); err != nil {
+		k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// kafkaLibs returns the directory with Kafka's jars, after a download if need be.
+func kafkaLibs(ctx context.Context, opts KafkaOptions) (string, error) {
+	root := opts.CacheDir
+	if root == "" {
+		var err error
+		if root, err = cache.DefaultRoot(); err != nil {
+			return "", err
+		}
+	}
+	return cache.Fill(ctx, root, kafkaCacheName(), func(dir string) error {
+		if _, err := exec.LookPath("mvn"); err != nil {
+			return missing("mvn", kafkaPackages...)
+		}
+		progress(opts.Log, "downloading Apache Kafka %s with Maven", KafkaVersion)
+		pom := filepath.Join(dir, "pom.xml")
+		if err := os.WriteFile(pom, kafkaPOM, 0o644); err != nil {
+			return fmt.Errorf("write pom for kafka: %w", err)
+		}
+		mvn := exec.CommandContext(ctx, "mvn", "-q", "-B", "-f", pom,
+			"org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies", "-DoutputDirectory="+dir)
+		if out, err := mvn.CombinedOutput(); err != nil {
+			return fmt.Errorf("download Apache Kafka %s with Maven: %w\n%s", KafkaVersion, err, lastLines(out, 10))
+		}
+		return nil
+	})
+}
+
+// kafkaCacheName changes with the pom, so that a new version does not meet the old one's jars.
+func kafkaCacheName() string {
+	return fmt.Sprintf("kafka-%s-%x", KafkaVersion, sha256.Sum256(kafkaPOM))[:len("kafka-")+len(KafkaVersion)+9]
+}
+
+// configure picks ports, makes certificates, writes server.properties and formats the data directory.
+func (k *KafkaServer) configure(ctx context.Context) error {
+	if err := os.MkdirAll(k.dir, 0o755); err != nil {
+		return fmt.Errorf("create directory for kafka: %w", err)
+	}
+	ports, err := child.FreePorts(6)
+	if err != nil {
+		return err
+	}
+	addr := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
+	k.Plaintext, k.SSL, k.MTLS, k.SASLPlaintext, k.SASLSSL = addr(0), addr(1), addr(2), addr(3), addr(4)
+	controller := addr(5)
+
+	certs, err := NewCerts(filepath.Join(k.dir, "certs"))
+	if err != nil {
+		return err
+	}
+	k.CAFile, k.ClientCert, k.ClientKey = certs.CAFile, certs.ClientCert, certs.ClientKey
+	keystore := filepath.Join(k.dir, "certs", "server.keystore.pem") // Kafka wants the key and the certificate in one file
+	var pair []byte
+	for _, path := range []string{certs.ServerKey, certs.ServerCert} {
+		pem, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("read certificate file: %w", err)
+		}
+		pair = append(pair, pem...)
+	}
+	if err := os.WriteFile(keystore, pair, 0o600); err != nil {
+		return fmt.Errorf("write keystore for kafka: %w", err)
+	}
+
+	listeners := strings.Join([]string{
+		"PLAINTEXT://" + k.Plaintext, "SSL://" + k.SSL, "MTLS://" + k.MTLS,
+		"SASL_PLAINTEXT://" + k.SASLPlaintext, "SASL_SSL://" + k.SASLSSL,
+	}, ",")
+	conf := []string{
+		"process.roles=broker,controller",
+		"node.id=1",
+		"controller.quorum.voters=1@" + controller,
+		"controller.listener.names=CONTROLLER",
+		"inter.broker.listener.name=PLAINTEXT",
+		"listeners=" + listeners + ",CONTROLLER://" + controller,
+		"advertised.listeners=" + listeners,
+		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,MTLS:SSL," +
+			"SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL",
+		"ssl.keystore.type=PEM",
+		"ssl.keystore.location=" + keystore,
+		"ssl.truststore.type=PEM",
+		"ssl.truststore.location=" + k.CAFile,
+		"listener.name.mtls.ssl.client.auth=required",
+		"log.dirs=" + filepath.Join(k.dir, "data"),
+		"auto.create.topics.enable=true",
+		"num.partitions=4",
+		"default.replication.factor=1",
+		"min.insync.replicas=1",
+		"offsets.topic.replication.factor=1",
+		"offsets.topic.num.partitions=4",
+		"transaction.state.log.replication.factor=1",
+		"transaction.state.log.min.isr=1",
+		"share.coordinator.state.topic.replication.factor=1",
+		"share.coordinator.state.topic.min.isr=1",
+		"group.initial.rebalance.delay.ms=0",
+		// A killed broker may come back only when its old registration has lapsed: 9 s by default.
+		"broker.session.timeout.ms=2000",
+		"broker.heartbeat.interval.ms=500",
+	}
+	for _, listener := range []string{"sasl_plaintext", "sasl_ssl"} {
+		conf = append(conf,
+			"listener.name."+listener+".sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+			"listener.name."+listener+".plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required "+
+				`user_`+k.User+`="`+k.Password+`";`)
+		for _, scram := range []string{"scram-sha-256", "scram-sha-512"} {
+			conf = append(conf, "listener.name."+listener+"."+scram+
+				".sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;")
+		}
+	}
+	log4j := []string{
+		"status=error",
+		"appender.file.type=File", "appender.file.name=file", "appender.file.fileName=" + k.logFile(),
+		"appender.file.layout.type=PatternLayout", "appender.file.layout.pattern=%d %p %c{1}: %m%n",
+		"rootLogger.level=warn", "rootLogger.appenderRef.file.ref=file",
+	}
+	for name, lines := range map[string][]string{"server.properties": conf, "log4j2.properties": log4j} {
+		if err := os.WriteFile(filepath.Join(k.dir, name), []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
+			return fmt.Errorf("write configuration for kafka: %w", err)
+		}
+	}
+
+	id := make([]byte, 16)
+	rand.Read(id)
+	id[0] &^= 0x80 | 0x40 // the first character is a letter then: one that starts with '-' would be taken for an option
+	format := exec.CommandContext(ctx, "java", k.javaArgs("kafka.tools.StorageTool", "format",
+		"-t", base64.RawURLEncoding.EncodeToString(id), "-c", filepath.Join(k.dir, "server.properties"),
+		"--add-scram", fmt.Sprintf("SCRAM-SHA-256=[name=%s,password=%s]", k.User, k.Password),
+		"--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", k.User, k.Password))...)
+	if out, err := format.CombinedOutput(); err != nil {
+		return fmt.Errorf("format kafka's data directory: %w\n%s", err, lastLines(out, 10))
+	}
+	return nil
+}
+
+func (k *KafkaServer) javaArgs(class string, args ...string) []string {
+	return append([]string{
+		"-Xmx512m", "-XX:+UseG1GC", "-XX:-UsePerfData", "-Djava.awt.headless=true",
+		"-Dlog4j2.configurationFile=" + filepath.Join(k.dir, "log4j2.properties"),
+		"-cp", filepath.Join(k.libs, "*"), class,
+	}, args...)
+}
+
+func (k *KafkaServer) logFile() string { return filepath.Join(k.dir, "kafka.log") }
+
+// Start starts the broker after Stop or Kill, on the same data and ports, and waits until it takes requests.
+func (k *KafkaServer) Start(ctx context.Context) error {
+	out, err := os.OpenFile(filepath.Join(k.dir, "kafka.out"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("open kafka's output file: %w", err)
+	}
+	defer out.Close() // the child has its own
+	cmd := exec.Command("java", k.javaArgs("kafka.Kafka", filepath.Join(k.dir, "server.properties"))...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = k.dir, out, out
+	if k.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
+		return err
+	}
+	client := &kafka.Client{Addr: kafka.TCP(k.Plaintext), Timeout: 5 * time.Second, Transport: &kafka.Transport{}}
+	defer client.Transport.(*kafka.Transport).CloseIdleConnections()
+	return ready(ctx, k.process, "kafka", k.logs, func(ctx context.Context) error {
+		answer, err := client.Metadata(ctx, &kafka.MetadataRequest{})
+		if err == nil && len(answer.Brokers) == 0 {
+			err = errors.New("the broker is not registered with its controller yet")
+		}
+		return err
+	})
+}
+
+// Stop asks the broker to shut down and waits for it. When ctx ends first, the broker is killed.
+func (k *KafkaServer) Stop(ctx context.Context) error {
+	if k.process == nil {
+		return nil
+	}
+	return k.process.Stop(ctx, syscall.SIGTERM)
+}
+
+// Kill ends the broker with SIGKILL.
+func (k *KafkaServer) Kill() error {
+	if k.process == nil {
+		return nil
+	}
+	return k.process.Kill()
+}
+
+// Close kills the broker if it still runs, and removes its directory unless the caller chose that.
+func (k *KafkaServer) Close() error {
+	err := k.Kill()
+	if k.ownDir {
+		err = errors.Join(err, os.RemoveAll(k.dir))
+	}
+	return err
+}
+
+func (k *KafkaServer) logs() string {
+	return tail(filepath.Join(k.dir, "kafka.out"), 20) + tail(k.logFile(), 20)
+}

@@ -1,0 +1,280 @@
+package brokertest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/sagaz-relay/relay/internal/child"
+)
+
+// RabbitMQOptions say where a RabbitMQ node lives. The zero value will do.
+type RabbitMQOptions struct {
+	Dir string    // configuration, data and logs; default a new temporary directory, removed by Close
+	Log io.Writer // progress lines for a person; default none
+}
+
+// RabbitMQServer is a RabbitMQ node. The exported fields do not change over a restart.
+type RabbitMQServer struct {
+	URL    string // amqp://, user and password included
+	TLSURL string // amqps://; a client certificate is checked when shown, and not asked for
+
+	CAFile     string // signed the node's certificate
+	ClientCert string
+	ClientKey  string
+	User       string
+	Password   string
+
+	dir     string
+	ownDir  bool
+	scripts string   // where rabbitmq-server and rabbitmqctl are
+	env     []string // of the node, of epmd and of rabbitmqctl
+	epmd    *child.Process
+	process *child.Process
+}
+
+// StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes connections.
+//
+// The node shares nothing with one that the system may run: it has its own name, cookie, ports, data and even its own
+// epmd (Erlang's port mapper, which otherwise stays behind as a daemon).
+func StartRabbitMQ(ctx context.Context, opts RabbitMQOptions) (*RabbitMQServer, error) {
+	scripts, err := rabbitScripts()
+	if err != nil {
+		return nil, err
+	}
+	r := &RabbitMQServer{User: "relay", Password: "relay-secret", dir: opts.Dir, scripts: scripts}
+	if r.dir == "" {
+		if r.dir, err = os.MkdirTemp("", "sagaz-rabbitmq-"); err != nil {
+			return nil, fmt.Errorf("create directory for rabbitmq: %w", err)
+		}
+		r.ownDir = true
+	}
+	if err := r.configure(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	if err := r.Start(ctx); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// rabbitScripts finds the directory of RabbitMQ's own scripts. Those that Debian puts into /usr/sbin are wrappers that
+// change to the user rabbitmq, which would leave an ordinary user outside.
+func rabbitScripts() (string, error) {
+	places := []string{"/usr/lib/rabbitmq/bin"}
+	if path, err := exec.LookPath("rabbitmq-server"); err == nil {
+		places = append(places, filepath.Dir(path))
+	}
+	for _, dir := range append(places, "/opt/homebrew/sbin", "/usr/local/sbin") {
+		if _, err := exec.LookPath(filepath.Join(dir, "rabbitmq-server")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", missing("rabbitmq-server", rabbitPackages...)
+}
+
+func (r *RabbitMQServer) configure() error {
+	for _, dir := range []string{r.dir, r.in("data"), r.in("log"), r.in("config")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("create directory for rabbitmq: %w", err)
+		}
+	}
+	ports, err := child.FreePorts(5)
+	if err != nil {
+		return err
+	}
+	amqpPort, amqpsPort, epmdPort, distPort, ctlPort := ports[0], ports[1], ports[2], ports[3], ports[4]
+	r.URL = fmt.Sprintf("amqp://%s:%s@127.0.0.1:%d/", r.User, r.Password, amqpPort)
+	r.TLSURL = fmt.Sprintf("amqps://%s:%s@127.0.0.1:%d/", r.User, r.Password, amqpsPort)
+
+	certs, err := NewCerts(r.in("certs"))
+	if err != nil {
+		return err
+	}
+	r.CAFile, r.ClientCert, r.ClientKey = certs.CAFile, certs.ClientCert, certs.ClientKey
+
+	files := map[string]string{
+		"rabbitmq.conf": strings.Join([]string{
+			fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d", amqpPort),
+			fmt.Sprintf("listeners.ssl.1 = 127.0.0.1:%d", amqpsPort),
+			"ssl_options.cacertfile = " + certs.CAFile,
+			"ssl_options.certfile = " + certs.ServerCert,
+			"ssl_options.keyfile = " + certs.ServerKey,
+			"ssl_options.verify = verify_peer",
+			"ssl_options.fail_if_no_peer_cert = false",
+			"default_user = " + r.User,
+			"default_pass = " + r.Password,
+			"log.file.level = info",
+			"log.console = false",
+			"",
+		}, "\n"),
+		"enabled_plugins": "[].\n",
+		".erlang.cookie":  strings.ToUpper(rand.Text()),
+	}
+	for name, content := range files {
+		mode := os.FileMode(0o644)
+		if name == ".erlang.cookie" {
+			mode = 0o400 // Erlang refuses one that others can read
+		}
+		if err := os.WriteFile(r.in(name), []byte(content), mode); err != nil {
+			return fmt.Errorf("write configuration for rabbitmq: %w", err)
+		}
+	}
+
+	const loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+	r.env = []string{
+		"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
+		"HOME=" + r.dir, // the cookie is there
+		"LANG=C.UTF-8",
+		"ERL_EPMD_PORT=" + strconv.Itoa(epmdPort),
+		"ERL_EPMD_ADDRESS=127.0.0.1",
+		"RABBITMQ_NODENAME=sagaz-" + strings.ToLower(rand.Text()[:10]) + "@localhost",
+		"RABBITMQ_CONF_ENV_FILE=" + r.in("none"), // not the one in /etc
+		"RABBITMQ_CONFIG_FILE=" + r.in("rabbitmq.conf"),
+		"RABBITMQ_ADVANCED_CONFIG_FILE=" + r.in("none"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE=" + r.in("enabled_plugins"),
+		"RABBITMQ_GENERATED_CONFIG_DIR=" + r.in("config"),
+		"RABBITMQ_SCHEMA_DIR=" + r.in("config"),
+		"RABBITMQ_MNESIA_BASE=" + r.in("data"),
+		"RABBITMQ_LOG_BASE=" + r.in("log"),
+		"RABBITMQ_LOGS=" + r.logFile(),
+		"RABBITMQ_PID_FILE=" + r.in("pid"),
+		"RABBITMQ_DIST_PORT=" + strconv.Itoa(distPort),
+		// "Allow input" makes the script become the Erlang VM instead of waiting for it as a parent, so that our
+		// signals reach the VM; it needs no input for that.
+		"RABBITMQ_ALLOW_INPUT=1",
+		"RABBITMQ_SERVER_START_ARGS=-noinput",
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + loopback,
+		"RABBITMQ_CTL_ERL_ARGS=" + loopback,
+		"RABBITMQ_CTL_DIST_PORT_MIN=" + strconv.Itoa(ctlPort),
+		"RABBITMQ_CTL_DIST_PORT_MAX=" + strconv.Itoa(ctlPort+20),
+	}
+	return nil
+}
+
+func (r *RabbitMQServer) in(name string) string { return filepath.Join(r.dir, name) }
+
+func (r *RabbitMQServer) logFile() string { return r.in("log/rabbitmq.log") }
+
+// Start starts the node after Stop or Kill, on the same data and ports, and waits until it takes connections.
+func (r *RabbitMQServer) Start(ctx context.Context) error {
+	out, err := os.OpenFile(r.in("rabbitmq.out"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("open rabbitmq's output file: %w", err)
+	}
+	defer out.Close() // the children have their own
+	start := func(name string, args ...string) (*child.Process, error) {
+		cmd := exec.Command(name, args...)
+		cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = r.dir, r.env, out, out
+		return child.Start(cmd, syscall.SIGKILL)
+	}
+	if r.epmd == nil || !r.epmd.Running() {
+		// Before the node, which would start one that detaches itself from us.
+		if r.epmd, err = start(r.epmdPath()); err != nil {
+			return err
+		}
+		if err := ready(ctx, r.epmd, "epmd", r.logs, r.epmdListens); err != nil {
+			return err
+		}
+	}
+	if r.process, err = start(filepath.Join(r.scripts, "rabbitmq-server")); err != nil {
+		return err
+	}
+	return ready(ctx, r.process, "rabbitmq", r.logs, func(context.Context) error {
+		conn, err := amqp.DialConfig(r.URL, amqp.Config{Dial: amqp.DefaultDial(5 * time.Second)})
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}
+
+func (r *RabbitMQServer) epmdPath() string {
+	if path, err := exec.LookPath("epmd"); err == nil {
+		return path
+	}
+	return "/usr/lib/erlang/bin/epmd"
+}
+
+func (r *RabbitMQServer) epmdListens(context.Context) error {
+	for _, kv := range r.env {
+		if port, ok := strings.CutPrefix(kv, "ERL_EPMD_PORT="); ok {
+			conn, err := net.DialTimeout("tcp", "127.0.0.1:"+port, time.Second)
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		}
+	}
+	return nil
+}
+
+// Stop asks the node to shut down and waits for it. When ctx ends first, the node is killed.
+func (r *RabbitMQServer) Stop(ctx context.Context) error {
+	if r.process == nil {
+		return nil
+	}
+	return r.process.Stop(ctx, syscall.SIGTERM)
+}
+
+// Kill ends the node with SIGKILL.
+func (r *RabbitMQServer) Kill() error {
+	if r.process == nil {
+		return nil
+	}
+	return r.process.Kill()
+}
+
+// Close kills the node if it still runs, ends its epmd, and removes its directory unless the caller chose that.
+func (r *RabbitMQServer) Close() error {
+	err := r.Kill()
+	if r.epmd != nil {
+		err = errors.Join(err, r.epmd.Kill())
+	}
+	if r.ownDir {
+		err = errors.Join(err, os.RemoveAll(r.dir))
+	}
+	return err
+}
+
+// Ctl runs rabbitmqctl on the node and returns what it printed.
+func (r *RabbitMQServer) Ctl(ctx context.Context, args ...string) (string, error) {
+	if r.scripts == "" {
+		return "", errors.New("rabbitmqctl: this broker was not started by brokertest.StartRabbitMQ in this process")
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(r.scripts, "rabbitmqctl"), args...)
+	cmd.Dir, cmd.Env = r.dir, r.env
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("rabbitmqctl %s: %w\n%s", strings.Join(args, " "), err, lastLines(out, 10))
+	}
+	return string(out), nil
+}
+
+// SetMemoryAlarm raises or clears the node's memory alarm. While it is on, connections that publish are blocked.
+func (r *RabbitMQServer) SetMemoryAlarm(ctx context.Context, on bool) error {
+	limit := "0.4"
+	if on {
+		limit = "0"
+	}
+	_, err := r.Ctl(ctx, "set_vm_memory_high_watermark", limit)
+	return err
+}
+
+func (r *RabbitMQServer) logs() string {
+	return tail(r.in("rabbitmq.out"), 20) + tail(r.logFile(), 20)
+}

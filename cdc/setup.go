@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -41,8 +43,8 @@ func (s *session) query(ctx context.Context, sql string) ([][]string, error) {
 	return rows, nil
 }
 
-// inspect looks at settings, table and publication, and reports what a person has to mend, all at once.
-func (s *session) inspect(ctx context.Context, publication string) (*outbox, error) {
+// inspect looks at table and publication, and for streaming at the settings too, and reports what a person has to mend.
+func (s *session) inspect(ctx context.Context, publication string, streaming bool) (*outbox, error) {
 	rows, err := s.query(ctx, `SELECT current_setting('wal_level'), c.oid, format('%I.%I', n.nspname, c.relname), pg_get_userbyid(c.relowner), current_database()
 		FROM (SELECT to_regclass(`+quoteLiteral(outboxTable)+`) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace`)
 	if err != nil {
@@ -50,7 +52,7 @@ func (s *session) inspect(ctx context.Context, publication string) (*outbox, err
 	}
 	row := rows[0]
 	s.dbname = row[4]
-	if row[0] != "logical" {
+	if streaming && row[0] != "logical" {
 		return nil, walLevelError(fmt.Errorf("wal_level = %s", row[0]))
 	}
 	if row[1] == "" {
@@ -221,3 +223,35 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 
 func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
+
+// EnsurePublication makes the publication over an ordinary connection if it is missing, and reports whether it did.
+func EnsurePublication(ctx context.Context, conn *pgx.Conn, publication string) (made bool, err error) {
+	s := &session{conn: conn.PgConn(), server: majorVersion(conn.PgConn().ParameterStatus("server_version"))}
+	table, err := s.inspect(ctx, publication, false)
+	if err != nil || table.published {
+		return false, err
+	}
+	return true, s.createPublication(ctx, publication, table)
+}
+
+// EnsureSlot makes the slot if it is missing, and reports whether it did. The server waits with it for the end of
+// all transactions under way.
+func (s *Source) EnsureSlot(ctx context.Context, name string) (made bool, err error) {
+	sess, err := s.connect(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	defer sess.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on it
+	if _, err := sess.inspect(ctx, s.cfg.Publication, true); err != nil {
+		return false, err
+	}
+	there, err := sess.slotState(ctx, name)
+	switch {
+	case err != nil:
+		return false, err
+	case there != nil:
+		return false, there.usable(name, sess.dbname)
+	}
+	_, err = sess.createSlot(ctx, name, s.cfg.Failover)
+	return err == nil, err
+}

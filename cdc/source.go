@@ -144,7 +144,7 @@ func (s *Source) Check(ctx context.Context) error {
 		return err
 	}
 	defer sess.conn.Close(ctx) //nolint:errcheck // nothing depends on it
-	_, err = sess.inspect(ctx, s.cfg.Publication)
+	_, err = sess.inspect(ctx, s.cfg.Publication, true)
 	return err
 }
 
@@ -163,7 +163,7 @@ func (s *Source) Open(ctx context.Context, slot string) (relay.Stream, error) {
 }
 
 func (s *Source) open(ctx context.Context, sess *session, slot string) (*stream, error) {
-	table, err := sess.inspect(ctx, s.cfg.Publication)
+	table, err := sess.inspect(ctx, s.cfg.Publication, true)
 	if err != nil {
 		return nil, err
 	}

@@ -42,6 +42,9 @@ type pipeline struct {
 	read    LSN // how far the stream has come
 	counts  pipelineCounts
 
+	streaming     bool // the replication connection is open
+	streamChanged time.Time
+
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight
 }
@@ -77,6 +80,8 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		tracker:  newTracker(len(r.sinks)),
 		freed:    make(chan struct{}, 1),
 		drained:  make(chan struct{}, 1),
+
+		streamChanged: time.Now(),
 	}
 	p.marker = &marker{
 		lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), done: p.marked,
@@ -161,7 +166,9 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 			}
 			opened = true
 			backoff.Reset()
+			p.setStreaming(true)
 			err = stream.Run(ctx, p)
+			p.setStreaming(false)
 			if ctx.Err() != nil {
 				return finish(stream)
 			}
@@ -190,6 +197,12 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 		p.metrics.reconnects.Inc()
 		Sleep(ctx, wait)
 	}
+}
+
+func (p *pipeline) setStreaming(on bool) {
+	p.mu.Lock()
+	p.streaming, p.streamChanged = on, time.Now()
+	p.mu.Unlock()
 }
 
 const busyPause = 200 * time.Millisecond

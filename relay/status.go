@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -46,6 +47,9 @@ type SlotStatus struct {
 	Watermark  string    `json:"watermark,omitempty"`
 	Read       string    `json:"read,omitempty"`
 	LagSeconds float64   `json:"lag_seconds"`
+	Streaming  bool      `json:"streaming"`
+	// StreamSince is for how many seconds the replication connection has been as Streaming says.
+	StreamSince float64 `json:"stream_since_seconds,omitempty"`
 }
 
 // SinkStatus is one sink's health.
@@ -79,6 +83,7 @@ func (p *pipeline) status(out *SlotStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out.Epoch = p.lease.Epoch()
+	out.Streaming, out.StreamSince = p.streaming, time.Since(p.streamChanged).Seconds()
 	out.Inflight, out.Bytes = p.tracker.len(), p.tracker.bytes
 	out.Admitted, out.Marked, out.Skipped = p.counts.admitted, p.counts.marked, p.counts.skipped
 	out.Watermark, out.Read = p.tracker.watermark.String(), p.read.String()
@@ -86,6 +91,28 @@ func (p *pipeline) status(out *SlotStatus) {
 		out.LagSeconds = max(0, time.Since(f.committed.Time()).Seconds())
 	}
 }
+
+// Problems says, in words for an operator, why the relay is not doing its part; nothing means that it is ready. A standby is
+// ready, and so is an owner whose broker is down: it moves as far as it can, and a restart would not mend the broker.
+func (s Status) Problems() []string {
+	var problems []string
+	for _, slot := range s.Slots {
+		switch slot.Role {
+		case Starting:
+			problems = append(problems, fmt.Sprintf("slot %s: the database has not answered yet", slot.Slot))
+		case Draining:
+			problems = append(problems, fmt.Sprintf("slot %s: stopping", slot.Slot))
+		case Owner:
+			if !slot.Streaming && slot.StreamSince > stalledAfter.Seconds() {
+				problems = append(problems, fmt.Sprintf("slot %s: owned, but no replication connection for %.0f s", slot.Slot, slot.StreamSince))
+			}
+		}
+	}
+	return problems
+}
+
+// stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
+const stalledAfter = 15 * time.Second
 
 const observeInterval = time.Second
 

@@ -1,0 +1,25 @@
+package file
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+// dataSync waits until the file's data, and of its metadata the size, are on disk. It saves the journal
+// write for the modification time that fsync would cost.
+func dataSync(f *os.File) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var syncErr error
+	err = conn.Control(func(fd uintptr) {
+		for {
+			if syncErr = syscall.Fdatasync(int(fd)); !errors.Is(syncErr, syscall.EINTR) {
+				return
+			}
+		}
+	})
+	return errors.Join(err, os.NewSyscallError("fdatasync", syncErr))
+}

@@ -51,7 +51,7 @@ No environment variable has any influence on it, but HTTPS_PROXY for the downloa
 				o.rate = demoKeepRate
 			}
 			settleEnvironment()
-			d := &demo{opts: o, screen: newScreen(cmd.OutOrStdout())}
+			d := &demo{opts: o, screen: newScreen(cmd.OutOrStdout()), patience: catchUpTimeout}
 			ctx, hurry, stop := twoSignals(cmd.Context())
 			defer stop()
 			return d.run(ctx, hurry)
@@ -114,6 +114,7 @@ type demo struct {
 	opts     demoOptions
 	screen   *screen
 	wrapSink func(relay.Sink) relay.Sink // a test's fault, between relay and file; may be nil
+	patience time.Duration               // for the relay to catch up
 
 	demoSite
 	watch *stopwatch

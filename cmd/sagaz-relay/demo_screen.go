@@ -117,7 +117,7 @@ func wrap(text string, columns int) []string {
 // terminal it writes a line.
 func (s *screen) show(texts ...string) {
 	if !s.live {
-		s.say("%s", texts[0])
+		s.say("%s", strings.TrimRight(texts[0], " "))
 		return
 	}
 	room := s.width() - 1 // the last column would wrap on some terminals
@@ -192,11 +192,13 @@ func (p *progress) show(elapsed time.Duration, lag int64) {
 	}
 	clock := fmt.Sprintf("%3.0f s", elapsed.Seconds())
 	in, out, per := thousands(p.load.committedEvents()), thousands(arrived), thousands(int(rate))
+	// Widths are fixed, so that the line does not jump, and each form fits its terminal: 120, 96, 80, 56 columns, fewer.
 	p.screen.show(
-		fmt.Sprintf("%s   committed %-8s delivered %-8s %6s events/s   p50 %7s  p99 %7s   slot lag %s", clock, in, out, per, p50, p99, behind),
-		fmt.Sprintf("%s  committed %s  delivered %s  %s/s  p50 %s  p99 %s  lag %s", clock, in, out, per, p50, p99, behind),
-		fmt.Sprintf("%s  in %s  out %s  %s/s  p50 %s  p99 %s", clock, in, out, per, p50, p99),
-		fmt.Sprintf("%s  in %s  out %s  p99 %s", clock, in, out, p99),
+		fmt.Sprintf("%s   committed %-9s delivered %-9s %6s events/s   p50 %7s  p99 %7s   slot lag %-7s", clock, in, out, per, p50, p99, behind),
+		fmt.Sprintf("%s  committed %-7s  delivered %-7s  %6s/s  p50 %7s  p99 %7s  lag %-7s", clock, in, out, per, p50, p99, behind),
+		fmt.Sprintf("%s  in %-7s  out %-7s  %6s/s  p50 %7s  p99 %7s  lag %-7s", clock, in, out, per, p50, p99, behind),
+		fmt.Sprintf("%s  in %-7s  out %-7s  %6s/s  p99 %7s", clock, in, out, per, p99),
+		fmt.Sprintf("%s  in %s  out %s", clock, in, out),
 	)
 }
 

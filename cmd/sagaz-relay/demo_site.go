@@ -97,6 +97,7 @@ func (d *demo) relaySettings(dsn string) (*settings, error) {
 	s.cdc.DatabaseURL, s.store.DatabaseURL = dsn, dsn
 	s.relay.WorkerID, s.store.Owner = "demo", "demo"
 	s.program.Sinks = []string{"file"}
+	s.relay.DrainTimeout = 5 * time.Second // what is not delivered by then was waited for already
 	s.program.HTTPAddr = "127.0.0.1:0"
 	s.sinks["file"].(*file.Config).Path = d.eventsPath()
 	s.wrapSink = func(sink relay.Sink) relay.Sink {
@@ -171,7 +172,7 @@ func (d *demo) cleanUp(failed bool) error {
 	if d.server != nil {
 		errs = append(errs, d.server.Close())
 	}
-	if failed && d.log != nil {
+	if failed && d.server != nil { // before, the error says it all
 		if path, err := d.keepLogs(); err != nil {
 			errs = append(errs, err)
 		} else {

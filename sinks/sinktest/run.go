@@ -59,14 +59,22 @@ type Harness struct {
 	Patience time.Duration
 }
 
-// Run checks the contract of relay.Sink.
-func Run(t *testing.T, h Harness) {
+func (h Harness) withDefaults() Harness {
 	if h.Soon == 0 {
 		h.Soon = 5 * time.Second
 	}
 	if h.Patience == 0 {
 		h.Patience = time.Minute
 	}
+	return h
+}
+
+// RunFaults runs the part of Run that is about Target.Faults.
+func RunFaults(t *testing.T, h Harness) { testFaults(t, h.withDefaults()) }
+
+// Run checks the contract of relay.Sink.
+func Run(t *testing.T, h Harness) {
+	h = h.withDefaults()
 	for _, sub := range []struct {
 		name string
 		run  func(*testing.T, Harness)
@@ -476,6 +484,9 @@ func testFaults(t *testing.T, h Harness) {
 	// The names come from a target of their own, so that each fault meets a fresh sink.
 	var names []string
 	t.Run("names", func(t *testing.T) { names = slices.Sorted(maps.Keys(h.open(t).Faults)) })
+	if len(names) == 0 {
+		t.Log("no faults are arranged for this broker")
+	}
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) { testFault(t, h, name) })
 	}

@@ -1,0 +1,192 @@
+package rabbitmq
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Config says how to reach the broker and how to publish.
+type Config struct {
+	// URL is where the broker is and who we are: amqp://user:password@host:5672/vhost, or amqps:// for
+	// TLS. A reserved character in user or password is percent-encoded, and so is a slash in the vhost
+	// (no path, or a bare slash, is the vhost "/").
+	//
+	// Default "amqp://guest:guest@localhost:5672/". RABBITMQ_URL, else BROKER_URL.
+	URL string `env:"RABBITMQ_URL" fallback:"BROKER_URL" secret:"true"`
+
+	// Exchange is what we publish to.
+	//
+	// Default "saga-events". RABBITMQ_EXCHANGE.
+	Exchange string `env:"RABBITMQ_EXCHANGE"`
+
+	// ExchangeType is the type that the exchange is declared with: topic, direct, fanout, headers, or what
+	// a plugin brings. It must be that of the exchange if there is one already.
+	//
+	// Default "topic". RABBITMQ_EXCHANGE_TYPE.
+	ExchangeType string `env:"RABBITMQ_EXCHANGE_TYPE"`
+
+	// Declare makes us declare the exchange, durable, whenever we connect, which needs the permission to
+	// configure it. Without it we only look whether it is there.
+	//
+	// Default true. RELAY_RABBITMQ_DECLARE.
+	Declare bool `env:"RELAY_RABBITMQ_DECLARE"`
+
+	// Window is how many messages a channel may have under way without a confirm; each lane that publishes
+	// has one channel. Too small, and the lane waits for round trips; too large buys nothing but memory and
+	// longer repeats after a lost connection. Beside it, 8 MiB of bodies is the most under way.
+	//
+	// Default 1000. RELAY_RABBITMQ_WINDOW.
+	Window int `env:"RELAY_RABBITMQ_WINDOW"`
+
+	// ConfirmTimeout is how long the oldest message under way may stay unconfirmed, and how long one write to
+	// the network may take. Then its fate counts as unknown and it is offered again. Too short, and a
+	// broker that is slow (a quorum queue that elects a leader) gets everything twice; too long, and a lane
+	// notices late that its broker hangs.
+	//
+	// Default 30s. RELAY_RABBITMQ_CONFIRM_TIMEOUT.
+	ConfirmTimeout time.Duration `env:"RELAY_RABBITMQ_CONFIRM_TIMEOUT"`
+
+	// TLSCAFile holds the PEM certificates that sign the broker's. Empty means the system's. Like the other
+	// TLS settings it needs an amqps URL, and it is read again at every connect.
+	//
+	// Default "". RELAY_RABBITMQ_TLS_CA_FILE.
+	TLSCAFile string `env:"RELAY_RABBITMQ_TLS_CA_FILE"`
+
+	// TLSCertFile and TLSKeyFile are our own certificate and its key, for a broker that asks for one. Both
+	// or neither.
+	//
+	// Default "". RELAY_RABBITMQ_TLS_CERT_FILE.
+	TLSCertFile string `env:"RELAY_RABBITMQ_TLS_CERT_FILE"`
+
+	// TLSKeyFile: see TLSCertFile.
+	//
+	// Default "". RELAY_RABBITMQ_TLS_KEY_FILE.
+	TLSKeyFile string `env:"RELAY_RABBITMQ_TLS_KEY_FILE"`
+
+	// TLSServerName is the name that the broker's certificate must carry, when it is not the URL's host.
+	//
+	// Default "". RELAY_RABBITMQ_TLS_SERVER_NAME.
+	TLSServerName string `env:"RELAY_RABBITMQ_TLS_SERVER_NAME"`
+
+	// WorkerID is who we are in the broker's list of connections: "sagaz-relay <worker>".
+	//
+	// Default "". WORKER_ID.
+	WorkerID string `env:"WORKER_ID"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		URL:            "amqp://guest:guest@localhost:5672/",
+		Exchange:       "saga-events",
+		ExchangeType:   amqp.ExchangeTopic,
+		Declare:        true,
+		Window:         1000,
+		ConfirmTimeout: 30 * time.Second,
+	}
+}
+
+// Validate reports every problem at once, by the name of its variable. It never shows the URL.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	uri, err := c.uri()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	if c.Exchange == "" || len(c.Exchange) > maxShortString {
+		bad("RABBITMQ_EXCHANGE=%.20s: want a name of 1 to 255 bytes", c.Exchange)
+	}
+	if c.ExchangeType == "" || len(c.ExchangeType) > maxShortString {
+		bad("RABBITMQ_EXCHANGE_TYPE=%.20s: want topic, direct, fanout, headers or a plugin's type", c.ExchangeType)
+	}
+	if c.Window < 1 || c.Window > maxWindow {
+		bad("RELAY_RABBITMQ_WINDOW=%d: want 1 to %d", c.Window, maxWindow)
+	}
+	if c.ConfirmTimeout < time.Millisecond {
+		bad("RELAY_RABBITMQ_CONFIRM_TIMEOUT=%s: want at least 1ms", c.ConfirmTimeout)
+	}
+	if err == nil && uri.Scheme != "amqps" {
+		for _, v := range [...]struct{ name, value string }{
+			{"RELAY_RABBITMQ_TLS_CA_FILE", c.TLSCAFile}, {"RELAY_RABBITMQ_TLS_CERT_FILE", c.TLSCertFile},
+			{"RELAY_RABBITMQ_TLS_KEY_FILE", c.TLSKeyFile}, {"RELAY_RABBITMQ_TLS_SERVER_NAME", c.TLSServerName},
+		} {
+			if v.value != "" {
+				bad("%s=%s: has no effect without TLS: want RABBITMQ_URL to begin with amqps://", v.name, v.value)
+			}
+		}
+	} else if _, err := c.tls(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	// maxShortString is what AMQP's short string holds (AMQP 0-9-1 specification, 4.2.5.3), in bytes.
+	maxShortString = 255
+	// maxWindow bounds the memory of returned messages that wait to be read, and amqp091's bookkeeping.
+	maxWindow = 100_000
+)
+
+// uri parses the URL. The parsers' own errors quote it, password included, so none of them is passed on.
+func (c Config) uri() (amqp.URI, error) {
+	if !strings.HasPrefix(c.URL, "amqp://") && !strings.HasPrefix(c.URL, "amqps://") {
+		return amqp.URI{}, errors.New("RABBITMQ_URL: want it to begin with amqp:// or amqps://")
+	}
+	uri, err := amqp.ParseURI(c.URL)
+	if err != nil {
+		return amqp.URI{}, errors.New("RABBITMQ_URL: want amqp://user:password@host:5672/vhost, with reserved characters in user and password percent-encoded (@ as %40, / as %2F, : as %3A)")
+	}
+	if uri.Port < 1 || uri.Port > 65535 {
+		return amqp.URI{}, errors.New("RABBITMQ_URL: want a port from 1 to 65535")
+	}
+	return uri, nil
+}
+
+// address names the broker in errors and logs: host, port and vhost, no user.
+func address(uri amqp.URI) string {
+	vhost := uri.Vhost
+	if vhost != "/" {
+		vhost = "/" + vhost
+	}
+	return uri.Scheme + "://" + net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)) + vhost
+}
+
+// tls reads the TLS files. It returns nil when none is configured, which leaves TLS to the URL's own
+// parameters (cacertfile, certfile, keyfile, server_name_indication) and the system.
+func (c Config) tls() (*tls.Config, error) {
+	if c.TLSCAFile == "" && c.TLSCertFile == "" && c.TLSKeyFile == "" && c.TLSServerName == "" {
+		return nil, nil
+	}
+	cfg := &tls.Config{ServerName: c.TLSServerName, MinVersion: tls.VersionTLS12}
+	if c.TLSCAFile != "" {
+		pem, err := os.ReadFile(c.TLSCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("RELAY_RABBITMQ_TLS_CA_FILE: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("RELAY_RABBITMQ_TLS_CA_FILE=%s: want PEM certificates, found none", c.TLSCAFile)
+		}
+	}
+	switch {
+	case (c.TLSCertFile == "") != (c.TLSKeyFile == ""):
+		return nil, errors.New("RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE: want both or neither")
+	case c.TLSCertFile != "":
+		cert, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("RELAY_RABBITMQ_TLS_CERT_FILE=%s with RELAY_RABBITMQ_TLS_KEY_FILE=%s: %w", c.TLSCertFile, c.TLSKeyFile, err)
+		}
+		cfg.Certificates = []tls.Certificate{cert}
+	}
+	return cfg, nil
+}

@@ -1,0 +1,51 @@
+package rabbitmq
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+// boundedConn bounds each write: amqp091 writes without a deadline, so a broker that stops reading would
+// hold a publisher, and with it the library's locks, for ever (amqp091-go#111).
+type boundedConn struct {
+	net.Conn
+	timeout time.Duration
+
+	mu    sync.Mutex
+	limit time.Time // guarded by mu: the deadline that amqp091 or TLS asked for; zero: none
+	set   time.Time // guarded by mu: the deadline in force
+}
+
+func (c *boundedConn) Write(b []byte) (int, error) {
+	now := time.Now()
+	c.mu.Lock()
+	deadline := now.Add(c.timeout)
+	if !c.limit.IsZero() && c.limit.Before(deadline) {
+		deadline = c.limit
+	}
+	// Renewed when a tenth of it is over: setting a deadline costs as much as a small write.
+	if c.set.IsZero() || deadline.Before(c.set) || deadline.Sub(c.set) > c.timeout/10 {
+		if err := c.Conn.SetWriteDeadline(deadline); err != nil {
+			c.mu.Unlock()
+			return 0, err
+		}
+		c.set = deadline
+	}
+	c.mu.Unlock()
+	return c.Conn.Write(b)
+}
+
+func (c *boundedConn) SetDeadline(t time.Time) error {
+	if err := c.SetWriteDeadline(t); err != nil {
+		return err
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *boundedConn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit, c.set = t, t
+	return c.Conn.SetWriteDeadline(t)
+}

@@ -1,0 +1,41 @@
+// Package rabbitmq is the sink for RabbitMQ: one connection, one exchange, a confirming channel for each
+// lane that publishes at the moment.
+//
+// Every message is persistent, mandatory and confirmed. A record counts as acknowledged when the broker has
+// sent basic.ack for it and no basic.return before that: it is in every queue it was routed to, and there
+// was at least one. No queue and no binding is made here; the exchange is, unless told otherwise.
+//
+//	         connect, declare                 take a channel            window of unconfirmed messages
+//	(none) ───────────────────▶ link, ready ─────────────────▶ attempt ──────────────────────────────▶ fates
+//	   ▲                          │   ▲                           │
+//	   │      connection lost     │   └── unblocked, settled ◀────┤ timeout, cancel: the channel is closed
+//	   └──────────────────────────┘                               │ before anything else is published
+//	                                                              └ refused size or topic: once more without
+//
+// On failure:
+//   - Connection lost, broker gone: what is not confirmed fails in a passing way; the next Publish connects.
+//   - basic.return: that record is refused as unroutable. It holds up nobody.
+//   - basic.nack: that record fails in a passing way, and so do those of its key behind it.
+//   - No confirm in time, or the context ended: the fate is unknown. The channel is closed, and nothing is
+//     published on this connection until the broker has answered the close: from then on all that the channel
+//     carried is in its queues, so what is offered again cannot be overtaken by what was offered before.
+//     When the broker does not answer, the connection is dropped.
+//   - Connection blocked (memory or disk alarm): nothing is sent until it is unblocked; Publish gives up after
+//     a short wait when nothing is under way, and after the confirm timeout when something is.
+//   - Channel exception: the channel is gone with all that was under way on it. Where the broker blames a message
+//     (too large, topic not allowed), that record is refused and the rest is published on a new channel.
+//     Where the exchange is gone, it is declared again.
+//
+// # Not obvious
+//
+//   - A channel that comes back to the pool owes nothing: no confirm is outstanding and every return was read.
+//     So a return can only belong to the batch that is under way.
+//   - basic.return comes before its basic.ack on the same channel, and amqp091 hands both over from one
+//     goroutine, in order. So when a confirmation is there its return, if any, is in the returns channel.
+//   - That channel must never be full, or amqp091's reader waits for us (amqp091-go#10) and after 5 s drops what
+//     it could not deliver. It has room for the whole window, and more than the window is never owed.
+//   - amqp091 takes a string of more than 255 bytes in a short string field for a broken connection, and the
+//     broker takes a header frame above frame_max for one. Such records must be refused before they get there.
+//   - When a channel closes, amqp091 completes all its confirmations as if they were nacked. A nack counts only
+//     while the channel is open.
+package rabbitmq

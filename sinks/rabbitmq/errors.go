@@ -1,0 +1,187 @@
+package rabbitmq
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// ErrClosed is what Publish returns after and because of Close.
+var ErrClosed = errors.New("sink closed")
+
+// connectError says why there is no connection and what to look at.
+func connectError(address string, err error) error {
+	var (
+		unknownCA x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+		noTLS     tls.RecordHeaderError
+		ae        *amqp.Error
+	)
+	hint := ""
+	switch {
+	case errors.As(err, &unknownCA):
+		// The handshake found a chain that ends in no certificate that we know.
+		hint = "set RELAY_RABBITMQ_TLS_CA_FILE to the certificate that signed the broker's"
+	case errors.As(err, &hostname):
+		// The certificate is good, but made out to another name.
+		hint = "set RELAY_RABBITMQ_TLS_SERVER_NAME to a name in the broker's certificate"
+	case errors.As(err, &noTLS):
+		// The answer to our hello was no TLS record: the port is the plain one, most likely.
+		hint = "this port does not speak TLS; 5671 is the usual one for amqps://"
+	case errors.As(err, &ae) && ae.Code == amqp.AccessRefused && !ae.Server:
+		// RabbitMQ hangs up during the login (amqp091 makes an error of its own of that), having logged why.
+		// Or the mechanism, or the vhost, was refused the same way.
+		hint = "check user, password and vhost in RABBITMQ_URL; guest may connect only from the broker's own host"
+	case errors.As(err, &ae) && (ae.Code == amqp.AccessRefused || ae.Code == amqp.NotAllowed):
+		// The broker says so itself: no such vhost, no permission for it, too many connections.
+		hint = "check the vhost in RABBITMQ_URL and the user's permissions for it"
+	case errors.As(err, &ae) && !ae.Server && (ae.Reason == io.EOF.Error() || strings.Contains(ae.Reason, "reset by peer")):
+		// Hung up before the login: a TLS port, or no RabbitMQ.
+		hint = "is this RabbitMQ's AMQP port? For its TLS port RABBITMQ_URL begins with amqps://"
+	}
+	if hint != "" {
+		return fmt.Errorf("connect to %s: %w (%s)", address, reason(err), hint)
+	}
+	return fmt.Errorf("connect to %s: %w", address, reason(err))
+}
+
+// declareError says why there is no exchange to publish to. All of these are trouble of the whole sink.
+func (c Config) declareError(err error) error {
+	var ae *amqp.Error
+	hint := ""
+	if errors.As(err, &ae) {
+		switch ae.Code {
+		case amqp.PreconditionFailed:
+			// An exchange of that name exists with another type, or not durable, or with other arguments.
+			hint = fmt.Sprintf("it exists and is not as we declare it, durable and of type %s: set RABBITMQ_EXCHANGE_TYPE to its type, or RELAY_RABBITMQ_DECLARE=false to take it as it is", c.ExchangeType)
+		case amqp.CommandInvalid, amqp.SyntaxError, amqp.NotImplemented:
+			// No plugin of this broker knows the type.
+			hint = fmt.Sprintf("RABBITMQ_EXCHANGE_TYPE=%s: the broker has no such type", c.ExchangeType)
+		case amqp.AccessRefused:
+			// The user lacks the configure permission on that name, or it begins with amq. and does not exist.
+			hint = "grant the user the permission to configure it, or create it and set RELAY_RABBITMQ_DECLARE=false"
+		case amqp.NotFound:
+			// Only when we look without declaring.
+			hint = "create it, or set RELAY_RABBITMQ_DECLARE=true"
+		}
+	}
+	if hint != "" {
+		return fmt.Errorf("declare exchange %q (RABBITMQ_EXCHANGE): %w (%s)", c.Exchange, reason(err), hint)
+	}
+	return fmt.Errorf("declare exchange %q (RABBITMQ_EXCHANGE): %w", c.Exchange, reason(err))
+}
+
+// blame finds what a channel exception holds against single messages: it returns a function that gives the
+// refusal of each record at fault, and nil for those that only shared the channel. It returns nil when
+// no record is to blame. A limit above 0 is the size limit that the broker named.
+func (c Config) blame(err *amqp.Error) (refuse func(*relay.Record) error, limit int64) {
+	if err == nil {
+		return nil, 0
+	}
+	switch err.Code {
+	case amqp.PreconditionFailed:
+		// basic.publish of a body above max_message_size (128 MB in 3.8, 16 MB in 4.0).
+		size, limit, ok := tooLarge(err.Reason)
+		if !ok {
+			return nil, 0
+		}
+		return func(rec *relay.Record) error {
+			if int64(len(rec.Value)) > limit || int64(len(rec.Value)) == size {
+				return refuseSize(int64(len(rec.Value)), limit, "above the broker's max_message_size")
+			}
+			return nil
+		}, limit
+	case amqp.AccessRefused:
+		// The user has topic permissions on the exchange and this routing key does not match them. Without
+		// topic permissions the refusal is about the exchange, and no record is to blame.
+		topic, ok := refusedTopic(err.Reason)
+		if !ok {
+			return nil, 0
+		}
+		return func(rec *relay.Record) error {
+			if rec.RoutingKey == topic {
+				return relay.Refuse(relay.ReasonRejected, fmt.Errorf("the user's topic permissions on exchange %q do not allow routing key %q: see rabbitmqctl set_topic_permissions", c.Exchange, topic))
+			}
+			return nil
+		}, 0
+	}
+	return nil, 0
+}
+
+// publishError explains why a channel, or its connection, was closed under a batch. All of these pass.
+func (c Config) publishError(err *amqp.Error) error {
+	switch {
+	case err == nil:
+		return errors.New("connection closed before the confirm")
+	case err.Code == amqp.NotFound:
+		// The exchange was deleted while we run.
+		return fmt.Errorf("publish to exchange %q: %w (it is declared again)", c.Exchange, reason(err))
+	case err.Code == amqp.AccessRefused:
+		// The user lost, or never had, the permission to write. Nothing goes through until that is mended.
+		return fmt.Errorf("publish to exchange %q: %w (grant the user of RABBITMQ_URL the permission to write to it)", c.Exchange, reason(err))
+	case err.Server:
+		// A broker that shuts down (320), an operator who closes the connection, an internal error (541).
+		return fmt.Errorf("publish to exchange %q: %w", c.Exchange, reason(err))
+	}
+	// Our end noticed: end of file, reset, a write that took too long, no heartbeat.
+	return fmt.Errorf("connection lost before the confirm: %s", err.Reason)
+}
+
+// reason shortens amqp091's errors to code and text.
+func reason(err error) error {
+	var ae *amqp.Error
+	if !errors.As(err, &ae) {
+		return err
+	}
+	return &brokerError{ae}
+}
+
+// brokerError is an *amqp.Error that reads better.
+type brokerError struct{ err *amqp.Error }
+
+func (e *brokerError) Error() string { return fmt.Sprintf("%s (%d)", e.err.Reason, e.err.Code) }
+func (e *brokerError) Unwrap() error { return e.err }
+
+func unroutable(exchange, key, text string) error {
+	return relay.Refuse(relay.ReasonUnroutable, fmt.Errorf("%s: no queue is bound to exchange %q for routing key %q: bind one, or give the exchange an alternate-exchange", text, exchange, key))
+}
+
+func refuseSize(size, limit int64, what string) error {
+	return &relay.RefusedError{Reason: relay.ReasonTooLarge, Size: size, Limit: limit, Err: errors.New(what)}
+}
+
+// The broker says only in words which message it means: rabbit_channel.erl, check_msg_size and
+// check_topic_authorisation. The tests ask a real broker for these texts.
+var (
+	tooLargeText     = regexp.MustCompile(`message size (\d+) (?:is )?larger than (?:configured )?max size (\d+)`)
+	refusedTopicText = regexp.MustCompile(`access to topic '(.*)' in exchange '`)
+)
+
+// tooLarge reads the size and the limit from the text of a PRECONDITION_FAILED.
+func tooLarge(text string) (size, limit int64, ok bool) {
+	m := tooLargeText.FindStringSubmatch(text)
+	if m == nil {
+		return 0, 0, false
+	}
+	size, sizeErr := strconv.ParseInt(m[1], 10, 64)
+	limit, limitErr := strconv.ParseInt(m[2], 10, 64)
+	return size, limit, sizeErr == nil && limitErr == nil && limit > 0
+}
+
+// refusedTopic reads the routing key from the text of an ACCESS_REFUSED.
+func refusedTopic(text string) (string, bool) {
+	m := refusedTopicText.FindStringSubmatch(text)
+	if m == nil {
+		return "", false
+	}
+	return m[1], true
+}

@@ -1,0 +1,436 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// windowBytes is how many bytes of bodies a channel may have under way. The broker sends a returned
+// message back whole, so this bounds memory when nothing is routable. One record may be larger.
+const windowBytes = 8 << 20
+
+// batch is one call of Publish. It belongs to the goroutine of that call.
+type batch struct {
+	sink *Sink
+	link *link
+	recs []*relay.Record
+	// fates has an entry per record: pending, nil (acknowledged), or what happened.
+	fates  []error
+	failed bool // some fate is an error
+	// held are the keys with a record that failed in a passing way: what comes later of theirs is not sent.
+	held map[string]error
+
+	timer *time.Timer // reused for each wait
+}
+
+// pending is the fate of a record that is not known yet.
+var pending = errors.New("pending")
+
+// sent is a message under way.
+type sent struct {
+	at       int // index in the batch
+	size     int
+	confirm  *amqp.DeferredConfirmation
+	returned string // what the broker said when it came back
+}
+
+// run publishes all records, and gives each its fate.
+func (b *batch) run(ctx context.Context) {
+	for {
+		c, err := b.link.take(ctx)
+		if err != nil {
+			b.giveUp(err)
+			return
+		}
+		a := attempt{batch: b, c: c, sent: c.sent[:0]}
+		err = a.run(ctx)
+		clear(a.sent)
+		c.sent = a.sent[:0]
+		if err == nil {
+			b.link.put(c)
+			return
+		}
+		again := false
+		switch {
+		case c.ch.IsClosed():
+			// By the broker, or with the connection.
+			exception := b.exception(ctx, c)
+			if exception != nil && exception.Code == amqp.NotFound {
+				b.link.undeclared()
+			}
+			refuse, limit := b.sink.cfg.blame(exception)
+			if refuse != nil {
+				again = b.refuseThose(refuse)
+			}
+			if limit > 0 {
+				b.link.limit.Store(limit)
+			}
+			if ctx.Err() == nil {
+				err = b.sink.cfg.publishError(exception)
+			}
+		case a.head == len(a.sent):
+			b.link.put(c) // nothing is in doubt
+		default:
+			b.link.settle(c)
+		}
+		// Each further round has at least one record less.
+		if !again || ctx.Err() != nil {
+			b.giveUp(err)
+			return
+		}
+	}
+}
+
+// exception returns why the channel was closed, nil when it was not the broker. amqp091 marks a channel
+// closed some time before it says why.
+func (b *batch) exception(ctx context.Context, c *channel) *amqp.Error {
+	select {
+	case err := <-c.closes:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// refuseThose refuses the pending records that are to blame and reports whether there were any.
+func (b *batch) refuseThose(refuse func(*relay.Record) error) (any bool) {
+	for i, fate := range b.fates {
+		if fate != pending {
+			continue
+		}
+		if err := refuse(b.recs[i]); err != nil {
+			b.fates[i], b.failed, any = err, true, true
+		}
+	}
+	return any
+}
+
+// giveUp gives every record without a fate this passing one.
+func (b *batch) giveUp(err error) {
+	for i, fate := range b.fates {
+		if fate == pending {
+			b.fates[i], b.failed = err, true
+		}
+	}
+}
+
+// fail gives a record a passing error and holds back the rest of its key.
+func (b *batch) fail(i int, err error) {
+	b.fates[i], b.failed = err, true
+	if b.held == nil {
+		b.held = map[string]error{}
+	}
+	if key := b.recs[i].Key; b.held[key] == nil {
+		b.held[key] = err
+	}
+}
+
+// result makes one error of the fates, nil when all records are acknowledged.
+func (b *batch) result() error {
+	if !b.failed {
+		return nil
+	}
+	// Behind one that failed in a passing way the later ones of its key count as failed too, also those
+	// that the broker took: they are offered again behind it.
+	first := map[string]error{}
+	for i, fate := range b.fates {
+		key := b.recs[i].Key
+		if _, refused := relay.Refused(fate); refused {
+			continue
+		}
+		if fate == nil {
+			b.fates[i] = first[key]
+		} else if first[key] == nil {
+			first[key] = fate
+		}
+	}
+	return &relay.BatchError{Errs: b.fates}
+}
+
+// attempt is one pass over a batch's pending records on one channel.
+type attempt struct {
+	*batch
+	c     *channel
+	sent  []sent // all that was sent, in order
+	head  int    // sent[:head] is done
+	bytes int    // under way
+}
+
+// run sends the pending records and waits for their confirms. An error leaves records pending, and the
+// channel in doubt or closed.
+func (a *attempt) run(ctx context.Context) error {
+	for i, rec := range a.recs {
+		if a.fates[i] != pending {
+			continue
+		}
+		if err := a.held[rec.Key]; err != nil {
+			a.fates[i] = err
+			continue
+		}
+		if err := a.check(rec); err != nil {
+			a.fates[i], a.failed = err, true
+			continue
+		}
+		if err := a.makeRoom(ctx, len(rec.Value)); err != nil {
+			return err
+		}
+		if a.held != nil { // a nack may have come while we made room
+			if err := a.held[rec.Key]; err != nil {
+				a.fates[i] = err
+				continue
+			}
+		}
+		if err := a.send(i, rec); err != nil {
+			a.collect()
+			return err
+		}
+	}
+	for a.head < len(a.sent) {
+		if err := a.await(ctx); err != nil {
+			return err
+		}
+	}
+	if a.c.ch.IsClosed() {
+		// All is known, but a channel that is gone must not go back to the pool.
+		return errors.New("channel closed")
+	}
+	return nil
+}
+
+// check refuses what would break the channel or the connection.
+func (a *attempt) check(rec *relay.Record) error {
+	if len(rec.RoutingKey) > maxShortString {
+		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("routing key has %d bytes, AMQP allows 255: shorten event_type, or change RELAY_ROUTING_KEY", len(rec.RoutingKey)))
+	}
+	if len(rec.ContentType) > maxShortString {
+		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("content type has %d bytes, AMQP allows 255", len(rec.ContentType)))
+	}
+	header := headerFrameFixed + len(rec.ContentType) + len(rec.EventType)
+	for i := range rec.Headers {
+		h := &rec.Headers[i]
+		if len(h.Key) > maxShortString {
+			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("the name of header %d has %d bytes, AMQP allows 255", i, len(h.Key)))
+		}
+		header += headerFixed + len(h.Key) + len(h.Value)
+	}
+	if limit := a.link.conn.Config.FrameSize; limit > 0 && header > limit {
+		return refuseSize(int64(header), int64(limit), "headers above the connection's frame_max: AMQP sends all of them in one frame")
+	}
+	if limit := a.link.limit.Load(); limit > 0 && int64(len(rec.Value)) > limit {
+		return refuseSize(int64(len(rec.Value)), limit, "above the broker's max_message_size")
+	}
+	return nil
+}
+
+const (
+	// headerFrameFixed is what a content header frame has beside our strings: frame header and end (8), class,
+	// weight, body size and flags (14), the headers' length (4), three string lengths, delivery mode (1),
+	// message id (36) and timestamp (8).
+	headerFrameFixed = 8 + 14 + 4 + 3 + 1 + 36 + 8
+	// headerFixed is the length of a name, the type and the length of a value.
+	headerFixed = 1 + 1 + 4
+)
+
+// send hands one message to amqp091.
+func (a *attempt) send(i int, rec *relay.Record) error {
+	clear(a.c.headers)
+	for j := range rec.Headers {
+		a.c.headers[rec.Headers[j].Key] = rec.Headers[j].Value
+	}
+	msg := amqp.Publishing{
+		Headers:      a.c.headers,
+		ContentType:  rec.ContentType,
+		DeliveryMode: amqp.Persistent,
+		MessageId:    rec.EventID.String(),
+		Body:         rec.Value,
+	}
+	if len(rec.EventType) <= maxShortString { // it stands in the headers too
+		msg.Type = rec.EventType
+	}
+	if rec.Timestamp.Unix() > 0 { // AMQP's timestamp has no sign
+		msg.Timestamp = rec.Timestamp
+	}
+	confirm, err := a.c.ch.PublishWithDeferredConfirm(a.sink.cfg.Exchange, rec.RoutingKey, true, false, msg)
+	if err != nil {
+		return fmt.Errorf("publish to exchange %q: %w", a.sink.cfg.Exchange, reason(err))
+	}
+	a.sent = append(a.sent, sent{at: i, size: len(rec.Value), confirm: confirm})
+	a.bytes += len(rec.Value)
+	return nil
+}
+
+// makeRoom waits until a message of this size fits into the window and the connection is not blocked. It
+// also takes in what is confirmed already, so that a nack is known before more of its key is sent.
+func (a *attempt) makeRoom(ctx context.Context, size int) error {
+	for {
+		for a.head < len(a.sent) && done(a.sent[a.head].confirm) {
+			if err := a.await(ctx); err != nil {
+				return err
+			}
+		}
+		switch under := len(a.sent) - a.head; {
+		case under > 0 && (under >= a.sink.cfg.Window || a.bytes+size > windowBytes):
+			if err := a.await(ctx); err != nil {
+				return err
+			}
+		case a.link.isBlocked.Load():
+			if err := a.awaitUnblocked(ctx); err != nil {
+				return err
+			}
+		case a.c.ch.IsClosed():
+			a.collect()
+			return errors.New("channel closed")
+		default:
+			if err := ctx.Err(); err != nil {
+				a.collect()
+				return context.Cause(ctx)
+			}
+			return nil
+		}
+	}
+}
+
+func done(c *amqp.DeferredConfirmation) bool {
+	select {
+	case <-c.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// await waits for the oldest message under way and gives its record its fate.
+func (a *attempt) await(ctx context.Context) error {
+	s := &a.sent[a.head]
+	if !done(s.confirm) {
+		timeout := a.sink.cfg.ConfirmTimeout
+		a.arm(timeout)
+		select {
+		case <-s.confirm.Done():
+		case <-ctx.Done():
+			a.collect()
+			return context.Cause(ctx)
+		case <-a.timer.C:
+			a.collect()
+			err := fmt.Errorf("no confirm for %s (RELAY_RABBITMQ_CONFIRM_TIMEOUT)", timeout)
+			if reason, _ := a.link.blockedNow(); reason != "" {
+				err = fmt.Errorf("connection blocked by the broker: %s: %w", reason, err)
+			}
+			return err
+		}
+	}
+	if !a.resolve(a.head) {
+		a.collect()
+		return errors.New("channel closed")
+	}
+	a.bytes -= s.size
+	a.head++
+	return nil
+}
+
+// awaitUnblocked waits until the connection may be used again. With messages under way it waits as long as
+// their confirms may take, since to give up means to drop them.
+func (a *attempt) awaitUnblocked(ctx context.Context) error {
+	reason, unblocked := a.link.blockedNow()
+	if reason == "" {
+		return nil
+	}
+	patience := blockedPatience
+	if a.head < len(a.sent) {
+		patience = a.sink.cfg.ConfirmTimeout
+	}
+	a.arm(patience)
+	var err error
+	select {
+	case <-unblocked:
+		return nil
+	case <-a.timer.C:
+		err = fmt.Errorf("connection blocked by the broker: %s", reason)
+	case <-a.link.dead:
+		err = a.link.cause()
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	a.collect()
+	return err
+}
+
+func (a *attempt) arm(d time.Duration) {
+	if a.timer == nil {
+		a.timer = time.NewTimer(d)
+		return
+	}
+	a.timer.Reset(d)
+}
+
+// resolve gives the record of a confirmed message its fate. It returns false, and leaves the record pending,
+// when the confirmation only says that the channel was closed.
+func (a *attempt) resolve(n int) bool {
+	a.readReturns()
+	s := &a.sent[n]
+	switch {
+	case s.confirm.Acked() && s.returned == "":
+		a.fates[s.at] = nil
+	case s.confirm.Acked():
+		a.fates[s.at], a.failed = unroutable(a.sink.cfg.Exchange, a.recs[s.at].RoutingKey, s.returned), true
+	case a.c.ch.IsClosed():
+		return false
+	default:
+		// A queue at its limit with overflow reject-publish, a quorum queue without a majority, or a queue
+		// process that died.
+		a.fail(s.at, fmt.Errorf("nacked by the broker: a queue bound for routing key %q is full (overflow reject-publish) or not available", a.recs[s.at].RoutingKey))
+	}
+	return true
+}
+
+// collect gives a fate to what is confirmed already, in whatever order, before the rest is given up.
+func (a *attempt) collect() {
+	for n := a.head; n < len(a.sent); n++ {
+		if s := &a.sent[n]; a.fates[s.at] == pending && done(s.confirm) {
+			a.resolve(n)
+		}
+	}
+	for a.head < len(a.sent) && a.fates[a.sent[a.head].at] != pending {
+		a.bytes -= a.sent[a.head].size
+		a.head++
+	}
+}
+
+// readReturns notes the messages that came back.
+func (a *attempt) readReturns() {
+	for {
+		select {
+		case r, ok := <-a.c.returns:
+			if !ok {
+				return
+			}
+			a.noteReturn(r)
+		default:
+			return
+		}
+	}
+}
+
+// noteReturn finds the message that came back: by event_id, and the oldest where a batch has one twice.
+func (a *attempt) noteReturn(r amqp.Return) {
+	id, err := relay.ParseUUID(r.MessageId)
+	if err == nil {
+		for n := a.head; n < len(a.sent); n++ {
+			s := &a.sent[n]
+			if rec := a.recs[s.at]; s.returned == "" && a.fates[s.at] == pending && rec.EventID == id && rec.RoutingKey == r.RoutingKey {
+				s.returned = r.ReplyText
+				if s.returned == "" {
+					s.returned = "returned"
+				}
+				return
+			}
+		}
+	}
+	a.sink.log.Error("the broker returned a message that is not under way", "event_id", r.MessageId, "reason", r.ReplyText)
+}

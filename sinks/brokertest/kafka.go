@@ -134,10 +134,11 @@ func (k *KafkaServer) configureProcess(ctx context.Context) error {
 	if _, err := k.configure(k.dir, "127.0.0.1", filepath.Join(k.dir, "data")); err != nil {
 		return err
 	}
-	format := exec.CommandContext(ctx, "java", k.javaArgs("kafka.tools.StorageTool", "format",
+	// A short run: no time to compile thoroughly.
+	format := exec.CommandContext(ctx, "java", append([]string{"-XX:TieredStopAtLevel=1"}, k.javaArgs("kafka.tools.StorageTool", "format",
 		"-t", clusterID(), "-c", filepath.Join(k.dir, "server.properties"),
 		"--add-scram", fmt.Sprintf("SCRAM-SHA-256=[name=%s,password=%s]", k.User, k.Password),
-		"--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", k.User, k.Password))...)
+		"--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", k.User, k.Password))...)...)
 	if out, err := format.CombinedOutput(); err != nil {
 		return fmt.Errorf("format kafka's data directory: %w\n%s", err, lastLines(out, 10))
 	}

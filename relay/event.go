@@ -101,6 +101,10 @@ type Event struct {
 	// row that was read from the table rather than from the stream.
 	CommitLSN LSN
 	Ordinal   uint32
+	// CommitEnd is set on the last event of a transaction, to the position just past its commit record: once
+	// this event and all before it are settled, the slot may move there. Otherwise, and when the stream tells
+	// of the transaction's end by itself, it is 0.
+	CommitEnd LSN
 	// XID is the transaction that inserted the row; zero when read from the table.
 	XID uint32
 	// CommittedAt is when that transaction committed, by the server's clock.

@@ -1,0 +1,69 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is what the replication side can be told.
+type Config struct {
+	// DatabaseURL is where PostgreSQL is, as a URL or as keyword=value pairs (libpq's connection strings). The role needs REPLICATION and
+	// rights on the outbox table. It has to reach PostgreSQL itself, not a pooler: a pooler
+	// does not carry the replication protocol, or does so without any gain.
+	//
+	// No default. DATABASE_URL.
+	DatabaseURL string `env:"DATABASE_URL" secret:"true"`
+
+	// Publication is the publication whose inserts are read. It is created when missing, if the role owns the table.
+	//
+	// Default "sagaz_outbox". RELAY_PUBLICATION.
+	Publication string `env:"RELAY_PUBLICATION"`
+
+	// WALSenderTimeout is the server's wal_sender_timeout on our replication connection. It bounds how long a slot
+	// stays in use after its owner has vanished without closing; a silence of that length also makes us give
+	// the connection up. Too short breaks connections on a database that stalls for a moment.
+	//
+	// Default 10s. RELAY_WAL_SENDER_TIMEOUT.
+	WALSenderTimeout time.Duration `env:"RELAY_WAL_SENDER_TIMEOUT"`
+
+	// StatusInterval is how often the watermark is reported. A crash repeats nothing because of a long interval (rows
+	// are looked up), but the server keeps WAL for that much longer. At most a third of WALSenderTimeout.
+	//
+	// Default 1s. RELAY_STATUS_INTERVAL.
+	StatusInterval time.Duration `env:"RELAY_STATUS_INTERVAL"`
+
+	// Failover creates slots with failover = true on PostgreSQL 17 and later, so that a standby which
+	// synchronises slots can go on after a failover.
+	//
+	// Default true. RELAY_SLOT_FAILOVER.
+	Failover bool `env:"RELAY_SLOT_FAILOVER"`
+}
+
+// DefaultConfig returns every default.
+func DefaultConfig() Config {
+	return Config{
+		Publication:      "sagaz_outbox",
+		WALSenderTimeout: 10 * time.Second,
+		StatusInterval:   time.Second,
+		Failover:         true,
+	}
+}
+
+// Validate reports everything that is wrong at once.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.DatabaseURL == "" {
+		errs = append(errs, errors.New("DATABASE_URL: not set: want postgresql://user:password@host:5432/database"))
+	}
+	if c.Publication == "" || len(c.Publication) > 63 {
+		errs = append(errs, fmt.Errorf("RELAY_PUBLICATION=%s: want a name of 1 to 63 bytes", c.Publication))
+	}
+	if c.WALSenderTimeout < time.Second {
+		errs = append(errs, fmt.Errorf("RELAY_WAL_SENDER_TIMEOUT=%s: want at least 1s", c.WALSenderTimeout))
+	}
+	if c.StatusInterval <= 0 || c.StatusInterval > c.WALSenderTimeout/3 {
+		errs = append(errs, fmt.Errorf("RELAY_STATUS_INTERVAL=%s: want more than 0 and at most a third of RELAY_WAL_SENDER_TIMEOUT=%s", c.StatusInterval, c.WALSenderTimeout))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,152 @@
+package pgoutput
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Kind says what a decoded message was, as far as a relay cares.
+type Kind uint8
+
+// Kinds of messages.
+const (
+	Other    Kind = iota // nothing to do: an origin, a type, a message, another table's row
+	Begin                // a transaction starts; its events follow
+	Insert               // Decoder.Event holds a row of the outbox table
+	Commit               // the transaction is complete; Decoder.CommitEnd is where it ends
+	Truncate             // the outbox table was truncated
+)
+
+// ErrProtocol marks bytes that no PostgreSQL would send.
+var ErrProtocol = errors.New("malformed pgoutput message")
+
+// Decoder holds what one replication connection has told so far: the relations and the open
+// transaction. A new connection needs a new Decoder, because the server sends each relation once per
+// connection. It is for one goroutine.
+type Decoder struct {
+	table uint32 // OID of the outbox table; rows of other relations are skipped
+
+	relations map[uint32]*relation
+	scratch   []byte // text of the row being decoded; copied out once
+
+	inTx      bool
+	commitLSN relay.LSN
+	committed relay.Timestamp
+	xid       uint32
+	ordinal   uint32
+
+	// Event is the row of the last message of kind Insert. It is valid until the next Decode; its strings stay valid.
+	Event relay.Event
+	// CommitEnd is, after a message of kind Commit, the position just past the transaction's commit
+	// record: what may be confirmed once all its events are settled.
+	CommitEnd relay.LSN
+}
+
+// NewDecoder returns a decoder that looks out for rows of the table with the given OID.
+func NewDecoder(table uint32) *Decoder {
+	return &Decoder{table: table, relations: make(map[uint32]*relation)}
+}
+
+// Decode reads one message of the stream (the payload of an XLogData message). An error means that the stream
+// cannot be understood from here on; a *ColumnError says that the table has lost a column that is needed.
+func (d *Decoder) Decode(msg []byte) (Kind, error) {
+	if len(msg) == 0 {
+		return Other, fmt.Errorf("%w: empty", ErrProtocol)
+	}
+	switch msg[0] {
+	case 'I':
+		return d.insert(msg[1:])
+	case 'B':
+		return d.begin(msg[1:])
+	case 'C':
+		return d.commit(msg[1:])
+	}
+	return d.rare(msg)
+}
+
+// begin reads: int64 LSN of the commit record, int64 commit time, int32 xid.
+func (d *Decoder) begin(b []byte) (Kind, error) {
+	if len(b) < 20 {
+		return Other, fmt.Errorf("%w: Begin of %d bytes", ErrProtocol, len(b))
+	}
+	d.commitLSN = relay.LSN(binary.BigEndian.Uint64(b))
+	d.committed = relay.Timestamp(binary.BigEndian.Uint64(b[8:]))
+	d.xid = binary.BigEndian.Uint32(b[16:])
+	d.ordinal = 0
+	d.inTx = true
+	return Begin, nil
+}
+
+// commit reads: int8 flags, int64 LSN of the commit record, int64 end LSN, int64 commit time.
+func (d *Decoder) commit(b []byte) (Kind, error) {
+	if len(b) < 25 {
+		return Other, fmt.Errorf("%w: Commit of %d bytes", ErrProtocol, len(b))
+	}
+	d.CommitEnd = relay.LSN(binary.BigEndian.Uint64(b[9:]))
+	d.inTx = false
+	return Commit, nil
+}
+
+// insert reads: int32 relation OID, byte 'N', tuple.
+func (d *Decoder) insert(b []byte) (Kind, error) {
+	if len(b) < 5 || b[4] != 'N' {
+		return Other, fmt.Errorf("%w: Insert of %d bytes", ErrProtocol, len(b))
+	}
+	oid := binary.BigEndian.Uint32(b)
+	rel, ok := d.relations[oid]
+	switch {
+	case !ok:
+		return Other, fmt.Errorf("%w: Insert into relation %d, which was not described", ErrProtocol, oid)
+	case oid != d.table:
+		return Other, nil
+	case !d.inTx:
+		return Other, fmt.Errorf("%w: Insert outside a transaction", ErrProtocol)
+	case rel.err != nil:
+		return Other, rel.err
+	}
+	if err := d.row(rel, b[5:]); err != nil {
+		return Other, err
+	}
+	d.Event.CommitLSN, d.Event.Ordinal = d.commitLSN, d.ordinal
+	d.Event.XID, d.Event.CommittedAt = d.xid, d.committed
+	d.ordinal++
+	return Insert, nil
+}
+
+// rare handles what occurs once per connection or by accident.
+func (d *Decoder) rare(msg []byte) (Kind, error) {
+	parsed, err := parseRare(msg)
+	if err != nil {
+		return Other, fmt.Errorf("%w: message %q: %w", ErrProtocol, msg[0], err)
+	}
+	switch m := parsed.(type) {
+	case *pglogrepl.RelationMessage:
+		d.relations[m.RelationID] = newRelation(m)
+	case *pglogrepl.TruncateMessage:
+		for _, oid := range m.RelationIDs {
+			if oid == d.table {
+				return Truncate, nil
+			}
+		}
+	}
+	return Other, nil
+}
+
+// parseRare calls pglogrepl and turns a panic into an error: its reader indexes without looking at the
+// length, so bytes that were cut short would end the process.
+func parseRare(msg []byte) (m pglogrepl.Message, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("parse: %v", r)
+		}
+	}()
+	return pglogrepl.Parse(msg)
+}
+
+// InTransaction reports whether a transaction has begun and not ended yet.
+func (d *Decoder) InTransaction() bool { return d.inTx }

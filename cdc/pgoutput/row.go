@@ -1,0 +1,211 @@
+package pgoutput
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Columns are the columns that an event is made of, in the order in which a publication should list them.
+var Columns = []string{
+	"event_id", "saga_id", "aggregate_type", "aggregate_id", "event_type",
+	"payload", "headers", "status", "created_at",
+}
+
+// field is a column's place in an event; the values index Columns.
+type field int8
+
+const (
+	fieldEventID field = iota
+	fieldSagaID
+	fieldAggregateType
+	fieldAggregateID
+	fieldEventType
+	fieldPayload
+	fieldHeaders
+	fieldStatus
+	fieldCreatedAt
+	fieldCount
+	fieldNone field = -1
+)
+
+// scratchKept is the largest decoding buffer, in bytes, that outlives its row.
+const scratchKept = 1 << 20
+
+// OIDs of the types whose binary form is not simply their text (PostgreSQL's pg_type.dat).
+const (
+	oidTimestamp   = 1114
+	oidTimestampTZ = 1184
+	oidUUID        = 2950
+	oidJSONB       = 3802
+)
+
+// ColumnError says that the outbox table lacks columns that an event needs. The row that ran into it is
+// still in the table, and the slot stands before it.
+type ColumnError struct {
+	Table   string
+	Missing []string
+}
+
+func (e *ColumnError) Error() string {
+	return fmt.Sprintf("table %s: the publication does not carry column %s, which the relay needs: "+
+		"restore the column, or add it to the publication's column list", e.Table, strings.Join(e.Missing, ", "))
+}
+
+// relation is what the server said of a table, with each of its columns tied to a field by name, so
+// that columns may be added, dropped or reordered.
+type relation struct {
+	columns []column
+	err     error // a *ColumnError, when a needed column is missing
+}
+
+type column struct {
+	field field
+	oid   uint32
+}
+
+func newRelation(m *pglogrepl.RelationMessage) *relation {
+	rel := &relation{columns: make([]column, len(m.Columns))}
+	var seen [fieldCount]bool
+	for i, c := range m.Columns {
+		rel.columns[i] = column{field: fieldNone, oid: c.DataType}
+		for f, name := range Columns {
+			if c.Name == name {
+				rel.columns[i].field = field(f)
+				seen[f] = true
+			}
+		}
+	}
+	var missing []string
+	for f, ok := range seen {
+		if !ok {
+			missing = append(missing, Columns[f])
+		}
+	}
+	if missing != nil {
+		rel.err = &ColumnError{Table: m.Namespace + "." + m.RelationName, Missing: missing}
+	}
+	return rel
+}
+
+// row reads a tuple: int16 number of columns, then for each a kind byte and, for 't' (text) and 'b' (binary), an int32
+// length and the value.
+func (d *Decoder) row(rel *relation, b []byte) error {
+	if len(b) < 2 {
+		return fmt.Errorf("%w: tuple of %d bytes", ErrProtocol, len(b))
+	}
+	n := int(binary.BigEndian.Uint16(b))
+	if n != len(rel.columns) {
+		return fmt.Errorf("%w: tuple of %d columns in a table of %d", ErrProtocol, n, len(rel.columns))
+	}
+	b = b[2:]
+
+	ev := &d.Event
+	*ev = relay.Event{}
+	d.scratch = d.scratch[:0]
+	var ends [fieldCount]struct{ from, to int }
+	for i := range rel.columns {
+		col := &rel.columns[i]
+		if len(b) < 1 {
+			return fmt.Errorf("%w: tuple ends before column %d", ErrProtocol, i)
+		}
+		format := b[0]
+		b = b[1:]
+		switch format {
+		case 'n', 'u': // NULL; a TOASTed value that did not change does not occur in an insert
+			continue
+		case 't', 'b':
+		default:
+			return fmt.Errorf("%w: column %d has format %q", ErrProtocol, i, format)
+		}
+		if len(b) < 4 {
+			return fmt.Errorf("%w: tuple ends in column %d", ErrProtocol, i)
+		}
+		size := int(binary.BigEndian.Uint32(b))
+		b = b[4:]
+		if size < 0 || size > len(b) {
+			return fmt.Errorf("%w: column %d claims %d bytes of %d", ErrProtocol, i, size, len(b))
+		}
+		value := b[:size:size]
+		b = b[size:]
+
+		switch col.field {
+		case fieldNone:
+		case fieldEventID:
+			id, err := decodeUUID(value, format == 'b' && col.oid == oidUUID)
+			if err != nil {
+				return fmt.Errorf("%w: column event_id: %w", ErrProtocol, err)
+			}
+			ev.ID = id
+		case fieldCreatedAt:
+			at, err := decodeTimestamp(value, format == 'b' && (col.oid == oidTimestampTZ || col.oid == oidTimestamp))
+			if err != nil {
+				return fmt.Errorf("%w: column created_at: %w", ErrProtocol, err)
+			}
+			ev.CreatedAt = at
+		default:
+			if format == 'b' && col.oid == oidJSONB {
+				// jsonb_send puts the version of its format, 1, before the text.
+				if len(value) < 1 || value[0] != 1 {
+					return fmt.Errorf("%w: column %s: jsonb of unknown version", ErrProtocol, Columns[col.field])
+				}
+				value = value[1:]
+			}
+			from := len(d.scratch)
+			d.scratch = append(d.scratch, value...)
+			ends[col.field].from, ends[col.field].to = from, len(d.scratch)
+		}
+	}
+
+	text := string(d.scratch)
+	if cap(d.scratch) > scratchKept {
+		d.scratch = nil // one huge row must not cost its size for ever
+	}
+	cut := func(f field) string { return text[ends[f].from:ends[f].to] }
+	ev.SagaID = cut(fieldSagaID)
+	ev.AggregateType = cut(fieldAggregateType)
+	ev.AggregateID = cut(fieldAggregateID)
+	ev.EventType = cut(fieldEventType)
+	ev.Payload = cut(fieldPayload)
+	ev.Headers = cut(fieldHeaders)
+	ev.Status = cut(fieldStatus)
+	return nil
+}
+
+func decodeUUID(b []byte, isBinary bool) (relay.UUID, error) {
+	if !isBinary {
+		return relay.ParseUUID(string(b))
+	}
+	if len(b) != 16 {
+		return relay.UUID{}, fmt.Errorf("uuid of %d bytes", len(b))
+	}
+	return relay.UUID(b), nil
+}
+
+func decodeTimestamp(b []byte, isBinary bool) (relay.Timestamp, error) {
+	if isBinary {
+		if len(b) != 8 {
+			return 0, fmt.Errorf("timestamp of %d bytes", len(b))
+		}
+		return relay.Timestamp(binary.BigEndian.Uint64(b)), nil
+	}
+	switch s := string(b); s {
+	case "infinity":
+		return relay.Infinity, nil
+	case "-infinity":
+		return relay.NegativeInfinity, nil
+	default:
+		// DateStyle ISO, which the connection asks for. Offsets have minutes only where they are not zero.
+		for _, layout := range []string{"2006-01-02 15:04:05.999999Z07", "2006-01-02 15:04:05.999999Z07:00", "2006-01-02 15:04:05.999999"} {
+			if t, err := time.Parse(layout, s); err == nil {
+				return relay.TimestampOf(t), nil
+			}
+		}
+		return 0, fmt.Errorf("timestamp %q is not in ISO form", s)
+	}
+}

@@ -1,0 +1,215 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sagaz-relay/relay/cdc/pgoutput"
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Source opens replication slots in one database. It holds no connection of its own.
+type Source struct {
+	cfg  Config
+	conn *pgconn.Config
+	log  hclog.Logger
+}
+
+var _ relay.Source = (*Source)(nil)
+
+// applicationName marks our walsenders in pg_stat_replication; the slot's name follows. It is how a relay tells a
+// predecessor's zombie from a stranger.
+const applicationName = "sagaz-relay slot "
+
+// New returns a source. It makes no connection; the error is about the configuration.
+func New(cfg Config, log hclog.Logger) (*Source, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	conn, err := pgconn.ParseConfig(cfg.DatabaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("DATABASE_URL: %w", withoutDSN(err))
+	}
+	conn.RuntimeParams["replication"] = "database"
+	conn.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
+	conn.RuntimeParams["datestyle"] = "ISO"
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = 10 * time.Second
+	}
+	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc")}, nil
+}
+
+// withoutDSN drops the connection string that pgconn's parse error quotes: it holds the password.
+func withoutDSN(err error) error {
+	var parse *pgconn.ParseConfigError
+	if !errors.As(err, &parse) {
+		return err
+	}
+	if inner := parse.Unwrap(); inner != nil {
+		return fmt.Errorf("cannot be read (%w): want postgresql://user:password@host:5432/database", urlless(inner))
+	}
+	return errors.New("cannot be read: want postgresql://user:password@host:5432/database")
+}
+
+// urlless drops the URL that net/url's errors quote.
+func urlless(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}
+
+// session is a replication connection before it streams; it takes SQL by the simple protocol.
+type session struct {
+	conn   *pgconn.PgConn
+	in     *reader
+	server int    // major version
+	dbname string // its name, after inspect
+}
+
+func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
+	cfg := s.conn.Copy()
+	cfg.RuntimeParams["application_name"] = applicationName + slot
+	sess := &session{}
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		sess.in = newReader(r)
+		return pgproto3.NewFrontend(sess.in, w)
+	}
+	// The server's death must show within seconds, not after the kernel's two hours.
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
+	cfg.DialFunc = dialer.DialContext
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s for replication: %w", address(s.conn), classify(plainConnectError(err)))
+	}
+	sess.conn = conn
+	sess.server = majorVersion(conn.ParameterStatus("server_version"))
+	if sess.server < oldestServer {
+		_ = conn.Close(ctx)
+		return nil, &relay.SetupError{Problem: fmt.Sprintf("PostgreSQL %s is too old", conn.ParameterStatus("server_version")),
+			Fix: fmt.Sprintf("use PostgreSQL %d or later", oldestServer)}
+	}
+	return sess, nil
+}
+
+// oldestServer is the first version with pgoutput's binary option.
+const oldestServer = 14
+
+// majorVersion takes 17 out of "17.6 (Debian …)" and 18 out of "18beta1".
+func majorVersion(version string) int {
+	digits := strings.IndexFunc(version, func(r rune) bool { return r < '0' || r > '9' })
+	if digits < 0 {
+		digits = len(version)
+	}
+	n, _ := strconv.Atoi(version[:digits]) // 0 is too old, and is told so with the version as it stands
+	return n
+}
+
+func address(c *pgconn.Config) string {
+	return fmt.Sprintf("%s/%s as %s", net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), c.Database, c.User)
+}
+
+// plainConnectError takes the cause out of pgconn's error, which repeats user, database and every address tried.
+func plainConnectError(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg
+	}
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		return connect.Unwrap()
+	}
+	return err
+}
+
+// Check implements relay.Source: it connects and looks, and leaves everything as it is. That the slot is
+// missing or in use is no fault.
+func (s *Source) Check(ctx context.Context) error {
+	sess, err := s.connect(ctx, "check")
+	if err != nil {
+		return err
+	}
+	defer sess.conn.Close(ctx) //nolint:errcheck // nothing depends on it
+	_, err = sess.inspect(ctx, s.cfg.Publication, true)
+	return err
+}
+
+// Open implements relay.Source.
+func (s *Source) Open(ctx context.Context, slot string) (relay.Stream, error) {
+	sess, err := s.connect(ctx, slot)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := s.open(ctx, sess, slot)
+	if err != nil {
+		_ = sess.conn.Close(ctx)
+		return nil, err
+	}
+	return stream, nil
+}
+
+func (s *Source) open(ctx context.Context, sess *session, slot string) (*stream, error) {
+	table, err := sess.inspect(ctx, s.cfg.Publication, true)
+	if err != nil {
+		return nil, err
+	}
+	// The publication first: a slot cannot see a publication that is younger than what it decodes.
+	if !table.published {
+		if err := sess.createPublication(ctx, s.cfg.Publication, table); err != nil {
+			return nil, err
+		}
+		s.log.Info("publication created", "publication", s.cfg.Publication, "table", table.name)
+	}
+	there, err := sess.slotState(ctx, slot)
+	if err != nil {
+		return nil, err
+	}
+	if there == nil {
+		at, err := sess.createSlot(ctx, slot, s.cfg.Failover)
+		if err != nil {
+			return nil, err
+		}
+		s.log.Info("slot created", "slot", slot, "lsn", at)
+	} else if err := there.usable(slot, sess.dbname); err != nil {
+		return nil, err
+	}
+
+	// proto_version 1 has no streaming of open transactions, so all that arrives is committed.
+	args := []string{
+		"proto_version '1'",
+		"publication_names " + quoteLiteral(quoteIdent(s.cfg.Publication)),
+		"binary 'true'",
+	}
+	if sess.server >= 16 {
+		// Our own marks carry an origin where the role may set one; the server drops them before decoding.
+		args = append(args, "origin 'none'")
+	}
+	err = pglogrepl.StartReplication(ctx, sess.conn, slot, 0, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args})
+	if hasCode(err, codeInUse) {
+		return nil, sess.busy(ctx, slot, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start replication on slot %q: %w", slot, classify(err))
+	}
+	s.log.Info("streaming", "slot", slot, "publication", s.cfg.Publication, "server", sess.conn.ParameterStatus("server_version"))
+	st := &stream{
+		cfg: &s.cfg, log: s.log, slot: slot, conn: sess.conn, in: sess.in,
+		dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
+	}
+	st.last.Store(time.Now().UnixNano())
+	return st, nil
+}

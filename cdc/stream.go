@@ -1,0 +1,259 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sagaz-relay/relay/cdc/pgoutput"
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// stream is one replication connection that has been started. Run and Close are called one after the other.
+type stream struct {
+	cfg  *Config
+	log  hclog.Logger
+	slot string
+	conn *pgconn.PgConn
+	in   *reader
+	dec  *pgoutput.Decoder
+
+	intake relay.Intake
+	batch  []relay.Event // decoded, not handed on yet; owned by the reader goroutine
+	bytes  int
+
+	reply chan struct{} // capacity one: the server asks for feedback now
+	last  atomic.Int64  // unix nanoseconds of the last message from the server
+}
+
+var _ relay.Stream = (*stream)(nil)
+
+// Events are handed on when the socket runs dry, or in pieces of this size.
+const (
+	batchEvents = 512
+	batchBytes  = 512 << 10
+)
+
+// errStopped is what a read returns after the context has ended.
+var errStopped = errors.New("stopped")
+
+// Run implements relay.Stream.
+func (s *stream) Run(ctx context.Context, in relay.Intake) error {
+	s.intake = in
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	netConn := s.conn.Conn()
+	s.in.conn, s.in.silence = netConn, s.cfg.WALSenderTimeout
+	s.in.before = func() error {
+		if err := s.handOn(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return errStopped
+		}
+		return nil
+	}
+
+	var others sync.WaitGroup
+	others.Go(func() {
+		if err := s.feedback(ctx); err != nil {
+			cancel(fmt.Errorf("send feedback on slot %q: %w", s.slot, err))
+		}
+	})
+	received := make(chan struct{})
+	others.Go(func() {
+		<-ctx.Done()
+		// A read in progress ends with the context. Said again and again, because the reader, between its look at the
+		// context and its read, sets a deadline of its own.
+		for {
+			_ = netConn.SetReadDeadline(time.Unix(1, 0))
+			select {
+			case <-received:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	})
+
+	err := s.receive(ctx)
+	cause := context.Cause(ctx)
+	close(received)
+	cancel(nil)
+	others.Wait()
+	s.in.before, s.in.conn = nil, nil
+	switch {
+	case cause != nil:
+		return cause
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("receive from slot %q: the server has been silent for %s", s.slot, s.cfg.WALSenderTimeout)
+	default:
+		return fmt.Errorf("receive from slot %q: %w", s.slot, classify(err))
+	}
+}
+
+// receive reads messages until something fails.
+func (s *stream) receive(ctx context.Context) error {
+	frontend := s.conn.Frontend()
+	for {
+		msg, err := frontend.Receive()
+		if err != nil {
+			return err
+		}
+		switch m := msg.(type) {
+		case *pgproto3.CopyData:
+			if err := s.copyData(ctx, m.Data); err != nil {
+				return err
+			}
+		case *pgproto3.ErrorResponse:
+			return pgconn.ErrorResponseToPgError(m)
+		case *pgproto3.CopyDone:
+			return errors.New("the server ended the stream")
+		}
+	}
+}
+
+func (s *stream) copyData(ctx context.Context, data []byte) error {
+	if len(data) == 0 {
+		return errors.New("empty CopyData")
+	}
+	switch data[0] {
+	case pglogrepl.XLogDataByteID:
+		// int64 start, int64 end, int64 send time, then the plugin's message
+		if len(data) < 1+24 {
+			return fmt.Errorf("XLogData of %d bytes", len(data))
+		}
+		return s.decode(ctx, data[1+24:])
+	case pglogrepl.PrimaryKeepaliveMessageByteID:
+		m, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
+		if err != nil {
+			return err
+		}
+		s.last.Store(time.Now().UnixNano())
+		if err := s.handOn(ctx); err != nil {
+			return err
+		}
+		// The position is where decoding has come to: whatever was committed before it has been sent before this
+		// message (walsender.c, WalSndKeepalive). Inside a transaction it lies before that one's commit.
+		if s.dec.InTransaction() {
+			s.intake.Heard(relay.LSN(m.ServerWALEnd))
+		} else {
+			s.intake.Pass(relay.LSN(m.ServerWALEnd))
+		}
+		if m.ReplyRequested {
+			select {
+			case s.reply <- struct{}{}:
+			default:
+			}
+		}
+	}
+	return nil
+}
+
+func (s *stream) decode(ctx context.Context, msg []byte) error {
+	kind, err := s.dec.Decode(msg)
+	if err != nil {
+		return err
+	}
+	switch kind {
+	case pgoutput.Insert:
+		s.batch = append(s.batch, s.dec.Event)
+		s.bytes += s.dec.Event.Size()
+		if len(s.batch) >= batchEvents || s.bytes >= batchBytes {
+			return s.handOn(ctx)
+		}
+	case pgoutput.Commit:
+		// The position must not overtake the events that are still gathered, so it travels with the last of them.
+		if n := len(s.batch); n > 0 {
+			s.batch[n-1].CommitEnd = s.dec.CommitEnd
+		} else {
+			s.intake.Pass(s.dec.CommitEnd)
+		}
+	case pgoutput.Truncate:
+		s.log.Warn("the outbox table was truncated: rows that were not delivered are gone, by somebody's decision")
+	}
+	return nil
+}
+
+// handOn gives what is gathered to the intake, which may take its time.
+func (s *stream) handOn(ctx context.Context) error {
+	if len(s.batch) == 0 {
+		return nil
+	}
+	err := s.intake.Admit(ctx, s.batch)
+	clear(s.batch)
+	s.batch, s.bytes = s.batch[:0], 0
+	return err
+}
+
+// feedback reports the watermark every StatusInterval, and when the server asks, until ctx ends.
+func (s *stream) feedback(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.StatusInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.reply:
+		case <-ctx.Done():
+			return nil
+		}
+		// A quiet server is asked for a sign of life; its answer also tells how far it has come.
+		quiet := time.Since(time.Unix(0, s.last.Load())) > s.cfg.WALSenderTimeout/3
+		if err := s.report(quiet); err != nil {
+			return err
+		}
+	}
+}
+
+// report sends one status update. Only one goroutine at a time may call it.
+func (s *stream) report(askReply bool) error {
+	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(s.cfg.WALSenderTimeout)); err != nil {
+		return err
+	}
+	at := pglogrepl.LSN(s.intake.Watermark())
+	return pglogrepl.SendStandbyStatusUpdate(context.Background(), s.conn, pglogrepl.StandbyStatusUpdate{
+		WALWritePosition: at, WALFlushPosition: at, WALApplyPosition: at, ReplyRequested: askReply,
+	})
+}
+
+// Close implements relay.Stream. The server has taken the last report when it answers our CopyDone, because it reads in order.
+func (s *stream) Close(ctx context.Context) error {
+	defer s.conn.Close(ctx) //nolint:errcheck // the connection is given up whatever it says
+	if s.intake == nil {
+		return nil
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := s.conn.Conn().SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	if err := s.report(false); err != nil {
+		return fmt.Errorf("send last feedback on slot %q: %w", s.slot, err)
+	}
+	frontend := s.conn.Frontend()
+	frontend.Send(&pgproto3.CopyDone{})
+	if err := frontend.Flush(); err != nil {
+		return fmt.Errorf("end the stream of slot %q: %w", s.slot, err)
+	}
+	for {
+		msg, err := frontend.Receive()
+		if err != nil {
+			return fmt.Errorf("end the stream of slot %q: %w", s.slot, err)
+		}
+		switch m := msg.(type) {
+		case *pgproto3.CommandComplete, *pgproto3.ReadyForQuery:
+			return nil
+		case *pgproto3.ErrorResponse:
+			return fmt.Errorf("end the stream of slot %q: %w", s.slot, pgconn.ErrorResponseToPgError(m))
+		}
+	}
+}

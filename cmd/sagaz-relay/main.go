@@ -1,0 +1,102 @@
+// Command sagaz-relay carries events from the transactional outbox saga_outbox to Kafka, RabbitMQ and others.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Exit codes, as --help documents them.
+const (
+	exitFailure = 1 // it ran, and something did not work
+	exitConfig  = 2 // a setting, object or right that a person has to mend
+)
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	// The first signal drains, the second one is the shell's usual end.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	cmd := newRoot()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "sagaz-relay:", err)
+	return exitCode(err)
+}
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func exitCode(err error) int {
+	var (
+		usage  usageError
+		config configError
+		setup  *relay.SetupError
+	)
+	if errors.As(err, &usage) || errors.As(err, &config) || errors.As(err, &setup) {
+		return exitConfig
+	}
+	return exitFailure
+}
+
+func newRoot() *cobra.Command {
+	var configFile string
+	root := &cobra.Command{
+		Use:   "sagaz-relay",
+		Short: "Relay the saga_outbox table to Kafka, RabbitMQ and others",
+		Long: `sagaz-relay delivers the events that applications insert into the table saga_outbox.
+
+It reads the inserts from a PostgreSQL logical replication slot, publishes each to every configured broker,
+in commit order per key, waits for the acknowledgements and marks the rows "sent". It replaces
+the polling worker of the Python library sagaz: same table, same messages, same variables.
+
+Start here:
+  sagaz-relay demo               everything on this machine, with a database of its own
+  sagaz-relay migrate            prepare the database of DATABASE_URL
+  sagaz-relay run                relay, until SIGTERM
+  sagaz-relay status             look at slots, lag and rows
+
+Settings are environment variables; "sagaz-relay run --help" lists them. Each may also be given as
+NAME_FILE, a file that holds the value, or in the YAML file of --config.
+
+Exit codes:
+  0  done, or stopped by a signal after draining
+  1  something did not work; the message says what
+  2  a setting, database object or right is wrong or missing; the message says what to do`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&configFile, "config", "", "YAML `file` with settings by the variables' names; the environment goes first")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w\nsee: %s --help", err, cmd.CommandPath())}
+	})
+	load := func() (*settings, error) { return loadSettings(os.LookupEnv, os.Environ(), configFile) }
+	root.AddCommand(newRun(load), newMigrate(load), newStatus(load), newBench(load), newVersion())
+	return root
+}
+
+// noArgs refuses arguments with the usage exit code.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no argument, got %q\nsee: %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())}
+	}
+	return nil
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"math"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sagaz-relay/relay/cdc"
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/admin"
+	"github.com/sagaz-relay/relay/relay/store"
+)
+
+func newRun(load func() (*settings, error)) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Relay events until SIGTERM",
+		Long: `run relays until SIGTERM or SIGINT, then finishes what is in flight and exits 0.
+
+Any number of relays may run: one owns the slot, the others stand by and take over when it stops or dies.
+
+Settings:
+` + strings.Join(describeVariables(), "\n"),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := load()
+			if err != nil {
+				return err
+			}
+			if err := s.all(); err != nil {
+				return err
+			}
+			level, err := parseLevel(s.program.LogLevel)
+			if err != nil {
+				return err
+			}
+			log := newLogger(os.Stderr, level)
+			limitMemory(log)
+			return serve(cmd.Context(), s, log, nil)
+		},
+	}
+}
+
+// memoryLimit is what the collector aims for when GOMEMLIMIT says nothing: below the 100 MB that we promise, with room for
+// what it does not count.
+const memoryLimit = 72 << 20
+
+func limitMemory(log hclog.Logger) {
+	if debug.SetMemoryLimit(-1) != math.MaxInt64 {
+		return // the user's own limit
+	}
+	debug.SetMemoryLimit(memoryLimit)
+	log.Debug("memory limit set", "bytes", memoryLimit)
+}
+
+// serve builds the program from its settings and runs it. running, if not nil, is told of the relay and of the address
+// that answers HTTP.
+func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *relay.Relay, addr string)) (err error) {
+	v, revision := buildVersion()
+	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.program.Sinks, "mark", s.store.Mark)
+
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "outbox_build_info", Help: "1, with what is running.",
+		ConstLabels: prometheus.Labels{"version": v, "revision": revision}}, func() float64 { return 1 }))
+
+	sinks, err := s.openSinks(log)
+	if err != nil {
+		return err
+	}
+	defer closeSinks(sinks, log)
+	source, err := cdc.New(s.cdc, log)
+	if err != nil {
+		return configError{err}
+	}
+	rows, err := store.New(s.store, log)
+	if err != nil {
+		return configError{err}
+	}
+	r, err := relay.New(s.relay, log, relay.NewMetrics(reg, s.relay.WorkerID), source, rows, sinks...)
+	if err != nil {
+		return configError{err}
+	}
+
+	// HTTP outlives the drain, so that probes and scrapes see it.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var group errgroup.Group
+	addr := ""
+	if bind := s.httpAddr(); bind != "" {
+		server, err := admin.Listen(bind, r.Status, reg, log)
+		if err != nil {
+			return configError{err}
+		}
+		addr = server.Addr()
+		log.Info("serving metrics and health", "address", addr)
+		group.Go(func() error { return server.Serve(serving) })
+	}
+	group.Go(func() error {
+		defer stop()
+		if running != nil {
+			running(r, addr)
+		}
+		return r.Run(ctx)
+	})
+	err = group.Wait()
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
+
+// httpAddr is the address to bind, or empty for none.
+func (s *settings) httpAddr() string {
+	switch {
+	case s.program.HTTPAddr != "":
+		return s.program.HTTPAddr
+	case s.program.MetricsPort == 0:
+		return ""
+	default:
+		return ":" + strconv.Itoa(s.program.MetricsPort)
+	}
+}

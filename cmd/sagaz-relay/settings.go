@@ -1,0 +1,170 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sagaz-relay/relay/cdc"
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
+)
+
+// programConfig is what the program itself can be told, beside its rooms.
+type programConfig struct {
+	// Sinks are the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several with commas between.
+	//
+	// Default kafka. BROKER_TYPE.
+	Sinks []string `env:"BROKER_TYPE"`
+
+	// Mode is how events are found: cdc streams from a replication slot; auto is cdc as long as there is no other. polling
+	// is not built yet.
+	//
+	// Default auto. RELAY_MODE or SAGAZ_OUTBOX_MODE.
+	Mode string `env:"RELAY_MODE,SAGAZ_OUTBOX_MODE"`
+
+	// MetricsPort is the port of /metrics, /health/live, /health/ready and /status.json on all addresses; 0 serves nothing.
+	//
+	// Default 8000. METRICS_PORT.
+	MetricsPort int `env:"METRICS_PORT"`
+
+	// HTTPAddr binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is not looked at then.
+	//
+	// Default: all addresses, METRICS_PORT. RELAY_HTTP_ADDR.
+	HTTPAddr string `env:"RELAY_HTTP_ADDR"`
+
+	// LogLevel is DEBUG, INFO, WARNING or ERROR.
+	//
+	// Default INFO. LOG_LEVEL.
+	LogLevel string `env:"LOG_LEVEL"`
+}
+
+func defaultProgramConfig() programConfig {
+	return programConfig{Sinks: []string{"kafka"}, Mode: "auto", MetricsPort: 8000, LogLevel: "INFO"}
+}
+
+// settings are all settings of one process.
+type settings struct {
+	program programConfig
+	relay   relay.Config
+	cdc     cdc.Config
+	store   store.Config
+	sinks   map[string]any // by name: every sink's config, also of those not used
+
+	wrapSink func(relay.Sink) relay.Sink // bench and demo look over the sinks' shoulders; may be nil
+
+	errs []error // about the variables themselves
+}
+
+// loadSettings reads the variables. Its error is only about what makes them unreadable; each command validates what it uses.
+func loadSettings(lookup func(string) (string, bool), environ []string, configFile string) (*settings, error) {
+	s := &settings{
+		program: defaultProgramConfig(),
+		relay:   relay.DefaultConfig(),
+		cdc:     cdc.DefaultConfig(),
+		store:   store.DefaultConfig(),
+		sinks:   make(map[string]any),
+	}
+	host, err := os.Hostname()
+	if err == nil {
+		s.relay.WorkerID, s.store.Owner = host, host
+	}
+	v := newVariables(lookup, configFile)
+	v.fill(&s.program)
+	v.fill(&s.relay)
+	v.fill(&s.cdc)
+	v.fill(&s.store)
+	for _, kind := range sinkKinds {
+		config := kind.config()
+		v.fill(config)
+		s.sinks[kind.name] = config
+	}
+	v.strangers(environ)
+	s.errs = v.errs
+	if len(s.errs) > 0 {
+		return nil, configError{errors.Join(s.errs...)}
+	}
+	return s, nil
+}
+
+// database validates what every command that talks to the database needs.
+func (s *settings) database() error {
+	if s.cdc.DatabaseURL == "" {
+		return configError{errors.New("DATABASE_URL: not set: want postgresql://user:password@host:5432/database")}
+	}
+	if err := errors.Join(s.cdc.Validate(), s.store.Validate()); err != nil {
+		return configError{err}
+	}
+	return nil
+}
+
+// all validates everything that run uses, and reports every problem at once.
+func (s *settings) all() error {
+	var errs []error
+	errs = append(errs, s.relay.Validate(), s.cdc.Validate())
+	if s.cdc.DatabaseURL != "" { // said once is enough
+		errs = append(errs, s.store.Validate())
+	}
+	switch strings.ToLower(s.program.Mode) {
+	case "auto", "cdc":
+	case "polling":
+		errs = append(errs, fmt.Errorf("RELAY_MODE=polling: this version only streams: set cdc, with wal_level = logical"))
+	default:
+		errs = append(errs, fmt.Errorf("RELAY_MODE=%s: want auto or cdc", s.program.Mode))
+	}
+	if s.program.MetricsPort < 0 || s.program.MetricsPort > 65535 {
+		errs = append(errs, fmt.Errorf("METRICS_PORT=%d: want a port, or 0 for none", s.program.MetricsPort))
+	}
+	if _, err := parseLevel(s.program.LogLevel); err != nil {
+		errs = append(errs, err)
+	}
+	if len(s.program.Sinks) == 0 {
+		errs = append(errs, fmt.Errorf("BROKER_TYPE: empty: want %s", strings.Join(sinkNames(), ", ")))
+	}
+	for i, name := range s.program.Sinks {
+		name = strings.ToLower(name)
+		s.program.Sinks[i] = name
+		kind := sinkKindOf(name)
+		switch {
+		case kind == nil:
+			errs = append(errs, fmt.Errorf("BROKER_TYPE=%s: want %s, or several with commas between", name, strings.Join(sinkNames(), ", ")))
+		case slices.Contains(s.program.Sinks[:i], name):
+			errs = append(errs, fmt.Errorf("BROKER_TYPE: %s occurs twice", name))
+		default:
+			errs = append(errs, kind.validate(s.sinks[name]))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return configError{err}
+	}
+	return nil
+}
+
+// openSinks makes the sinks that BROKER_TYPE names. They connect when first used.
+func (s *settings) openSinks(log hclog.Logger) ([]relay.Sink, error) {
+	var sinks []relay.Sink
+	for _, name := range s.program.Sinks {
+		sink, err := sinkKindOf(name).open(s.sinks[name], log)
+		if err != nil {
+			closeSinks(sinks, log)
+			return nil, configError{err}
+		}
+		if s.wrapSink != nil {
+			sink = s.wrapSink(sink)
+		}
+		sinks = append(sinks, sink)
+	}
+	return sinks, nil
+}
+
+func closeSinks(sinks []relay.Sink, log hclog.Logger) {
+	for _, sink := range sinks {
+		if err := sink.Close(); err != nil {
+			log.Warn("closing the sink", "sink", sink.Name(), "error", err)
+		}
+	}
+}

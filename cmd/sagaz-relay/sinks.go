@@ -1,0 +1,67 @@
+package main
+
+import (
+	"os"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/sinks/file"
+	"github.com/sagaz-relay/relay/sinks/kafka"
+	"github.com/sagaz-relay/relay/sinks/rabbitmq"
+	"github.com/sagaz-relay/relay/sinks/stdout"
+)
+
+// sinkKinds are the sinks that BROKER_TYPE can name. A new one is one line here.
+var sinkKinds = []sinkKind{
+	kind("kafka", kafka.DefaultConfig, kafka.New),
+	kind("rabbitmq", rabbitmq.DefaultConfig, rabbitmq.New),
+	kind("file", file.DefaultConfig, file.New),
+	kind("stdout", noConfig, func(unset, hclog.Logger) (relay.Sink, error) { return stdout.New(os.Stdout), nil }),
+}
+
+// unset is the Config of a sink that has no settings.
+type unset struct{}
+
+func noConfig() unset { return unset{} }
+
+// Validate finds nothing.
+func (unset) Validate() error { return nil }
+
+// sinkKind makes the sinks of one package. config returns a pointer to its Config with the defaults, for the loader to
+// fill; the others take it.
+type sinkKind struct {
+	name     string
+	config   func() any
+	validate func(config any) error
+	open     func(config any, log hclog.Logger) (relay.Sink, error)
+}
+
+// kind ties a package's Config to its sinks.
+func kind[C interface{ Validate() error }, S relay.Sink](name string, defaults func() C, open func(C, hclog.Logger) (S, error)) sinkKind {
+	return sinkKind{
+		name:     name,
+		config:   func() any { c := defaults(); return &c },
+		validate: func(config any) error { return (*config.(*C)).Validate() },
+		open: func(config any, log hclog.Logger) (relay.Sink, error) {
+			return open(*config.(*C), log.Named("sink."+name))
+		},
+	}
+}
+
+func sinkKindOf(name string) *sinkKind {
+	for i := range sinkKinds {
+		if sinkKinds[i].name == name {
+			return &sinkKinds[i]
+		}
+	}
+	return nil
+}
+
+func sinkNames() []string {
+	var names []string
+	for _, k := range sinkKinds {
+		names = append(names, k.name)
+	}
+	return names
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/sagaz-relay/relay/relay/store"
+)
+
+func newStatus(load func() (*settings, error)) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show slots, owners, lag and rows by status",
+		Long: `status reads the database of DATABASE_URL: for each slot who owns it, how far it is behind and how much WAL it holds
+back; and how many rows are in each status. Counting looks at the whole table: --no-rows leaves it out.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := load()
+			if err != nil {
+				return err
+			}
+			if err := s.database(); err != nil {
+				return err
+			}
+			noRows, err := cmd.Flags().GetBool("no-rows")
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
+			defer cancel()
+			cfg, err := pgx.ParseConfig(s.cdc.DatabaseURL)
+			if err != nil {
+				return configError{errors.New("DATABASE_URL: cannot be read: want postgresql://user:password@host:5432/database")}
+			}
+			conn, err := pgx.ConnectConfig(ctx, cfg)
+			if err != nil {
+				return fmt.Errorf("connect to %s:%d/%s as %s: %w", cfg.Host, cfg.Port, cfg.Database, cfg.User, connectCause(err))
+			}
+			defer conn.Close(ctx) //nolint:errcheck // read only
+			overview, err := store.ReadOverview(ctx, conn, !noRows)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(overview)
+			}
+			return printOverview(cmd.OutOrStdout(), overview)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().Bool("no-rows", false, "do not count rows")
+	return cmd
+}
+
+func printOverview(w io.Writer, o *store.Overview) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "SLOT\tOWNER\tEPOCH\tSTREAMING\tBEHIND\tWAL HELD\tWAL STATUS\tMARKED UP TO")
+	for _, s := range o.Slots {
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", s.Slot, orDash(s.Owner), s.Epoch, yesNo(s.Active), size(s.BehindBytes), size(s.RetainedBytes), orDash(s.WALStatus), s.MarkedLSN)
+	}
+	if len(o.Slots) == 0 {
+		fmt.Fprintln(t, "(no relay has run here yet)")
+	}
+	if o.Rows != nil {
+		fmt.Fprintln(t, "\nSTATUS\tROWS\tOLDEST")
+		for _, r := range o.Rows {
+			fmt.Fprintf(t, "%s\t%d\t%s\n", r.Status, r.Rows, r.Oldest)
+		}
+		if len(o.Rows) == 0 {
+			fmt.Fprintln(t, "(no rows)")
+		}
+	}
+	return t.Flush()
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func size(bytes *int64) string {
+	if bytes == nil {
+		return "-"
+	}
+	switch b := *bytes; {
+	case b < 10<<10:
+		return fmt.Sprintf("%d B", b)
+	case b < 10<<20:
+		return fmt.Sprintf("%d kB", b>>10)
+	default:
+		return fmt.Sprintf("%d MB", b>>20)
+	}
+}

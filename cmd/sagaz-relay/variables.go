@@ -1,0 +1,243 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// configError is a setting that cannot be used.
+type configError struct{ error }
+
+func (e configError) Unwrap() error { return e.error }
+
+// variables fills the rooms' Config structs. A field says which variables set it:
+//
+//	env:"A,B"        A is the name, B another one for the same; both set differently is an error
+//	fallback:"C"     used when neither is set
+//	secret:"true"    never shown
+//
+// A value comes from the environment, from the file that NAME_FILE names, or from the YAML file, in this
+// order. Every name is remembered, so that a RELAY_ variable nobody reads can be told.
+type variables struct {
+	lookup func(string) (string, bool)
+	file   map[string]string // the YAML file's
+	known  map[string]bool
+	errs   []error
+}
+
+func newVariables(lookup func(string) (string, bool), configFile string) *variables {
+	v := &variables{lookup: lookup, known: make(map[string]bool)}
+	if configFile == "" {
+		return v
+	}
+	text, err := os.ReadFile(configFile)
+	if err != nil {
+		v.fail("--config: %w", err)
+		return v
+	}
+	var raw map[string]any
+	if err := yaml.Unmarshal(text, &raw); err != nil {
+		v.fail("--config %s: %w: want lines such as BROKER_TYPE: kafka", configFile, err)
+		return v
+	}
+	v.file = make(map[string]string, len(raw))
+	for name, value := range raw {
+		switch x := value.(type) {
+		case string, int, float64, bool:
+			v.file[name] = fmt.Sprint(x)
+		case []any:
+			var list []string
+			for _, item := range x {
+				list = append(list, fmt.Sprint(item))
+			}
+			v.file[name] = strings.Join(list, ",")
+		default:
+			v.fail("--config %s: %s: want a single value or a list", configFile, name)
+		}
+	}
+	return v
+}
+
+func (v *variables) fail(format string, args ...any) {
+	v.errs = append(v.errs, fmt.Errorf(format, args...))
+}
+
+// get returns the value of one name, from wherever it is given.
+func (v *variables) get(name string) (string, bool) {
+	v.known[name], v.known[name+"_FILE"] = true, true
+	value, set := v.lookup(name)
+	path, fromFile := v.lookup(name + "_FILE")
+	if !set && !fromFile {
+		value, set = v.file[name]
+		path, fromFile = v.file[name+"_FILE"]
+	}
+	if set && fromFile {
+		v.fail("%s and %s_FILE are both set: want one of them", name, name)
+		return "", false
+	}
+	if fromFile {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			v.fail("%s_FILE: %w", name, err)
+			return "", false
+		}
+		return strings.TrimRight(string(text), "\r\n"), true
+	}
+	return value, set
+}
+
+// first returns the value of a setting with several names. An empty value counts as not set, as in the library.
+func (v *variables) first(names []string) (name, value string, set bool) {
+	for _, n := range names {
+		got, ok := v.get(n)
+		if !ok || got == "" {
+			continue
+		}
+		if set && got != value {
+			v.fail("%s and %s mean the same and are set differently: remove one of them", name, n)
+		}
+		if !set {
+			name, value, set = n, got, true
+		}
+	}
+	return name, value, set
+}
+
+// fill sets the fields of the struct that target points to.
+func (v *variables) fill(target any) {
+	s := reflect.ValueOf(target).Elem()
+	for i := range s.NumField() {
+		field := s.Type().Field(i)
+		tag, ok := field.Tag.Lookup("env")
+		if !ok {
+			continue
+		}
+		name, value, set := v.first(strings.Split(tag, ","))
+		if fallback, ok := field.Tag.Lookup("fallback"); ok && !set {
+			name, value, set = v.first(strings.Split(fallback, ","))
+		}
+		if !set {
+			continue
+		}
+		if err := parseInto(s.Field(i), value); err != nil {
+			if field.Tag.Get("secret") != "" {
+				value = "…"
+			}
+			v.fail("%s=%s: %w", name, value, err)
+		}
+	}
+}
+
+func parseInto(field reflect.Value, value string) error {
+	value = strings.TrimSpace(value)
+	switch target := field.Addr().Interface().(type) {
+	case *string:
+		*target = value
+	case *int:
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return errors.New("want a whole number")
+		}
+		*target = n
+	case *bool:
+		switch strings.ToLower(value) {
+		case "true", "1", "yes", "on":
+			*target = true
+		case "false", "0", "no", "off":
+			*target = false
+		default:
+			return errors.New("want true or false")
+		}
+	case *time.Duration:
+		d, err := parseDuration(value)
+		if err != nil {
+			return err
+		}
+		*target = d
+	case *[]string:
+		*target = nil
+		for _, item := range strings.Split(value, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				*target = append(*target, item)
+			}
+		}
+	default:
+		panic(fmt.Sprintf("config field of type %s: the loader does not know it", field.Type()))
+	}
+	return nil
+}
+
+// parseDuration takes Go's form (250ms, 1m30s) and, as the library does, a bare number of seconds.
+func parseDuration(value string) (time.Duration, error) {
+	if d, err := time.ParseDuration(value); err == nil {
+		return d, nil
+	}
+	seconds, err := strconv.ParseFloat(value, 64)
+	if err != nil || seconds > 1e9 || seconds < -1e9 {
+		return 0, errors.New("want a duration such as 500ms, 5s or 2m, or a number of seconds")
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
+}
+
+// strangers reports RELAY_ variables that nothing reads: a typo there would silently be a default.
+func (v *variables) strangers(environ []string) {
+	names := make([]string, 0, len(v.file))
+	for name := range v.file {
+		if !v.known[name] {
+			names = append(names, name)
+		}
+	}
+	for _, entry := range environ {
+		name, _, _ := strings.Cut(entry, "=")
+		if strings.HasPrefix(name, "RELAY_") && !v.known[name] {
+			names = append(names, name)
+		}
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		hint := ""
+		if near := v.nearest(name); near != "" {
+			hint = ": did you mean " + near + "?"
+		}
+		v.fail("%s: no such setting%s", name, hint)
+	}
+}
+
+// nearest returns the known name that differs least, if it differs little.
+func (v *variables) nearest(name string) string {
+	best, least := "", 4
+	for known := range v.known {
+		if d := editDistance(name, known); d < least || d == least && known < best {
+			best, least = known, d
+		}
+	}
+	return best
+}
+
+// editDistance is Levenshtein's.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}

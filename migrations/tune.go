@@ -1,0 +1,62 @@
+package migrations
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// hotIndexes are the indexes in the form that keeps marks HOT, under the library's names.
+var hotIndexes = []struct{ name, on string }{
+	{"idx_outbox_pending", "(created_at)"},
+	{"idx_outbox_claimed_at", "(claimed_at) WHERE (claimed_at IS NOT NULL)"},
+}
+
+// fillfactor leaves room on each page for the version of a row that its mark writes; measured, relay/DESIGN.md "Marks".
+const fillfactor = 50
+
+// Tune brings an outbox table that the library made into the form that keeps marks HOT: the indexes whose predicate
+// names status are replaced, under the same names, and new pages are filled by half. It takes no lock that stops
+// writers for longer than a catalog change, may be interrupted and run again, and returns what it did, a line each.
+//
+// Rows that are there stay on their full pages; they need no further marks once sent.
+func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
+	for _, want := range hotIndexes {
+		// What a broken run left behind is not used by any query: away with it.
+		if _, err := conn.Exec(ctx, `DROP INDEX CONCURRENTLY IF EXISTS `+want.name+`_tuned`); err != nil {
+			return did, fmt.Errorf("drop the left-over of index %s: %w", want.name, err)
+		}
+		var definition string
+		err := conn.QueryRow(ctx, `SELECT coalesce((SELECT pg_get_indexdef(to_regclass($1))), '')`, want.name).Scan(&definition)
+		if err != nil {
+			return did, fmt.Errorf("look at index %s: %w", want.name, err)
+		}
+		if strings.HasSuffix(definition, want.on) {
+			continue
+		}
+		if _, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s_tuned ON saga_outbox %s`, want.name, want.on)); err != nil {
+			return did, fmt.Errorf("create index %s: %w", want.name, err)
+		}
+		err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, fmt.Sprintf(`DROP INDEX IF EXISTS %[1]s; ALTER INDEX %[1]s_tuned RENAME TO %[1]s`, want.name), pgx.QueryExecModeSimpleProtocol)
+			return err
+		})
+		if err != nil {
+			return did, fmt.Errorf("put index %s in place: %w", want.name, err)
+		}
+		did = append(did, fmt.Sprintf("index %s is now on %s", want.name, want.on))
+	}
+	var options string
+	if err := conn.QueryRow(ctx, `SELECT coalesce(array_to_string(reloptions, ','), '') FROM pg_class WHERE oid = to_regclass('saga_outbox')`).Scan(&options); err != nil {
+		return did, fmt.Errorf("look at table saga_outbox: %w", err)
+	}
+	if !strings.Contains(options, "fillfactor=") {
+		if _, err := conn.Exec(ctx, fmt.Sprintf(`ALTER TABLE saga_outbox SET (fillfactor = %d)`, fillfactor)); err != nil {
+			return did, fmt.Errorf("set fillfactor: %w", err)
+		}
+		did = append(did, fmt.Sprintf("pages of saga_outbox are filled to %d %% from now on", fillfactor))
+	}
+	return did, nil
+}

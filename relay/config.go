@@ -1,0 +1,167 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is what the engine can be told. It is fixed once New has taken it.
+type Config struct {
+	// WorkerID names this relay in the lease, in logs and in metric labels.
+	//
+	// Default: the host name. WORKER_ID.
+	WorkerID string `env:"WORKER_ID"`
+
+	// Slots are the replication slots that share out the table's keys; each is owned by one relay at a
+	// time. Until sharding is built there is one.
+	//
+	// Default "sagaz_outbox". RELAY_SLOT.
+	Slots []string `env:"RELAY_SLOT"`
+
+	// Lanes is the number of ordered lanes per sink. One key always uses one lane, so more lanes publish
+	// more keys at once; each costs a goroutine and one batch in flight. Too many make batches small, which
+	// costs the broker and us CPU; past the number of busy keys they buy nothing.
+	//
+	// Default 4. RELAY_LANES.
+	Lanes int `env:"RELAY_LANES"`
+
+	// BatchSize is the most events that a lane offers its sink at once. Below 100 the brokers' round trips show;
+	// above some thousands memory and latency grow and nothing gets faster.
+	//
+	// Default 1000. BATCH_SIZE or WORKER_BATCH_SIZE.
+	BatchSize int `env:"BATCH_SIZE,WORKER_BATCH_SIZE"`
+
+	// BatchBytes is the most bytes that a lane offers its sink at once; a single larger event goes alone.
+	//
+	// Default 1 MiB. RELAY_BATCH_BYTES.
+	BatchBytes int `env:"RELAY_BATCH_BYTES"`
+
+	// InflightEvents and InflightBytes bound what has been read from a slot and is not yet marked. When either
+	// is spent the relay stops reading, and PostgreSQL waits. They bound memory: about twice
+	// InflightBytes, whatever the size of a transaction. Too little makes the stream stop and go:
+	// the product of rate and time from commit to mark has to fit. One event larger than all of it still passes, alone.
+	//
+	// Defaults 16384 events, 16 MiB. RELAY_INFLIGHT_EVENTS, RELAY_INFLIGHT_BYTES.
+	InflightEvents int `env:"RELAY_INFLIGHT_EVENTS"`
+	InflightBytes  int `env:"RELAY_INFLIGHT_BYTES"`
+
+	// MarkBatch is the most rows marked in one transaction, MarkLinger the longest that a lone resolved
+	// event waits for company. Small batches cost the database a commit each; a long linger makes rows
+	// say "pending" longer than they are.
+	//
+	// Defaults 2500 rows, 20ms. RELAY_MARK_BATCH, RELAY_MARK_LINGER.
+	MarkBatch  int           `env:"RELAY_MARK_BATCH"`
+	MarkLinger time.Duration `env:"RELAY_MARK_LINGER"`
+
+	// PublishTimeout bounds one offer of a batch to a sink. The fate of what was under way is unknown then, and
+	// it is offered again.
+	//
+	// Default 60s. RELAY_PUBLISH_TIMEOUT.
+	PublishTimeout time.Duration `env:"RELAY_PUBLISH_TIMEOUT"`
+
+	// BackoffMin and BackoffMax bound the wait before a lane offers again what failed in passing, or
+	// a connection is tried again. It doubles from one to the other, with jitter.
+	//
+	// Defaults 100ms, 5s. RELAY_BACKOFF_MIN, RELAY_BACKOFF_MAX.
+	BackoffMin time.Duration `env:"RELAY_BACKOFF_MIN"`
+	BackoffMax time.Duration `env:"RELAY_BACKOFF_MAX"`
+
+	// DrainTimeout is how long a stopping relay lets events in flight finish. What is not marked by then
+	// is delivered again by the next owner. Keep it below the pod's terminationGracePeriodSeconds.
+	//
+	// Default 20s. RELAY_DRAIN_TIMEOUT.
+	DrainTimeout time.Duration `env:"RELAY_DRAIN_TIMEOUT"`
+
+	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and {saga_id}.
+	//
+	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.
+	Topic      string `env:"RELAY_TOPIC"`
+	RoutingKey string `env:"RELAY_ROUTING_KEY"`
+}
+
+// DefaultConfig returns every default but WorkerID, which depends on the machine.
+func DefaultConfig() Config {
+	return Config{
+		Slots:          []string{"sagaz_outbox"},
+		Lanes:          4,
+		BatchSize:      1000,
+		BatchBytes:     1 << 20,
+		InflightEvents: 16384,
+		InflightBytes:  16 << 20,
+		MarkBatch:      2500,
+		MarkLinger:     20 * time.Millisecond,
+		PublishTimeout: 60 * time.Second,
+		BackoffMin:     100 * time.Millisecond,
+		BackoffMax:     5 * time.Second,
+		DrainTimeout:   20 * time.Second,
+		Topic:          "{event_type}",
+		RoutingKey:     "{event_type}",
+	}
+}
+
+// Validate reports everything that is wrong at once, by the names the user typed.
+func (c *Config) Validate() error {
+	var errs []error
+	atLeast := func(name string, got, want int) {
+		if got < want {
+			errs = append(errs, fmt.Errorf("%s=%d: want at least %d", name, got, want))
+		}
+	}
+	positive := func(name string, got time.Duration) {
+		if got <= 0 {
+			errs = append(errs, fmt.Errorf("%s=%s: want a duration above 0, such as 5s", name, got))
+		}
+	}
+	if c.WorkerID == "" {
+		errs = append(errs, errors.New("WORKER_ID: empty, and the host name is not known: set it"))
+	}
+	if len(c.Slots) == 0 {
+		errs = append(errs, errors.New("RELAY_SLOT: empty: name a replication slot"))
+	}
+	for _, slot := range c.Slots {
+		if !validSlotName(slot) {
+			errs = append(errs, fmt.Errorf("RELAY_SLOT=%s: a slot name has 1 to 63 of the characters a-z, 0-9 and _", slot))
+		}
+	}
+	atLeast("RELAY_LANES", c.Lanes, 1)
+	if c.Lanes > 256 {
+		errs = append(errs, fmt.Errorf("RELAY_LANES=%d: want at most 256", c.Lanes))
+	}
+	atLeast("BATCH_SIZE", c.BatchSize, 1)
+	atLeast("RELAY_BATCH_BYTES", c.BatchBytes, 1024)
+	atLeast("RELAY_INFLIGHT_EVENTS", c.InflightEvents, 1)
+	atLeast("RELAY_INFLIGHT_BYTES", c.InflightBytes, 64<<10)
+	atLeast("RELAY_MARK_BATCH", c.MarkBatch, 1)
+	if c.MarkBatch > 32767 {
+		errs = append(errs, fmt.Errorf("RELAY_MARK_BATCH=%d: want at most 32767", c.MarkBatch))
+	}
+	if c.MarkLinger < 0 {
+		errs = append(errs, fmt.Errorf("RELAY_MARK_LINGER=%s: want 0 or more", c.MarkLinger))
+	}
+	positive("RELAY_PUBLISH_TIMEOUT", c.PublishTimeout)
+	positive("RELAY_BACKOFF_MIN", c.BackoffMin)
+	if c.BackoffMax < c.BackoffMin {
+		errs = append(errs, fmt.Errorf("RELAY_BACKOFF_MAX=%s: want at least RELAY_BACKOFF_MIN=%s", c.BackoffMax, c.BackoffMin))
+	}
+	positive("RELAY_DRAIN_TIMEOUT", c.DrainTimeout)
+	for _, t := range []struct{ name, text string }{{"RELAY_TOPIC", c.Topic}, {"RELAY_ROUTING_KEY", c.RoutingKey}} {
+		if _, err := ParseTemplate(t.text); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// validSlotName follows PostgreSQL's ReplicationSlotValidateName.
+func validSlotName(s string) bool {
+	if s == "" || len(s) > 63 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
+			return false
+		}
+	}
+	return true
+}

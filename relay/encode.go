@@ -1,0 +1,152 @@
+package relay
+
+import (
+	"fmt"
+	"time"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// Encoder makes records of events, in the wire format of the Python library (CONTRACT, "Wire"): a JSON object
+// with the keys event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, timestamp in
+// this order. It holds no state, so one serves all goroutines.
+type Encoder struct {
+	topic, routingKey Template
+}
+
+// NewEncoder returns an encoder that names topics and routing keys by the two templates.
+func NewEncoder(topic, routingKey Template) *Encoder {
+	return &Encoder{topic: topic, routingKey: routingKey}
+}
+
+const hexDigits = "0123456789abcdef"
+
+// Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the event's own fault
+// (see Refused); rec then holds nothing to publish.
+func (e *Encoder) Encode(rec *Record, ev *Event) error {
+	size := 176 + len(ev.SagaID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) + len(ev.Payload)
+	b := make([]byte, 0, size)
+
+	b = append(b, `{"event_id":"`...)
+	idAt := len(b)
+	b = ev.ID.AppendText(b)
+	b = append(b, `","saga_id":`...)
+	b = appendJSONString(b, ev.SagaID)
+	b = append(b, `,"aggregate_type":`...)
+	b = appendJSONString(b, ev.AggregateType)
+	b = append(b, `,"aggregate_id":`...)
+	b = appendJSONString(b, ev.AggregateID)
+	b = append(b, `,"event_type":`...)
+	b = appendJSONString(b, ev.EventType)
+	b = append(b, `,"payload":`...)
+	b = append(b, ev.Payload...)
+	b = append(b, `,"timestamp":"`...)
+	created := ev.CreatedAt.Time()
+	b = appendISOFormat(b, created)
+	b = append(b, `"}`...)
+
+	if ev.Payload == "" {
+		return Refuse(ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
+	}
+
+	// The id's text is shared with the body, which nobody writes to from here on.
+	id := unsafe.String(&b[idAt], 36)
+	*rec = Record{
+		EventID:     ev.ID,
+		EventType:   ev.EventType,
+		Topic:       e.topic.expand(ev),
+		RoutingKey:  e.routingKey.expand(ev),
+		Key:         ev.AggregateID,
+		Value:       b,
+		ContentType: "application/json",
+		Timestamp:   created,
+	}
+	headers := make([]Header, 4, 4+countHeaders(ev.Headers))
+	headers[0] = Header{"event_id", id}
+	headers[1] = Header{"saga_id", ev.SagaID}
+	headers[2] = Header{"event_type", ev.EventType}
+	headers[3] = Header{"content_type", "application/json"}
+	headers, err := appendHeaders(headers, ev.Headers)
+	if err != nil {
+		*rec = Record{}
+		return Refuse(ReasonEncode, fmt.Errorf("column headers: %w", err))
+	}
+	rec.Headers = headers
+	return nil
+}
+
+// appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction, or none when it is zero. Written out,
+// because time.AppendFormat was a tenth of the relay's CPU.
+func appendISOFormat(b []byte, t time.Time) []byte {
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	b = appendDigits(b, year, 4)
+	b = append(b, '-')
+	b = appendDigits(b, int(month), 2)
+	b = append(b, '-')
+	b = appendDigits(b, day, 2)
+	b = append(b, 'T')
+	b = appendDigits(b, hour, 2)
+	b = append(b, ':')
+	b = appendDigits(b, minute, 2)
+	b = append(b, ':')
+	b = appendDigits(b, second, 2)
+	if micros := t.Nanosecond() / 1000; micros != 0 {
+		b = append(b, '.')
+		b = appendDigits(b, micros, 6)
+	}
+	return append(b, "+00:00"...)
+}
+
+// appendDigits writes n with leading zeros in the given width, which it must fit.
+func appendDigits(b []byte, n, width int) []byte {
+	var digits [8]byte
+	for i := width - 1; i >= 0; i-- {
+		digits[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return append(b, digits[:width]...)
+}
+
+// appendJSONString writes s as a JSON string (RFC 8259, section 7). UTF-8 stays as it is.
+func appendJSONString(b []byte, s string) []byte {
+	b = append(b, '"')
+	from := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c >= utf8.RuneSelf {
+			// A database in SQL_ASCII may hold bytes that are no UTF-8; JSON may not.
+			r, size := utf8.DecodeRuneInString(s[i:])
+			if r == utf8.RuneError && size == 1 {
+				b = append(b, s[from:i]...)
+				b = append(b, `\ufffd`...)
+				i++
+				from = i
+				continue
+			}
+			i += size
+			continue
+		}
+		if c >= ' ' && c != '"' && c != '\\' {
+			i++
+			continue
+		}
+		b = append(b, s[from:i]...)
+		switch c {
+		case '"', '\\':
+			b = append(b, '\\', c)
+		case '\n':
+			b = append(b, '\\', 'n')
+		case '\r':
+			b = append(b, '\\', 'r')
+		case '\t':
+			b = append(b, '\\', 't')
+		default:
+			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+		}
+		i++
+		from = i
+	}
+	b = append(b, s[from:]...)
+	return append(b, '"')
+}

@@ -1,0 +1,143 @@
+package relay
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// countHeaders guesses how many members the object has; it may guess high.
+func countHeaders(object string) int {
+	if len(object) <= len("{}") {
+		return 0
+	}
+	return 1 + strings.Count(object, `, "`)
+}
+
+var errHeadersEnd = errors.New("the JSON ends too early")
+
+// appendHeaders adds the members of a JSON object, as PostgreSQL renders a jsonb, to headers. A member with the
+// name of an existing header takes its place. A value that is not a string is given as its JSON text.
+// An empty text and null are no headers; anything else that is not an object is an error.
+func appendHeaders(headers []Header, object string) ([]Header, error) {
+	s := strings.TrimLeft(object, jsonSpace)
+	if s == "" || s == "{}" || s == "null" {
+		return headers, nil
+	}
+	if s[0] != '{' {
+		return nil, fmt.Errorf("want a JSON object, got a JSON %s", jsonKind(s[0]))
+	}
+	base := len(headers)
+	s = strings.TrimLeft(s[1:], jsonSpace)
+	if strings.HasPrefix(s, "}") {
+		return headers, nil
+	}
+	for {
+		key, rest, err := cutJSONString(s)
+		if err != nil {
+			return nil, err
+		}
+		s = strings.TrimLeft(rest, jsonSpace)
+		if !strings.HasPrefix(s, ":") {
+			return nil, errHeadersEnd
+		}
+		s = strings.TrimLeft(s[1:], jsonSpace)
+		var value string
+		if strings.HasPrefix(s, `"`) {
+			value, s, err = cutJSONString(s)
+		} else {
+			value, s, err = cutJSONValue(s)
+		}
+		if err != nil {
+			return nil, err
+		}
+		headers = putHeader(headers, base, key, value)
+		s = strings.TrimLeft(s, jsonSpace)
+		switch {
+		case strings.HasPrefix(s, ","):
+			s = strings.TrimLeft(s[1:], jsonSpace)
+		case strings.HasPrefix(s, "}"):
+			return headers, nil
+		default:
+			return nil, errHeadersEnd
+		}
+	}
+}
+
+const jsonSpace = " \t\r\n"
+
+// putHeader overrides one of the first base headers, or appends: jsonb has no duplicate keys of its own.
+func putHeader(headers []Header, base int, key, value string) []Header {
+	for i := range headers[:base] {
+		if headers[i].Key == key {
+			headers[i].Value = value
+			return headers
+		}
+	}
+	return append(headers, Header{key, value})
+}
+
+// cutJSONString takes a JSON string off the front of s.
+func cutJSONString(s string) (value, rest string, err error) {
+	if !strings.HasPrefix(s, `"`) {
+		return "", "", errHeadersEnd
+	}
+	escaped := false
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			escaped = true
+			i++
+		case '"':
+			if !escaped {
+				return s[1:i], s[i+1:], nil
+			}
+			if err := json.Unmarshal([]byte(s[:i+1]), &value); err != nil {
+				return "", "", err
+			}
+			return value, s[i+1:], nil
+		}
+	}
+	return "", "", errHeadersEnd
+}
+
+// cutJSONValue takes a JSON value that is not a string off the front of s, as text.
+func cutJSONValue(s string) (text, rest string, err error) {
+	depth := 0
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '"':
+			for i++; i < len(s) && s[i] != '"'; i++ {
+				if s[i] == '\\' {
+					i++
+				}
+			}
+		case '[', '{':
+			depth++
+		case ']', '}':
+			if depth == 0 {
+				return strings.TrimRight(s[:i], jsonSpace), s[i:], nil
+			}
+			depth--
+		case ',':
+			if depth == 0 {
+				return strings.TrimRight(s[:i], jsonSpace), s[i:], nil
+			}
+		}
+	}
+	return "", "", errHeadersEnd
+}
+
+func jsonKind(first byte) string {
+	switch first {
+	case '[':
+		return "array"
+	case '"':
+		return "string"
+	case 't', 'f':
+		return "boolean"
+	default:
+		return "number"
+	}
+}

@@ -1,0 +1,179 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// marker writes the fates of resolved events to their rows, one transaction a batch, one at a time.
+//
+// Crashes it survives: after the acknowledgement and before the commit of the mark: the row still says
+// pending, the slot stands before the event, the next owner delivers it again. After the commit and
+// before the slot has moved: the stream tells of the event again, the next owner looks its row up
+// (Lease.MarkedLSN) and skips it.
+type marker struct {
+	lease Lease
+	cfg   *Config
+	log   hclog.Logger
+	done  func([]*flight) // tells the tracker, after the commit
+
+	wake chan struct{} // capacity one
+
+	mu    sync.Mutex // guards queue
+	queue []*flight
+}
+
+func (m *marker) push(flights []*flight) {
+	if len(flights) == 0 {
+		return
+	}
+	m.mu.Lock()
+	before := len(m.queue)
+	m.queue = append(m.queue, flights...)
+	after := len(m.queue)
+	m.mu.Unlock()
+	// Two moments matter to the marker: there is something, and there is a full batch.
+	if before == 0 || before < m.cfg.MarkBatch && after >= m.cfg.MarkBatch {
+		select {
+		case m.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (m *marker) queued() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.queue)
+}
+
+func (m *marker) take(buf []*flight) []*flight {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := min(len(m.queue), m.cfg.MarkBatch)
+	buf = append(buf, m.queue[:n]...)
+	rest := copy(m.queue, m.queue[n:])
+	clear(m.queue[rest:])
+	m.queue = m.queue[:rest]
+	return buf
+}
+
+// run marks until ctx ends. It returns an error only when the lease is gone.
+func (m *marker) run(ctx context.Context) error {
+	var (
+		batch   []*flight
+		marks   []Mark
+		backoff = Backoff{Min: m.cfg.BackoffMin, Max: m.cfg.BackoffMax}
+		failed  int
+	)
+	for {
+		if len(batch) == 0 {
+			if !m.gather(ctx) {
+				return nil
+			}
+			batch = m.take(batch)
+		}
+		marks = marks[:0]
+		for _, f := range batch {
+			marks = append(marks, Mark{ID: f.rec.EventID, XID: f.xid, CommitLSN: f.commitLSN, Refusal: refusalText(f.refused)})
+		}
+		later, err := m.lease.Mark(ctx, marks)
+		switch {
+		case errors.Is(err, ErrLeaseLost):
+			return err
+		case err != nil && ctx.Err() != nil:
+			return nil
+		case err != nil:
+			// Marks are kept and tried again; nothing has moved meanwhile.
+			failed++
+			wait := backoff.Next()
+			m.log.Warn("mark did not succeed, trying again", "events", len(batch), "attempt", failed, "backoff", wait, "error", err)
+			Sleep(ctx, wait)
+			continue
+		}
+		if failed > 0 {
+			m.log.Info("marking recovered", "attempts", failed)
+			failed = 0
+			backoff.Reset()
+		}
+		batch = m.settle(ctx, batch, later)
+	}
+}
+
+// settle reports a committed batch and returns what has to be marked again because its rows are not visible yet.
+func (m *marker) settle(ctx context.Context, batch []*flight, later []int) []*flight {
+	if len(later) == 0 {
+		m.done(batch)
+		clear(batch)
+		return batch[:0]
+	}
+	wait := make(map[int]bool, len(later))
+	for _, i := range later {
+		wait[i] = true
+	}
+	marked := make([]*flight, 0, len(batch))
+	rest := make([]*flight, 0, len(later))
+	for i, f := range batch {
+		if wait[i] {
+			rest = append(rest, f)
+		} else {
+			marked = append(marked, f)
+		}
+	}
+	m.done(marked)
+	Sleep(ctx, invisiblePause)
+	// Others are not held up by these: they go to the end of the queue.
+	m.push(rest)
+	clear(batch)
+	return batch[:0]
+}
+
+// invisiblePause is the wait before rows that were not visible are marked again.
+const invisiblePause = 20 * time.Millisecond
+
+// gather waits for a batch: for anything at all, then for a full one or the linger's end. It returns false
+// when ctx has ended.
+func (m *marker) gather(ctx context.Context) bool {
+	for m.queued() == 0 {
+		select {
+		case <-m.wake:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	if m.cfg.MarkLinger == 0 {
+		return true
+	}
+	linger := time.NewTimer(m.cfg.MarkLinger)
+	defer linger.Stop()
+	for m.queued() < m.cfg.MarkBatch {
+		select {
+		case <-m.wake:
+		case <-linger.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// refusalText is what last_error says: each sink and its reason.
+func refusalText(refused []sinkRefusal) string {
+	switch len(refused) {
+	case 0:
+		return ""
+	case 1:
+		return fmt.Sprintf("%s: %v", refused[0].sink, refused[0].err)
+	}
+	text := refusalText(refused[:1])
+	for _, r := range refused[1:] {
+		text += fmt.Sprintf("; %s: %v", r.sink, r.err)
+	}
+	return text
+}

@@ -1,0 +1,104 @@
+package relay
+
+import (
+	"context"
+	"errors"
+)
+
+// Reasons for which a pipeline ends that are nobody's fault.
+var (
+	// ErrLeaseLost is the cause with which work on a slot ends when the lease can no longer be trusted: its
+	// connection broke, it was not renewed in time, or another relay has taken it.
+	ErrLeaseLost = errors.New("lease lost")
+	// ErrFenced is returned by Lease.Mark when the slot's epoch has moved on: another relay owns the
+	// slot, and this one has to stop at once. It is an ErrLeaseLost.
+	ErrFenced = fencedError{}
+)
+
+type fencedError struct{}
+
+func (fencedError) Error() string        { return "fenced: another relay has taken the slot since" }
+func (fencedError) Is(target error) bool { return target == ErrLeaseLost }
+
+// SetupError is a fault that a person has to mend: the relay can do nothing about it, and trying again as things
+// stand is no use. Problem names the variable or object; Fix is what to set or run.
+type SetupError struct {
+	Problem string
+	Fix     string
+	Err     error // what the server said, if anything
+}
+
+func (e *SetupError) Error() string {
+	s := e.Problem
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	if e.Fix != "" {
+		s += "; to mend it: " + e.Fix
+	}
+	return s
+}
+
+func (e *SetupError) Unwrap() error { return e.Err }
+
+// Store is the outbox table and the relays' shared state, over ordinary connections.
+type Store interface {
+	// Acquire waits until this relay owns the slot and returns the lease. It fails only when ctx ends
+	// or with a *SetupError; it waits through a database that is down.
+	Acquire(ctx context.Context, slot string) (Lease, error)
+	// Check verifies once what the relay needs of the database: that it is reachable, that the tables are there.
+	// It returns a *SetupError for what a person has to mend.
+	Check(ctx context.Context) error
+}
+
+// Lease is the ownership of one slot, from Acquire to Release or loss. While it is held, no other relay
+// reads the slot or marks its rows; the database checks that at every mark.
+//
+// Its methods may be called from several goroutines.
+type Lease interface {
+	// Epoch counts the owners that the slot has had.
+	Epoch() int64
+	// MarkedLSN is the highest commit LSN of any event that an earlier owner marked. Up to it, rows may be
+	// marked already though the slot tells of them again; past it, none is.
+	MarkedLSN() LSN
+	// Lost is closed when the lease can no longer be trusted; Err then says why.
+	Lost() <-chan struct{}
+	Err() error
+	// Valid reports whether the lease is still within its time. It looks at the clock, so it also tells a process that was
+	// frozen (SIGSTOP, a paused VM) the truth at the moment it wakes up, before any timer has fired.
+	Valid() bool
+	// Mark writes the events' fates to their rows, in one transaction that first checks the epoch. Events whose
+	// rows are not visible yet, though the stream has told of them, are returned as later, to be marked again soon: a transaction is
+	// in the WAL before it is visible to others, by as much as a synchronous standby takes. A row
+	// that is gone counts as marked. ErrFenced ends the lease.
+	Mark(ctx context.Context, marks []Mark) (later []int, err error)
+	// Settled tells for each event whether its row asks for no delivery any more: marked sent or dead,
+	// deleted or archived.
+	Settled(ctx context.Context, events []Event) ([]bool, error)
+	// Slot tells what the server says of the slot.
+	Slot(ctx context.Context) (SlotInfo, error)
+	// Release gives the slot up. The stream must be closed before.
+	Release(ctx context.Context) error
+}
+
+// Mark is an event's fate, to be written to its row.
+type Mark struct {
+	ID        UUID
+	XID       uint32 // the inserting transaction, or 0; tells a row that is gone from one not visible yet
+	CommitLSN LSN
+	// Refusal is why a sink refused the event, in words for last_error; empty means that all sinks took it.
+	Refusal string
+}
+
+// SlotInfo is what the server says of a slot (pg_replication_slots), and how far its WAL goes.
+type SlotInfo struct {
+	Exists         bool
+	Active         bool
+	WALEnd         LSN
+	ConfirmedFlush LSN
+	Restart        LSN
+	WALStatus      string // reserved, extended, unreserved, lost
+	// SafeWALSize is how many bytes may still be written before the slot is in danger of being lost; nil when there is
+	// no limit, or when it is lost.
+	SafeWALSize *int64
+}

@@ -1,0 +1,81 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is what the store can be told.
+type Config struct {
+	// DatabaseURL is where PostgreSQL is; see cdc.Config.
+	//
+	// No default. DATABASE_URL.
+	DatabaseURL string `env:"DATABASE_URL" secret:"true"`
+
+	// Owner names this relay in the lease.
+	//
+	// Default: the host name. WORKER_ID.
+	Owner string `env:"WORKER_ID"`
+
+	// Mark is what becomes of a row whose event every sink has: "update" sets status and sent_at, "delete" deletes
+	// the row, "archive" moves it to saga_outbox_archive. Rows that were refused are always kept.
+	//
+	// Default "update". RELAY_MARK.
+	Mark string `env:"RELAY_MARK"`
+
+	// MaxRetries is the number of failed attempts after which a row is a dead letter rather than failed.
+	//
+	// Default 5. MAX_RETRIES or MAX_RETRY_ATTEMPTS.
+	MaxRetries int `env:"MAX_RETRIES,MAX_RETRY_ATTEMPTS"`
+
+	// LeaseTTL bounds how long a slot stays with an owner that is frozen or cut off from the database: it stops by itself when it
+	// could not renew for five sixths of it, and another takes over after all of it. An owner that dies or stops frees the slot at
+	// once, whatever this is. Too short makes owners fight while the database stalls.
+	//
+	// Default 9s. RELAY_LEASE_TTL.
+	LeaseTTL time.Duration `env:"RELAY_LEASE_TTL"`
+
+	// AcquireInterval is how often a standby looks whether the slot is free.
+	//
+	// Default 250ms. RELAY_ACQUIRE_INTERVAL.
+	AcquireInterval time.Duration `env:"RELAY_ACQUIRE_INTERVAL"`
+}
+
+// Ways to mark.
+const (
+	MarkUpdate  = "update"
+	MarkDelete  = "delete"
+	MarkArchive = "archive"
+)
+
+// DefaultConfig returns every default but Owner.
+func DefaultConfig() Config {
+	return Config{Mark: MarkUpdate, MaxRetries: 5, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond}
+}
+
+// Validate reports everything that is wrong at once.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.DatabaseURL == "" {
+		errs = append(errs, errors.New("DATABASE_URL: not set: want postgresql://user:password@host:5432/database"))
+	}
+	if c.Owner == "" {
+		errs = append(errs, errors.New("WORKER_ID: empty, and the host name is not known: set it"))
+	}
+	switch c.Mark {
+	case MarkUpdate, MarkDelete, MarkArchive:
+	default:
+		errs = append(errs, fmt.Errorf("RELAY_MARK=%s: want update, delete or archive", c.Mark))
+	}
+	if c.MaxRetries < 1 {
+		errs = append(errs, fmt.Errorf("MAX_RETRIES=%d: want at least 1", c.MaxRetries))
+	}
+	if c.LeaseTTL < time.Second {
+		errs = append(errs, fmt.Errorf("RELAY_LEASE_TTL=%s: want at least 1s", c.LeaseTTL))
+	}
+	if c.AcquireInterval <= 0 || c.AcquireInterval > c.LeaseTTL {
+		errs = append(errs, fmt.Errorf("RELAY_ACQUIRE_INTERVAL=%s: want more than 0 and at most RELAY_LEASE_TTL=%s", c.AcquireInterval, c.LeaseTTL))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,265 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// lockClass is the first key of the slots' advisory locks; the second is hashtext of the slot: "SAGZ" in ASCII.
+const lockClass = 0x5341475a
+
+const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner) VALUES ($1, 1, $2)
+	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, taken_at = now(), renewed_at = now(), released_at = NULL
+	RETURNING epoch, (marked_lsn - '0/0')::text`
+
+// Acquire implements relay.Store.
+func (s *Store) Acquire(ctx context.Context, slot string) (relay.Lease, error) {
+	log := s.log.With("slot", slot)
+	backoff := relay.Backoff{Min: s.cfg.AcquireInterval, Max: 5 * time.Second}
+	troubled := false
+	for {
+		l, err := s.contend(ctx, slot, log)
+		if err == nil {
+			return l, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		var mend *relay.SetupError
+		if errors.As(err, &mend) {
+			return nil, err
+		}
+		wait := backoff.Next()
+		if !troubled {
+			log.Warn("waiting for the database to take the lease", "backoff", wait, "error", err)
+			troubled = true
+		}
+		relay.Sleep(ctx, wait)
+	}
+}
+
+// contend waits for the lease on one connection, which becomes the lease's.
+func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *lease, err error) {
+	conn, err := s.connect(ctx, "lease "+slot)
+	if err != nil {
+		return nil, setup(err)
+	}
+	defer func() {
+		if err != nil {
+			closeConn(conn)
+		}
+	}()
+	var watched rival
+	for {
+		sent := time.Now()
+		taken, seen, err := s.try(ctx, conn, slot)
+		if err != nil {
+			return nil, err
+		}
+		if taken {
+			return s.take(ctx, conn, slot, sent, log)
+		}
+		if stale := watched.see(seen, sent); stale > s.cfg.LeaseTTL {
+			log.Warn("the owner has not renewed its lease, ending its connections", "owner", seen.owner, "epoch", seen.epoch, "for", stale.Round(time.Millisecond))
+			if err := s.evict(ctx, conn, slot); err != nil {
+				return nil, err
+			}
+			watched = rival{}
+		}
+		if !relay.Sleep(ctx, s.cfg.AcquireInterval) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// sighting is what a standby reads of the owner.
+type sighting struct {
+	epoch   int64
+	owner   string
+	renewed string
+}
+
+// rival measures, by our own clock, for how long the owner has given no sign of life.
+type rival struct {
+	last  sighting
+	since time.Time
+}
+
+func (r *rival) see(s sighting, at time.Time) (unchanged time.Duration) {
+	if s != r.last || r.since.IsZero() {
+		r.last, r.since = s, at
+	}
+	return at.Sub(r.since)
+}
+
+// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and with it back vacuum).
+func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (taken bool, seen sighting, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
+	err = conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, hashtext($2)), coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(s.renewed_at::text, '')
+		FROM (SELECT 1) one LEFT JOIN saga_outbox_relay s ON s.slot = $2`, int32(lockClass), slot).Scan(&taken, &seen.epoch, &seen.owner, &seen.renewed)
+	if err != nil {
+		return false, seen, fmt.Errorf("ask for the lease of slot %q: %w", slot, setup(err))
+	}
+	return taken, seen, nil
+}
+
+// evict ends the backends that hold the slot's advisory lock.
+func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
+	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND classid = $1::bigint::oid AND objid = (hashtext($2)::bigint & 4294967295)::oid AND objsubid = 2`,
+		int64(lockClass), slot)
+	if err != nil {
+		return fmt.Errorf("end the frozen owner of slot %q: %w", slot, setup(err))
+	}
+	return nil
+}
+
+// take makes the lock a lease: the epoch moves on, which fences whoever had it before.
+func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time.Time, log hclog.Logger) (*lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
+	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{}), stop: make(chan struct{})}
+	var marked string
+	// A frozen owner's mark transaction cannot hold the row for long: its session has idle_in_transaction_session_timeout.
+	if err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner).Scan(&l.epoch, &marked); err != nil {
+		return nil, fmt.Errorf("take the lease of slot %q: %w", slot, setup(err))
+	}
+	var lsn uint64
+	if _, err := fmt.Sscan(marked, &lsn); err != nil {
+		return nil, fmt.Errorf("take the lease of slot %q: marked_lsn: %w", slot, err)
+	}
+	l.markedLSN = relay.LSN(lsn)
+	l.renewed.Store(&sent)
+	if err := l.openMarks(ctx); err != nil {
+		return nil, err
+	}
+	l.renewing.Go(l.renew)
+	return l, nil
+}
+
+// lease implements relay.Lease. The lock lives on conn, which only renew and Release use; marks and look-ups have a connection
+// of their own, so that a long one cannot hold up a renewal.
+type lease struct {
+	store     *Store
+	slot      string
+	log       hclog.Logger
+	epoch     int64
+	markedLSN relay.LSN
+
+	conn     *pgx.Conn
+	renewed  atomic.Pointer[time.Time] // when the last renewal that succeeded was sent
+	stop     chan struct{}             // closed by Release: renew ends
+	renewing sync.WaitGroup
+
+	lose sync.Once
+	lost chan struct{}
+	err  error // readable once lost is closed
+
+	marks marks
+}
+
+var _ relay.Lease = (*lease)(nil)
+
+func (l *lease) Epoch() int64          { return l.epoch }
+func (l *lease) MarkedLSN() relay.LSN  { return l.markedLSN }
+func (l *lease) Lost() <-chan struct{} { return l.lost }
+
+func (l *lease) Err() error {
+	select {
+	case <-l.lost:
+		return l.err
+	default:
+		return nil
+	}
+}
+
+// Valid implements relay.Lease: trust ends a sixth of the time before anybody else may take the slot. Go's monotonic clock
+// runs on while a process is stopped.
+func (l *lease) Valid() bool {
+	select {
+	case <-l.lost:
+		return false
+	default:
+		return time.Since(*l.renewed.Load()) < l.store.cfg.LeaseTTL*5/6
+	}
+}
+
+func (l *lease) losing(err error) {
+	l.lose.Do(func() {
+		l.err = err
+		close(l.lost)
+	})
+}
+
+// renew tells the standbys that we live, until Release or the loss of the lease.
+func (l *lease) renew() {
+	every := l.store.cfg.LeaseTTL / 3
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	// One renewal may take until the lease's end, no longer.
+	for {
+		select {
+		case <-tick.C:
+		case <-l.stop:
+			return
+		}
+		sent := time.Now()
+		ctx, cancel := context.WithDeadline(context.Background(), l.renewed.Load().Add(l.store.cfg.LeaseTTL*5/6))
+		tag, err := l.conn.Exec(ctx, `UPDATE saga_outbox_relay SET renewed_at = clock_timestamp() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
+		cancel()
+		switch {
+		case err != nil:
+			l.losing(fmt.Errorf("renew the lease of slot %q: %w", l.slot, err))
+			return
+		case tag.RowsAffected() == 0:
+			l.losing(relay.ErrFenced)
+			return
+		}
+		l.renewed.Store(&sent)
+	}
+}
+
+// Release implements relay.Lease. The lock goes with the connection, whatever else fails.
+func (l *lease) Release(ctx context.Context) error {
+	close(l.stop)
+	l.renewing.Wait()
+	l.losing(errors.New("released"))
+	l.marks.close()
+	var err error
+	if !l.conn.IsClosed() {
+		_, err = l.conn.Exec(ctx, `UPDATE saga_outbox_relay SET released_at = now() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
+		if err == nil {
+			// Explicitly, because a closed connection's backend may linger for a moment.
+			_, err = l.conn.Exec(ctx, `SELECT pg_advisory_unlock($1, hashtext($2))`, int32(lockClass), l.slot)
+		}
+		closeConn(l.conn)
+	}
+	if err != nil {
+		return fmt.Errorf("release the lease of slot %q: %w", l.slot, err)
+	}
+	return nil
+}
+
+// closeConn ends a connection without waiting long for a server that may be gone.
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+// isServerError reports whether the server answered, so that the connection is still good.
+func isServerError(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg)
+}

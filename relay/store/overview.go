@@ -1,0 +1,82 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Overview is what the database says of the relays and their work.
+type Overview struct {
+	Slots []SlotOverview `json:"slots"`
+	Rows  []RowCount     `json:"rows,omitempty"`
+}
+
+// SlotOverview is one slot that relays share. The byte counts are null when the slot does not exist.
+type SlotOverview struct {
+	Slot          string `json:"slot"`
+	Owner         string `json:"owner"` // empty when the lease is free
+	Epoch         int64  `json:"epoch"`
+	MarkedLSN     string `json:"marked_lsn"`
+	Active        bool   `json:"active"`
+	BehindBytes   *int64 `json:"behind_bytes"`   // WAL written and not confirmed
+	RetainedBytes *int64 `json:"retained_bytes"` // WAL that the slot keeps from being removed
+	WALStatus     string `json:"wal_status"`
+}
+
+// RowCount counts the rows of one status.
+type RowCount struct {
+	Status string `json:"status"`
+	Rows   int64  `json:"rows"`
+	Oldest string `json:"oldest"` // created_at
+}
+
+// ReadOverview reads it; with rows it scans the whole table.
+func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, error) {
+	o := &Overview{}
+	found, err := conn.Query(ctx, `SELECT r.slot, CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
+			AND classid = $1::bigint::oid AND objid = (hashtext(r.slot)::bigint & 4294967295)::oid AND objsubid = 2
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) THEN r.owner ELSE '' END,
+		r.epoch, r.marked_lsn::text, coalesce(s.active, false), pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint,
+		pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint, coalesce(s.wal_status, '')
+		FROM saga_outbox_relay r LEFT JOIN pg_replication_slots s ON s.slot_name = r.slot ORDER BY r.slot`, int64(lockClass))
+	if err != nil {
+		return nil, fmt.Errorf("read the slots: %w", setup(err))
+	}
+	o.Slots, err = pgx.CollectRows(found, pgx.RowToStructByPos[SlotOverview])
+	if err != nil {
+		return nil, fmt.Errorf("read the slots: %w", setup(err))
+	}
+	if !rows {
+		return o, nil
+	}
+	found, err = conn.Query(ctx, `SELECT status, count(*), min(created_at)::text FROM saga_outbox GROUP BY status ORDER BY status`)
+	if err != nil {
+		return nil, fmt.Errorf("count the rows: %w", setup(err))
+	}
+	o.Rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[RowCount])
+	if err != nil {
+		return nil, fmt.Errorf("count the rows: %w", setup(err))
+	}
+	return o, nil
+}
+
+// Slot implements relay.Lease.
+func (l *lease) Slot(ctx context.Context) (relay.SlotInfo, error) {
+	var info relay.SlotInfo
+	var walEnd, flush, restart uint64
+	err := l.with(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), (pg_current_wal_lsn() - '0/0')::bigint,
+			coalesce(s.confirmed_flush_lsn - '0/0', 0)::bigint, coalesce(s.restart_lsn - '0/0', 0)::bigint, coalesce(s.wal_status, ''), s.safe_wal_size
+			FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1`, l.slot).
+			Scan(&info.Exists, &info.Active, &walEnd, &flush, &restart, &info.WALStatus, &info.SafeWALSize)
+	})
+	if err != nil {
+		return info, fmt.Errorf("look at slot %q: %w", l.slot, err)
+	}
+	info.WALEnd, info.ConfirmedFlush, info.Restart = relay.LSN(walEnd), relay.LSN(flush), relay.LSN(restart)
+	return info, nil
+}

@@ -1,0 +1,136 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Store is the outbox in one database. It holds no connection of its own: a lease has two, for as long as it lives.
+type Store struct {
+	cfg  Config
+	conn *pgx.ConnConfig
+	log  hclog.Logger
+}
+
+var _ relay.Store = (*Store)(nil)
+
+// New returns a store. It makes no connection; the error is about the configuration.
+func New(cfg Config, log hclog.Logger) (*Store, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	conn, err := pgx.ParseConfig(cfg.DatabaseURL)
+	if err != nil {
+		// pgx's error quotes the connection string, and with it the password.
+		return nil, errors.New("DATABASE_URL: cannot be read: want postgresql://user:password@host:5432/database")
+	}
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = 10 * time.Second
+	}
+	return &Store{cfg: cfg, conn: conn, log: log.Named("store")}, nil
+}
+
+// connect opens a connection for one purpose. Silence of the peer shows within seconds on both sides, not after the kernels' hours.
+func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
+	cfg := s.conn.Copy()
+	cfg.RuntimeParams["application_name"] = "sagaz-relay " + purpose
+	cfg.RuntimeParams["tcp_keepalives_idle"] = "3"
+	cfg.RuntimeParams["tcp_keepalives_interval"] = "2"
+	cfg.RuntimeParams["tcp_keepalives_count"] = "3"
+	cfg.RuntimeParams["tcp_user_timeout"] = strconv.FormatInt(s.cfg.LeaseTTL.Milliseconds(), 10)
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: 2 * time.Second, Count: 3}}
+	cfg.DialFunc = dialer.DialContext
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", s.address(), plainConnectError(err))
+	}
+	return conn, nil
+}
+
+func (s *Store) address() string {
+	return fmt.Sprintf("%s/%s as %s", net.JoinHostPort(s.conn.Host, strconv.Itoa(int(s.conn.Port))), s.conn.Database, s.conn.User)
+}
+
+// plainConnectError takes the cause out of pgconn's error, which repeats user, database and every address tried.
+func plainConnectError(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg
+	}
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		return connect.Unwrap()
+	}
+	return err
+}
+
+// setup turns what a person has to mend into a *relay.SetupError.
+func setup(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
+	}
+	switch pg.Code {
+	case "28P01", "28000":
+		return &relay.SetupError{Problem: "DATABASE_URL: the server refuses the role or its password", Err: err, Fix: "set the right user and password"}
+	case "3D000":
+		return &relay.SetupError{Problem: "DATABASE_URL: the database does not exist", Err: err, Fix: "create it, or set the right name"}
+	case "42P01":
+		return &relay.SetupError{Problem: "a table of the relay is missing", Err: err, Fix: "run: sagaz-relay migrate"}
+	case "42703":
+		return &relay.SetupError{Problem: "a column that the relay needs is missing", Err: err, Fix: "run: sagaz-relay migrate; if it is a column of saga_outbox, restore it"}
+	case "42501":
+		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: Grants("the_role")}
+	}
+	return err
+}
+
+// Grants are the statements that give a role that owns nothing what the relay needs.
+func Grants(role string) string {
+	return strings.Join([]string{
+		"GRANT SELECT, UPDATE, DELETE ON saga_outbox TO " + role + ";",
+		"GRANT SELECT, INSERT ON saga_outbox_archive TO " + role + ";",
+		"GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO " + role + ";",
+	}, " ")
+}
+
+// Check implements relay.Store.
+func (s *Store) Check(ctx context.Context) error {
+	conn, err := s.connect(ctx, "check")
+	if err != nil {
+		return setup(err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
+	// Planning looks at every table, column and right that the lease's statements need; nothing is read.
+	for _, sql := range append(s.statements(), acquireSQL) {
+		if _, err := conn.Prepare(ctx, "", sql); err != nil {
+			return fmt.Errorf("check the tables: %w", setup(err))
+		}
+	}
+	var missing string
+	err = conn.QueryRow(ctx, `SELECT concat_ws(', ',
+		CASE WHEN NOT has_table_privilege('saga_outbox', 'SELECT') THEN 'SELECT on saga_outbox' END,
+		CASE WHEN NOT has_table_privilege('saga_outbox', 'UPDATE') THEN 'UPDATE on saga_outbox' END,
+		CASE WHEN $1 <> 'update' AND NOT has_table_privilege('saga_outbox', 'DELETE') THEN 'DELETE on saga_outbox' END,
+		CASE WHEN $1 = 'archive' AND NOT has_table_privilege('saga_outbox_archive', 'INSERT') THEN 'INSERT on saga_outbox_archive' END,
+		CASE WHEN NOT (has_table_privilege('saga_outbox_relay', 'SELECT') AND has_table_privilege('saga_outbox_relay', 'INSERT')
+			AND has_table_privilege('saga_outbox_relay', 'UPDATE')) THEN 'SELECT, INSERT, UPDATE on saga_outbox_relay' END)`, s.cfg.Mark).Scan(&missing)
+	if err != nil {
+		return fmt.Errorf("check the rights: %w", setup(err))
+	}
+	if missing != "" {
+		return &relay.SetupError{Problem: fmt.Sprintf("role %q lacks %s", s.conn.User, missing), Fix: Grants(pgx.Identifier{s.conn.User}.Sanitize())}
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/describeconfigs"
+	"github.com/segmentio/kafka-go/protocol/initproducerid"
+	"github.com/segmentio/kafka-go/protocol/metadata"
+)
+
+// control asks what any broker can answer (topics, producer ids, limits) over a connection of its own, so
+// that a question never waits behind records. One question at a time.
+type control struct {
+	dialer *dialer
+	addrs  func() []string
+
+	turn chan struct{} // holds one token; who has it owns conn
+	conn *protocol.Conn
+	addr string
+}
+
+func newControl(d *dialer, addrs func() []string) *control {
+	c := &control{dialer: d, addrs: addrs, turn: make(chan struct{}, 1)}
+	c.turn <- struct{}{}
+	return c
+}
+
+// ask sends a request that may be repeated without harm: a connection that was idle may turn out
+// closed, and then the question goes to a fresh one.
+func (c *control) ask(ctx context.Context, req protocol.Message) (protocol.Message, error) {
+	select {
+	case <-c.turn:
+		defer func() { c.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if c.conn != nil {
+		res, err := c.exchange(ctx, req)
+		if err == nil || ctx.Err() != nil {
+			return res, err
+		}
+	}
+	addrs := c.addrs()
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	var errs []error
+	for _, addr := range addrs {
+		conn, _, err := c.dialer.dial(ctx, addr)
+		if err == nil {
+			c.conn, c.addr = conn, addr
+			var res protocol.Message
+			if res, err = c.exchange(ctx, req); err == nil {
+				return res, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// exchange uses conn, and drops it when that fails.
+func (c *control) exchange(ctx context.Context, req protocol.Message) (protocol.Message, error) {
+	conn := c.conn
+	_ = conn.SetDeadline(time.Now().Add(c.dialer.cfg.RequestTimeout))
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	res, err := conn.RoundTrip(req)
+	if !stop() && err == nil { // the deadline may hit the next question
+		_ = conn.Close()
+		c.conn = nil
+		return res, nil
+	}
+	if err != nil {
+		_ = conn.Close()
+		c.conn = nil
+		if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("ask kafka at %s: %w", c.addr, hint(err, c.dialer.cfg, asking))
+	}
+	return res, nil
+}
+
+// close is called when no question is under way and none will come.
+func (c *control) close() {
+	<-c.turn
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
+	c.turn <- struct{}{}
+}
+
+// topics asks about the topics by name, never about all of them: a cluster may have thousands. Asking
+// creates them where the broker does that by itself.
+func (c *control) topics(ctx context.Context, names []string) (*metadata.Response, error) {
+	if names == nil {
+		names = []string{} // null would mean all
+	}
+	res, err := c.ask(ctx, &metadata.Request{TopicNames: names, AllowAutoTopicCreation: true})
+	if err != nil {
+		return nil, err
+	}
+	return res.(*metadata.Response), nil
+}
+
+// producer asks for a producer id of our own.
+func (c *control) producer(ctx context.Context) (producerID, error) {
+	res, err := c.ask(ctx, &initproducerid.Request{TransactionTimeoutMs: 60_000, ProducerID: -1, ProducerEpoch: -1})
+	if err != nil {
+		return noProducer, err
+	}
+	r := res.(*initproducerid.Response)
+	if r.ErrorCode != 0 {
+		return noProducer, kafkago.Error(r.ErrorCode)
+	}
+	return producerID{r.ProducerID, r.ProducerEpoch}, nil
+}
+
+// limit asks for max.message.bytes of a topic. It returns 0 when the broker does not tell, mostly
+// because the user may not ask.
+func (c *control) limit(ctx context.Context, topic string) (int64, error) {
+	const name = "max.message.bytes"
+	res, err := c.ask(ctx, &describeconfigs.Request{Resources: []describeconfigs.RequestResource{{
+		ResourceType: int8(kafkago.ResourceTypeTopic), ResourceName: topic, ConfigNames: []string{name},
+	}}})
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range res.(*describeconfigs.Response).Resources {
+		for _, e := range r.ConfigEntries {
+			if n, err := strconv.ParseInt(e.ConfigValue, 10, 64); err == nil && e.ConfigName == name && n > 0 {
+				return n, nil
+			}
+		}
+	}
+	return 0, nil
+}

@@ -1,0 +1,239 @@
+package kafka
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/apiversions"
+	"github.com/segmentio/kafka-go/protocol/saslauthenticate"
+	"github.com/segmentio/kafka-go/protocol/saslhandshake"
+	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/plain"
+	"github.com/segmentio/kafka-go/sasl/scram"
+)
+
+// dialer opens connections that are ready for requests: TCP, TLS, versions, login. It is read-only.
+type dialer struct {
+	cfg       *Config
+	mechanism sasl.Mechanism // nil without SASL
+}
+
+func newDialer(cfg *Config) (*dialer, error) {
+	d := &dialer{cfg: cfg}
+	var err error
+	switch cfg.SASLMechanism {
+	case mechanismPlain:
+		d.mechanism = plain.Mechanism{Username: cfg.SASLUsername, Password: cfg.SASLPassword}
+	case mechanismSCRAM256:
+		d.mechanism, err = scram.Mechanism(scram.SHA256, cfg.SASLUsername, cfg.SASLPassword)
+	case mechanismSCRAM512:
+		d.mechanism, err = scram.Mechanism(scram.SHA512, cfg.SASLUsername, cfg.SASLPassword)
+	}
+	if err != nil {
+		// The library's error quotes what it was given, which is the password or the user name.
+		return nil, fmt.Errorf("KAFKA_SASL_USERNAME or KAFKA_SASL_PASSWORD holds characters that %s does not allow (SASLprep, RFC 4013)", cfg.SASLMechanism)
+	}
+	if cfg.tls() {
+		if _, err := d.tlsConfig("localhost"); err != nil { // a missing file is told at start
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// tlsConfig reads the files anew for each connection, so that rotated certificates are picked up.
+func (d *dialer) tlsConfig(host string) (*tls.Config, error) {
+	c := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	if d.cfg.TLSServerName != "" {
+		c.ServerName = d.cfg.TLSServerName
+	}
+	if file := d.cfg.TLSCAFile; file != "" {
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("RELAY_KAFKA_TLS_CA_FILE: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("RELAY_KAFKA_TLS_CA_FILE=%s: holds no certificate in PEM form", file)
+		}
+	}
+	if d.cfg.TLSCertFile != "" {
+		cert, err := tls.LoadX509KeyPair(d.cfg.TLSCertFile, d.cfg.TLSKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("RELAY_KAFKA_TLS_CERT_FILE=%s with RELAY_KAFKA_TLS_KEY_FILE=%s: %w", d.cfg.TLSCertFile, d.cfg.TLSKeyFile, err)
+		}
+		c.Certificates = []tls.Certificate{cert}
+	}
+	return c, nil
+}
+
+// dial returns a connection to the broker at addr with the versions it speaks. Its errors name the address
+// and what to check.
+func (d *dialer) dial(ctx context.Context, addr string) (*protocol.Conn, map[protocol.ApiKey]int16, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.DialTimeout)
+	defer cancel()
+	open := d.cfg.dial
+	if open == nil {
+		open = new(net.Dialer).DialContext
+	}
+	nc, err := open(ctx, "tcp", addr)
+	if err != nil {
+		return nil, nil, fmt.Errorf("dial kafka at %s: %w", addr, hint(err, d.cfg, dialing))
+	}
+	// Whatever blocks below ends with the context.
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
+	conn, versions, step, err := d.greet(ctx, nc, addr)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = nc.Close()
+		if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = context.Cause(ctx)
+		}
+		return nil, nil, fmt.Errorf("%s with kafka at %s: %w", step, addr, hint(err, d.cfg, step))
+	}
+	return conn, versions, nil
+}
+
+// step is where the opening of a connection stands.
+type step string
+
+const (
+	dialing     step = "dial"
+	handshaking step = "TLS handshake"
+	versioning  step = "agree on versions"
+	loggingIn   step = "SASL login"
+	asking      step = "exchange"
+)
+
+func (d *dialer) greet(ctx context.Context, nc net.Conn, addr string) (*protocol.Conn, map[protocol.ApiKey]int16, step, error) {
+	host, portText, _ := net.SplitHostPort(addr)
+	if d.cfg.tls() {
+		config, err := d.tlsConfig(host)
+		if err != nil {
+			return nil, nil, handshaking, err
+		}
+		t := tls.Client(nc, config)
+		if err := t.HandshakeContext(ctx); err != nil {
+			return nil, nil, handshaking, err
+		}
+		nc = t
+	}
+	conn := protocol.NewConn(nc, d.cfg.ClientID)
+	msg, err := conn.RoundTrip(&apiversions.Request{})
+	if err != nil {
+		return nil, nil, versioning, err
+	}
+	res := msg.(*apiversions.Response)
+	if res.ErrorCode != 0 {
+		return nil, nil, versioning, kafkago.Error(res.ErrorCode)
+	}
+	versions := make(map[protocol.ApiKey]int16, len(res.ApiKeys))
+	for _, k := range res.ApiKeys {
+		key := protocol.ApiKey(k.ApiKey)
+		versions[key] = key.SelectVersion(k.MinVersion, k.MaxVersion)
+	}
+	if versions[protocol.Produce] < 3 {
+		return nil, nil, versioning, errors.New("the broker is older than Kafka 0.11 and knows no record batches")
+	}
+	conn.SetVersions(versions)
+	if d.mechanism != nil {
+		port, _ := strconv.Atoi(portText)
+		if err := login(sasl.WithMetadata(ctx, &sasl.Metadata{Host: host, Port: port}), conn, d.mechanism); err != nil {
+			return nil, nil, loggingIn, err
+		}
+	}
+	return conn, versions, asking, nil
+}
+
+func login(ctx context.Context, conn *protocol.Conn, mechanism sasl.Mechanism) error {
+	msg, err := conn.RoundTrip(&saslhandshake.Request{Mechanism: mechanism.Name()})
+	if err != nil {
+		return err
+	}
+	if res := msg.(*saslhandshake.Response); res.ErrorCode != 0 {
+		return fmt.Errorf("%w (the broker's listener has %q)", kafkago.Error(res.ErrorCode), res.Mechanisms)
+	}
+	session, state, err := mechanism.Start(ctx)
+	if err != nil {
+		return errors.New("mechanism cannot start") // its text could quote the credential
+	}
+	for done := false; !done; {
+		msg, err := conn.RoundTrip(&saslauthenticate.Request{AuthBytes: state})
+		if err != nil {
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				err = kafkago.SASLAuthenticationFailed // a broker may say no by hanging up
+			}
+			return err
+		}
+		res := msg.(*saslauthenticate.Response)
+		if res.ErrorCode != 0 {
+			return kafkago.Error(res.ErrorCode)
+		}
+		if done, state, err = session.Next(ctx, res.AuthBytes); err != nil {
+			return errors.New("the broker's proof that it knows the password is wrong")
+		}
+	}
+	return nil
+}
+
+// hint adds to an error what to check.
+func hint(err error, cfg *Config, at step) error {
+	var (
+		unknownCA  x509.UnknownAuthorityError
+		wrongName  x509.HostnameError
+		notTLS     tls.RecordHeaderError
+		alert      tls.AlertError
+		unresolved *net.DNSError
+	)
+	add := func(text string) error { return fmt.Errorf("%w (%s)", err, text) }
+	switch {
+	case errors.As(err, &unresolved):
+		return add("the name does not resolve here: check KAFKA_BOOTSTRAP_SERVERS, and the brokers' advertised.listeners when it is not one of those")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return add("nothing listens there: is the broker up, and is this the address of a listener that can be reached from here?")
+	case errors.As(err, &unknownCA):
+		return add("the broker's certificate is signed by an authority not trusted here: set RELAY_KAFKA_TLS_CA_FILE")
+	case errors.As(err, &wrongName):
+		return add("the broker's certificate is for another name: use that name in KAFKA_BOOTSTRAP_SERVERS and advertised.listeners, or set RELAY_KAFKA_TLS_SERVER_NAME")
+	case errors.As(err, &notTLS):
+		return add("the listener does not speak TLS: check the port, or KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
+	case errors.As(err, &alert):
+		return add("the broker refused the TLS session; when it wants a client certificate set RELAY_KAFKA_TLS_CERT_FILE and RELAY_KAFKA_TLS_KEY_FILE")
+	case errors.Is(err, kafkago.SASLAuthenticationFailed):
+		return add("check KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM")
+	case errors.Is(err, kafkago.UnsupportedSASLMechanism):
+		return add("KAFKA_SASL_MECHANISM=" + cfg.SASLMechanism + " is not switched on at this listener")
+	case errors.Is(err, kafkago.IllegalSASLState):
+		return add("the listener wants no SASL login: check the port, or KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
+	case hungUp(err) && at == handshaking:
+		return add("the listener may not speak TLS, or wants a client certificate: check KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol + ", RELAY_KAFKA_TLS_CERT_FILE")
+	case hungUp(err) && at == versioning && !cfg.tls():
+		return add("the listener may want TLS: check KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
+	case hungUp(err) && at == versioning:
+		return add("the broker may want a client certificate: RELAY_KAFKA_TLS_CERT_FILE and RELAY_KAFKA_TLS_KEY_FILE")
+	case hungUp(err) && at == loggingIn:
+		return add("the listener may want no SASL login: check KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
+	case hungUp(err) && at == asking && cfg.SASLMechanism == "":
+		return add("the listener may want a SASL login: check KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
+	case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded):
+		return add("no answer in time: a firewall or network policy, a stopped broker, or the wrong port")
+	}
+	return err
+}
+
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}

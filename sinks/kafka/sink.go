@@ -1,0 +1,484 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol/metadata"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Sink publishes to a Kafka cluster. Its methods may be called from any goroutine.
+type Sink struct {
+	cfg       Config
+	log       hclog.Logger
+	addrs     []string // to start from
+	dialer    *dialer
+	control   *control
+	topics    *topics
+	refresher *refresher
+
+	ctx        context.Context // ends, with ErrClosed, by Close
+	cancel     context.CancelCauseFunc
+	goroutines sync.WaitGroup
+
+	producer     atomic.Pointer[producerID] // nil until asked for; see package comment
+	producerTurn chan struct{}              // holds one token: who has it asks
+
+	mu      sync.Mutex
+	brokers map[int32]*broker
+	closed  bool
+}
+
+var (
+	_ relay.Sink    = (*Sink)(nil)
+	_ relay.Checker = (*Sink)(nil)
+)
+
+// New checks the configuration and reads the TLS files. It does not connect.
+func New(cfg Config, log hclog.Logger) (*Sink, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	addrs, err := cfg.addresses()
+	if err != nil {
+		return nil, err
+	}
+	if log == nil {
+		log = hclog.NewNullLogger()
+	}
+	s := &Sink{
+		cfg:          cfg,
+		log:          log,
+		addrs:        addrs,
+		producerTurn: make(chan struct{}, 1),
+		brokers:      map[int32]*broker{},
+	}
+	s.producerTurn <- struct{}{}
+	if s.dialer, err = newDialer(&s.cfg); err != nil {
+		return nil, err
+	}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.control = newControl(s.dialer, s.knownAddrs)
+	s.topics = &topics{sink: s, known: map[string]*topic{}, missing: map[string]time.Time{}}
+	s.refresher = &refresher{sink: s, wake: make(chan struct{}, 1), topics: map[string]struct{}{}, limits: map[*topic]struct{}{}}
+	if !cfg.Idempotence {
+		s.producer.Store(&noProducer)
+	}
+	s.goroutines.Go(s.refresher.run)
+	return s, nil
+}
+
+// Name returns "kafka".
+func (s *Sink) Name() string { return "kafka" }
+
+// brokerTimeout is how long a broker waits for its replicas: less than we wait for it.
+func (s *Sink) brokerTimeout() time.Duration { return s.cfg.RequestTimeout * 2 / 3 }
+
+// Publish implements relay.Sink. Records are grouped by partition; groups go to their brokers at once and
+// together with those of other lanes. Order holds per key within a topic: topics have no order
+// among themselves in Kafka.
+func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	if s.ctx.Err() != nil {
+		return ErrClosed
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("publish to kafka: %w", context.Cause(ctx))
+	}
+	if err := s.needProducer(ctx); err != nil {
+		return fmt.Errorf("get a producer id from kafka: %w", err)
+	}
+	c := &call{batch: batch, done: make(chan struct{})}
+	c.open.Store(1) // itself, until all groups are made
+	if cold := s.split(c); len(cold) > 0 {
+		s.askAbout(ctx, c, cold)
+	}
+	c.finish()
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		c.abandon(fmt.Errorf("publish to kafka: %w", context.Cause(ctx)))
+	case <-s.ctx.Done():
+		c.abandon(ErrClosed)
+	}
+	return s.result(ctx, c)
+}
+
+// call is one Publish under way.
+type call struct {
+	batch  []*relay.Record
+	groups []*group     // written by the Publish goroutine only
+	open   atomic.Int32 // groups without all fates
+	done   chan struct{}
+
+	mu   sync.Mutex
+	errs []error // by record; nil while none failed
+}
+
+func (c *call) fail(i int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.errs == nil {
+		c.errs = make([]error, len(c.batch))
+	}
+	c.errs[i] = err
+}
+
+func (c *call) finish() {
+	if c.open.Add(-1) == 0 {
+		close(c.done)
+	}
+}
+
+func (c *call) abandon(err error) {
+	for _, g := range c.groups {
+		g.p.abandon(g, err)
+	}
+}
+
+// enqueue hands the groups from first on to their partitions.
+func (c *call) enqueue(first int) {
+	c.open.Add(int32(len(c.groups) - first))
+	for _, g := range c.groups[first:] {
+		g.p.enqueue(g)
+	}
+}
+
+// destination is a topic as one call sees it: with one number of partitions from beginning to end.
+type destination struct {
+	parts   []*partition
+	groups  []*group // by partition; nil where nothing goes
+	keyless *partition
+	t       *topic
+	cold    bool // must be asked about first
+}
+
+// split groups the batch by partition and sends what can be sent. It returns the places of the others by
+// topic: the topic is not known yet, or holds a record so large that the topic's limit must be known.
+func (s *Sink) split(c *call) map[string][]int32 {
+	return s.place(c, nil, false)
+}
+
+// place does that for the given places of the batch, nil for all. asked says that large records were looked at.
+func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int32) {
+	n := len(places)
+	if places == nil {
+		n = len(c.batch)
+	}
+	at := func(i int) int32 {
+		if places == nil {
+			return int32(i)
+		}
+		return places[i]
+	}
+	var (
+		now   = time.Now()
+		dests = make(map[string]*destination, 8)
+		name  string
+		d     *destination
+		to    = make([]*group, n)
+		first = len(c.groups)
+		any   bool // some topic is cold
+	)
+	for i := range n {
+		rec := c.batch[at(i)]
+		if d == nil || rec.Topic != name {
+			name = rec.Topic
+			if d = dests[name]; d == nil {
+				d = new(destination)
+				if d.t, d.parts = s.topics.lookup(name, now); d.t == nil {
+					d.cold = true
+				}
+				d.groups = make([]*group, len(d.parts))
+				dests[name] = d
+			}
+		}
+		if !asked && rec.Size() > s.cfg.BatchBytes {
+			d.cold = true
+		}
+		if d.cold {
+			any = true
+			continue
+		}
+		var index int32
+		switch {
+		case rec.Key != "":
+			index = int32(partitionOf(rec.Key, len(d.parts)))
+		case d.keyless == nil:
+			d.keyless = d.t.spread(d.parts)
+			fallthrough
+		default:
+			index = d.keyless.index
+		}
+		g := d.groups[index]
+		if g == nil {
+			g = &group{call: c, p: d.parts[index]}
+			d.groups[index] = g
+			c.groups = append(c.groups, g)
+		}
+		g.next++ // the number of its records, until they are there
+		to[i] = g
+	}
+	if any {
+		cold = map[string][]int32{}
+		for i := range n {
+			if rec := c.batch[at(i)]; dests[rec.Topic].cold {
+				cold[rec.Topic] = append(cold[rec.Topic], at(i))
+				if to[i] != nil { // came before the large one
+					to[i].next, to[i] = 0, nil
+				}
+			}
+		}
+		c.groups = append(c.groups[:first], slices.DeleteFunc(c.groups[first:], func(g *group) bool { return g.next == 0 })...)
+	}
+	s.fill(c, c.groups[first:], to, at)
+	c.enqueue(first)
+	return cold
+}
+
+// fill gives the groups their records. The groups share two arrays.
+func (s *Sink) fill(c *call, groups []*group, to []*group, at func(int) int32) {
+	if len(groups) == 1 && groups[0].next == len(c.batch) {
+		groups[0].recs, groups[0].next = c.batch, 0
+		return
+	}
+	recs, pos := make([]*relay.Record, len(to)), make([]int32, len(to))
+	for _, g := range groups {
+		n := g.next
+		g.recs, recs = recs[:0:n], recs[n:]
+		g.pos, pos = pos[:0:n], pos[n:]
+		g.next = 0
+	}
+	for i, g := range to {
+		if g != nil {
+			g.recs, g.pos = append(g.recs, c.batch[at(i)]), append(g.pos, at(i))
+		}
+	}
+}
+
+// askAbout brings the cold topics' records on their way, or fails them.
+func (s *Sink) askAbout(ctx context.Context, c *call, cold map[string][]int32) {
+	ctx, cancel := s.whileOpen(ctx)
+	defer cancel()
+	send := func(name string) {
+		rest := s.place(c, s.refuseLarge(ctx, c, name, cold[name]), true)
+		for _, places := range rest { // gone again since it was found
+			for _, i := range places {
+				c.fail(int(i), fmt.Errorf("topic %s: %w", name, kafkago.UnknownTopicOrPartition))
+			}
+		}
+	}
+	var unknown []string
+	for name := range cold {
+		if _, ok := s.topics.live.Load(name); ok {
+			send(name)
+		} else {
+			unknown = append(unknown, name)
+		}
+	}
+	for name, err := range s.topics.resolve(ctx, unknown, send) {
+		for _, i := range cold[name] {
+			c.fail(int(i), err)
+		}
+	}
+}
+
+// refuseLarge refuses records that the topic would not take, so that they do not travel only to be thrown
+// away, and returns the places of the others. Where the limit is not told the broker decides.
+func (s *Sink) refuseLarge(ctx context.Context, c *call, name string, places []int32) []int32 {
+	v, ok := s.topics.live.Load(name)
+	if !ok {
+		return places
+	}
+	plain := codecs[s.cfg.Compression] == codecs["none"]
+	return slices.DeleteFunc(slices.Clone(places), func(i int32) bool {
+		rec := c.batch[i]
+		if rec.Size() <= s.cfg.BatchBytes {
+			return false
+		}
+		size, limit := recordSize(rec), s.topics.learnLimit(ctx, v.(*topic))
+		switch {
+		case plain && limit > 0 && int64(size) > limit:
+			c.fail(int(i), tooLarge(size, limit, fmt.Errorf("larger than max.message.bytes of topic %s", name)))
+		case size > maxRecord && (!plain || limit == 0):
+			c.fail(int(i), tooLarge(size, limit, fmt.Errorf("larger than %d bytes, about what a broker reads in one request (socket.request.max.bytes)", maxRecord)))
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+// result makes the fates into what Publish returns.
+func (s *Sink) result(ctx context.Context, c *call) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.errs == nil {
+		return nil
+	}
+	// A later record of a key counts as failed when an earlier one of it did, even in another topic.
+	failed := map[string]error{}
+	for i, rec := range c.batch {
+		err := c.errs[i]
+		if err == nil {
+			if before := failed[rec.Key]; before != nil {
+				c.errs[i] = fmt.Errorf("acknowledged after an earlier record of the same key had failed: %w", before)
+			}
+			continue
+		}
+		if r, ok := relay.Refused(err); !ok {
+			if rec.Key != "" && failed[rec.Key] == nil {
+				failed[rec.Key] = err
+			}
+		} else if r.Reason == relay.ReasonTooLarge && r.Limit == 0 && ctx.Err() == nil {
+			if v, ok := s.topics.live.Load(rec.Topic); ok {
+				ctx, cancel := s.whileOpen(ctx)
+				c.errs[i] = tooLarge(int(r.Size), s.topics.learnLimit(ctx, v.(*topic)), r.Err)
+				cancel()
+			}
+		}
+	}
+	return &relay.BatchError{Errs: c.errs}
+}
+
+// Check asks a broker who is in the cluster. Its error names the address and what to check.
+func (s *Sink) Check(ctx context.Context) error {
+	if s.ctx.Err() != nil {
+		return ErrClosed
+	}
+	ctx, cancel := s.whileOpen(ctx)
+	defer cancel()
+	res, err := s.control.topics(ctx, nil)
+	if err != nil {
+		return err
+	}
+	s.setBrokers(res.Brokers)
+	return nil
+}
+
+// Close ends all connections and goroutines. A Publish in progress returns ErrClosed.
+func (s *Sink) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel(ErrClosed)
+	s.goroutines.Wait()
+	s.control.close()
+	return nil
+}
+
+// whileOpen returns a context that ends with ctx or with the sink.
+func (s *Sink) whileOpen(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// producerPause is between two questions for a producer id.
+const producerPause = 20 * time.Millisecond
+
+// needProducer gets a producer id if there is none.
+func (s *Sink) needProducer(ctx context.Context) error {
+	if s.producer.Load() != nil {
+		return nil
+	}
+	ctx, cancel := s.whileOpen(ctx)
+	defer cancel()
+	select {
+	case <-s.producerTurn:
+		defer func() { s.producerTurn <- struct{}{} }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.producer.Load() != nil {
+		return nil
+	}
+	id, err := s.control.producer(ctx)
+	for wait := s.cfg.DialTimeout; loading(err) && wait > 0; wait -= producerPause {
+		// The broker has just started, or is about to hand out a new block of ids.
+		timer := time.NewTimer(producerPause)
+		select {
+		case <-timer.C:
+			id, err = s.control.producer(ctx)
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+	if err != nil {
+		if unsupported(err) {
+			s.withoutProducer(err)
+			return nil
+		}
+		return err
+	}
+	s.producer.Store(&id)
+	return nil
+}
+
+// withoutProducer goes on without a producer id, for good.
+func (s *Sink) withoutProducer(err error) {
+	if before := s.producer.Swap(&noProducer); before == nil || *before != noProducer {
+		s.log.Warn("no producer id, a request that times out may be appended late and out of order; grant IDEMPOTENT_WRITE on the cluster, or set RELAY_KAFKA_IDEMPOTENCE=false to silence this", "error", err)
+	}
+}
+
+// broker returns the sender for a node.
+func (s *Sink) broker(id int32) *broker {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.brokerLocked(id)
+}
+
+func (s *Sink) brokerLocked(id int32) *broker {
+	b := s.brokers[id]
+	if b == nil {
+		b = &broker{sink: s, id: id, wake: make(chan struct{}, 1)}
+		b.batch.compression = codecs[s.cfg.Compression]
+		s.brokers[id] = b
+		if !s.closed {
+			s.goroutines.Go(b.run)
+		}
+	}
+	return b
+}
+
+// setBrokers takes over the cluster's addresses.
+func (s *Sink) setBrokers(told []metadata.ResponseBroker) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range told {
+		b := s.brokerLocked(m.NodeID)
+		b.mu.Lock()
+		b.addr = net.JoinHostPort(m.Host, strconv.Itoa(int(m.Port)))
+		b.mu.Unlock()
+	}
+}
+
+// knownAddrs are the configured addresses and those learnt since.
+func (s *Sink) knownAddrs() []string {
+	addrs := slices.Clone(s.addrs)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.brokers {
+		if addr := b.address(); addr != "" && !slices.Contains(addrs, addr) {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs
+}

@@ -3,6 +3,7 @@ package pgoutput
 import (
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -358,6 +359,21 @@ func TestDecodeOutOfPlace(t *testing.T) {
 		_, err := inTransaction(t, outboxColumns).Decode([]byte("?abc"))
 		wantProtocol(t, err)
 	})
+}
+
+// A Truncate of nine bytes may claim four thousand million relations; the decoder must not believe it.
+func TestDecodeTruncateClaimsTooMuch(t *testing.T) {
+	msg := truncateMessage(tableOID)
+	binary.BigEndian.PutUint32(msg[1:], 32<<20)
+	d := inTransaction(t, outboxColumns)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := d.Decode(msg)
+	runtime.ReadMemStats(&after)
+	wantProtocol(t, err)
+	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<20 {
+		t.Errorf("allocated %d bytes for a message of %d", got, len(msg))
+	}
 }
 
 func wantProtocol(t *testing.T, err error) {

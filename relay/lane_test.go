@@ -220,6 +220,23 @@ func TestLaneHealth(t *testing.T) {
 			t.Errorf("after a success the first retry came after %s, want the shortest wait", took)
 		}
 	})
+
+	// A lane fails, and its pipeline ends with the lease. The sink must not be told as down for ever after.
+	bubble(t, "LeaseLostWhileDown", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		r := start(t, w, oneLane, sink)
+		sink.Down(errBroker)
+		w.commit("a")
+		if err := sink.WaitOffered(t.Context(), 3); err != nil {
+			t.Fatal(err)
+		}
+		r.wantMetric(0, "outbox_sink_up", "sink=kafka")
+		w.lease().lose(errors.New("connection reset"))
+		w.until("the lease is released", func() bool { return slices.Contains(w.trace, "release") })
+		sink.Down(nil)
+		w.untilStatus("sent", "a1")
+		r.wantMetric(1, "outbox_sink_up", "sink=kafka")
+	})
 }
 
 func sinkStatus(r *rig) (up bool, last string) {

@@ -215,6 +215,30 @@ func TestMarker(t *testing.T) {
 		wantBatches(t, "told", r.lease.told(), markedBatch{0, "2"}, markedBatch{40 * ms, "1 3"})
 	})
 
+	// … and hold up nobody: other rows are marked meanwhile as if they were not there.
+	run("InvisibleRowsDoNotHoldUpOthers", func(t *testing.T) {
+		started := time.Now()
+		r := startMarker(t, nil, func(_ int, marks []Mark) (later []int, _ error) {
+			for i, m := range marks {
+				if m.ID[0] == 1 && time.Since(started) < 50*ms {
+					later = append(later, i)
+				}
+			}
+			return later, nil
+		})
+		r.push(flightsOf(1, 3))
+		synctest.Wait()
+		r.push(flightsOf(4, 6))
+		synctest.Wait()
+		after(time.Second)
+		if len(r.lease.told()) < 2 || r.lease.told()[1] != (markedBatch{0, "4 5 6"}) {
+			t.Errorf("told: %v, want 4 5 6 at once", r.lease.told())
+		}
+		if last := r.lease.told()[len(r.lease.told())-1]; last.names != "1" || last.after < 50*ms || last.after > 100*ms {
+			t.Errorf("told: %v, want 1 at last, soon after it is visible", r.lease.told())
+		}
+	})
+
 	// Another relay has taken the slot: the marker ends at once with the reason, and tells the tracker nothing.
 	run("FencedMarkEndsIt", func(t *testing.T) {
 		r := startMarker(t, nil, func(int, []Mark) ([]int, error) { return nil, ErrFenced })

@@ -51,8 +51,9 @@ type world struct {
 	// onMark, if set, decides about the n-th call of Mark, from 1: an error writes nothing, later is left out.
 	onMark    func(ctx context.Context, n int, marks []relay.Mark) (later []int, err error)
 	onSettled func(n int) error
-	passEnds  bool // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
-	batch     int  // the most events in one Admit; 0: all there are
+	poison    error // what each connection breaks with at once
+	passEnds  bool  // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
+	batch     int   // the most events in one Admit; 0: all there are
 }
 
 type row struct {
@@ -141,7 +142,9 @@ func (w *world) commitRows(events ...relay.Event) (at, end relay.LSN) {
 		for i, ev := range events {
 			w.perKey[ev.AggregateID]++
 			ev.ID = id(fmt.Sprint(ev.AggregateID, w.perKey[ev.AggregateID]))
-			ev.CommitLSN, ev.Ordinal, ev.XID, ev.CommittedAt = at, uint32(i), uint32(at>>8), relay.TimestampOf(time.Now())
+			ev.CommitLSN, ev.Ordinal, ev.XID = at, uint32(i), uint32(at>>8)
+			// A bubble's clock starts at PostgreSQL's epoch, and 0 means that the time is not known.
+			ev.CommittedAt = max(1, relay.TimestampOf(time.Now()))
 			if i == len(events)-1 {
 				ev.CommitEnd = end
 			}
@@ -279,7 +282,10 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 		}
 	})
 	for {
-		events, pass, changed := s.receive()
+		events, pass, changed, err := s.receive()
+		if err != nil {
+			return err
+		}
 		if len(events) > 0 {
 			if err := in.Admit(ctx, events); err != nil {
 				return err
@@ -301,9 +307,12 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 }
 
 // receive returns what the server has to tell: events, and a position that may be passed after them.
-func (s *stream) receive() (events []relay.Event, pass relay.LSN, changed chan struct{}) {
+func (s *stream) receive() (events []relay.Event, pass relay.LSN, changed chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.poison != nil {
+		return nil, 0, nil, s.poison
+	}
 	for s.pos < len(s.wal) && (s.batch == 0 || len(events) < s.batch) {
 		ev := s.wal[s.pos]
 		s.pos++
@@ -313,14 +322,14 @@ func (s *stream) receive() (events []relay.Event, pass relay.LSN, changed chan s
 		}
 		events = append(events, ev)
 		if s.passEnds && end != 0 {
-			return events, end, s.changed
+			return events, end, s.changed, nil
 		}
 	}
 	if s.pos == len(s.wal) && len(events) == 0 && s.keepalive > s.passed {
 		s.passed = s.keepalive
 		pass = s.keepalive
 	}
-	return events, pass, s.changed
+	return events, pass, s.changed, nil
 }
 
 func (s *stream) report() {
@@ -524,7 +533,8 @@ func start(t testing.TB, w *world, tune func(*relay.Config), sinks ...relay.Sink
 		cancel()
 		<-r.done
 		if t.Failed() {
-			t.Logf("the relay's log:\n%s", r.log)
+			text := r.log.String()
+			t.Logf("the relay's log ends with:\n%s", text[max(0, len(text)-4000):])
 		}
 	})
 	return r

@@ -266,6 +266,49 @@ func TestReconnect(t *testing.T) {
 		wantTaken(t, sink, "a1")
 	})
 
+	// The connection breaks while the stream waits for room in the budget: what it was about to hand over has not been taken,
+	// and is taken when it comes again.
+	bubble(t, "BreaksWhileTheBudgetIsSpent", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		gate := sink.OnCall(1).Block()
+		r := start(t, w, func(cfg *relay.Config) { cfg.Lanes, cfg.InflightEvents = 1, 4 }, sink)
+		w.commit("a", "a", "a")
+		_, end := w.commit("a", "a", "a", "a", "a", "a", "a")
+		<-gate.Reached
+		if got := inflight(r); got != 4 {
+			t.Fatalf("%d events in flight, want 4 and the others waiting", got)
+		}
+		w.stream().fail(errConnection)
+		w.until("there is a second connection", func() bool { return len(w.opened) == 2 })
+		synctest.Wait()
+		gate.Release()
+		w.until("the watermark is at the end", func() bool { return w.confirmed == end })
+		for _, l := range numbered("a", 1, 10) {
+			wantStatus(t, w, l, "sent")
+		}
+		wantTaken(t, sink, strings.Join(numbered("a", 1, 10), " "))
+	})
+
+	// The same in the middle of a look-up.
+	bubble(t, "BreaksDuringALookUp", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		_, end := w.commit("a", "a")
+		w.marked = end
+		w.onSettled = func(n int) error {
+			if n <= 2 { // the second is the one that the broken connection cuts short
+				return errConnection
+			}
+			return nil
+		}
+		start(t, w, oneLane, sink)
+		w.until("the look-up has failed once", func() bool { return len(w.lookUps) == 1 })
+		w.stream().fail(errConnection)
+		w.until("the watermark is at the end", func() bool { return w.confirmed == end })
+		wantStatus(t, w, "a1", "sent")
+		wantStatus(t, w, "a2", "sent")
+		wantTaken(t, sink, "a1 a2")
+	})
+
 	bubble(t, "SlotInUseIsWaitedFor", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		zombie := &stream{world: w}

@@ -165,10 +165,14 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 				p.log.Info("replication resumed")
 			}
 			opened = true
-			backoff.Reset()
 			p.setStreaming(true)
+			since := time.Now()
 			err = stream.Run(ctx, p)
 			p.setStreaming(false)
+			// Opening proves nothing: a message that cannot be understood comes again at once.
+			if time.Since(since) > p.cfg.BackoffMax {
+				backoff.Reset()
+			}
 			if ctx.Err() != nil {
 				return finish(stream)
 			}

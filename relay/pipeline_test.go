@@ -328,6 +328,26 @@ func TestReconnect(t *testing.T) {
 		}
 	})
 
+	// A connection that opens and breaks at once, again and again, is tried less and less often.
+	bubble(t, "BreaksAtOnceAgainAndAgain", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		w.poison = errors.New("malformed pgoutput message")
+		r := start(t, w, oneLane, sink)
+		time.Sleep(100 * time.Second)
+		synctest.Wait()
+		w.mu.Lock()
+		opened := len(w.opened)
+		w.mu.Unlock()
+		if opened > 40 {
+			t.Errorf("%d connections in 100 s, want the backoff to grow to 5 s", opened)
+		}
+		w.change(func() { w.poison = nil })
+		w.commit("a")
+		w.untilStatus("sent", "a1")
+		if r.slot().Role != relay.Owner {
+			t.Errorf("role %s", r.slot().Role)
+		}
+	})
 }
 
 func TestLookUp(t *testing.T) {

@@ -19,7 +19,7 @@ const (
 	// delivered: in the log of all in-sync replicas.
 	delivered verdict = iota
 	// moved: not appended, because another broker leads the partition now, or none does yet. The leader is
-	// asked for again and the batch sent there once; after that it is passing.
+	// asked for again and the batch sent there, a few times; after that it is passing.
 	moved
 	// passing: not appended, or nobody knows; the lane offers it again.
 	passing

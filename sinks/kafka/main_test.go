@@ -79,7 +79,37 @@ func createTopic(t testing.TB, addr string, partitions int, config ...kafkago.Co
 		t.Fatalf("create topic %s: %v", name, err)
 	}
 	deleteAfter(t, addr, name)
+	waitForTopic(t, addr, name, partitions)
 	return name
+}
+
+// waitForTopic returns when each partition has a leader that answers.
+func waitForTopic(t testing.TB, addr, name string, partitions int) {
+	t.Helper()
+	ctx, client := testContext(t), newClient(t, addr)
+	var requests []kafkago.OffsetRequest
+	for i := range partitions {
+		requests = append(requests, kafkago.LastOffsetOf(i))
+	}
+	for {
+		res, err := client.ListOffsets(ctx, &kafkago.ListOffsetsRequest{Topics: map[string][]kafkago.OffsetRequest{name: requests}})
+		led := 0
+		if err == nil {
+			for _, p := range res.Topics[name] {
+				if p.Error == nil {
+					led++
+				}
+			}
+		}
+		if led == partitions {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("topic %s: %d of %d partitions have a leader: %v", name, led, partitions, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func topicName() string { return "t-" + sinktest.NewRecord("", "", 0, 0).EventID.String() }

@@ -16,6 +16,13 @@ import (
 // wideAgain is the number of records per chunk from which the search for a culprit counts as over.
 const wideAgain = 4096
 
+// maxMoves is how often a group follows its leader, movePause apart from the second time on: just after a
+// topic was made or a leader elected, brokers need a moment to agree. After that the lane decides.
+const (
+	maxMoves  = 4
+	movePause = 50 * time.Millisecond
+)
+
 var (
 	errNoProducer = errors.New("the producer id is used up or not accepted: a new one is asked for")
 	errGone       = errors.New("sent together with records of a call that has ended")
@@ -52,6 +59,7 @@ type partition struct {
 	numbered bool  // id is set; 0, epoch 0, is an id like any other
 	seq      int32 // of the next record under id
 	resync   bool  // a chunk failed: id's epoch ends when nothing is in flight
+	moves    int   // how often the leader was not where it was said to be, since it last was
 	most     int   // records per chunk while a culprit is looked for, 0 is no limit
 }
 
@@ -65,7 +73,7 @@ type group struct {
 	settled int     // first record without a fate
 	flying  bool    // a chunk of it is in flight or in again
 	over    bool    // all fates known, or the call has gone
-	resent  bool    // the one repetition that a moved leader allows is used up
+	moves   int     // how often it was sent to a broker that does not lead (any more)
 }
 
 // segment is what a chunk holds of one group.
@@ -247,6 +255,7 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 	p.resync = p.resync || v != delivered
 	switch v {
 	case delivered:
+		p.moves = 0
 		for _, s := range c.segs {
 			s.g.settle(s.to, nil)
 		}
@@ -255,7 +264,7 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 		}
 	case moved:
 		p.stale = true
-		p.retryOnce(c, err)
+		p.follow(c, err)
 	case misplaced:
 		if failedBefore {
 			p.requeue(c)
@@ -268,7 +277,7 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 		}
 	case unfenced:
 		p.sink.withoutProducer(err)
-		p.retryOnce(c, err)
+		p.follow(c, err)
 	case oversized, suspect:
 		if v == oversized {
 			p.sink.refresher.learnLimit(p.topic)
@@ -347,16 +356,23 @@ func (p *partition) land(c *chunk) {
 	}
 }
 
-// retryOnce puts the chunk's groups back, unless they were put back before for that reason.
-func (p *partition) retryOnce(c *chunk, err error) {
+func (p *partition) movedAgain() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.moves > 1
+}
+
+// follow puts the chunk's groups back to be sent to the new leader, unless they were sent after one often enough.
+func (p *partition) follow(c *chunk, err error) {
 	for i := len(c.segs) - 1; i >= 0; i-- {
-		if s := c.segs[i]; s.g.resent {
+		s := c.segs[i]
+		if s.g.moves++; s.g.moves > maxMoves {
 			p.dequeue(s.g)
 			s.g.settle(len(s.g.recs), err)
-		} else {
-			s.g.resent = true
-			p.putBack(s)
+			continue
 		}
+		p.moves = max(p.moves, s.g.moves)
+		p.putBack(s)
 	}
 }
 

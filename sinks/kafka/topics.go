@@ -324,6 +324,14 @@ func (r *refresher) refresh(ctx context.Context, waiting []*partition, topics ma
 	for name := range topics {
 		names = append(names, name)
 	}
+	if slices.ContainsFunc(waiting, (*partition).movedAgain) {
+		timer := time.NewTimer(movePause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+	}
 	codes, err := r.sink.topics.fetch(ctx, names)
 	if err != nil && len(waiting) == 0 {
 		r.sink.log.Debug("topics not refreshed", "topics", len(names), "error", err)

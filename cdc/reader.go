@@ -16,10 +16,18 @@ type reader struct {
 
 	buf  []byte
 	r, w int
+
+	lastRead time.Time
+	lastSize int
 }
 
+// readPause is the least time between two reads that did not fill half the buffer. A walsender that sends small transactions
+// writes each by itself; reading each by itself would cost a wake-up, a batch and a broker's request an event. They
+// gather in the socket meanwhile. An event pays at most this for it, and nothing on a stream that is slower.
+const readPause = time.Millisecond
+
 // readBuffer is a few hundred events: fewer bytes cost a system call more often, more are never there at once.
-const readBuffer = 128 << 10
+const readBuffer = 256 << 10
 
 func newReader(src io.Reader) *reader { return &reader{src: src, buf: make([]byte, readBuffer)} }
 
@@ -35,7 +43,13 @@ func (r *reader) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
+		if r.before != nil && r.lastSize < len(r.buf)/2 {
+			if pause := readPause - time.Since(r.lastRead); pause > 0 {
+				time.Sleep(pause)
+			}
+		}
 		n, err := r.src.Read(r.buf)
+		r.lastRead, r.lastSize = time.Now(), n
 		if n == 0 {
 			return 0, err
 		}

@@ -75,12 +75,37 @@ func (e *Encoder) Encode(rec *Record, ev *Event) error {
 	return nil
 }
 
-// appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction, or none when it is zero.
+// appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction, or none when it is zero. Written out,
+// because time.AppendFormat was a tenth of the relay's CPU.
 func appendISOFormat(b []byte, t time.Time) []byte {
-	if t.Nanosecond() == 0 {
-		return t.AppendFormat(b, "2006-01-02T15:04:05+00:00")
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	b = appendDigits(b, year, 4)
+	b = append(b, '-')
+	b = appendDigits(b, int(month), 2)
+	b = append(b, '-')
+	b = appendDigits(b, day, 2)
+	b = append(b, 'T')
+	b = appendDigits(b, hour, 2)
+	b = append(b, ':')
+	b = appendDigits(b, minute, 2)
+	b = append(b, ':')
+	b = appendDigits(b, second, 2)
+	if micros := t.Nanosecond() / 1000; micros != 0 {
+		b = append(b, '.')
+		b = appendDigits(b, micros, 6)
 	}
-	return t.AppendFormat(b, "2006-01-02T15:04:05.000000+00:00")
+	return append(b, "+00:00"...)
+}
+
+// appendDigits writes n with leading zeros in the given width, which it must fit.
+func appendDigits(b []byte, n, width int) []byte {
+	var digits [8]byte
+	for i := width - 1; i >= 0; i-- {
+		digits[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return append(b, digits[:width]...)
 }
 
 // appendJSONString writes s as a JSON string (RFC 8259, section 7). UTF-8 stays as it is.

@@ -24,6 +24,11 @@ type Metrics struct {
 	duration    *prometheus.HistogramVec
 
 	lag          *prometheus.GaugeVec
+	slotLag      *prometheus.GaugeVec
+	slotRetained *prometheus.GaugeVec
+	slotSafe     *prometheus.GaugeVec
+	slotActive   *prometheus.GaugeVec
+	slotStatus   *prometheus.GaugeVec
 	ackSeconds   *prometheus.HistogramVec
 	sinkUp       *prometheus.GaugeVec
 	shardsOwned  prometheus.Gauge
@@ -69,13 +74,21 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 		reg.MustRegister(g)
 		return g
 	}
+	slotStatus := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "outbox_slot_wal_status",
+		Help: "1 for the slot's wal_status. lost means that PostgreSQL has removed WAL that the slot needed."}, []string{"slot", "status"})
+	reg.MustRegister(slotStatus)
 	m := &Metrics{
-		workerID:    workerID,
-		batches:     counter("outbox_batch_processed_total", "Batches offered to a sink and acknowledged."),
-		published:   byType("outbox_published_events_total", "Events that a sink has acknowledged; with several sinks an event counts once for each."),
-		failed:      byType("outbox_failed_events_total", "Events that a sink refused for their own fault. A rise means rows with status failed: read last_error."),
-		deadLetters: byType("outbox_dead_letter_events_total", "Events given up for good. A rise means work for a person."),
-		retries:     counter("outbox_retry_attempts_total", "Events offered again after trouble of a sink. A steady rise means a broker in trouble."),
+		slotStatus:   slotStatus,
+		slotLag:      gaugeBy("outbox_slot_confirmed_flush_lag_bytes", "WAL written and not confirmed by the relay. It rises while events wait.", "slot"),
+		slotRetained: gaugeBy("outbox_slot_retained_wal_bytes", "WAL that the slot keeps on the database's disk.", "slot"),
+		slotSafe:     gaugeBy("outbox_slot_safe_wal_size_bytes", "WAL that may still be written before the slot can be lost; absent without max_slot_wal_keep_size.", "slot"),
+		slotActive:   gaugeBy("outbox_slot_active", "1 while a connection reads the slot.", "slot"),
+		workerID:     workerID,
+		batches:      counter("outbox_batch_processed_total", "Batches offered to a sink and acknowledged."),
+		published:    byType("outbox_published_events_total", "Events that a sink has acknowledged; with several sinks an event counts once for each."),
+		failed:       byType("outbox_failed_events_total", "Events that a sink refused for their own fault. A rise means rows with status failed: read last_error."),
+		deadLetters:  byType("outbox_dead_letter_events_total", "Events given up for good. A rise means work for a person."),
+		retries:      counter("outbox_retry_attempts_total", "Events offered again after trouble of a sink. A steady rise means a broker in trouble."),
 		pending: gauge("outbox_pending_events_total", "Events waiting on the slots that this relay owns: in flight, exact, plus an "+
 			"estimate of those in WAL not read yet; 0 on a standby, so that the sum over pods is the backlog. A gauge, despite its name, which the autoscaler knows.", nil),
 		pendingName: gauge("outbox_pending_events", "The same as outbox_pending_events_total, under a gauge's name.", nil),
@@ -180,3 +193,22 @@ func (s *sinkMetrics) retry(events int) { s.m.retries.Add(float64(events)) }
 func (m *Metrics) refusedByEncoder(f *flight) { m.eventType(f.rec.EventType).failed.Inc() }
 
 func (m *Metrics) marked(batch []*flight) { m.marks.Add(float64(len(batch))) }
+
+// slotInfo exports what the server says of a slot.
+func (m *Metrics) slotInfo(slot string, info SlotInfo) {
+	m.slotStatus.DeletePartialMatch(prometheus.Labels{"slot": slot})
+	if !info.Exists {
+		return
+	}
+	m.slotLag.WithLabelValues(slot).Set(float64(info.WALEnd - min(info.WALEnd, info.ConfirmedFlush)))
+	m.slotRetained.WithLabelValues(slot).Set(float64(info.WALEnd - min(info.WALEnd, info.Restart)))
+	m.slotActive.WithLabelValues(slot).Set(0)
+	if info.Active {
+		m.slotActive.WithLabelValues(slot).Set(1)
+	}
+	m.slotSafe.DeleteLabelValues(slot)
+	if info.SafeWALSize != nil {
+		m.slotSafe.WithLabelValues(slot).Set(float64(*info.SafeWALSize))
+	}
+	m.slotStatus.WithLabelValues(slot, info.WALStatus).Set(1)
+}

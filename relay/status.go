@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Role is what a relay is to a slot.
@@ -114,19 +116,67 @@ func (s Status) Problems() []string {
 // stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
 const stalledAfter = 15 * time.Second
 
-const observeInterval = time.Second
+const (
+	observeInterval = time.Second
+	slotEvery       = 5 // observations between two looks at the slot
+)
 
 // observe keeps the pipeline's gauges up to date until ctx ends.
 func (p *pipeline) observe(ctx context.Context) error {
-	for Sleep(ctx, observeInterval) {
+	var unread unreadEstimate
+	var info SlotInfo
+	for n := 0; ; n++ {
+		if n%slotEvery == 0 {
+			looked, err := p.lease.Slot(ctx)
+			if err != nil {
+				p.log.Debug("looking at the slot", "error", err) // who needs the slot says it louder
+			} else {
+				info = looked
+				p.metrics.slotInfo(p.slot, info)
+			}
+		}
 		var st SlotStatus
 		p.status(&st)
+		p.mu.Lock()
+		read, admitted := max(p.read, info.ConfirmedFlush), p.counts.admitted
+		p.mu.Unlock()
+		waiting := float64(st.Inflight) + unread.events(info.WALEnd, read, admitted)
 		p.metrics.lag.WithLabelValues(p.slot).Set(st.LagSeconds)
 		p.metrics.processing.Set(float64(st.Inflight))
-		p.metrics.pending.Set(float64(st.Inflight))
-		p.metrics.pendingName.Set(float64(st.Inflight))
+		p.metrics.pending.Set(waiting)
+		p.metrics.pendingName.Set(waiting)
+		if !Sleep(ctx, observeInterval) {
+			return nil
+		}
 	}
-	return nil
+}
+
+// unreadEstimate guesses how many events lie in WAL that the stream has not brought yet: its bytes, by the events that the bytes
+// so far have held. Until some have been seen it takes a row of ordinary size.
+type unreadEstimate struct {
+	from     LSN
+	admitted uint64
+	perEvent float64 // WAL bytes
+}
+
+const (
+	ordinaryWALPerEvent = 1500
+	// caughtUpBytes is WAL that may be written between our look at the server and its next keepalive without meaning a backlog.
+	caughtUpBytes = 1 << 20
+)
+
+func (u *unreadEstimate) events(walEnd, read LSN, admitted uint64) float64 {
+	if u.from == 0 {
+		u.from, u.admitted, u.perEvent = read, admitted, ordinaryWALPerEvent
+	}
+	if n := admitted - u.admitted; n >= 1000 && read > u.from {
+		u.perEvent = max(100, float64(read-u.from)/float64(n))
+		u.from, u.admitted = read, admitted
+	}
+	if walEnd < read+caughtUpBytes {
+		return 0
+	}
+	return float64(int64(float64(walEnd-read) / u.perEvent))
 }
 
 // standby sets what only an owner reports to 0: a missing series would keep the autoscaler from scaling down.
@@ -135,4 +185,7 @@ func (m *Metrics) standby() {
 	m.pendingName.Set(0)
 	m.processing.Set(0)
 	m.lag.Reset()
+	for _, g := range []*prometheus.GaugeVec{m.slotLag, m.slotRetained, m.slotSafe, m.slotActive, m.slotStatus} {
+		g.Reset()
+	}
 }

@@ -75,6 +75,8 @@ type Lease interface {
 	// Settled tells for each event whether its row asks for no delivery any more: marked sent or dead,
 	// deleted or archived.
 	Settled(ctx context.Context, events []Event) ([]bool, error)
+	// Slot tells what the server says of the slot.
+	Slot(ctx context.Context) (SlotInfo, error)
 	// Release gives the slot up. The stream must be closed before.
 	Release(ctx context.Context) error
 }
@@ -86,4 +88,17 @@ type Mark struct {
 	CommitLSN LSN
 	// Refusal is why a sink refused the event, in words for last_error; empty means that all sinks took it.
 	Refusal string
+}
+
+// SlotInfo is what the server says of a slot (pg_replication_slots), and how far its WAL goes.
+type SlotInfo struct {
+	Exists         bool
+	Active         bool
+	WALEnd         LSN
+	ConfirmedFlush LSN
+	Restart        LSN
+	WALStatus      string // reserved, extended, unreserved, lost
+	// SafeWALSize is how many bytes may still be written before the slot is in danger of being lost; nil when there is
+	// no limit, or when it is lost.
+	SafeWALSize *int64
 }

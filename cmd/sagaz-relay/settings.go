@@ -55,6 +55,8 @@ type settings struct {
 	store   store.Config
 	sinks   map[string]any // by name: every sink's config, also of those not used
 
+	wrapSink func(relay.Sink) relay.Sink // bench and demo look over the sinks' shoulders; may be nil
+
 	errs []error // about the variables themselves
 }
 
@@ -150,6 +152,9 @@ func (s *settings) openSinks(log hclog.Logger) ([]relay.Sink, error) {
 		if err != nil {
 			closeSinks(sinks, log)
 			return nil, configError{err}
+		}
+		if s.wrapSink != nil {
+			sink = s.wrapSink(sink)
 		}
 		sinks = append(sinks, sink)
 	}

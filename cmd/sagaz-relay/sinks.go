@@ -7,11 +7,15 @@ import (
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/sinks/file"
+	"github.com/sagaz-relay/relay/sinks/kafka"
+	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 	"github.com/sagaz-relay/relay/sinks/stdout"
 )
 
 // sinkKinds are the sinks that BROKER_TYPE can name. A new one is one line here.
 var sinkKinds = []sinkKind{
+	kind("kafka", kafka.DefaultConfig, kafka.New),
+	kind("rabbitmq", rabbitmq.DefaultConfig, rabbitmq.New),
 	kind("file", file.DefaultConfig, file.New),
 	kind("stdout", noConfig, func(unset, hclog.Logger) (relay.Sink, error) { return stdout.New(os.Stdout), nil }),
 }

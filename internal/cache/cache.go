@@ -11,7 +11,12 @@ import (
 )
 
 // DefaultRoot is where downloads of this project go: the user's cache directory.
+//
+// For root it is /var/cache/sagaz-relay, because PostgreSQL runs as somebody else then, and /root is closed to others.
 func DefaultRoot() (string, error) {
+	if os.Geteuid() == 0 {
+		return "/var/cache/sagaz-relay", nil
+	}
 	dir, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("find the cache directory: %w (set HOME or XDG_CACHE_HOME)", err)

@@ -31,13 +31,16 @@ var started struct {
 	errs   [2]error // a start that did not work is not tried again by every test
 }
 
+// M is what a *testing.M can do.
+type M interface{ Run() int }
+
 // Main runs the tests and stops what Kafka and RabbitMQ started for them. Every package that calls those has
 //
 //	func TestMain(m *testing.M) { brokertest.Main(m) }
-func Main(m *testing.M) { os.Exit(Run(m)) }
+func Main(m M) { os.Exit(Run(m)) }
 
 // Run is Main for a TestMain that has more to do: it returns the exit code.
-func Run(m *testing.M) int {
+func Run(m M) int {
 	defer func() {
 		started.Lock()
 		defer started.Unlock()
@@ -50,6 +53,14 @@ func Run(m *testing.M) int {
 	}()
 	return m.Run()
 }
+
+// Closing wraps m so that its Run stops the brokers, too. It goes together with pgtest and goleak:
+// goleak.VerifyTestMain(brokertest.Closing(pgtest.Closing(m))).
+func Closing(m M) M { return closing{m} }
+
+type closing struct{ m M }
+
+func (c closing) Run() int { return Run(c.m) }
 
 // Kafka returns the broker that the tests of this run share. It must not be stopped; Start, Stop and Kill are for a
 // broker of StartKafka. A test that needs a listener that the broker of the environment does not have fails.
@@ -139,10 +150,15 @@ func (k *KafkaServer) Topic(t testing.TB, partitions int) string {
 	return name
 }
 
-// ready calls try until it returns no error. It gives up when the process or ctx ends, and then shows the logs.
+// ready calls try until it returns no error. It gives up when the process (nil for a container) or ctx ends, and then
+// shows the logs.
 func ready(ctx context.Context, p *child.Process, name string, logs func() string, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not ready after %v", startTimeout))
 	defer cancel()
+	var ended <-chan struct{}
+	if p != nil {
+		ended = p.Done()
+	}
 	poll := time.NewTicker(100 * time.Millisecond)
 	defer poll.Stop()
 	for {
@@ -152,7 +168,7 @@ func ready(ctx context.Context, p *child.Process, name string, logs func() strin
 		}
 		select {
 		case <-poll.C:
-		case <-p.Done():
+		case <-ended:
 			return fmt.Errorf("%s ended while starting: %w\n%s", name, endOf(p), logs())
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w (last answer: %w)\n%s", name, context.Cause(ctx), err, logs())

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/cache"
 	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/debian"
 )
 
 // KafkaVersion is the Apache Kafka that StartKafka runs, as pinned in testdata/kafka/pom.xml.
@@ -31,7 +32,8 @@ var kafkaPOM []byte
 // KafkaOptions say where a Kafka broker lives. The zero value will do.
 type KafkaOptions struct {
 	Dir      string    // configuration, data and logs; default a new temporary directory, removed by Close
-	CacheDir string    // the jars; default os.UserCacheDir()/sagaz-relay
+	CacheDir string    // the jars; default cache.DefaultRoot()
+	Docker   bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
 	Log      io.Writer // progress lines for a person (downloading, starting); default none
 }
 
@@ -52,36 +54,46 @@ type KafkaServer struct {
 	User       string
 	Password   string
 
-	dir     string
-	ownDir  bool
-	libs    string
-	process *child.Process
+	dir       string
+	ownDir    bool
+	libs      string         // directory of the jars
+	process   *child.Process // this one,
+	container *container     // or that one
 }
 
 // StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and Maven unless the jars
-// are in the cache already; the error says how to get them.
+// are in the cache already (or Docker); the error says how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
-	if _, err := exec.LookPath("java"); err != nil {
-		return nil, missing("java", kafkaPackages...)
+	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir}
+	docker := opts.Docker || viaDocker()
+	var err error
+	if !docker {
+		if _, err := exec.LookPath("java"); err != nil {
+			return nil, debian.Missing("java", jrePackage)
+		}
+		if k.libs, err = kafkaLibs(ctx, opts); err != nil {
+			return nil, err
+		}
 	}
-	libs, err := kafkaLibs(ctx, opts)
-	if err != nil {
-		return nil, err
-	}
-	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, libs: libs}
 	if k.dir == "" {
 		if k.dir, err = os.MkdirTemp("", "sagaz-kafka-"); err != nil {
 			return nil, fmt.Errorf("create directory for kafka: %w", err)
 		}
 		k.ownDir = true
 	}
-	if err := k.configure(ctx); err != nil {
-		k.Close()
-		return nil, err
+	if k.dir, err = filepath.Abs(k.dir); err != nil {
+		return nil, fmt.Errorf("find directory for kafka: %w", err)
 	}
-	if err := k.Start(ctx); err != nil {
-		k.Close()
-		return nil, err
+	if docker {
+		err = k.configureContainer()
+	} else {
+		err = k.configureProcess(ctx)
+	}
+	if err == nil {
+		err = k.Start(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, k.Close())
 	}
 	return k, nil
 }
@@ -97,7 +109,7 @@ func kafkaLibs(ctx context.Context, opts KafkaOptions) (string, error) {
 	}
 	return cache.Fill(ctx, root, kafkaCacheName(), func(dir string) error {
 		if _, err := exec.LookPath("mvn"); err != nil {
-			return missing("mvn", kafkaPackages...)
+			return debian.Missing("mvn (Maven)", mavenPackage)
 		}
 		progress(opts.Log, "downloading Apache Kafka %s with Maven", KafkaVersion)
 		pom := filepath.Join(dir, "pom.xml")
@@ -118,14 +130,47 @@ func kafkaCacheName() string {
 	return fmt.Sprintf("kafka-%s-%x", KafkaVersion, sha256.Sum256(kafkaPOM))[:len("kafka-")+len(KafkaVersion)+9]
 }
 
-// configure picks ports, makes certificates, writes server.properties and formats the data directory.
-func (k *KafkaServer) configure(ctx context.Context) error {
-	if err := os.MkdirAll(k.dir, 0o755); err != nil {
-		return fmt.Errorf("create directory for kafka: %w", err)
+// configureProcess configures a broker that runs on this machine, and formats its data directory.
+func (k *KafkaServer) configureProcess(ctx context.Context) error {
+	if _, err := k.configure(k.dir, "127.0.0.1", filepath.Join(k.dir, "data")); err != nil {
+		return err
 	}
-	ports, err := child.FreePorts(6)
+	// A short run: no time to compile thoroughly.
+	format := exec.CommandContext(ctx, "java", append([]string{"-XX:TieredStopAtLevel=1"}, k.javaArgs("kafka.tools.StorageTool", "format",
+		"-t", clusterID(), "-c", filepath.Join(k.dir, "server.properties"),
+		"--add-scram", fmt.Sprintf("SCRAM-SHA-256=[name=%s,password=%s]", k.User, k.Password),
+		"--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", k.User, k.Password))...)...)
+	if out, err := format.CombinedOutput(); err != nil {
+		return fmt.Errorf("format kafka's data directory: %w\n%s", err, lastLines(out, 10))
+	}
+	return nil
+}
+
+func (k *KafkaServer) configureContainer() error {
+	ports, err := k.configure(inDocker, "0.0.0.0", "/var/lib/kafka/data")
 	if err != nil {
 		return err
+	}
+	k.container, err = newContainer("kafka", k.dir, ports,
+		"CLUSTER_ID="+clusterID(), "RELAY_USER="+k.User, "RELAY_PASSWORD="+k.Password)
+	return err
+}
+
+func clusterID() string {
+	id := make([]byte, 16)
+	rand.Read(id)
+	id[0] &^= 0x80 | 0x40 // the first character is a letter then: one that starts with '-' would be taken for an option
+	return base64.RawURLEncoding.EncodeToString(id)
+}
+
+// configure picks ports for the five listeners, makes certificates and writes the configuration. dir is what the broker
+// will know k.dir as, host what it listens on; its clients find it at 127.0.0.1 in any case.
+func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error) {
+	if err := os.MkdirAll(k.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("create directory for kafka: %w", err)
+	}
+	if ports, err = child.FreePorts(6); err != nil {
+		return nil, err
 	}
 	addr := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	k.Plaintext, k.SSL, k.MTLS, k.SASLPlaintext, k.SASLSSL = addr(0), addr(1), addr(2), addr(3), addr(4)
@@ -133,7 +178,7 @@ func (k *KafkaServer) configure(ctx context.Context) error {
 
 	certs, err := NewCerts(filepath.Join(k.dir, "certs"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	k.CAFile, k.ClientCert, k.ClientKey = certs.CAFile, certs.ClientCert, certs.ClientKey
 	keystore := filepath.Join(k.dir, "certs", "server.keystore.pem") // Kafka wants the key and the certificate in one file
@@ -141,15 +186,15 @@ func (k *KafkaServer) configure(ctx context.Context) error {
 	for _, path := range []string{certs.ServerKey, certs.ServerCert} {
 		pem, err := os.ReadFile(path)
 		if err != nil {
-			return fmt.Errorf("read certificate file: %w", err)
+			return nil, fmt.Errorf("read certificate file: %w", err)
 		}
 		pair = append(pair, pem...)
 	}
-	if err := os.WriteFile(keystore, pair, 0o600); err != nil {
-		return fmt.Errorf("write keystore for kafka: %w", err)
+	if err := os.WriteFile(keystore, pair, 0o644); err != nil {
+		return nil, fmt.Errorf("write keystore for kafka: %w", err)
 	}
 
-	listeners := strings.Join([]string{
+	advertised := strings.Join([]string{
 		"PLAINTEXT://" + k.Plaintext, "SSL://" + k.SSL, "MTLS://" + k.MTLS,
 		"SASL_PLAINTEXT://" + k.SASLPlaintext, "SASL_SSL://" + k.SASLSSL,
 	}, ",")
@@ -159,16 +204,16 @@ func (k *KafkaServer) configure(ctx context.Context) error {
 		"controller.quorum.voters=1@" + controller,
 		"controller.listener.names=CONTROLLER",
 		"inter.broker.listener.name=PLAINTEXT",
-		"listeners=" + listeners + ",CONTROLLER://" + controller,
-		"advertised.listeners=" + listeners,
+		"listeners=" + strings.ReplaceAll(advertised, "//127.0.0.1:", "//"+host+":") + ",CONTROLLER://" + controller,
+		"advertised.listeners=" + advertised,
 		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,MTLS:SSL," +
 			"SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL",
 		"ssl.keystore.type=PEM",
-		"ssl.keystore.location=" + keystore,
+		"ssl.keystore.location=" + filepath.Join(dir, "certs", "server.keystore.pem"),
 		"ssl.truststore.type=PEM",
-		"ssl.truststore.location=" + k.CAFile,
+		"ssl.truststore.location=" + filepath.Join(dir, "certs", "ca.pem"),
 		"listener.name.mtls.ssl.client.auth=required",
-		"log.dirs=" + filepath.Join(k.dir, "data"),
+		"log.dirs=" + data,
 		"auto.create.topics.enable=true",
 		"num.partitions=4",
 		"default.replication.factor=1",
@@ -181,7 +226,7 @@ func (k *KafkaServer) configure(ctx context.Context) error {
 		"share.coordinator.state.topic.min.isr=1",
 		"group.initial.rebalance.delay.ms=0",
 		// A killed broker may come back only when its old registration has lapsed: 9 s by default.
-		"broker.session.timeout.ms=2000",
+		"broker.session.timeout.ms=4000",
 		"broker.heartbeat.interval.ms=500",
 	}
 	for _, listener := range []string{"sasl_plaintext", "sasl_ssl"} {
@@ -194,29 +239,22 @@ func (k *KafkaServer) configure(ctx context.Context) error {
 				".sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;")
 		}
 	}
+	logFile := k.logFile()
+	if dir != k.dir {
+		logFile = "/tmp/kafka.log" // a container's copy of dir is read-only
+	}
 	log4j := []string{
 		"status=error",
-		"appender.file.type=File", "appender.file.name=file", "appender.file.fileName=" + k.logFile(),
+		"appender.file.type=File", "appender.file.name=file", "appender.file.fileName=" + logFile,
 		"appender.file.layout.type=PatternLayout", "appender.file.layout.pattern=%d %p %c{1}: %m%n",
 		"rootLogger.level=warn", "rootLogger.appenderRef.file.ref=file",
 	}
 	for name, lines := range map[string][]string{"server.properties": conf, "log4j2.properties": log4j} {
 		if err := os.WriteFile(filepath.Join(k.dir, name), []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
-			return fmt.Errorf("write configuration for kafka: %w", err)
+			return nil, fmt.Errorf("write configuration for kafka: %w", err)
 		}
 	}
-
-	id := make([]byte, 16)
-	rand.Read(id)
-	id[0] &^= 0x80 | 0x40 // the first character is a letter then: one that starts with '-' would be taken for an option
-	format := exec.CommandContext(ctx, "java", k.javaArgs("kafka.tools.StorageTool", "format",
-		"-t", base64.RawURLEncoding.EncodeToString(id), "-c", filepath.Join(k.dir, "server.properties"),
-		"--add-scram", fmt.Sprintf("SCRAM-SHA-256=[name=%s,password=%s]", k.User, k.Password),
-		"--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", k.User, k.Password))...)
-	if out, err := format.CombinedOutput(); err != nil {
-		return fmt.Errorf("format kafka's data directory: %w\n%s", err, lastLines(out, 10))
-	}
-	return nil
+	return ports[:5], nil
 }
 
 func (k *KafkaServer) javaArgs(class string, args ...string) []string {
@@ -231,6 +269,12 @@ func (k *KafkaServer) logFile() string { return filepath.Join(k.dir, "kafka.log"
 
 // Start starts the broker after Stop or Kill, on the same data and ports, and waits until it takes requests.
 func (k *KafkaServer) Start(ctx context.Context) error {
+	if k.container != nil {
+		if err := k.container.start(ctx); err != nil {
+			return err
+		}
+		return ready(ctx, nil, "kafka", k.logs, k.Ping)
+	}
 	out, err := os.OpenFile(filepath.Join(k.dir, "kafka.out"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("open kafka's output file: %w", err)
@@ -241,36 +285,54 @@ func (k *KafkaServer) Start(ctx context.Context) error {
 	if k.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
 		return err
 	}
-	client := &kafka.Client{Addr: kafka.TCP(k.Plaintext), Timeout: 5 * time.Second, Transport: &kafka.Transport{}}
-	defer client.Transport.(*kafka.Transport).CloseIdleConnections()
-	return ready(ctx, k.process, "kafka", k.logs, func(ctx context.Context) error {
-		answer, err := client.Metadata(ctx, &kafka.MetadataRequest{})
-		if err == nil && len(answer.Brokers) == 0 {
-			err = errors.New("the broker is not registered with its controller yet")
-		}
-		return err
-	})
+	return ready(ctx, k.process, "kafka", k.logs, k.Ping)
+}
+
+// Ping asks the plaintext listener whether the broker takes requests.
+func (k *KafkaServer) Ping(ctx context.Context) error {
+	transport := &kafka.Transport{}
+	defer transport.CloseIdleConnections()
+	client := &kafka.Client{Addr: kafka.TCP(k.Plaintext), Timeout: 5 * time.Second, Transport: transport}
+	answer, err := client.Metadata(ctx, &kafka.MetadataRequest{})
+	if err == nil && len(answer.Brokers) == 0 {
+		err = errors.New("the broker is not registered with its controller yet")
+	}
+	if err != nil {
+		return fmt.Errorf("kafka at %s: %w", k.Plaintext, err)
+	}
+	return nil
 }
 
 // Stop asks the broker to shut down and waits for it. When ctx ends first, the broker is killed.
 func (k *KafkaServer) Stop(ctx context.Context) error {
-	if k.process == nil {
-		return nil
+	switch {
+	case k.container != nil:
+		return k.container.stop(ctx)
+	case k.process != nil:
+		return k.process.Stop(ctx, syscall.SIGTERM)
 	}
-	return k.process.Stop(ctx, syscall.SIGTERM)
+	return nil
 }
 
 // Kill ends the broker with SIGKILL.
 func (k *KafkaServer) Kill() error {
-	if k.process == nil {
-		return nil
+	switch {
+	case k.container != nil:
+		return k.container.kill()
+	case k.process != nil:
+		return k.process.Kill()
 	}
-	return k.process.Kill()
+	return nil
 }
 
 // Close kills the broker if it still runs, and removes its directory unless the caller chose that.
 func (k *KafkaServer) Close() error {
-	err := k.Kill()
+	var err error
+	if k.container != nil {
+		err = k.container.remove()
+	} else {
+		err = k.Kill()
+	}
 	if k.ownDir {
 		err = errors.Join(err, os.RemoveAll(k.dir))
 	}
@@ -278,5 +340,8 @@ func (k *KafkaServer) Close() error {
 }
 
 func (k *KafkaServer) logs() string {
+	if k.container != nil {
+		return k.container.logs()
+	}
 	return tail(filepath.Join(k.dir, "kafka.out"), 20) + tail(k.logFile(), 20)
 }

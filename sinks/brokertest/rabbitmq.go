@@ -18,12 +18,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/debian"
 )
 
 // RabbitMQOptions say where a RabbitMQ node lives. The zero value will do.
 type RabbitMQOptions struct {
-	Dir string    // configuration, data and logs; default a new temporary directory, removed by Close
-	Log io.Writer // progress lines for a person; default none
+	Dir    string    // configuration, data and logs; default a new temporary directory, removed by Close
+	Docker bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
+	Log    io.Writer // progress lines for a person; default none
 }
 
 // RabbitMQServer is a RabbitMQ node. The exported fields do not change over a restart.
@@ -37,12 +39,13 @@ type RabbitMQServer struct {
 	User       string
 	Password   string
 
-	dir     string
-	ownDir  bool
-	scripts string   // where rabbitmq-server and rabbitmqctl are
-	env     []string // of the node, of epmd and of rabbitmqctl
-	epmd    *child.Process
-	process *child.Process
+	dir       string
+	ownDir    bool
+	scripts   string         // where rabbitmq-server and rabbitmqctl are
+	env       []string       // of the node, of epmd and of rabbitmqctl
+	epmd      *child.Process // these two,
+	process   *child.Process
+	container *container // or this one
 }
 
 // StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes connections.
@@ -50,24 +53,33 @@ type RabbitMQServer struct {
 // The node shares nothing with one that the system may run: it has its own name, cookie, ports, data and even its own
 // epmd (Erlang's port mapper, which otherwise stays behind as a daemon).
 func StartRabbitMQ(ctx context.Context, opts RabbitMQOptions) (*RabbitMQServer, error) {
-	scripts, err := rabbitScripts()
-	if err != nil {
-		return nil, err
+	r := &RabbitMQServer{User: "relay", Password: "relay-secret", dir: opts.Dir}
+	docker := opts.Docker || viaDocker()
+	var err error
+	if !docker {
+		if r.scripts, err = rabbitScripts(); err != nil {
+			return nil, err
+		}
 	}
-	r := &RabbitMQServer{User: "relay", Password: "relay-secret", dir: opts.Dir, scripts: scripts}
 	if r.dir == "" {
 		if r.dir, err = os.MkdirTemp("", "sagaz-rabbitmq-"); err != nil {
 			return nil, fmt.Errorf("create directory for rabbitmq: %w", err)
 		}
 		r.ownDir = true
 	}
-	if err := r.configure(); err != nil {
-		r.Close()
-		return nil, err
+	if r.dir, err = filepath.Abs(r.dir); err != nil {
+		return nil, fmt.Errorf("find directory for rabbitmq: %w", err)
 	}
-	if err := r.Start(ctx); err != nil {
-		r.Close()
-		return nil, err
+	if docker {
+		err = r.configureContainer()
+	} else {
+		err = r.configureProcess()
+	}
+	if err == nil {
+		err = r.Start(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }
@@ -84,55 +96,70 @@ func rabbitScripts() (string, error) {
 			return dir, nil
 		}
 	}
-	return "", missing("rabbitmq-server", rabbitPackages...)
+	return "", debian.Missing("rabbitmq-server", rabbitPackage)
 }
 
-func (r *RabbitMQServer) configure() error {
-	for _, dir := range []string{r.dir, r.in("data"), r.in("log"), r.in("config")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("create directory for rabbitmq: %w", err)
-		}
+// configure picks ports, makes certificates and writes rabbitmq.conf. dir is what the node will know r.dir as, host what it
+// listens on; its clients find it at 127.0.0.1 in any case.
+func (r *RabbitMQServer) configure(dir, host string) (ports []int, err error) {
+	if err := os.MkdirAll(r.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("create directory for rabbitmq: %w", err)
 	}
-	ports, err := child.FreePorts(5)
-	if err != nil {
-		return err
+	if ports, err = child.FreePorts(2); err != nil {
+		return nil, err
 	}
-	amqpPort, amqpsPort, epmdPort, distPort, ctlPort := ports[0], ports[1], ports[2], ports[3], ports[4]
-	r.URL = fmt.Sprintf("amqp://%s:%s@127.0.0.1:%d/", r.User, r.Password, amqpPort)
-	r.TLSURL = fmt.Sprintf("amqps://%s:%s@127.0.0.1:%d/", r.User, r.Password, amqpsPort)
+	r.URL = fmt.Sprintf("amqp://%s:%s@127.0.0.1:%d/", r.User, r.Password, ports[0])
+	r.TLSURL = fmt.Sprintf("amqps://%s:%s@127.0.0.1:%d/", r.User, r.Password, ports[1])
 
 	certs, err := NewCerts(r.in("certs"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r.CAFile, r.ClientCert, r.ClientKey = certs.CAFile, certs.ClientCert, certs.ClientKey
 
-	files := map[string]string{
-		"rabbitmq.conf": strings.Join([]string{
-			fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d", amqpPort),
-			fmt.Sprintf("listeners.ssl.1 = 127.0.0.1:%d", amqpsPort),
-			"ssl_options.cacertfile = " + certs.CAFile,
-			"ssl_options.certfile = " + certs.ServerCert,
-			"ssl_options.keyfile = " + certs.ServerKey,
-			"ssl_options.verify = verify_peer",
-			"ssl_options.fail_if_no_peer_cert = false",
-			"default_user = " + r.User,
-			"default_pass = " + r.Password,
-			"log.file.level = info",
-			"log.console = false",
-			"",
-		}, "\n"),
-		"enabled_plugins": "[].\n",
-		".erlang.cookie":  strings.ToUpper(rand.Text()),
+	conf := strings.Join([]string{
+		fmt.Sprintf("listeners.tcp.1 = %s:%d", host, ports[0]),
+		fmt.Sprintf("listeners.ssl.1 = %s:%d", host, ports[1]),
+		"ssl_options.cacertfile = " + filepath.Join(dir, "certs", "ca.pem"),
+		"ssl_options.certfile = " + filepath.Join(dir, "certs", "server.pem"),
+		"ssl_options.keyfile = " + filepath.Join(dir, "certs", "server.key"),
+		"ssl_options.verify = verify_peer",
+		"ssl_options.fail_if_no_peer_cert = false",
+		"default_user = " + r.User,
+		"default_pass = " + r.Password,
+		"",
+	}, "\n")
+	return ports, r.write("rabbitmq.conf", conf, 0o644)
+}
+
+func (r *RabbitMQServer) configureContainer() error {
+	ports, err := r.configure(inDocker, "0.0.0.0")
+	if err != nil {
+		return err
 	}
-	for name, content := range files {
-		mode := os.FileMode(0o644)
-		if name == ".erlang.cookie" {
-			mode = 0o400 // Erlang refuses one that others can read
+	r.container, err = newContainer("rabbitmq", r.dir, ports)
+	return err
+}
+
+func (r *RabbitMQServer) configureProcess() error {
+	if _, err := r.configure(r.dir, "127.0.0.1"); err != nil {
+		return err
+	}
+	for _, dir := range []string{"data", "log", "config"} {
+		if err := os.MkdirAll(r.in(dir), 0o755); err != nil {
+			return fmt.Errorf("create directory for rabbitmq: %w", err)
 		}
-		if err := os.WriteFile(r.in(name), []byte(content), mode); err != nil {
-			return fmt.Errorf("write configuration for rabbitmq: %w", err)
-		}
+	}
+	ports, err := child.FreePorts(3)
+	if err != nil {
+		return err
+	}
+	epmdPort, distPort, ctlPort := ports[0], ports[1], ports[2]
+	if err := errors.Join(
+		r.write("enabled_plugins", "[].\n", 0o644),
+		r.write(".erlang.cookie", rand.Text(), 0o400), // Erlang refuses one that others can read
+	); err != nil {
+		return err
 	}
 
 	const loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
@@ -166,12 +193,25 @@ func (r *RabbitMQServer) configure() error {
 	return nil
 }
 
+func (r *RabbitMQServer) write(name, content string, mode os.FileMode) error {
+	if err := os.WriteFile(r.in(name), []byte(content), mode); err != nil {
+		return fmt.Errorf("write configuration for rabbitmq: %w", err)
+	}
+	return nil
+}
+
 func (r *RabbitMQServer) in(name string) string { return filepath.Join(r.dir, name) }
 
 func (r *RabbitMQServer) logFile() string { return r.in("log/rabbitmq.log") }
 
 // Start starts the node after Stop or Kill, on the same data and ports, and waits until it takes connections.
 func (r *RabbitMQServer) Start(ctx context.Context) error {
+	if r.container != nil {
+		if err := r.container.start(ctx); err != nil {
+			return err
+		}
+		return ready(ctx, nil, "rabbitmq", r.logs, r.Ping)
+	}
 	out, err := os.OpenFile(r.in("rabbitmq.out"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("open rabbitmq's output file: %w", err)
@@ -194,13 +234,16 @@ func (r *RabbitMQServer) Start(ctx context.Context) error {
 	if r.process, err = start(filepath.Join(r.scripts, "rabbitmq-server")); err != nil {
 		return err
 	}
-	return ready(ctx, r.process, "rabbitmq", r.logs, func(context.Context) error {
-		conn, err := amqp.DialConfig(r.URL, amqp.Config{Dial: amqp.DefaultDial(5 * time.Second)})
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	})
+	return ready(ctx, r.process, "rabbitmq", r.logs, r.Ping)
+}
+
+// Ping opens a connection with user and password, and closes it.
+func (r *RabbitMQServer) Ping(context.Context) error {
+	conn, err := amqp.DialConfig(r.URL, amqp.Config{Dial: amqp.DefaultDial(5 * time.Second)})
+	if err != nil {
+		return fmt.Errorf("connect to rabbitmq: %w", err)
+	}
+	return conn.Close()
 }
 
 func (r *RabbitMQServer) epmdPath() string {
@@ -225,23 +268,38 @@ func (r *RabbitMQServer) epmdListens(context.Context) error {
 
 // Stop asks the node to shut down and waits for it. When ctx ends first, the node is killed.
 func (r *RabbitMQServer) Stop(ctx context.Context) error {
-	if r.process == nil {
-		return nil
+	if r.container != nil {
+		return r.container.stop(ctx)
 	}
-	return r.process.Stop(ctx, syscall.SIGTERM)
+	var err error
+	if r.process != nil {
+		err = r.process.Stop(ctx, syscall.SIGTERM)
+	}
+	if r.epmd != nil {
+		err = errors.Join(err, r.epmd.Kill())
+	}
+	return err
 }
 
 // Kill ends the node with SIGKILL.
 func (r *RabbitMQServer) Kill() error {
-	if r.process == nil {
-		return nil
+	switch {
+	case r.container != nil:
+		return r.container.kill()
+	case r.process != nil:
+		return r.process.Kill()
 	}
-	return r.process.Kill()
+	return nil
 }
 
-// Close kills the node if it still runs, ends its epmd, and removes its directory unless the caller chose that.
+// Close kills the node if it still runs, and removes its directory unless the caller chose that.
 func (r *RabbitMQServer) Close() error {
-	err := r.Kill()
+	var err error
+	if r.container != nil {
+		err = r.container.remove()
+	} else {
+		err = r.Kill()
+	}
 	if r.epmd != nil {
 		err = errors.Join(err, r.epmd.Kill())
 	}
@@ -253,6 +311,9 @@ func (r *RabbitMQServer) Close() error {
 
 // Ctl runs rabbitmqctl on the node and returns what it printed.
 func (r *RabbitMQServer) Ctl(ctx context.Context, args ...string) (string, error) {
+	if r.container != nil {
+		return r.container.compose(ctx, append([]string{"exec", "-T", "rabbitmq", "rabbitmqctl"}, args...)...)
+	}
 	if r.scripts == "" {
 		return "", errors.New("rabbitmqctl: this broker was not started by brokertest.StartRabbitMQ in this process")
 	}
@@ -276,5 +337,8 @@ func (r *RabbitMQServer) SetMemoryAlarm(ctx context.Context, on bool) error {
 }
 
 func (r *RabbitMQServer) logs() string {
+	if r.container != nil {
+		return r.container.logs()
+	}
 	return tail(r.in("rabbitmq.out"), 20) + tail(r.logFile(), 20)
 }

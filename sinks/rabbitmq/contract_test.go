@@ -6,6 +6,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/goleak"
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
@@ -50,7 +51,7 @@ func TestContractClassicQueue(t *testing.T) {
 // The faults of a whole broker need one of our own.
 func TestContractQuorumQueue(t *testing.T) {
 	broker := ownBroker(t)
-	sinktest.Run(t, sinktest.Harness{NoKey: true, Patience: 3 * time.Minute, New: func(t testing.TB) *sinktest.Target {
+	sinktest.Run(t, sinktest.Harness{NoKey: true, Patience: 3 * time.Minute, NotOurs: brokerGoroutines, New: func(t testing.TB) *sinktest.Target {
 		target := target(t, broker.URL, amqp.Table{"x-queue-type": "quorum"})
 		addBrokerFaults(target, broker)
 		return target
@@ -60,13 +61,16 @@ func TestContractQuorumQueue(t *testing.T) {
 // Durable classic queues with persistent messages must survive a kill, too: what was confirmed was synced.
 func TestBrokerFaultsClassicQueue(t *testing.T) {
 	broker := ownBroker(t)
-	sinktest.RunFaults(t, sinktest.Harness{NoKey: true, Patience: 3 * time.Minute, New: func(t testing.TB) *sinktest.Target {
+	sinktest.RunFaults(t, sinktest.Harness{NoKey: true, Patience: 3 * time.Minute, NotOurs: brokerGoroutines, New: func(t testing.TB) *sinktest.Target {
 		target := target(t, broker.URL, nil)
 		target.Faults = map[string]func(testing.TB){}
 		addBrokerFaults(target, broker)
 		return target
 	}})
 }
+
+// brokerGoroutines wait for the broker's process.
+var brokerGoroutines = []goleak.Option{goleak.IgnoreAnyFunction("github.com/sagaz-relay/relay/internal/child.Start.func1")}
 
 func addBrokerFaults(target *sinktest.Target, broker *brokertest.RabbitMQServer) {
 	start := func(t testing.TB, ctx context.Context) {
@@ -77,6 +81,11 @@ func addBrokerFaults(target *sinktest.Target, broker *brokertest.RabbitMQServer)
 	target.Faults["broker killed"] = func(t testing.TB) {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
+		// RabbitMQ 3.10 writes its registry of quorum queues behind: one that was declared within the last half
+		// second does not survive a kill, whatever was confirmed. The queue of a test is that young.
+		if _, err := broker.Ctl(ctx, "eval", "[ok = dets:sync(T) || T <- dets:all()]."); err != nil {
+			t.Fatal(err)
+		}
 		if err := broker.Kill(); err != nil {
 			t.Fatal(err)
 		}

@@ -5,10 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"strconv"
-	"strings"
+	"syscall"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -19,7 +18,7 @@ import (
 var ErrClosed = errors.New("sink closed")
 
 // connectError says why there is no connection and what to look at.
-func connectError(address string, err error) error {
+func (c Config) connectError(address string, err error) error {
 	var (
 		unknownCA x509.UnknownAuthorityError
 		hostname  x509.HostnameError
@@ -44,14 +43,28 @@ func connectError(address string, err error) error {
 	case errors.As(err, &ae) && (ae.Code == amqp.AccessRefused || ae.Code == amqp.NotAllowed):
 		// The broker says so itself: no such vhost, no permission for it, too many connections.
 		hint = "check the vhost in RABBITMQ_URL and the user's permissions for it"
-	case errors.As(err, &ae) && !ae.Server && (ae.Reason == io.EOF.Error() || strings.Contains(ae.Reason, "reset by peer")):
-		// Hung up before the login: a TLS port, or no RabbitMQ.
+	case c.TLSCertFile != "" && hungUp(err):
+		// With TLS 1.3 the broker judges our certificate when our side of the handshake is done already. Its
+		// alert is then the first thing read, unless the reset that follows it is noticed before.
+		hint = "the broker hung up, and may not like our certificate: check RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE"
+	case hungUp(err):
+		// Hung up before the login, or an answer that is no AMQP: a TLS port, or no RabbitMQ.
 		hint = "is this RabbitMQ's AMQP port? For its TLS port RABBITMQ_URL begins with amqps://"
 	}
 	if hint != "" {
 		return fmt.Errorf("connect to %s: %w (%s)", address, reason(err), hint)
 	}
 	return fmt.Errorf("connect to %s: %w", address, reason(err))
+}
+
+// hungUp reports whether the peer ended the connection during the handshake, or said what is no AMQP. amqp091 makes
+// one code of all that it reads and does not understand.
+func hungUp(err error) bool {
+	var ae *amqp.Error
+	if errors.As(err, &ae) {
+		return !ae.Server && (ae.Code == amqp.FrameError || ae == amqp.ErrClosed)
+	}
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // declareError says why there is no exchange to publish to. All of these are trouble of the whole sink.

@@ -36,8 +36,9 @@ type link struct {
 	conn *amqp.Connection
 	raw  *boundedConn
 
-	dead      chan struct{} // closed when the connection is gone; err says why
-	isBlocked atomic.Bool   // the same as blocked != "", without the lock
+	dead      chan struct{}          // closed when the connection is gone; err says why
+	isBlocked atomic.Bool            // the same as blocked != "", without the lock
+	killed    atomic.Pointer[string] // why we dropped the connection, if we did
 	// limit is the largest body that the broker takes, learnt from a refusal; 0: not known. Bound to the
 	// connection, since the broker's setting may change with a restart.
 	limit atomic.Int64
@@ -89,7 +90,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 				return nil, err
 			}
 			l.raw = &boundedConn{Conn: conn, timeout: cfg.ConfirmTimeout}
-			stop = context.AfterFunc(ctx, l.kill) // amqp091's handshakes know no context
+			stop = context.AfterFunc(ctx, func() { l.kill("connect: context ended") }) // amqp091's handshakes know no context
 			return l.raw, nil
 		},
 	})
@@ -98,12 +99,12 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 	}
 	if err != nil {
 		if l.raw != nil {
-			l.kill()
+			l.kill("connect")
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, connectError(address(uri), err)
+		return nil, cfg.connectError(address(uri), err)
 	}
 	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, 16))
 	closes := l.conn.NotifyClose(make(chan *amqp.Error, 1))
@@ -133,7 +134,7 @@ func (l *link) watch(blocks <-chan amqp.Blocking, closes <-chan *amqp.Error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.err = l.cfg.publishError(cause)
+	l.err = l.lost(cause)
 	close(l.dead)
 }
 
@@ -164,6 +165,23 @@ func (l *link) blockedNow() (string, <-chan struct{}) {
 	return l.blocked, l.unblocked
 }
 
+// lost says why a channel or the connection was closed under us.
+func (l *link) lost(err *amqp.Error) error {
+	if why := l.killed.Load(); why != nil && (err == nil || !err.Server) {
+		return fmt.Errorf("connection dropped: %s", *why)
+	}
+	return l.cfg.publishError(err)
+}
+
+// lostOr returns why the connection is gone, or err when it is not.
+func (l *link) lostOr(err error) error {
+	if !l.conn.IsClosed() {
+		return err
+	}
+	<-l.dead // soon: amqp091 is at it
+	return l.cause()
+}
+
 // cause says why the link is dead.
 func (l *link) cause() error {
 	l.mu.Lock()
@@ -174,8 +192,17 @@ func (l *link) cause() error {
 	return l.err
 }
 
-// kill drops the connection without a word; amqp091's reader notices and ends everything else.
-func (l *link) kill() { _ = l.raw.Close() } // nothing is lost that was not in doubt
+// kill drops the connection without a word to the broker; amqp091's reader notices and ends everything else.
+// The first reason given stays.
+func (l *link) kill(why string) {
+	l.killed.CompareAndSwap(nil, &why)
+	_ = l.raw.Close() // nothing is lost that was not in doubt
+}
+
+// killAfter kills the link unless the timer that it returns is stopped in time.
+func (l *link) killAfter(d time.Duration, what string) *time.Timer {
+	return time.AfterFunc(d, func() { l.kill(fmt.Sprintf("%s: no answer for %s", what, d)) })
+}
 
 // alive reports whether the connection was not lost yet, as far as is known.
 func (l *link) alive() bool {
@@ -202,12 +229,12 @@ func (l *link) close() error {
 	l.mu.Lock()
 	l.closing = true
 	l.mu.Unlock()
-	timer := time.AfterFunc(2*closePatience, l.kill)
+	timer := l.killAfter(2*closePatience, "close the connection")
 	err := l.conn.CloseDeadline(time.Now().Add(closePatience))
 	if errors.Is(err, amqp.ErrClosed) {
 		err = nil // lost before
 	}
-	l.kill()
+	l.kill("closed")
 	l.running.Wait()
 	timer.Stop()
 	return err
@@ -254,6 +281,11 @@ func (l *link) ready(ctx context.Context) error {
 		case <-timeout:
 			return fmt.Errorf("connection blocked by the broker: %s", reason)
 		case <-l.dead:
+			if decl != nil { // which may be why: it knows more
+				if <-decl.done; decl.err != nil {
+					return decl.err
+				}
+			}
 			return l.cause()
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -263,7 +295,7 @@ func (l *link) ready(ctx context.Context) error {
 
 // declare makes, or looks for, the exchange. On a channel of its own, since a refusal closes it.
 func (l *link) declare(d *declaring) {
-	timer := time.AfterFunc(rpcTimeout, l.kill)
+	timer := l.killAfter(rpcTimeout, "declare the exchange")
 	defer timer.Stop()
 	err := func() error {
 		ch, err := l.conn.Channel()
@@ -277,11 +309,16 @@ func (l *link) declare(d *declaring) {
 		}
 		return errors.Join(err, ch.Close())
 	}()
+	var ae *amqp.Error
+	switch {
+	case err == nil:
+	case errors.As(err, &ae) && ae.Server:
+		d.err = l.cfg.declareError(err)
+	default:
+		d.err = l.lostOr(l.cfg.declareError(err))
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil {
-		d.err = l.cfg.declareError(err)
-	}
 	l.declared, l.declaring = err == nil, nil
 	close(d.done)
 }
@@ -343,14 +380,14 @@ func (l *link) take(ctx context.Context) (*channel, error) {
 }
 
 func (l *link) open() (*channel, error) {
-	timer := time.AfterFunc(rpcTimeout, l.kill)
+	timer := l.killAfter(rpcTimeout, "open a channel")
 	defer timer.Stop()
 	ch, err := l.conn.Channel()
 	if err == nil {
 		err = ch.Confirm(false)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open a channel: %w", reason(err))
+		return nil, l.lostOr(fmt.Errorf("open a channel: %w", reason(err)))
 	}
 	return &channel{
 		ch:      ch,
@@ -390,7 +427,7 @@ func (l *link) settle(c *channel) {
 				return
 			}
 		}
-		timer := time.AfterFunc(settleTimeout, l.kill)
+		timer := l.killAfter(settleTimeout, "close a channel whose confirms are in doubt")
 		defer timer.Stop()
 		_ = c.ch.Close() // an error means that the connection is gone, and that is as final
 	})

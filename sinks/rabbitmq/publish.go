@@ -40,6 +40,14 @@ type sent struct {
 	returned string // what the broker said when it came back
 }
 
+func newBatch(s *Sink, l *link, recs []*relay.Record) *batch {
+	b := &batch{sink: s, link: l, recs: recs, fates: make([]error, len(recs))}
+	for i := range b.fates {
+		b.fates[i] = pending
+	}
+	return b
+}
+
 // run publishes all records, and gives each its fate.
 func (b *batch) run(ctx context.Context) {
 	for {
@@ -72,7 +80,7 @@ func (b *batch) run(ctx context.Context) {
 				b.link.limit.Store(limit)
 			}
 			if ctx.Err() == nil {
-				err = b.sink.cfg.publishError(exception)
+				err = b.link.lost(exception)
 			}
 		case a.head == len(a.sent):
 			b.link.put(c) // nothing is in doubt
@@ -99,16 +107,16 @@ func (b *batch) exception(ctx context.Context, c *channel) *amqp.Error {
 }
 
 // refuseThose refuses the pending records that are to blame and reports whether there were any.
-func (b *batch) refuseThose(refuse func(*relay.Record) error) (any bool) {
+func (b *batch) refuseThose(refuse func(*relay.Record) error) (found bool) {
 	for i, fate := range b.fates {
 		if fate != pending {
 			continue
 		}
 		if err := refuse(b.recs[i]); err != nil {
-			b.fates[i], b.failed, any = err, true, true
+			b.fates[i], b.failed, found = err, true, true
 		}
 	}
-	return any
+	return found
 }
 
 // giveUp gives every record without a fate this passing one.
@@ -138,6 +146,7 @@ func (b *batch) result() error {
 	}
 	// Behind one that failed in a passing way the later ones of its key count as failed too, also those
 	// that the broker took: they are offered again behind it.
+	b.blurTwins()
 	first := map[string]error{}
 	for i, fate := range b.fates {
 		key := b.recs[i].Key
@@ -152,6 +161,42 @@ func (b *batch) result() error {
 	}
 	return &relay.BatchError{Errs: b.fates}
 }
+
+// blurTwins takes back what is uncertain about an event that the batch has twice under one routing key. A
+// return says the event and not which of its messages came back, so when a binding came or went between
+// them both are offered again. That ends, since then both share a fate.
+func (b *batch) blurTwins() {
+	type message struct {
+		id  relay.UUID
+		key string
+	}
+	var lost map[message]bool
+	for i, fate := range b.fates {
+		if r, refused := relay.Refused(fate); refused && r.Reason == relay.ReasonUnroutable {
+			if lost == nil {
+				lost = map[message]bool{}
+			}
+			lost[message{b.recs[i].EventID, b.recs[i].RoutingKey}] = true
+		}
+	}
+	var both map[message]bool
+	for i, fate := range b.fates {
+		m := message{b.recs[i].EventID, b.recs[i].RoutingKey}
+		if lost[m] && fate == nil {
+			if both == nil {
+				both = map[message]bool{}
+			}
+			both[m] = true
+		}
+	}
+	for i := range b.recs {
+		if both[message{b.recs[i].EventID, b.recs[i].RoutingKey}] {
+			b.fates[i] = errTwin
+		}
+	}
+}
+
+var errTwin = errors.New("the batch has this event twice, and one of the two messages came back as unroutable")
 
 // attempt is one pass over a batch's pending records on one channel.
 type attempt struct {
@@ -258,7 +303,11 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 	}
 	confirm, err := a.c.ch.PublishWithDeferredConfirm(a.sink.cfg.Exchange, rec.RoutingKey, true, false, msg)
 	if err != nil {
-		return fmt.Errorf("publish to exchange %q: %w", a.sink.cfg.Exchange, reason(err))
+		if !errors.Is(err, amqp.ErrClosed) {
+			// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
+			a.link.kill(fmt.Sprintf("write: %v", err))
+		}
+		return fmt.Errorf("connection lost: %w", reason(err))
 	}
 	a.sent = append(a.sent, sent{at: i, size: len(rec.Value), confirm: confirm})
 	a.bytes += len(rec.Value)

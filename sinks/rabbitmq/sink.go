@@ -71,13 +71,10 @@ func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {
 		select {
 		case <-finished:
 		case <-timer.C:
-			l.kill()
+			l.kill("a write held up a publish whose context had ended")
 		}
 	})()
-	b := batch{sink: s, link: l, recs: recs, fates: make([]error, len(recs))}
-	for i := range b.fates {
-		b.fates[i] = pending
-	}
+	b := newBatch(s, l, recs)
 	b.run(ctx)
 	if b.timer != nil {
 		b.timer.Stop()

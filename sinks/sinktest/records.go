@@ -103,8 +103,12 @@ func Failed(batch []*relay.Record, err error) (again, refused []*relay.Record) {
 // order, until ctx ends. It returns the number of failed offers and an error when ctx ended first or a
 // record was refused.
 func Offer(ctx context.Context, sink relay.Sink, batch []*relay.Record) (failures int, err error) {
+	var last error // but for what the end of ctx itself brings
 	for len(batch) > 0 {
 		err := sink.Publish(ctx, batch)
+		if ctx.Err() == nil {
+			last = err
+		}
 		again, refused := Failed(batch, err)
 		if len(refused) > 0 {
 			return failures, fmt.Errorf("%d records refused: %w", len(refused), err)
@@ -115,7 +119,7 @@ func Offer(ctx context.Context, sink relay.Sink, batch []*relay.Record) (failure
 		failures++
 		select {
 		case <-ctx.Done():
-			return failures, fmt.Errorf("%d records not acknowledged: %w, last: %w", len(batch), context.Cause(ctx), err)
+			return failures, fmt.Errorf("%d records not acknowledged: %w, last: %w", len(batch), context.Cause(ctx), last)
 		case <-time.After(20 * time.Millisecond): // the lane's backoff, without which a broker that is away is asked in a busy loop
 		}
 	}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sagaz-relay/relay/cdc"
+	"github.com/sagaz-relay/relay/migrations"
+	"github.com/sagaz-relay/relay/migrations/pgserver"
+)
+
+// benchDatabase is the database that bench makes and removes.
+type benchDatabase struct {
+	settings *settings
+	admin    *pgx.Conn
+	conn     *pgx.Conn
+	name     string
+	version  string
+	slots    []string
+	server   *pgserver.Server // ours, or nil
+	dir      string
+}
+
+func newBenchDatabase(ctx context.Context, s *settings, say func(string, ...any)) (_ *benchDatabase, err error) {
+	b := &benchDatabase{settings: s, name: fmt.Sprintf("sagaz_relay_bench_%08x", rand.Uint32())}
+	defer func() {
+		if err != nil {
+			_ = b.close() // the first error is the one to tell
+		}
+	}()
+	dsn := s.cdc.DatabaseURL
+	if dsn == "" {
+		say("starting PostgreSQL (DATABASE_URL is not set)")
+		b.server, err = pgserver.Start(ctx, pgserver.Options{Settings: map[string]string{"max_wal_size": "8GB"}, Log: os.Stderr})
+		if err != nil {
+			return nil, err
+		}
+		dsn = b.server.DSN("postgres")
+	}
+	if b.admin, err = pgx.Connect(ctx, dsn); err != nil {
+		return nil, fmt.Errorf("connect: %w", connectCause(err))
+	}
+	if _, err := b.admin.Exec(ctx, `CREATE DATABASE `+b.name); err != nil {
+		return nil, fmt.Errorf("create database %s: %w", b.name, err)
+	}
+	dsn, err = withDatabase(dsn, b.name)
+	if err != nil {
+		return nil, err
+	}
+	s.cdc.DatabaseURL, s.store.DatabaseURL = dsn, dsn
+	if b.conn, err = pgx.Connect(ctx, dsn); err != nil {
+		return nil, fmt.Errorf("connect: %w", connectCause(err))
+	}
+	if _, err := migrations.Run(ctx, b.conn); err != nil {
+		return nil, err
+	}
+	if _, err := cdc.EnsurePublication(ctx, b.conn, s.cdc.Publication); err != nil {
+		return nil, err
+	}
+	return b, b.admin.QueryRow(ctx, `SHOW server_version`).Scan(&b.version)
+}
+
+// withDatabase puts another database's name into a connection string of either form.
+func withDatabase(dsn, database string) (string, error) {
+	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
+		u, err := url.Parse(dsn)
+		if err != nil {
+			return "", errors.New("DATABASE_URL: cannot be read as a URL")
+		}
+		u.Path = "/" + database
+		return u.String(), nil
+	}
+	return dsn + " dbname=" + database, nil // the last one counts
+}
+
+// close removes what was made, whatever state it is in.
+func (b *benchDatabase) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var errs []error
+	if b.conn != nil {
+		_ = b.conn.Close(ctx)
+	}
+	if b.server != nil {
+		if b.admin != nil {
+			_ = b.admin.Close(ctx)
+		}
+		return b.server.Close()
+	}
+	if b.admin != nil {
+		for _, slot := range b.slots {
+			errs = append(errs, b.dropSlot(ctx, slot))
+		}
+		_, err := b.admin.Exec(ctx, `DROP DATABASE IF EXISTS `+b.name+` WITH (FORCE)`)
+		errs = append(errs, err)
+		_ = b.admin.Close(ctx)
+	}
+	return errors.Join(errs...)
+}
+
+func (b *benchDatabase) dropSlot(ctx context.Context, slot string) error {
+	_, err := b.admin.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active`, slot)
+	if err != nil {
+		return err
+	}
+	for range 50 { // the walsender needs a moment to let go
+		_, err = b.admin.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, slot)
+		if err == nil {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("drop slot %s: %w", slot, err)
+}
+
+// makeSlots creates one slot and n-1 copies after the fill, all at the fill's beginning.
+func (b *benchDatabase) makeSlots(ctx context.Context, n int, fill func() error) (slots []string, err error) {
+	for i := range n {
+		slots = append(slots, fmt.Sprintf("%s_%d", b.name, i))
+	}
+	if _, err := b.conn.Exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, slots[0]); err != nil {
+		return nil, fmt.Errorf("create slot %s: %w", slots[0], err)
+	}
+	b.slots = slots
+	if err := fill(); err != nil {
+		return nil, err
+	}
+	for _, slot := range slots[1:] {
+		if _, err := b.conn.Exec(ctx, `SELECT pg_copy_logical_replication_slot($1, $2)`, slots[0], slot); err != nil {
+			return nil, fmt.Errorf("copy slot %s: %w", slots[0], err)
+		}
+	}
+	return slots, nil
+}
+
+// clear removes rows and slots of a measurement that is over.
+func (b *benchDatabase) clear(ctx context.Context) error {
+	for _, slot := range b.slots {
+		if err := b.dropSlot(ctx, slot); err != nil {
+			return err
+		}
+	}
+	b.slots = nil
+	_, err := b.conn.Exec(ctx, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_relay`)
+	return err
+}
+
+// insertSQL inserts $1 rows with a payload of about $2 bytes.
+func insertSQL(eventType string, rows, rowBytes int) string {
+	return fmt.Sprintf(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers)
+		SELECT gen_random_uuid(), 'saga-' || i, 'order', 'order-' || (random() * 10000)::int, '%s',
+		jsonb_build_object('order_id', i, 'filler', repeat('x', %d)),
+		'{"correlation_id": "c0ffee", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}'
+		FROM generate_series(1, %d) AS i`, eventType, rowBytes-32, rows)
+}
+
+// fill commits rows in transactions of the given size, from a few connections.
+func (b *benchDatabase) fill(ctx context.Context, eventType string, rows, perTx, rowBytes int) error {
+	const connections = 4
+	statement := insertSQL(eventType, perTx, rowBytes)
+	group, ctx := errgroup.WithContext(ctx)
+	var left atomic.Int64
+	left.Store(int64(rows / perTx))
+	for range connections {
+		group.Go(func() error {
+			conn, err := pgx.Connect(ctx, b.settings.cdc.DatabaseURL)
+			if err != nil {
+				return fmt.Errorf("connect: %w", connectCause(err))
+			}
+			defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // all is committed
+			// Only the fill is spared the wait for the disk; what is measured is not.
+			if _, err := conn.Exec(ctx, `SET synchronous_commit = off`); err != nil {
+				return err
+			}
+			// Many small transactions travel in one query string, each committed by itself.
+			several := max(1, 200/perTx)
+			one := statement
+			if several > 1 {
+				one = strings.Repeat("BEGIN;"+statement+";COMMIT;", several)
+			}
+			for left.Add(-int64(several)) >= -int64(several)+1 {
+				if _, err := conn.Exec(ctx, one, pgx.QueryExecModeSimpleProtocol); err != nil {
+					return fmt.Errorf("fill: %w", err)
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}

@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// drain measures one backlog: reference, relay, reference.
+func (b *benchDatabase) drain(ctx context.Context, target *benchTarget, o benchOptions, perTx int, say func(string, ...any)) (*benchDrain, error) {
+	rows := o.rows / perTx * perTx
+	slots, err := b.makeSlots(ctx, 3, func() error { return b.fill(ctx, target.eventType, rows, perTx, o.rowBytes) })
+	if err != nil {
+		return nil, err
+	}
+	if err := b.conn.QueryRow(ctx, `SELECT count(*) FROM saga_outbox`).Scan(&rows); err != nil {
+		return nil, err
+	}
+	d := &benchDrain{RowsPerTx: perTx, Rows: rows}
+	var end string
+	if err := b.conn.QueryRow(ctx, `SELECT pg_current_wal_lsn()::text`).Scan(&end); err != nil {
+		return nil, err
+	}
+	reference := func(slot string) error {
+		run, by, err := b.reference(ctx, slot, end)
+		if err != nil {
+			return err
+		}
+		run.PerSecond = float64(rows) / run.Seconds
+		d.ReferenceBy = by
+		d.ReferenceRuns = append(d.ReferenceRuns, run)
+		say("  %s: %.0f events/s", by, run.PerSecond)
+		return nil
+	}
+	if err := reference(slots[0]); err != nil {
+		return nil, err
+	}
+	if d.Relay, err = b.relayRun(ctx, slots[1], rows); err != nil {
+		return nil, err
+	}
+	say("  relay: %.0f events/s", d.Relay.PerSecond)
+	if err := reference(slots[2]); err != nil {
+		return nil, err
+	}
+	for _, run := range d.ReferenceRuns {
+		d.Reference.Seconds += run.Seconds / float64(len(d.ReferenceRuns))
+		d.Reference.CPU += run.CPU / float64(len(d.ReferenceRuns))
+		d.Reference.WalsenderCPU += run.WalsenderCPU / float64(len(d.ReferenceRuns))
+	}
+	d.Reference.PerSecond = float64(rows) / d.Reference.Seconds
+	d.Ratio = d.Relay.PerSecond / d.Reference.PerSecond
+	sql := `SELECT count(*) FROM saga_outbox WHERE status = 'sent'`
+	if b.settings.store.Mark != "update" {
+		sql = `SELECT ` + strconv.Itoa(rows) + ` - count(*) FROM saga_outbox`
+	}
+	if err := b.conn.QueryRow(ctx, sql).Scan(&d.Settled); err != nil {
+		return nil, err
+	}
+	return d, b.clear(ctx)
+}
+
+// reference reads a slot to its end and throws everything away.
+func (b *benchDatabase) reference(ctx context.Context, slot, end string) (run benchRun, by string, err error) {
+	path, err := exec.LookPath("pg_recvlogical")
+	if err != nil {
+		run, err = b.bareReader(ctx, slot, end)
+		return run, "bare reader", err
+	}
+	cmd := exec.CommandContext(ctx, path, "-d", b.settings.cdc.DatabaseURL, "--slot", slot, "--start", "--no-loop", "-f", os.DevNull,
+		"-o", "proto_version=1", "-o", "publication_names="+b.settings.cdc.Publication, "--endpos="+end)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	started := time.Now()
+	if err := cmd.Start(); err != nil {
+		return run, "", fmt.Errorf("start pg_recvlogical: %w", err)
+	}
+	watch := b.watchWalsender(ctx, slot)
+	if err := cmd.Wait(); err != nil {
+		return run, "", fmt.Errorf("pg_recvlogical: %w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	run.Seconds = time.Since(started).Seconds()
+	run.WalsenderCPU = watch()
+	run.CPU, run.PeakRSS = usage(cmd.ProcessState)
+	return run, "pg_recvlogical", nil
+}
+
+// bareReader is pg_recvlogical's work in Go, for machines without it.
+func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run benchRun, err error) {
+	until, err := pglogrepl.ParseLSN(end)
+	if err != nil {
+		return run, err
+	}
+	cfg, err := pgconn.ParseConfig(b.settings.cdc.DatabaseURL)
+	if err != nil {
+		return run, errors.New("DATABASE_URL: cannot be read")
+	}
+	cfg.RuntimeParams["replication"] = "database"
+	started := time.Now()
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return run, connectCause(err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // the slot is thrown away
+	err = pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication,
+		PluginArgs: []string{"proto_version '1'", "publication_names '" + b.settings.cdc.Publication + "'"}})
+	if err != nil {
+		return run, err
+	}
+	watch := b.watchWalsender(ctx, slot)
+	for {
+		msg, err := conn.Frontend().Receive()
+		if err != nil {
+			return run, err
+		}
+		data, ok := msg.(*pgproto3.CopyData)
+		if !ok {
+			return run, fmt.Errorf("bare reader: unexpected %T", msg)
+		}
+		var at pglogrepl.LSN
+		switch data.Data[0] {
+		case pglogrepl.XLogDataByteID:
+			x, err := pglogrepl.ParseXLogData(data.Data[1:])
+			if err != nil {
+				return run, err
+			}
+			at = x.WALStart
+		case pglogrepl.PrimaryKeepaliveMessageByteID:
+			k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data.Data[1:])
+			if err != nil {
+				return run, err
+			}
+			at = k.ServerWALEnd
+			if k.ReplyRequested {
+				if err := pglogrepl.SendStandbyStatusUpdate(ctx, conn, pglogrepl.StandbyStatusUpdate{WALWritePosition: 1}); err != nil {
+					return run, err
+				}
+			}
+		}
+		if at >= until {
+			run.Seconds = time.Since(started).Seconds()
+			run.WalsenderCPU = watch()
+			return run, nil
+		}
+	}
+}
+
+// relayRun drains a slot with this program, as a process of its own, so that its CPU and memory are its own.
+func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int) (run benchRun, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return run, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return run, err
+	}
+	addr := "127.0.0.1:" + strconv.Itoa(port)
+	logFile, err := os.CreateTemp("", "sagaz-relay-bench-*.log")
+	if err != nil {
+		return run, err
+	}
+	defer logFile.Close() //nolint:errcheck // a log
+
+	cmd := exec.Command(self, "run")
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+b.settings.cdc.DatabaseURL, "RELAY_SLOT="+slot, "RELAY_HTTP_ADDR="+addr)
+	cmd.Stderr = logFile
+	started := time.Now()
+	if err := cmd.Start(); err != nil {
+		return run, fmt.Errorf("start the relay: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	stopped := false
+	defer func() {
+		if !stopped {
+			_ = cmd.Process.Kill()
+			<-exited
+		}
+	}()
+	watch := b.watchWalsender(ctx, slot)
+	for {
+		select {
+		case err := <-exited:
+			stopped = true
+			return run, fmt.Errorf("the relay ended early: %w; its log: %s", err, logFile.Name())
+		case <-ctx.Done():
+			return run, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+		if marked, err := markedSoFar(addr); err == nil && marked >= rows {
+			break
+		}
+	}
+	run.Seconds = time.Since(started).Seconds()
+	run.PerSecond = float64(rows) / run.Seconds
+	run.WalsenderCPU = watch()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return run, err
+	}
+	err = <-exited
+	stopped = true
+	if err != nil {
+		return run, fmt.Errorf("the relay did not stop cleanly: %w; its log: %s", err, logFile.Name())
+	}
+	run.CPU, run.PeakRSS = usage(cmd.ProcessState)
+	return run, os.Remove(logFile.Name())
+}
+
+// markedSoFar asks a relay's status.
+func markedSoFar(addr string) (int, error) {
+	client := http.Client{Timeout: time.Second}
+	resp, err := client.Get("http://" + addr + "/status.json")
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // read only
+	var st relay.Status
+	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil || len(st.Slots) == 0 {
+		return 0, errors.Join(err, errors.New("no status"))
+	}
+	return int(st.Slots[0].Marked), nil
+}
+
+// watchWalsender finds the process that serves a slot and returns a function that tells the CPU seconds it has used since, 0
+// when the server is not on this machine.
+func (b *benchDatabase) watchWalsender(ctx context.Context, slot string) func() float64 {
+	pid := 0
+	for range 200 {
+		_ = b.admin.QueryRow(ctx, `SELECT coalesce(active_pid, 0) FROM pg_replication_slots WHERE slot_name = $1`, slot).Scan(&pid)
+		if pid != 0 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	last := processCPU(pid)
+	done := make(chan struct{})
+	result := make(chan float64, 1)
+	go func() { // pg_recvlogical is gone with its walsender when it is asked
+		from := last
+		for {
+			select {
+			case <-done:
+				result <- max(0, last-from)
+				return
+			case <-time.After(50 * time.Millisecond):
+				if now := processCPU(pid); now > 0 {
+					last = now
+				}
+			}
+		}
+	}()
+	return func() float64 { close(done); return <-result }
+}
+
+// processCPU reads utime and stime of a local postgres process (proc(5), stat: fields 14 and 15, in ticks of 10 ms).
+func processCPU(pid int) float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if pid == 0 || err != nil {
+		return 0
+	}
+	_, rest, ok := strings.Cut(string(text), ") ")
+	if !ok || !strings.Contains(string(text), "(postgres)") {
+		return 0
+	}
+	f := strings.Fields(rest)
+	if len(f) < 13 {
+		return 0
+	}
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return float64(user+system) / 100
+}
+
+func usage(p *os.ProcessState) (cpu float64, peak int64) {
+	cpu = (p.UserTime() + p.SystemTime()).Seconds()
+	if r, ok := p.SysUsage().(*syscall.Rusage); ok {
+		peak = int64(r.Maxrss)
+		if runtime.GOOS == "linux" {
+			peak <<= 10 // kilobytes there, bytes on macOS
+		}
+	}
+	return cpu, peak
+}
+
+func cpuName() string {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	for _, line := range strings.Split(string(text), "\n") {
+		if name, ok := strings.CutPrefix(line, "model name"); ok {
+			return strings.TrimLeft(name, "\t: ")
+		}
+	}
+	return runtime.GOARCH
+}
+
+func cores() int { return runtime.NumCPU() }

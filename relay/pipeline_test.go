@@ -294,15 +294,19 @@ func TestReconnect(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		_, end := w.commit("a", "a")
 		w.marked = end
+		asked, broken := make(chan struct{}), make(chan struct{})
 		w.onSettled = func(n int) error {
-			if n <= 2 { // the second is the one that the broken connection cuts short
-				return errConnection
+			if n > 1 {
+				return nil
 			}
-			return nil
+			close(asked)
+			<-broken
+			return errConnection
 		}
 		start(t, w, oneLane, sink)
-		w.until("the look-up has failed once", func() bool { return len(w.lookUps) == 1 })
+		<-asked
 		w.stream().fail(errConnection)
+		close(broken)
 		w.until("the watermark is at the end", func() bool { return w.confirmed == end })
 		wantStatus(t, w, "a1", "sent")
 		wantStatus(t, w, "a2", "sent")
@@ -556,13 +560,16 @@ func TestShutdown(t *testing.T) {
 
 	bubble(t, "DrainTimeout", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
-		gate := sink.OnCall(2).Block()
+		one, gate := sink.OnCall(1).Block(), sink.OnCall(2).Block()
 		r := start(t, w, func(cfg *relay.Config) { cfg.Lanes, cfg.BatchSize, cfg.DrainTimeout = 1, 1, 13*time.Second }, sink)
 		_, first := w.commit("a")
 		w.commit("a", "a")
-		<-gate.Reached
-		w.untilStatus("sent", "a1")
+		<-one.Reached
+		synctest.Wait()
 		stopped := time.Now()
+		r.cancel()
+		synctest.Wait()
+		one.Release() // of three in flight one gets through while it drains
 		if err := r.stop(); err != nil {
 			t.Error(err)
 		}
@@ -575,6 +582,7 @@ func TestShutdown(t *testing.T) {
 		if w.confirmed != first || w.owner != nil {
 			t.Errorf("confirmed %s, owner %v; want %s and none", w.confirmed, w.owner, first)
 		}
+		<-gate.Reached
 		// The next owner delivers them, and what was settled is not published again.
 		gate.Release()
 		start(t, w, oneLane, sink)

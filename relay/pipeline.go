@@ -27,6 +27,8 @@ type pipeline struct {
 	sinks   []Sink
 	health  []*sinkHealth
 
+	draining func() // called when the reading has ended and the drain begins; set before run
+
 	lanes  [][]*lane // by sink, then by key
 	marker *marker
 
@@ -131,6 +133,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	defer endRead()
 	defer context.AfterFunc(work, endRead)()
 	readErr := p.readStream(read, func(stream Stream) error {
+		p.draining()
 		p.drain(work)
 		if stream == nil {
 			return nil

@@ -558,6 +558,30 @@ func TestShutdown(t *testing.T) {
 		}
 	})
 
+	// Whoever looks while it drains is told so: a pod that drains is not ready.
+	bubble(t, "TellsThatItDrains", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		gate := sink.OnCall(1).Block()
+		r := start(t, w, oneLane, sink)
+		w.commit("a")
+		<-gate.Reached
+		r.cancel()
+		synctest.Wait()
+		if slot := r.slot(); slot.Role != relay.Draining || slot.Inflight != 1 {
+			t.Errorf("role %s with %d in flight, want draining with 1", slot.Role, slot.Inflight)
+		}
+		if problems := r.relay.Status().Problems(); len(problems) != 1 || !strings.Contains(problems[0], "stopping") {
+			t.Errorf("problems %q, want one: stopping", problems)
+		}
+		r.wantMetric(1, "outbox_shards_owned") // the lease is still ours
+		gate.Release()
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		r.wantMetric(0, "outbox_shards_owned")
+		r.wantMetric(2, "outbox_lease_changes_total")
+	})
+
 	bubble(t, "DrainTimeout", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		one, gate := sink.OnCall(1).Block(), sink.OnCall(2).Block()

@@ -469,17 +469,19 @@ func (l *lease) Mark(ctx context.Context, marks []relay.Mark) (later []int, err 
 }
 
 func (l *lease) Settled(_ context.Context, events []relay.Event) ([]bool, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var asked []string
 	settled := make([]bool, len(events))
-	for i := range events {
-		asked = append(asked, label(events[i].ID))
-		settled[i] = l.rows[events[i].ID].status != "pending"
-	}
-	l.lookUps = append(l.lookUps, asked)
+	var n int
+	l.change(func() {
+		var asked []string
+		for i := range events {
+			asked = append(asked, label(events[i].ID))
+			settled[i] = l.rows[events[i].ID].status != "pending"
+		}
+		l.lookUps = append(l.lookUps, asked)
+		n = len(l.lookUps)
+	})
 	if l.onSettled != nil {
-		if err := l.onSettled(len(l.lookUps)); err != nil {
+		if err := l.onSettled(n); err != nil {
 			return nil, err
 		}
 	}

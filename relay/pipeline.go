@@ -27,6 +27,8 @@ type pipeline struct {
 	sinks   []Sink
 	health  []*sinkHealth
 
+	draining func() // called when the reading has ended and the drain begins; set before run
+
 	lanes  [][]*lane // by sink, then by key
 	marker *marker
 
@@ -131,6 +133,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	defer endRead()
 	defer context.AfterFunc(work, endRead)()
 	readErr := p.readStream(read, func(stream Stream) error {
+		p.draining()
 		p.drain(work)
 		if stream == nil {
 			return nil
@@ -215,13 +218,12 @@ const busyPause = 200 * time.Millisecond
 func (p *pipeline) drain(work context.Context) {
 	deadline := time.NewTimer(p.cfg.DrainTimeout)
 	defer deadline.Stop()
-	for {
+	left := func() int {
 		p.mu.Lock()
-		left := p.tracker.len()
-		p.mu.Unlock()
-		if left == 0 {
-			return
-		}
+		defer p.mu.Unlock()
+		return p.tracker.len()
+	}
+	for left() > 0 {
 		select {
 		case <-p.drained:
 		case <-work.Done():
@@ -229,7 +231,7 @@ func (p *pipeline) drain(work context.Context) {
 		case <-p.lease.Lost():
 			return
 		case <-deadline.C:
-			p.log.Warn("drain timed out, the next owner delivers these events again", "events", left, "drain_timeout", p.cfg.DrainTimeout)
+			p.log.Warn("drain timed out, the next owner delivers these events again", "events", left(), "drain_timeout", p.cfg.DrainTimeout)
 			return
 		}
 	}

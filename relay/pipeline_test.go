@@ -294,15 +294,19 @@ func TestReconnect(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		_, end := w.commit("a", "a")
 		w.marked = end
+		asked, broken := make(chan struct{}), make(chan struct{})
 		w.onSettled = func(n int) error {
-			if n <= 2 { // the second is the one that the broken connection cuts short
-				return errConnection
+			if n > 1 {
+				return nil
 			}
-			return nil
+			close(asked)
+			<-broken
+			return errConnection
 		}
 		start(t, w, oneLane, sink)
-		w.until("the look-up has failed once", func() bool { return len(w.lookUps) == 1 })
+		<-asked
 		w.stream().fail(errConnection)
+		close(broken)
 		w.until("the watermark is at the end", func() bool { return w.confirmed == end })
 		wantStatus(t, w, "a1", "sent")
 		wantStatus(t, w, "a2", "sent")
@@ -554,15 +558,42 @@ func TestShutdown(t *testing.T) {
 		}
 	})
 
+	// Whoever looks while it drains is told so: a pod that drains is not ready.
+	bubble(t, "TellsThatItDrains", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		gate := sink.OnCall(1).Block()
+		r := start(t, w, oneLane, sink)
+		w.commit("a")
+		<-gate.Reached
+		r.cancel()
+		synctest.Wait()
+		if slot := r.slot(); slot.Role != relay.Draining || slot.Inflight != 1 {
+			t.Errorf("role %s with %d in flight, want draining with 1", slot.Role, slot.Inflight)
+		}
+		if problems := r.relay.Status().Problems(); len(problems) != 1 || !strings.Contains(problems[0], "stopping") {
+			t.Errorf("problems %q, want one: stopping", problems)
+		}
+		r.wantMetric(1, "outbox_shards_owned") // the lease is still ours
+		gate.Release()
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		r.wantMetric(0, "outbox_shards_owned")
+		r.wantMetric(2, "outbox_lease_changes_total")
+	})
+
 	bubble(t, "DrainTimeout", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
-		gate := sink.OnCall(2).Block()
+		one, gate := sink.OnCall(1).Block(), sink.OnCall(2).Block()
 		r := start(t, w, func(cfg *relay.Config) { cfg.Lanes, cfg.BatchSize, cfg.DrainTimeout = 1, 1, 13*time.Second }, sink)
 		_, first := w.commit("a")
 		w.commit("a", "a")
-		<-gate.Reached
-		w.untilStatus("sent", "a1")
+		<-one.Reached
+		synctest.Wait()
 		stopped := time.Now()
+		r.cancel()
+		synctest.Wait()
+		one.Release() // of three in flight one gets through while it drains
 		if err := r.stop(); err != nil {
 			t.Error(err)
 		}
@@ -575,6 +606,7 @@ func TestShutdown(t *testing.T) {
 		if w.confirmed != first || w.owner != nil {
 			t.Errorf("confirmed %s, owner %v; want %s and none", w.confirmed, w.owner, first)
 		}
+		<-gate.Reached
 		// The next owner delivers them, and what was settled is not published again.
 		gate.Release()
 		start(t, w, oneLane, sink)

@@ -32,7 +32,7 @@ type pipeline struct {
 	marker *marker
 
 	// Owned by the goroutine that runs the stream.
-	last     position    // of the newest event admitted or passed over
+	last     position    // of the newest event admitted
 	lookupTo LSN         // up to here, rows may be settled though the stream tells of them
 	scratch  [][]*flight // by lane, reused
 	pending  []Event     // events that are not known already, reused
@@ -169,10 +169,14 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 				p.log.Info("replication resumed")
 			}
 			opened = true
-			backoff.Reset()
 			p.setStreaming(true)
+			since := time.Now()
 			err = stream.Run(ctx, p)
 			p.setStreaming(false)
+			// Opening proves nothing: a message that cannot be understood comes again at once.
+			if time.Since(since) > p.cfg.BackoffMax {
+				backoff.Reset()
+			}
 			if ctx.Err() != nil {
 				return finish(stream)
 			}
@@ -247,6 +251,9 @@ func (p *pipeline) Admit(ctx context.Context, events []Event) error {
 			return err
 		}
 		p.launch(events[:n])
+		// Only now: when the connection breaks while we wait for room, the next one tells of the rest again, and it must not
+		// count as known then.
+		p.last = position{events[n-1].CommitLSN, events[n-1].Ordinal}
 		events = events[n:]
 	}
 	return nil
@@ -256,12 +263,7 @@ func (p *pipeline) Admit(ctx context.Context, events []Event) error {
 // inserted with another status than pending, not those that an earlier owner, or in hybrid mode any worker, has settled.
 func (p *pipeline) fresh(ctx context.Context, events []Event) ([]Event, error) {
 	known := func(ev *Event) bool {
-		at := position{ev.CommitLSN, ev.Ordinal}
-		if at.atOrBefore(p.last) {
-			return true
-		}
-		p.last = at
-		return ev.Status != "pending"
+		return position{ev.CommitLSN, ev.Ordinal}.atOrBefore(p.last) || ev.Status != "pending"
 	}
 	p.pending = p.keep(p.pending[:0], events, func(i int) bool { return !known(&events[i]) })
 	if len(p.pending) == 0 || p.pending[0].CommitLSN > p.lookupTo {

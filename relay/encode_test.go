@@ -80,6 +80,7 @@ func TestRecords(t *testing.T) {
 		})},
 		{"payload is no object", "{event_type}", "{event_type}", change(func(ev *Event) { ev.Payload = `null` })},
 		{"infinity", "{event_type}", "{event_type}", change(func(ev *Event) { ev.CreatedAt = Infinity })},
+		{"minus infinity", "{event_type}", "{event_type}", change(func(ev *Event) { ev.CreatedAt = NegativeInfinity })},
 		{"empty texts", "{event_type}", "{event_type}", change(func(ev *Event) {
 			ev.SagaID, ev.AggregateID, ev.AggregateType, ev.EventType, ev.Headers = "", "", "", "", "{}"
 		})},

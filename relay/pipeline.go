@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -88,6 +89,9 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 	p.marker = &marker{
 		lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), done: p.marked,
 		wake: make(chan struct{}, 1),
+	}
+	if r.cfg.Hybrid {
+		p.lookupTo = math.MaxUint64
 	}
 	for i, sink := range r.sinks {
 		lanes := make([]*lane, r.cfg.Lanes)
@@ -258,7 +262,7 @@ func (p *pipeline) Admit(ctx context.Context, events []Event) error {
 }
 
 // fresh returns the events that are to be published: not those that a broken connection repeats, not rows that were
-// inserted with another status than pending, not those that an earlier owner has settled.
+// inserted with another status than pending, not those that an earlier owner, or in hybrid mode any worker, has settled.
 func (p *pipeline) fresh(ctx context.Context, events []Event) ([]Event, error) {
 	known := func(ev *Event) bool {
 		return position{ev.CommitLSN, ev.Ordinal}.atOrBefore(p.last) || ev.Status != "pending"
@@ -312,10 +316,18 @@ func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, er
 			return nil, err
 		}
 		wait := backoff.Next()
+		if claimed := (*ClaimedError)(nil); errors.As(err, &claimed) {
+			p.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
+			Sleep(ctx, min(wait, claimPause))
+			continue
+		}
 		p.log.Warn("look-up did not succeed, trying again", "events", len(events), "backoff", wait, "error", err)
 		Sleep(ctx, wait)
 	}
 }
+
+// claimPause is how often claimed rows are looked at again: the library's worker needs some 100 ms for a batch.
+const claimPause = 500 * time.Millisecond
 
 // reserve waits until the budget has room for the first of events and returns how many of them fit.
 func (p *pipeline) reserve(ctx context.Context, events []Event) (int, error) {

@@ -25,8 +25,8 @@ build: ## bin/sagaz-relay
 	go build -o bin/sagaz-relay ./cmd/sagaz-relay
 
 .PHONY: demo
-demo: ## an outbox, a relay and a load on an embedded PostgreSQL, checked at the end (ARGS=--keep to look inside)
-	go run ./cmd/sagaz-relay demo $(ARGS)
+demo: build ## an outbox, a relay and a load on an embedded PostgreSQL, checked at the end (ARGS=--keep to look inside)
+	bin/sagaz-relay demo $(ARGS)
 
 .PHONY: bench
 bench: ## the relay against the bare replication stream

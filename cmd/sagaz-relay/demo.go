@@ -41,7 +41,8 @@ that change business tables and write their events to saga_outbox, some compensa
 At the end it compares what was committed with what is in the file, and exits 1 if a promise did not hold. Nothing stays
 running, and the directory is removed. The first run downloads PostgreSQL into the cache directory.
 
-No environment variable has any influence on it, but HTTPS_PROXY for the download and TMPDIR for the directory.`,
+Settings in the environment (DATABASE_URL, RELAY_..., PG...) have no influence on it. HTTPS_PROXY is used for the
+download, TMPDIR for the directory.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.duration <= 0 || o.rate < 0 || o.writers < 1 || o.writers > 100 {

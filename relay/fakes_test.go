@@ -334,7 +334,15 @@ func (s *stream) receive() (events []relay.Event, pass relay.LSN, changed chan s
 
 func (s *stream) report() {
 	at := s.in.Watermark()
-	s.change(func() { s.confirmed = max(s.confirmed, at) })
+	s.change(func() {
+		s.confirmed = max(s.confirmed, at)
+		// The promise that matters most: the slot never passes a row that is not settled.
+		for _, ev := range s.wal {
+			if ev.CommitLSN < s.confirmed && s.rows[ev.ID].status == "pending" {
+				s.t.Errorf("confirmed %s, and row %s, committed at %s, is still pending", s.confirmed, label(ev.ID), ev.CommitLSN)
+			}
+		}
+	})
 }
 
 // fail breaks the connection.

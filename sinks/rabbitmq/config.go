@@ -117,8 +117,10 @@ func (c Config) Validate() error {
 	}
 	if err == nil && uri.Scheme != "amqps" {
 		for _, v := range [...]struct{ name, value string }{
-			{"RELAY_RABBITMQ_TLS_CA_FILE", c.TLSCAFile}, {"RELAY_RABBITMQ_TLS_CERT_FILE", c.TLSCertFile},
-			{"RELAY_RABBITMQ_TLS_KEY_FILE", c.TLSKeyFile}, {"RELAY_RABBITMQ_TLS_SERVER_NAME", c.TLSServerName},
+			{"RELAY_RABBITMQ_TLS_CA_FILE", c.TLSCAFile},
+			{"RELAY_RABBITMQ_TLS_CERT_FILE", c.TLSCertFile},
+			{"RELAY_RABBITMQ_TLS_KEY_FILE", c.TLSKeyFile},
+			{"RELAY_RABBITMQ_TLS_SERVER_NAME", c.TLSServerName},
 		} {
 			if v.value != "" {
 				bad("%s=%s: has no effect without TLS: want RABBITMQ_URL to begin with amqps://", v.name, v.value)

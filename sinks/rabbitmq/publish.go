@@ -29,8 +29,8 @@ type batch struct {
 	timer *time.Timer // reused for each wait
 }
 
-// pending is the fate of a record that is not known yet.
-var pending = errors.New("pending")
+// errPending is the fate of a record that is not known yet.
+var errPending = errors.New("pending")
 
 // sent is a message under way.
 type sent struct {
@@ -43,7 +43,7 @@ type sent struct {
 func newBatch(s *Sink, l *link, recs []*relay.Record) *batch {
 	b := &batch{sink: s, link: l, recs: recs, fates: make([]error, len(recs))}
 	for i := range b.fates {
-		b.fates[i] = pending
+		b.fates[i] = errPending
 	}
 	return b
 }
@@ -109,7 +109,7 @@ func (b *batch) exception(ctx context.Context, c *channel) *amqp.Error {
 // refuseThose refuses the pending records that are to blame and reports whether there were any.
 func (b *batch) refuseThose(refuse func(*relay.Record) error) (found bool) {
 	for i, fate := range b.fates {
-		if fate != pending {
+		if fate != errPending {
 			continue
 		}
 		if err := refuse(b.recs[i]); err != nil {
@@ -122,7 +122,7 @@ func (b *batch) refuseThose(refuse func(*relay.Record) error) (found bool) {
 // giveUp gives every record without a fate this passing one.
 func (b *batch) giveUp(err error) {
 	for i, fate := range b.fates {
-		if fate == pending {
+		if fate == errPending {
 			b.fates[i], b.failed = err, true
 		}
 	}
@@ -211,7 +211,7 @@ type attempt struct {
 // channel in doubt or closed.
 func (a *attempt) run(ctx context.Context) error {
 	for i, rec := range a.recs {
-		if a.fates[i] != pending {
+		if a.fates[i] != errPending {
 			continue
 		}
 		if err := a.held[rec.Key]; err != nil {
@@ -441,11 +441,11 @@ func (a *attempt) resolve(n int) bool {
 // collect gives a fate to what is confirmed already, in whatever order, before the rest is given up.
 func (a *attempt) collect() {
 	for n := a.head; n < len(a.sent); n++ {
-		if s := &a.sent[n]; a.fates[s.at] == pending && done(s.confirm) {
+		if s := &a.sent[n]; a.fates[s.at] == errPending && done(s.confirm) {
 			a.resolve(n)
 		}
 	}
-	for a.head < len(a.sent) && a.fates[a.sent[a.head].at] != pending {
+	for a.head < len(a.sent) && a.fates[a.sent[a.head].at] != errPending {
 		a.bytes -= a.sent[a.head].size
 		a.head++
 	}
@@ -472,7 +472,7 @@ func (a *attempt) noteReturn(r amqp.Return) {
 	if err == nil {
 		for n := a.head; n < len(a.sent); n++ {
 			s := &a.sent[n]
-			if rec := a.recs[s.at]; s.returned == "" && a.fates[s.at] == pending && rec.EventID == id && rec.RoutingKey == r.RoutingKey {
+			if rec := a.recs[s.at]; s.returned == "" && a.fates[s.at] == errPending && rec.EventID == id && rec.RoutingKey == r.RoutingKey {
 				s.returned = r.ReplyText
 				if s.returned == "" {
 					s.returned = "returned"

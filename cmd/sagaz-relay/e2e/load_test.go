@@ -247,6 +247,16 @@ func (l *load) outcome(id relay.UUID) (committed bool, err error) {
 	}
 }
 
+// probe commits one event under a key of its own.
+func (l *load) probe() relay.UUID {
+	l.w.t.Helper()
+	id := l.w.insert(row{key: probeKey, topic: l.opts.topic})[0]
+	l.check.Commit(verify.Event{ID: id, Key: probeKey})
+	return id
+}
+
+const probeKey = "probe"
+
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -27,6 +27,7 @@ type process struct {
 
 	stdout, stderr output
 	secrets        []string
+	stopping       bool // it got a SIGTERM; a second one would end it at once
 	asked          bool // somebody looked at its end
 }
 
@@ -142,10 +143,12 @@ func (p *process) end(within time.Duration) int {
 	return p.exitCode()
 }
 
-// stop sends SIGTERM and wants exit code 0.
+// stop sends SIGTERM, unless that was done, and wants exit code 0.
 func (p *process) stop() {
 	p.t.Helper()
-	p.signal(syscall.SIGTERM)
+	if !p.stopping {
+		p.signal(syscall.SIGTERM)
+	}
 	if code := p.end(patience); code != 0 {
 		p.t.Errorf("%s: exit code %d after SIGTERM, want 0", p.name, code)
 	}
@@ -165,6 +168,7 @@ func (p *process) crash() {
 
 func (p *process) signal(sig os.Signal) {
 	p.t.Helper()
+	p.stopping = p.stopping || sig == syscall.SIGTERM
 	if err := p.Signal(sig); err != nil {
 		p.t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sagaz-relay/relay/internal/debian"
 	"github.com/sagaz-relay/relay/migrations/pgserver"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
@@ -87,6 +89,23 @@ func choose(versions, brokers, work string, log io.Writer) ([]part, error) {
 		}
 	}
 	return parts, nil
+}
+
+// compiler is what -race needs besides Go.
+func compiler(ctx context.Context, log io.Writer) (taken, error) {
+	out, err := exec.CommandContext(ctx, "go", "env", "CC").Output()
+	if err != nil {
+		return taken{}, fmt.Errorf("go env CC: %w", err)
+	}
+	if cc := strings.Fields(string(out)); len(cc) > 0 {
+		if path, err := exec.LookPath(cc[0]); err == nil {
+			return taken{from: path}, nil
+		}
+	}
+	if err := debian.Install(ctx, log, "gcc", "libc6-dev"); err != nil {
+		return taken{}, err
+	}
+	return taken{from: "installed"}, nil
 }
 
 func postgresAt(version string) source {

@@ -36,8 +36,10 @@ func TestTake(t *testing.T) {
 			name: "AskedForByName", sources: []source{fails(&fatal{errors.New("SAGAZ_TEST_KAFKA: refused")}), has("machine")},
 			err: "Kafka: SAGAZ_TEST_KAFKA: refused",
 		},
-		{name: "BrokenIsSaid", sources: []source{fails(errors.New("no image")), fails(errors.New("no java; apt-get it"))},
-			err: "Kafka cannot be had: no java; apt-get it", log: "testenv: Kafka: no image; trying the next source\n"},
+		{
+			name: "BrokenIsSaid", sources: []source{fails(errors.New("no image")), fails(errors.New("no java; apt-get it"))},
+			err: "Kafka cannot be had: no java; apt-get it", log: "testenv: Kafka: no image; trying the next source\n",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var log bytes.Buffer

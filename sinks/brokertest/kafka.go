@@ -20,6 +20,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/cache"
 	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/debian"
 )
 
 // KafkaVersion is the Apache Kafka that StartKafka runs, as pinned in testdata/kafka/pom.xml.
@@ -68,7 +69,7 @@ func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
 	var err error
 	if !docker {
 		if _, err := exec.LookPath("java"); err != nil {
-			return nil, missing("java", kafkaPackages...)
+			return nil, debian.Missing("java", jrePackage)
 		}
 		if k.libs, err = kafkaLibs(ctx, opts); err != nil {
 			return nil, err
@@ -108,7 +109,7 @@ func kafkaLibs(ctx context.Context, opts KafkaOptions) (string, error) {
 	}
 	return cache.Fill(ctx, root, kafkaCacheName(), func(dir string) error {
 		if _, err := exec.LookPath("mvn"); err != nil {
-			return missing("mvn", kafkaPackages...)
+			return debian.Missing("mvn (Maven)", mavenPackage)
 		}
 		progress(opts.Log, "downloading Apache Kafka %s with Maven", KafkaVersion)
 		pom := filepath.Join(dir, "pom.xml")

@@ -18,6 +18,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/debian"
 )
 
 // RabbitMQOptions say where a RabbitMQ node lives. The zero value will do.
@@ -95,7 +96,7 @@ func rabbitScripts() (string, error) {
 			return dir, nil
 		}
 	}
-	return "", missing("rabbitmq-server", rabbitPackages...)
+	return "", debian.Missing("rabbitmq-server", rabbitPackage)
 }
 
 // configure picks ports, makes certificates and writes rabbitmq.conf. dir is what the node will know r.dir as, host what it

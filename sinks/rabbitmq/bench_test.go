@@ -17,9 +17,9 @@ import (
 // wait for confirms: the same messages, mandatory and persistent, the same window, one goroutine and four.
 // They take turns on one queue, so that what else the machine does hits all of them.
 //
-//	go test -run '^$' -bench AgainstBare -benchtime 10x ./sinks/rabbitmq
+//	go test -run '^$' -bench AgainstBare -benchtime 30x ./sinks/rabbitmq
 func BenchmarkAgainstBare(b *testing.B) {
-	const perRound = 20_000
+	const perRound = 8_000
 	for _, kind := range []string{"classic", "quorum"} {
 		for _, size := range []int{100, 500} { // records per Publish
 			b.Run(fmt.Sprintf("%s/batch=%d", kind, size), func(b *testing.B) {

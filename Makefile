@@ -1,0 +1,93 @@
+# Needs Go and make; the rest is fetched. `make` alone lists the targets.
+
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# What to test, and how: make test PKG=./sinks/... TESTFLAGS='-run Order -v'
+PKG       ?= ./...
+TESTFLAGS ?=
+# Arguments for demo and bench: make demo ARGS=--keep
+ARGS      ?=
+
+# The packages whose behaviour depends on the version of PostgreSQL.
+POSTGRES_PKG      := ./relay/store/... ./cdc/... ./migrations/...
+POSTGRES_VERSIONS := 14 15 16 17 18
+
+SHELL := /bin/sh
+comma := ,
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## bin/sagaz-relay
+	go build -o bin/sagaz-relay ./cmd/sagaz-relay
+
+.PHONY: demo
+demo: ## an outbox, a relay and a load on an embedded PostgreSQL, checked at the end (ARGS=--keep to look inside)
+	go run ./cmd/sagaz-relay demo $(ARGS)
+
+.PHONY: bench
+bench: ## the relay against the bare replication stream
+	go run ./cmd/sagaz-relay bench $(ARGS)
+
+.PHONY: test
+test: bin/testenv ## everything, with the race detector, on real PostgreSQL 15 and 17, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
+	bin/testenv -race -postgres=15,17 -- $(MAKE) --no-print-directory test-inside
+
+# The whole on 17; then again what depends on PostgreSQL, on 15.
+.PHONY: test-inside
+test-inside:
+	go test -race -timeout 20m $(TESTFLAGS) $(PKG)
+ifeq ($(PKG),./...)
+	SAGAZ_TEST_PG_VERSION=15 SAGAZ_TEST_PG_VERSIONS=15 go test -race -timeout 20m $(TESTFLAGS) $(POSTGRES_PKG)
+endif
+
+.PHONY: test-postgres
+test-postgres: bin/testenv ## what depends on PostgreSQL, on 14 to 18
+	bin/testenv -race -brokers=none -postgres=$(subst $() ,$(comma),$(POSTGRES_VERSIONS)) -- $(MAKE) --no-print-directory test-postgres-inside
+
+.PHONY: test-postgres-inside
+test-postgres-inside:
+	@set -e; for v in $(POSTGRES_VERSIONS); do \
+		echo "PostgreSQL $$v"; \
+		SAGAZ_TEST_PG_VERSION=$$v SAGAZ_TEST_PG_VERSIONS=$$v go test -race -timeout 20m $(TESTFLAGS) $(POSTGRES_PKG); \
+	done
+
+.PHONY: check
+check: fmt-check vet staticcheck imports ## formatting, vet, staticcheck and import rules
+
+.PHONY: lint
+lint: check ## the same as check
+
+.PHONY: fmt
+fmt: ## format all Go files
+	go run $(GOFUMPT) -l -w .
+
+.PHONY: fmt-check
+fmt-check:
+	@files=$$(go run $(GOFUMPT) -l .) || exit 1; \
+	test -z "$$files" || { printf 'not formatted (make fmt does it):\n%s\n' "$$files"; exit 1; }
+
+.PHONY: vet
+vet:
+	go vet ./...
+	GOOS=darwin go vet ./...
+
+.PHONY: staticcheck
+staticcheck:
+	go run $(STATICCHECK) ./...
+
+.PHONY: imports
+imports:
+	go test -run '^TestImportsPointInward$$' .
+
+.PHONY: clean
+clean: ## what was built here (downloads stay in the cache directory)
+	rm -rf bin
+
+# Built, not `go run`: a signal must reach it, and its exit code us.
+.PHONY: bin/testenv
+bin/testenv:
+	@go build -o bin/testenv ./cmd/testenv

@@ -1,0 +1,110 @@
+// Package sagaz_relay_test holds what is checked about the module as a whole.
+package sagaz_relay_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/sagaz-relay/relay"
+
+// allowed says which of our packages a package may import, by path patterns (path.Match; the first that matches counts).
+// STYLE.md tells why: imports point inward, cmd is the one place that knows all rooms.
+var allowed = []struct {
+	pkg     string
+	imports []string
+}{
+	{"cmd/*", []string{"*", "*/*", "*/*/*"}},
+	{"internal/*", nil},
+	{"relay", nil},
+	{"relay/*", []string{"relay"}},
+	{"cdc", []string{"relay", "cdc/pgoutput"}},
+	{"cdc/*", []string{"relay"}},
+	{"sinks/stdout", []string{"relay", "sinks/file"}}, // the same lines, to another writer
+	{"sinks/brokertest", []string{"internal/*"}},      // brokers as processes: it knows no relay
+	{"sinks/*", []string{"relay"}},
+	{"migrations", nil},
+	{"migrations/pgserver", []string{"internal/*"}},
+	{"migrations/pgtest", []string{"migrations", "migrations/pgserver"}},
+}
+
+// A test may also use what was made for tests, and a migrated database.
+var allowedInTests = []string{
+	"relay", "relay/verify", "sinks/sinktest", "sinks/brokertest", "migrations", "migrations/pgtest", "migrations/pgserver",
+}
+
+func TestImportsPointInward(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...").Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+		}
+		t.Fatal(err)
+	}
+	packages := 0
+	for list := json.NewDecoder(strings.NewReader(string(out))); ; packages++ {
+		var p struct {
+			ImportPath                         string
+			Imports, TestImports, XTestImports []string
+		}
+		if err := list.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := ours(p.ImportPath)
+		if name == "" { // this test
+			continue
+		}
+		i := slices.IndexFunc(allowed, func(a struct {
+			pkg     string
+			imports []string
+		},
+		) bool {
+			return matches(a.pkg, name)
+		})
+		if i < 0 {
+			t.Errorf("%s: a new room; say in imports_test.go what it may import, and in STYLE.md what it is for", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			if !may(name, imported, allowed[i].imports) {
+				t.Errorf("%s imports %s, and may import only %v of ours", name, ours(imported), allowed[i].imports)
+			}
+		}
+		for _, imported := range append(p.TestImports, p.XTestImports...) {
+			if !may(name, imported, append(slices.Clone(allowed[i].imports), allowedInTests...)) {
+				t.Errorf("a test of %s imports %s, and may import only %v and %v of ours",
+					name, ours(imported), allowed[i].imports, allowedInTests)
+			}
+		}
+	}
+	if packages < 5 {
+		t.Fatalf("go list found %d packages: the test looks in the wrong place", packages)
+	}
+}
+
+func may(importer, imported string, patterns []string) bool {
+	if imported != module && !strings.HasPrefix(imported, module+"/") {
+		return true // not ours
+	}
+	name := ours(imported)
+	return name == importer || // an external test of the package itself
+		!strings.HasPrefix(name, "cmd/") && slices.ContainsFunc(patterns, func(p string) bool { return matches(p, name) })
+}
+
+func ours(importPath string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(importPath, module), "/")
+}
+
+func matches(pattern, name string) bool {
+	ok, err := path.Match(pattern, name)
+	return ok && err == nil
+}

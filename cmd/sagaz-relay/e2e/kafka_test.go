@@ -1,0 +1,195 @@
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/verify"
+)
+
+// topic is a Kafka topic of one test. It is stamped by the broker's clock, so that a test can tell when a record arrived.
+type topic struct {
+	t      testing.TB
+	name   string
+	client *kafkago.Client
+	parts  int
+}
+
+// arrival is a record as a consumer sees it.
+type arrival struct {
+	partition int
+	offset    int64
+	key       string
+	noKey     bool
+	value     []byte
+	headers   []relay.Header
+	at        time.Time // appended
+}
+
+func newTopicName() string { return "e2e-" + strings.ToLower(rand.Text()[:12]) }
+
+func newTopic(t testing.TB, addr string, partitions int) *topic {
+	t.Helper()
+	k := openTopic(t, addr, newTopicName(), partitions)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	res, err := k.client.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
+		Topic: k.name, NumPartitions: partitions, ReplicationFactor: 1,
+		ConfigEntries: []kafkago.ConfigEntry{{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}},
+	}}})
+	if err == nil {
+		err = res.Errors[k.name]
+	}
+	if err != nil {
+		t.Fatalf("create topic %s: %v", k.name, err)
+	}
+	return k
+}
+
+// openTopic is newTopic for one that somebody else makes.
+func openTopic(t testing.TB, addr, name string, partitions int) *topic {
+	t.Helper()
+	transport := &kafkago.Transport{MetadataTTL: 100 * time.Millisecond}
+	t.Cleanup(transport.CloseIdleConnections)
+	k := &topic{t: t, name: name, parts: partitions, client: &kafkago.Client{Addr: kafkago.TCP(addr), Timeout: 20 * time.Second, Transport: transport}}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_, _ = k.client.DeleteTopics(ctx, &kafkago.DeleteTopicsRequest{Topics: []string{k.name}}) // the broker may be down
+	})
+	return k
+}
+
+// retry calls f until it works: a topic that was just made, or a broker that was just started, has no leaders for a moment.
+func (k *topic) retry(what string, f func(context.Context) error) {
+	k.t.Helper()
+	eventually(k.t, patience, what, func() string {
+		ctx, cancel := context.WithTimeout(k.t.Context(), 20*time.Second)
+		defer cancel()
+		if err := f(ctx); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// ends returns the offset behind the last record, by partition.
+func (k *topic) ends() []int64 {
+	k.t.Helper()
+	ends := make([]int64, k.parts)
+	var ask []kafkago.OffsetRequest
+	for i := range k.parts {
+		ask = append(ask, kafkago.LastOffsetOf(i))
+	}
+	k.retry("offsets of "+k.name, func(ctx context.Context) error {
+		res, err := k.client.ListOffsets(ctx, &kafkago.ListOffsetsRequest{Topics: map[string][]kafkago.OffsetRequest{k.name: ask}})
+		if err != nil {
+			return err
+		}
+		for _, p := range res.Topics[k.name] {
+			if p.Error != nil {
+				return p.Error
+			}
+			ends[p.Partition] = p.LastOffset
+		}
+		return nil
+	})
+	return ends
+}
+
+// read returns everything that the topic holds, partition by partition.
+func (k *topic) read() []arrival {
+	k.t.Helper()
+	var all []arrival
+	for partition, end := range k.ends() {
+		for at := int64(0); at < end; {
+			k.retry("fetch of "+k.name, func(ctx context.Context) error {
+				var err error
+				all, at, err = k.fetch(ctx, all, partition, at)
+				return err
+			})
+		}
+	}
+	return all
+}
+
+func (k *topic) fetch(ctx context.Context, all []arrival, partition int, at int64) ([]arrival, int64, error) {
+	res, err := k.client.Fetch(ctx, &kafkago.FetchRequest{Topic: k.name, Partition: partition, Offset: at, MinBytes: 1, MaxBytes: 64 << 20, MaxWait: 100 * time.Millisecond})
+	if err == nil {
+		err = res.Error
+	}
+	if err != nil {
+		return all, at, err
+	}
+	for {
+		r, err := res.Records.ReadRecord()
+		if errors.Is(err, io.EOF) {
+			return all, at, nil
+		}
+		if err != nil {
+			return all, at, err
+		}
+		if r.Offset < at { // a batch is fetched from its beginning
+			continue
+		}
+		at = r.Offset + 1
+		a := arrival{partition: partition, offset: r.Offset, noKey: r.Key == nil, at: r.Time}
+		key, err := readBytes(r.Key)
+		if err == nil {
+			a.value, err = readBytes(r.Value)
+		}
+		if err != nil {
+			return all, at, err
+		}
+		a.key = string(key)
+		for _, h := range r.Headers {
+			a.headers = append(a.headers, relay.Header{Key: h.Key, Value: string(h.Value)})
+		}
+		all = append(all, a)
+	}
+}
+
+func readBytes(b kafkago.Bytes) ([]byte, error) {
+	if b == nil {
+		return nil, nil
+	}
+	defer b.Close()
+	return io.ReadAll(b)
+}
+
+// events are the arrivals for the checker.
+func events(t testing.TB, all []arrival) []verify.Event {
+	t.Helper()
+	out := make([]verify.Event, 0, len(all))
+	for i := range all {
+		out = append(out, verify.Event{ID: all[i].id(t), Key: all[i].key})
+	}
+	return out
+}
+
+// id is the event's, by its header.
+func (a *arrival) id(t testing.TB) relay.UUID {
+	t.Helper()
+	id, err := relay.ParseUUID(a.header("event_id"))
+	if err != nil {
+		t.Fatalf("partition %d, offset %d: header event_id: %v", a.partition, a.offset, err)
+	}
+	return id
+}
+
+func (a *arrival) header(name string) string {
+	for _, h := range a.headers {
+		if h.Key == name {
+			return h.Value
+		}
+	}
+	return ""
+}

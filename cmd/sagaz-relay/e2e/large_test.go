@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/sinks/file"
+)
+
+const (
+	largeRows = 300_000
+	// largeMemory is what the relay may hold resident, whatever comes.
+	largeMemory = 100 << 20
+)
+
+// One transaction of hundreds of thousands of rows streams through: in order, once, and in the memory that any other load needs.
+func TestLargeTransaction(t *testing.T) {
+	if _, err := os.Stat("/proc/self/status"); err != nil {
+		t.Skip("memory is read from /proc, which only Linux has")
+	}
+	w := newWorld(t)
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	p := w.relayOf(fastProgram(t), "relay", settings{"BROKER_TYPE": "file", "RELAY_FILE_PATH": path})
+	p.waitStreaming()
+	began := time.Now()
+	w.exec(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at)
+		SELECT gen_random_uuid(), 'saga-' || i, 'order', 'order-' || i % 1000, 'OrderCreated',
+			jsonb_build_object('seq', i / 1000, 'note', $1::text, 'pad', repeat('x', 350)), '{}', 'pending', now()
+		FROM generate_series(0, $2::int - 1) AS i`, w.marker, largeRows)
+	inserted := time.Now()
+	eventually(t, patience, "all rows are marked", func() string {
+		if n := p.status().Slots[0].Marked; n != largeRows {
+			return p.mustRun(fmt.Sprintf("%d are", n))
+		}
+		return ""
+	})
+	memory := p.peakMemory()
+	t.Logf("%d rows: inserted within %s, delivered and marked %s later; the relay's peak resident memory %d MB",
+		largeRows, inserted.Sub(began).Round(time.Millisecond), time.Since(inserted).Round(time.Millisecond), memory>>20)
+	if memory > largeMemory {
+		t.Errorf("peak resident memory %d MB, want at most %d", memory>>20, largeMemory>>20)
+	}
+	p.stop()
+	if got := w.statuses(); got["sent"] != largeRows || len(got) != 1 {
+		t.Errorf("rows by status: %v, want %d sent", got, largeRows)
+	}
+	next := make(map[string]int) // by key
+	lines := 0
+	if err := file.Read(path, func(l file.Line) error {
+		lines++
+		_, rest, _ := strings.Cut(string(l.Value), `"seq": `)
+		digits, _, _ := strings.Cut(rest, ",")
+		if seq, err := strconv.Atoi(strings.TrimRight(digits, "}")); err != nil || seq != next[l.Key] {
+			return fmt.Errorf("line %d: key %s: got number %q, want %d", lines, l.Key, digits, next[l.Key])
+		}
+		next[l.Key]++
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if lines != largeRows {
+		t.Errorf("%d lines, want %d", lines, largeRows)
+	}
+}
+
+// peakMemory is VmHWM, in bytes.
+func (p *process) peakMemory() int {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for l := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(l, "VmHWM:"); ok {
+			kb, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")))
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			return kb << 10
+		}
+	}
+	p.t.Fatal("no VmHWM")
+	return 0
+}

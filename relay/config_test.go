@@ -37,6 +37,9 @@ func TestConfigValidateTellsEverything(t *testing.T) {
 			t.Errorf("%s has no variable", s.Field(i).Name)
 			continue
 		}
+		if s.Field(i).Type.Kind() == reflect.Bool {
+			continue // both values are right
+		}
 		lines := 0
 		for line := range strings.Lines(err.Error()) {
 			if strings.HasPrefix(line, name+"=") || strings.HasPrefix(line, name+":") {

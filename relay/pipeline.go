@@ -307,7 +307,7 @@ func (p *pipeline) keep(kept, events []Event, want func(i int) bool) []Event {
 // settledRetry looks rows up, through passing trouble of the database.
 func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, error) {
 	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
-	for {
+	for waits := 0; ; {
 		settled, err := p.lease.Settled(ctx, events)
 		if err == nil {
 			return settled, nil
@@ -317,7 +317,9 @@ func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, er
 		}
 		wait := backoff.Next()
 		if claimed := (*ClaimedError)(nil); errors.As(err, &claimed) {
-			p.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
+			if waits++; waits%20 == 1 { // the first, then every 10 s
+				p.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
+			}
 			Sleep(ctx, min(wait, claimPause))
 			continue
 		}

@@ -433,6 +433,47 @@ func TestLookUp(t *testing.T) {
 		}
 	})
 
+	// Beside another worker any row may be settled at any time, also past the position.
+	bubble(t, "Hybrid", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		w.commit("a", "b")
+		w.rows[id("a1")].status = "sent"
+		r := start(t, w, func(c *relay.Config) { oneLane(c); c.Hybrid = true }, sink)
+		w.untilStatus("sent", "b1")
+		_, end := w.commit("c")
+		w.untilStatus("sent", "c1")
+		wantTaken(t, sink, "b1 c1")
+		if got, want := fmt.Sprint(w.lookUps), "[[a1 b1] [c1]]"; got != want {
+			t.Errorf("looked up %s, want %s", got, want)
+		}
+		wantWatermark(t, r, end)
+	})
+
+	// A row that another worker has claimed is not touched until that worker has told its fate: here it sends it.
+	bubble(t, "HybridWaitsForClaims", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		w.commit("a", "b")
+		w.onSettled = func(n int) error {
+			if n == 9 {
+				w.rows[id("a1")].status = "sent"
+			}
+			if n < 10 {
+				return &relay.ClaimedError{Rows: 1, Worker: "python", AtMost: time.Minute}
+			}
+			return nil
+		}
+		began := time.Now()
+		r := start(t, w, func(c *relay.Config) { oneLane(c); c.Hybrid = true }, sink)
+		w.untilStatus("sent", "b1")
+		wantTaken(t, sink, "b1")
+		if took := time.Since(began); took > 9*500*time.Millisecond {
+			t.Errorf("the tenth look came after %s, want every half a second at least", took)
+		}
+		if n := r.log.count("waiting for rows that another worker has claimed"); n != 1 {
+			t.Errorf("%d log lines about a short wait", n)
+		}
+	})
+
 	bubble(t, "RowsInsertedAsSomethingElse", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		start(t, w, oneLane, sink)

@@ -73,6 +73,14 @@ type Config struct {
 	// Default 20s. RELAY_DRAIN_TIMEOUT.
 	DrainTimeout time.Duration `env:"RELAY_DRAIN_TIMEOUT"`
 
+	// Hybrid makes the relay look at the row of every event before it publishes it, and leave out what another worker has
+	// sent. It is for the time in which the library's worker hands over (docs/migrating-from-the-python-worker.md):
+	// without it, what that worker sent between the making of the slot and its own end is sent a second time. It
+	// costs a query a batch. It does not keep a worker that still runs from taking a row that the relay is about to send.
+	//
+	// Default false. RELAY_HYBRID.
+	Hybrid bool `env:"RELAY_HYBRID"`
+
 	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and {saga_id}.
 	//
 	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.

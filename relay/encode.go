@@ -43,6 +43,9 @@ func (e *Encoder) Encode(rec *Record, ev *Event) error {
 	b = append(b, `,"timestamp":"`...)
 	created := ev.CreatedAt.Time()
 	b = appendISOFormat(b, created)
+	if ev.CreatedAt == Infinity || ev.CreatedAt == NegativeInfinity {
+		b = b[:len(b)-len(utcOffset)] // the library reads them as datetime.max and .min, which have no zone
+	}
 	b = append(b, `"}`...)
 
 	if ev.Payload == "" {
@@ -95,8 +98,10 @@ func appendISOFormat(b []byte, t time.Time) []byte {
 		b = append(b, '.')
 		b = appendDigits(b, micros, 6)
 	}
-	return append(b, "+00:00"...)
+	return append(b, utcOffset...)
 }
+
+const utcOffset = "+00:00"
 
 // appendDigits writes n with leading zeros in the given width, which it must fit.
 func appendDigits(b []byte, n, width int) []byte {

@@ -216,11 +216,15 @@ func (h *sinkHealth) recovered(log hclog.Logger) {
 	}
 }
 
-// left notes that a failing lane has ended, with its pipeline.
+// left notes that a failing lane has ended, with its pipeline. Nothing is being offered again then, so the sink counts as up
+// until the next trouble: nobody else would say so.
 func (h *sinkHealth) left() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.failing--
+	if h.failing == 0 {
+		h.metrics.up.Set(1)
+	}
 }
 
 // state is for the status page.

@@ -24,6 +24,10 @@ type marker struct {
 
 	wake chan struct{} // capacity one
 
+	// Owned by run.
+	hidden []*flight        // their rows were not visible when they were to be marked
+	unhide <-chan time.Time // when to mark them again; nil when there is none
+
 	mu    sync.Mutex // guards queue
 	queue []*flight
 }
@@ -101,12 +105,12 @@ func (m *marker) run(ctx context.Context) error {
 			failed = 0
 			backoff.Reset()
 		}
-		batch = m.settle(ctx, batch, later)
+		batch = m.settle(batch, later)
 	}
 }
 
-// settle reports a committed batch and returns what has to be marked again because its rows are not visible yet.
-func (m *marker) settle(ctx context.Context, batch []*flight, later []int) []*flight {
+// settle reports a committed batch, and puts aside what has to be marked again because its rows are not visible yet.
+func (m *marker) settle(batch []*flight, later []int) []*flight {
 	if len(later) == 0 {
 		m.done(batch)
 		clear(batch)
@@ -117,20 +121,26 @@ func (m *marker) settle(ctx context.Context, batch []*flight, later []int) []*fl
 		wait[i] = true
 	}
 	marked := make([]*flight, 0, len(batch))
-	rest := make([]*flight, 0, len(later))
 	for i, f := range batch {
 		if wait[i] {
-			rest = append(rest, f)
+			m.hidden = append(m.hidden, f)
 		} else {
 			marked = append(marked, f)
 		}
 	}
 	m.done(marked)
-	Sleep(ctx, invisiblePause)
-	// Others are not held up by these: they go to the end of the queue.
-	m.push(rest)
+	// Others are not held up by these: they come back behind what is queued by then.
+	if m.unhide == nil {
+		m.unhide = time.After(invisiblePause)
+	}
 	clear(batch)
 	return batch[:0]
+}
+
+// queueHidden takes the rows that were not visible back into the queue.
+func (m *marker) queueHidden() {
+	m.push(m.hidden)
+	m.hidden, m.unhide = nil, nil
 }
 
 // invisiblePause is the wait before rows that were not visible are marked again.
@@ -139,9 +149,16 @@ const invisiblePause = 20 * time.Millisecond
 // gather waits for a batch: for anything at all, then for a full one or the linger's end. It returns false
 // when ctx has ended.
 func (m *marker) gather(ctx context.Context) bool {
+	select {
+	case <-m.unhide: // also when the queue is never empty
+		m.queueHidden()
+	default:
+	}
 	for m.queued() == 0 {
 		select {
 		case <-m.wake:
+		case <-m.unhide:
+			m.queueHidden()
 		case <-ctx.Done():
 			return false
 		}
@@ -154,6 +171,8 @@ func (m *marker) gather(ctx context.Context) bool {
 	for m.queued() < m.cfg.MarkBatch {
 		select {
 		case <-m.wake:
+		case <-m.unhide:
+			m.queueHidden()
 		case <-linger.C:
 			return true
 		case <-ctx.Done():

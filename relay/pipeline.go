@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -27,11 +28,13 @@ type pipeline struct {
 	sinks   []Sink
 	health  []*sinkHealth
 
+	draining func() // called when the reading has ended and the drain begins; set before run
+
 	lanes  [][]*lane // by sink, then by key
 	marker *marker
 
 	// Owned by the goroutine that runs the stream.
-	last     position    // of the newest event admitted or passed over
+	last     position    // of the newest event admitted
 	lookupTo LSN         // up to here, rows may be settled though the stream tells of them
 	scratch  [][]*flight // by lane, reused
 	pending  []Event     // events that are not known already, reused
@@ -87,6 +90,9 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), done: p.marked,
 		wake: make(chan struct{}, 1),
 	}
+	if r.cfg.Hybrid {
+		p.lookupTo = math.MaxUint64
+	}
 	for i, sink := range r.sinks {
 		lanes := make([]*lane, r.cfg.Lanes)
 		for j := range lanes {
@@ -131,6 +137,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	defer endRead()
 	defer context.AfterFunc(work, endRead)()
 	readErr := p.readStream(read, func(stream Stream) error {
+		p.draining()
 		p.drain(work)
 		if stream == nil {
 			return nil
@@ -165,10 +172,14 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 				p.log.Info("replication resumed")
 			}
 			opened = true
-			backoff.Reset()
 			p.setStreaming(true)
+			since := time.Now()
 			err = stream.Run(ctx, p)
 			p.setStreaming(false)
+			// Opening proves nothing: a message that cannot be understood comes again at once.
+			if time.Since(since) > p.cfg.BackoffMax {
+				backoff.Reset()
+			}
 			if ctx.Err() != nil {
 				return finish(stream)
 			}
@@ -211,13 +222,12 @@ const busyPause = 200 * time.Millisecond
 func (p *pipeline) drain(work context.Context) {
 	deadline := time.NewTimer(p.cfg.DrainTimeout)
 	defer deadline.Stop()
-	for {
+	left := func() int {
 		p.mu.Lock()
-		left := p.tracker.len()
-		p.mu.Unlock()
-		if left == 0 {
-			return
-		}
+		defer p.mu.Unlock()
+		return p.tracker.len()
+	}
+	for left() > 0 {
 		select {
 		case <-p.drained:
 		case <-work.Done():
@@ -225,7 +235,7 @@ func (p *pipeline) drain(work context.Context) {
 		case <-p.lease.Lost():
 			return
 		case <-deadline.C:
-			p.log.Warn("drain timed out, the next owner delivers these events again", "events", left, "drain_timeout", p.cfg.DrainTimeout)
+			p.log.Warn("drain timed out, the next owner delivers these events again", "events", left(), "drain_timeout", p.cfg.DrainTimeout)
 			return
 		}
 	}
@@ -243,21 +253,19 @@ func (p *pipeline) Admit(ctx context.Context, events []Event) error {
 			return err
 		}
 		p.launch(events[:n])
+		// Only now: when the connection breaks while we wait for room, the next one tells of the rest again, and it must not
+		// count as known then.
+		p.last = position{events[n-1].CommitLSN, events[n-1].Ordinal}
 		events = events[n:]
 	}
 	return nil
 }
 
 // fresh returns the events that are to be published: not those that a broken connection repeats, not rows that were
-// inserted with another status than pending, not those that an earlier owner has settled.
+// inserted with another status than pending, not those that an earlier owner, or in hybrid mode any worker, has settled.
 func (p *pipeline) fresh(ctx context.Context, events []Event) ([]Event, error) {
 	known := func(ev *Event) bool {
-		at := position{ev.CommitLSN, ev.Ordinal}
-		if at.atOrBefore(p.last) {
-			return true
-		}
-		p.last = at
-		return ev.Status != "pending"
+		return position{ev.CommitLSN, ev.Ordinal}.atOrBefore(p.last) || ev.Status != "pending"
 	}
 	p.pending = p.keep(p.pending[:0], events, func(i int) bool { return !known(&events[i]) })
 	if len(p.pending) == 0 || p.pending[0].CommitLSN > p.lookupTo {
@@ -308,10 +316,18 @@ func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, er
 			return nil, err
 		}
 		wait := backoff.Next()
+		if claimed := (*ClaimedError)(nil); errors.As(err, &claimed) {
+			p.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
+			Sleep(ctx, min(wait, claimPause))
+			continue
+		}
 		p.log.Warn("look-up did not succeed, trying again", "events", len(events), "backoff", wait, "error", err)
 		Sleep(ctx, wait)
 	}
 }
+
+// claimPause is how often claimed rows are looked at again: the library's worker needs some 100 ms for a batch.
+const claimPause = 500 * time.Millisecond
 
 // reserve waits until the budget has room for the first of events and returns how many of them fit.
 func (p *pipeline) reserve(ctx context.Context, events []Event) (int, error) {

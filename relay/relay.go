@@ -118,6 +118,7 @@ func (r *Relay) keep(ctx context.Context, slot string) error {
 			return err
 		}
 		p := newPipeline(r, slot, lease)
+		p.draining = func() { r.become(slot, Draining, p) }
 		r.become(slot, Owner, p)
 		r.log.Info("lease taken", "slot", slot, "owner", r.cfg.WorkerID, "epoch", lease.Epoch(), "marked_lsn", lease.MarkedLSN())
 		err = p.run(ctx)
@@ -158,7 +159,7 @@ func (r *Relay) become(slot string, role Role, p *pipeline) {
 	s.role, s.pipeline = role, p
 	owned := 0
 	for _, s := range r.slots {
-		if s.role == Owner {
+		if s.pipeline != nil {
 			owned++
 		}
 	}

@@ -24,7 +24,7 @@ type slotState struct {
 	name     string
 	role     Role
 	since    time.Time
-	pipeline *pipeline // while owner
+	pipeline *pipeline // while owner, and while draining
 }
 
 // Status is one look at the relay, for health checks and the status page.

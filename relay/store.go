@@ -3,6 +3,8 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 )
 
 // Reasons for which a pipeline ends that are nobody's fault.
@@ -73,12 +75,25 @@ type Lease interface {
 	// that is gone counts as marked. ErrFenced ends the lease.
 	Mark(ctx context.Context, marks []Mark) (later []int, err error)
 	// Settled tells for each event whether its row asks for no delivery any more: marked sent or dead,
-	// deleted or archived.
+	// deleted or archived. While another worker holds one of the rows claimed that cannot be told: the error is
+	// a *ClaimedError then, and it is to be asked again soon.
 	Settled(ctx context.Context, events []Event) ([]bool, error)
 	// Slot tells what the server says of the slot.
 	Slot(ctx context.Context) (SlotInfo, error)
 	// Release gives the slot up. The stream must be closed before.
 	Release(ctx context.Context) error
+}
+
+// ClaimedError says that a worker which is not a relay has claimed rows and not told their fate yet. A claim ends with
+// its fate, or when it is so old that its worker must be dead.
+type ClaimedError struct {
+	Rows   int
+	Worker string        // worker_id of one of them
+	AtMost time.Duration // until the last of the claims is too old
+}
+
+func (e *ClaimedError) Error() string {
+	return fmt.Sprintf("%d rows are claimed by other workers, one of them %q, for %s at most", e.Rows, e.Worker, e.AtMost)
 }
 
 // Mark is an event's fate, to be written to its row.

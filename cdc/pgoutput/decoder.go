@@ -65,6 +65,8 @@ func (d *Decoder) Decode(msg []byte) (Kind, error) {
 		return d.begin(msg[1:])
 	case 'C':
 		return d.commit(msg[1:])
+	case 'T':
+		return d.truncate(msg[1:])
 	}
 	return d.rare(msg)
 }
@@ -118,21 +120,30 @@ func (d *Decoder) insert(b []byte) (Kind, error) {
 	return Insert, nil
 }
 
+// truncate reads: int32 number of relations, int8 flags, int32 OID of each. It is not left to pglogrepl, which allocates for
+// as many relations as the message claims.
+func (d *Decoder) truncate(b []byte) (Kind, error) {
+	if len(b) < 5 || uint64(len(b)-5) < 4*uint64(binary.BigEndian.Uint32(b)) {
+		return Other, fmt.Errorf("%w: Truncate of %d bytes", ErrProtocol, len(b))
+	}
+	n := binary.BigEndian.Uint32(b)
+	for b = b[5:]; n > 0; n-- {
+		if binary.BigEndian.Uint32(b) == d.table {
+			return Truncate, nil
+		}
+		b = b[4:]
+	}
+	return Other, nil
+}
+
 // rare handles what occurs once per connection or by accident.
 func (d *Decoder) rare(msg []byte) (Kind, error) {
 	parsed, err := parseRare(msg)
 	if err != nil {
 		return Other, fmt.Errorf("%w: message %q: %w", ErrProtocol, msg[0], err)
 	}
-	switch m := parsed.(type) {
-	case *pglogrepl.RelationMessage:
+	if m, ok := parsed.(*pglogrepl.RelationMessage); ok {
 		d.relations[m.RelationID] = newRelation(m)
-	case *pglogrepl.TruncateMessage:
-		for _, oid := range m.RelationIDs {
-			if oid == d.table {
-				return Truncate, nil
-			}
-		}
 	}
 	return Other, nil
 }

@@ -3,6 +3,7 @@ package pgoutput
 import (
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -200,12 +201,33 @@ func decodeTimestamp(b []byte, isBinary bool) (relay.Timestamp, error) {
 	case "-infinity":
 		return relay.NegativeInfinity, nil
 	default:
-		// DateStyle ISO, which the connection asks for. Offsets have minutes only where they are not zero.
-		for _, layout := range []string{"2006-01-02 15:04:05.999999Z07", "2006-01-02 15:04:05.999999Z07:00", "2006-01-02 15:04:05.999999"} {
-			if t, err := time.Parse(layout, s); err == nil {
-				return relay.TimestampOf(t), nil
-			}
-		}
+		return parseTimestamp(s)
+	}
+}
+
+// parseTimestamp reads what timestamptz_out and timestamp_out write in DateStyle ISO, which the connection asks for:
+// years of four digits or more, " BC" behind those before the year 1, and offsets down to the minute or second only where
+// those are not zero.
+func parseTimestamp(s string) (relay.Timestamp, error) {
+	calendar, bc := strings.CutSuffix(s, " BC")
+	digits := strings.IndexByte(calendar, '-')
+	if digits < 4 {
 		return 0, fmt.Errorf("timestamp %q is not in ISO form", s)
 	}
+	year, err := strconv.Atoi(calendar[:digits])
+	if err != nil {
+		return 0, fmt.Errorf("timestamp %q is not in ISO form", s)
+	}
+	if bc {
+		year = 1 - year
+	}
+	// package time reads years of exactly four digits, so it gets one that has every day.
+	calendar = "2000" + calendar[digits:]
+	for _, zone := range []string{"Z07", "Z07:00", "Z07:00:00", ""} {
+		t, err := time.Parse("2006-01-02 15:04:05"+zone, calendar)
+		if err == nil {
+			return relay.TimestampOf(time.Date(year, t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), t.Location())), nil
+		}
+	}
+	return 0, fmt.Errorf("timestamp %q is not in ISO form", s)
 }

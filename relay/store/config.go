@@ -29,6 +29,13 @@ type Config struct {
 	// Default 5. MAX_RETRIES or MAX_RETRY_ATTEMPTS.
 	MaxRetries int `env:"MAX_RETRIES,MAX_RETRY_ATTEMPTS"`
 
+	// ClaimTimeout is how old a claim of the library's worker on a row may be before that worker counts as dead. The
+	// relay waits that long for the fate of a claimed row where it looks rows up (RELAY_HYBRID). Too short publishes
+	// twice what a slow worker is still at; too long stands still when a worker was killed.
+	//
+	// Default 5m. STUCK_CLAIM_TIMEOUT_SECONDS.
+	ClaimTimeout time.Duration `env:"STUCK_CLAIM_TIMEOUT_SECONDS"`
+
 	// LeaseTTL bounds how long a slot stays with an owner that is frozen or cut off from the database: it stops by itself when it
 	// could not renew for five sixths of it, and another takes over after all of it. An owner that dies or stops frees the slot at
 	// once, whatever this is. Too short makes owners fight while the database stalls.
@@ -51,7 +58,7 @@ const (
 
 // DefaultConfig returns every default but Owner.
 func DefaultConfig() Config {
-	return Config{Mark: MarkUpdate, MaxRetries: 5, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond}
+	return Config{Mark: MarkUpdate, MaxRetries: 5, ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond}
 }
 
 // Validate reports everything that is wrong at once.
@@ -70,6 +77,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxRetries < 1 {
 		errs = append(errs, fmt.Errorf("MAX_RETRIES=%d: want at least 1", c.MaxRetries))
+	}
+	if c.ClaimTimeout < 0 {
+		errs = append(errs, fmt.Errorf("STUCK_CLAIM_TIMEOUT_SECONDS=%s: want 0 or more", c.ClaimTimeout))
 	}
 	if c.LeaseTTL < time.Second {
 		errs = append(errs, fmt.Errorf("RELAY_LEASE_TTL=%s: want at least 1s", c.LeaseTTL))

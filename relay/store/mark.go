@@ -34,7 +34,11 @@ const (
 	refusedSQL = `UPDATE saga_outbox o SET status = CASE WHEN o.retry_count + 1 >= $4 THEN 'dead_letter' ELSE 'failed' END,
 		retry_count = o.retry_count + 1, last_error = r.error
 		FROM unnest($1::uuid[], $5::text[]) AS r (event_id, error) WHERE o.event_id = r.event_id` + owned
-	settledSQL = `SELECT event_id, status FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
+	statusSQL = `SELECT event_id, status FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
+	// The library's worker says failed for a moment before it says pending or dead_letter, with its claim still on the row; a
+	// refusal of ours is on a row without one.
+	settledSQL = `SELECT event_id, CASE WHEN status = 'failed' AND worker_id IS NOT NULL THEN 'claimed' ELSE status END, coalesce(worker_id, ''),
+		coalesce(extract(epoch FROM claimed_at - now())::float8, '-infinity') FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 )
 
 // archiveSQL moves rows; the copy says sent. Whole rows are moved, so columns that somebody added come along: both tables
@@ -45,7 +49,7 @@ const archiveSQL = `WITH gone AS (DELETE FROM saga_outbox o WHERE event_id = ANY
 	ON CONFLICT (event_id) DO UPDATE SET sent_at = excluded.sent_at`
 
 func (s *Store) statements() []string {
-	return []string{fenceSQL, s.deliveredSQL(), refusedSQL, settledSQL}
+	return []string{fenceSQL, s.deliveredSQL(), refusedSQL, statusSQL, settledSQL}
 }
 
 func (s *Store) deliveredSQL() string {
@@ -250,7 +254,7 @@ func (s *snapshot) hides(xid uint32) bool {
 }
 
 func statuses(ctx context.Context, conn *pgx.Conn, ids uuids) (map[relay.UUID]string, error) {
-	rows, err := conn.Query(ctx, settledSQL, ids)
+	rows, err := conn.Query(ctx, statusSQL, ids)
 	if err != nil {
 		return nil, fmt.Errorf("look rows up: %w", err)
 	}
@@ -263,6 +267,38 @@ func statuses(ctx context.Context, conn *pgx.Conn, ids uuids) (map[relay.UUID]st
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look rows up: %w", err)
+	}
+	return found, nil
+}
+
+// lookUp is statuses for Settled: it refuses to answer while other workers' claims are fresh.
+func (l *lease) lookUp(ctx context.Context, conn *pgx.Conn, ids uuids) (map[relay.UUID]string, error) {
+	rows, err := conn.Query(ctx, settledSQL, ids)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		found          = make(map[relay.UUID]string, len(ids))
+		claims         relay.ClaimedError
+		id             [16]byte
+		status, worker string
+		claimed        float64 // seconds since, negative
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &status, &worker, &claimed}, func() error {
+		found[id] = status
+		left := l.store.cfg.ClaimTimeout.Seconds() + claimed
+		if status == "claimed" && left > 0 {
+			claims.Rows++
+			claims.Worker = worker
+			claims.AtMost = max(claims.AtMost, time.Duration(left*float64(time.Second)).Round(time.Millisecond))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if claims.Rows > 0 {
+		return nil, &claims
 	}
 	return found, nil
 }
@@ -282,7 +318,7 @@ func (l *lease) Settled(ctx context.Context, events []relay.Event) ([]bool, erro
 		for i := range events {
 			ids[i] = events[i].ID
 		}
-		status, err := statuses(ctx, conn, ids)
+		status, err := l.lookUp(ctx, conn, ids)
 		if err != nil {
 			return err
 		}

@@ -185,8 +185,10 @@ func (c Config) Validate() error {
 	}
 	if !c.tls() {
 		for _, f := range [][2]string{
-			{"RELAY_KAFKA_TLS_CA_FILE", c.TLSCAFile}, {"RELAY_KAFKA_TLS_CERT_FILE", c.TLSCertFile},
-			{"RELAY_KAFKA_TLS_KEY_FILE", c.TLSKeyFile}, {"RELAY_KAFKA_TLS_SERVER_NAME", c.TLSServerName},
+			{"RELAY_KAFKA_TLS_CA_FILE", c.TLSCAFile},
+			{"RELAY_KAFKA_TLS_CERT_FILE", c.TLSCertFile},
+			{"RELAY_KAFKA_TLS_KEY_FILE", c.TLSKeyFile},
+			{"RELAY_KAFKA_TLS_SERVER_NAME", c.TLSServerName},
 		} {
 			if f[1] != "" {
 				bad("%s is set but KAFKA_SECURITY_PROTOCOL=%s uses no TLS: want SSL or SASL_SSL", f[0], c.SecurityProtocol)

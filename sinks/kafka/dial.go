@@ -195,7 +195,7 @@ func hint(err error, cfg *Config, at step) error {
 		unknownCA  x509.UnknownAuthorityError
 		wrongName  x509.HostnameError
 		notTLS     tls.RecordHeaderError
-		alert      tls.AlertError
+		fromPeer   *net.OpError
 		unresolved *net.DNSError
 	)
 	add := func(text string) error { return fmt.Errorf("%w (%s)", err, text) }
@@ -210,7 +210,7 @@ func hint(err error, cfg *Config, at step) error {
 		return add("the broker's certificate is for another name: use that name in KAFKA_BOOTSTRAP_SERVERS and advertised.listeners, or set RELAY_KAFKA_TLS_SERVER_NAME")
 	case errors.As(err, &notTLS):
 		return add("the listener does not speak TLS: check the port, or KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
-	case errors.As(err, &alert):
+	case errors.As(err, &fromPeer) && fromPeer.Op == "remote error": // a TLS alert; its type is not exported
 		return add("the broker refused the TLS session; when it wants a client certificate set RELAY_KAFKA_TLS_CERT_FILE and RELAY_KAFKA_TLS_KEY_FILE")
 	case errors.Is(err, kafkago.SASLAuthenticationFailed):
 		return add("check KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM")

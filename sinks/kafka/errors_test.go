@@ -197,7 +197,10 @@ func TestFailureOfOneTopic(t *testing.T) {
 // A refused record holds up nothing, not even its key.
 func TestRefusalOfOneTopic(t *testing.T) {
 	f := newFake(t, 1)
-	f.set(func() { f.unknown["secret"] = kafkago.TopicAuthorizationFailed; f.unknown["invalid"] = kafkago.InvalidTopic })
+	f.set(func() {
+		f.unknown["secret"] = kafkago.TopicAuthorizationFailed
+		f.unknown["invalid"] = kafkago.InvalidTopic
+	})
 	s := newSink(t, f.addr())
 	batch := slices.Concat(values("secret", "a", 1), values("good", "a", 2), values("no/topic", "a", 1), values("invalid", "a", 1))
 	err := s.Publish(testContext(t), batch)

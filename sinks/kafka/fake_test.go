@@ -38,6 +38,8 @@ type fake struct {
 	limit     string
 	// produce decides about a batch; nil appends.
 	produce func(b batchSeen) produce.ResponsePartition
+	// after may change the answer of a batch that was appended.
+	after func(b batchSeen) produce.ResponsePartition
 }
 
 // batchSeen is a record batch as a broker of the fake got it.
@@ -165,11 +167,14 @@ func (f *fake) answer(id int32, req protocol.Message) protocol.Message {
 					r = f.produce(b)
 				}
 				f.produced = append(f.produced, b)
+				if r.ErrorCode == 0 && r.BaseOffset != isCopy {
+					f.log[t.Topic] = append(f.log[t.Topic], b.values...)
+					if f.after != nil {
+						r = f.after(b)
+					}
+				}
 				if r.ErrorCode == hangUp {
 					return nil
-				}
-				if r.ErrorCode == 0 {
-					f.log[t.Topic] = append(f.log[t.Topic], b.values...)
 				}
 				r.Partition = p.Partition
 				out.Partitions = append(out.Partitions, r)
@@ -184,6 +189,9 @@ func (f *fake) answer(id int32, req protocol.Message) protocol.Message {
 
 // hangUp as an error code closes the connection instead of answering.
 const hangUp = -99
+
+// isCopy as a base offset says that the batch was appended before.
+const isCopy = -99
 
 func (f *fake) read(id int32, topic string, p *produce.RequestPartition) batchSeen {
 	batch := p.RecordSet.Records.(*protocol.RecordStream).Records[0].(*protocol.RecordBatch)

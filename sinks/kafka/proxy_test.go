@@ -41,6 +41,7 @@ const (
 type held struct {
 	upstream net.Conn
 	frame    []byte
+	answer   chan []byte
 }
 
 func newProxy(t testing.TB) *proxy {
@@ -149,15 +150,14 @@ func (p *proxy) release(t testing.TB) []int16 {
 		if _, err := h.upstream.Write(h.frame); err != nil {
 			t.Fatalf("release: %v", err)
 		}
-		answer, err := readFrame(h.upstream)
-		if err != nil {
-			t.Fatalf("answer to the held request: %v", err)
+		answer, ok := <-h.answer
+		if !ok {
+			t.Fatal("no answer to the held request")
 		}
 		// size, correlation, one topic with its name, one partition with its index, error code
 		at := 4 + 4 + 4
 		at += 2 + int(binary.BigEndian.Uint16(answer[at:])) + 4 + 4
 		codes = append(codes, int16(binary.BigEndian.Uint16(answer[at:])))
-		_ = h.upstream.Close()
 	}
 	return codes
 }
@@ -168,7 +168,7 @@ type proxied struct {
 
 	mu   sync.Mutex
 	keys []protocol.ApiKey // of unanswered requests
-	kept bool              // upstream holds a request back, so it stays open
+	kept chan []byte       // set when a request is held: upstream stays open, the answer goes here
 }
 
 func (c *proxied) close() {
@@ -176,7 +176,7 @@ func (c *proxied) close() {
 	c.mu.Lock()
 	kept := c.kept
 	c.mu.Unlock()
-	if !kept {
+	if kept == nil {
 		_ = c.upstream.Close()
 	}
 }
@@ -196,9 +196,9 @@ func (c *proxied) requests() {
 		}
 		if f == hold {
 			c.mu.Lock()
-			c.kept = true
+			c.kept = make(chan []byte, 1)
 			c.mu.Unlock()
-			c.proxy.held = append(c.proxy.held, held{c.upstream, frame})
+			c.proxy.held = append(c.proxy.held, held{c.upstream, frame, c.kept})
 		}
 		c.proxy.mu.Unlock()
 		switch f {
@@ -220,13 +220,18 @@ func (c *proxied) requests() {
 func (c *proxied) answers() {
 	defer c.close()
 	for {
+		frame, err := readFrame(c.upstream)
 		c.mu.Lock()
 		kept := c.kept
 		c.mu.Unlock()
-		if kept {
+		if kept != nil {
+			if err == nil {
+				kept <- frame
+			}
+			close(kept)
+			_ = c.upstream.Close()
 			return
 		}
-		frame, err := readFrame(c.upstream)
 		if err != nil || !c.proxy.flows() {
 			return
 		}

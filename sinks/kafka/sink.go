@@ -190,7 +190,7 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 		d     *destination
 		to    = make([]*group, n)
 		first = len(c.groups)
-		any   bool // some topic is cold
+		ask   bool // some topic is cold
 	)
 	for i := range n {
 		rec := c.batch[at(i)]
@@ -209,7 +209,7 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 			d.cold = true
 		}
 		if d.cold {
-			any = true
+			ask = true
 			continue
 		}
 		var index int32
@@ -231,7 +231,7 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 		g.next++ // the number of its records, until they are there
 		to[i] = g
 	}
-	if any {
+	if ask {
 		cold = map[string][]int32{}
 		for i := range n {
 			if rec := c.batch[at(i)]; dests[rec.Topic].cold {

@@ -53,22 +53,20 @@ func TestContract(t *testing.T) {
 							}
 						},
 						"answers lost": func(t testing.TB) {
-							lost := 0
+							answers, lost := 0, make(chan struct{})
 							net.script(nil, func(key protocol.ApiKey) fate {
-								if key == protocol.Produce && lost < 10 && (lost == 0 || net.dials%2 == 0) {
-									lost++
-									return cut
+								if key != protocol.Produce {
+									return forward
 								}
-								return forward
+								if answers++; answers == 30 {
+									close(lost)
+								}
+								return map[bool]fate{true: cut}[answers%3 == 0 && answers <= 30]
 							})
-							for ctx := testContext(t); ctx.Err() == nil; {
-								net.mu.Lock()
-								n := lost
-								net.mu.Unlock()
-								if n == 10 {
-									break
-								}
-								pause(t, time.Millisecond)
+							select {
+							case <-lost:
+							case <-testContext(t).Done():
+								t.Error("no 30 answers, of which ten were to be lost")
 							}
 							net.script(nil, nil)
 						},

@@ -19,7 +19,9 @@
 //   - No confirm in time, or the context ended: the fate is unknown. The channel is closed, and nothing is
 //     published on this connection until the broker has answered the close: from then on all that the channel
 //     carried is in its queues, so what is offered again cannot be overtaken by what was offered before.
-//     When the broker does not answer, the connection is dropped.
+//     When the broker does not answer, the connection is dropped. Only then may a repeat arrive late, behind newer
+//     records of its key, if the broker still works off what it had read; first deliveries are in order even so,
+//     since both connections carry the same records in the same order.
 //   - Connection blocked (memory or disk alarm): nothing is sent until it is unblocked; Publish gives up after
 //     a short wait when nothing is under way, and after the confirm timeout when something is.
 //   - Channel exception: the channel is gone with all that was under way on it. Where the broker blames a message

@@ -107,16 +107,16 @@ func (b *batch) exception(ctx context.Context, c *channel) *amqp.Error {
 }
 
 // refuseThose refuses the pending records that are to blame and reports whether there were any.
-func (b *batch) refuseThose(refuse func(*relay.Record) error) (any bool) {
+func (b *batch) refuseThose(refuse func(*relay.Record) error) (found bool) {
 	for i, fate := range b.fates {
 		if fate != pending {
 			continue
 		}
 		if err := refuse(b.recs[i]); err != nil {
-			b.fates[i], b.failed, any = err, true, true
+			b.fates[i], b.failed, found = err, true, true
 		}
 	}
-	return any
+	return found
 }
 
 // giveUp gives every record without a fate this passing one.

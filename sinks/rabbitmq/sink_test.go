@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -468,7 +469,7 @@ func TestRefusedBeforeSending(t *testing.T) {
 	}
 }
 
-// The largest headers that check lets through are what the broker takes, to the byte.
+// The largest headers that check lets through are no larger than what the broker takes.
 func TestHeaderFrameLimit(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s, log := newLoggedSink(t, r.config())
@@ -498,15 +499,18 @@ func TestLargePayload(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s := newSink(t, r.config())
 	batch := []*relay.Record{sinktest.NewRecord(bound, "k", 0, 10), sinktest.NewRecord(bound, "k", 1, 20<<20), sinktest.NewRecord(bound, "k", 2, 10)}
-	start := time.Now()
 	if err := s.Publish(soon(t), batch); err != nil {
 		t.Fatal(err)
 	}
-	t.Log(time.Since(start))
 	got := r.consume(t)
-	t.Log(time.Since(start))
-	sinktest.CheckOrder(t, got, map[string]int{"k": 3}, false)
-	t.Log(time.Since(start))
+	if len(got) != len(batch) {
+		t.Fatalf("got %d messages, want %d", len(got), len(batch))
+	}
+	for i := range got {
+		if !bytes.Equal(got[i].Value, batch[i].Value) {
+			t.Errorf("record %d: got %d bytes that are not the %d sent", i, len(got[i].Value), len(batch[i].Value))
+		}
+	}
 }
 
 // RabbitMQ 4 takes 16 MB by default; a broker of an older version can be told so.

@@ -1,0 +1,256 @@
+package relay
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+var update = flag.Bool("update", false, "rewrite the recorded outputs in testdata")
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("differs from %s; if that is meant, rewrite it with -update and read the diff:\n%s", path, got)
+	}
+}
+
+func encoder(t testing.TB, topic, key string) *Encoder {
+	t.Helper()
+	a, err := ParseTemplate(topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ParseTemplate(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewEncoder(a, b)
+}
+
+func sample() Event {
+	id, err := ParseUUID("0198f3a2-5b7c-7d10-8e2f-a1b2c3d4e5f6")
+	if err != nil {
+		panic(err)
+	}
+	return Event{
+		ID: id, SagaID: "saga-7", AggregateType: "order", AggregateID: "order-42", EventType: "OrderCreated",
+		Payload: `{"total": 12.50}`, Headers: `{"correlation_id": "c-1"}`, Status: "pending", CreatedAt: 849_000_000_123_456,
+	}
+}
+
+// TestRecords compares whole records with what is recorded in testdata: they are the contract with consumers.
+func TestRecords(t *testing.T) {
+	change := func(f func(*Event)) Event { ev := sample(); f(&ev); return ev }
+	var out bytes.Buffer
+	for _, c := range []struct {
+		name       string
+		topic, key string
+		ev         Event
+	}{
+		{"as usual", "{event_type}", "{event_type}", sample()},
+		{"no headers, no fraction", "{event_type}", "{event_type}", change(func(ev *Event) { ev.Headers, ev.CreatedAt = "", 849_000_000_000_000 })},
+		{"templates", "events.{aggregate_type}", "{aggregate_type}.{event_type}.{aggregate_id}.{saga_id}", sample()},
+		{"numbers keep their digits", "{event_type}", "{event_type}", change(func(ev *Event) {
+			ev.Payload = `{"a": 1.10, "b": 123456789012345678901234567890, "c": 1e-400}`
+		})},
+		{"escapes", "{event_type}", "{event_type}", change(func(ev *Event) {
+			ev.SagaID, ev.AggregateID, ev.EventType = "a\"b\\c/d", "tab\tline\nreturn\rbell\aunit\x1f\x7f", "Größe 💶 <&>\u2028"
+		})},
+		{"headers override and nest", "{event_type}", "{event_type}", change(func(ev *Event) {
+			ev.Headers = `{"n": 1.50, "nul": null, "yes": true, "list": [1, "}", {"a": ","}], "event_type": "Renamed", "content_type": "application/cloudevents+json", "quote\"d": "tab\there ☃", "": "empty name"}`
+		})},
+		{"payload is no object", "{event_type}", "{event_type}", change(func(ev *Event) { ev.Payload = `null` })},
+		{"infinity", "{event_type}", "{event_type}", change(func(ev *Event) { ev.CreatedAt = Infinity })},
+		{"minus infinity", "{event_type}", "{event_type}", change(func(ev *Event) { ev.CreatedAt = NegativeInfinity })},
+		{"empty texts", "{event_type}", "{event_type}", change(func(ev *Event) {
+			ev.SagaID, ev.AggregateID, ev.AggregateType, ev.EventType, ev.Headers = "", "", "", "", "{}"
+		})},
+	} {
+		var rec Record
+		if err := encoder(t, c.topic, c.key).Encode(&rec, &c.ev); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if rec.EventID != c.ev.ID || rec.EventType != c.ev.EventType || !rec.Timestamp.Equal(c.ev.CreatedAt.Time()) {
+			t.Errorf("%s: record %+v does not say which event it is", c.name, rec)
+		}
+		if !json.Valid(rec.Value) {
+			t.Errorf("%s: the body is no JSON: %s", c.name, rec.Value)
+		}
+		fmt.Fprintf(&out, "# %s\ntopic %q, routing key %q, key %q, %s\n%s\n", c.name, rec.Topic, rec.RoutingKey, rec.Key, rec.ContentType, rec.Value)
+		for _, h := range rec.Headers {
+			fmt.Fprintf(&out, "\t%q = %q\n", h.Key, h.Value)
+		}
+		out.WriteByte('\n')
+	}
+	golden(t, "records.txt", out.Bytes())
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(*Event)
+		says string
+	}{
+		{"NullPayload", func(ev *Event) { ev.Payload = "" }, "payload is NULL"},
+		{"ArrayHeaders", func(ev *Event) { ev.Headers = `[1, 2]` }, "array"},
+		{"NumberHeaders", func(ev *Event) { ev.Headers = `-12.5` }, "number"},
+		{"BoolHeaders", func(ev *Event) { ev.Headers = `false` }, "boolean"},
+		{"StringHeaders", func(ev *Event) { ev.Headers = `"x"` }, "string"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ev, rec := sample(), Record{}
+			tt.do(&ev)
+			err := encoder(t, "{event_type}", "{event_type}").Encode(&rec, &ev)
+			refused, ok := Refused(err)
+			if !ok || refused.Reason != ReasonEncode || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("got %v, want a refusal for reason encode that says %q", err, tt.says)
+			}
+			if rec.Value != nil || rec.Headers != nil {
+				t.Errorf("something to publish is left: %+v", rec)
+			}
+		})
+	}
+}
+
+// randomText mixes what is easy to get wrong.
+func randomText(r *rand.Rand) string {
+	var b []byte
+	for range r.IntN(12) {
+		switch r.IntN(6) {
+		case 0:
+			b = append(b, byte(r.IntN(32)))
+		case 1:
+			b = append(b, `"\/<>&{}`[r.IntN(8)])
+		case 2:
+			b = utf8.AppendRune(b, rune(r.IntN(0x11_0000)))
+		case 3:
+			b = append(b, byte(128+r.IntN(128))) // no UTF-8, most of the time
+		default:
+			b = append(b, byte(' '+r.IntN(95)))
+		}
+	}
+	return string(b)
+}
+
+// Whatever text columns hold, the body says the same as encoding/json would, and its keys come in the contract's order.
+func TestEncodeAgreesWithEncodingJSON(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	enc := encoder(t, "{event_type}", "{event_type}")
+	for range 2000 {
+		ev := sample()
+		ev.SagaID, ev.AggregateType, ev.AggregateID, ev.EventType = randomText(r), randomText(r), randomText(r), randomText(r)
+		payload, err := json.Marshal(map[string]any{randomText(r): randomText(r), "n": r.Int64()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ev.Payload = string(payload)
+		var rec Record
+		if err := enc.Encode(&rec, &ev); err != nil {
+			t.Fatal(err)
+		}
+		if !utf8.Valid(rec.Value) {
+			t.Fatalf("%q is no UTF-8", rec.Value)
+		}
+		want, err := json.Marshal(struct {
+			EventID       string          `json:"event_id"`
+			SagaID        string          `json:"saga_id"`
+			AggregateType string          `json:"aggregate_type"`
+			AggregateID   string          `json:"aggregate_id"`
+			EventType     string          `json:"event_type"`
+			Payload       json.RawMessage `json:"payload"`
+			Timestamp     string          `json:"timestamp"`
+		}{ev.ID.String(), ev.SagaID, ev.AggregateType, ev.AggregateID, ev.EventType, payload, "2026-11-26T09:20:00.123456+00:00"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := tokens(t, rec.Value), tokens(t, want); !slices.Equal(got, want) {
+			t.Fatalf("body %s\n got %q\nwant %q", rec.Value, got, want)
+		}
+	}
+}
+
+// tokens is a JSON text's meaning, in its order.
+func tokens(t *testing.T, text []byte) (all []any) {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	for d.More() || len(all) > 0 {
+		token, err := d.Token()
+		if err != nil {
+			if err.Error() == "EOF" {
+				return all
+			}
+			t.Fatalf("%q: %v", text, err)
+		}
+		all = append(all, token)
+	}
+	return all
+}
+
+func TestTemplate(t *testing.T) {
+	ev := sample()
+	for _, tt := range []struct{ template, want string }{
+		{"{event_type}", "OrderCreated"},
+		{"fixed", "fixed"},
+		{"{aggregate_type}.{event_type}", "order.OrderCreated"},
+		{"a{saga_id}b{aggregate_id}c", "asaga-7border-42c"},
+		{"{event_type}{event_type}", "OrderCreatedOrderCreated"},
+	} {
+		parsed, err := ParseTemplate(tt.template)
+		if err != nil {
+			t.Errorf("%q: %v", tt.template, err)
+			continue
+		}
+		if got := parsed.expand(&ev); got != tt.want {
+			t.Errorf("%q: got %q, want %q", tt.template, got, tt.want)
+		}
+	}
+	for _, bad := range []string{"", "{", "}", "a{event_type", "event_type}", "{payload}", "{}", "{{event_type}}", "{event_type}}", "{ event_type }"} {
+		if _, err := ParseTemplate(bad); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+	var zero Template
+	if got := zero.expand(&ev); got != "OrderCreated" {
+		t.Errorf("the zero Template: got %q, want the event type", got)
+	}
+}
+
+// The vectors are those of the Java client's own test (UtilsTest.testMurmur2), which aiokafka uses too.
+func TestKeyHash(t *testing.T) {
+	for key, want := range map[string]int32{
+		"21":                         -973932308,
+		"foobar":                     -790332482,
+		"a-little-bit-long-string":   -985981536,
+		"a-little-bit-longer-string": -1486304829,
+		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+		"abc": 479470107,
+	} {
+		if got := int32(KeyHash(key)); got != want {
+			t.Errorf("%q: got %d, want %d", key, got, want)
+		}
+		// Utils.toPositive: the sign bit is dropped, which is not the absolute value.
+		if got, want := partition(key, 7), int(want&0x7fffffff)%7; got != want {
+			t.Errorf("%q: got partition %d of 7, want %d", key, got, want)
+		}
+	}
+}

@@ -1,0 +1,291 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// markLog is a lease of which only Mark is asked.
+type markLog struct {
+	Lease
+	started time.Time
+
+	mu    sync.Mutex // guards what follows: a timer that fires in a bubble orders nothing
+	made  []markedBatch
+	heard []markedBatch
+	log   strings.Builder
+
+	// on decides about the n-th call, from 1.
+	on func(n int, marks []Mark) (later []int, err error)
+}
+
+// markedBatch is one call of Mark, or one report to the tracker: how long after the start, and which flights.
+type markedBatch struct {
+	after time.Duration
+	names string
+}
+
+func (l *markLog) Mark(_ context.Context, marks []Mark) ([]int, error) {
+	var names []string
+	for _, m := range marks {
+		names = append(names, fmt.Sprint(m.ID[0]))
+	}
+	l.mu.Lock()
+	l.made = append(l.made, markedBatch{time.Since(l.started), strings.Join(names, " ")})
+	n := len(l.made)
+	l.mu.Unlock()
+	if l.on == nil {
+		return nil, nil
+	}
+	return l.on(n, marks)
+}
+
+// Write takes the marker's log.
+func (l *markLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.Write(p)
+}
+
+// calls are those of Mark, told the reports to the tracker.
+func (l *markLog) calls() []markedBatch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.made)
+}
+
+func (l *markLog) told() []markedBatch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.heard)
+}
+
+// markerRig runs one marker. Flights are known by the first byte of their event_id.
+type markerRig struct {
+	*marker
+	lease *markLog
+	err   chan error
+}
+
+func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []Mark) ([]int, error)) *markerRig {
+	cfg := validConfig()
+	cfg.MarkBatch, cfg.MarkLinger = 3, 20*time.Millisecond
+	cfg.BackoffMin, cfg.BackoffMax = time.Second, 8*time.Second
+	if tune != nil {
+		tune(&cfg)
+	}
+	r := &markerRig{lease: &markLog{started: time.Now(), on: on}, err: make(chan error, 1)}
+	r.marker = &marker{lease: r.lease, cfg: &cfg, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), wake: make(chan struct{}, 1)}
+	r.done = func(batch []*flight) {
+		var names []string
+		for _, f := range batch {
+			names = append(names, fmt.Sprint(f.rec.EventID[0]))
+		}
+		r.lease.mu.Lock()
+		defer r.lease.mu.Unlock()
+		r.lease.heard = append(r.lease.heard, markedBatch{time.Since(r.lease.started), strings.Join(names, " ")})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { r.err <- r.run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		synctest.Wait()
+	})
+	return r
+}
+
+func flightsOf(from, to byte) (flights []*flight) {
+	for n := from; n <= to; n++ {
+		flights = append(flights, &flight{rec: Record{EventID: UUID{n}}})
+	}
+	return flights
+}
+
+func wantBatches(t *testing.T, what string, got []markedBatch, want ...markedBatch) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s:\n got %v\nwant %v", what, got, want)
+	}
+}
+
+const ms = time.Millisecond
+
+// after lets a time pass on the bubble's clock, and everything that is due in it happen.
+func after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestMarker(t *testing.T) {
+	run := func(name string, story func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, story) })
+	}
+
+	run("FullBatchGoesAtOnce", func(t *testing.T) {
+		r := startMarker(t, nil, nil)
+		r.push(flightsOf(1, 3))
+		synctest.Wait()
+		wantBatches(t, "marks", r.lease.calls(), markedBatch{0, "1 2 3"})
+		wantBatches(t, "told", r.lease.told(), markedBatch{0, "1 2 3"})
+	})
+
+	run("LoneEventLingers", func(t *testing.T) {
+		r := startMarker(t, nil, nil)
+		after(5 * ms)
+		r.push(flightsOf(1, 1))
+		after(15 * ms)
+		r.push(flightsOf(2, 2)) // company in time
+		after(10 * ms)
+		r.push(flightsOf(3, 3)) // too late
+		after(time.Second)
+		wantBatches(t, "marks", r.lease.calls(), markedBatch{25 * ms, "1 2"}, markedBatch{50 * ms, "3"})
+	})
+
+	run("BatchFillsWhileLingering", func(t *testing.T) {
+		r := startMarker(t, nil, nil)
+		r.push(flightsOf(1, 2))
+		after(10 * ms)
+		r.push(flightsOf(3, 8))
+		synctest.Wait()
+		wantBatches(t, "marks", r.lease.calls(), markedBatch{10 * ms, "1 2 3"}, markedBatch{10 * ms, "4 5 6"})
+		after(time.Second)
+		wantBatches(t, "marks", r.lease.calls()[2:], markedBatch{30 * ms, "7 8"})
+	})
+
+	run("WithoutLinger", func(t *testing.T) {
+		r := startMarker(t, func(cfg *Config) { cfg.MarkLinger = 0 }, nil)
+		r.push(flightsOf(1, 1))
+		synctest.Wait()
+		wantBatches(t, "marks", r.lease.calls(), markedBatch{0, "1"})
+	})
+
+	// A failed batch is kept, as it is, and nothing is told to the tracker before it is through.
+	run("FailedBatchIsKept", func(t *testing.T) {
+		r := startMarker(t, nil, func(n int, _ []Mark) ([]int, error) {
+			if n <= 2 {
+				return nil, errors.New("connection reset")
+			}
+			return nil, nil
+		})
+		r.push(flightsOf(1, 2))
+		after(21 * ms)
+		r.push(flightsOf(3, 5))
+		after(time.Minute)
+		var names []string
+		for _, c := range r.lease.calls() {
+			names = append(names, c.names)
+		}
+		if want := []string{"1 2", "1 2", "1 2", "3 4 5"}; !slices.Equal(names, want) {
+			t.Errorf("marks: got %q, want %q", names, want)
+		}
+		if len(r.lease.told()) != 2 || r.lease.told()[0].names != "1 2" || r.lease.told()[0].after != r.lease.calls()[2].after {
+			t.Errorf("told %v, want 1 2 at the third mark", r.lease.told())
+		}
+		first, second := r.lease.calls()[1].after-r.lease.calls()[0].after, r.lease.calls()[2].after-r.lease.calls()[1].after
+		if first < 600*ms || first > time.Second || second < 1300*ms || second > 2*time.Second {
+			t.Errorf("waits between attempts: %s and %s, want 1 s and 2 s less up to a third", first, second)
+		}
+		r.lease.mu.Lock()
+		defer r.lease.mu.Unlock()
+		if log := r.lease.log.String(); !strings.Contains(log, "marking recovered: attempts=2") {
+			t.Errorf("the log does not tell of the recovery:\n%s", log)
+		}
+	})
+
+	// Rows that are not visible yet are marked again soon, and the tracker hears of them only then.
+	run("InvisibleRowsAreMarkedAgain", func(t *testing.T) {
+		r := startMarker(t, nil, func(n int, marks []Mark) ([]int, error) {
+			if n == 1 {
+				return []int{0, 2}, nil
+			}
+			return nil, nil
+		})
+		r.push(flightsOf(1, 3))
+		after(time.Second)
+		wantBatches(t, "marks", r.lease.calls(), markedBatch{0, "1 2 3"}, markedBatch{40 * ms, "1 3"})
+		wantBatches(t, "told", r.lease.told(), markedBatch{0, "2"}, markedBatch{40 * ms, "1 3"})
+	})
+
+	// … and hold up nobody: other rows are marked meanwhile as if they were not there.
+	run("InvisibleRowsDoNotHoldUpOthers", func(t *testing.T) {
+		started := time.Now()
+		r := startMarker(t, nil, func(_ int, marks []Mark) (later []int, _ error) {
+			for i, m := range marks {
+				if m.ID[0] == 1 && time.Since(started) < 50*ms {
+					later = append(later, i)
+				}
+			}
+			return later, nil
+		})
+		r.push(flightsOf(1, 3))
+		synctest.Wait()
+		r.push(flightsOf(4, 6))
+		synctest.Wait()
+		after(time.Second)
+		if len(r.lease.told()) < 2 || r.lease.told()[1] != (markedBatch{0, "4 5 6"}) {
+			t.Errorf("told: %v, want 4 5 6 at once", r.lease.told())
+		}
+		if last := r.lease.told()[len(r.lease.told())-1]; last.names != "1" || last.after < 50*ms || last.after > 100*ms {
+			t.Errorf("told: %v, want 1 at last, soon after it is visible", r.lease.told())
+		}
+	})
+
+	// Another relay has taken the slot: the marker ends at once with the reason, and tells the tracker nothing.
+	run("FencedMarkEndsIt", func(t *testing.T) {
+		r := startMarker(t, nil, func(int, []Mark) ([]int, error) { return nil, ErrFenced })
+		r.push(flightsOf(1, 6))
+		if err := <-r.err; !errors.Is(err, ErrLeaseLost) {
+			t.Errorf("got %v, want ErrLeaseLost", err)
+		}
+		if len(r.lease.calls()) != 1 || len(r.lease.told()) != 0 {
+			t.Errorf("%d marks, told %v, want one mark and nothing told", len(r.lease.calls()), r.lease.told())
+		}
+	})
+
+	run("EndsWithItsContext", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg := validConfig()
+		m := &marker{lease: &markLog{}, cfg: &cfg, log: hclog.NewNullLogger(), wake: make(chan struct{}, 1)}
+		m.push(flightsOf(1, 1))
+		ended := make(chan error)
+		go func() { ended <- m.run(ctx) }()
+		synctest.Wait() // it lingers
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("got %v, want nil", err)
+		}
+	})
+}
+
+func TestMarkTellsWhy(t *testing.T) {
+	var got []Mark
+	synctest.Test(t, func(t *testing.T) {
+		r := startMarker(t, nil, func(_ int, marks []Mark) ([]int, error) {
+			got = slices.Clone(marks)
+			return nil, nil
+		})
+		flights := flightsOf(1, 3)
+		flights[0].commitLSN, flights[0].xid = 77, 7
+		flights[1].refused = []sinkRefusal{{"kafka", &RefusedError{Reason: ReasonRejected, Err: errors.New("no")}}}
+		flights[2].refused = append(flights[1].refused, sinkRefusal{"rabbitmq", &RefusedError{Reason: ReasonUnroutable, Err: errors.New("no queue")}})
+		r.push(flights)
+		synctest.Wait()
+	})
+	want := []Mark{
+		{ID: UUID{1}, CommitLSN: 77, XID: 7},
+		{ID: UUID{2}, Refusal: "kafka: rejected: no"},
+		{ID: UUID{3}, Refusal: "kafka: rejected: no; rabbitmq: unroutable: no queue"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("marks:\n got %+v\nwant %+v", got, want)
+	}
+}

@@ -1,0 +1,203 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// twin is the tracker told obviously: it never forgets and computes everything anew from its history.
+type twin struct {
+	history []twinEntry
+}
+
+// twinEntry is an event, or a position that was passed.
+type twinEntry struct {
+	f       *flight
+	confirm LSN
+	settled int
+	marked  bool
+}
+
+// state walks the history up to the first event that is not marked.
+func (w *twin) state() (watermark LSN, inflight, bytes int) {
+	stuck := false
+	for _, e := range w.history {
+		if e.f != nil && !e.marked {
+			stuck = true
+		}
+		if !stuck {
+			watermark = max(watermark, e.confirm)
+		} else if e.f != nil {
+			inflight++
+			bytes += e.f.size
+		}
+	}
+	return watermark, inflight, bytes
+}
+
+func (w *twin) find(f *flight) *twinEntry {
+	return &w.history[slices.IndexFunc(w.history, func(e twinEntry) bool { return e.f == f })]
+}
+
+func TestTrackerAgainstTwin(t *testing.T) {
+	for seed := range uint64(25) {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 0))
+			sinks := 1 + r.IntN(3)
+			tr, tw := newTracker(sinks), &twin{}
+			var (
+				lsn      LSN       = 1000
+				unsettle []*flight // with settles to come
+				unmarked []*flight // resolved
+			)
+			pick := func(from *[]*flight) *flight {
+				i := r.IntN(len(*from))
+				f := (*from)[i]
+				*from = slices.Delete(*from, i, i+1)
+				return f
+			}
+			for step := range 600 {
+				switch op := r.IntN(10); {
+				case op < 3: // a transaction of some events; its end travels with the last one or is passed
+					lsn += LSN(1 + r.IntN(100))
+					commit, n := lsn, 1+r.IntN(4)
+					lsn += LSN(1 + r.IntN(10))
+					travels := r.IntN(2) == 0
+					for i := range n {
+						f := &flight{commitLSN: commit, size: 1 + r.IntN(1000)}
+						if travels && i == n-1 {
+							f.confirm = lsn
+						}
+						tw.history = append(tw.history, twinEntry{f: f, confirm: f.confirm})
+						tr.admit(f)
+						unsettle = append(unsettle, f)
+					}
+					if !travels {
+						tr.pass(lsn)
+						tw.history = append(tw.history, twinEntry{confirm: lsn})
+					}
+				case op == 3: // a keepalive, sometimes one of a new connection that has gone back
+					at := lsn
+					if r.IntN(4) == 0 {
+						at -= min(at, LSN(r.IntN(500)))
+					}
+					tr.pass(at)
+					tw.history = append(tw.history, twinEntry{confirm: at})
+				case op < 8 && len(unsettle) > 0:
+					f := unsettle[r.IntN(len(unsettle))]
+					e := tw.find(f)
+					e.settled++
+					var refusal *RefusedError
+					if r.IntN(5) == 0 {
+						refusal = &RefusedError{Reason: ReasonTooLarge, Err: errors.New("no")}
+					}
+					before := len(f.refused)
+					resolved := tr.settle(f, fmt.Sprint("sink", e.settled), refusal)
+					if want := e.settled == sinks; resolved != want {
+						t.Fatalf("step %d: settle %d of %d: got resolved %t, want %t", step, e.settled, sinks, resolved, want)
+					}
+					if got := len(f.refused) - before; got == 1 != (refusal != nil) {
+						t.Fatalf("step %d: %d refusals noted for %v", step, got, refusal)
+					}
+					if resolved {
+						unsettle = slices.DeleteFunc(unsettle, func(g *flight) bool { return g == f })
+						unmarked = append(unmarked, f)
+					}
+				case len(unmarked) > 0:
+					_, before, _ := tw.state()
+					for range 1 + r.IntN(len(unmarked)) {
+						f := pick(&unmarked)
+						tr.mark(f)
+						tw.find(f).marked = true
+					}
+					advanced := tr.advance()
+					if _, after, _ := tw.state(); advanced != (after < before) {
+						t.Fatalf("step %d: advance says %t, the twin went from %d to %d in flight", step, advanced, before, after)
+					}
+				}
+
+				watermark, inflight, bytes := tw.state()
+				if tr.watermark != watermark || tr.len() != inflight || tr.bytes != bytes {
+					t.Fatalf("step %d: got watermark %s, %d in flight, %d bytes, want %s, %d, %d", step, tr.watermark, tr.len(), tr.bytes, watermark, inflight, bytes)
+				}
+				oldest := tr.oldest()
+				if (oldest == nil) != (inflight == 0) {
+					t.Fatalf("step %d: oldest is %v with %d in flight", step, oldest, inflight)
+				}
+				for _, e := range tw.history {
+					if e.f != nil && !e.marked {
+						if oldest != e.f {
+							t.Fatalf("step %d: the oldest is not the first unmarked event", step)
+						}
+						if tr.watermark > e.f.commitLSN {
+							t.Fatalf("step %d: the watermark %s has passed the unmarked event at %s", step, tr.watermark, e.f.commitLSN)
+						}
+						break
+					}
+				}
+			}
+		})
+	}
+}
+
+// The ring grows while its live part wraps around, and keeps the order.
+func TestTrackerRingGrows(t *testing.T) {
+	tr := newTracker(1)
+	first := len(tr.ring)
+	var flights []*flight
+	admit := func() {
+		f := &flight{size: 1, confirm: LSN(len(flights) + 1)}
+		flights = append(flights, f)
+		tr.admit(f)
+	}
+	finish := func(f *flight) { tr.settle(f, "a", nil); tr.mark(f) }
+	for range first {
+		admit()
+	}
+	const gone = 700
+	for _, f := range flights[:gone] {
+		finish(f)
+	}
+	tr.advance()
+	for len(flights) < gone+3*first {
+		admit()
+	}
+	if len(tr.ring) <= first || tr.len() != 3*first || tr.bytes != 3*first {
+		t.Fatalf("ring of %d with %d events and %d bytes", len(tr.ring), tr.len(), tr.bytes)
+	}
+	for i, f := range flights[gone:] {
+		if tr.oldest() != f {
+			t.Fatalf("event %d is not at the front when those before it are done", gone+i)
+		}
+		finish(f)
+		if !tr.advance() || tr.watermark != f.confirm {
+			t.Fatalf("event %d: watermark %d, want %d", gone+i, tr.watermark, f.confirm)
+		}
+	}
+	if tr.len() != 0 || tr.bytes != 0 {
+		t.Errorf("%d events and %d bytes are left", tr.len(), tr.bytes)
+	}
+	for i, f := range tr.ring {
+		if f != nil {
+			t.Fatalf("slot %d of the ring still holds an event", i)
+		}
+	}
+}
+
+func TestTrackerSettleTwicePanics(t *testing.T) {
+	tr := newTracker(1)
+	f := &flight{rec: Record{EventID: sample().ID}}
+	tr.admit(f)
+	tr.settle(f, "kafka", nil)
+	defer func() {
+		text := fmt.Sprint(recover())
+		if !strings.Contains(text, "kafka") || !strings.Contains(text, f.rec.EventID.String()) {
+			t.Errorf("panic %q, want sink and event in it", text)
+		}
+	}()
+	tr.settle(f, "kafka", nil)
+}

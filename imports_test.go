@@ -21,6 +21,7 @@ var allowed = []struct {
 	imports []string
 }{
 	{"cmd/*", []string{"*", "*/*", "*/*/*"}},
+	{"cmd/*/*", []string{"*", "*/*", "*/*/*"}}, // end-to-end tests
 	{"internal/*", nil},
 	{"relay", nil},
 	{"relay/*", []string{"relay"}},

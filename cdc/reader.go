@@ -1,8 +1,10 @@
 package cdc
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"time"
 )
 
@@ -19,12 +21,23 @@ type reader struct {
 
 	lastRead time.Time
 	lastSize int
+	busy     bool            // the last read brought much, so the next one waits for more
+	lowWater func(bytes int) // sets SO_RCVLOWAT; nil where there is none
 }
 
-// readPause is the least time between two reads that did not fill half the buffer. A walsender that sends small transactions
-// writes each by itself; reading each by itself would cost a wake-up, a batch and a broker's request an event. They
-// gather in the socket meanwhile. An event pays at most this for it, and nothing on a stream that is slower.
-const readPause = time.Millisecond
+// A walsender that sends small transactions writes each to the socket by itself. Reading each by itself would cost a wake-up, a
+// batch and a broker's request an event, and the walsender pays for the wake-up, too. So reads that do not fill half the buffer
+// keep a distance: idlePause on a quiet stream, which an event hardly notices, busyPause once reads bring more than busyRead.
+// On a busy stream the kernel is asked not to wake us for less than busyLowWater either (SO_RCVLOWAT, socket(7)): the poller
+// would otherwise be woken by every segment, whether somebody reads or not. busyWait bounds what that can hold back when the
+// stream dries up. Draining single-row transactions this halves the CPU of all sides (relay/DESIGN.md, "Measured").
+const (
+	idlePause    = time.Millisecond
+	busyPause    = 3 * time.Millisecond
+	busyRead     = 16 << 10
+	busyLowWater = 64 << 10
+	busyWait     = 5 * time.Millisecond
+)
 
 // readBuffer is a few hundred events: fewer bytes cost a system call more often, more are never there at once.
 const readBuffer = 256 << 10
@@ -33,23 +46,7 @@ func newReader(src io.Reader) *reader { return &reader{src: src, buf: make([]byt
 
 func (r *reader) Read(p []byte) (int, error) {
 	if r.r == r.w {
-		if r.before != nil {
-			if err := r.before(); err != nil {
-				return 0, err
-			}
-		}
-		if r.conn != nil && r.silence > 0 {
-			if err := r.conn.SetReadDeadline(time.Now().Add(r.silence)); err != nil {
-				return 0, err
-			}
-		}
-		if r.before != nil && r.lastSize < len(r.buf)/2 {
-			if pause := readPause - time.Since(r.lastRead); pause > 0 {
-				time.Sleep(pause)
-			}
-		}
-		n, err := r.src.Read(r.buf)
-		r.lastRead, r.lastSize = time.Now(), n
+		n, err := r.refill()
 		if n == 0 {
 			return 0, err
 		}
@@ -58,4 +55,47 @@ func (r *reader) Read(p []byte) (int, error) {
 	n := copy(p, r.buf[r.r:r.w])
 	r.r += n
 	return n, nil
+}
+
+func (r *reader) refill() (int, error) {
+	if r.before == nil { // not streaming
+		return r.src.Read(r.buf)
+	}
+	for {
+		if err := r.before(); err != nil {
+			return 0, err
+		}
+		r.setBusy(r.lastSize >= busyRead)
+		wait, pause := r.silence, idlePause
+		if r.busy {
+			wait, pause = busyWait, busyPause
+		}
+		if r.lastSize < len(r.buf)/2 {
+			time.Sleep(pause - time.Since(r.lastRead))
+		}
+		if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
+			return 0, err
+		}
+		n, err := r.src.Read(r.buf)
+		r.lastRead, r.lastSize = time.Now(), n
+		if n == 0 && r.busy && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue // it dried up; from now on every byte wakes us
+		}
+		return n, err
+	}
+}
+
+func (r *reader) setBusy(busy bool) {
+	if busy == r.busy {
+		return
+	}
+	r.busy = busy
+	if r.lowWater == nil {
+		return
+	}
+	if busy {
+		r.lowWater(busyLowWater)
+	} else {
+		r.lowWater(1)
+	}
 }

@@ -53,7 +53,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	defer cancel(nil)
 
 	netConn := s.conn.Conn()
-	s.in.conn, s.in.silence = netConn, s.cfg.WALSenderTimeout
+	s.in.conn, s.in.silence, s.in.lowWater = netConn, s.cfg.WALSenderTimeout, lowWater(netConn)
 	s.in.before = func() error {
 		if err := s.handOn(ctx); err != nil {
 			return err
@@ -90,6 +90,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	close(received)
 	cancel(nil)
 	others.Wait()
+	s.in.setBusy(false)
 	s.in.before, s.in.conn = nil, nil
 	switch {
 	case cause != nil:

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -78,6 +79,28 @@ func BenchmarkPublish(b *testing.B) {
 			b.ReportMetric((cpu()-start).Seconds()/float64(b.N)*1e6, "cpu-s/M")
 		})
 	}
+}
+
+// BenchmarkPublishOne is the latency of one record at a time.
+func BenchmarkPublishOne(b *testing.B) {
+	addr := brokertest.Kafka(b).Plaintext
+	s := newSink(b, addr)
+	batch := eventBatch(0, 1, createTopic(b, addr, 4))
+	if _, err := sinktest.Offer(b.Context(), s, batch); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	took := make([]time.Duration, 0, b.N)
+	for b.Loop() {
+		start := time.Now()
+		if err := s.Publish(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }
 
 // BenchmarkEncode compares our encoder of record batches with kafka-go's. One op is one record.

@@ -13,7 +13,7 @@
 //
 // Publish (sink.go) groups its batch by partition and waits. A partition (partition.go) queues the groups of
 // all lanes. Each broker has one sender goroutine (broker.go) that puts what its partitions hold into one request, at
-// most 3 unanswered at a time; what arrives meanwhile gathers into the next, so batches grow with the load
+// most 2 unanswered at a time; what arrives meanwhile gathers into the next, so batches grow with the load
 // and nothing lingers. One goroutine per connection reads the answers and settles fates. The refresher
 // (topics.go) asks the cluster in the background who leads what. errors.go alone decides what an
 // answer means.

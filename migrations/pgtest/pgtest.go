@@ -4,7 +4,7 @@
 //
 //	func TestMarks(t *testing.T) {
 //		t.Parallel()
-//		db := pgtest.New(t)           // db.Pool, db.Conn(t), db.DSN
+//		db := pgtest.New(t, pgtest.Migrated())           // db.Pool, db.Conn(t), db.DSN
 //
 // The server is shared, the database is not: it is dropped when the test ends, with its replication slots. Under
 // `make test` the servers are those in SAGAZ_TEST_POSTGRES_17, SAGAZ_TEST_POSTGRES_15 and so on (superuser DSNs, as URLs).
@@ -31,6 +31,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/sagaz-relay/relay/migrations"
 	"github.com/sagaz-relay/relay/migrations/pgserver"
 )
 
@@ -176,7 +177,15 @@ func SQL(script string) Option {
 	})
 }
 
-// New makes an empty database on the shared server of Version.
+// Migrated is Prepare with all of our migrations.
+func Migrated() Option {
+	return Prepare(func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := migrations.Run(ctx, conn)
+		return err
+	})
+}
+
+// New makes a database on the shared server of Version; without an option it is empty.
 func New(t testing.TB, opts ...Option) *DB {
 	t.Helper()
 	return NewVersion(t, Version(), opts...)
@@ -241,6 +250,51 @@ func (db *DB) Conn(t testing.TB) *pgx.Conn {
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	return conn
+}
+
+// patience is for what a server does in its own time, on a machine that has much else to do.
+const patience = time.Minute
+
+// Until waits until a query's one boolean is true.
+func (db *DB) Until(t testing.TB, sql string, args ...any) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for {
+		var is bool
+		err := db.Pool.QueryRow(ctx, sql, args...).Scan(&is)
+		if is {
+			return
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("after %s it is still not true: %s %v (%v)", patience, sql, args, err)
+		}
+	}
+}
+
+// Role makes a role with the given attributes ("REPLICATION", or "" for none), which may log in and owns nothing, and
+// returns its name, its password and the DSN that connects as it. It is dropped when the test ends.
+func (db *DB) Role(t testing.TB, attributes string) (name, password, dsn string) {
+	t.Helper()
+	name, password = "r_"+strings.ToLower(rand.Text()[:10]), rand.Text()
+	if err := admin(t.Context(), db.DSN, fmt.Sprintf(`CREATE ROLE %s LOGIN PASSWORD '%s' %s`, name, password, attributes)); err != nil {
+		t.Fatalf("create role: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := admin(ctx, db.DSN, `REASSIGN OWNED BY `+name+` TO CURRENT_USER`, `DROP OWNED BY `+name, `DROP ROLE `+name); err != nil && !t.Failed() {
+			t.Errorf("drop role: %v", err)
+		}
+	})
+	u, err := url.Parse(db.DSN)
+	if err != nil {
+		t.Fatal("the DSN of the test database is not a URL") // it is not shown: it holds a password
+	}
+	u.User = url.UserPassword(name, password)
+	return name, password, u.String()
 }
 
 // drop removes the database's slots and then the database. A slot keeps its database from being dropped, and a walsender

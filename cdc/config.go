@@ -3,7 +3,10 @@ package cdc
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Config is what the replication side can be told.
@@ -55,6 +58,10 @@ func (c *Config) Validate() error {
 	var errs []error
 	if c.DatabaseURL == "" {
 		errs = append(errs, errors.New("DATABASE_URL: not set: want postgresql://user:password@host:5432/database"))
+	} else if conn, err := pgconn.ParseConfig(c.DatabaseURL); err == nil && strings.Contains(conn.Host, "@") {
+		// The password ends at its first @ then, and the rest of it would stand in every message that names the host. What cannot
+		// be parsed at all New tells.
+		errs = append(errs, errors.New("DATABASE_URL: the host holds an @: want reserved characters in the password percent-encoded (@ as %40, / as %2F, : as %3A)"))
 	}
 	if c.Publication == "" || len(c.Publication) > 63 {
 		errs = append(errs, fmt.Errorf("RELAY_PUBLICATION=%s: want a name of 1 to 63 bytes", c.Publication))

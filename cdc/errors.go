@@ -25,8 +25,8 @@ const (
 )
 
 // classify adds to a server's error what a person can do about it, where that is known. Everything else is passing trouble
-// and stays as it is.
-func classify(err error) error {
+// and stays as it is. role is ours, for the statements that mend its rights.
+func classify(err error, role string) error {
 	var column *pgoutput.ColumnError
 	if errors.As(err, &column) {
 		return &relay.SetupError{Problem: column.Error(), Fix: "then start the relay again: the slot stands before the first row it could not read"}
@@ -50,7 +50,7 @@ func classify(err error) error {
 		if strings.Contains(pg.Message, "walsender") || strings.Contains(pg.Message, "replication") || strings.Contains(pg.Detail, "REPLICATION") {
 			return &relay.SetupError{
 				Problem: "the role of DATABASE_URL lacks the right to replicate", Err: err,
-				Fix: "as a superuser: ALTER ROLE " + quoted(err, "the_role") + " REPLICATION;",
+				Fix: "as a superuser: ALTER ROLE " + quoteIdent(role) + " REPLICATION;",
 			}
 		}
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: "grant what the message names"}
@@ -84,15 +84,6 @@ func walLevelError(err error) error {
 		Problem: "wal_level is not logical, so there is nothing to stream", Err: err,
 		Fix: "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL (managed services have a parameter for it)",
 	}
-}
-
-// quoted gives the word that the server put in quotes, or a placeholder.
-func quoted(err error, placeholder string) string {
-	_, rest, ok := strings.Cut(err.Error(), `role "`)
-	if name, _, closed := strings.Cut(rest, `"`); ok && closed {
-		return `"` + name + `"`
-	}
-	return placeholder
 }
 
 // hasCode reports whether err is a server's error with the given SQLSTATE.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
@@ -48,7 +49,7 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 	rows, err := s.query(ctx, `SELECT current_setting('wal_level'), c.oid, format('%I.%I', n.nspname, c.relname), pg_get_userbyid(c.relowner), current_database()
 		FROM (SELECT to_regclass(`+quoteLiteral(outboxTable)+`) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace`)
 	if err != nil {
-		return nil, fmt.Errorf("look at the database: %w", classify(err))
+		return nil, fmt.Errorf("look at the database: %w", classify(err, s.role))
 	}
 	row := rows[0]
 	s.dbname = row[4]
@@ -214,7 +215,7 @@ func (s *session) createSlot(ctx context.Context, name string, failover bool) (s
 		return "", fmt.Errorf("create slot %q: another relay was faster: %w", name, err)
 	}
 	if err != nil {
-		return "", fmt.Errorf("create slot %q: %w", name, classify(err))
+		return "", fmt.Errorf("create slot %q: %w", name, classify(err, s.role))
 	}
 	return rows[0][1], nil
 }
@@ -222,10 +223,18 @@ func (s *session) createSlot(ctx context.Context, name string, failover bool) (s
 // busy says who reads the slot. We hold the slot's lease, so a relay's walsender is that of an owner that is no more, or frozen: it
 // is ended. Anybody else is left alone.
 func (s *session) busy(ctx context.Context, name string, cause error) error {
+	// The error came from START_REPLICATION, whose answer pglogrepl has read up to there; what is left of it would be taken for
+	// the answer to the next statement.
+	if err := s.untilReady(ctx); err != nil {
+		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)
+	}
 	rows, err := s.query(ctx, `SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'), coalesce(a.usename, ''),
 		CASE WHEN a.application_name = `+quoteLiteral(applicationName+name)+` THEN pg_terminate_backend(a.pid) END
 		FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = `+quoteLiteral(name))
-	if err != nil || len(rows) == 0 {
+	if err != nil {
+		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)
+	}
+	if len(rows) == 0 { // let go of meanwhile
 		return fmt.Errorf("%w: slot %q: %w", relay.ErrSlotBusy, name, cause)
 	}
 	r := rows[0]
@@ -235,12 +244,25 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 	return fmt.Errorf("%w: slot %q is read by pid %s (%s from %s as %s); to end it: SELECT pg_terminate_backend(%s);", relay.ErrSlotBusy, name, r[0], r[1], r[2], r[3], r[0])
 }
 
+// untilReady reads what is left of the answer to a statement that failed.
+func (s *session) untilReady(ctx context.Context) error {
+	for {
+		msg, err := s.conn.ReceiveMessage(ctx)
+		if err != nil {
+			return err
+		}
+		if _, ok := msg.(*pgproto3.ReadyForQuery); ok {
+			return nil
+		}
+	}
+}
+
 func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
 
 // EnsurePublication makes the publication over an ordinary connection if it is missing, and reports whether it did.
 func EnsurePublication(ctx context.Context, conn *pgx.Conn, publication string) (made bool, err error) {
-	s := &session{conn: conn.PgConn(), server: majorVersion(conn.PgConn().ParameterStatus("server_version"))}
+	s := &session{role: conn.Config().User, conn: conn.PgConn(), server: majorVersion(conn.PgConn().ParameterStatus("server_version"))}
 	table, err := s.inspect(ctx, publication, false)
 	if err != nil || table.published {
 		return false, err

@@ -78,13 +78,14 @@ type session struct {
 	conn   *pgconn.PgConn
 	in     *reader
 	server int    // major version
-	dbname string // its name, after inspect
+	role   string // ours
+	dbname string // the database's name, after inspect
 }
 
 func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	cfg := s.conn.Copy()
 	cfg.RuntimeParams["application_name"] = applicationName + slot
-	sess := &session{}
+	sess := &session{role: cfg.User}
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		sess.in = newReader(r)
 		return pgproto3.NewFrontend(sess.in, w)
@@ -94,7 +95,7 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	cfg.DialFunc = dialer.DialContext
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s for replication: %w", address(s.conn), classify(plainConnectError(err)))
+		return nil, fmt.Errorf("connect to %s for replication: %w", address(s.conn), classify(plainConnectError(err), s.conn.User))
 	}
 	sess.conn = conn
 	sess.server = majorVersion(conn.ParameterStatus("server_version"))
@@ -205,11 +206,11 @@ func (s *Source) open(ctx context.Context, sess *session, slot string) (*stream,
 		return nil, sess.busy(ctx, slot, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("start replication on slot %q: %w", slot, classify(err))
+		return nil, fmt.Errorf("start replication on slot %q: %w", slot, classify(err, s.conn.User))
 	}
 	s.log.Info("streaming", "slot", slot, "publication", s.cfg.Publication, "server", sess.conn.ParameterStatus("server_version"))
 	st := &stream{
-		cfg: &s.cfg, log: s.log, slot: slot, conn: sess.conn, in: sess.in,
+		cfg: &s.cfg, log: s.log, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
 		dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
 	}
 	st.last.Store(time.Now().UnixNano())

@@ -23,6 +23,7 @@ type stream struct {
 	cfg  *Config
 	log  hclog.Logger
 	slot string
+	role string
 	conn *pgconn.PgConn
 	in   *reader
 	dec  *pgoutput.Decoder
@@ -98,7 +99,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("receive from slot %q: the server has been silent for %s", s.slot, s.cfg.WALSenderTimeout)
 	default:
-		return fmt.Errorf("receive from slot %q: %w", s.slot, classify(err))
+		return fmt.Errorf("receive from slot %q: %w", s.slot, classify(err, s.role))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -66,8 +67,12 @@ func newVariables(lookup func(string) (string, bool), configFile string) *variab
 	return v
 }
 
+// fail notes what is wrong with a variable, once: several rooms may read the same one.
 func (v *variables) fail(format string, args ...any) {
-	v.errs = append(v.errs, fmt.Errorf(format, args...))
+	err := fmt.Errorf(format, args...)
+	if !slices.ContainsFunc(v.errs, func(e error) bool { return e.Error() == err.Error() }) {
+		v.errs = append(v.errs, err)
+	}
 }
 
 // get returns the value of one name, from wherever it is given.

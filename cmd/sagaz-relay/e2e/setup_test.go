@@ -29,6 +29,13 @@ func (w *world) fails(t *testing.T, env settings, words ...string) {
 	if code != 2 {
 		t.Errorf("exit code %d, want 2", code)
 	}
+	seen := make(map[string]bool)
+	for l := range strings.Lines(message) {
+		if seen[l] {
+			t.Errorf("the message says the same twice: %s", l)
+		}
+		seen[l] = true
+	}
 	for _, word := range words {
 		if !strings.Contains(message, word) {
 			t.Errorf("the message does not name %q:\n%s", word, message)
@@ -64,6 +71,10 @@ func TestSettings(t *testing.T) {
 		{"malformed DATABASE_URL", settings{"DATABASE_URL": "postgresql://relay:" + w.password + "@[::1:x/db"}, []string{"DATABASE_URL", "postgresql://user:password@host:5432/database"}},
 		{"DATABASE_URL with an odd port", settings{"DATABASE_URL": "postgresql://relay:" + w.password + "@localhost:port/db"}, []string{"DATABASE_URL", "postgresql://"}},
 		{"password with a reserved character", settings{"DATABASE_URL": "postgresql://relay:" + w.password + "%zz@localhost/db"}, []string{"DATABASE_URL"}},
+		{"unescaped / in the password", settings{"DATABASE_URL": "postgresql://relay:" + w.password + "/x@localhost/db"}, []string{"DATABASE_URL", "postgresql://"}},
+		{"unescaped @ in the password", settings{"DATABASE_URL": "postgresql://relay:x@" + w.password + "@localhost/db"}, []string{"DATABASE_URL", "%40"}},
+		{"DATABASE_URL in words", settings{"DATABASE_URL": "host=localhost password=" + w.password + " 'x"}, []string{"DATABASE_URL"}},
+		{"an option that is not there", settings{"DATABASE_URL": "postgresql://relay:" + w.password + "@localhost/db?sslmode=perhaps"}, []string{"DATABASE_URL"}},
 		{"DATABASE_URL of another kind", settings{"DATABASE_URL": "mysql://relay:" + w.password + "@localhost/db"}, []string{"DATABASE_URL", "postgresql://"}},
 		{"wrong password", settings{"DATABASE_URL": elsewhere(func(u *url.URL) { u.User = url.UserPassword(w.role, "wrong-"+w.password) })}, []string{"DATABASE_URL", "password", w.role}},
 		{"no such role", settings{"DATABASE_URL": elsewhere(func(u *url.URL) { u.User = url.UserPassword("nobody", w.password) })}, []string{"DATABASE_URL", "nobody"}},
@@ -84,7 +95,7 @@ func TestSettings(t *testing.T) {
 		{"port that is none", settings{"RELAY_HTTP_ADDR": "", "METRICS_PORT": "80000"}, []string{"METRICS_PORT=80000"}},
 		{"value and file", settings{"DATABASE_URL_FILE": "/nowhere"}, []string{"DATABASE_URL", "DATABASE_URL_FILE"}},
 		{"file that is not there", settings{"DATABASE_URL": "", "DATABASE_URL_FILE": "/nowhere"}, []string{"DATABASE_URL_FILE", "/nowhere"}},
-		{"file for the sink's lines in no directory", settings{"RELAY_SLOT": "Not A Slot"}, []string{"RELAY_SLOT=Not A Slot", "a-z"}},
+		{"no slot's name", settings{"RELAY_SLOT": "Not A Slot"}, []string{"RELAY_SLOT=Not A Slot", "a-z"}},
 	} {
 		t.Run(c.name, func(t *testing.T) { w.fails(t, c.env, c.words...) })
 	}

@@ -21,7 +21,7 @@ var allowed = []struct {
 	imports []string
 }{
 	{"cmd/*", []string{"*", "*/*", "*/*/*"}},
-	{"cmd/sagaz-relay/interop", []string{"internal/*"}}, // tests of the program as a process
+	{"cmd/*/*", []string{"*", "*/*", "*/*/*"}}, // end-to-end tests
 	{"internal/*", nil},
 	{"relay", nil},
 	{"relay/*", []string{"relay"}},

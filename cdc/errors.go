@@ -38,40 +38,52 @@ func classify(err error) error {
 	switch pg.Code {
 	case codeInvalidPassword, codeInvalidAuth:
 		if strings.Contains(pg.Message, "replication") { // no pg_hba.conf entry for replication connection …
-			return &relay.SetupError{Problem: "DATABASE_URL: the server does not let this role make replication connections", Err: err,
-				Fix: "allow the role in pg_hba.conf (a replication connection to a named database matches that database's lines)"}
+			return &relay.SetupError{
+				Problem: "DATABASE_URL: the server does not let this role make replication connections", Err: err,
+				Fix: "allow the role in pg_hba.conf (a replication connection to a named database matches that database's lines)",
+			}
 		}
 		return &relay.SetupError{Problem: "DATABASE_URL: the server refuses the role or its password", Err: err, Fix: "set the right user and password"}
 	case codeNoDatabase:
 		return &relay.SetupError{Problem: "DATABASE_URL: the database does not exist", Err: err, Fix: "create it, or set the right name"}
 	case codePrivilege:
 		if strings.Contains(pg.Message, "walsender") || strings.Contains(pg.Message, "replication") || strings.Contains(pg.Detail, "REPLICATION") {
-			return &relay.SetupError{Problem: "the role of DATABASE_URL lacks the right to replicate", Err: err,
-				Fix: "as a superuser: ALTER ROLE " + quoted(err, "the_role") + " REPLICATION;"}
+			return &relay.SetupError{
+				Problem: "the role of DATABASE_URL lacks the right to replicate", Err: err,
+				Fix: "as a superuser: ALTER ROLE " + quoted(err, "the_role") + " REPLICATION;",
+			}
 		}
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: "grant what the message names"}
 	case codeUndefinedObject:
 		if strings.Contains(pg.Message, "publication") {
 			// pgoutput looks the publication up as of the WAL position that it decodes.
-			return &relay.SetupError{Problem: "the slot is older than its publication, or the publication was dropped", Err: err,
-				Fix: "drop the slot (SELECT pg_drop_replication_slot('…')) and start the relay: it makes both anew; rows not delivered are still pending in the table"}
+			return &relay.SetupError{
+				Problem: "the slot is older than its publication, or the publication was dropped", Err: err,
+				Fix: "drop the slot (SELECT pg_drop_replication_slot('…')) and start the relay: it makes both anew; rows not delivered are still pending in the table",
+			}
 		}
 	case codePrerequisite:
 		if strings.Contains(pg.Message, "wal_level") || strings.Contains(pg.Message, "logical decoding") {
 			return walLevelError(err)
 		}
-		return &relay.SetupError{Problem: "the slot cannot be read any more", Err: err,
-			Fix: "drop it (SELECT pg_drop_replication_slot('…')) and start the relay: rows not delivered are still pending in the table"}
+		return &relay.SetupError{
+			Problem: "the slot cannot be read any more", Err: err,
+			Fix: "drop it (SELECT pg_drop_replication_slot('…')) and start the relay: rows not delivered are still pending in the table",
+		}
 	case codeConfigurationLimit:
-		return &relay.SetupError{Problem: "no replication slot is free", Err: err,
-			Fix: "drop one that is not used (SELECT * FROM pg_replication_slots WHERE NOT active), or raise max_replication_slots and restart PostgreSQL"}
+		return &relay.SetupError{
+			Problem: "no replication slot is free", Err: err,
+			Fix: "drop one that is not used (SELECT * FROM pg_replication_slots WHERE NOT active), or raise max_replication_slots and restart PostgreSQL",
+		}
 	}
 	return err
 }
 
 func walLevelError(err error) error {
-	return &relay.SetupError{Problem: "wal_level is not logical, so there is nothing to stream", Err: err,
-		Fix: "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL (managed services have a parameter for it)"}
+	return &relay.SetupError{
+		Problem: "wal_level is not logical, so there is nothing to stream", Err: err,
+		Fix: "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL (managed services have a parameter for it)",
+	}
 }
 
 // quoted gives the word that the server put in quotes, or a placeholder.

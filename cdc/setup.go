@@ -56,8 +56,10 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 		return nil, walLevelError(fmt.Errorf("wal_level = %s", row[0]))
 	}
 	if row[1] == "" {
-		return nil, &relay.SetupError{Problem: fmt.Sprintf("table %s does not exist in database %q (or not on the role's search_path)", outboxTable, s.dbname),
-			Fix: "run: sagaz-relay migrate"}
+		return nil, &relay.SetupError{
+			Problem: fmt.Sprintf("table %s does not exist in database %q (or not on the role's search_path)", outboxTable, s.dbname),
+			Fix:     "run: sagaz-relay migrate",
+		}
 	}
 	oid, err := strconv.ParseUint(row[1], 10, 32)
 	if err != nil {
@@ -82,8 +84,10 @@ func (s *session) checkColumns(ctx context.Context, t *outbox) error {
 		}
 	}
 	if missing != nil {
-		return &relay.SetupError{Problem: fmt.Sprintf("table %s lacks column %s", t.name, strings.Join(missing, ", ")),
-			Fix: "restore it, or name the right database in DATABASE_URL"}
+		return &relay.SetupError{
+			Problem: fmt.Sprintf("table %s lacks column %s", t.name, strings.Join(missing, ", ")),
+			Fix:     "restore it, or name the right database in DATABASE_URL",
+		}
 	}
 	return nil
 }
@@ -106,19 +110,25 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 	}
 	row, name := rows[0], quoteIdent(publication)
 	if row[0] != "t" {
-		return &relay.SetupError{Problem: fmt.Sprintf("publication %q does not publish inserts", publication),
-			Fix: fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert');", name)}
+		return &relay.SetupError{
+			Problem: fmt.Sprintf("publication %q does not publish inserts", publication),
+			Fix:     fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert');", name),
+		}
 	}
 	if row[1] != "t" {
-		return &relay.SetupError{Problem: fmt.Sprintf("publication %q does not contain table %s", publication, t.name),
-			Fix: fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s;", name, t.name)}
+		return &relay.SetupError{
+			Problem: fmt.Sprintf("publication %q does not contain table %s", publication, t.name),
+			Fix:     fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s;", name, t.name),
+		}
 	}
 	if row[2] != "" {
 		have := strings.Split(row[2], ",")
 		for _, want := range pgoutput.Columns {
 			if !slices.Contains(have, want) {
-				return &relay.SetupError{Problem: fmt.Sprintf("publication %q leaves out column %s of %s", publication, want, t.name),
-					Fix: fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", "))}
+				return &relay.SetupError{
+					Problem: fmt.Sprintf("publication %q leaves out column %s of %s", publication, want, t.name),
+					Fix:     fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", ")),
+				}
 			}
 		}
 	}
@@ -144,8 +154,10 @@ func (s *session) createPublication(ctx context.Context, publication string, t *
 		t.published = true
 		return nil
 	case hasCode(err, codePrivilege):
-		return &relay.SetupError{Problem: fmt.Sprintf("publication %q does not exist, and only the owner of %s (role %s, with CREATE on the database) may make it", publication, t.name, t.owner),
-			Err: err, Fix: fmt.Sprintf("as %s: %s;", t.owner, sql)}
+		return &relay.SetupError{
+			Problem: fmt.Sprintf("publication %q does not exist, and only the owner of %s (role %s, with CREATE on the database) may make it", publication, t.name, t.owner),
+			Err:     err, Fix: fmt.Sprintf("as %s: %s;", t.owner, sql),
+		}
 	default:
 		return fmt.Errorf("create publication %q: %w", publication, err)
 	}
@@ -180,8 +192,10 @@ func (sl *slot) usable(name, database string) error {
 	case sl.database != database:
 		return &relay.SetupError{Problem: fmt.Sprintf("slot %q belongs to database %q, not %q", name, sl.database, database), Fix: other}
 	case sl.walStatus == "lost":
-		return &relay.SetupError{Problem: fmt.Sprintf("slot %q is lost: it needed more WAL than max_slot_wal_keep_size lets it keep", name),
-			Fix: "drop it: SELECT pg_drop_replication_slot(" + quoteLiteral(name) + "); rows not delivered are still pending in the table"}
+		return &relay.SetupError{
+			Problem: fmt.Sprintf("slot %q is lost: it needed more WAL than max_slot_wal_keep_size lets it keep", name),
+			Fix:     "drop it: SELECT pg_drop_replication_slot(" + quoteLiteral(name) + "); rows not delivered are still pending in the table",
+		}
 	}
 	return nil
 }

@@ -100,8 +100,10 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	sess.server = majorVersion(conn.ParameterStatus("server_version"))
 	if sess.server < oldestServer {
 		_ = conn.Close(ctx)
-		return nil, &relay.SetupError{Problem: fmt.Sprintf("PostgreSQL %s is too old", conn.ParameterStatus("server_version")),
-			Fix: fmt.Sprintf("use PostgreSQL %d or later", oldestServer)}
+		return nil, &relay.SetupError{
+			Problem: fmt.Sprintf("PostgreSQL %s is too old", conn.ParameterStatus("server_version")),
+			Fix:     fmt.Sprintf("use PostgreSQL %d or later", oldestServer),
+		}
 	}
 	return sess, nil
 }

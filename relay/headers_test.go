@@ -22,10 +22,14 @@ func TestAppendHeaders(t *testing.T) {
 		{"NoSpaces", `{"a":"b","c":"d"}`, []Header{base[0], base[1], {"a", "b"}, {"c", "d"}}},
 		{"OverridesInPlace", `{"content_type": "text/plain", "a": "b"}`, []Header{base[0], {"content_type", "text/plain"}, {"a", "b"}}},
 		{"EscapedNameOverrides", `{"event\u005fid": "2"}`, []Header{{"event_id", "2"}, base[1]}},
-		{"NotStrings", `{"n": -1.50e3, "t": true, "f": false, "z": null}`,
-			[]Header{base[0], base[1], {"n", "-1.50e3"}, {"t", "true"}, {"f", "false"}, {"z", "null"}}},
-		{"Nested", `{"o": {"k": [1, "],}", "\"}"]}, "a": [], "last": {}}`,
-			[]Header{base[0], base[1], {"o", `{"k": [1, "],}", "\"}"]}`}, {"a", "[]"}, {"last", "{}"}}},
+		{
+			"NotStrings", `{"n": -1.50e3, "t": true, "f": false, "z": null}`,
+			[]Header{base[0], base[1], {"n", "-1.50e3"}, {"t", "true"}, {"f", "false"}, {"z", "null"}},
+		},
+		{
+			"Nested", `{"o": {"k": [1, "],}", "\"}"]}, "a": [], "last": {}}`,
+			[]Header{base[0], base[1], {"o", `{"k": [1, "],}", "\"}"]}`}, {"a", "[]"}, {"last", "{}"}},
+		},
 		{"Escapes", `{"a\"b": "c\\d\n\u20ac\ud83d\udcb6"}`, []Header{base[0], base[1], {`a"b`, "c\\d\n€💶"}}},
 		{"Unicode", `{"größe": "💶"}`, []Header{base[0], base[1], {"größe", "💶"}}},
 		{"LooksLikeSeparators", `{"a": ", \"b\": ", "c": "}"}`, []Header{base[0], base[1], {"a", `, "b": `}, {"c", "}"}}},

@@ -74,8 +74,10 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 		reg.MustRegister(g)
 		return g
 	}
-	slotStatus := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "outbox_slot_wal_status",
-		Help: "1 for the slot's wal_status. lost means that PostgreSQL has removed WAL that the slot needed."}, []string{"slot", "status"})
+	slotStatus := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "outbox_slot_wal_status",
+		Help: "1 for the slot's wal_status. lost means that PostgreSQL has removed WAL that the slot needed.",
+	}, []string{"slot", "status"})
 	reg.MustRegister(slotStatus)
 	m := &Metrics{
 		slotStatus:   slotStatus,

@@ -4,7 +4,6 @@ package relay
 // bookkeeping; the record is read-only, and shared by the lanes.
 type flight struct {
 	rec       Record
-	key       string
 	commitLSN LSN
 	xid       uint32
 	committed Timestamp

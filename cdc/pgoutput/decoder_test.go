@@ -346,7 +346,7 @@ func TestDecodeOutOfPlace(t *testing.T) {
 		wantProtocol(t, err)
 	})
 	t.Run("OtherNumberOfColumns", func(t *testing.T) {
-		_, err := inTransaction(t, outboxColumns[:len(outboxColumns)]).Decode(insertMessage(tableOID, valuesOf(&ev, outboxColumns[1:], true)))
+		_, err := inTransaction(t, outboxColumns[:]).Decode(insertMessage(tableOID, valuesOf(&ev, outboxColumns[1:], true)))
 		wantProtocol(t, err)
 	})
 	t.Run("LengthPastTheEnd", func(t *testing.T) {

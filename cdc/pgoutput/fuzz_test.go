@@ -94,7 +94,8 @@ func FuzzRoundTrip(f *testing.F) {
 	ev.SagaID, ev.Payload = "", strings.Repeat("\x00\xff", 300)
 	add(ev, true, math.MaxUint64)
 	f.Fuzz(func(t *testing.T, id []byte, saga, aggregateType, aggregateID, eventType, payload, headers, status string,
-		created int64, commit uint64, committed int64, xid uint32, isBinary bool, order uint64) {
+		created int64, commit uint64, committed int64, xid uint32, isBinary bool, order uint64,
+	) {
 		want := relay.Event{
 			SagaID: saga, AggregateType: aggregateType, AggregateID: aggregateID, EventType: eventType, Payload: payload,
 			Headers: headers, Status: status, CreatedAt: relay.Timestamp(created),

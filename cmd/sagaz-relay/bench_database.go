@@ -28,7 +28,6 @@ type benchDatabase struct {
 	version  string
 	slots    []string
 	server   *pgserver.Server // ours, or nil
-	dir      string
 }
 
 func newBenchDatabase(ctx context.Context, s *settings, say func(string, ...any)) (_ *benchDatabase, err error) {

@@ -116,8 +116,10 @@ func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run b
 		return run, connectCause(err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // the slot is thrown away
-	err = pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication,
-		PluginArgs: []string{"proto_version '1'", "publication_names '" + b.settings.cdc.Publication + "'"}})
+	err = pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{
+		Mode:       pglogrepl.LogicalReplication,
+		PluginArgs: []string{"proto_version '1'", "publication_names '" + b.settings.cdc.Publication + "'"},
+	})
 	if err != nil {
 		return run, err
 	}

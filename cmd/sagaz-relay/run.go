@@ -84,8 +84,10 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "outbox_build_info", Help: "1, with what is running.",
-		ConstLabels: prometheus.Labels{"version": v, "revision": revision}}, func() float64 { return 1 }))
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "outbox_build_info", Help: "1, with what is running.",
+		ConstLabels: prometheus.Labels{"version": v, "revision": revision},
+	}, func() float64 { return 1 }))
 
 	sinks, err := s.openSinks(log)
 	if err != nil {

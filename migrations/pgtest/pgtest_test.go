@@ -3,8 +3,8 @@ package pgtest
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -72,12 +72,19 @@ func TestDropsWhatStreams(t *testing.T) {
 		if err := conn.Frontend().Flush(); err != nil {
 			t.Fatal(err)
 		}
-		for active := false; !active; time.Sleep(10 * time.Millisecond) {
-			err := db.Pool.QueryRow(t.Context(), "SELECT active FROM pg_replication_slots WHERE database = $1", name).Scan(&active)
-			if err != nil {
-				t.Fatal(err)
-			}
+		if answer, err := conn.ReceiveMessage(t.Context()); err != nil {
+			t.Fatalf("start replication: %v", err)
+		} else if _, ok := answer.(*pgproto3.CopyBothResponse); !ok {
+			t.Fatalf("start replication: got %T", answer)
 		}
+		var active bool
+		if err := db.Pool.QueryRow(t.Context(), "SELECT active FROM pg_replication_slots WHERE database = $1", name).Scan(&active); err != nil {
+			t.Fatal(err)
+		}
+		if !active {
+			t.Fatal("the slot does not stream")
+		}
+		t.Cleanup(func() { runtime.KeepAlive(conn) }) // or it is collected and closed, while the test means to leave it open
 	})
 	conn, err := pgx.Connect(t.Context(), superuser)
 	if err != nil {

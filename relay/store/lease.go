@@ -10,7 +10,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -256,10 +255,4 @@ func closeConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx)
-}
-
-// isServerError reports whether the server answered, so that the connection is still good.
-func isServerError(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg)
 }

@@ -222,10 +222,14 @@ func TestSecondSignal(t *testing.T) {
 // wireRows are rows whose form on the wire is told apart by each of them.
 func wireRows(w *world, topic string) []row {
 	return []row{
-		{key: "order-1", topic: topic, saga: "saga-1", payload: `{"note": "` + w.marker + `", "amount": 12345678901234567890.10}`,
-			created: "2026-11-23T07:46:59.123456+00:00"},
-		{key: "order-1", topic: topic, saga: `quotes " and \ backslashes`, created: "2026-11-23T09:46:59+02:00",
-			headers: `{"traceparent": "00-abc-def-01", "content_type": "application/vnd.order+json", "attempt": 3, "nested": {"a": [1, null]}, "flag": true, "none": null}`},
+		{
+			key: "order-1", topic: topic, saga: "saga-1", payload: `{"note": "` + w.marker + `", "amount": 12345678901234567890.10}`,
+			created: "2026-11-23T07:46:59.123456+00:00",
+		},
+		{
+			key: "order-1", topic: topic, saga: `quotes " and \ backslashes`, created: "2026-11-23T09:46:59+02:00",
+			headers: `{"traceparent": "00-abc-def-01", "content_type": "application/vnd.order+json", "attempt": 3, "nested": {"a": [1, null]}, "flag": true, "none": null}`,
+		},
 		{key: "größe-日本", topic: topic, aggregate: "Bestellung", payload: `["an array", {"note": "` + w.marker + `"}]`},
 		{key: "order-2", topic: topic, payload: `"` + w.marker + `"`},
 	}
@@ -332,12 +336,16 @@ func TestKafkaSASL(t *testing.T) {
 		t.Fatal("the broker of SAGAZ_TEST_KAFKA has no SASL_SSL listener: set SAGAZ_TEST_KAFKA_STATE, or unset both")
 	}
 	k := newTopic(t, broker.Plaintext, 1)
-	p := w.relay("relay", settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.SASLSSL, "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+	p := w.relay("relay", settings{
+		"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.SASLSSL, "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
 		"KAFKA_SASL_MECHANISM": "SCRAM-SHA-512", "KAFKA_SASL_USERNAME": broker.User, "KAFKA_SASL_PASSWORD": broker.Password, "RELAY_KAFKA_TLS_CA_FILE": broker.CAFile,
-		"LOG_LEVEL": "TRACE"})
-	wrong := bareWorldFrom(w).relay("relay-wrong", settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.SASLSSL, "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+		"LOG_LEVEL": "TRACE",
+	})
+	wrong := bareWorldFrom(w).relay("relay-wrong", settings{
+		"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.SASLSSL, "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
 		"KAFKA_SASL_MECHANISM": "SCRAM-SHA-512", "KAFKA_SASL_USERNAME": broker.User, "KAFKA_SASL_PASSWORD": "not-" + w.password, "RELAY_KAFKA_TLS_CA_FILE": broker.CAFile,
-		"LOG_LEVEL": "TRACE", "RELAY_SLOT": w.slot + "_2"})
+		"LOG_LEVEL": "TRACE", "RELAY_SLOT": w.slot + "_2",
+	})
 	p.waitStreaming()
 	wrong.waitStreaming()
 	w.insert(row{key: "a", topic: k.name}, row{key: "b", topic: k.name})

@@ -138,13 +138,19 @@ func call[line any](t *testing.T, l library, args ...string) []line {
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("sagaz_side.py %s: %v\n%s", args[0], err, problem.String())
 	}
+	return decode[line](t, &out)
+}
+
+// decode reads JSON lines.
+func decode[line any](t *testing.T, from io.Reader) []line {
+	t.Helper()
 	var lines []line
-	for decoder := json.NewDecoder(&out); ; {
+	for decoder := json.NewDecoder(from); ; {
 		var one line
 		if err := decoder.Decode(&one); err == io.EOF {
 			return lines
 		} else if err != nil {
-			t.Fatalf("sagaz_side.py %s: %v", args[0], err)
+			t.Fatalf("a line of sagaz_side.py: %v", err)
 		}
 		lines = append(lines, one)
 	}
@@ -303,3 +309,6 @@ func (b *syncBuffer) tail(lines int) string {
 	all := strings.Split(strings.TrimSpace(b.String()), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
+
+// says reports whether the process has logged something.
+func (p *process) says(what string) bool { return strings.Contains(p.out.String(), what) }

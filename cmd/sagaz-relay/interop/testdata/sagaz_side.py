@@ -87,7 +87,8 @@ def event(i, prefix, **fields):
 
 
 async def insert(dsn, prefix, first, count, pause_ms, odd=""):
-    """Inserts events in transactions of one to five, and tells each in commit order. odd adds the kinds apart."""
+    """Inserts events in transactions of one to five, and tells each in commit order. odd adds the kinds apart. A count of
+    0 goes on until standard input closes."""
     storage = await open_storage(dsn)
     rng = random.Random(int(first))
     events = [event(i, prefix) for i in range(int(first), int(first) + int(count))]
@@ -97,8 +98,13 @@ async def insert(dsn, prefix, first, count, pause_ms, odd=""):
             event(2, prefix, event_type=prefix + ".infinity", created_at=datetime.max.replace(tzinfo=UTC)),
             event(3, prefix, event_type=prefix + ".ahead", created_at=datetime.now(UTC) + timedelta(hours=1)),
         ]
-    while events:
+    closed = asyncio.create_task(stdin_closed()) if int(count) == 0 else None
+    number = int(first)
+    while events or (closed and not closed.done()):
         size = rng.randint(1, 5)
+        if closed:
+            events = [event(i, prefix) for i in range(number, number + size)]
+            number += size
         some, events = events[:size], events[size:]
         async with storage._pool.acquire() as conn, conn.transaction():
             for e in some:
@@ -146,9 +152,8 @@ async def consume_kafka(bootstrap, topics, inbox=""):
             await consumer._client._wait_on_metadata(topic)
         partitions += [TopicPartition(topic, p) for p in sorted(found)]
     consumer.assign(partitions)
-    for p in partitions:
-        await consumer.seek_to_end(p)
-        await consumer.position(p)
+    for p, end in (await consumer.end_offsets(partitions)).items():  # seek_to_end takes half a second for each
+        consumer.seek(p, end)
     say(ready=True)
 
     async def loop():

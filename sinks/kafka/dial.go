@@ -89,6 +89,9 @@ func (d *dialer) dial(ctx context.Context, addr string) (*protocol.Conn, map[pro
 	}
 	nc, err := open(ctx, "tcp", addr)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return nil, nil, fmt.Errorf("dial kafka at %s: %w", addr, hint(err, d.cfg, dialing))
 	}
 	// Whatever blocks below ends with the context.

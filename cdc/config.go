@@ -3,7 +3,10 @@ package cdc
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Config is what the replication side can be told.
@@ -55,6 +58,10 @@ func (c *Config) Validate() error {
 	var errs []error
 	if c.DatabaseURL == "" {
 		errs = append(errs, errors.New("DATABASE_URL: not set: want postgresql://user:password@host:5432/database"))
+	}
+	// An @ in the password ends it there, and its rest would be shown as the host's name wherever we say what we connect to.
+	if conn, err := pgconn.ParseConfig(c.DatabaseURL); err == nil && strings.LastIndexByte(conn.Host, '@') > 0 {
+		errs = append(errs, errors.New("DATABASE_URL: the host's name contains an @: write %40 for an @ in user or password"))
 	}
 	if c.Publication == "" || len(c.Publication) > 63 {
 		errs = append(errs, fmt.Errorf("RELAY_PUBLICATION=%s: want a name of 1 to 63 bytes", c.Publication))

@@ -131,6 +131,41 @@ func TestRunTellsEverything(t *testing.T) {
 	}
 }
 
+// No part of a password may reach an error, whatever is wrong with the connection string.
+func TestDatabasePasswordIsNeverShown(t *testing.T) {
+	for _, url := range []string{
+		"postgresql://relay:s3cr3t/w0rd@db.invalid:5432/shop",
+		"postgresql://relay:s3cr3t@w0rd@db.invalid:5432/shop",
+		"postgresql://relay:s3cr3t%zzw0rd@db.invalid:5432/shop",
+		"postgresql://relay:s3cr3t w0rd@db.invalid:5432/shop",
+		"postgresql//relay:s3cr3tw0rd@db.invalid/shop",
+		"host=db.invalid user=relay password=s3cr3t w0rd dbname=shop",
+		"host=db.invalid user=relay password='s3cr3t w0rd dbname=shop",
+		"host=db.invalid user=relay password=s3cr3tw0rd port=x",
+		"mysql://relay:s3cr3tw0rd@db.invalid/shop",
+		"relay:s3cr3tw0rd@db.invalid/shop",
+		"postgresql://relay:s3cr3tw0rd@db.invalid/shop?sslmode=maybe",
+	} {
+		for _, command := range []string{"run", "status", "migrate"} {
+			args := []string{command}
+			if command == "migrate" {
+				args = append(args, "--wait", "1ms")
+			}
+			_, err := execute(t, map[string]string{"DATABASE_URL": url, "BROKER_TYPE": "stdout", "METRICS_PORT": "0"}, args...)
+			if err == nil {
+				t.Errorf("%s with %s: no error", command, url)
+				continue
+			}
+			if strings.Contains(err.Error(), "s3cr3t") || strings.Contains(err.Error(), "w0rd") {
+				t.Errorf("%s with %s shows the password: %v", command, url, err)
+			}
+			if exitCode(err) != exitConfig {
+				t.Errorf("%s with %s: exit code %d (%v), want %d", command, url, exitCode(err), err, exitConfig)
+			}
+		}
+	}
+}
+
 func TestRunHelpListsVariables(t *testing.T) {
 	out, err := execute(t, nil, "run", "--help")
 	if err != nil {

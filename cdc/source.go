@@ -56,21 +56,11 @@ func withoutDSN(err error) error {
 	if !errors.As(err, &parse) {
 		return err
 	}
-	if inner := parse.Unwrap(); inner != nil {
-		return fmt.Errorf("cannot be read (%w): want postgresql://user:password@host:5432/database", urlless(inner))
+	// What the cause quotes is a piece of the string: of a password with a space in it, for instance.
+	if cause := parse.Unwrap(); cause != nil && !strings.ContainsAny(cause.Error(), `"'`+"`") {
+		return fmt.Errorf("cannot be read (%w): want postgresql://user:password@host:5432/database", cause)
 	}
 	return errors.New("cannot be read: want postgresql://user:password@host:5432/database")
-}
-
-// urlless drops the URL that net/url's errors quote.
-func urlless(err error) error {
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			return err
-		}
-		err = inner
-	}
 }
 
 // session is a replication connection before it streams; it takes SQL by the simple protocol.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -81,8 +82,18 @@ Exit codes:
   0  done, or stopped by a signal after draining
   1  something did not work; the message says what
   2  a setting, database object or right is wrong or missing; the message says what to do`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			// cobra says the same of itself, but as an error that nothing tells from a failure.
+			if err := cobra.NoArgs(cmd, args); err != nil {
+				return usageError{fmt.Errorf("%w%s\nsee: %s --help", err, didYouMean(cmd.SuggestionsFor(args[0])), cmd.CommandPath())}
+			}
+			return nil
+		},
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// How far a mistyped command may be from those in didYouMean; cobra sets it only for its own message.
+		SuggestionsMinimumDistance: 2,
 	}
 	root.PersistentFlags().StringVar(&configFile, "config", "", "YAML `file` with settings by the variables' names; the environment goes first")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -91,6 +102,13 @@ Exit codes:
 	load := func() (*settings, error) { return loadSettings(os.LookupEnv, os.Environ(), configFile) }
 	root.AddCommand(newRun(load), newMigrate(load), newStatus(load), newBench(load), newDemo(), newVersion())
 	return root
+}
+
+func didYouMean(commands []string) string {
+	if len(commands) == 0 {
+		return ""
+	}
+	return ": did you mean " + strings.Join(commands, " or ") + "?"
 }
 
 // noArgs refuses arguments with the usage exit code.

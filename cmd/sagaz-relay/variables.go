@@ -75,35 +75,35 @@ func (v *variables) fail(format string, args ...any) {
 	}
 }
 
-// get returns the value of one name, from wherever it is given.
+// get returns the value of one name, from wherever it is given; it is not empty if set.
 func (v *variables) get(name string) (string, bool) {
 	v.known[name], v.known[name+"_FILE"] = true, true
-	value, set := v.lookup(name)
-	path, fromFile := v.lookup(name + "_FILE")
-	if !set && !fromFile {
-		value, set = v.file[name]
-		path, fromFile = v.file[name+"_FILE"]
+	// An empty value counts as not set, as in the library: templates leave many of those behind.
+	value, _ := v.lookup(name)
+	path, _ := v.lookup(name + "_FILE")
+	if value == "" && path == "" {
+		value, path = v.file[name], v.file[name+"_FILE"]
 	}
-	if set && fromFile {
+	if value != "" && path != "" {
 		v.fail("%s and %s_FILE are both set: want one of them", name, name)
 		return "", false
 	}
-	if fromFile {
+	if path != "" {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			v.fail("%s_FILE: %w", name, err)
 			return "", false
 		}
-		return strings.TrimRight(string(text), "\r\n"), true
+		value = strings.TrimRight(string(text), "\r\n")
 	}
-	return value, set
+	return value, value != ""
 }
 
-// first returns the value of a setting with several names. An empty value counts as not set, as in the library.
+// first returns the value of a setting with several names.
 func (v *variables) first(names []string) (name, value string, set bool) {
 	for _, n := range names {
 		got, ok := v.get(n)
-		if !ok || got == "" {
+		if !ok {
 			continue
 		}
 		if set && got != value {
@@ -186,7 +186,7 @@ func parseDuration(value string) (time.Duration, error) {
 		return d, nil
 	}
 	seconds, err := strconv.ParseFloat(value, 64)
-	if err != nil || seconds > 1e9 || seconds < -1e9 {
+	if err != nil || !(seconds >= -1e9 && seconds <= 1e9) { // NaN is neither
 		return 0, errors.New("want a duration such as 500ms, 5s or 2m, or a number of seconds")
 	}
 	return time.Duration(seconds * float64(time.Second)), nil

@@ -43,12 +43,20 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // Serve answers until ctx ends, and a moment longer for requests under way.
 func (s *Server) Serve(ctx context.Context) error {
-	defer context.AfterFunc(ctx, func() {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = s.http.Shutdown(last)
-	})()
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		if s.http.Shutdown(last) != nil {
+			_ = s.http.Close() // somebody reads too slowly
+		}
+	})
+	err := s.http.Serve(s.listener)
+	if !stop() {
+		<-done // Serve returns when the shutdown begins, not when it is over
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve metrics on %s: %w", s.Addr(), err)
 	}
 	return nil

@@ -1,0 +1,198 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func statusOf(slot relay.SlotStatus) func() relay.Status {
+	slot.Slot = "sagaz_outbox"
+	return func() relay.Status {
+		return relay.Status{WorkerID: "worker-1", Slots: []relay.SlotStatus{slot}, Sinks: []relay.SinkStatus{{Sink: "kafka", Up: false, LastError: "no leader"}}}
+	}
+}
+
+func get(t *testing.T, h http.Handler, method, path string) (code int, header http.Header, body string) {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest(method, path, nil))
+	return rec.Code, rec.Header(), rec.Body.String()
+}
+
+func TestReady(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		slot relay.SlotStatus
+		code int
+		says string
+	}{
+		{"Owner", relay.SlotStatus{Role: relay.Owner, Streaming: true, StreamSince: 3600}, 200, `{"status":"ready"}`},
+		{"Standby", relay.SlotStatus{Role: relay.Standby}, 200, `{"status":"ready"}`},
+		{"OwnerWhileTheBrokerIsDown", relay.SlotStatus{Role: relay.Owner, Streaming: true, LagSeconds: 1000}, 200, `{"status":"ready"}`},
+		{"OwnerReconnecting", relay.SlotStatus{Role: relay.Owner, StreamSince: 5}, 200, `{"status":"ready"}`},
+		{"OwnerWithoutConnection", relay.SlotStatus{Role: relay.Owner, StreamSince: 60}, 503, "no replication connection for 60 s"},
+		{"Starting", relay.SlotStatus{Role: relay.Starting}, 503, "the database has not answered yet"},
+		{"Draining", relay.SlotStatus{Role: relay.Draining}, 503, "stopping"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := Handler(statusOf(tt.slot), prometheus.NewRegistry())
+			code, header, body := get(t, h, "GET", "/health/ready")
+			if code != tt.code || !strings.Contains(body, tt.says) || header.Get("Content-Type") != "application/json" || header.Get("Cache-Control") != "no-store" {
+				t.Errorf("/health/ready: got %d %s %v, want %d and %s", code, body, header, tt.code, tt.says)
+			}
+			// Alive is alive, whatever the state.
+			if code, _, body := get(t, h, "GET", "/health/live"); code != 200 || !strings.Contains(body, "alive") {
+				t.Errorf("/health/live: got %d %s", code, body)
+			}
+		})
+	}
+}
+
+func TestStatusJSON(t *testing.T) {
+	h := Handler(statusOf(relay.SlotStatus{Role: relay.Owner, Epoch: 7, Watermark: "16/B374D848"}), prometheus.NewRegistry())
+	code, _, body := get(t, h, "GET", "/status.json")
+	var got struct {
+		WorkerID string `json:"worker_id"`
+		Slots    []struct {
+			Slot, Role, Watermark string
+			Epoch                 int
+		}
+		Sinks []struct {
+			Sink      string
+			Up        bool
+			LastError string `json:"last_error"`
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &got); err != nil || code != 200 {
+		t.Fatalf("got %d %s: %v", code, body, err)
+	}
+	if got.WorkerID != "worker-1" || len(got.Slots) != 1 || got.Slots[0].Role != "owner" || got.Slots[0].Epoch != 7 || got.Slots[0].Watermark != "16/B374D848" {
+		t.Errorf("got %+v", got)
+	}
+	if len(got.Sinks) != 1 || got.Sinks[0].Up || got.Sinks[0].LastError != "no leader" {
+		t.Errorf("sinks: got %+v", got.Sinks)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	relay.NewMetrics(reg, "worker-1")
+	code, _, body := get(t, Handler(statusOf(relay.SlotStatus{}), reg), "GET", "/metrics")
+	if code != 200 || !strings.Contains(body, "\noutbox_pending_events_total 0\n") || !strings.Contains(body, `outbox_batch_size{worker_id="worker-1"} 0`) {
+		t.Errorf("got %d %s", code, body)
+	}
+}
+
+func TestOthers(t *testing.T) {
+	h := Handler(statusOf(relay.SlotStatus{}), prometheus.NewRegistry())
+	for _, tt := range []struct {
+		method, path string
+		code         int
+	}{
+		{"GET", "/nowhere", 404},
+		{"GET", "/health", 404},
+		{"POST", "/health/live", 405},
+		{"DELETE", "/status.json", 405},
+		{"HEAD", "/health/ready", 503},
+	} {
+		h := h
+		if tt.method == "HEAD" {
+			h = Handler(statusOf(relay.SlotStatus{Role: relay.Starting}), prometheus.NewRegistry())
+		}
+		if code, _, body := get(t, h, tt.method, tt.path); code != tt.code {
+			t.Errorf("%s %s: got %d %s, want %d", tt.method, tt.path, code, body, tt.code)
+		}
+	}
+}
+
+func listen(t *testing.T, status func() relay.Status) *Server {
+	t.Helper()
+	s, err := Listen("127.0.0.1:0", status, prometheus.NewRegistry(), hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A request that is under way when the server is told to stop gets its answer before Serve returns.
+func TestServeFinishesRequests(t *testing.T) {
+	inside, answer := make(chan struct{}), make(chan struct{})
+	s := listen(t, func() relay.Status {
+		close(inside)
+		<-answer
+		return relay.Status{WorkerID: "worker-1"}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx) }()
+	type reply struct {
+		body string
+		err  error
+	}
+	replies := make(chan reply, 1)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	go func() {
+		resp, err := client.Get("http://" + s.Addr() + "/status.json")
+		if err != nil {
+			replies <- reply{err: err}
+			return
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		replies <- reply{string(body), err}
+	}()
+	<-inside
+	cancel()
+	// The listener closes first; a new request is refused from then on.
+	for {
+		resp, err := client.Get("http://" + s.Addr() + "/health/live")
+		if err != nil {
+			break
+		}
+		resp.Body.Close()
+	}
+	select {
+	case err := <-served:
+		t.Errorf("Serve returned %v with a request under way", err)
+		served <- err
+	default:
+	}
+	close(answer)
+	if r := <-replies; r.err != nil || !strings.Contains(r.body, "worker-1") {
+		t.Errorf("the request under way got %q, %v", r.body, r.err)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+func TestServeAfterTheEnd(t *testing.T) {
+	s := listen(t, statusOf(relay.SlotStatus{}))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Serve(ctx); err != nil {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestListenSaysWhichSetting(t *testing.T) {
+	s := listen(t, statusOf(relay.SlotStatus{}))
+	defer s.listener.Close()
+	_, err := Listen(s.Addr(), nil, nil, hclog.NewNullLogger())
+	if err == nil || !strings.Contains(err.Error(), s.Addr()) || !strings.Contains(err.Error(), "METRICS_PORT") {
+		t.Errorf("got %v, want the address and METRICS_PORT", err)
+	}
+}

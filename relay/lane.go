@@ -104,7 +104,7 @@ func (l *lane) run(ctx context.Context) error {
 		started := time.Now()
 		pctx, cancel := context.WithTimeoutCause(ctx, l.cfg.PublishTimeout,
 			fmt.Errorf("publish to %s: no answer within %s", l.sink.Name(), l.cfg.PublishTimeout))
-		err := l.sink.Publish(pctx, records)
+		err := l.sink.Publish(WithFence(pctx, l.valid), records)
 		cancel()
 		took := time.Since(started)
 		clear(records)
@@ -124,6 +124,9 @@ func (l *lane) run(ctx context.Context) error {
 		batch = rest
 		if ctx.Err() != nil {
 			return nil // a cancelled offer says nothing about the sink
+		}
+		if !l.valid() {
+			return ErrLeaseLost // nor does one that was fenced
 		}
 		wait := backoff.Next()
 		l.metrics.retry(len(rest))

@@ -54,7 +54,8 @@ func (r *Record) Size() int {
 // the lane retries, so that backoff and metrics tell the truth. A sink connects when first needed and
 // reconnects by itself at the next Publish.
 //
-// When ctx ends Publish returns soon; records whose fate is then unknown count as failed.
+// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink that keeps
+// records back, because others are under way, asks Fence right before it writes them.
 // Close ends all connections; a Publish in progress returns an error. Close may be called once.
 type Sink interface {
 	// Name is the label in logs, metrics and the status page.
@@ -62,6 +63,27 @@ type Sink interface {
 	Publish(ctx context.Context, batch []*Record) error
 	Close() error
 }
+
+type fenceKey struct{}
+
+// WithFence returns a context for Publish that carries the question which Fence asks.
+func WithFence(ctx context.Context, valid func() bool) context.Context {
+	return context.WithValue(ctx, fenceKey{}, valid)
+}
+
+// Fence returns the question whether records offered under ctx may still be sent. A process can be frozen at any point, by
+// SIGSTOP or with its virtual machine, and goes on in the middle of it when it thaws, before any timer has fired and any context
+// has ended. Another relay has taken the slot by then, and what a sink had kept back would arrive behind what that one has sent
+// of the same key. The question looks at the clock, and is cheap. Without WithFence the answer is yes.
+func Fence(ctx context.Context) (valid func() bool) {
+	if valid, ok := ctx.Value(fenceKey{}).(func() bool); ok {
+		return valid
+	}
+	return func() bool { return true }
+}
+
+// ErrFence is the fate of records that were not sent because Fence said no.
+var ErrFence = errors.New("not sent: the slot is not ours any more")
 
 // Checker is implemented by sinks that can tell whether their broker is reachable without publishing
 // anything. The error names the address and what to check, never a credential.

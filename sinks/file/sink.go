@@ -107,6 +107,9 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	for _, rec := range batch {
 		lines = AppendLine(lines, rec)
 	}
+	if !relay.Fence(ctx)() {
+		return fmt.Errorf("append %d records: %w", len(batch), relay.ErrFence)
+	}
 	g, err := s.join(lines)
 	if cap(lines) <= maxBuffer {
 		*buf = lines

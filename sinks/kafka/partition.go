@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -128,6 +129,7 @@ func (p *partition) compose(f *frame, w *batchWriter, b *broker, l *link) *chunk
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.listed = false
+	p.dropFenced()
 	if !p.ready() || (p.inflight > 0 && p.link != l) {
 		return nil
 	}
@@ -447,11 +449,24 @@ func (p *partition) abandon(g *group, err error) {
 	p.route()
 }
 
-// dropGone gives up chunks that hold records of a call that has gone; they cannot be sent as they were.
+// dropFenced gives up what waits and may not be sent any more.
+func (p *partition) dropFenced() {
+	p.again = p.dropGone(p.again)
+	p.queue = slices.DeleteFunc(p.queue, func(g *group) bool {
+		if g.flying || g.call.fence() {
+			return false
+		}
+		g.settle(len(g.recs), relay.ErrFence)
+		return true
+	})
+}
+
+// dropGone gives up chunks that hold records of a call that has gone, or that may not be sent any more; they cannot be
+// sent as they were.
 func (p *partition) dropGone(chunks []*chunk) []*chunk {
 	for i, c := range chunks {
 		for _, s := range c.segs {
-			if !s.g.over {
+			if !s.g.over && s.g.call.fence() {
 				continue
 			}
 			// What comes after it carries later sequence numbers, and would not be taken without it.

@@ -100,7 +100,7 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	if err := s.needProducer(ctx); err != nil {
 		return fmt.Errorf("get a producer id from kafka: %w", err)
 	}
-	c := &call{batch: batch, done: make(chan struct{})}
+	c := &call{batch: batch, fence: relay.Fence(ctx), done: make(chan struct{})}
 	c.open.Store(1) // itself, until all groups are made
 	if cold := s.split(c); len(cold) > 0 {
 		s.askAbout(ctx, c, cold)
@@ -119,6 +119,7 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 // call is one Publish under way.
 type call struct {
 	batch  []*relay.Record
+	fence  func() bool  // whether it may still be sent
 	groups []*group     // written by the Publish goroutine only
 	open   atomic.Int32 // groups without all fates
 	done   chan struct{}

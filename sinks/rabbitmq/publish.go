@@ -17,9 +17,10 @@ const windowBytes = 8 << 20
 
 // batch is one call of Publish. It belongs to the goroutine of that call.
 type batch struct {
-	sink *Sink
-	link *link
-	recs []*relay.Record
+	sink  *Sink
+	link  *link
+	recs  []*relay.Record
+	fence func() bool // whether they may still be sent
 	// fates has an entry per record: pending, nil (acknowledged), or what happened.
 	fates  []error
 	failed bool // some fate is an error
@@ -40,8 +41,8 @@ type sent struct {
 	returned string // what the broker said when it came back
 }
 
-func newBatch(s *Sink, l *link, recs []*relay.Record) *batch {
-	b := &batch{sink: s, link: l, recs: recs, fates: make([]error, len(recs))}
+func newBatch(ctx context.Context, s *Sink, l *link, recs []*relay.Record) *batch {
+	b := &batch{sink: s, link: l, recs: recs, fence: relay.Fence(ctx), fates: make([]error, len(recs))}
 	for i := range b.fates {
 		b.fates[i] = errPending
 	}
@@ -339,6 +340,10 @@ func (a *attempt) makeRoom(ctx context.Context, size int) error {
 			if err := ctx.Err(); err != nil {
 				a.collect()
 				return context.Cause(ctx)
+			}
+			if !a.fence() {
+				a.collect()
+				return relay.ErrFence
 			}
 			return nil
 		}

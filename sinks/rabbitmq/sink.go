@@ -74,7 +74,7 @@ func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {
 			l.kill("a write held up a publish whose context had ended")
 		}
 	})()
-	b := newBatch(s, l, recs)
+	b := newBatch(ctx, s, l, recs)
 	b.run(ctx)
 	if b.timer != nil {
 		b.timer.Stop()

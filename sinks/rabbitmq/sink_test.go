@@ -140,7 +140,7 @@ func TestReturnOfOneOfTwo(t *testing.T) {
 	batch := []*relay.Record{id, id}
 	for _, first := range []bool{true, false} { // which one was resolved when the return is read
 		s := newSink(t, DefaultConfig())
-		b := newBatch(s, nil, batch)
+		b := newBatch(t.Context(), s, nil, batch)
 		a := attempt{batch: b, sent: []sent{{at: 0}, {at: 1}}}
 		if first {
 			b.fates[0] = nil
@@ -476,7 +476,7 @@ func TestHeaderFrameLimit(t *testing.T) {
 	if err := s.Check(soon(t)); err != nil { // connects, so that the limit is known
 		t.Fatal(err)
 	}
-	a := attempt{batch: newBatch(s, s.link, nil)}
+	a := attempt{batch: newBatch(t.Context(), s, s.link, nil)}
 	rec := sinktest.NewRecord(bound, "k", 0, 10)
 	rec.Headers = append(rec.Headers, relay.Header{Key: "big"})
 	n := 0

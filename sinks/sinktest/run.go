@@ -86,6 +86,7 @@ func Run(t *testing.T, h Harness) {
 		{"Order", testOrder},
 		{"Lanes", testLanes},
 		{"Refused", testRefused},
+		{"Fenced", testFenced},
 		{"CancelledBefore", testCancelledBefore},
 		{"CancelledDuring", testCancelledDuring},
 		{"CancelledWhileStalled", testCancelledWhileStalled},
@@ -325,6 +326,47 @@ func testCancelledBefore(t *testing.T, h Harness) {
 		t.Fatalf("publish afterwards: %v", err)
 	}
 	CheckOrder(t, target.Consume(t), map[string]int{"a": 5}, true)
+}
+
+// What may not be sent any more is not sent, whenever that becomes true; what was acknowledged before stays so.
+func testFenced(t *testing.T, h Harness) {
+	t.Run("Always", func(t *testing.T) {
+		target := h.open(t)
+		recs := Records(target.Topic, "a", 0, 50)
+		for range 2 { // the first one finds no connection
+			err := target.Sink.Publish(relay.WithFence(h.ctx(t), func() bool { return false }), recs)
+			if again, refused := Failed(recs, err); len(again) != len(recs) || len(refused) > 0 {
+				t.Errorf("behind the fence: %d of %d records failed, %d were refused: %v", len(again), len(recs), len(refused), err)
+			}
+		}
+		if _, err := Offer(h.ctx(t), target.Sink, recs); err != nil {
+			t.Fatalf("publish afterwards: %v", err)
+		}
+		CheckOrder(t, target.Consume(t), map[string]int{"a": 50}, false)
+	})
+	t.Run("Suddenly", func(t *testing.T) {
+		target := h.open(t)
+		want := map[string]int{}
+		for _, yes := range []int64{1, 2, 3, 20, 100} {
+			var keys [][]*relay.Record
+			for _, key := range []string{"a", "b", "c"} {
+				keys = append(keys, Records(target.Topic, key, want[key], 100))
+				want[key] += 100
+			}
+			batch := Interleave(keys...)
+			var left atomic.Int64
+			left.Store(yes)
+			err := target.Sink.Publish(relay.WithFence(h.ctx(t), func() bool { return left.Add(-1) >= 0 }), batch)
+			again, refused := Failed(batch, err)
+			if len(refused) > 0 {
+				t.Fatalf("records refused because of a fence: %v", err)
+			}
+			if _, err := Offer(h.ctx(t), target.Sink, again); err != nil {
+				t.Fatalf("publish afterwards: %v", err)
+			}
+		}
+		CheckOrder(t, target.Consume(t), want, true)
+	})
 }
 
 func testCancelledDuring(t *testing.T, h Harness) {

@@ -188,7 +188,12 @@ func (s *Script) Publish(ctx context.Context, batch []*relay.Record) error {
 	matched := s.match(call, batch)
 	s.mu.Unlock()
 
-	err := s.wait(ctx, matched)
+	var err error
+	if !relay.Fence(ctx)() {
+		err = relay.ErrFence
+	} else {
+		err = s.wait(ctx, matched)
+	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -190,8 +190,9 @@ func TestTakeoverFromDead(t *testing.T) {
 func TestFrozenOwner(t *testing.T) {
 	t.Parallel()
 	const budget = 300
-	f := newFleet(t, program(t), settings{"RELAY_INFLIGHT_EVENTS": fmt.Sprint(budget)})
-	l := f.load(loadOptions{topic: f.k.name, rate: 300})
+	q := newQueue(t, brokertest.RabbitMQ(t).URL, "#")
+	f := newFleet(t, program(t), q.env().with(settings{"BROKER_TYPE": "kafka,rabbitmq", "RELAY_INFLIGHT_EVENTS": fmt.Sprint(budget)}))
+	l := f.load(loadOptions{topic: f.k.name, rate: 400})
 	owner := f.waitAll()
 	epoch := owner.status().Slots[0].Epoch
 	l.waitCommitted(100)
@@ -216,7 +217,7 @@ func TestFrozenOwner(t *testing.T) {
 		t.Error("no relay says that it has ended the frozen owner")
 	}
 	l.finish(nil)
-	before, thawed := f.k.ends()[0], time.Now()
+	before, depth, thawed := f.k.ends()[0], q.depth(), time.Now()
 
 	owner.signal(syscall.SIGCONT)
 	lost := owner.waitLog("lease lost, standing by")
@@ -226,7 +227,10 @@ func TestFrozenOwner(t *testing.T) {
 		t.Errorf("%s owns the slot now, want %s", again.name, next.name)
 	}
 	if after := f.k.ends()[0]; after != before {
-		t.Errorf("the thawed owner published %d events", after-before)
+		t.Errorf("the thawed owner published %d events to kafka", after-before)
+	}
+	if now := q.depth(); now != depth {
+		t.Errorf("the thawed owner published %d events to rabbitmq", now-depth)
 	}
 	if got := value[int64](f.world, `SELECT epoch FROM saga_outbox_relay WHERE slot = $1`, f.slot); got != epoch+1 {
 		t.Errorf("epoch %d, want %d", got, epoch+1)
@@ -249,6 +253,7 @@ func TestFrozenOwner(t *testing.T) {
 		t.Logf("from SIGSTOP to the next owner's delivery: %s", times[0])
 	}
 	l.judge("kafka", events(t, all), budget)
+	l.judge("rabbitmq", messageEvents(t, q.drain()), budget)
 }
 
 // A Deployment is rolled over under load: each new relay is ready before an old one gets its SIGTERM.

@@ -159,7 +159,7 @@ func TestRunOnEmptyDatabase(t *testing.T) {
 			t.Errorf("the second run applied %d", len(again))
 		}
 		same(t, "second run", catalog(t, conn), first)
-		if got := value[int](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'`); got != 0 {
+		if got := value[int](t, conn, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); got != 0 {
 			t.Errorf("%d advisory locks are still held", got)
 		}
 		if did := tune(t, conn); len(did) != 0 {

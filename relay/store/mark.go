@@ -237,14 +237,18 @@ func takeSnapshot(ctx context.Context, conn *pgx.Conn) (snapshot, error) {
 }
 
 // hides reports whether the rows of a transaction are invisible because it has not ended. 0 stands for a transaction
-// that ended long ago. The stream gives the lower 32 bits only; the rest is that of xmax, or one less.
+// that ended long ago. The stream gives the lower 32 bits only; the rest is that of xmax, or one off.
 func (s *snapshot) hides(xid uint32) bool {
 	if xid == 0 {
 		return false
 	}
-	full := s.xmax&^0xffffffff | uint64(xid)
-	if full > s.xmax+1<<31 {
-		full -= 1 << 32
+	const half, whole = 1 << 31, 1 << 32
+	full := s.xmax&^(whole-1) | uint64(xid)
+	switch {
+	case full > s.xmax+half:
+		full -= whole
+	case full+half < s.xmax:
+		full += whole
 	}
 	return full >= s.xmax || slices.Contains(s.running, full)
 }

@@ -129,9 +129,11 @@ func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time.Time, log hclog.Logger) (*lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
+	if err := s.endMarks(ctx, conn, slot); err != nil {
+		return nil, err
+	}
 	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{})}
 	var marked string
-	// A frozen owner's mark transaction cannot hold the row for long: its session has idle_in_transaction_session_timeout.
 	if err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner).Scan(&l.epoch, &marked); err != nil {
 		return nil, fmt.Errorf("take the lease of slot %q: %w", slot, setup(err))
 	}
@@ -148,6 +150,17 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time
 	l.stop = stop
 	l.renewing.Go(func() { l.renew(renewing) })
 	return l, nil
+}
+
+// endMarks ends the marking session of whoever had the lease before. Frozen in the middle of sending a batch, it would hold the
+// lock of the slot's row, which its fence took, until it is dead: the server waits for the rest of the batch, and no timeout counts that.
+func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error {
+	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE')`, applicationName("marks "+slot))
+	if err != nil {
+		return fmt.Errorf("end the marking session of the former owner of slot %q: %w", slot, setup(err))
+	}
+	return nil
 }
 
 // lease implements relay.Lease. The lock lives on conn, which only renew and Release use; marks and look-ups have a connection

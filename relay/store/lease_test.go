@@ -228,6 +228,32 @@ func TestLeaseOwnerFrozen(t *testing.T) {
 	})
 }
 
+// A is frozen with half of a mark batch on its way: the server has executed the fence, holds the lock of the slot's row for A, and waits
+// for the rest, which idle_in_transaction_session_timeout does not count. B must be able to take over all the same.
+func TestLeaseOwnerFrozenInMark(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		events := insert(t, db, 1, 2500)
+		marking := make(chan error, 1)
+		old, next, _ := frozen(t, db, func(p *pgtest.Proxy, l *lease) {
+			mark(t, l, marksOf(events[:1])) // its statements are prepared
+			p.FreezeAfter(20_000)           // of 50,000
+			go func() {
+				_, err := l.Mark(t.Context(), marksOf(events))
+				marking <- err
+			}()
+			db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks outbox' AND datname = current_database() AND backend_xid IS NOT NULL)`)
+		})
+		mark(t, next, marksOf(events[:2000]))
+		release(t, old)
+		if err := <-marking; err == nil {
+			t.Error("the frozen mark has succeeded")
+		}
+		if got := counts(t, db); got != "500 pending, 2000 sent" {
+			t.Errorf("rows: %s", got)
+		}
+	})
+}
+
 // The row's lock is held by somebody: the owner cannot renew, and stops trusting its lease in time.
 func TestLeaseRenewalBlocked(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())

@@ -44,7 +44,7 @@ func New(cfg Config, log hclog.Logger) (*Store, error) {
 // connect opens a connection for one purpose. Silence of the peer shows within seconds on both sides, not after the kernels' hours.
 func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	cfg := s.conn.Copy()
-	cfg.RuntimeParams["application_name"] = "sagaz-relay " + purpose
+	cfg.RuntimeParams["application_name"] = applicationName(purpose)
 	cfg.RuntimeParams["tcp_keepalives_idle"] = "3"
 	cfg.RuntimeParams["tcp_keepalives_interval"] = "2"
 	cfg.RuntimeParams["tcp_keepalives_count"] = "3"
@@ -56,6 +56,12 @@ func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) 
 		return nil, fmt.Errorf("connect to %s: %w", s.address(), plainConnectError(err))
 	}
 	return conn, nil
+}
+
+// applicationName is what pg_stat_activity shows for a purpose: PostgreSQL cuts it off at 63 bytes, and so do we, to find it again.
+func applicationName(purpose string) string {
+	name := "sagaz-relay " + purpose
+	return name[:min(len(name), 63)]
 }
 
 func (s *Store) address() string {

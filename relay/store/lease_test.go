@@ -254,6 +254,48 @@ func TestLeaseOwnerFrozenInMark(t *testing.T) {
 	})
 }
 
+// Somebody holds the lock of a row that is to be marked: psql left open, a long transaction of the application. The mark waits,
+// the lease must not: its renewal updates the same row as the mark's fence.
+func TestLeaseRenewedWhileMarkWaits(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		cfg := testConfig(db)
+		cfg.LeaseTTL = 2 * time.Second
+		l := acquire(t, newStore(t, cfg, nil), "outbox")
+		events := insert(t, db, 1, 10)
+		person, err := db.Conn(t).Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := person.Exec(t.Context(), `SELECT FROM saga_outbox WHERE event_id = $1 FOR UPDATE`, id(3).String()); err != nil {
+			t.Fatal(err)
+		}
+		// The others are marked, and this one is for later, for as long as that lasts.
+		start := time.Now()
+		for time.Since(start) < 2*cfg.LeaseTTL {
+			later, err := l.Mark(t.Context(), marksOf(events))
+			if err != nil {
+				t.Fatalf("after %s: %v", time.Since(start), err)
+			}
+			if len(later) != 1 || later[0] != 2 {
+				t.Fatalf("marks %v are for later, want that of row 3", later)
+			}
+			if !l.Valid() {
+				t.Fatalf("after %s the lease is lost: %v", time.Since(start), l.Err())
+			}
+		}
+		if got := counts(t, db); got != "1 pending, 9 sent" {
+			t.Errorf("rows: %s", got)
+		}
+		if err := person.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		mark(t, l, marksOf(events))
+		if got := counts(t, db); got != "10 sent" {
+			t.Errorf("rows: %s", got)
+		}
+	})
+}
+
 // The row's lock is held by somebody: the owner cannot renew, and stops trusting its lease in time.
 func TestLeaseRenewalBlocked(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())

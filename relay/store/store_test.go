@@ -117,12 +117,6 @@ func TestCheckRights(t *testing.T) {
 	})
 }
 
-func withMark(db *pgtest.DB, mode string) Config {
-	cfg := testConfig(db)
-	cfg.Mark = mode
-	return cfg
-}
-
 // secret is in every DSN of TestNoPassword; neither it nor a part of it may be told.
 const secret = "s3cr%ETword"
 

@@ -26,6 +26,7 @@ func largeRows(t testing.TB) int {
 
 // One transaction of hundreds of thousands of rows streams through: in order, once, and in the memory that any other load needs.
 func TestLargeTransaction(t *testing.T) {
+	t.Parallel()
 	if _, err := os.Stat("/proc/self/status"); err != nil {
 		t.Skip("memory is read from /proc, which only Linux has")
 	}

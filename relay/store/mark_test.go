@@ -402,7 +402,9 @@ func TestMarkOrigin(t *testing.T) {
 			filter = ""
 		}
 
-		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		// Origins are the whole cluster's, so no other test may use the name.
+		const leased = "with_origin"
+		l := acquire(t, newStore(t, testConfig(db), nil), leased)
 		if !hasOrigin(t, l) {
 			t.Error("the superuser's marking session has no origin")
 		}
@@ -424,7 +426,7 @@ func TestMarkOrigin(t *testing.T) {
 		cfg := testConfig(db)
 		cfg.DatabaseURL = dsn
 		s := newStore(t, cfg, hclog.New(&hclog.LoggerOptions{Output: log}))
-		l = acquire(t, s, "outbox")
+		l = acquire(t, s, leased)
 		if hasOrigin(t, l) {
 			t.Error("a role without the right has an origin")
 		}
@@ -439,7 +441,7 @@ func TestMarkOrigin(t *testing.T) {
 
 		// What the log says is enough.
 		exec(t, db, `GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_session_setup(text) TO `+role+`; GRANT SELECT ON pg_replication_origin TO `+role)
-		l = acquire(t, s, "outbox")
+		l = acquire(t, s, leased)
 		if !hasOrigin(t, l) {
 			t.Errorf("no origin with the rights that the log asks for: %s", log)
 		}
@@ -452,21 +454,21 @@ func TestMarkOrigin(t *testing.T) {
 		// A predecessor's session that lingers has the first of two origins.
 		busy := func(suffix string) *pgx.Conn {
 			conn := db.Conn(t)
-			if _, err := conn.Exec(t.Context(), `SELECT pg_replication_origin_session_setup('sagaz_relay_outbox_`+suffix+`')`); err != nil {
+			if _, err := conn.Exec(t.Context(), `SELECT pg_replication_origin_session_setup('sagaz_relay_`+leased+`_`+suffix+`')`); err != nil {
 				t.Fatal(err)
 			}
 			return conn
 		}
 		s = newStore(t, testConfig(db), nil)
 		first := busy("a")
-		l = acquire(t, s, "outbox")
+		l = acquire(t, s, leased)
 		if !hasOrigin(t, l) {
 			t.Error("no origin while the first one is in use")
 		}
 		release(t, l)
-		db.Until(t, `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks outbox' AND datname = current_database())`)
+		db.Until(t, `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks `+leased+`' AND datname = current_database())`)
 		second := busy("b")
-		l = acquire(t, s, "outbox")
+		l = acquire(t, s, leased)
 		if hasOrigin(t, l) {
 			t.Error("an origin while both are in use")
 		}
@@ -476,6 +478,6 @@ func TestMarkOrigin(t *testing.T) {
 		second.Close(context.Background())
 		exec(t, db, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, slot)
 		db.Until(t, `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = ANY($1::int[]))`, []int{int(first.PgConn().PID()), int(second.PgConn().PID())})
-		exec(t, db, `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'sagaz_relay_outbox_%'`)
+		exec(t, db, `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'sagaz_relay_`+leased+`_%'`)
 	})
 }

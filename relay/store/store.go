@@ -97,8 +97,10 @@ func setup(err error) error {
 	case "42703":
 		return &relay.SetupError{Problem: "a column that the relay needs is missing", Err: err, Fix: "run: sagaz-relay migrate; if it is a column of saga_outbox, restore it"}
 	case "42601", "42804": // INSERT has more expressions than target columns; column … is of type … but expression is of type …
-		return &relay.SetupError{Problem: "the columns of saga_outbox_archive are not those of saga_outbox", Err: err,
-			Fix: "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …), or set RELAY_MARK to update or delete"}
+		return &relay.SetupError{
+			Problem: "the columns of saga_outbox_archive are not those of saga_outbox", Err: err,
+			Fix: "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …), or set RELAY_MARK to update or delete",
+		}
 	case "42501":
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: Grants("the_role")}
 	}

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"net/url"
 	"strings"
@@ -180,7 +181,7 @@ func TestConnectErrors(t *testing.T) {
 }
 
 // replicate makes a connection of somebody else who reads the slot.
-func replicate(t testing.TB, db *pgtest.DB, application string) (pid string) {
+func replicate(t testing.TB, db *pgtest.DB, slot, application string) (pid string) {
 	t.Helper()
 	cfg, err := pgconn.ParseConfig(db.DSN)
 	if err != nil {
@@ -193,11 +194,11 @@ func replicate(t testing.TB, db *pgtest.DB, application string) (pid string) {
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	// Nothing reads the answer: it is only to hold the slot.
-	if _, err := conn.Conn().Write(query(`START_REPLICATION SLOT "` + db.Name + `" LOGICAL 0/0 (proto_version '1', publication_names '"sagaz_outbox"')`)); err != nil {
+	if _, err := conn.Conn().Write(query(`START_REPLICATION SLOT "` + slot + `" LOGICAL 0/0 (proto_version '1', publication_names '"sagaz_outbox"')`)); err != nil {
 		t.Fatal(err)
 	}
-	db.Until(t, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, db.Name)
-	return ask(t, db, `SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, db.Name)
+	db.Until(t, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, slot)
+	return ask(t, db, `SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, slot)
 }
 
 func query(sql string) []byte {
@@ -211,7 +212,7 @@ func TestSlotBusy(t *testing.T) {
 		db := pgtest.New(t, pgtest.Migrated())
 		src := newSource(t, config(db.DSN))
 		_ = start(t, src, db.Name, newIntake(t)).stop()
-		pid := replicate(t, db, "pg_recvlogical")
+		pid := replicate(t, db, db.Name, "pg_recvlogical")
 		for range 2 {
 			err := openFails(t, db.DSN, db.Name)
 			if !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid+" ") || !strings.Contains(err.Error(), "pg_recvlogical") {
@@ -232,7 +233,7 @@ func TestSlotBusy(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())
 		_ = start(t, newSource(t, config(db.DSN)), db.Name, newIntake(t)).stop()
-		pid := replicate(t, db, applicationName+db.Name+"_2")
+		pid := replicate(t, db, db.Name, applicationName+"of_another")
 		if err := openFails(t, db.DSN, db.Name); !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), pid) {
 			t.Errorf("got %v, want %v by pid %s", err, relay.ErrSlotBusy, pid)
 		}
@@ -240,33 +241,38 @@ func TestSlotBusy(t *testing.T) {
 			t.Errorf("pid %s was ended; %s reads now", pid, got)
 		}
 	})
-	t.Run("a zombie is ended", func(t *testing.T) {
-		t.Parallel()
-		db := pgtest.New(t, pgtest.Migrated())
-		src := newSource(t, config(db.DSN))
-		_ = start(t, src, db.Name, newIntake(t)).stop()
-		pid := replicate(t, db, applicationName+db.Name)
-		err := openFails(t, db.DSN, db.Name)
-		if !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid) || !strings.Contains(err.Error(), "ended") {
-			t.Errorf("got %v, want %v with pid %s ended", err, relay.ErrSlotBusy, pid)
-		}
-		in := newIntake(t)
-		start(t, src, db.Name, in)
-		insert(t, db, "a")
-		in.wait(1)
-	})
+	for _, c := range []struct{ name, slot string }{
+		{"a zombie is ended", "z_" + strings.ToLower(rand.Text()[:10])},
+		// The server keeps 63 bytes of an application_name, and a slot's name may be as long by itself.
+		{"a zombie with a long name is ended", "z_" + strings.ToLower(rand.Text()[:10]) + strings.Repeat("o", 51)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t, pgtest.Migrated())
+			src := newSource(t, config(db.DSN))
+			_ = start(t, src, c.slot, newIntake(t)).stop()
+			pid := replicate(t, db, c.slot, applicationName+c.slot)
+			err := openFails(t, db.DSN, c.slot)
+			if !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid) || !strings.Contains(err.Error(), "ended") {
+				t.Errorf("got %v, want %v with pid %s ended", err, relay.ErrSlotBusy, pid)
+			}
+			in := newIntake(t)
+			start(t, src, c.slot, in)
+			insert(t, db, "a")
+			in.wait(1)
+		})
+	}
 	// pg_terminate_backend is refused to a role that is not the walsender's own, nor a superuser: then it is only named.
 	t.Run("a zombie of another role", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())
-		_ = start(t, newSource(t, config(db.DSN)), db.Name, newIntake(t)).stop()
+		slot := "z_" + strings.ToLower(rand.Text()[:10])
+		_ = start(t, newSource(t, config(db.DSN)), slot, newIntake(t)).stop()
 		role, _, dsn := db.Role(t, "REPLICATION")
 		exec(t, db, `GRANT SELECT ON saga_outbox TO `+role)
-		pid := replicate(t, db, applicationName+db.Name)
-		if err := openFails(t, dsn, db.Name); !errors.Is(err, relay.ErrSlotBusy) {
-			t.Errorf("got %v (pid %s), want %v", err, pid, relay.ErrSlotBusy)
-		} else {
-			t.Log(err)
+		pid := replicate(t, db, slot, applicationName+slot)
+		if err := openFails(t, dsn, slot); !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), pid) || !strings.Contains(err.Error(), "permission denied") {
+			t.Errorf("got %v, want %v by pid %s", err, relay.ErrSlotBusy, pid)
 		}
 	})
 }
@@ -330,7 +336,7 @@ func TestOpenWaitsForOldTransactions(t *testing.T) {
 		_, err := newSource(t, config(db.DSN)).Open(ctx, db.Name)
 		failed <- err
 	}()
-	db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock')`, applicationName+db.Name)
+	db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock')`, applicationFor(db.Name))
 	begin := time.Now()
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {

@@ -75,8 +75,8 @@ func TestConfirmsTheWatermark(t *testing.T) {
 	insert(t, db, "b", "c")
 	in.wait(3)
 	for range 5 { // reports
-		last := ask(t, db, `SELECT reply_time FROM pg_stat_replication WHERE application_name = $1`, applicationName+db.Name)
-		db.Until(t, `SELECT reply_time > $1::text::timestamptz FROM pg_stat_replication WHERE application_name = $2`, last, applicationName+db.Name)
+		last := ask(t, db, `SELECT reply_time FROM pg_stat_replication WHERE application_name = $1`, applicationFor(db.Name))
+		db.Until(t, `SELECT reply_time > $1::text::timestamptz FROM pg_stat_replication WHERE application_name = $2`, last, applicationFor(db.Name))
 		insert(t, db, "more")
 		if got := confirmed(t, db); got != held {
 			t.Fatalf("got %s confirmed, want %s", got, held)

@@ -229,7 +229,7 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)
 	}
 	rows, err := s.query(ctx, `SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'), coalesce(a.usename, ''),
-		CASE WHEN a.application_name = `+quoteLiteral(applicationName+name)+` THEN pg_terminate_backend(a.pid) END
+		CASE WHEN a.application_name = `+quoteLiteral(applicationFor(name))+` THEN pg_terminate_backend(a.pid) END
 		FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = `+quoteLiteral(name))
 	if err != nil {
 		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)

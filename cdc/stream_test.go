@@ -210,7 +210,7 @@ func TestBurstThenSilence(t *testing.T) {
 			INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 's', i, 'Made', '{}'); COMMIT; END LOOP; END $$`)
 		total += burst
 		end := ask(t, db, `SELECT pg_current_wal_insert_lsn()`)
-		db.Until(t, `SELECT sent_lsn >= $1::text::pg_lsn FROM pg_stat_replication WHERE application_name = $2`, end, applicationName+db.Name)
+		db.Until(t, `SELECT sent_lsn >= $1::text::pg_lsn FROM pg_stat_replication WHERE application_name = $2`, end, applicationFor(db.Name))
 		begin := time.Now()
 		in.wait(total)
 		if took := time.Since(begin); took > 5*time.Second {

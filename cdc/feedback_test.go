@@ -13,7 +13,7 @@ import (
 // quick are settings that make many reports in a short time.
 func quick(dsn string) Config {
 	cfg := config(dsn)
-	cfg.WALSenderTimeout, cfg.StatusInterval = 2*time.Second, 200*time.Millisecond
+	cfg.WALSenderTimeout, cfg.StatusInterval = 3*time.Second, 200*time.Millisecond
 	return cfg
 }
 
@@ -140,7 +140,7 @@ func TestStops(t *testing.T) {
 			t.Parallel()
 			db := pgtest.New(t, pgtest.Migrated())
 			cfg := config(db.DSN)
-			cfg.WALSenderTimeout, cfg.StatusInterval = time.Minute, 20*time.Second // no report but the last one
+			cfg.WALSenderTimeout, cfg.StatusInterval = 10*time.Minute, 3*time.Minute // no report but the last one
 			src := newSource(t, cfg)
 			in := newIntake(t)
 			r := start(t, src, db.Name, in)

@@ -287,3 +287,27 @@ func TestServerGone(t *testing.T) {
 		})
 	}
 }
+
+// A server that says nothing at all does not keep Run from stopping.
+func TestStopsInSilence(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t, pgtest.Migrated())
+	proxy := pgtest.NewProxy(t, db.DSN)
+	cfg := config(proxy.DSN)
+	cfg.WALSenderTimeout, cfg.StatusInterval = 10*time.Minute, 3*time.Minute
+	in := newIntake(t)
+	r := start(t, newSource(t, cfg), db.Name, in)
+	insert(t, db, "a")
+	in.wait(1)
+	proxy.Freeze()
+	r.cancel()
+	select {
+	case <-r.done:
+	case <-time.After(20 * time.Second):
+		t.Error("Run does not return")
+	}
+	proxy.Thaw() // for Close
+	if err := r.stop(); !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: got %v, want %v", err, context.Canceled)
+	}
+}

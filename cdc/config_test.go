@@ -25,8 +25,10 @@ func TestConfigErrors(t *testing.T) {
 		{"no publication", func(c *Config) { c.Publication = "" }, []string{"RELAY_PUBLICATION"}},
 		{"long publication", func(c *Config) { c.Publication = strings.Repeat("p", 64) }, []string{"RELAY_PUBLICATION"}},
 		{"rare reports", func(c *Config) { c.StatusInterval = 4 * time.Second }, []string{"RELAY_STATUS_INTERVAL"}},
-		{"all", func(c *Config) { *c = Config{StatusInterval: -1} },
-			[]string{"DATABASE_URL", "RELAY_PUBLICATION", "RELAY_WAL_SENDER_TIMEOUT=0s", "RELAY_STATUS_INTERVAL=-1ns"}},
+		{
+			"all", func(c *Config) { *c = Config{StatusInterval: -1} },
+			[]string{"DATABASE_URL", "RELAY_PUBLICATION", "RELAY_WAL_SENDER_TIMEOUT=0s", "RELAY_STATUS_INTERVAL=-1ns"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := config(dsn)

@@ -54,17 +54,31 @@ func TestSetupErrors(t *testing.T) {
 	}{
 		{"table missing", `DROP TABLE saga_outbox`, true, []string{"saga_outbox does not exist", "sagaz-relay migrate"}, ""},
 		{"columns missing", `ALTER TABLE saga_outbox DROP headers, DROP payload`, true, []string{"saga_outbox", "payload, headers"}, ""},
-		{"publication without the table", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox_archive`, true,
-			[]string{`"sagaz_outbox"`, "does not contain", "ALTER PUBLICATION"}, `ALTER PUBLICATION "sagaz_outbox" ADD TABLE public.saga_outbox;`},
-		{"publication without inserts", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'update, delete')`, true,
-			[]string{"does not publish inserts"}, `ALTER PUBLICATION "sagaz_outbox" SET (publish = 'insert');`},
-		{"publication lacks a column", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, saga_id) WITH (publish = 'insert')`, true,
+		{
+			"publication without the table", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox_archive`, true,
+			[]string{`"sagaz_outbox"`, "does not contain", "ALTER PUBLICATION"},
+			`ALTER PUBLICATION "sagaz_outbox" ADD TABLE public.saga_outbox;`,
+		},
+		{
+			"publication without inserts", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'update, delete')`, true,
+			[]string{"does not publish inserts"},
+			`ALTER PUBLICATION "sagaz_outbox" SET (publish = 'insert');`,
+		},
+		{
+			"publication lacks a column", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, saga_id) WITH (publish = 'insert')`, true,
 			[]string{"leaves out column aggregate_type"},
-			`ALTER PUBLICATION "sagaz_outbox" SET TABLE public.saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at);`},
-		{"physical slot", `SELECT pg_create_physical_replication_slot(current_database())`, false,
-			[]string{"physical slot", "RELAY_SLOT"}, `SELECT pg_drop_replication_slot(current_database())`},
-		{"slot of another plugin", `SELECT pg_create_logical_replication_slot(current_database(), 'test_decoding')`, false,
-			[]string{"test_decoding", "pgoutput"}, `SELECT pg_drop_replication_slot(current_database())`},
+			`ALTER PUBLICATION "sagaz_outbox" SET TABLE public.saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at);`,
+		},
+		{
+			"physical slot", `SELECT pg_create_physical_replication_slot(current_database())`, false,
+			[]string{"physical slot", "RELAY_SLOT"},
+			`SELECT pg_drop_replication_slot(current_database())`,
+		},
+		{
+			"slot of another plugin", `SELECT pg_create_logical_replication_slot(current_database(), 'test_decoding')`, false,
+			[]string{"test_decoding", "pgoutput"},
+			`SELECT pg_drop_replication_slot(current_database())`,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -144,8 +144,14 @@ func TestOddValues(t *testing.T) {
 					t.Errorf("row %d: got saga_id %s", i, e.SagaID)
 				}
 				for _, c := range []struct{ column, got string }{
-					{"saga_id", e.SagaID}, {"aggregate_type", e.AggregateType}, {"aggregate_id", e.AggregateID}, {"event_type", e.EventType},
-					{"payload", e.Payload}, {"headers", e.Headers}, {"status", e.Status}, {"xmin", fmt.Sprint(e.XID)},
+					{"saga_id", e.SagaID},
+					{"aggregate_type", e.AggregateType},
+					{"aggregate_id", e.AggregateID},
+					{"event_type", e.EventType},
+					{"payload", e.Payload},
+					{"headers", e.Headers},
+					{"status", e.Status},
+					{"xmin", fmt.Sprint(e.XID)},
 				} {
 					if want := text(c.column); c.got != want {
 						t.Errorf("%s: got %s %.200q (%d bytes), want %.200q (%d bytes)", e.AggregateID, c.column, c.got, len(c.got), want, len(want))

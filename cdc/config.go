@@ -63,10 +63,6 @@ func (c *Config) Validate() error {
 		// be parsed at all New tells.
 		errs = append(errs, errors.New("DATABASE_URL: the host holds an @: want reserved characters in the password percent-encoded (@ as %40, / as %2F, : as %3A)"))
 	}
-	// An @ in the password ends it there, and its rest would be shown as the host's name wherever we say what we connect to.
-	if conn, err := pgconn.ParseConfig(c.DatabaseURL); err == nil && strings.LastIndexByte(conn.Host, '@') > 0 {
-		errs = append(errs, errors.New("DATABASE_URL: the host's name contains an @: write %40 for an @ in user or password"))
-	}
 	if c.Publication == "" || len(c.Publication) > 63 {
 		errs = append(errs, fmt.Errorf("RELAY_PUBLICATION=%s: want a name of 1 to 63 bytes", c.Publication))
 	}

@@ -32,7 +32,7 @@ func classify(err error, role string) error {
 		return &relay.SetupError{Problem: column.Error(), Fix: "then start the relay again: the slot stands before the first row it could not read"}
 	}
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
+	if done := (*relay.SetupError)(nil); errors.As(err, &done) || !errors.As(err, &pg) {
 		return err
 	}
 	switch pg.Code {
@@ -56,11 +56,7 @@ func classify(err error, role string) error {
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: "grant what the message names"}
 	case codeUndefinedObject:
 		if strings.Contains(pg.Message, "publication") {
-			// pgoutput looks the publication up as of the WAL position that it decodes.
-			return &relay.SetupError{
-				Problem: "the slot is older than its publication, or the publication was dropped", Err: err,
-				Fix: "drop the slot (SELECT pg_drop_replication_slot('…')) and start the relay: it makes both anew; rows not delivered are still pending in the table",
-			}
+			return publicationGone(err)
 		}
 	case codePrerequisite:
 		if strings.Contains(pg.Message, "wal_level") || strings.Contains(pg.Message, "logical decoding") {
@@ -77,6 +73,14 @@ func classify(err error, role string) error {
 		}
 	}
 	return err
+}
+
+// publicationGone is for a publication that is not there as of the WAL position that pgoutput decodes.
+func publicationGone(err error) error {
+	return &relay.SetupError{
+		Problem: "the slot is older than its publication, or the publication was dropped", Err: err,
+		Fix: "drop the slot (SELECT pg_drop_replication_slot('…')) and start the relay: it makes both anew; rows not delivered are still pending in the table",
+	}
 }
 
 func walLevelError(err error) error {

@@ -21,6 +21,7 @@ type reader struct {
 
 	lastRead time.Time
 	lastSize int
+	lastTook time.Duration   // from the read before it
 	busy     bool            // the last read brought much, so the next one waits for more
 	lowWater func(bytes int) // sets SO_RCVLOWAT; nil where there is none
 }
@@ -33,9 +34,10 @@ type reader struct {
 // stream dries up. Draining single-row transactions this halves the CPU of all sides (relay/DESIGN.md, "Measured").
 const (
 	idlePause    = time.Millisecond
-	busyPause    = 3 * time.Millisecond
+	busyPause    = 4 * time.Millisecond
 	busyRead     = 16 << 10
-	busyLowWater = 64 << 10
+	busyLowWater = 32 << 10
+	busyGather   = 128 << 10
 	busyWait     = 5 * time.Millisecond
 )
 
@@ -68,7 +70,9 @@ func (r *reader) refill() (int, error) {
 		r.setBusy(r.lastSize >= busyRead)
 		wait, pause := r.silence, idlePause
 		if r.busy {
-			wait, pause = busyWait, busyPause
+			// As long as it takes to gather busyGather at the last read's rate: longer, and the socket would be full, and the
+			// walsender would wait for us.
+			wait, pause = busyWait, min(busyPause, r.lastTook*busyGather/time.Duration(r.lastSize))
 		}
 		if r.lastSize < len(r.buf)/2 {
 			time.Sleep(pause - time.Since(r.lastRead))
@@ -77,7 +81,8 @@ func (r *reader) refill() (int, error) {
 			return 0, err
 		}
 		n, err := r.src.Read(r.buf)
-		r.lastRead, r.lastSize = time.Now(), n
+		now := time.Now()
+		r.lastTook, r.lastRead, r.lastSize = now.Sub(r.lastRead), now, n
 		if n == 0 && r.busy && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue // it dried up; from now on every byte wakes us
 		}

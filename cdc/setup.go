@@ -46,7 +46,7 @@ func (s *session) query(ctx context.Context, sql string) ([][]string, error) {
 
 // inspect looks at table and publication, and for streaming at the settings too, and reports what a person has to mend.
 func (s *session) inspect(ctx context.Context, publication string, streaming bool) (*outbox, error) {
-	rows, err := s.query(ctx, `SELECT current_setting('wal_level'), c.oid, format('%I.%I', n.nspname, c.relname), pg_get_userbyid(c.relowner), current_database()
+	rows, err := s.query(ctx, `SELECT current_setting('wal_level'), c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner), current_database()
 		FROM (SELECT to_regclass(`+quoteLiteral(outboxTable)+`) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace`)
 	if err != nil {
 		return nil, fmt.Errorf("look at the database: %w", classify(err, s.role))
@@ -229,7 +229,7 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)
 	}
 	rows, err := s.query(ctx, `SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'), coalesce(a.usename, ''),
-		CASE WHEN a.application_name = `+quoteLiteral(applicationName+name)+` THEN pg_terminate_backend(a.pid) END
+		CASE WHEN a.application_name = `+quoteLiteral(applicationFor(name))+` THEN pg_terminate_backend(a.pid) END
 		FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = `+quoteLiteral(name))
 	if err != nil {
 		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)

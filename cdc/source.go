@@ -32,6 +32,13 @@ var _ relay.Source = (*Source)(nil)
 // predecessor's zombie from a stranger.
 const applicationName = "sagaz-relay slot "
 
+// applicationFor is the application_name of our connection for a slot, as the server keeps it: in 63 bytes (NAMEDATALEN - 1).
+// A slot's own name may have as many. It has ASCII letters only, so nothing else is changed.
+func applicationFor(slot string) string {
+	name := applicationName + slot
+	return name[:min(len(name), 63)]
+}
+
 // New returns a source. It makes no connection; the error is about the configuration.
 func New(cfg Config, log hclog.Logger) (*Source, error) {
 	if err := cfg.Validate(); err != nil {
@@ -74,7 +81,7 @@ type session struct {
 
 func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	cfg := s.conn.Copy()
-	cfg.RuntimeParams["application_name"] = applicationName + slot
+	cfg.RuntimeParams["application_name"] = applicationFor(slot)
 	sess := &session{role: cfg.User}
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		sess.in = newReader(r)

@@ -118,6 +118,11 @@ func (s *stream) receive(ctx context.Context) error {
 			}
 		case *pgproto3.ErrorResponse:
 			return pgconn.ErrorResponseToPgError(m)
+		case *pgproto3.NoticeResponse:
+			// From PostgreSQL 18 on, "skipped loading publication": it goes on without the rows.
+			if m.Code == codePrerequisite && m.SeverityUnlocalized == "WARNING" {
+				return publicationGone(pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m)))
+			}
 		case *pgproto3.CopyDone:
 			return errors.New("the server ended the stream")
 		}

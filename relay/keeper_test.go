@@ -34,6 +34,13 @@ func TestKeeper(t *testing.T) {
 		if got := r.slot(); got.Role != relay.Owner || got.Epoch != 1 || !got.Streaming {
 			t.Errorf("status %+v, want the streaming owner of epoch 1", got)
 		}
+		time.Sleep(2 * time.Second) // the gauges are up to date every second
+		r.wantMetric(2, "outbox_pending_events_total")
+		r.wantMetric(2, "outbox_pending_events")
+		r.wantMetric(2, "outbox_processing_events_total")
+		if lag, _ := r.metric("outbox_replication_lag_seconds"); lag < 1 || lag > 2 {
+			t.Errorf("replication lag %v s after two seconds", lag)
+		}
 		w.takenOver()
 		first.lose(errConnection)
 		w.until("the lease is released", func() bool { return slices.Contains(w.trace, "release") })
@@ -47,6 +54,7 @@ func TestKeeper(t *testing.T) {
 		}
 		r.wantMetric(0, "outbox_shards_owned")
 		r.wantMetric(0, "outbox_pending_events_total")
+		r.wantMetric(0, "outbox_pending_events")
 		r.wantMetric(0, "outbox_processing_events_total")
 		wantOffers(t, sink, "a1! b1!") // cut short; the stream is closed before the lease is released
 		if got, want := fmt.Sprint(w.trace), "[acquire open close release]"; got != want {

@@ -315,9 +315,12 @@ func TestDecodeCutShort(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for n := range len(msg) {
-				d := inTransaction(t, outboxColumns)
-				if kind, err := d.Decode(msg[:n:n]); kind != Other || !errors.Is(err, ErrProtocol) {
-					t.Errorf("%d of %d bytes: got kind %d, %v, want ErrProtocol", n, len(msg), kind, err)
+				// Both where nothing follows in memory and where the rest is still there, to be read by mistake.
+				for _, cut := range [][]byte{msg[:n:n], msg[:n]} {
+					d := inTransaction(t, outboxColumns)
+					if kind, err := d.Decode(cut); kind != Other || !errors.Is(err, ErrProtocol) {
+						t.Errorf("%d of %d bytes: got kind %d, %v, want ErrProtocol", n, len(msg), kind, err)
+					}
 				}
 			}
 		})
@@ -345,8 +348,13 @@ func TestDecodeOutOfPlace(t *testing.T) {
 		_, err := inTransaction(t, outboxColumns).Decode(old)
 		wantProtocol(t, err)
 	})
-	t.Run("OtherNumberOfColumns", func(t *testing.T) {
-		_, err := inTransaction(t, outboxColumns[:]).Decode(insertMessage(tableOID, valuesOf(&ev, outboxColumns[1:], true)))
+	t.Run("TooFewColumns", func(t *testing.T) {
+		_, err := inTransaction(t, outboxColumns).Decode(insertMessage(tableOID, valuesOf(&ev, outboxColumns[1:], true)))
+		wantProtocol(t, err)
+	})
+	t.Run("TooManyColumns", func(t *testing.T) {
+		values := append(valuesOf(&ev, outboxColumns, true), null)
+		_, err := inTransaction(t, outboxColumns).Decode(insertMessage(tableOID, values))
 		wantProtocol(t, err)
 	})
 	t.Run("LengthPastTheEnd", func(t *testing.T) {

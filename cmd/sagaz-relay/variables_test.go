@@ -49,10 +49,14 @@ func TestVariables(t *testing.T) {
 		want func(*sampleConfig) // what differs from the defaults
 	}{
 		{"Nothing", nil, "", func(*sampleConfig) {}},
-		{"Environment", map[string]string{"RELAY_TEXT": " x ", "BATCH_SIZE": "12", "RELAY_ON": "Yes", "POLL_INTERVAL": "250ms", "RELAY_NAMES": "a, b,,c"}, "",
+		{
+			"Environment",
+			map[string]string{"RELAY_TEXT": " x ", "BATCH_SIZE": "12", "RELAY_ON": "Yes", "POLL_INTERVAL": "250ms", "RELAY_NAMES": "a, b,,c"},
+			"",
 			func(c *sampleConfig) {
 				c.Text, c.Size, c.On, c.Wait, c.Names = "x", 12, true, 250*time.Millisecond, []string{"a", "b", "c"}
-			}},
+			},
+		},
 		{"OtherName", map[string]string{"WORKER_BATCH_SIZE": "12"}, "", func(c *sampleConfig) { c.Size = 12 }},
 		{"BothNamesEqual", map[string]string{"BATCH_SIZE": "12", "WORKER_BATCH_SIZE": "12"}, "", func(c *sampleConfig) { c.Size = 12 }},
 		{"Seconds", map[string]string{"POLL_INTERVAL": "5"}, "", func(c *sampleConfig) { c.Wait = 5 * time.Second }},
@@ -64,10 +68,12 @@ func TestVariables(t *testing.T) {
 		{"NameFile", map[string]string{"KAFKA_BOOTSTRAP_SERVERS_FILE": secret}, "", func(c *sampleConfig) { c.Servers = "kafka-1:9092" }},
 		{"NameFileOfTheFallback", map[string]string{"BROKER_URL_FILE": secret}, "", func(c *sampleConfig) { c.Servers = "kafka-1:9092" }},
 		{"NameFileBesideAnEmptyName", map[string]string{"KAFKA_BOOTSTRAP_SERVERS": "", "KAFKA_BOOTSTRAP_SERVERS_FILE": secret}, "", func(c *sampleConfig) { c.Servers = "kafka-1:9092" }},
-		{"YAML", nil, "RELAY_TEXT: x\nBATCH_SIZE: 12\nRELAY_ON: true\nPOLL_INTERVAL: 2.5\nRELAY_NAMES: [a, b]\n",
+		{
+			"YAML", nil, "RELAY_TEXT: x\nBATCH_SIZE: 12\nRELAY_ON: true\nPOLL_INTERVAL: 2.5\nRELAY_NAMES: [a, b]\n",
 			func(c *sampleConfig) {
 				c.Text, c.Size, c.On, c.Wait, c.Names = "x", 12, true, 2500*time.Millisecond, []string{"a", "b"}
-			}},
+			},
+		},
 		{"YAMLNamesAFile", nil, "KAFKA_BOOTSTRAP_SERVERS_FILE: " + secret, func(c *sampleConfig) { c.Servers = "kafka-1:9092" }},
 		{"EnvironmentBeforeYAML", map[string]string{"BATCH_SIZE": "12"}, "BATCH_SIZE: 13\nRELAY_TEXT: x", func(c *sampleConfig) { c.Size, c.Text = 12, "x" }},
 		{"EnvironmentsFileBeforeYAML", map[string]string{"KAFKA_BOOTSTRAP_SERVERS_FILE": secret}, "KAFKA_BOOTSTRAP_SERVERS: a:1", func(c *sampleConfig) { c.Servers = "kafka-1:9092" }},
@@ -111,8 +117,12 @@ func TestVariablesRefused(t *testing.T) {
 		{"UnknownAndUnlikeAny", map[string]string{"RELAY_SOMETHING_ELSE": "1"}, "", "RELAY_SOMETHING_ELSE: no such setting"},
 		{"UnknownFile", map[string]string{"RELAY_TEXTS_FILE": "1"}, "", "RELAY_TEXTS_FILE: no such setting: did you mean RELAY_TEXT_FILE?"},
 		{"UnknownInYAML", nil, "BATCH_SIZES: 1", "BATCH_SIZES: no such setting: did you mean BATCH_SIZE?"},
-		{"Several", map[string]string{"BATCH_SIZE": "x", "RELAY_ON": "x", "RELAY_TEXTT": "x"}, "",
-			"BATCH_SIZE=x: want a whole number\nRELAY_ON=x: want true or false\nRELAY_TEXTT: no such setting: did you mean RELAY_TEXT?"},
+		{
+			"Several",
+			map[string]string{"BATCH_SIZE": "x", "RELAY_ON": "x", "RELAY_TEXTT": "x"},
+			"",
+			"BATCH_SIZE=x: want a whole number\nRELAY_ON=x: want true or false\nRELAY_TEXTT: no such setting: did you mean RELAY_TEXT?",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := loadSample(t, tt.env, tt.yaml)

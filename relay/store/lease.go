@@ -128,9 +128,11 @@ func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time.Time, log hclog.Logger) (*lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
-	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{}), stop: make(chan struct{})}
+	if err := s.endMarks(ctx, conn, slot); err != nil {
+		return nil, err
+	}
+	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{})}
 	var marked string
-	// A frozen owner's mark transaction cannot hold the row for long: its session has idle_in_transaction_session_timeout.
 	if err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner).Scan(&l.epoch, &marked); err != nil {
 		return nil, fmt.Errorf("take the lease of slot %q: %w", slot, setup(err))
 	}
@@ -143,8 +145,21 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time
 	if err := l.openMarks(ctx); err != nil {
 		return nil, err
 	}
-	l.renewing.Go(l.renew)
+	renewing, stop := context.WithCancel(context.WithoutCancel(ctx)) // it lives as long as the lease
+	l.stop = stop
+	l.renewing.Go(func() { l.renew(renewing) })
 	return l, nil
+}
+
+// endMarks ends the marking session of whoever had the lease before. Frozen in the middle of sending a batch, it would hold the
+// lock of the slot's row, which its fence took, until it is dead: the server waits for the rest of the batch, and no timeout counts that.
+func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error {
+	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE')`, applicationName("marks "+slot))
+	if err != nil {
+		return fmt.Errorf("end the marking session of the former owner of slot %q: %w", slot, setup(err))
+	}
+	return nil
 }
 
 // lease implements relay.Lease. The lock lives on conn, which only renew and Release use; marks and look-ups have a connection
@@ -158,7 +173,7 @@ type lease struct {
 
 	conn     *pgx.Conn
 	renewed  atomic.Pointer[time.Time] // when the last renewal that succeeded was sent
-	stop     chan struct{}             // closed by Release: renew ends
+	stop     context.CancelFunc        // ends renew; by Release
 	renewing sync.WaitGroup
 
 	lose sync.Once
@@ -201,21 +216,29 @@ func (l *lease) losing(err error) {
 	})
 }
 
-// renew tells the standbys that we live, until Release or the loss of the lease.
-func (l *lease) renew() {
+// renew tells the standbys that we live, until ctx ends or the lease is lost.
+func (l *lease) renew(ctx context.Context) {
 	every := l.store.cfg.LeaseTTL / 3
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	// One renewal may take until the lease's end, no longer.
 	for {
-		select {
-		case <-tick.C:
-		case <-l.stop:
+		// In between it listens. Nobody notifies, but the server says so when it ends the connection, and with it the lock, which
+		// another relay may have the moment after.
+		wait, cancel := context.WithTimeout(ctx, every)
+		_, err := l.conn.WaitForNotification(wait)
+		over := wait.Err() != nil
+		cancel()
+		switch {
+		case ctx.Err() != nil:
 			return
+		case err != nil && !over:
+			l.losing(fmt.Errorf("listen on the connection of slot %q's lease: %w", l.slot, err))
+			return
+		case !over:
+			continue
 		}
+		// One renewal may take until the lease's end, no longer.
 		sent := time.Now()
-		ctx, cancel := context.WithDeadline(context.Background(), l.renewed.Load().Add(l.store.cfg.LeaseTTL*5/6))
-		tag, err := l.conn.Exec(ctx, `UPDATE saga_outbox_relay SET renewed_at = clock_timestamp() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
+		bounded, cancel := context.WithDeadline(context.WithoutCancel(ctx), l.renewed.Load().Add(l.store.cfg.LeaseTTL*5/6))
+		tag, err := l.conn.Exec(bounded, `UPDATE saga_outbox_relay SET renewed_at = clock_timestamp() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
 		cancel()
 		switch {
 		case err != nil:
@@ -231,7 +254,7 @@ func (l *lease) renew() {
 
 // Release implements relay.Lease. The lock goes with the connection, whatever else fails.
 func (l *lease) Release(ctx context.Context) error {
-	close(l.stop)
+	l.stop()
 	l.renewing.Wait()
 	l.losing(errors.New("released"))
 	l.marks.close()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -19,6 +20,7 @@ type marks struct {
 	mu     sync.Mutex // one statement at a time; guards conn
 	conn   *pgx.Conn
 	closed bool
+	skip   bool // somebody holds the locks of rows that we want: mark the others
 }
 
 // Every mark batch is: this statement, then the marks, in one implicit transaction (the extended protocol without a Sync in
@@ -33,7 +35,7 @@ const (
 	deleteSQL  = `DELETE FROM saga_outbox WHERE event_id = ANY($1::uuid[])` + owned
 	refusedSQL = `UPDATE saga_outbox o SET status = CASE WHEN o.retry_count + 1 >= $4 THEN 'dead_letter' ELSE 'failed' END,
 		retry_count = o.retry_count + 1, last_error = r.error
-		FROM unnest($1::uuid[], $5::text[]) AS r (event_id, error) WHERE o.event_id = r.event_id` + owned
+		FROM unnest($1::uuid[], $5::text[]) AS r (event_id, error) WHERE o.event_id = r.event_id AND o.event_id = ANY($1::uuid[])` + owned
 	statusSQL = `SELECT event_id, status FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 	// The library's worker says failed for a moment before it says pending or dead_letter, with its claim still on the row; a
 	// refusal of ours is on a row without one.
@@ -47,6 +49,11 @@ const archiveSQL = `WITH gone AS (DELETE FROM saga_outbox o WHERE event_id = ANY
 	INSERT INTO saga_outbox_archive SELECT (m.became).* FROM (
 		SELECT jsonb_populate_record(was, jsonb_build_object('status', 'sent', 'sent_at', now())) AS became FROM gone OFFSET 0) m
 	ON CONFLICT (event_id) DO UPDATE SET sent_at = excluded.sent_at`
+
+// skipping makes of a marking statement one that passes over rows whose locks somebody holds.
+func skipping(sql string) string {
+	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id IN (SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED)`, 1)
+}
 
 func (s *Store) statements() []string {
 	return []string{fenceSQL, s.deliveredSQL(), refusedSQL, statusSQL, settledSQL}
@@ -70,8 +77,9 @@ func (l *lease) openMarks(ctx context.Context) error {
 		return setup(err)
 	}
 	// A transaction of ours is one round trip. If we are frozen in the middle of it, its locks must not outlive us for long.
-	timeout := l.store.cfg.LeaseTTL.Milliseconds() / 3
-	if _, err := conn.Exec(ctx, fmt.Sprintf(`SET idle_in_transaction_session_timeout = %d; SET jit = off`, timeout)); err != nil {
+	// And its wait for a row must not hold the slot's row for long, which the renewal of the lease wants.
+	ttl := l.store.cfg.LeaseTTL.Milliseconds()
+	if _, err := conn.Exec(ctx, fmt.Sprintf(`SET idle_in_transaction_session_timeout = %d; SET lock_timeout = %d; SET jit = off`, ttl/3, ttl/9)); err != nil {
 		closeConn(conn)
 		return fmt.Errorf("prepare the marking session: %w", err)
 	}
@@ -127,16 +135,28 @@ func (l *lease) with(ctx context.Context, f func(*pgx.Conn) error) error {
 // markTimeout bounds one transaction; beyond it something holds its rows' locks, and the batch is tried again.
 const markTimeout = 30 * time.Second
 
-// Mark implements relay.Lease.
+// codeLockNotAvailable is the SQLSTATE of a wait that lock_timeout has ended.
+const codeLockNotAvailable = "55P03"
+
+// Mark implements relay.Lease. Rows whose locks somebody holds (a session left open, the library's worker) are passed over, for later,
+// once waiting for them has not helped.
 func (l *lease) Mark(ctx context.Context, marks []relay.Mark) (later []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	err = l.with(ctx, func(conn *pgx.Conn) error {
 		found, err := l.write(ctx, conn, marks)
-		if err != nil || found == len(marks) {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == codeLockNotAvailable && !l.marks.skip {
+			l.marks.skip = true
+			found, err = l.write(ctx, conn, marks)
+		}
+		if err != nil {
 			return err
 		}
-		later, err = l.missing(ctx, conn, marks)
+		if found < len(marks) {
+			later, err = l.missing(ctx, conn, marks)
+		}
+		l.marks.skip = l.marks.skip && len(later) > 0
 		return err
 	})
 	if err != nil {
@@ -164,12 +184,16 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (
 		refused = append(refused, marks[i].ID)
 		errorsOf = append(errorsOf, validText(marks[i].Refusal))
 	}
+	variant := func(sql string) string { return sql }
+	if l.marks.skip {
+		variant = skipping
+	}
 	batch.Queue(fenceSQL, l.slot, l.epoch, int64(upTo))
 	if deliver = len(delivered) > 0; deliver {
-		batch.Queue(l.store.deliveredSQL(), delivered, l.slot, l.epoch)
+		batch.Queue(variant(l.store.deliveredSQL()), delivered, l.slot, l.epoch)
 	}
 	if refusing = len(refused) > 0; refusing {
-		batch.Queue(refusedSQL, refused, l.slot, l.epoch, l.store.cfg.MaxRetries, errorsOf)
+		batch.Queue(variant(refusedSQL), refused, l.slot, l.epoch, l.store.cfg.MaxRetries, errorsOf)
 	}
 	results := conn.SendBatch(ctx, &batch)
 	defer func() { err = errors.Join(err, results.Close()) }()
@@ -215,13 +239,21 @@ func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark)
 	for i := range marks {
 		s, visible := status[marks[i].ID]
 		switch {
-		case visible && s == "pending": // it became visible after the mark had looked
+		case visible && !l.store.shows(&marks[i], s): // it was locked, or became visible after the mark had looked
 			later = append(later, i)
 		case !visible && running.hides(marks[i].XID):
 			later = append(later, i)
 		}
 	}
 	return later, nil
+}
+
+// shows reports whether a row with this status can be one that has its mark.
+func (s *Store) shows(m *relay.Mark, status string) bool {
+	if m.Refusal != "" {
+		return status == "failed" || status == "dead_letter"
+	}
+	return s.cfg.Mark == MarkUpdate && status == "sent"
 }
 
 // snapshot is PostgreSQL's pg_snapshot: which transactions have not ended.
@@ -241,14 +273,18 @@ func takeSnapshot(ctx context.Context, conn *pgx.Conn) (snapshot, error) {
 }
 
 // hides reports whether the rows of a transaction are invisible because it has not ended. 0 stands for a transaction
-// that ended long ago. The stream gives the lower 32 bits only; the rest is that of xmax, or one less.
+// that ended long ago. The stream gives the lower 32 bits only; the rest is that of xmax, or one off.
 func (s *snapshot) hides(xid uint32) bool {
 	if xid == 0 {
 		return false
 	}
-	full := s.xmax&^0xffffffff | uint64(xid)
-	if full > s.xmax+1<<31 {
-		full -= 1 << 32
+	const half, whole = 1 << 31, 1 << 32
+	full := s.xmax&^(whole-1) | uint64(xid)
+	switch {
+	case full > s.xmax+half:
+		full -= whole
+	case full+half < s.xmax:
+		full += whole
 	}
 	return full >= s.xmax || slices.Contains(s.running, full)
 }

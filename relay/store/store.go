@@ -44,7 +44,7 @@ func New(cfg Config, log hclog.Logger) (*Store, error) {
 // connect opens a connection for one purpose. Silence of the peer shows within seconds on both sides, not after the kernels' hours.
 func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	cfg := s.conn.Copy()
-	cfg.RuntimeParams["application_name"] = "sagaz-relay " + purpose
+	cfg.RuntimeParams["application_name"] = applicationName(purpose)
 	cfg.RuntimeParams["tcp_keepalives_idle"] = "3"
 	cfg.RuntimeParams["tcp_keepalives_interval"] = "2"
 	cfg.RuntimeParams["tcp_keepalives_count"] = "3"
@@ -56,6 +56,12 @@ func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) 
 		return nil, fmt.Errorf("connect to %s: %w", s.address(), plainConnectError(err))
 	}
 	return conn, nil
+}
+
+// applicationName is what pg_stat_activity shows for a purpose: PostgreSQL cuts it off at 63 bytes, and so do we, to find it again.
+func applicationName(purpose string) string {
+	name := "sagaz-relay " + purpose
+	return name[:min(len(name), 63)]
 }
 
 func (s *Store) address() string {
@@ -90,6 +96,11 @@ func setup(err error) error {
 		return &relay.SetupError{Problem: "a table of the relay is missing", Err: err, Fix: "run: sagaz-relay migrate"}
 	case "42703":
 		return &relay.SetupError{Problem: "a column that the relay needs is missing", Err: err, Fix: "run: sagaz-relay migrate; if it is a column of saga_outbox, restore it"}
+	case "42601", "42804": // INSERT has more expressions than target columns; column … is of type … but expression is of type …
+		return &relay.SetupError{
+			Problem: "the columns of saga_outbox_archive are not those of saga_outbox", Err: err,
+			Fix: "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …), or set RELAY_MARK to update or delete",
+		}
 	case "42501":
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: Grants("the_role")}
 	}
@@ -100,7 +111,7 @@ func setup(err error) error {
 func Grants(role string) string {
 	return strings.Join([]string{
 		"GRANT SELECT, UPDATE, DELETE ON saga_outbox TO " + role + ";",
-		"GRANT SELECT, INSERT ON saga_outbox_archive TO " + role + ";",
+		"GRANT SELECT, INSERT, UPDATE ON saga_outbox_archive TO " + role + ";",
 		"GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO " + role + ";",
 	}, " ")
 }
@@ -119,13 +130,11 @@ func (s *Store) Check(ctx context.Context) error {
 		}
 	}
 	var missing string
-	err = conn.QueryRow(ctx, `SELECT concat_ws(', ',
-		CASE WHEN NOT has_table_privilege('saga_outbox', 'SELECT') THEN 'SELECT on saga_outbox' END,
-		CASE WHEN NOT has_table_privilege('saga_outbox', 'UPDATE') THEN 'UPDATE on saga_outbox' END,
-		CASE WHEN $1 <> 'update' AND NOT has_table_privilege('saga_outbox', 'DELETE') THEN 'DELETE on saga_outbox' END,
-		CASE WHEN $1 = 'archive' AND NOT has_table_privilege('saga_outbox_archive', 'INSERT') THEN 'INSERT on saga_outbox_archive' END,
-		CASE WHEN NOT (has_table_privilege('saga_outbox_relay', 'SELECT') AND has_table_privilege('saga_outbox_relay', 'INSERT')
-			AND has_table_privilege('saga_outbox_relay', 'UPDATE')) THEN 'SELECT, INSERT, UPDATE on saga_outbox_relay' END)`, s.cfg.Mark).Scan(&missing)
+	err = conn.QueryRow(ctx, `SELECT coalesce(string_agg(wanted || ' on ' || name, ', '), '') FROM (VALUES
+		('saga_outbox', 'SELECT', true), ('saga_outbox', 'UPDATE', true), ('saga_outbox', 'DELETE', $1 <> 'update'),
+		('saga_outbox_archive', 'SELECT', $1 = 'archive'), ('saga_outbox_archive', 'INSERT', $1 = 'archive'), ('saga_outbox_archive', 'UPDATE', $1 = 'archive'),
+		('saga_outbox_relay', 'SELECT', true), ('saga_outbox_relay', 'INSERT', true), ('saga_outbox_relay', 'UPDATE', true)) AS r (name, wanted, needed)
+		WHERE CASE WHEN needed THEN NOT has_table_privilege(name, wanted) END`, s.cfg.Mark).Scan(&missing)
 	if err != nil {
 		return fmt.Errorf("check the rights: %w", setup(err))
 	}

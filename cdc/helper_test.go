@@ -1,0 +1,318 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"go.uber.org/goleak"
+
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/relay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
+
+// patience is for what happens at once on a machine that has nothing else to do.
+const patience = time.Minute
+
+// intake records what a stream tells and complains when that is out of order.
+type intake struct {
+	t testing.TB
+
+	admit func(ctx context.Context, events []relay.Event) error // called first in every Admit; may block
+
+	mu        sync.Mutex // guards what follows
+	changed   chan struct{}
+	events    []relay.Event
+	passed    relay.LSN // highest position of Pass, or CommitEnd of an event
+	heard     relay.LSN
+	held      bool // the watermark stays where it is
+	watermark relay.LSN
+}
+
+func newIntake(t testing.TB) *intake { return &intake{t: t, changed: make(chan struct{})} }
+
+func (in *intake) Admit(ctx context.Context, events []relay.Event) error {
+	if in.admit != nil {
+		if err := in.admit(ctx, events); err != nil {
+			return err
+		}
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for i := range events {
+		e := &events[i]
+		if e.CommitLSN < in.passed {
+			in.t.Errorf("got an event of the transaction committed at %s after a position of %s", e.CommitLSN, in.passed)
+		}
+		if n := len(in.events); n > 0 {
+			last := &in.events[n-1]
+			switch {
+			case e.CommitLSN < last.CommitLSN:
+				in.t.Errorf("got an event of the commit at %s after one at %s", e.CommitLSN, last.CommitLSN)
+			case e.CommitLSN == last.CommitLSN && (e.Ordinal != last.Ordinal+1 || last.CommitEnd != 0):
+				in.t.Errorf("got event %d of commit %s after event %d with CommitEnd %s", e.Ordinal, e.CommitLSN, last.Ordinal, last.CommitEnd)
+			case e.CommitLSN > last.CommitLSN && e.Ordinal != 0:
+				in.t.Errorf("got event %d of commit %s first", e.Ordinal, e.CommitLSN)
+			case e.CommitLSN > last.CommitLSN && in.passed <= last.CommitLSN:
+				in.t.Errorf("nothing told where commit %s ends", last.CommitLSN)
+			}
+		}
+		in.events = append(in.events, *e)
+		in.move(e.CommitEnd)
+	}
+	in.tell()
+	return nil
+}
+
+func (in *intake) Pass(lsn relay.LSN) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.move(lsn)
+	in.tell()
+}
+
+func (in *intake) move(lsn relay.LSN) {
+	in.passed = max(in.passed, lsn)
+	if !in.held {
+		in.watermark = max(in.watermark, in.passed)
+	}
+}
+
+func (in *intake) tell() {
+	close(in.changed)
+	in.changed = make(chan struct{})
+}
+
+func (in *intake) Heard(lsn relay.LSN) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.heard = max(in.heard, lsn)
+}
+
+func (in *intake) Watermark() relay.LSN {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.watermark
+}
+
+// hold keeps the watermark where it is; release lets it catch up.
+func (in *intake) hold() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.held = true
+}
+
+func (in *intake) release() relay.LSN {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.held, in.watermark = false, in.passed
+	return in.watermark
+}
+
+// until waits until is says yes to what has been recorded, and returns the events.
+func (in *intake) until(what string, is func() bool) []relay.Event {
+	in.t.Helper()
+	deadline := time.After(patience)
+	for {
+		in.mu.Lock()
+		ok, changed, events := is(), in.changed, slices.Clone(in.events)
+		in.mu.Unlock()
+		if ok {
+			return events
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			in.t.Fatalf("after %s still no %s: %d events, passed %s", patience, what, len(events), in.passed)
+		}
+	}
+}
+
+func (in *intake) wait(n int) []relay.Event {
+	in.t.Helper()
+	events := in.until(fmt.Sprintf("%d events", n), func() bool { return len(in.events) >= n })
+	if len(events) != n {
+		in.t.Fatalf("got %d events, want %d", len(events), n)
+	}
+	return events
+}
+
+// waitPassed waits until everything committed before lsn is known to have been told.
+func (in *intake) waitPassed(lsn relay.LSN) []relay.Event {
+	in.t.Helper()
+	return in.until("position "+lsn.String(), func() bool { return in.passed >= lsn })
+}
+
+func config(dsn string) Config {
+	cfg := DefaultConfig()
+	cfg.DatabaseURL = dsn
+	return cfg
+}
+
+func newSource(t testing.TB, cfg Config) *Source {
+	t.Helper()
+	src, err := New(cfg, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return src
+}
+
+// open opens the slot that is named like the database. A predecessor's walsender may need a moment to go.
+func open(t testing.TB, src *Source, slot string) relay.Stream {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for {
+		st, err := src.Open(ctx, slot)
+		if err == nil {
+			return st
+		}
+		if !errors.Is(err, relay.ErrSlotBusy) {
+			t.Fatalf("open: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// running is a stream on its own goroutine.
+type running struct {
+	t      testing.TB
+	stream relay.Stream
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // of Run; after done
+	once   sync.Once
+}
+
+func start(t testing.TB, src *Source, slot string, in relay.Intake) *running {
+	t.Helper()
+	r := &running{t: t, stream: open(t, src, slot), done: make(chan struct{})}
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancel(context.Background())
+	go func() {
+		defer close(r.done)
+		r.err = r.stream.Run(ctx, in)
+	}()
+	t.Cleanup(func() { _ = r.stop() })
+	return r
+}
+
+// ended waits until Run returns by itself, and closes the stream.
+func (r *running) ended() error {
+	r.t.Helper()
+	select {
+	case <-r.done:
+	case <-time.After(patience):
+		r.t.Fatalf("Run has not returned after %s", patience)
+	}
+	r.cancel()
+	r.close()
+	return r.err
+}
+
+// stop cancels Run and closes the stream; it returns Run's error.
+func (r *running) stop() error {
+	r.t.Helper()
+	r.cancel()
+	return r.ended()
+}
+
+func (r *running) close() (err error) {
+	r.once.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		err = r.stream.Close(ctx)
+	})
+	return err
+}
+
+// alive fails the test if Run has returned.
+func (r *running) alive() {
+	r.t.Helper()
+	select {
+	case <-r.done:
+		r.t.Fatalf("Run has returned: %v", r.err)
+	default:
+	}
+}
+
+const insertSQL = `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'saga', $1, 'Made', '{}')`
+
+func insert(t testing.TB, db *pgtest.DB, keys ...string) {
+	t.Helper()
+	for _, key := range keys {
+		exec(t, db, insertSQL, key)
+	}
+}
+
+func exec(t testing.TB, db *pgtest.DB, sql string, args ...any) {
+	t.Helper()
+	if _, err := db.Pool.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// ask returns the one value of a query as text.
+func ask(t testing.TB, db *pgtest.DB, sql string, args ...any) string {
+	t.Helper()
+	var s *string
+	if err := db.Pool.QueryRow(t.Context(), "SELECT ("+sql+")::text", args...).Scan(&s); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	if s == nil {
+		return "NULL"
+	}
+	return *s
+}
+
+func askLSN(t testing.TB, db *pgtest.DB, sql string, args ...any) relay.LSN {
+	t.Helper()
+	lsn, err := relay.ParseLSN(ask(t, db, sql, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lsn
+}
+
+func confirmed(t testing.TB, db *pgtest.DB) relay.LSN {
+	t.Helper()
+	return askLSN(t, db, `SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1`, db.Name)
+}
+
+func keys(events []relay.Event) string {
+	var b strings.Builder
+	for i := range events {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(events[i].AggregateID)
+	}
+	return b.String()
+}
+
+// wantSetup fails the test unless err is a *relay.SetupError that says how to mend it, and holds every one of the texts.
+func wantSetup(t testing.TB, err error, texts ...string) {
+	t.Helper()
+	var setup *relay.SetupError
+	switch {
+	case !errors.As(err, &setup):
+		t.Errorf("got %T (%v), want a *relay.SetupError", err, err)
+		return
+	case setup.Fix == "":
+		t.Errorf("nothing says how to mend: %v", err)
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("got %q, want %q in it", err, text)
+		}
+	}
+}

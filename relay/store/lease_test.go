@@ -1,0 +1,355 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Bounds of the handover. What the product promises is 1 s after a clean stop and 3 s after a death; the measure is the
+// test's own clock, on a machine that is busy with other tests.
+const (
+	afterStop  = time.Second
+	afterDeath = 3 * time.Second
+)
+
+func TestLeaseOneOwnerAtATime(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		const contenders = 6
+		var (
+			all     sync.WaitGroup
+			holding atomic.Int32
+			mu      sync.Mutex
+			epochs  []int64
+			freed   time.Time
+		)
+		for i := range contenders {
+			cfg := testConfig(db)
+			cfg.Owner = fmt.Sprintf("relay-%d", i)
+			s := newStore(t, cfg, nil)
+			all.Go(func() {
+				l, err := s.Acquire(t.Context(), "outbox")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holding.Add(1); n != 1 {
+					t.Errorf("%d owners at once", n)
+				}
+				if got := value[string](t, db.Pool, `SELECT owner FROM saga_outbox_relay WHERE slot = 'outbox'`); got != cfg.Owner {
+					t.Errorf("the table names owner %s, not %s", got, cfg.Owner)
+				}
+				mu.Lock()
+				if !freed.IsZero() {
+					if took := time.Since(freed); took > afterStop {
+						t.Errorf("the next owner came %s after the release", took)
+					}
+				}
+				epochs = append(epochs, l.Epoch())
+				mu.Unlock()
+				// Long enough for the others to look a few times.
+				db.Until(t, `SELECT count(*) = $1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay lease outbox'`, contenders-len(epochs)+1)
+				if !l.Valid() || l.Err() != nil {
+					t.Errorf("the owner's lease: valid %t, %v", l.Valid(), l.Err())
+				}
+				holding.Add(-1)
+				mu.Lock()
+				freed = time.Now()
+				mu.Unlock()
+				if err := l.Release(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		for i, epoch := range epochs {
+			if epoch != int64(i+1) {
+				t.Fatalf("epochs %v, want one more each time", epochs)
+			}
+		}
+		if got := value[int](t, db.Pool, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); got != 0 {
+			t.Errorf("%d advisory locks are left", got)
+		}
+		if !value[bool](t, db.Pool, `SELECT released_at IS NOT NULL FROM saga_outbox_relay`) {
+			t.Error("the row does not tell of the clean stop")
+		}
+	})
+}
+
+// Slots are owned one by one; nothing is shared among them.
+func TestLeaseOfAnotherSlot(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	s := newStore(t, testConfig(db), nil)
+	first, second := acquire(t, s, "outbox_1"), acquire(t, s, "outbox_2")
+	if first.Epoch() != 1 || second.Epoch() != 1 {
+		t.Errorf("epochs %d and %d, want 1 and 1", first.Epoch(), second.Epoch())
+	}
+	mark(t, first, marksOf(insert(t, db, 1, 10)))
+	release(t, first)
+	if got := acquire(t, s, "outbox_1"); got.Epoch() != 2 || got.MarkedLSN() == 0 {
+		t.Errorf("epoch %d, marked up to %s; want 2 and a position", got.Epoch(), got.MarkedLSN())
+	}
+	release(t, second)
+	if got := acquire(t, s, "outbox_2").MarkedLSN(); got != 0 {
+		t.Errorf("the second slot's marked_lsn is %s", got)
+	}
+}
+
+func TestLeaseAcquireEndsWithContext(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	acquire(t, newStore(t, testConfig(db), nil), "outbox")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := newStore(t, testConfig(db), nil).Acquire(ctx, "outbox")
+		ended <- err
+	}()
+	db.Until(t, `SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay lease outbox'`)
+	cause := errors.New("the test wants it so")
+	cancel(cause)
+	if err := <-ended; !errors.Is(err, cause) {
+		t.Errorf("got %v, want the cause", err)
+	}
+}
+
+func TestLeaseOwnerKilled(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		old := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		events := insert(t, db, 1, 5)
+		next := make(chan *lease)
+		go func() {
+			l, err := newStore(t, testConfig(db), nil).Acquire(t.Context(), "outbox")
+			if err != nil {
+				t.Error(err)
+				close(next)
+				return
+			}
+			next <- l.(*lease)
+		}()
+		db.Until(t, `SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay lease outbox'`)
+		kill(t, db, value[int](t, db.Pool, `SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`))
+		killed := time.Now()
+
+		// The owner hears of it at once, not at its next renewal: meanwhile there would be two.
+		if took := within(t, afterStop, "the owner's loss", old.Lost()); took > 0 {
+			t.Logf("lost after %s", took)
+		}
+		if old.Valid() || old.Err() == nil {
+			t.Errorf("the lost lease: valid %t, %v", old.Valid(), old.Err())
+		}
+		l := <-next
+		if l == nil {
+			return
+		}
+		defer release(t, l)
+		if took := time.Since(killed); took > afterDeath {
+			t.Errorf("the next owner came after %s", took)
+		}
+		if l.Epoch() != 2 {
+			t.Errorf("epoch %d, want 2", l.Epoch())
+		}
+		checkFenced(t, db, old, marksOf(events))
+		if err := old.Release(t.Context()); err != nil {
+			t.Errorf("release what is lost: %v", err)
+		}
+		if !l.Valid() {
+			t.Error("the former owner's release has cost the new one its lease")
+		}
+	})
+}
+
+// checkFenced has a former owner mark, as its marker would, and makes sure that nothing comes of it.
+func checkFenced(t testing.TB, db *pgtest.DB, old *lease, marks []relay.Mark) {
+	t.Helper()
+	before := counts(t, db)
+	var err error
+	for range 3 { // its connection may be gone as well: that is passing trouble, and the marker tries again
+		if _, err = old.Mark(t.Context(), marks); errors.Is(err, relay.ErrLeaseLost) {
+			break
+		}
+	}
+	if !errors.Is(err, relay.ErrLeaseLost) {
+		t.Errorf("a former owner's mark: %v, want ErrLeaseLost", err)
+	}
+	if got := counts(t, db); got != before {
+		t.Errorf("a former owner's mark has changed rows: %s, before %s", got, before)
+	}
+}
+
+// frozen makes an owner behind a proxy that has gone silent, and a standby's lease that followed.
+func frozen(t *testing.T, db *pgtest.DB, freeze func(*pgtest.Proxy, *lease)) (old, next *lease, proxy *pgtest.Proxy) {
+	proxy = pgtest.NewProxy(t, db.DSN)
+	cfg := testConfig(db)
+	cfg.LeaseTTL, cfg.AcquireInterval = time.Second, 50*time.Millisecond
+	standby := newStore(t, cfg, nil)
+	cfg.DatabaseURL, cfg.Owner = proxy.DSN, "frozen"
+	old = acquire(t, newStore(t, cfg, nil), "outbox")
+
+	freeze(proxy, old)
+	start := time.Now()
+	next = acquire(t, standby, "outbox")
+	// The order of the two matters more than the time: nobody trusts the old lease when the new one is there.
+	if old.Valid() {
+		t.Error("the frozen owner still trusts its lease when the next has taken it")
+	}
+	if took := time.Since(start); took > 5*cfg.LeaseTTL {
+		t.Errorf("the standby took over after %s, with a lease of %s", took, cfg.LeaseTTL)
+	}
+	if next.Epoch() != old.Epoch()+1 {
+		t.Errorf("epoch %d after %d", next.Epoch(), old.Epoch())
+	}
+	return old, next, proxy
+}
+
+func TestLeaseOwnerFrozen(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		events := insert(t, db, 1, 100)
+		old, next, proxy := frozen(t, db, func(p *pgtest.Proxy, _ *lease) { p.Freeze() })
+		within(t, 5*time.Second, "the frozen owner's loss", old.Lost())
+		if old.Err() == nil {
+			t.Error("no reason for the loss")
+		}
+		mark(t, next, marksOf(events[:50]))
+		proxy.Thaw()
+		checkFenced(t, db, old, marksOf(events))
+		if got := counts(t, db); got != "50 pending, 50 sent" {
+			t.Errorf("rows: %s", got)
+		}
+		if !next.Valid() {
+			t.Error("the new owner's lease is lost")
+		}
+	})
+}
+
+// A is frozen with half of a mark batch on its way: the server has executed the fence, holds the lock of the slot's row for A, and waits
+// for the rest, which idle_in_transaction_session_timeout does not count. B must be able to take over all the same.
+func TestLeaseOwnerFrozenInMark(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		events := insert(t, db, 1, 2500)
+		marking := make(chan error, 1)
+		old, next, _ := frozen(t, db, func(p *pgtest.Proxy, l *lease) {
+			mark(t, l, marksOf(events[:1])) // its statements are prepared
+			p.FreezeAfter(20_000)           // of 50,000
+			go func() {
+				_, err := l.Mark(t.Context(), marksOf(events))
+				marking <- err
+			}()
+			db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks outbox' AND datname = current_database() AND backend_xid IS NOT NULL)`)
+		})
+		mark(t, next, marksOf(events[:2000]))
+		release(t, old)
+		if err := <-marking; err == nil {
+			t.Error("the frozen mark has succeeded")
+		}
+		if got := counts(t, db); got != "500 pending, 2000 sent" {
+			t.Errorf("rows: %s", got)
+		}
+	})
+}
+
+// Somebody holds the lock of a row that is to be marked: psql left open, a long transaction of the application. The mark waits,
+// the lease must not: its renewal updates the same row as the mark's fence.
+func TestLeaseRenewedWhileMarkWaits(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		cfg := testConfig(db)
+		cfg.LeaseTTL = 2 * time.Second
+		l := acquire(t, newStore(t, cfg, nil), "outbox")
+		events := insert(t, db, 1, 10)
+		person, err := db.Conn(t).Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := person.Exec(t.Context(), `SELECT FROM saga_outbox WHERE event_id = $1 FOR UPDATE`, id(3).String()); err != nil {
+			t.Fatal(err)
+		}
+		// The others are marked, and this one is for later, for as long as that lasts.
+		start := time.Now()
+		for time.Since(start) < 2*cfg.LeaseTTL {
+			later, err := l.Mark(t.Context(), marksOf(events))
+			if err != nil {
+				t.Fatalf("after %s: %v", time.Since(start), err)
+			}
+			if len(later) != 1 || later[0] != 2 {
+				t.Fatalf("marks %v are for later, want that of row 3", later)
+			}
+			if !l.Valid() {
+				t.Fatalf("after %s the lease is lost: %v", time.Since(start), l.Err())
+			}
+		}
+		if got := counts(t, db); got != "1 pending, 9 sent" {
+			t.Errorf("rows: %s", got)
+		}
+		if err := person.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		mark(t, l, marksOf(events))
+		if got := counts(t, db); got != "10 sent" {
+			t.Errorf("rows: %s", got)
+		}
+	})
+}
+
+// The row's lock is held by somebody: the owner cannot renew, and stops trusting its lease in time.
+func TestLeaseRenewalBlocked(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	cfg := testConfig(db)
+	cfg.LeaseTTL = time.Second
+	l := acquire(t, newStore(t, cfg, nil), "outbox")
+	person, err := db.Conn(t).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := person.Exec(t.Context(), `SELECT FROM saga_outbox_relay FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 5*time.Second, "the loss", l.Lost())
+	if err := person.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	next := acquire(t, newStore(t, cfg, nil), "outbox")
+	if next.Epoch() != 2 {
+		t.Errorf("epoch %d, want 2", next.Epoch())
+	}
+}
+
+// A restart of PostgreSQL takes the lease away, and Acquire waits through it.
+func TestLeaseServerRestart(t *testing.T) {
+	server := pgtest.OwnServer(t, pgtest.Version(), nil)
+	db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
+	s := newStore(t, testConfig(db), nil)
+	l := acquire(t, s, "outbox")
+	events := insert(t, db, 1, 3)
+	mark(t, l, marksOf(events))
+	if err := server.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	within(t, afterDeath, "the loss", l.Lost())
+	next := make(chan relay.Lease, 1)
+	go func() {
+		l, err := s.Acquire(t.Context(), "outbox")
+		if err != nil {
+			t.Error(err)
+		}
+		next <- l
+	}()
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := <-next
+	if second == nil {
+		return
+	}
+	if second.Epoch() != 2 || second.MarkedLSN() != events[0].CommitLSN {
+		t.Errorf("epoch %d, marked %s; want 2, %s", second.Epoch(), second.MarkedLSN(), events[0].CommitLSN)
+	}
+	if err := second.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sagaz-relay/relay/internal/child"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -136,7 +137,23 @@ func TestStatus(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	d := toFile(t)
-	p := w.relay("relay", d.env)
+	ports, err := child.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The library's ConfigMap as it is: each of these names means something to it, and none may stop us.
+	p := w.relay("relay", d.env.with(settings{
+		"RELAY_HTTP_ADDR": "", "METRICS_PORT": strconv.Itoa(ports[0]), "LOG_LEVEL": "WARNING", "WORKER_BATCH_SIZE": "100", "WORKER_POLL_INTERVAL_SECONDS": "1.0",
+		"MAX_RETRY_ATTEMPTS": "10", "INITIAL_RETRY_DELAY_SECONDS": "1.0", "MAX_RETRY_DELAY_SECONDS": "300", "STUCK_CLAIM_TIMEOUT_SECONDS": "300",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SERVICE_NAME": "outbox-worker", "POLL_INTERVAL": "1.0",
+	}))
+	p.addr = fmt.Sprintf("127.0.0.1:%d", ports[0]) // at WARNING the log does not say
+	eventually(t, patience, "the port answers", func() string {
+		if code, body := p.get("/health/live"); code != http.StatusOK {
+			return p.mustRun(string(body))
+		}
+		return ""
+	})
 	p.waitStreaming()
 	w.insert(row{key: "k", topic: "T"}, row{key: "k", topic: "T"})
 	w.waitNonePending(p)

@@ -68,7 +68,7 @@ func keyOrder(t testing.TB, text []byte) []string {
 	return keys
 }
 
-// fileEvents reads what the sink file or stdout wrote.
+// lineEvents reads what the sink file or stdout wrote.
 func lineEvents(t testing.TB, read func(func(file.Line) error) error) []verify.Event {
 	t.Helper()
 	var got []verify.Event

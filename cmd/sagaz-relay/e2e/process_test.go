@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,8 +28,9 @@ type process struct {
 
 	stdout, stderr output
 	secrets        []string
-	stopping       bool // it got a SIGTERM; a second one would end it at once
-	asked          bool // somebody looked at its end
+	addr           string // that answers HTTP, once known
+	stopping       bool   // it got a SIGTERM; a second one would end it at once
+	asked          bool   // somebody looked at its end
 }
 
 // output gathers what a process writes.
@@ -53,16 +55,10 @@ func (o *output) String() string {
 // settings are variables of a process's environment.
 type settings map[string]string
 
-// with returns a copy with more variables, or others in their place. An empty value takes the variable away.
+// with returns a copy with more variables, or others in their place. One with an empty value is not set.
 func (s settings) with(more settings) settings {
-	all := make(settings)
-	for _, m := range []settings{s, more} {
-		for name, value := range m {
-			if all[name] = value; value == "" {
-				delete(all, name)
-			}
-		}
-	}
+	all := maps.Clone(s)
+	maps.Copy(all, more)
 	return all
 }
 
@@ -75,7 +71,9 @@ func launch(t testing.TB, path, name string, env settings, secrets []string, arg
 	// Nothing of ours, so that a file in the home directory or a variable of the person who tests changes nothing.
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent", "TMPDIR=" + os.TempDir(), "GORACE=halt_on_error=1 atexit_sleep_ms=50"}
 	for name, value := range env {
-		cmd.Env = append(cmd.Env, name+"="+value)
+		if value != "" {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
 	}
 	cmd.Dir = t.TempDir()
 	cmd.Stdout, cmd.Stderr = &p.stdout, &p.stderr
@@ -234,9 +232,11 @@ func (p *process) mustRun(wrong string) string {
 // get asks the process by HTTP.
 func (p *process) get(path string) (code int, body []byte) {
 	p.t.Helper()
-	addr := p.waitLog("serving metrics and health").text("address")
+	if p.addr == "" {
+		p.addr = p.waitLog("serving metrics and health").text("address")
+	}
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	res, err := client.Get("http://" + addr + path)
+	res, err := client.Get("http://" + p.addr + path)
 	if err != nil {
 		return 0, []byte(err.Error())
 	}

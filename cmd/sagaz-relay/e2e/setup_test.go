@@ -137,6 +137,27 @@ func TestObjects(t *testing.T) {
 		w.exec(fmt.Sprintf(`GRANT SELECT ON saga_outbox TO %s_r`, w.role))
 		w.fails(t, settings{"DATABASE_URL": strings.Replace(w.url, w.role+":", w.role+"_r:", 1)}, w.role+"_r", "GRANT", "UPDATE", "saga_outbox")
 	})
+	t.Run("table of somebody else", func(t *testing.T) {
+		w.exec(fmt.Sprintf(`CREATE ROLE %s_o LOGIN REPLICATION PASSWORD '%s'`, w.role, w.password))
+		defer w.exec(fmt.Sprintf(`DROP OWNED BY %[1]s_o; DROP ROLE %[1]s_o`, w.role))
+		w.exec(fmt.Sprintf(`GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %[1]s_o; GRANT SELECT, INSERT ON saga_outbox_archive TO %[1]s_o;
+			GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO %[1]s_o`, w.role))
+		theirs := strings.Replace(w.url, w.role+":", w.role+"_o:", 1)
+		w.fails(t, settings{"DATABASE_URL": theirs, "RELAY_PUBLICATION": "not_there", "RELAY_SLOT": w.slot + "_o"}, "not_there", "saga_outbox", "CREATE PUBLICATION", w.role)
+
+		// With the publication there, the rights that the message of another test names are enough.
+		here := *w
+		here.t = t
+		p := here.relay("relay", settings{"DATABASE_URL": theirs, "BROKER_TYPE": "stdout"})
+		p.waitStreaming()
+		id := here.insert(row{key: "k", topic: "T"})[0]
+		here.waitNonePending(p)
+		if status, _ := here.fate(id); status != "sent" {
+			t.Errorf("the row is %s, want sent", status)
+		}
+		p.stop()
+		here.waitGone()
+	})
 	t.Run("column missing", func(t *testing.T) {
 		w.exec(`DROP PUBLICATION sagaz_outbox; ALTER TABLE saga_outbox RENAME headers TO meta`)
 		w.fails(t, nil, "saga_outbox", "headers")

@@ -217,7 +217,10 @@ func TestFrozenOwner(t *testing.T) {
 		t.Error("no relay says that it has ended the frozen owner")
 	}
 	l.finish(nil)
-	before, depth, thawed := f.k.ends()[0], q.depth(), time.Now()
+	marked := func() string {
+		return value[string](f.world, `SELECT (max(sent_at), count(*), sum(retry_count))::text FROM saga_outbox`)
+	}
+	before, depth, marks, thawed := f.k.ends()[0], q.depth(), marked(), time.Now()
 
 	owner.signal(syscall.SIGCONT)
 	lost := owner.waitLog("lease lost, standing by")
@@ -228,6 +231,9 @@ func TestFrozenOwner(t *testing.T) {
 	}
 	if after := f.k.ends()[0]; after != before {
 		t.Errorf("the thawed owner published %d events to kafka", after-before)
+	}
+	if now := marked(); now != marks {
+		t.Errorf("the thawed owner marked rows: %s before, %s after", marks, now)
 	}
 	if now := q.depth(); now != depth {
 		t.Errorf("the thawed owner published %d events to rabbitmq", now-depth)

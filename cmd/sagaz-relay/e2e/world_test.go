@@ -156,6 +156,9 @@ type row struct {
 	created   string
 }
 
+// sqlNull as a row's headers is no value, not JSON's null.
+const sqlNull = "NULL"
+
 func newID() relay.UUID {
 	var id relay.UUID
 	_, _ = rand.Read(id[:]) // it does not fail
@@ -187,9 +190,13 @@ func (w *world) insert(rows ...row) []relay.UUID {
 		def(&r.headers, "{}")
 		def(&r.status, "pending")
 		def(&r.created, "now")
+		headers := &r.headers
+		if r.headers == sqlNull {
+			headers = nil
+		}
 		batch.Queue(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at)
 			VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7::text::jsonb, $8, $9::text::timestamptz)`,
-			[16]byte(r.id), r.saga, r.aggregate, r.key, r.topic, r.payload, r.headers, r.status, r.created)
+			[16]byte(r.id), r.saga, r.aggregate, r.key, r.topic, r.payload, headers, r.status, r.created)
 	}
 	if err := w.db.Pool.SendBatch(w.t.Context(), &batch).Close(); err != nil {
 		w.t.Fatalf("insert: %v", err)

@@ -228,8 +228,7 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 	if err := s.untilReady(ctx); err != nil {
 		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)
 	}
-	rows, err := s.query(ctx, `SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'), coalesce(a.usename, ''),
-		CASE WHEN a.application_name = `+quoteLiteral(applicationFor(name))+` THEN pg_terminate_backend(a.pid) END
+	rows, err := s.query(ctx, `SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'), coalesce(a.usename, '')
 		FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = `+quoteLiteral(name))
 	if err != nil {
 		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)
@@ -238,7 +237,10 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 		return fmt.Errorf("%w: slot %q: %w", relay.ErrSlotBusy, name, cause)
 	}
 	r := rows[0]
-	if r[4] == "t" {
+	if r[1] == applicationFor(name) {
+		if _, err := s.query(ctx, `SELECT pg_terminate_backend(`+r[0]+`)`); err != nil {
+			return fmt.Errorf("%w: slot %q is still held by a former owner (pid %s from %s as %s), which we may not end: %w", relay.ErrSlotBusy, name, r[0], r[2], r[3], err)
+		}
 		return fmt.Errorf("%w: slot %q was still held by a former owner (pid %s from %s), which was ended", relay.ErrSlotBusy, name, r[0], r[2])
 	}
 	return fmt.Errorf("%w: slot %q is read by pid %s (%s from %s as %s); to end it: SELECT pg_terminate_backend(%s);", relay.ErrSlotBusy, name, r[0], r[1], r[2], r[3], r[0])

@@ -73,7 +73,7 @@ func (p *proxy) dial(ctx context.Context, network, addr string) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	client, err := new(net.Dialer).DialContext(ctx, "tcp", p.ln.Addr().String())
+	client, err := net.Dial("tcp", p.ln.Addr().String()) // not under ctx: a connection given up would be accepted all the same
 	if err != nil {
 		_ = upstream.Close()
 		return nil, err

@@ -22,6 +22,7 @@ import (
 
 // The contract of every sink, on one partition and on several, compressed and not.
 func TestContract(t *testing.T) {
+	brokertest.Kafka(t) // started here, so that its own goroutines are none of the sink's
 	for name, tc := range map[string]struct {
 		partitions int
 		change     func(*Config)

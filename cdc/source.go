@@ -149,7 +149,7 @@ func (s *Source) Check(ctx context.Context) error {
 }
 
 // Open implements relay.Source.
-func (s *Source) Open(ctx context.Context, slot string) (relay.Stream, error) {
+func (s *Source) Open(ctx context.Context, slot string, _ relay.LSN) (relay.Stream, error) {
 	sess, err := s.connect(ctx, slot)
 	if err != nil {
 		return nil, err
@@ -212,4 +212,10 @@ func (s *Source) open(ctx context.Context, sess *session, slot string) (*stream,
 	}
 	st.last.Store(time.Now().UnixNano())
 	return st, nil
+}
+
+// Create implements relay.Source.
+func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
+	_, err := s.EnsureSlot(ctx, slot)
+	return 0, err
 }

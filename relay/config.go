@@ -3,6 +3,8 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -81,12 +83,78 @@ type Config struct {
 	// Default false. RELAY_HYBRID.
 	Hybrid bool `env:"RELAY_HYBRID"`
 
+	// Mode is how events are found. "cdc" streams from a replication slot and refuses to start where that is impossible. "polling" looks
+	// at the table every PollInterval, and needs neither wal_level = logical nor the REPLICATION right, and may have a pooler in
+	// between. "auto" streams if it can, says loudly why if it cannot, and polls then until it can.
+	//
+	// Default auto. RELAY_MODE or SAGAZ_OUTBOX_MODE.
+	Mode string `env:"RELAY_MODE,SAGAZ_OUTBOX_MODE"`
+
+	// PollInterval is the pause between two looks at the table for rows that no slot tells of. While polling it is the latency; beside a
+	// stream such rows are exceptions. A look that takes long is made less often, so that looking takes at most 1/500 of
+	// the database's time.
+	//
+	// Default 1s. POLL_INTERVAL or WORKER_POLL_INTERVAL_SECONDS.
+	PollInterval time.Duration `env:"POLL_INTERVAL,WORKER_POLL_INTERVAL_SECONDS"`
+
+	// MaxRetries is the number of refusals after which an event is a dead letter. Only what is the event's own fault counts: a
+	// broker that is down charges nothing.
+	//
+	// Default 5. MAX_RETRIES or MAX_RETRY_ATTEMPTS.
+	MaxRetries int `env:"MAX_RETRIES,MAX_RETRY_ATTEMPTS"`
+
+	// RetryMin and RetryMax bound the wait before a refused event is offered again. It doubles from one to the other, with jitter.
+	//
+	// Defaults 1s, 1m. INITIAL_RETRY_DELAY_SECONDS, MAX_RETRY_DELAY_SECONDS.
+	RetryMin time.Duration `env:"INITIAL_RETRY_DELAY_SECONDS"`
+	RetryMax time.Duration `env:"MAX_RETRY_DELAY_SECONDS"`
+
+	// DeadLetter says what a dead letter means for later events of its key: with "continue" they go on without it, with "hold" they wait
+	// until a person retries or discards it (sagaz-relay dead-letter).
+	//
+	// Default continue. RELAY_DEAD_LETTER.
+	DeadLetter string `env:"RELAY_DEAD_LETTER"`
+
+	// SinkIsolation is for how long a sink may fail before its events go to the ledger, so that the other sinks and the slot go on. Too
+	// short moves events to the ledger at every hiccup, which costs the database some writes; too long keeps the other sinks waiting once the
+	// in-flight budget is spent.
+	//
+	// Default 30s. RELAY_SINK_ISOLATION.
+	SinkIsolation time.Duration `env:"RELAY_SINK_ISOLATION"`
+
+	// WALBudget is how much WAL, in bytes, the slot may hold back before the events of sinks that are behind go to the ledger, so
+	// that the slot can move. It keeps the database's disk safe, and the slot from being invalidated. 0 means half of the server's
+	// max_slot_wal_keep_size, and nothing where that has no limit.
+	//
+	// Default 0. RELAY_WAL_BUDGET.
+	WALBudget int `env:"RELAY_WAL_BUDGET"`
+
+	// Retention is the age at which rows that were sent are removed, in small batches, by the slot's owner; 0 keeps them.
+	// RetentionAction is "delete", or "archive", which moves them to saga_outbox_archive.
+	//
+	// Defaults 0s, delete. RELAY_RETENTION, RELAY_RETENTION_ACTION.
+	Retention       time.Duration `env:"RELAY_RETENTION"`
+	RetentionAction string        `env:"RELAY_RETENTION_ACTION"`
+
 	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and {saga_id}.
 	//
 	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.
 	Topic      string `env:"RELAY_TOPIC"`
 	RoutingKey string `env:"RELAY_ROUTING_KEY"`
 }
+
+// Values of Mode, DeadLetter and RetentionAction.
+const (
+	ModeAuto    = "auto"
+	ModeCDC     = "cdc"
+	ModePolling = "polling"
+
+	DeadLetterContinue = "continue"
+	DeadLetterHold     = "hold"
+
+	RetentionDelete  = "delete"
+	RetentionArchive = "archive"
+)
 
 // DefaultConfig returns every default but WorkerID, which depends on the machine.
 func DefaultConfig() Config {
@@ -103,8 +171,18 @@ func DefaultConfig() Config {
 		BackoffMin:     100 * time.Millisecond,
 		BackoffMax:     5 * time.Second,
 		DrainTimeout:   20 * time.Second,
-		Topic:          "{event_type}",
-		RoutingKey:     "{event_type}",
+
+		Mode:            ModeAuto,
+		PollInterval:    time.Second,
+		MaxRetries:      5,
+		RetryMin:        time.Second,
+		RetryMax:        time.Minute,
+		DeadLetter:      DeadLetterContinue,
+		SinkIsolation:   30 * time.Second,
+		RetentionAction: RetentionDelete,
+
+		Topic:      "{event_type}",
+		RoutingKey: "{event_type}",
 	}
 }
 
@@ -153,6 +231,26 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("RELAY_BACKOFF_MAX=%s: want at least RELAY_BACKOFF_MIN=%s", c.BackoffMax, c.BackoffMin))
 	}
 	positive("RELAY_DRAIN_TIMEOUT", c.DrainTimeout)
+	oneOf := func(name, got string, want ...string) {
+		if !slices.Contains(want, got) {
+			last := len(want) - 1
+			errs = append(errs, fmt.Errorf("%s=%s: want %s or %s", name, got, strings.Join(want[:last], ", "), want[last]))
+		}
+	}
+	oneOf("RELAY_MODE", c.Mode, ModeAuto, ModeCDC, ModePolling)
+	positive("POLL_INTERVAL", c.PollInterval)
+	atLeast("MAX_RETRIES", c.MaxRetries, 1)
+	positive("INITIAL_RETRY_DELAY_SECONDS", c.RetryMin)
+	if c.RetryMax < c.RetryMin {
+		errs = append(errs, fmt.Errorf("MAX_RETRY_DELAY_SECONDS=%s: want at least INITIAL_RETRY_DELAY_SECONDS=%s", c.RetryMax, c.RetryMin))
+	}
+	oneOf("RELAY_DEAD_LETTER", c.DeadLetter, DeadLetterContinue, DeadLetterHold)
+	positive("RELAY_SINK_ISOLATION", c.SinkIsolation)
+	atLeast("RELAY_WAL_BUDGET", c.WALBudget, 0)
+	if c.Retention < 0 {
+		errs = append(errs, fmt.Errorf("RELAY_RETENTION=%s: want 0 or more, such as 168h", c.Retention))
+	}
+	oneOf("RELAY_RETENTION_ACTION", c.RetentionAction, RetentionDelete, RetentionArchive)
 	for _, t := range []struct{ name, text string }{{"RELAY_TOPIC", c.Topic}, {"RELAY_ROUTING_KEY", c.RoutingKey}} {
 		if _, err := ParseTemplate(t.text); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))

@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -84,9 +83,9 @@ func (m *marker) run(ctx context.Context) error {
 		}
 		marks = marks[:0]
 		for _, f := range batch {
-			marks = append(marks, Mark{ID: f.rec.EventID, XID: f.xid, CommitLSN: f.commitLSN, Refusal: refusalText(f.refused)})
+			marks = append(marks, Mark{ID: f.rec.EventID, XID: f.xid, CommitLSN: f.commitLSN, Parked: parked(f.refused)})
 		}
-		later, err := m.lease.Mark(ctx, marks)
+		later, err := m.lease.Mark(ctx, MarkBatch{Marks: marks})
 		switch {
 		case errors.Is(err, ErrLeaseLost):
 			return err
@@ -182,17 +181,11 @@ func (m *marker) gather(ctx context.Context) bool {
 	return true
 }
 
-// refusalText is what last_error says: each sink and its reason.
-func refusalText(refused []sinkRefusal) string {
-	switch len(refused) {
-	case 0:
-		return ""
-	case 1:
-		return fmt.Sprintf("%s: %v", refused[0].sink, refused[0].err)
+// parked are the ledger entries for sinks that refused the event.
+func parked(refused []sinkRefusal) []Parked {
+	var entries []Parked
+	for _, r := range refused {
+		entries = append(entries, Parked{Sink: r.sink, State: StateRetry, Reason: r.err.Reason, Error: r.err.Error(), Attempts: 1})
 	}
-	text := refusalText(refused[:1])
-	for _, r := range refused[1:] {
-		text += fmt.Sprintf("; %s: %v", r.sink, r.err)
-	}
-	return text
+	return entries
 }

@@ -166,7 +166,7 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
 	opened := false
 	for {
-		stream, err := p.source.Open(ctx, p.slot)
+		stream, err := p.source.Open(ctx, p.slot, 0)
 		if err == nil {
 			if opened {
 				p.log.Info("replication resumed")

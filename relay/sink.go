@@ -46,7 +46,9 @@ func (r *Record) Size() int {
 // Order: records that share a key reach the broker in the order given. When one of them fails in a passing
 // way, the later ones of the same key count as failed too, even if the broker took them: the caller
 // offers the failed ones again, in the same order, and the consumer sees a suffix repeated, never a gap
-// that closes late. A refused record (see Refuse) does not hold up those behind it.
+// that closes late. A refused record (see Refuse) holds up those of its key behind it too: they are not sent, with ErrBehind,
+// so that they can follow it when it is retried. A sink that learns of a refusal only after it has sent what follows does its
+// best to learn it earlier the next time.
 //
 // Publish is called from several lanes at once, but records of one key always come from one lane, one call
 // at a time. After an error or a restart a record may be offered again. A sink does not retry by
@@ -84,6 +86,9 @@ func Fence(ctx context.Context) (valid func() bool) {
 
 // ErrFence is the fate of records that were not sent because Fence said no.
 var ErrFence = errors.New("not sent: the slot is not ours any more")
+
+// ErrBehind is the fate of a record that was not sent because one of its key before it in the batch was refused.
+var ErrBehind = errors.New("not sent: a record of the same key before it was refused")
 
 // Checker is implemented by sinks that can tell whether their broker is reachable without publishing
 // anything. The error names the address and what to check, never a credential.

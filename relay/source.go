@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // Source opens slots.
@@ -10,10 +11,44 @@ type Source interface {
 	// Check verifies once what the source needs of the database and returns a *SetupError for what a person has
 	// to mend. It changes nothing.
 	Check(ctx context.Context) error
-	// Open connects to the slot, creating it and the publication when missing, and starts streaming. ErrSlotBusy and
-	// *SetupError are told apart from passing trouble.
-	Open(ctx context.Context, slot string) (Stream, error)
+	// Open connects to the slot and starts streaming. known is a position that nobody has told the slot to pass
+	// (Recovery.Confirmed); 0 when not known. *SlotGoneError, ErrSlotBusy and *SetupError are told apart from passing
+	// trouble.
+	Open(ctx context.Context, slot string, known LSN) (Stream, error)
+	// Create makes the slot, and the publication if that is missing, and returns the position from which the slot tells
+	// everything. A slot of this name that cannot be read any more is dropped first; one that can is kept, and its position returned.
+	Create(ctx context.Context, slot string) (LSN, error)
 }
+
+// SlotGoneError says that the slot cannot tell, or may not tell, everything that was committed since it was last read. It is
+// to be created anew (Source.Create), after the sweep that finds the rest in the table was noted as owed.
+type SlotGoneError struct {
+	Slot string
+	// Cause is a word for logs and metrics.
+	Cause GoneCause
+	Err   error // what the server said, if anything
+}
+
+func (e *SlotGoneError) Error() string {
+	s := fmt.Sprintf("slot %q: %s", e.Slot, e.Cause)
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+func (e *SlotGoneError) Unwrap() error { return e.Err }
+
+// GoneCause is why a slot cannot tell everything.
+type GoneCause string
+
+// Causes of a gap.
+const (
+	GoneMissing     GoneCause = "missing"     // it does not exist: never made, dropped, restored from a dump, lost in a failover
+	GoneLost        GoneCause = "lost"        // the server has invalidated it (wal_status lost, conflicting, …)
+	GonePublication GoneCause = "publication" // the publication is missing, or was as of the position that the slot decodes
+	GoneMoved       GoneCause = "moved"       // it stands further on than we let it: recreated or advanced by somebody
+)
 
 // ErrSlotBusy says that another connection reads the slot; the error that wraps it tells which one.
 var ErrSlotBusy = errors.New("replication slot is in use")
@@ -38,7 +73,7 @@ type Intake interface {
 	Pass(lsn LSN)
 	// Heard says that the server has written WAL up to lsn. It confirms nothing: lag is counted from it.
 	Heard(lsn LSN)
-	// Watermark is the position to report: everything committed before it is resolved and marked. It
-	// may be called from any goroutine.
+	// Watermark is the position to report: everything committed before it is resolved and marked, or in the ledger, and the
+	// database has a note that it may be reported (Lease.Confirm). It may be called from any goroutine.
 	Watermark() LSN
 }

@@ -28,6 +28,8 @@ type SetupError struct {
 	Problem string
 	Fix     string
 	Err     error // what the server said, if anything
+	// Streaming says that only logical replication is impossible: RELAY_MODE=auto polls the table instead.
+	Streaming bool
 }
 
 func (e *SetupError) Error() string {
@@ -69,17 +71,27 @@ type Lease interface {
 	// Valid reports whether the lease is still within its time. It looks at the clock, so it also tells a process that was
 	// frozen (SIGSTOP, a paused VM) the truth at the moment it wakes up, before any timer has fired.
 	Valid() bool
-	// Mark writes the events' fates to their rows, in one transaction that first checks the epoch. Events whose
-	// rows are not visible yet, though the stream has told of them, are returned as later, to be marked again soon: a transaction is
-	// in the WAL before it is visible to others, by as much as a synchronous standby takes. A row
-	// that is gone counts as marked. ErrFenced ends the lease.
-	Mark(ctx context.Context, marks []Mark) (later []int, err error)
-	// Settled tells for each event whether its row asks for no delivery any more: marked sent or dead,
+	// Mark writes the events' fates, in one transaction that first checks the epoch and notes batch.Confirm: to their rows, and
+	// to the ledger what sinks do not have. Events whose rows are not visible yet, though the stream has told of them, are returned
+	// as later, to be marked again soon: a transaction is in the WAL before it is visible to others, by as much as a synchronous
+	// standby takes. Ledger entries do not need the row: they are written at once, and an entry that is there already stays
+	// as it is. A row that is gone counts as marked. ErrFenced ends the lease.
+	Mark(ctx context.Context, batch MarkBatch) (later []int, err error)
+	// Settled tells for each event whether its row asks for no delivery any more: marked sent or dead, in the ledger,
 	// deleted or archived. While another worker holds one of the rows claimed that cannot be told: the error is
-	// a *ClaimedError then, and it is to be asked again soon.
+	// a *ClaimedError then, and it is to be asked again soon. In hybrid mode it claims those that are not settled, so that no
+	// other worker takes them: what is not settled is ours to publish; a claim of a relay that had the slot before us is ours too.
 	Settled(ctx context.Context, events []Event) ([]bool, error)
+	// Confirm notes that the slot may be told to pass lsn; see Recovery.Confirmed. Mark does it too.
+	Confirm(ctx context.Context, lsn LSN) error
 	// Slot tells what the server says of the slot.
 	Slot(ctx context.Context) (SlotInfo, error)
+	Ledger
+	Sweeper
+	// Prune removes (or, with archive, moves to saga_outbox_archive) at most limit rows that were sent before the given age, on a
+	// connection of its own and without waiting for anybody's locks, and returns how many. Fewer than limit means that there are no
+	// more for now.
+	Prune(ctx context.Context, age time.Duration, archive bool, limit int) (int, error)
 	// Release gives the slot up. The stream must be closed before.
 	Release(ctx context.Context) error
 }
@@ -96,13 +108,28 @@ func (e *ClaimedError) Error() string {
 	return fmt.Sprintf("%d rows are claimed by other workers, one of them %q, for %s at most", e.Rows, e.Worker, e.AtMost)
 }
 
+// MarkBatch is what one transaction of Mark writes.
+type MarkBatch struct {
+	Marks []Mark
+	// Confirm is a position that the slot may be told to pass once this is committed; 0 for none.
+	Confirm LSN
+}
+
 // Mark is an event's fate, to be written to its row.
 type Mark struct {
-	ID        UUID
-	XID       uint32 // the inserting transaction, or 0; tells a row that is gone from one not visible yet
+	ID  UUID
+	XID uint32 // the inserting transaction, or 0; tells a row that is gone from one not visible yet
+	// CommitLSN is 0 for an event that was read from the table. Marking such a one moves MarkedLSN to the end of the WAL: a
+	// slot may tell of it later.
 	CommitLSN LSN
-	// Refusal is why a sink refused the event, in words for last_error; empty means that all sinks took it.
-	Refusal string
+	EventType string
+	Key       string
+	KeyHash   uint32 // murmur2 of Key
+	Position  int64  // the event's place in the order in which the slot's owners took events
+	// Parked are the ledger entries for the sinks that do not have the event; none means that all have it, and the row says sent.
+	// With an entry in state StateRetry or StateDead the row says failed or dead_letter, with retry_count and last_error; with only
+	// StateHeld ones it stays pending (in hybrid mode it says failed, so that the other worker leaves it alone).
+	Parked []Parked
 }
 
 // SlotInfo is what the server says of a slot (pg_replication_slots), and how far its WAL goes.
@@ -113,6 +140,8 @@ type SlotInfo struct {
 	ConfirmedFlush LSN
 	Restart        LSN
 	WALStatus      string // reserved, extended, unreserved, lost
+	// KeepSize is max_slot_wal_keep_size in bytes; 0 when there is no limit.
+	KeepSize int64
 	// SafeWALSize is how many bytes may still be written before the slot is in danger of being lost; nil when there is
 	// no limit, or when it is lost.
 	SafeWALSize *int64

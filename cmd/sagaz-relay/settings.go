@@ -21,12 +21,6 @@ type programConfig struct {
 	// Default kafka. BROKER_TYPE.
 	Sinks []string `env:"BROKER_TYPE"`
 
-	// Mode is how events are found: cdc streams from a replication slot; auto is cdc as long as there is no other. polling
-	// is not built yet.
-	//
-	// Default auto. RELAY_MODE or SAGAZ_OUTBOX_MODE.
-	Mode string `env:"RELAY_MODE,SAGAZ_OUTBOX_MODE"`
-
 	// MetricsPort is the port of /metrics, /health/live, /health/ready and /status.json on all addresses; 0 serves nothing.
 	//
 	// Default 8000. METRICS_PORT.
@@ -44,7 +38,7 @@ type programConfig struct {
 }
 
 func defaultProgramConfig() programConfig {
-	return programConfig{Sinks: []string{"kafka"}, Mode: "auto", MetricsPort: 8000, LogLevel: "INFO"}
+	return programConfig{Sinks: []string{"kafka"}, MetricsPort: 8000, LogLevel: "INFO"}
 }
 
 // settings are all settings of one process.
@@ -108,13 +102,6 @@ func (s *settings) all() error {
 	errs = append(errs, s.relay.Validate(), s.cdc.Validate())
 	if s.cdc.DatabaseURL != "" { // said once is enough
 		errs = append(errs, s.store.Validate())
-	}
-	switch strings.ToLower(s.program.Mode) {
-	case "auto", "cdc":
-	case "polling":
-		errs = append(errs, fmt.Errorf("RELAY_MODE=polling: this version only streams: set cdc, with wal_level = logical"))
-	default:
-		errs = append(errs, fmt.Errorf("RELAY_MODE=%s: want auto or cdc", s.program.Mode))
 	}
 	if s.program.MetricsPort < 0 || s.program.MetricsPort > 65535 {
 		errs = append(errs, fmt.Errorf("METRICS_PORT=%d: want a port, or 0 for none", s.program.MetricsPort))

@@ -140,7 +140,8 @@ const codeLockNotAvailable = "55P03"
 
 // Mark implements relay.Lease. Rows whose locks somebody holds (a session left open, the library's worker) are passed over, for later,
 // once waiting for them has not helped.
-func (l *lease) Mark(ctx context.Context, marks []relay.Mark) (later []int, err error) {
+func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err error) {
+	marks := b.Marks
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	err = l.with(ctx, func(conn *pgx.Conn) error {
@@ -177,12 +178,12 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (
 	)
 	for i := range marks {
 		upTo = max(upTo, marks[i].CommitLSN)
-		if marks[i].Refusal == "" {
+		if len(marks[i].Parked) == 0 {
 			delivered = append(delivered, marks[i].ID)
 			continue
 		}
 		refused = append(refused, marks[i].ID)
-		errorsOf = append(errorsOf, validText(marks[i].Refusal))
+		errorsOf = append(errorsOf, validText(marks[i].Parked[0].Sink+": "+marks[i].Parked[0].Error))
 	}
 	variant := func(sql string) string { return sql }
 	if l.marks.skip {
@@ -250,7 +251,7 @@ func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark)
 
 // shows reports whether a row with this status can be one that has its mark.
 func (s *Store) shows(m *relay.Mark, status string) bool {
-	if m.Refusal != "" {
+	if len(m.Parked) > 0 {
 		return status == "failed" || status == "dead_letter"
 	}
 	return s.cfg.Mark == MarkUpdate && status == "sent"

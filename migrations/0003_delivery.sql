@@ -1,0 +1,34 @@
+-- The ledger of exceptions: one row for each event that a sink did not get at the first try, until it does (relay/DESIGN.md,
+-- "The ledger"). Empty in good times. A row is written in the transaction that lets the slot pass its event.
+CREATE TABLE IF NOT EXISTS saga_outbox_delivery (
+    event_id        UUID NOT NULL,
+    sink            TEXT NOT NULL,
+    slot            TEXT NOT NULL,          -- whose owner delivers it
+    position        BIGINT NOT NULL,        -- the order in which the slot's owners took the events; within a key it is the order of delivery
+    partition_key   TEXT NOT NULL,
+    key_hash        INTEGER NOT NULL,       -- murmur2 of partition_key
+    event_type      TEXT NOT NULL,
+    commit_lsn      PG_LSN,                 -- null: found by the sweep, not streamed
+    state           TEXT NOT NULL CHECK (state IN ('retry', 'held', 'dead')),
+    attempts        INTEGER NOT NULL DEFAULT 0,  -- refusals charged to the event
+    next_attempt_at TIMESTAMPTZ,            -- in state retry: not before; null: at once
+    reason          TEXT,                   -- null for an event that only waits behind another
+    last_error      TEXT,
+    detached        BOOLEAN NOT NULL DEFAULT false,  -- later events of its key do not wait for it: a dead letter that was passed, a replay
+    discarded       BOOLEAN NOT NULL DEFAULT false,  -- a person has given it up; the slot's owner takes it out
+    replayed_at     TIMESTAMPTZ,            -- a person wants it delivered again
+    parked_at       TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (event_id, sink)
+);
+
+-- What may be offered now, in order; what becomes due; what belongs to one key.
+CREATE INDEX IF NOT EXISTS saga_outbox_delivery_ready ON saga_outbox_delivery (slot, sink, position) WHERE state = 'retry' AND next_attempt_at IS NULL;
+CREATE INDEX IF NOT EXISTS saga_outbox_delivery_due ON saga_outbox_delivery (slot, sink, next_attempt_at) WHERE state = 'retry' AND next_attempt_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS saga_outbox_delivery_key ON saga_outbox_delivery (slot, sink, key_hash, position);
+
+ALTER TABLE saga_outbox_relay
+    ADD COLUMN IF NOT EXISTS confirmed_lsn  PG_LSN NOT NULL DEFAULT '0/0',  -- the slot was never told to pass this; a slot further on was moved by somebody
+    ADD COLUMN IF NOT EXISTS sweep_owed     BOOLEAN NOT NULL DEFAULT true,  -- rows that the slot will not tell of have to be found in the table before it is read
+    ADD COLUMN IF NOT EXISTS sweep_cause    TEXT NOT NULL DEFAULT 'first start',
+    ADD COLUMN IF NOT EXISTS sweep_snapshot TEXT,                           -- pg_snapshot: those rows are visible in it; null: not taken yet
+    ADD COLUMN IF NOT EXISTS pooled         BOOLEAN NOT NULL DEFAULT false; -- the owner holds the lease by renewed_at alone, without a lock

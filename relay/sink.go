@@ -96,6 +96,23 @@ type Checker interface {
 	Check(ctx context.Context) error
 }
 
+// RouteChecker is implemented by sinks that can tell, without publishing anything, whether records with certain destinations would
+// arrive: for sagaz-relay doctor.
+type RouteChecker interface {
+	// CheckRoutes returns what is wrong, nothing when all is well. The error says that it could not be found out.
+	CheckRoutes(ctx context.Context, routes []Route) ([]RouteProblem, error)
+}
+
+// Route is the destination of a record.
+type Route struct{ EventType, Topic, RoutingKey string }
+
+// RouteProblem is a destination that does not exist, or takes nothing.
+type RouteProblem struct {
+	Route   Route
+	Problem string // what is wrong
+	Fix     string // the command or setting that mends it
+}
+
 // BatchError tells the fate of each record of one Publish.
 type BatchError struct {
 	// Errs has one entry for each record of the batch, in order: nil for an acknowledged record, a

@@ -499,6 +499,9 @@ func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, e
 		for i := range marks {
 			m := &marks[i]
 			l.marked = max(l.marked, m.CommitLSN)
+			if m.CommitLSN == 0 {
+				l.marked = l.next
+			}
 			l.park(m)
 			if slices.Contains(later, i) {
 				continue

@@ -33,7 +33,6 @@ type world struct {
 	content   map[relay.UUID]relay.Event
 	recovery  relay.Recovery
 	noted     relay.LSN // what the slot may be told to pass
-	creates   []relay.GoneCause
 	rows      map[relay.UUID]*row
 	perKey    map[string]int
 	wal       []relay.Event
@@ -267,10 +266,9 @@ func (w source) Open(context.Context, string, relay.LSN) (s relay.Stream, err er
 }
 
 // Create makes the slot anew, if it is gone: it tells what is committed from now on.
-func (w source) Create(_ context.Context, _ string, why relay.GoneCause) (at relay.LSN, err error) {
+func (w source) Create(context.Context, string) (at relay.LSN, err error) {
 	w.change(func() {
 		w.note("create")
-		w.creates = append(w.creates, why)
 		if w.gone != "" && w.gone != relay.GoneMoved {
 			w.confirmed = w.next
 		}

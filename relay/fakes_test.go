@@ -32,7 +32,8 @@ type world struct {
 	ledger    []*entry
 	content   map[relay.UUID]relay.Event
 	recovery  relay.Recovery
-	noted     relay.LSN // what the slot may be told to pass
+	byHand    map[relay.UUID]bool // set back to pending by a person
+	noted     relay.LSN           // what the slot may be told to pass
 	rows      map[relay.UUID]*row
 	perKey    map[string]int
 	wal       []relay.Event
@@ -367,7 +368,7 @@ func (s *stream) report() {
 		}
 		// The promise that matters most: the slot never passes a row that is not settled.
 		for _, ev := range s.wal {
-			if ev.CommitLSN < s.confirmed && s.rows[ev.ID].status == "pending" && len(s.entriesOf(ev.ID)) == 0 {
+			if ev.CommitLSN < s.confirmed && s.rows[ev.ID] != nil && s.rows[ev.ID].status == "pending" && !s.byHand[ev.ID] && len(s.entriesOf(ev.ID)) == 0 {
 				s.t.Errorf("confirmed %s, and row %s, committed at %s, is still pending", s.confirmed, label(ev.ID), ev.CommitLSN)
 			}
 		}
@@ -531,8 +532,12 @@ func (l *lease) Settled(_ context.Context, events []relay.Event) ([]bool, error)
 	return settled, nil
 }
 
-// Slot tells nothing: the gauges that are made of it are tested on a real server.
-func (l *lease) Slot(context.Context) (relay.SlotInfo, error) { return relay.SlotInfo{}, nil }
+// Slot tells how far the WAL goes, and from where it is kept.
+func (l *lease) Slot(context.Context) (relay.SlotInfo, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return relay.SlotInfo{Exists: l.gone == "", WALEnd: l.next, ConfirmedFlush: l.confirmed, Restart: l.confirmed}, nil
+}
 
 func (l *lease) Release(context.Context) error {
 	l.change(func() {

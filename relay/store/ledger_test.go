@@ -377,7 +377,10 @@ func TestZombieLedger(t *testing.T) {
 		exec(t, db, `UPDATE saga_outbox_relay SET epoch = epoch + 1`)
 		before := value[string](t, db.Pool, `SELECT (SELECT string_agg(d::text, ';' ORDER BY event_id) FROM saga_outbox_delivery d) || (SELECT string_agg(o::text, ';' ORDER BY event_id) FROM saga_outbox o) || (SELECT string_agg((to_jsonb(r) - 'renewed_at')::text, ';') FROM saga_outbox_relay r)`)
 		for what, f := range map[string]func() error{
-			"Mark": func() error { _, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks[2:], Confirm: 1 << 60}); return err },
+			"Mark": func() error {
+				_, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks[2:], Confirm: 1 << 60})
+				return err
+			},
 			"Resolve": func() error {
 				return l.Resolve(t.Context(), "kafka", []relay.Outcome{{Entry: &entries[0]}, {Entry: &entries[1], Fate: relay.FateRefused, Error: "no", Attempts: 1}})
 			},

@@ -228,28 +228,38 @@ func (l *lease) Counts(context.Context) ([]relay.LedgerCount, error) {
 	return counts, nil
 }
 
+// fenced does f if the lease is not a zombie's.
+func (l *lease) fenced(f func()) (err error) {
+	l.change(func() {
+		if l.epoch != l.world.epoch {
+			err = relay.ErrFenced
+			return
+		}
+		f()
+	})
+	return err
+}
+
 func (l *lease) Confirm(_ context.Context, at relay.LSN) error {
-	l.change(func() { l.noted = max(l.noted, at) })
-	return nil
+	return l.fenced(func() { l.noted = max(l.noted, at) })
 }
 
 func (l *lease) Recovery() relay.Recovery { return l.found }
 
 func (l *lease) OweSweep(_ context.Context, cause string) error {
-	l.change(func() {
+	return l.fenced(func() {
 		l.note("owe " + cause)
 		l.recovery = relay.Recovery{Owed: true, Cause: cause}
 	})
-	return nil
 }
 
 // A snapshot is the number of transactions that it sees.
 func (l *lease) horizon() relay.Horizon {
-	return relay.Horizon{Snapshot: fmt.Sprint(l.next), WAL: l.next}
+	return relay.Horizon{Snapshot: fmt.Sprint(uint64(l.next)), WAL: l.next}
 }
 
 func (l *lease) SweepFrom(context.Context) (h relay.Horizon, err error) {
-	l.change(func() {
+	err = l.fenced(func() {
 		l.note("sweep")
 		h = l.horizon()
 		if l.recovery.Snapshot == "" {
@@ -257,17 +267,17 @@ func (l *lease) SweepFrom(context.Context) (h relay.Horizon, err error) {
 		}
 		h.Snapshot = l.recovery.Snapshot
 	})
-	return h, nil
+	return h, err
 }
 
 func (l *lease) EndSweep(_ context.Context, confirmed relay.LSN) (marked relay.LSN, err error) {
-	l.change(func() {
+	err = l.fenced(func() {
 		l.note("swept")
 		l.recovery = relay.Recovery{}
 		l.noted, l.marked = confirmed, l.next
 		marked = l.marked
 	})
-	return marked, nil
+	return marked, err
 }
 
 func (l *lease) Horizon(context.Context) (relay.Horizon, error) {

@@ -127,7 +127,9 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 		switch {
 		case errors.As(err, &gone):
 			p.log.Error("the slot cannot tell everything any more: rows will be found in the table, and the slot made anew", "cause", gone.Cause, "error", err)
-			p.owe(ctx, string(gone.Cause))
+			if err := p.owe(ctx, string(gone.Cause)); errors.Is(err, ErrLeaseLost) {
+				return err
+			}
 			continue
 		case errors.As(err, &setup) && setup.Streaming && p.cfg.Mode == ModeAuto:
 			p.log.Error("streaming is impossible, so the table is polled until it is possible", "poll_interval", p.cfg.PollInterval, "error", err)
@@ -174,20 +176,21 @@ func (p *pipeline) isStreaming() bool {
 }
 
 // owe notes durably that the table has to be swept before the slot is read again.
-func (p *pipeline) owe(ctx context.Context, cause string) {
+func (p *pipeline) owe(ctx context.Context, cause string) error {
 	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
 	for ctx.Err() == nil {
 		err := p.lease.OweSweep(ctx, cause)
 		if err == nil {
 			p.recovery = Recovery{Owed: true, Cause: cause}
-			return
+			return nil
 		}
 		if errors.Is(err, ErrLeaseLost) {
-			return // the pipeline hears of it
+			return err
 		}
 		p.log.Warn("noting that a sweep is owed", "error", err)
 		Sleep(ctx, backoff.Next())
 	}
+	return context.Cause(ctx)
 }
 
 // recover does the sweep that is owed: it makes the slot, sweeps what the slot will not tell, and waits until all of that is marked.
@@ -197,6 +200,9 @@ func (p *pipeline) recover(ctx context.Context) error {
 	}
 	cause := p.recovery.Cause
 	p.became(ModeCDC, false, "recovering: "+cause)
+	if !p.lease.Valid() {
+		return ErrLeaseLost // a slot is nothing that the epoch protects; if we freeze right here, the next owner finds it gone, or moved
+	}
 	at, err := p.source.Create(ctx, p.slot, GoneCause(cause))
 	if err != nil {
 		return err

@@ -58,7 +58,7 @@ What is read:
   rabbitmq      the queue of --queue. Messages are taken without an acknowledgement and given back at the end, to their places. Stop its
                 consumers first: verify refuses a queue that has any, and shuts others out while it reads. Afterwards every
                 message counts as redelivered; a quorum queue counts the delivery, and drops a message beyond its delivery-limit (20 in
-                RabbitMQ 4). What was consumed is reported as missing: use a queue of its own for this, bound before --since.
+                RabbitMQ 4), and one with more than 65535 messages cannot be read. What was consumed is reported as missing: use a queue of its own for this, bound before --since.
                 A queue that is bound for some events only: say which with --event-type. Streams cannot be read.
   file          the file of RELAY_FILE_PATH.
 
@@ -239,6 +239,9 @@ func standing(status string) verify.Standing {
 	return verify.Pending
 }
 
+// replayedHeader is how the relay marks what a person wanted delivered once more.
+const replayedHeader = "relay-replayed-at"
+
 // clockSlack is how far the clocks of applications may be ahead of the one that stamps records.
 const clockSlack = 10 * time.Minute
 
@@ -258,7 +261,7 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 				var err error
 				id, err = relay.ParseUUID(h.Value)
 				found = err == nil
-			case "relay-replayed-at":
+			case replayedHeader:
 				replayed = true
 			}
 		}
@@ -275,7 +278,7 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 		return rabbitmq.ReadBack(ctx, *cfg, v.queue, func(s rabbitmq.Stored) error { return byHeaders(s.Headers) })
 	case *file.Config:
 		return file.Read(cfg.Path, func(l file.Line) error {
-			_, replayed := l.Headers["relay-replayed-at"]
+			_, replayed := l.Headers[replayedHeader]
 			return errors.Join(arrived(l.EventID, replayed), ctx.Err())
 		})
 	}

@@ -24,7 +24,8 @@ type Stored struct {
 // ReadBack gives f every message that is ready in the queue, in the order in which a consumer would get them, and leaves all of them in it: they
 // are taken without an acknowledgement and given back at the end, to their old places. What stays behind is that each counts as
 // redelivered; a quorum queue also counts the deliveries, and drops (or dead-letters) a message beyond its delivery-limit,
-// which RabbitMQ 4 sets to 20. Messages that come meanwhile are not read.
+// which RabbitMQ 4 sets to 20. Messages that come meanwhile are not read. Of a quorum queue 65535 messages can be read, which is what the broker
+// sends without an acknowledgement; one that holds more makes it fail.
 //
 // The queue may have no other consumer: what one has taken and not acknowledged cannot be seen, and would come back in between. ReadBack
 // takes the queue for itself, and fails when it has a consumer. A stream cannot be read in this way, and fails too.
@@ -60,13 +61,22 @@ func readBack(ctx context.Context, l *link, queue string, f func(Stored) error) 
 	if info.Consumers > 0 {
 		return fmt.Errorf("it has %d consumers: stop them first, what they hold cannot be seen", info.Consumers)
 	}
+	// Without a limit a quorum queue sends 2000 messages; a classic one sends all. Asking for the rest by basic.get, or by another consumer,
+	// would have a quorum queue take them back in another order.
+	limit := maxPrefetch
+	if info.Messages > maxPrefetch {
+		limit = 0
+	}
+	if err := ch.Qos(limit, 0, false); err != nil {
+		return err
+	}
 	in, err := ch.Consume(queue, "", false, true, false, false, nil)
 	if err != nil {
 		return err
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	silent := 0 // looks at an empty queue since the last message
+	silent := 0 // ticks since the last message
 	for n := 0; n < info.Messages; {
 		select {
 		case d, ok := <-in:
@@ -83,10 +93,12 @@ func readBack(ctx context.Context, l *link, queue string, f func(Stored) error) 
 			if err != nil {
 				return err
 			}
-			if now.Messages == 0 {
-				if silent++; silent == 3 { // what was on its way has come by then: the answer stood behind it
-					return ch.Close()
-				}
+			silent++
+			switch {
+			case now.Messages == 0 && silent >= 3: // what was on its way has come by then: the answer stood behind it
+				return ch.Close()
+			case silent >= stalled:
+				return fmt.Errorf("%d of %d messages came, and no more: a quorum queue sends at most %d without an acknowledgement, and a stream cannot be read in this way", n, info.Messages, maxPrefetch)
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -94,6 +106,12 @@ func readBack(ctx context.Context, l *link, queue string, f func(Stored) error) 
 	}
 	return ch.Close()
 }
+
+const (
+	maxPrefetch = 65535 // AMQP's largest
+	// stalled is how many seconds without a message mean that no more will come.
+	stalled = 10
+)
 
 func stored(d amqp.Delivery) Stored {
 	s := Stored{RoutingKey: d.RoutingKey, MessageID: d.MessageId, Value: d.Body, Redelivered: d.Redelivered}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,7 @@ func (ex *exam) checkDatabase(ctx context.Context) {
 		f := Finding{Check: check, Severity: Broken, Summary: firstLine(err.Error()), Why: "The outbox is in it: without it nothing works."}
 		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) {
 			f.Summary, f.Fix = fmt.Sprintf("%s: %v", setup.Problem, setup.Err), []Step{do("%s", setup.Fix)}
+			f.Fix = append(ex.hostLine(setup.Err), f.Fix...)
 		} else {
 			f.Fix = []Step{do("check that host and port of DATABASE_URL are right, that PostgreSQL runs, and that no firewall or network policy is in between")}
 		}
@@ -60,6 +62,22 @@ func (ex *exam) checkDatabase(ctx context.Context) {
 	default:
 		ex.ok(check, "%s", where)
 	}
+}
+
+// refused is how the server says that no line of pg_hba.conf lets us in.
+var refused = regexp.MustCompile(`no pg_hba.conf entry for host "([^"]*)", user "([^"]*)", database "([^"]*)"`)
+
+// hostLine is the line of pg_hba.conf that is missing, if that is what the server said.
+func (ex *exam) hostLine(err error) []Step {
+	m := refused.FindStringSubmatch(err.Error())
+	if m == nil {
+		return nil
+	}
+	bits := 32
+	if strings.Contains(m[1], ":") {
+		bits = 128
+	}
+	return []Step{do("add to pg_hba.conf, and then run SELECT pg_reload_conf():  host %s %s %s/%d scram-sha-256", m[3], m[2], m[1], bits), do("or")}
 }
 
 // firstLine leaves out what pgx repeats for each way it has tried.
@@ -196,18 +214,8 @@ func (ex *exam) checkReplication(ctx context.Context) {
 		if err := ex.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication')`).Scan(&rds); err == nil && rds {
 			f.Fix = []Step{sql(`GRANT rds_replication TO %s;`, ex.role)}
 		}
-	case pg.Code == "28000" || pg.Code == "28P01":
-		var from string
-		if err := ex.conn.QueryRow(ctx, `SELECT coalesce(host(inet_client_addr()), 'local')`).Scan(&from); err != nil {
-			from = "the relay's address"
-		}
-		line := fmt.Sprintf("host %s %s %s/%d scram-sha-256", ex.dbname, ex.role, from, map[bool]int{false: 32, true: 128}[strings.Contains(from, ":")])
-		if from == "local" {
-			line = fmt.Sprintf("local %s %s scram-sha-256", ex.dbname, ex.role)
-		}
-		f.Fix = []Step{do("add to pg_hba.conf, above the line that refuses it:  %s", line), sql(`SELECT pg_reload_conf();`)}
 	case pg.Code == "53300":
-		f.Fix = []Step{do("free a connection or raise max_wal_senders; see below")}
+		f.Fix = []Step{do("free a connection, or raise max_wal_senders (below)")}
 	}
 	ex.add(f)
 }

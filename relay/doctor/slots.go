@@ -66,7 +66,7 @@ func (ex *exam) checkSendersFree(ctx context.Context) {
 		return
 	}
 	var used, most, active int
-	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_get_wal_senders()), current_setting('max_wal_senders')::int,
+	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_replication WHERE application_name IS DISTINCT FROM 'sagaz-relay doctor'), current_setting('max_wal_senders')::int,
 		(SELECT count(*) FROM pg_replication_slots WHERE slot_name = ANY($1) AND active)`, []any{ex.cfg.Slots}, &used, &most, &active) {
 		return
 	}

@@ -167,12 +167,12 @@ func TestFindings(t *testing.T) {
 		{name: "PublicationColumns", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, payload) WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "leaves out saga_id"},
 		{name: "PublicationFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "passes only rows with"},
 		{name: "PublicationOfUpdates", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`, check: "publication", severity: Note, says: "publishes updates"},
-		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot ", severity: Degraded, says: "made for plugin test_decoding"},
-		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot ", severity: Degraded, says: "a physical slot"},
-		{name: "SlotInPolling", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "slot ", severity: Degraded, says: "RELAY_MODE=polling never reads it"},
-		{name: "SlotBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); SELECT pg_switch_wal()`, config: func(c *Config) { c.RetainedTooMuch = 1 << 10 }, check: "slot ", severity: Degraded, says: "holds back"},
-		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot ", severity: Degraded, says: "nobody reads it, though a relay runs", mend: `UPDATE saga_outbox_relay SET released_at = now()`},
-		{name: "SlotMissing", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot ", severity: Degraded, says: "not there, though a relay runs", mend: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`},
+		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, says: "made for plugin test_decoding"},
+		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, says: "a physical slot"},
+		{name: "SlotInPolling", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "slot", severity: Degraded, says: "RELAY_MODE=polling never reads it"},
+		{name: "SlotBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); SELECT pg_switch_wal()`, config: func(c *Config) { c.RetainedTooMuch = 1 << 10 }, check: "slot", severity: Degraded, says: "holds back"},
+		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "nobody reads it, though a relay runs", mend: `UPDATE saga_outbox_relay SET released_at = now()`},
+		{name: "SlotMissing", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "not there, though a relay runs", mend: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`},
 		{name: "SlotLeftBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot_old', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner, released_at) VALUES ('%slot_old', 1, 'relay-1', now())`, check: "other slots", severity: Degraded, says: "was a relay's"},
 		{name: "Owner", provoke: `SELECT 1`, check: "owner", severity: Note, says: "no relay is running", mend: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`},
 		{name: "Indexes", empty: true, provoke: "library", check: "indexes", severity: Note, says: "idx_outbox_claimed_at, idx_outbox_pending"},
@@ -282,8 +282,8 @@ func TestHealthy(t *testing.T) {
 				checks = append(checks, f.Check)
 			}
 			for _, want := range []string{
-				"database", "clock", "pooler", "wal_level", "replication", "slots free", "walsenders", "max_slot_wal_keep_size", "tables", "columns", "migrations", "rights", "saga_outbox",
-				"publication sagaz_outbox", "owner", "slot " + cfg.Slots[0], "other slots", "indexes", "pages", "sweep", "vacuum", "rows", "ledger", "sink kafka", "routes kafka",
+				"database", "clock", "pooler", "wal_level", "replication", "slots free", "walsenders", "slot WAL limit", "tables", "columns", "migrations", "rights", "saga_outbox",
+				"publication", "owner", "slot", "other slots", "indexes", "pages", "sweep", "vacuum", "rows", "ledger", "sink kafka", "routes kafka",
 			} {
 				if !strings.Contains("|"+strings.Join(checks, "|")+"|", "|"+want+"|") {
 					t.Errorf("check %q is missing among %q", want, checks)

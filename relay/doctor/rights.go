@@ -248,7 +248,7 @@ func (ex *exam) checkRights(ctx context.Context) {
 }
 
 func (ex *exam) checkPublication(ctx context.Context) {
-	check := "publication " + ex.cfg.Publication
+	const check = "publication"
 	stream, severity := ex.streaming()
 	if !stream || ex.table == 0 {
 		return
@@ -276,11 +276,11 @@ func (ex *exam) checkPublication(ctx context.Context) {
 	wrong := false
 	add := func(severity Severity, summary, why string, fix ...Step) {
 		wrong = true
-		ex.add(Finding{Check: check, Severity: severity, Summary: summary, Why: why, Fix: fix})
+		ex.add(Finding{Check: check, Severity: severity, Summary: ex.cfg.Publication + ": " + summary, Why: why, Fix: fix})
 	}
 	switch {
 	case !there && mayMake:
-		ex.add(Finding{Check: check, Severity: Note, Summary: "not there yet: the relay makes it when it starts (sagaz-relay migrate does, too)"})
+		ex.add(Finding{Check: check, Severity: Note, Summary: ex.cfg.Publication + ": not there yet; the relay makes it when it starts (sagaz-relay migrate does, too)"})
 		return
 	case !there:
 		add(severity, fmt.Sprintf("not there, and role %s may not make it", ex.role), ex.noStream(),
@@ -309,6 +309,6 @@ func (ex *exam) checkPublication(ctx context.Context) {
 		add(Note, "publishes updates or deletes too", "PostgreSQL decodes and sends every mark of the relay, which then throws it away.", asOwner, sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, name))
 	}
 	if !wrong {
-		ex.ok(check, "inserts of %s", ex.tableName)
+		ex.ok(check, "%s: inserts of %s", ex.cfg.Publication, ex.tableName)
 	}
 }

@@ -63,18 +63,18 @@ func TestServerSettings(t *testing.T) {
 			t.Errorf("polling needs no %s:\n%s", want.check, show(report))
 		}
 	}
-	small := expect(t, cfg, "max_slot_wal_keep_size", Note, "only 64 MB")
+	small := expect(t, cfg, "slot WAL limit", Note, "only 64 MB")
 	budget := cfg
 	budget.WALBudget = 128 << 20
-	over := expect(t, budget, "max_slot_wal_keep_size", Degraded, "less than RELAY_WAL_BUDGET")
+	over := expect(t, budget, "slot WAL limit", Degraded, "less than RELAY_WAL_BUDGET")
 	if !strings.Contains(over.Fix[0].Do, "33554432") {
 		t.Errorf("the fix is %+v", over.Fix)
 	}
 	mend(t, db.DSN, small)
-	expect(t, cfg, "max_slot_wal_keep_size", OK, "10 GB")
+	expect(t, cfg, "slot WAL limit", OK, "10 GB")
 	exec(t, db.DSN, `ALTER SYSTEM SET max_slot_wal_keep_size = -1`, `SELECT pg_reload_conf()`)
-	mend(t, db.DSN, expect(t, cfg, "max_slot_wal_keep_size", Note, "unlimited"))
-	expect(t, cfg, "max_slot_wal_keep_size", OK, "10 GB")
+	mend(t, db.DSN, expect(t, cfg, "slot WAL limit", Note, "unlimited"))
+	expect(t, cfg, "slot WAL limit", OK, "10 GB")
 
 	// Of the two ways to a free slot it is the second one that needs the restart; both are run.
 	for _, check := range []string{"wal_level", "slots free", "walsenders"} {
@@ -114,12 +114,12 @@ func TestLostSlot(t *testing.T) {
 			exec(t, db.DSN, `SELECT pg_create_logical_replication_slot('`+cfg.Slots[0]+`', 'pgoutput')`,
 				`CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)`, `SELECT pg_switch_wal()`)
 			db.Until(t, `SELECT wal_status = 'unreserved' FROM pg_replication_slots`)
-			expect(t, cfg, "slot ", Degraded, "about to be lost")
+			expect(t, cfg, "slot", Degraded, "about to be lost")
 			exec(t, db.DSN, `CHECKPOINT`)
 			db.Until(t, `SELECT wal_status = 'lost' FROM pg_replication_slots`)
-			f := expect(t, cfg, "slot ", Degraded, "the server has given it up")
+			f := expect(t, cfg, "slot", Degraded, "the server has given it up")
 			mend(t, db.DSN, f)
-			expect(t, cfg, "slot ", Note, "not there yet")
+			expect(t, cfg, "slot", Note, "not there yet")
 		})
 	}
 }
@@ -144,7 +144,7 @@ func TestFailover(t *testing.T) {
 	db.Until(t, `SELECT active FROM pg_replication_slots WHERE slot_name = 'standby_1'`)
 
 	mend(t, db.DSN, expect(t, cfg, "failover", Note, "not kept on standbys"))
-	expect(t, cfg, "slot ", Note, "not there yet")
+	expect(t, cfg, "slot", Note, "not there yet")
 	exec(t, db.DSN, `SELECT pg_create_logical_replication_slot('`+name+`', 'pgoutput', failover => true)`)
 	mend(t, db.DSN, expect(t, cfg, "failover", Note, "may get ahead of the standby"))
 	expect(t, cfg, "failover", OK, "")

@@ -88,7 +88,7 @@ func (ex *exam) checkSendersFree(ctx context.Context) {
 const littleKept = 1 << 30
 
 func (ex *exam) checkKeepSize(ctx context.Context) {
-	const check = "max_slot_wal_keep_size"
+	const check = "slot WAL limit"
 	var megabytes int64
 	if stream, _ := ex.streaming(); !stream || !ex.ask(ctx, check, `SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'`, nil, &megabytes) {
 		return
@@ -97,24 +97,24 @@ func (ex *exam) checkKeepSize(ctx context.Context) {
 	switch keep := megabytes << 20; {
 	case megabytes < 0:
 		ex.add(Finding{
-			Check: check, Severity: Note, Summary: "unlimited",
+			Check: check, Severity: Note, Summary: "max_slot_wal_keep_size is unlimited",
 			Why: "A slot that nobody reads keeps WAL until the database's disk is full. With a limit the server gives the slot up instead, and the relay finds in the table what it missed.",
 			Fix: raise,
 		})
 	case int64(ex.cfg.WALBudget) > keep:
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s, less than RELAY_WAL_BUDGET = %s", bytesText(keep), bytesText(int64(ex.cfg.WALBudget))),
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("max_slot_wal_keep_size is %s, less than RELAY_WAL_BUDGET = %s", bytesText(keep), bytesText(int64(ex.cfg.WALBudget))),
 			Why: "The server gives the slot up before the relay moves it, and the whole table has to be looked over.",
 			Fix: []Step{do("set RELAY_WAL_BUDGET to %d, half of it, or to 0, which means just that", keep/2)},
 		})
 	case keep < littleKept:
 		ex.add(Finding{
-			Check: check, Severity: Note, Summary: "only " + bytesText(keep),
+			Check: check, Severity: Note, Summary: "max_slot_wal_keep_size is only " + bytesText(keep),
 			Why: "A short standstill uses it up; then the server gives the slot up, and the relay has to look over the whole table.",
 			Fix: raise,
 		})
 	default:
-		ex.ok(check, "%s", bytesText(keep))
+		ex.ok(check, "max_slot_wal_keep_size is %s", bytesText(keep))
 	}
 }
 
@@ -163,26 +163,26 @@ func (ex *exam) checkSlots(ctx context.Context) {
 }
 
 func (ex *exam) missingSlot(name string) {
-	check := "slot " + name
+	const check = "slot"
 	switch stream, _ := ex.streaming(); {
 	case !stream:
-		ex.ok(check, "not there, and not needed for RELAY_MODE=polling")
+		ex.ok(check, "%s: not there, and not needed for RELAY_MODE=polling", name)
 	case len(ex.running) > 0:
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: "not there, though a relay runs",
+			Check: check, Severity: Degraded, Summary: name + ": not there, though a relay runs",
 			Why: "The relay polls, or is about to make it and to look over the table for what was missed.", Fix: []Step{do("see what it logs; the problems above may keep it from making the slot")},
 		})
 	default:
-		ex.add(Finding{Check: check, Severity: Note, Summary: "not there yet: a relay makes it when it starts (sagaz-relay migrate --slot does, too)"})
+		ex.add(Finding{Check: check, Severity: Note, Summary: name + ": not there yet; a relay makes it when it starts (sagaz-relay migrate --slot does, too)"})
 	}
 }
 
 // checkSlot tells what is wrong with one of our slots, and whether anything is.
 func (ex *exam) checkSlot(s *slot) (wrong bool) {
-	check := "slot " + s.name
+	const check = "slot"
 	stream, severity := ex.streaming()
 	add := func(f Finding) bool {
-		f.Check = check
+		f.Check, f.Summary = check, s.name+": "+f.Summary
 		ex.add(f)
 		return true
 	}
@@ -222,9 +222,9 @@ func (ex *exam) checkSlot(s *slot) (wrong bool) {
 			Severity: Degraded, Summary: "nobody reads it, though a relay runs", Why: "The relay is about to connect, or polls.", Fix: []Step{do("see what it logs")},
 		})
 	case !s.active:
-		ex.ok(check, "there, %s behind; nobody reads it now", bytesText(s.retained))
+		ex.ok(check, "%s: holds back %s of WAL; nobody reads it now", s.name, bytesText(s.retained))
 	default:
-		ex.ok(check, "being read, holds back %s of WAL", bytesText(s.retained))
+		ex.ok(check, "%s: being read, holds back %s of WAL", s.name, bytesText(s.retained))
 	}
 	return false
 }

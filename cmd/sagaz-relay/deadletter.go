@@ -238,7 +238,7 @@ The payload itself and the headers' values are what your customers' data is in. 
 type letterChange struct {
 	name, past, short, long string
 	narrow                  func(repair.Filter) (repair.Filter, error)
-	run                     func(context.Context, *pgx.Conn, repair.Filter) (*repair.Done, error)
+	run                     func(ctx context.Context, conn *pgx.Conn, f repair.Filter, hybrid bool) (*repair.Done, error)
 }
 
 var letterRetry = letterChange{
@@ -297,7 +297,7 @@ func newLetterChange(load func() (*settings, error), change letterChange) *cobra
 					return err
 				}
 				if !dryRun {
-					result.Done, err = change.run(ctx, conn, filter)
+					result.Done, err = change.run(ctx, conn, filter, s.relay.Hybrid)
 				}
 				if err != nil {
 					return err

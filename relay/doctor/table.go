@@ -168,7 +168,11 @@ func (ex *exam) checkSweepIndex(ctx context.Context) {
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: fmt.Sprintf("about %.0f rows, and no index on status", rows),
 			Why: "At its start and once an hour the relay looks over the whole table. A BRIN index makes that cheap, is tiny, and keeps marks HOT on this version.",
-			Fix: []Step{do("as %s:", ex.tableOwner), sql(`CREATE INDEX CONCURRENTLY saga_outbox_status ON %s USING brin (status) WITH (pages_per_range = 32);`, ex.tableName), sql(`VACUUM %s;`, ex.tableName)},
+			Fix: []Step{
+				do("sagaz-relay migrate --tune; or, as %s:", ex.tableOwner),
+				sql(`CREATE INDEX CONCURRENTLY saga_outbox_status ON %s USING brin (status) WITH (pages_per_range = 32, autosummarize = on);`, ex.tableName),
+				sql(`VACUUM %s;`, ex.tableName),
+			},
 		})
 	default:
 		ex.add(Finding{

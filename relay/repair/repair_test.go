@@ -208,7 +208,7 @@ func sameButRows(a, b []string) bool {
 func TestRetry(t *testing.T) {
 	onEach(t, func(t *testing.T, db *table) {
 		db.fill()
-		done, err := Retry(t.Context(), db.conn, Filter{State: StateDead})
+		done, err := Retry(t.Context(), db.conn, Filter{State: StateDead}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -227,7 +227,7 @@ func TestRetry(t *testing.T) {
 			9:  "sent 0",
 			11: "gone | kafka retry 0 ready detached",
 		})
-		if done, err = Retry(t.Context(), db.conn, Filter{State: StateRetry, Sink: "kafka"}); err != nil || done.N() != 2 {
+		if done, err = Retry(t.Context(), db.conn, Filter{State: StateRetry, Sink: "kafka"}, false); err != nil || done.N() != 2 {
 			t.Fatalf("%+v, %v; want the two that wait", done, err)
 		}
 		db.want("waiting ones retried", map[int]string{
@@ -236,11 +236,11 @@ func TestRetry(t *testing.T) {
 			3: "pending 0 | kafka retry 0 ready detached",
 			5: "pending 0 | kafka held 0",
 		})
-		if done, err = Retry(t.Context(), db.conn, Filter{State: StateAll}); err != nil || done.N() != 1 {
+		if done, err = Retry(t.Context(), db.conn, Filter{State: StateAll}, false); err != nil || done.N() != 1 {
 			t.Fatalf("%+v, %v; want only the failed row without an entry: the others are ready, due or held", done, err)
 		}
 		db.want("the rest retried", map[int]string{8: "pending 0"})
-		if _, err = Retry(t.Context(), db.conn, Filter{State: StateHeld}); !errors.Is(err, ErrHeld) {
+		if _, err = Retry(t.Context(), db.conn, Filter{State: StateHeld}, false); !errors.Is(err, ErrHeld) {
 			t.Errorf("retry of held ones: %v, want ErrHeld", err)
 		}
 	})
@@ -249,7 +249,7 @@ func TestRetry(t *testing.T) {
 func TestDiscard(t *testing.T) {
 	onEach(t, func(t *testing.T, db *table) {
 		db.fill()
-		done, err := Discard(t.Context(), db.conn, Filter{State: StateAll})
+		done, err := Discard(t.Context(), db.conn, Filter{State: StateAll}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -269,16 +269,16 @@ func TestDiscard(t *testing.T) {
 			11: "gone | kafka retry 5 ready detached discarded",
 		})
 		var lastError string
-		for n, want := range map[int]string{1: "discarded: no queue", 7: "discarded: kafka: refused"} {
+		for n, want := range map[int]string{1: "discarded: rabbitmq: no queue", 7: "discarded: kafka: refused"} {
 			if err := db.Pool.QueryRow(t.Context(), `SELECT last_error FROM saga_outbox WHERE event_id = $1::text::uuid`, id(n).String()).Scan(&lastError); err != nil || lastError != want {
 				t.Errorf("last_error of event %d is %q (%v), want %q", n, lastError, err, want)
 			}
 		}
-		if done, err = Discard(t.Context(), db.conn, Filter{State: StateAll}); err != nil || done.N() != 0 {
+		if done, err = Discard(t.Context(), db.conn, Filter{State: StateAll}, false); err != nil || done.N() != 0 {
 			t.Errorf("discarded once more: %+v, %v; want nothing", done, err)
 		}
 		// As long as no relay has taken them out, they can be taken back.
-		if done, err = Retry(t.Context(), db.conn, Filter{State: StateDiscarded}); err != nil || done.N() != 10 {
+		if done, err = Retry(t.Context(), db.conn, Filter{State: StateDiscarded}, false); err != nil || done.N() != 10 {
 			t.Fatalf("%+v, %v; want all 10 back", done, err)
 		}
 		db.want("taken back", map[int]string{
@@ -292,12 +292,32 @@ func TestDiscard(t *testing.T) {
 	})
 }
 
+// One sink's entry is discarded: the row says what the other's says.
+func TestDiscardForOneSink(t *testing.T) {
+	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
+	db.fill()
+	if done, err := Discard(t.Context(), db.conn, Filter{State: StateDead, Sink: "rabbitmq", Key: "d"}, false); err != nil || done.N() != 1 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	db.want("discarded", map[int]string{6: "failed 3 | kafka retry 3 waiting | rabbitmq retry 5 ready detached discarded"})
+}
+
+// In hybrid mode a retried row is not pending: the library's worker would take it.
+func TestRetryHybrid(t *testing.T) {
+	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
+	db.fill()
+	if _, err := Retry(t.Context(), db.conn, Filter{State: StateDead, Key: "a"}, true); err != nil {
+		t.Fatal(err)
+	}
+	db.want("retried", map[int]string{1: "failed 0 | rabbitmq retry 0 ready"})
+}
+
 // A person discards an event that is being delivered once more: it was sent, and stays so.
 func TestDiscardReplay(t *testing.T) {
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
 	db.row(1, "a", "sent", 0)
 	db.entry(1, "kafka", "a", "ready detached", 0, "")
-	if _, err := Discard(t.Context(), db.conn, Filter{State: StateRetry}); err != nil {
+	if _, err := Discard(t.Context(), db.conn, Filter{State: StateRetry}, false); err != nil {
 		t.Fatal(err)
 	}
 	db.want("discarded", map[int]string{1: "sent 0 | kafka retry 0 ready detached discarded"})
@@ -326,7 +346,7 @@ func TestLocks(t *testing.T) {
 	}
 	results := make(chan result, 1)
 	go func() {
-		done, err := Retry(t.Context(), db.conn, Filter{State: StateDead})
+		done, err := Retry(t.Context(), db.conn, Filter{State: StateDead}, false)
 		results <- result{done, err}
 	}()
 	db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%saga_outbox_relay%FOR UPDATE')`)
@@ -346,7 +366,7 @@ func TestLocks(t *testing.T) {
 	if _, err := sitter.Exec(t.Context(), `SELECT FROM saga_outbox WHERE event_id = $1::text::uuid FOR UPDATE`, id(5).String()); err != nil {
 		t.Fatal(err)
 	}
-	done, err := Discard(t.Context(), db.conn, Filter{State: StateRetry})
+	done, err := Discard(t.Context(), db.conn, Filter{State: StateRetry}, false)
 	if err != nil || done.Locked != batchSize || done.N() != n-batchSize {
 		t.Errorf("%+v, %v; want one batch locked, the others discarded", done, err)
 	}

@@ -44,19 +44,19 @@ var ErrHeld = errors.New("held events go out by themselves, in order, when the o
 
 // Retry has letters offered again. A dead one (or one that was discarded and not taken out yet) becomes ready, with its attempts
 // forgotten; one that waits for its next attempt is due now. What is held behind one of them follows by itself, in order. A row
-// without an entry says pending again, for a relay to find.
-func Retry(ctx context.Context, conn *pgx.Conn, f Filter) (*Done, error) {
+// without an entry says pending again, for a relay to find. hybrid is relay.Config.Hybrid.
+func Retry(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
 	f, err := ToRetry(f)
 	if err != nil {
 		return nil, err
 	}
-	return change(ctx, conn, f, retryEntriesSQL, retryRowsSQL)
+	return change(ctx, conn, f, hybrid, retryEntriesSQL, retryRowsSQL)
 }
 
 // Discard gives letters up: the slot's owner takes their entries out, and what waits behind them goes on. Their rows stay dead
 // letters, and last_error says that they were discarded.
-func Discard(ctx context.Context, conn *pgx.Conn, f Filter) (*Done, error) {
-	return change(ctx, conn, ToDiscard(f), discardEntriesSQL, discardRowsSQL)
+func Discard(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
+	return change(ctx, conn, ToDiscard(f), hybrid, discardEntriesSQL, discardRowsSQL)
 }
 
 const (
@@ -76,12 +76,14 @@ const (
 			state = CASE d.state WHEN 'held' THEN 'held' ELSE 'retry' END, next_attempt_at = NULL, discarded = true
 		` + chosen + ` AND NOT d.discarded RETURNING d.sink`
 
-	// What the entries say, their rows say (relay.Mark), and a discarded entry counts as a dead one. A row that was sent and is being
-	// delivered once more stays sent.
+	// What the entries say, their rows say, as after relay.Ledger's Resolve; with $2, hybrid mode, no row says pending, which another worker
+	// would take. A row whose entries are all discarded is a dead letter. One that was sent and is being delivered once more stays sent.
 	rowsSQL = `UPDATE saga_outbox o SET status = e.status, retry_count = e.attempts,
 			last_error = CASE WHEN e.discarded THEN '` + givenUp + `' || coalesce(e.error, '') ELSE o.last_error END
-		FROM (SELECT event_id, max(attempts) AS attempts, bool_and(discarded) AS discarded, min(last_error) AS error,
-				CASE WHEN bool_or(state = 'dead' OR discarded) THEN 'dead_letter' WHEN bool_or(state = 'retry' AND attempts > 0) THEN 'failed' ELSE 'pending' END AS status
+		FROM (SELECT event_id, bool_and(discarded) AS discarded, coalesce(max(attempts) FILTER (WHERE NOT discarded), max(attempts)) AS attempts,
+				left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink), 2000) AS error,
+				CASE WHEN bool_and(discarded) OR bool_or(state = 'dead' AND NOT discarded) THEN 'dead_letter'
+					WHEN bool_or(attempts > 0 AND NOT discarded) OR $2 THEN 'failed' ELSE 'pending' END AS status
 			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) GROUP BY event_id) e
 		WHERE o.event_id = e.event_id AND o.event_id = ANY($1::uuid[]) AND o.status <> 'sent'`
 
@@ -134,7 +136,7 @@ func targets(ctx context.Context, conn *pgx.Conn, f Filter) ([]target, error) {
 }
 
 // change runs the statements for entries and for rows without one over all that the filter chooses.
-func change(ctx context.Context, conn *pgx.Conn, f Filter, entriesSQL, bareSQL string) (*Done, error) {
+func change(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool, entriesSQL, bareSQL string) (*Done, error) {
 	all, err := targets(ctx, conn, f)
 	if err != nil {
 		return nil, err
@@ -165,7 +167,7 @@ func change(ctx context.Context, conn *pgx.Conn, f Filter, entriesSQL, bareSQL s
 				return err
 			}
 			if batch[0].slot != "" {
-				if _, err := tx.Exec(ctx, rowsSQL, ids); err != nil {
+				if _, err := tx.Exec(ctx, rowsSQL, ids, hybrid); err != nil {
 					return err
 				}
 			}

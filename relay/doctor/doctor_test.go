@@ -154,7 +154,7 @@ func TestFindings(t *testing.T) {
 		{name: "NoSchemaUsage", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; ALTER ROLE %role SET search_path = app, public`, check: "tables", severity: Broken, says: "may not use"},
 		{name: "Column", provoke: `ALTER TABLE saga_outbox DROP COLUMN worker_id, DROP COLUMN headers`, check: "columns", severity: Broken, says: "lacks headers, worker_id"},
 		{name: "ArchiveColumn", provoke: `ALTER TABLE saga_outbox ADD COLUMN tenant varchar(20), ADD COLUMN "Region" text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "does not have the columns"},
-		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text, ADD COLUMN a text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "in the same order"},
+		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "in the same order"},
 		{name: "Migrations", provoke: `DELETE FROM saga_outbox_migrations WHERE version >= 2`, check: "migrations", severity: Broken, says: "not applied: 0002"},
 		{name: "MigrationsUnread", role: "REPLICATION", provoke: ours + `; REVOKE SELECT ON saga_outbox_migrations FROM %role`, check: "migrations", severity: Unknown, says: "may not be read"},
 		{name: "Rights", role: "REPLICATION", config: func(c *Config) { c.Archive, c.Mark = true, "archive" }, check: "rights", severity: Broken, says: "lacks SELECT, UPDATE, DELETE on saga_outbox; SELECT, INSERT, UPDATE on saga_outbox_relay; SELECT, INSERT, UPDATE, DELETE on saga_outbox_delivery; SELECT, INSERT, UPDATE on saga_outbox_archive"},
@@ -186,7 +186,7 @@ func TestFindings(t *testing.T) {
 		{name: "Unlogged", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, check: "saga_outbox", severity: Degraded, says: "unlogged"},
 		{name: "RowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox ENABLE ROW LEVEL SECURITY`, check: "saga_outbox", severity: Broken, says: "row level security"},
 		{name: "Trigger", provoke: `CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TRIGGER "Touch" BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch();
-			CREATE TRIGGER only_inserts BEFORE INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch()`, check: "saga_outbox", severity: Note, says: `triggers run at every update: "Touch"`},
+			CREATE TRIGGER "At inserts" BEFORE INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch()`, check: "saga_outbox", severity: Note, says: `triggers run at every update: "Touch"`},
 		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "saga_outbox", severity: Broken, says: "no table", mend: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
 		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, says: "the oldest pending one is 1h0m", mend: `UPDATE saga_outbox SET status = 'sent'`},
 		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, says: "1 have been claimed"},
@@ -329,5 +329,25 @@ func TestNothingWorks(t *testing.T) {
 		if report.finding("tables", Unknown, "") == nil || report.Worst() != Broken || strings.Contains(show(report), "s3cr3tword") {
 			t.Errorf("%s:\n%s", name, show(report))
 		}
+	}
+}
+
+// A check that took too long costs the connection, not those behind it.
+func TestEachReconnects(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	ex := &exam{cfg: configFor(t, db.DSN), report: &Report{}}
+	ex.each(t.Context(), ex.checkDatabase)
+	late, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	var nothing string
+	if ex.ask(late, "late", `SELECT pg_sleep(60)::text`, nil, &nothing) || ex.report.finding("late", Unknown, "could not be found out") == nil {
+		t.Fatalf("a check that took too long: %s", show(ex.report))
+	}
+	ex.each(t.Context(), ex.checkWALLevel)
+	if ex.report.finding("wal_level", OK, "logical") == nil {
+		t.Errorf("the next one:\n%s", show(ex.report))
+	}
+	if err := ex.conn.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -80,6 +80,7 @@ func TestServerSettings(t *testing.T) {
 	for _, check := range []string{"wal_level", "slots free", "walsenders"} {
 		mend(t, db.DSN, expect(t, cfg, check, Degraded, ""))
 	}
+	expect(t, cfg, "slots free", OK, "0 of max_replication_slots = 1 in use") // just enough
 	sender.Close(t.Context())
 	restart(t, server)
 	expect(t, cfg, "wal_level", OK, "")

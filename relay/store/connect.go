@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,8 +17,10 @@ import (
 // *relay.SetupError; no error holds the password.
 func Connect(ctx context.Context, databaseURL, purpose string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(databaseURL)
-	if err != nil {
-		return nil, ErrDatabaseURL // pgx's error quotes the connection string, and with it the password
+	if err != nil || strings.Contains(cfg.Host, "@") {
+		// pgx's error quotes the connection string, and with it the password. A password with an @ ends there, and the rest of
+		// it would be told as part of the host's name.
+		return nil, ErrDatabaseURL
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second

@@ -14,6 +14,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/migrations"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 func newMigrate(load func() (*settings, error)) *cobra.Command {
@@ -105,6 +106,11 @@ func (m *migration) run(ctx context.Context) error {
 			made, err := source.EnsureSlot(ctx, slot)
 			if err != nil {
 				return err
+			}
+			if made {
+				if err := store.NoteSlot(ctx, conn, slot); err != nil {
+					return err
+				}
 			}
 			say("slot %s %s", slot, madeOrThere(made))
 		}

@@ -88,3 +88,14 @@ func (l *lease) Horizon(ctx context.Context) (relay.Horizon, error) {
 	h.WAL = relay.LSN(wal)
 	return h, nil
 }
+
+// NoteSlot notes, right after a slot was made by somebody who does not read it, which rows the slot will not tell of: those that are visible
+// by now. Its first owner sweeps them and leaves the others to the slot.
+func NoteSlot(ctx context.Context, conn *pgx.Conn, slot string) error {
+	_, err := conn.Exec(ctx, `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, sweep_snapshot, released_at) VALUES ($1, 0, '', pg_current_snapshot()::text, now())
+		ON CONFLICT (slot) DO UPDATE SET sweep_owed = true, sweep_cause = 'missing', sweep_snapshot = excluded.sweep_snapshot`, slot)
+	if err != nil {
+		return fmt.Errorf("note that slot %q was made: %w", slot, setup(err))
+	}
+	return nil
+}

@@ -387,7 +387,7 @@ func TestZombieLedger(t *testing.T) {
 			"Settled":   func() error { _, err := l.Settled(t.Context(), events); return err },
 			"Confirm":   func() error { return l.Confirm(t.Context(), 1<<60) },
 			"OweSweep":  func() error { return l.OweSweep(t.Context(), "test") },
-			"SweepFrom": func() error { _, err := l.SweepFrom(t.Context()); return err },
+			"SweepFrom": func() error { _, err := l.SweepFrom(t.Context(), 4711); return err },
 			"EndSweep":  func() error { _, err := l.EndSweep(t.Context(), 1); return err },
 			"Prune":     func() error { _, err := l.Prune(t.Context(), 0, false, 10); return err },
 		} {

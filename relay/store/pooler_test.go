@@ -55,7 +55,7 @@ func TestPooler(t *testing.T) {
 			if got, want := counts(t, db), map[string]string{MarkUpdate: "8 sent", MarkArchive: "none"}[mode]; got != want {
 				t.Errorf("rows: %s, want %s", got, want)
 			}
-			h, err := l.SweepFrom(t.Context())
+			h, err := l.SweepFrom(t.Context(), 4711)
 			if err != nil {
 				t.Fatal(err)
 			}

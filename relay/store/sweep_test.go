@@ -227,7 +227,7 @@ func TestRecovery(t *testing.T) {
 			t.Fatal(err)
 		}
 		insert(t, db, 2, 2)
-		h, err := l.SweepFrom(t.Context())
+		h, err := l.SweepFrom(t.Context(), 4711)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,9 +244,15 @@ func TestRecovery(t *testing.T) {
 			if got, want := l.Recovery(), (relay.Recovery{Owed: true, Cause: "first start", Snapshot: h.Snapshot}); got != want {
 				t.Errorf("the next owner: got %+v, want %+v", got, want)
 			}
-			if again, err := l.SweepFrom(t.Context()); err != nil || again.Snapshot != h.Snapshot {
+			if again, err := l.SweepFrom(t.Context(), 4711); err != nil || again.Snapshot != h.Snapshot {
 				t.Errorf("noted already: %+v, %v; want %s", again, err, h.Snapshot)
 			}
+		}
+		// The slot was made anew meanwhile: what was committed before that is to be swept too.
+		if anew, err := l.SweepFrom(t.Context(), 4712); err != nil || anew.Snapshot == h.Snapshot {
+			t.Errorf("noted for another slot: %+v, %v; want a new snapshot", anew, err)
+		} else if got, want := swept(t, l, relay.SweepQuery{Seen: anew.Snapshot}), "1 2 3"; got != want {
+			t.Errorf("a slot made anew: got %q, want %q", got, want)
 		}
 		// A database restored from a dump of another cluster: its positions mean nothing here.
 		exec(t, db, `UPDATE saga_outbox_relay SET marked_lsn = 'FF/0', confirmed_lsn = 'FF/0'`)

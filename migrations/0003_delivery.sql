@@ -26,7 +26,6 @@ CREATE TABLE IF NOT EXISTS saga_outbox_delivery (
 -- behind it have to wait for: an entry that is not detached is in exactly one of the last two.
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_ready ON saga_outbox_delivery (slot, sink, position) WHERE state = 'retry' AND next_attempt_at IS NULL;
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_due ON saga_outbox_delivery (slot, sink, next_attempt_at) WHERE state = 'retry' AND next_attempt_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS saga_outbox_delivery_dead ON saga_outbox_delivery (slot, event_id) WHERE state = 'dead';
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_discarded ON saga_outbox_delivery (slot, sink, position) WHERE discarded;
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_key ON saga_outbox_delivery (slot, sink, key_hash, position)
     WHERE NOT detached AND state = 'retry' AND next_attempt_at IS NULL;

@@ -346,24 +346,3 @@ func TestPrune(t *testing.T) {
 		}
 	})
 }
-
-// A person sets the row of a dead letter back to pending: it is delivered by way of its ledger entry, not a second time beside it.
-func TestSweepRevivesDeadLetters(t *testing.T) {
-	onEach(t, func(t *testing.T, db *pgtest.DB) {
-		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
-		dead := relay.Parked{Sink: "kafka", State: relay.StateDead, Detached: true, Reason: relay.ReasonRejected, Error: "no", Attempts: 5}
-		mark(t, l, parking(marksOf(insert(t, db, 1, 3)), dead))
-		exec(t, db, `UPDATE saga_outbox SET status = 'pending' WHERE event_id = $1`, id(2).String())
-		if got := swept(t, l, relay.SweepQuery{}); got != "" {
-			t.Errorf("swept %s beside the ledger", got)
-		}
-		entries := due(t, l, "kafka", 10)
-		if got := numbers(entries); got != "2" || entries[0].Attempts != 0 || !entries[0].Detached {
-			t.Errorf("due: %s, %+v; want 2 with no attempts, detached as it was", got, entries)
-		}
-		resolve(t, l, "kafka", relay.FateDelivered, entries...)
-		if got, want := counts(t, db), "2 dead_letter, 1 sent"; got != want {
-			t.Errorf("rows: got %s, want %s", got, want)
-		}
-	})
-}

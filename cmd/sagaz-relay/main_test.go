@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Unsetenv(v.fallback)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(pgtest.Closing(m))
 }
 
 // execute runs a command line in this process, without ever reaching a database.
@@ -72,6 +73,13 @@ func TestExitCodes(t *testing.T) {
 		{"UnknownBroker", map[string]string{"DATABASE_URL": database, "BROKER_TYPE": "carrier-pigeon"}, "run", exitConfig, "BROKER_TYPE=carrier-pigeon"},
 		{"UnknownVariable", map[string]string{"RELAY_LANE": "8"}, "run", exitConfig, "did you mean RELAY_LANES?"},
 		{"NoConfigFile", nil, "run --config /nowhere/relay.yaml", exitConfig, "--config: open /nowhere/relay.yaml"},
+		{"VerifyWithoutSince", map[string]string{"DATABASE_URL": database}, "verify", exitConfig, "--since is not given"},
+		{"VerifySinceWhen", map[string]string{"DATABASE_URL": database}, "verify --since yesterday", exitConfig, "--since=yesterday"},
+		{"VerifyUntilWhen", map[string]string{"DATABASE_URL": database}, "verify --since 2h --until -1h", exitConfig, "--until=-1h"},
+		{"VerifyStdout", map[string]string{"DATABASE_URL": database, "BROKER_TYPE": "stdout"}, "verify --since 2h", exitConfig, "stdout cannot be read back"},
+		{"VerifyUnknownSink", map[string]string{"DATABASE_URL": database}, "verify --since 2h --sink pigeon", exitConfig, "no sink is called pigeon"},
+		{"VerifyExchange", map[string]string{"DATABASE_URL": database, "BROKER_TYPE": "rabbitmq"}, "verify --since 2h", exitConfig, "rabbitmq needs --queue"},
+		{"VerifyDatabaseAway", map[string]string{"DATABASE_URL": database}, "verify --since 2026-11-23T07:00:00Z --sink file", exitFailure, "connect to 127.0.0.1:1/shop as relay"},
 		{"DatabaseAway", map[string]string{"DATABASE_URL": database}, "migrate --wait 1ms", exitFailure, "connect to 127.0.0.1:1/shop as relay"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -146,18 +154,14 @@ func TestDatabasePasswordIsNeverShown(t *testing.T) {
 		"relay:s3cr3tw0rd@db.invalid/shop",
 		"postgresql://relay:s3cr3tw0rd@db.invalid/shop?sslmode=maybe",
 	} {
-		for _, command := range []string{"run", "status", "migrate"} {
-			args := []string{command}
-			if command == "migrate" {
-				args = append(args, "--wait", "1ms")
-			}
-			_, err := execute(t, map[string]string{"DATABASE_URL": url, "BROKER_TYPE": "stdout", "METRICS_PORT": "0"}, args...)
+		for _, command := range []string{"run", "status", "migrate --wait 1ms", "dead-letter list", "replay --saga-id s", "doctor"} {
+			out, err := execute(t, map[string]string{"DATABASE_URL": url, "BROKER_TYPE": "stdout", "METRICS_PORT": "0"}, strings.Fields(command)...)
 			if err == nil {
 				t.Errorf("%s with %s: no error", command, url)
 				continue
 			}
-			if strings.Contains(err.Error(), "s3cr3t") || strings.Contains(err.Error(), "w0rd") {
-				t.Errorf("%s with %s shows the password: %v", command, url, err)
+			if told := out + err.Error(); strings.Contains(told, "s3cr3t") || strings.Contains(told, "w0rd") {
+				t.Errorf("%s with %s shows the password: %s", command, url, told)
 			}
 			if exitCode(err) != exitConfig {
 				t.Errorf("%s with %s: exit code %d (%v), want %d", command, url, exitCode(err), err, exitConfig)

@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS saga_outbox_delivery (
 -- behind it have to wait for: an entry that is not detached is in exactly one of the last two.
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_ready ON saga_outbox_delivery (slot, sink, position) WHERE state = 'retry' AND next_attempt_at IS NULL;
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_due ON saga_outbox_delivery (slot, sink, next_attempt_at) WHERE state = 'retry' AND next_attempt_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS saga_outbox_delivery_dead ON saga_outbox_delivery (slot, event_id) WHERE state = 'dead';
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_discarded ON saga_outbox_delivery (slot, sink, position) WHERE discarded;
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_key ON saga_outbox_delivery (slot, sink, key_hash, position)
     WHERE NOT detached AND state = 'retry' AND next_attempt_at IS NULL;
@@ -37,4 +38,5 @@ ALTER TABLE saga_outbox_relay
     ADD COLUMN IF NOT EXISTS sweep_owed     BOOLEAN NOT NULL DEFAULT true,  -- rows that the slot will not tell of have to be found in the table before it is read
     ADD COLUMN IF NOT EXISTS sweep_cause    TEXT NOT NULL DEFAULT 'first start',
     ADD COLUMN IF NOT EXISTS sweep_snapshot TEXT,                           -- pg_snapshot: those rows are visible in it; null: not taken yet
+    ADD COLUMN IF NOT EXISTS sweep_lsn      PG_LSN,                         -- where the slot stood that the snapshot was taken for
     ADD COLUMN IF NOT EXISTS pooled         BOOLEAN NOT NULL DEFAULT false; -- the owner holds the lease by renewed_at alone, without a lock

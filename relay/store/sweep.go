@@ -72,6 +72,11 @@ type sweepKey struct {
 // other it is taken strictly: what may not have been visible is left for a later sweep, because the stream may be telling of it.
 func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
 	err := l.beside(ctx, "sweep", func(conn *pgx.Conn) error {
+		if q.Kind == relay.SweepPending {
+			if err := l.revive(ctx, conn); err != nil {
+				return err
+			}
+		}
 		return l.sweep(ctx, conn, q, f)
 	})
 	var stop *stopped
@@ -82,6 +87,26 @@ func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Ev
 		return fmt.Errorf("sweep the table for slot %q: %w", l.slot, err)
 	}
 	return nil
+}
+
+// revivedSQL finds dead letters whose rows a person has set back to pending, and who therefore wants them delivered.
+const revivedSQL = `SELECT d.event_id FROM saga_outbox_delivery d JOIN saga_outbox o ON o.event_id = d.event_id
+	WHERE d.slot = $1 AND d.state = 'dead' AND o.status = 'pending'
+		AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.state <> 'dead') LIMIT 1000`
+
+const reviveSQL = `UPDATE saga_outbox_delivery SET state = 'retry', next_attempt_at = NULL, attempts = 0
+	WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND state = 'dead'` + owned
+
+// revive does for a row that says dead_letter what setting it back to pending does for any other: it is delivered, here by way of its entries.
+func (l *lease) revive(ctx context.Context, conn *pgx.Conn) error {
+	var ids uuids
+	var id [16]byte
+	if err := each(ctx, conn, []any{&id}, func() error { ids = append(ids, id); return nil }, revivedSQL, l.slot); err != nil || len(ids) == 0 {
+		return err
+	}
+	tx := l.fenced(fence{})
+	tx.queue(nil, reviveSQL, ids, l.slot, l.epoch)
+	return tx.run(ctx, conn)
 }
 
 // stopped carries an error of Sweep's f.

@@ -35,6 +35,8 @@ type KafkaOptions struct {
 	CacheDir string    // the jars; default cache.DefaultRoot()
 	Docker   bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
 	Log      io.Writer // progress lines for a person (downloading, starting); default none
+	// Config are further lines of server.properties; the last of one name counts, so they win over ours.
+	Config []string
 }
 
 // KafkaServer is an Apache Kafka node (KRaft, broker and controller in one). Addresses are host:port.
@@ -56,6 +58,7 @@ type KafkaServer struct {
 
 	dir       string
 	ownDir    bool
+	config    []string
 	libs      string         // directory of the jars
 	process   *child.Process // this one,
 	container *container     // or that one
@@ -64,7 +67,7 @@ type KafkaServer struct {
 // StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and Maven unless the jars
 // are in the cache already (or Docker); the error says how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
-	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir}
+	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, config: opts.Config}
 	docker := opts.Docker || viaDocker()
 	var err error
 	if !docker {
@@ -239,6 +242,7 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 				".sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;")
 		}
 	}
+	conf = append(conf, k.config...)
 	logFile := k.logFile()
 	if dir != k.dir {
 		logFile = "/tmp/kafka.log" // a container's copy of dir is read-only

@@ -283,6 +283,29 @@ func TestResolveMarks(t *testing.T) {
 	})
 }
 
+// A row that is delivered once more stays sent, whatever comes of it.
+func TestResolveReplay(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		mark(t, l, marksOf(insert(t, db, 1, 1)))
+		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, detached, replayed_at)
+			SELECT event_id, 'kafka', 'outbox', 1, 'a1', $1, 'Tested', 'retry', true, '2026-01-01' FROM saga_outbox`, int32(relay.KeyHash("a1")))
+		entries := due(t, l, "kafka", 10)
+		if len(entries) != 1 || !entries[0].Detached || entries[0].ReplayedAt.UTC().Format("2006-01-02") != "2026-01-01" {
+			t.Fatalf("due %+v", entries)
+		}
+		for _, fate := range []relay.Fate{relay.FateRefused, relay.FateDead, relay.FateDropped} {
+			resolve(t, l, "kafka", fate, entries...)
+			if got := counts(t, db); got != "1 sent" {
+				t.Errorf("fate %d: rows: %s", fate, got)
+			}
+		}
+		if got := ledger(t, db, "kafka"); got != "empty" {
+			t.Errorf("ledger: %s", got)
+		}
+	})
+}
+
 // Of a long line a thousand are freed at once, and more as these go; a newcomer stays behind the last.
 func TestFreeing(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {

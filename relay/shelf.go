@@ -129,6 +129,13 @@ func (s *shelf) add(keyHash uint32, entries int) {
 	s.total += entries
 }
 
+// reset forgets all counts.
+func (s *shelf) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts, s.total = nil, 0
+}
+
 // begin notes the entries that are being offered in a round.
 func (s *shelf) begin(entries []Entry) {
 	s.mu.Lock()

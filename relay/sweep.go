@@ -234,11 +234,7 @@ func (p *pipeline) warnOfSlot(ctx context.Context) {
 // inserted by a subscription. It looks twice. What is visible at the first look was committed before the WAL's end just after it; when the
 // watermark has passed that end, the stream is done with all of it, and whatever of it still asks for delivery is not the stream's.
 func (p *pipeline) sweepBeside(ctx context.Context) error {
-	// The first look is not in the way of a takeover. (These times are not p.looks, which belong to the feeder while it polls.)
-	var next [len(kinds)]time.Time
-	for i := range next {
-		next[i] = time.Now().Add(p.cfg.PollInterval)
-	}
+	var next [SweepFailed + 1]time.Time
 	for Sleep(ctx, p.cfg.PollInterval) {
 		for _, k := range kinds {
 			if ctx.Err() != nil || time.Now().Before(next[k.kind]) || !p.isStreaming() {

@@ -84,7 +84,9 @@ func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, er
 		}
 		wait := backoff.Next()
 		if claimed := (*ClaimedError)(nil); errors.As(err, &claimed) {
-			if waits++; waits%20 == 1 { // the first, then every 10 s
+			// A worker that lives is through with its batch in a moment; where both publish, that happens many times a second. What is told
+			// is a wait of a second or two, and then every 10 s.
+			if waits++; waits%20 == 5 {
 				p.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
 			}
 			Sleep(ctx, min(wait, claimPause))

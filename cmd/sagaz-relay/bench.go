@@ -22,6 +22,7 @@ type benchOptions struct {
 	rate     int
 	rateFor  time.Duration
 	repeat   int
+	poll     bool
 	json     bool
 }
 
@@ -39,6 +40,9 @@ It prints for each shape of transaction both rates, the ratio, the CPU seconds o
 memory; then the time from commit to acknowledgement at a steady rate; then the peak memory during one large transaction.
 With BROKER_TYPE=rabbitmq it also measures a bare confirming publisher on the same queue.
 
+With --poll it measures nothing of that, but how fast a relay with RELAY_MODE=polling drains --rows pending rows, 1,000,000
+unless said otherwise.
+
 The server is that of DATABASE_URL, whose role must be allowed to create databases and slots; without it a
 PostgreSQL is started on this machine. The database made here, its slots, topic and queue are removed at the end.`,
 		Args: noArgs,
@@ -54,6 +58,9 @@ PostgreSQL is started on this machine. The database made here, its slots, topic 
 				}
 				o.shapes = append(o.shapes, n)
 			}
+			if o.poll && !cmd.Flags().Changed("rows") {
+				o.rows = pollRows
+			}
 			if o.rows < 1 || o.rowBytes < 100 || o.repeat < 1 {
 				return usageError{errors.New("want --rows and --repeat of at least 1, --row-bytes of at least 100")}
 			}
@@ -68,6 +75,7 @@ PostgreSQL is started on this machine. The database made here, its slots, topic 
 	f.IntVar(&o.big, "big", 1_000_000, "rows of the one large transaction; 0 leaves it out")
 	f.IntVar(&o.rate, "rate", 1000, "events a second for the latency; 0 leaves it out")
 	f.DurationVar(&o.rateFor, "rate-for", 20*time.Second, "how long to hold that rate")
+	f.BoolVar(&o.poll, "poll", false, "measure the drain of pending rows by RELAY_MODE=polling instead")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	return cmd
 }
@@ -79,7 +87,8 @@ type benchReport struct {
 	Cores   int              `json:"cores"`
 	Sinks   []string         `json:"sinks"`
 	Mark    string           `json:"mark"`
-	Drains  []benchDrain     `json:"drains"`
+	Drains  []benchDrain     `json:"drains,omitempty"`
+	Polls   []benchPoll      `json:"polls,omitempty"`
 	Bare    *benchBare       `json:"bare_publisher,omitempty"`
 	Latency *benchLatency    `json:"latency,omitempty"`
 	Big     *benchBigPayload `json:"large_transaction,omitempty"`
@@ -144,6 +153,16 @@ func runBench(ctx context.Context, s *settings, o benchOptions, out, progress io
 	defer func() { err = errors.Join(err, target.close()) }()
 
 	report := benchReport{Server: b.version, CPU: cpuName(), Cores: cores(), Sinks: s.program.Sinks, Mark: s.store.Mark}
+	if o.poll {
+		for range o.repeat {
+			p, err := b.poll(ctx, target, o, say)
+			if err != nil {
+				return err
+			}
+			report.Polls = append(report.Polls, *p)
+		}
+		return report.write(out, o.json)
+	}
 	for _, shape := range o.shapes {
 		for range o.repeat {
 			say("filling a backlog of %d rows, %d a transaction", o.rows, shape)
@@ -172,12 +191,16 @@ func runBench(ctx context.Context, s *settings, o benchOptions, out, progress io
 			return err
 		}
 	}
-	if o.json {
-		enc := json.NewEncoder(out)
+	return report.write(out, o.json)
+}
+
+func (r *benchReport) write(w io.Writer, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
-		return enc.Encode(report)
+		return enc.Encode(r)
 	}
-	return report.print(out)
+	return r.print(w)
 }
 
 func (r *benchReport) print(w io.Writer) error {
@@ -193,6 +216,11 @@ func (r *benchReport) print(w io.Writer) error {
 		p("  %-16s %9.0f events/s   walsender %5.2f s CPU, relay %5.2f s CPU (%.1f µs an event), peak %d MB, %d rows marked",
 			"relay", d.Relay.PerSecond, d.Relay.WalsenderCPU, d.Relay.CPU, d.Relay.CPU/float64(d.Rows)*1e6, d.Relay.PeakRSS/1e6, d.Settled)
 		p("  ratio            %9.2f", d.Ratio)
+	}
+	for _, poll := range r.Polls {
+		p("")
+		p("%d rows pending, drained by polling: %.0f rows/s, relay %.2f s CPU (%.1f µs a row), peak %d MB, %d rows marked",
+			poll.Rows, poll.Run.PerSecond, poll.Run.CPU, poll.Run.CPU/float64(poll.Rows)*1e6, poll.Run.PeakRSS/1e6, poll.Settled)
 	}
 	if r.Bare != nil {
 		p("")

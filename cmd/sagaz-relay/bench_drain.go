@@ -51,7 +51,7 @@ func (b *benchDatabase) drain(ctx context.Context, target *benchTarget, o benchO
 	if err := reference(slots[0]); err != nil {
 		return nil, err
 	}
-	if d.Relay, err = b.relayRun(ctx, slots[1], rows); err != nil {
+	if d.Relay, err = b.relayRun(ctx, slots[1], rows, relay.ModeCDC); err != nil {
 		return nil, err
 	}
 	say("  relay: %.0f events/s", d.Relay.PerSecond)
@@ -65,14 +65,19 @@ func (b *benchDatabase) drain(ctx context.Context, target *benchTarget, o benchO
 	}
 	d.Reference.PerSecond = float64(rows) / d.Reference.Seconds
 	d.Ratio = d.Relay.PerSecond / d.Reference.PerSecond
+	if d.Settled, err = b.settled(ctx, rows); err != nil {
+		return nil, err
+	}
+	return d, b.clear(ctx)
+}
+
+// settled is how many of so many rows have their mark.
+func (b *benchDatabase) settled(ctx context.Context, rows int) (n int64, err error) {
 	sql := `SELECT count(*) FROM saga_outbox WHERE status = 'sent'`
 	if b.settings.store.Mark != "update" {
 		sql = `SELECT ` + strconv.Itoa(rows) + ` - count(*) FROM saga_outbox`
 	}
-	if err := b.conn.QueryRow(ctx, sql).Scan(&d.Settled); err != nil {
-		return nil, err
-	}
-	return d, b.clear(ctx)
+	return n, b.conn.QueryRow(ctx, sql).Scan(&n)
 }
 
 // reference reads a slot to its end and throws everything away.
@@ -163,7 +168,7 @@ func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run b
 }
 
 // relayRun drains a slot with this program, as a process of its own, so that its CPU and memory are its own.
-func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int) (run benchRun, err error) {
+func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int, mode string) (run benchRun, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return run, err
@@ -180,7 +185,7 @@ func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int) (ru
 	defer logFile.Close() //nolint:errcheck // a log
 
 	cmd := exec.Command(self, "run")
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+b.settings.cdc.DatabaseURL, "RELAY_SLOT="+slot, "RELAY_HTTP_ADDR="+addr)
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+b.settings.cdc.DatabaseURL, "RELAY_SLOT="+slot, "RELAY_HTTP_ADDR="+addr, "RELAY_MODE="+mode)
 	cmd.Stderr = logFile
 	started := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -195,7 +200,10 @@ func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int) (ru
 			<-exited
 		}
 	}()
-	watch := b.watchWalsender(ctx, slot)
+	watch := func() float64 { return 0 }
+	if mode != relay.ModePolling {
+		watch = b.watchWalsender(ctx, slot)
+	}
 	for {
 		select {
 		case err := <-exited:

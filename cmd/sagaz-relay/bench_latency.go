@@ -32,7 +32,7 @@ func (b *benchDatabase) large(ctx context.Context, target *benchTarget, o benchO
 	if err != nil {
 		return nil, err
 	}
-	run, err := b.relayRun(ctx, slots[0], o.big)
+	run, err := b.relayRun(ctx, slots[0], o.big, relay.ModeCDC)
 	if err != nil {
 		return nil, err
 	}

@@ -39,10 +39,10 @@ func (s *switchover) insert(t *testing.T, n int) {
 	s.first += n
 }
 
-// load inserts events, some hundred in a second at most, until the function it returns is called.
-func (s *switchover) load(t *testing.T) (enough func()) {
+// load inserts events, in transactions with such pauses between them, until the function it returns is called.
+func (s *switchover) load(t *testing.T, pause time.Duration) (enough func()) {
 	t.Helper()
-	cmd := s.command("insert", s.db.DSN, s.prefix, fmt.Sprint(s.first), "0", "20")
+	cmd := s.command("insert", s.db.DSN, s.prefix, fmt.Sprint(s.first), "0", fmt.Sprint(pause.Milliseconds()))
 	var out bytes.Buffer
 	problem := &syncBuffer{}
 	cmd.Stdout, cmd.Stderr = &out, problem
@@ -105,7 +105,7 @@ func (s *switchover) check(t *testing.T) {
 func TestSwitchThereAndBack(t *testing.T) {
 	s := newSwitchover(t)
 	worker := s.worker(t, s.python)
-	enough := s.load(t)
+	enough := s.load(t, 20*time.Millisecond)
 	s.more(t, 20)
 	runRelay(t, s.settings, "migrate", "--slot")
 	s.more(t, 40) // the worker sends what was inserted since

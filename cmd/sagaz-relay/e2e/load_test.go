@@ -35,9 +35,9 @@ type load struct {
 type loadOptions struct {
 	topic   string
 	odd     string // the topic of one row in twenty, if not empty
-	keys    int // default 20
-	workers int // default 4
-	rate    int // rows per second, default 600
+	keys    int    // default 20
+	workers int    // default 4
+	rate    int    // rows per second, default 600
 	// survives makes the workers wait for a database that goes away. Whether a transaction with a lost answer was committed
 	// they see when it is back.
 	survives bool

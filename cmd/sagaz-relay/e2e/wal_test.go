@@ -135,4 +135,3 @@ func TestIdleOutboxOnBusyServer(t *testing.T) {
 	}
 	p.stop()
 }
-

@@ -1,6 +1,7 @@
 package brokertest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -35,6 +36,10 @@ type KafkaOptions struct {
 	CacheDir string    // the jars; default cache.DefaultRoot()
 	Docker   bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
 	Log      io.Writer // progress lines for a person (downloading, starting); default none
+	// Advertise is what the broker tells clients of the listener SASL_PLAINTEXT as its address (host:port), for a proxy in front of
+	// it: a client that has found one broker asks it where the others are. Default: the listener's own.
+	Advertise string
+	Settings  []string // more lines for server.properties, such as auto.create.topics.enable=false
 }
 
 // KafkaServer is an Apache Kafka node (KRaft, broker and controller in one). Addresses are host:port.
@@ -56,6 +61,8 @@ type KafkaServer struct {
 
 	dir       string
 	ownDir    bool
+	advertise string         // of the options
+	settings  []string       // of the options
 	libs      string         // directory of the jars
 	process   *child.Process // this one,
 	container *container     // or that one
@@ -64,7 +71,7 @@ type KafkaServer struct {
 // StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and Maven unless the jars
 // are in the cache already (or Docker); the error says how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
-	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir}
+	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, settings: opts.Settings}
 	docker := opts.Docker || viaDocker()
 	var err error
 	if !docker {
@@ -194,18 +201,20 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 		return nil, fmt.Errorf("write keystore for kafka: %w", err)
 	}
 
-	advertised := strings.Join([]string{
-		"PLAINTEXT://" + k.Plaintext, "SSL://" + k.SSL, "MTLS://" + k.MTLS,
-		"SASL_PLAINTEXT://" + k.SASLPlaintext, "SASL_SSL://" + k.SASLSSL,
-	}, ",")
+	listeners := func(saslPlaintext string) string {
+		return strings.Join([]string{
+			"PLAINTEXT://" + k.Plaintext, "SSL://" + k.SSL, "MTLS://" + k.MTLS,
+			"SASL_PLAINTEXT://" + saslPlaintext, "SASL_SSL://" + k.SASLSSL,
+		}, ",")
+	}
 	conf := []string{
 		"process.roles=broker,controller",
 		"node.id=1",
 		"controller.quorum.voters=1@" + controller,
 		"controller.listener.names=CONTROLLER",
 		"inter.broker.listener.name=PLAINTEXT",
-		"listeners=" + strings.ReplaceAll(advertised, "//127.0.0.1:", "//"+host+":") + ",CONTROLLER://" + controller,
-		"advertised.listeners=" + advertised,
+		"listeners=" + strings.ReplaceAll(listeners(k.SASLPlaintext), "//127.0.0.1:", "//"+host+":") + ",CONTROLLER://" + controller,
+		"advertised.listeners=" + listeners(cmp.Or(k.advertise, k.SASLPlaintext)),
 		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,MTLS:SSL," +
 			"SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL",
 		"ssl.keystore.type=PEM",
@@ -239,6 +248,7 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 				".sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;")
 		}
 	}
+	conf = append(conf, k.settings...)
 	logFile := k.logFile()
 	if dir != k.dir {
 		logFile = "/tmp/kafka.log" // a container's copy of dir is read-only

@@ -111,7 +111,7 @@ func TestPlan(t *testing.T) {
 			if s.fault.brokers && len(p.sinks) == 1 {
 				t.Errorf("seed %d: %s without brokers", seed, s)
 			}
-			if s.seat >= p.relays || s.hold < s.fault.least || s.hold > s.fault.most || i > 0 && s.at < p.steps[i-1].at {
+			if s.seat < -1 || s.seat >= p.relays || s.hold < s.fault.least || s.hold > s.fault.most || i > 0 && s.at < p.steps[i-1].at {
 				t.Errorf("seed %d: %s", seed, s)
 			}
 		}

@@ -18,8 +18,8 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// load is applications that insert events: several at once, in transactions of one to six rows under one to three keys, some of them
-// rolled back. A key belongs to one transaction at a time, from its insert to the answer to its COMMIT, so the order in which
+// load is applications that insert events: several at once, in transactions of one to six rows (now and then hundreds) under one to three
+// keys, some of them rolled back. A key belongs to one transaction at a time, from its insert to the answer to its COMMIT, so the order in which
 // commits are noted is the commit order of each key. Each key's events carry a clock of its own, hours off, that only goes forward.
 type load struct {
 	r     *round
@@ -96,6 +96,9 @@ func (l *load) work(rnd *mrand.Rand) {
 			chosen = append(chosen, l.keys[rnd.IntN(len(l.keys))])
 		}
 		rows := make([]row, 1+rnd.IntN(6))
+		if rnd.IntN(200) == 0 { // now and then one that is in flight for longer
+			rows = make([]row, inflight)
+		}
 		for i := range rows {
 			rows[i] = row{key: chosen[rnd.IntN(len(chosen))], eventType: eventTypes[rnd.IntN(len(eventTypes))], pad: rnd.IntN(400)}
 		}

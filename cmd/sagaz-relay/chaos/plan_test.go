@@ -23,13 +23,17 @@ type step struct {
 	fault *fault
 	at    time.Duration // from the round's start
 	hold  time.Duration // until it is mended
-	seat  int           // which relay, if it is about one
+	seat  int           // which relay, if it is about one; whoever owns the slot then, if negative
 	pick  uint64        // for what else is to be chosen
 }
 
 func (s step) String() string {
 	text := fmt.Sprintf("%s at %.1fs for %.1fs", s.fault.name, s.at.Seconds(), s.hold.Seconds())
-	if s.fault.seat {
+	switch {
+	case !s.fault.seat:
+	case s.seat < 0:
+		text += " (the owner)"
+	default:
 		text += fmt.Sprintf(" (relay %d)", s.seat)
 	}
 	return text
@@ -119,7 +123,11 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 		})
 		f := usable[i]
 		at += between(200*time.Millisecond, 2500*time.Millisecond)
-		p.steps = append(p.steps, step{fault: f, at: at, hold: between(f.least, f.most), seat: rnd.IntN(p.relays), pick: rnd.Uint64()})
+		s := step{fault: f, at: at, hold: between(f.least, f.most), seat: rnd.IntN(p.relays), pick: rnd.Uint64()}
+		if chance(60) {
+			s.seat = -1
+		}
+		p.steps = append(p.steps, s)
 	}
 	return p
 }

@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"context"
 	"errors"
 	"syscall"
 	"time"
@@ -17,9 +18,26 @@ func processFaults() []*fault {
 	}
 }
 
+// seatOf is the relay that a step is about.
+func (r *round) seatOf(s step) *seat {
+	if s.seat >= 0 {
+		return r.seats[s.seat]
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var owner string
+	err := r.db.Pool.QueryRow(ctx, `SELECT owner FROM saga_outbox_relay WHERE slot = $1`, r.slot).Scan(&owner)
+	for _, seat := range r.seats {
+		if err == nil && seat.name == owner {
+			return seat
+		}
+	}
+	return r.seats[s.pick%uint64(len(r.seats))] // the database is away, or nobody owns the slot
+}
+
 // kill ends a relay with SIGKILL and starts it again after a while.
 func (r *round) kill(s step) error {
-	seat := r.seats[s.seat]
+	seat := r.seatOf(s)
 	seat.mu.Lock()
 	defer seat.mu.Unlock()
 	if err := seat.kill(); err != nil {
@@ -31,7 +49,7 @@ func (r *round) kill(s step) error {
 
 // term is kill with SIGTERM.
 func (r *round) term(s step) error {
-	seat := r.seats[s.seat]
+	seat := r.seatOf(s)
 	seat.mu.Lock()
 	defer seat.mu.Unlock()
 	err := seat.stop()
@@ -41,7 +59,7 @@ func (r *round) term(s step) error {
 
 // freeze stops a relay where it stands, mostly for longer than its lease, and lets it go on as if nothing had happened.
 func (r *round) freeze(s step) error {
-	seat := r.seats[s.seat]
+	seat := r.seatOf(s)
 	seat.mu.Lock()
 	defer seat.mu.Unlock()
 	if err := seat.proc.Signal(syscall.SIGSTOP); err != nil {
@@ -53,7 +71,7 @@ func (r *round) freeze(s step) error {
 
 // twin starts a second relay with the name of the first, and stops it.
 func (r *round) twin(s step) error {
-	seat := r.seats[s.seat]
+	seat := r.seatOf(s)
 	seat.mu.Lock()
 	env := seat.env
 	seat.mu.Unlock()
@@ -70,7 +88,7 @@ func (r *round) twin(s step) error {
 
 // switchMode restarts a relay in another mode: from the slot to polling the table, or back.
 func (r *round) switchMode(s step) error {
-	seat := r.seats[s.seat]
+	seat := r.seatOf(s)
 	seat.mu.Lock()
 	defer seat.mu.Unlock()
 	err := seat.stop()

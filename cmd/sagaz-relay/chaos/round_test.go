@@ -63,7 +63,7 @@ func runRound(t *testing.T, s *stand, p *plan) (*verdict, map[string]int) {
 	r.set(id)
 	r.load = newLoad(r, r.db.DSN, r.topics)
 	for i := range p.relays {
-		r.seats = append(r.seats, &seat{r: r, name: fmt.Sprintf("relay-%d", i), env: r.env(i)})
+		r.seats = append(r.seats, &seat{r: r, index: i, name: fmt.Sprintf("relay-%d", i), env: r.env(i)})
 	}
 	t.Cleanup(r.endAll)
 	t.Cleanup(r.load.stop)

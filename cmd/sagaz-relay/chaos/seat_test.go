@@ -29,8 +29,9 @@ func (s settings) with(more settings) settings {
 
 // seat is a place for a relay: a pod that is started again when its process has ended.
 type seat struct {
-	r    *round
-	name string
+	r     *round
+	index int
+	name  string
 
 	mu   sync.Mutex // held by the fault that has the seat
 	env  settings

@@ -61,7 +61,10 @@ func linkFaults() []*fault {
 				f.repeats = allSinks
 			}
 			f.do = func(r *round, s step) error {
-				l := map[string]*link{"pg": r.stand.toPG[s.seat], "kafka": r.stand.toKafka, "rabbitmq": r.stand.toRabbit}[server]
+				l := map[string]*link{"kafka": r.stand.toKafka, "rabbitmq": r.stand.toRabbit}[server]
+				if server == "pg" {
+					l = r.stand.toPG[r.seatOf(s).index]
+				}
 				l.fault.Lock()
 				defer l.fault.Unlock()
 				delay := time.Duration(0)

@@ -215,7 +215,7 @@ func (s *Source) open(ctx context.Context, sess *session, slot string) (*stream,
 }
 
 // Create implements relay.Source.
-func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
+func (s *Source) Create(ctx context.Context, slot string, _ relay.GoneCause) (relay.LSN, error) {
 	_, err := s.EnsureSlot(ctx, slot)
 	return 0, err
 }

@@ -29,6 +29,11 @@ type world struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	changed   chan struct{} // closed and replaced at every change
+	ledger    []*entry
+	content   map[relay.UUID]relay.Event
+	recovery  relay.Recovery
+	noted     relay.LSN // what the slot may be told to pass
+	creates   []relay.GoneCause
 	rows      map[relay.UUID]*row
 	perKey    map[string]int
 	wal       []relay.Event
@@ -51,9 +56,12 @@ type world struct {
 	// onMark, if set, decides about the n-th call of Mark, from 1: an error writes nothing, later is left out.
 	onMark    func(ctx context.Context, n int, marks []relay.Mark) (later []int, err error)
 	onSettled func(n int) error
-	poison    error // what each connection breaks with at once
-	passEnds  bool  // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
-	batch     int   // the most events in one Admit; 0: all there are
+	onResolve func() error    // under the lock
+	gone      relay.GoneCause // what the next Open finds instead of a slot
+	sweepErrs []error         // what the next sweeps return
+	poison    error           // what each connection breaks with at once
+	passEnds  bool            // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
+	batch     int             // the most events in one Admit; 0: all there are
 }
 
 type row struct {
@@ -67,7 +75,7 @@ type markCall struct {
 }
 
 func newWorld(t testing.TB) *world {
-	return &world{t: t, changed: make(chan struct{}), rows: make(map[relay.UUID]*row), perKey: make(map[string]int), next: 0x1000}
+	return &world{t: t, changed: make(chan struct{}), rows: make(map[relay.UUID]*row), content: make(map[relay.UUID]relay.Event), perKey: make(map[string]int), next: 0x1000}
 }
 
 // change does f under the lock and wakes everybody who waits for a change.
@@ -150,6 +158,7 @@ func (w *world) commitRows(events ...relay.Event) (at, end relay.LSN) {
 			}
 			w.wal = append(w.wal, ev)
 			w.rows[ev.ID] = &row{status: ev.Status}
+			w.content[ev.ID] = ev
 		}
 	})
 	return at, end
@@ -229,10 +238,15 @@ func (w source) Check(context.Context) error {
 	return pop(&w.checkErrs)
 }
 
-func (w source) Open(context.Context, string) (s relay.Stream, err error) {
+func (w source) Open(context.Context, string, relay.LSN) (s relay.Stream, err error) {
 	w.change(func() {
 		if err = pop(&w.openErrs); err != nil {
 			w.note("open failed")
+			return
+		}
+		if w.gone != "" {
+			w.note("gone")
+			err = &relay.SlotGoneError{Slot: "slot", Cause: w.gone}
 			return
 		}
 		if w.reading != nil {
@@ -250,6 +264,20 @@ func (w source) Open(context.Context, string) (s relay.Stream, err error) {
 		s = opened
 	})
 	return s, err
+}
+
+// Create makes the slot anew, if it is gone: it tells what is committed from now on.
+func (w source) Create(_ context.Context, _ string, why relay.GoneCause) (at relay.LSN, err error) {
+	w.change(func() {
+		w.note("create")
+		w.creates = append(w.creates, why)
+		if w.gone != "" && w.gone != relay.GoneMoved {
+			w.confirmed = w.next
+		}
+		w.gone = ""
+		at = w.confirmed
+	})
+	return at, nil
 }
 
 // stream is a replication connection.
@@ -336,9 +364,12 @@ func (s *stream) report() {
 	at := s.in.Watermark()
 	s.change(func() {
 		s.confirmed = max(s.confirmed, at)
+		if s.confirmed > s.noted {
+			s.t.Errorf("confirmed %s, and the database has a note of %s", s.confirmed, s.noted)
+		}
 		// The promise that matters most: the slot never passes a row that is not settled.
 		for _, ev := range s.wal {
-			if ev.CommitLSN < s.confirmed && s.rows[ev.ID].status == "pending" {
+			if ev.CommitLSN < s.confirmed && s.rows[ev.ID].status == "pending" && len(s.entriesOf(ev.ID)) == 0 {
 				s.t.Errorf("confirmed %s, and row %s, committed at %s, is still pending", s.confirmed, label(ev.ID), ev.CommitLSN)
 			}
 		}
@@ -375,7 +406,8 @@ func (w store) Acquire(ctx context.Context, _ string) (relay.Lease, error) {
 		w.mu.Lock()
 		if changed = w.changed; w.owner == nil && !w.taken {
 			w.epoch++
-			l = &lease{world: w.world, epoch: w.epoch, markedLSN: w.marked, valid: true, lost: make(chan struct{})}
+			l = &lease{world: w.world, epoch: w.epoch, markedLSN: w.marked, found: w.recovery, valid: true, lost: make(chan struct{})}
+			l.found.Confirmed = w.noted
 			w.owner = l
 			w.note("acquire")
 		}
@@ -397,6 +429,7 @@ type lease struct {
 	*world
 	epoch     int64
 	markedLSN relay.LSN
+	found     relay.Recovery
 	lost      chan struct{}
 
 	// Guarded by world.mu.
@@ -442,7 +475,8 @@ func (l *lease) lose(err error) {
 // expire is the moment at which the lease is past its time though no timer has fired yet.
 func (l *lease) expire() { l.change(func() { l.valid = false }) }
 
-func (l *lease) Mark(ctx context.Context, marks []relay.Mark) (later []int, err error) {
+func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, err error) {
+	marks := batch.Marks
 	call := markCall{at: time.Now()}
 	for _, m := range marks {
 		call.labels = append(call.labels, label(m.ID))
@@ -461,16 +495,16 @@ func (l *lease) Mark(ctx context.Context, marks []relay.Mark) (later []int, err 
 			later, err = nil, relay.ErrFenced
 			return
 		}
-		for i, m := range marks {
+		l.noted = max(l.noted, batch.Confirm)
+		for i := range marks {
+			m := &marks[i]
+			l.marked = max(l.marked, m.CommitLSN)
+			l.park(m)
 			if slices.Contains(later, i) {
 				continue
 			}
-			r := l.rows[m.ID]
-			r.marks++
-			if r.status = "sent"; m.Refusal != "" {
-				r.status, r.lastError = "failed", m.Refusal
-			}
-			l.marked = max(l.marked, m.CommitLSN)
+			l.rows[m.ID].marks++
+			l.tell(m.ID)
 		}
 	})
 	return later, err
@@ -483,7 +517,7 @@ func (l *lease) Settled(_ context.Context, events []relay.Event) ([]bool, error)
 		var asked []string
 		for i := range events {
 			asked = append(asked, label(events[i].ID))
-			settled[i] = l.rows[events[i].ID].status != "pending"
+			settled[i] = l.rows[events[i].ID].status != "pending" || len(l.entriesOf(events[i].ID)) > 0
 		}
 		l.lookUps = append(l.lookUps, asked)
 		n = len(l.lookUps)

@@ -279,7 +279,7 @@ func TestStartStop(t *testing.T) {
 // Two relays, brokers that fail, connections that break, leases that are lost, in random order: in the end every row is
 // sent, every key was acknowledged in order but for repeated suffixes, and the slot never stood behind a row that was not settled.
 func TestPromisesUnderTrouble(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(24) {
 		bubble(t, fmt.Sprint("seed=", seed), func(t *testing.T) { trouble(t, seed) })
 	}
 }
@@ -307,11 +307,40 @@ func trouble(t *testing.T, seed uint64) {
 	tune := func(cfg *relay.Config) {
 		cfg.Lanes, cfg.BatchSize, cfg.InflightEvents, cfg.MarkBatch, cfg.MarkLinger = 3, 4, 10, 5, 3*time.Millisecond
 		cfg.BackoffMin, cfg.BackoffMax = 2*time.Millisecond, 20*time.Millisecond
+		cfg.RetryMin, cfg.RetryMax, cfg.MaxRetries = 2*time.Millisecond, 50*time.Millisecond, 1000
+		cfg.PollInterval = 20 * time.Millisecond
+		if seed%2 == 0 {
+			cfg.SinkIsolation = 50 * time.Millisecond
+		}
 	}
 	relays := []*rig{start(t, w, tune, sinks...), start(t, w, tune, sinks...)}
 	var all []string
-	for range 250 {
-		switch sink := scripts[r.IntN(2)]; r.IntN(12) {
+	for range 400 {
+		switch sink := scripts[r.IntN(2)]; r.IntN(15) {
+		case 9: // one that the broker does not want, for a while
+			key := string(rune('a' + r.IntN(6)))
+			sink.OnEvent(id(fmt.Sprint(key, w.perKey[key]+1+r.IntN(5)))).Times(1+r.IntN(3)).Refuse(relay.ReasonRejected, errors.New("no"))
+		case 10: // the slot is gone
+			w.mu.Lock()
+			s := w.reading
+			broken := s != nil && s.in != nil
+			if broken {
+				w.gone = relay.GoneMissing
+			}
+			w.mu.Unlock()
+			if broken {
+				s.fail(errConnection)
+			}
+		case 11: // the database does not take outcomes
+			left := r.IntN(3)
+			w.mu.Lock()
+			w.onResolve = func() error {
+				if left--; left >= 0 {
+					return errConnection
+				}
+				return nil
+			}
+			w.mu.Unlock()
 		case 0:
 			w.mu.Lock()
 			s := w.reading

@@ -34,4 +34,7 @@ func KeyHash(key string) uint32 {
 
 // partition maps a key to one of n buckets as Kafka's default partitioner does: the sign bit is dropped,
 // not negated.
-func partition(key string, n int) int { return int(KeyHash(key)&0x7fffffff) % n }
+func partition(key string, n int) int { return partitionOf(KeyHash(key), n) }
+
+// partitionOf is partition of a key whose hash is known.
+func partitionOf(keyHash uint32, n int) int { return int(keyHash&0x7fffffff) % n }

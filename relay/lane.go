@@ -10,22 +10,33 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// lane carries the events of its keys to one sink, in order, one batch at a time.
+// lane carries the events of its keys to one sink, in order, one batch at a time: those that the stream tells of, those found in the
+// table, and those from the ledger.
 //
-// Its queue is not bounded by itself: everything in it is in flight, so the in-flight budget bounds it, and whoever
-// pushes never waits.
+// Its queue is not bounded by itself: everything in it is in flight, or in the one round of ledger entries, so the in-flight
+// budget bounds it, and whoever pushes never waits.
+//
+// The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose key has entries in the ledger goes there
+// too (shelf.verdict), or waits aside for as long as all of them are being offered.
 type lane struct {
 	sink    Sink
+	index   int // of the sink
 	health  *sinkHealth
+	shelf   *shelf
 	cfg     *Config
 	log     hclog.Logger
 	valid   func() bool // the lease's; asked before every offer
-	settle  func(sink string, batch []*flight, errs []error)
+	settle  func(sink int, batch []*flight, parks []*Parked)
 	metrics *sinkMetrics
 
-	wake chan struct{} // capacity one: "the queue was empty and is not any more"
+	wake chan struct{} // capacity one: "the queue was empty and is not any more", or a round has ended
 
-	failing bool // the last offer was not taken; owned by run, known to health
+	// Owned by run.
+	failing     bool            // the last offer was not taken; known to health
+	failingFrom time.Time       // when the offer was made that began the failing
+	aside       []*flight       // wait for the end of a round, in order
+	asideOf     map[uint32]bool // their buckets
+	asideSince  int             // shelf.rounds when the first of them was put aside
 
 	mu    sync.Mutex // guards queue
 	queue []*flight
@@ -38,10 +49,7 @@ func (l *lane) push(flights []*flight) {
 	l.queue = append(l.queue, flights...)
 	l.mu.Unlock()
 	if wasEmpty {
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
+		signal(l.wake)
 	}
 }
 
@@ -64,6 +72,92 @@ func (l *lane) take(buf []*flight) []*flight {
 	return buf
 }
 
+// unshelve puts what waits aside back to the front of the queue, once the round has ended.
+func (l *lane) unshelve() {
+	if len(l.aside) == 0 {
+		return
+	}
+	l.shelf.mu.Lock()
+	ended := l.shelf.rounds != l.asideSince
+	l.shelf.mu.Unlock()
+	if !ended {
+		return
+	}
+	l.mu.Lock()
+	l.queue = append(l.aside, l.queue...)
+	l.mu.Unlock()
+	l.aside, l.asideOf = nil, nil
+}
+
+// triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it parks, leaves in the ledger, or puts
+// aside.
+func (l *lane) triage(batch []*flight) []*flight {
+	var parked []*flight
+	var parks []*Parked
+	kept := batch[:0]
+	l.shelf.mu.Lock()
+	isolated := l.shelf.down || l.shelf.overWAL
+	for _, f := range batch {
+		if f.round != nil {
+			switch {
+			case f.round.haltedKey(f.rec.Key):
+				f.round.leave(f.entry, nil)
+			case f.unfit != nil:
+				l.metrics.refused(f, f.unfit)
+				f.round.settle(l.cfg.refusedAgain(f.entry, f.unfit))
+			default:
+				kept = append(kept, f)
+			}
+			continue
+		}
+		v := offer
+		if l.asideOf[bucketOf(f.keyHash)] {
+			v = hold // its predecessors are there
+		} else {
+			v = l.shelf.verdict(f.keyHash)
+		}
+		switch {
+		case v == hold:
+			if l.aside == nil {
+				l.asideOf, l.asideSince = make(map[uint32]bool), l.shelf.rounds
+			}
+			l.aside = append(l.aside, f)
+			l.asideOf[bucketOf(f.keyHash)] = true
+		case v == toShelf:
+			park := &Parked{Sink: l.sink.Name(), State: StateHeld}
+			if isolated {
+				park.Reason = ReasonSinkDown
+			}
+			l.shelf.add(f.keyHash, 1)
+			parked, parks = append(parked, f), append(parks, park)
+		case f.unfit != nil:
+			l.metrics.refused(f, f.unfit)
+			park := l.refusal(f.unfit)
+			if !park.Detached {
+				l.shelf.add(f.keyHash, 1)
+			}
+			parked, parks = append(parked, f), append(parks, park)
+		default:
+			kept = append(kept, f)
+		}
+	}
+	l.shelf.mu.Unlock()
+	clear(batch[len(kept):])
+	if len(parked) > 0 {
+		l.settle(l.index, parked, parks)
+	}
+	return kept
+}
+
+// refusal is the ledger entry for an event that was refused for the first time.
+func (l *lane) refusal(r *RefusedError) *Parked {
+	p := &Parked{Sink: l.sink.Name(), State: StateRetry, Reason: r.Reason, Error: r.Error(), Attempts: 1, Delay: l.cfg.retryDelay(1)}
+	if l.cfg.MaxRetries <= 1 {
+		p.State, p.Delay, p.Detached = StateDead, 0, l.cfg.DeadLetter == DeadLetterContinue
+	}
+	return p
+}
+
 // run publishes until ctx ends. It returns ErrLeaseLost when the lease is past its time: whatever has not been
 // acknowledged by then belongs to the next owner.
 func (l *lane) run(ctx context.Context) error {
@@ -79,16 +173,17 @@ func (l *lane) run(ctx context.Context) error {
 	}()
 	for {
 		// What failed is offered again alone, before anything behind it.
-		if len(batch) == 0 {
-			batch = l.take(batch)
-		}
-		if len(batch) == 0 {
-			select {
-			case <-l.wake:
-				continue
-			case <-ctx.Done():
-				return nil
+		for len(batch) == 0 {
+			l.unshelve()
+			if batch = l.take(batch); len(batch) == 0 {
+				select {
+				case <-l.wake:
+					continue
+				case <-ctx.Done():
+					return nil
+				}
 			}
+			batch = l.triage(batch)
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -102,17 +197,17 @@ func (l *lane) run(ctx context.Context) error {
 			records = append(records, &f.rec)
 		}
 		started := time.Now()
-		pctx, cancel := context.WithTimeoutCause(ctx, l.cfg.PublishTimeout,
-			fmt.Errorf("publish to %s: no answer within %s", l.sink.Name(), l.cfg.PublishTimeout))
+		limit := min(l.cfg.PublishTimeout, l.cfg.SinkIsolation)
+		pctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("publish to %s: no answer within %s", l.sink.Name(), limit))
 		err := l.sink.Publish(WithFence(pctx, l.valid), records)
 		cancel()
 		took := time.Since(started)
 		clear(records)
 
-		rest := l.outcome(batch, err, took)
+		rest, trouble := l.outcome(batch, err, took)
 		if len(rest) == 0 {
 			backoff.Reset()
-			if l.failing {
+			if !trouble && l.failing {
 				l.failing = false
 				l.health.recovered(l.log)
 			}
@@ -130,109 +225,147 @@ func (l *lane) run(ctx context.Context) error {
 		}
 		wait := backoff.Next()
 		l.metrics.retry(len(rest))
-		l.health.failed(l.log, !l.failing, err, len(rest), wait)
-		l.failing = true
+		l.health.failed(l.log, !l.failing, err, started, len(rest), wait)
+		if !l.failing {
+			l.failing, l.failingFrom = true, started
+		}
+		if l.giveUp(batch) {
+			clear(batch)
+			batch = batch[:0]
+			backoff.Reset()
+			continue
+		}
 		Sleep(ctx, wait)
 	}
 }
 
-// outcome reports what became of a batch, and returns what is to be offered again, at the front of batch's own memory.
-func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*flight) {
-	if err == nil {
-		l.metrics.acked(batch, took)
-		l.settle(l.sink.Name(), batch, nil)
-		return nil
+// giveUp passes a batch that fails in passing to the ledger, when its sink is isolated or has to be, when the batch alone has failed for
+// as long as that takes (one partition without a leader, for instance), or when the relay is being stopped; it reports whether it did.
+func (l *lane) giveUp(batch []*flight) bool {
+	alone := false
+	switch {
+	case l.shelf.isolated():
+	case l.health.downFor() >= l.cfg.SinkIsolation:
+		if l.shelf.isolate(false) {
+			l.log.Error("sink isolated: its events go to the ledger until it is back", "failing_for", l.health.downFor().Round(time.Second))
+			l.health.isolate()
+		}
+	case time.Since(l.failingFrom) >= l.cfg.SinkIsolation:
+		alone = true
+		l.log.Warn("events isolated: the sink takes others and not these, which go to the ledger", "events", len(batch), "failing_for", time.Since(l.failingFrom).Round(time.Second))
+	case l.shelf.isStopping():
+	default:
+		return false
 	}
-	var perRecord *BatchError
-	if !errors.As(err, &perRecord) {
-		return batch
+	first := make(map[string]bool)
+	parks := make([]*Parked, len(batch))
+	l.shelf.mu.Lock()
+	for i, f := range batch {
+		l.shelf.add(f.keyHash, 1)
+		parks[i] = &Parked{Sink: l.sink.Name(), State: StateHeld, Reason: ReasonSinkDown}
+		if alone && !first[f.rec.Key] {
+			// Apart from those that the drainer offers in order, or they would be in their way at every round.
+			first[f.rec.Key] = true
+			parks[i].State, parks[i].Delay = StateRetry, l.cfg.BackoffMax
+		}
 	}
-	if len(perRecord.Errs) != len(batch) {
-		panic(fmt.Sprintf("sink %s told the fate of %d records of %d", l.sink.Name(), len(perRecord.Errs), len(batch)))
+	l.shelf.mu.Unlock()
+	l.settle(l.index, batch, parks)
+	l.failing = false
+	l.health.left()
+	return true
+}
+
+// outcome reports what became of a batch, and returns what is to be offered again, at the front of batch's own memory. trouble
+// says that something failed in passing.
+func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*flight, trouble bool) {
+	fate := func(int) error { return nil }
+	if err != nil {
+		var perRecord *BatchError
+		if errors.As(err, &perRecord) {
+			if len(perRecord.Errs) != len(batch) {
+				panic(fmt.Sprintf("sink %s told the fate of %d records of %d", l.sink.Name(), len(perRecord.Errs), len(batch)))
+			}
+			fate = func(i int) error { return perRecord.Errs[i] }
+		} else {
+			fate = func(int) error { return err }
+		}
 	}
-	settled := make([]*flight, 0, len(batch))
-	errs := make([]error, 0, len(batch))
-	acked := make([]*flight, 0, len(batch))
+	var (
+		settled = make([]*flight, 0, len(batch))
+		parks   = make([]*Parked, 0, len(batch))
+		acked   = make([]*flight, 0, len(batch))
+		refused map[string]bool // keys with a refused record in this batch, which those behind it wait for
+	)
 	rest = batch[:0]
 	for i, f := range batch {
-		e := perRecord.Errs[i]
-		if _, refused := Refused(e); e != nil && !refused {
-			rest = append(rest, f)
-			continue
-		}
-		settled, errs = append(settled, f), append(errs, e)
-		if e == nil {
+		e := fate(i)
+		refusal, isRefused := Refused(e)
+		switch {
+		case e == nil:
 			acked = append(acked, f)
-		} else {
+			if f.round != nil {
+				f.round.settle(Outcome{Entry: f.entry, Fate: FateDelivered})
+			} else {
+				settled, parks = append(settled, f), append(parks, nil)
+			}
+		case isRefused:
 			l.metrics.refused(f, e)
 			l.log.Warn("event refused", "sink", l.sink.Name(), "event_id", f.rec.EventID, "error", e)
+			if f.round != nil {
+				f.round.settle(l.cfg.refusedAgain(f.entry, refusal))
+				continue
+			}
+			park := l.refusal(refusal)
+			if !park.Detached {
+				if refused == nil {
+					refused = make(map[string]bool)
+				}
+				refused[f.rec.Key] = true
+				l.shelf.addOne(f.keyHash)
+			}
+			settled, parks = append(settled, f), append(parks, park)
+		case f.round != nil:
+			if errors.Is(e, ErrBehind) {
+				f.round.leave(f.entry, nil)
+			} else {
+				f.round.leave(f.entry, e)
+				trouble = true
+			}
+		case refused[f.rec.Key] || errors.Is(e, ErrBehind):
+			l.shelf.addOne(f.keyHash)
+			settled, parks = append(settled, f), append(parks, &Parked{Sink: l.sink.Name(), State: StateHeld})
+		default:
+			rest = append(rest, f)
+			trouble = true
 		}
 	}
-	l.metrics.acked(acked, took)
-	l.settle(l.sink.Name(), settled, errs)
-	return rest
+	if len(acked) > 0 {
+		l.metrics.acked(acked, took)
+		l.health.acked()
+	}
+	if len(settled) > 0 {
+		l.settle(l.index, settled, parks)
+	}
+	return rest, trouble
 }
 
-// sinkHealth is what the lanes of one sink know together of its broker: it is down while any lane has to offer
-// again. It keeps the log quiet: the first trouble, then one line at intervals, then the recovery.
-type sinkHealth struct {
-	metrics *sinkMetrics
-
-	mu        sync.Mutex // guards what follows
-	failing   int        // lanes
-	attempts  int        // since the sink was last up
-	since     time.Time
-	logged    time.Time
-	lastError string
+// retryDelay is the wait before an event that was refused so many times is offered again.
+func (c *Config) retryDelay(attempts int) time.Duration {
+	b := Backoff{Min: c.RetryMin, Max: c.RetryMax}
+	for range min(attempts, 40) - 1 {
+		b.Next()
+	}
+	return b.Next()
 }
 
-const healthLogInterval = 30 * time.Second
-
-// failed notes an offer that was not taken; first says that the lane's offer before it was.
-func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, events int, wait time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	now := time.Now()
-	if h.failing == 0 {
-		h.since, h.logged, h.attempts = now, time.Time{}, 0
-		h.metrics.up.Set(0)
+// refusedAgain is the outcome of a ledger entry that was refused once more.
+func (c *Config) refusedAgain(e *Entry, r *RefusedError) Outcome {
+	o := Outcome{Entry: e, Fate: FateRefused, Reason: r.Reason, Error: r.Error(), Attempts: e.Attempts + 1}
+	if o.Attempts >= c.MaxRetries {
+		o.Fate, o.Detach = FateDead, c.DeadLetter == DeadLetterContinue
+		return o
 	}
-	if first {
-		h.failing++
-	}
-	h.attempts++
-	h.lastError = err.Error()
-	if now.Sub(h.logged) >= healthLogInterval {
-		h.logged = now
-		log.Warn("publish did not succeed, offering again", "events", events, "attempt", h.attempts, "backoff", wait, "error", err)
-	}
-}
-
-// recovered notes that a lane which had failed got its batch through.
-func (h *sinkHealth) recovered(log hclog.Logger) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.failing--
-	if h.failing == 0 {
-		log.Info("sink recovered", "attempts", h.attempts, "after", time.Since(h.since).Round(time.Millisecond))
-		h.metrics.up.Set(1)
-	}
-}
-
-// left notes that a failing lane has ended, with its pipeline. Nothing is being offered again then, so the sink counts as up
-// until the next trouble: nobody else would say so.
-func (h *sinkHealth) left() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.failing--
-	if h.failing == 0 {
-		h.metrics.up.Set(1)
-	}
-}
-
-// state is for the status page.
-func (h *sinkHealth) state() (up bool, lastError string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.failing == 0, h.lastError
+	o.Delay = c.retryDelay(o.Attempts)
+	return o
 }

@@ -206,7 +206,7 @@ func TestLaneHealth(t *testing.T) {
 		sink.Down(nil)
 		w.untilStatus("sent", "a2")
 		r.wantMetric(1, "outbox_sink_up", "sink=kafka")
-		if n := r.log.count("sink recovered"); n != 1 {
+		if n := r.log.count("sink is back"); n != 1 {
 			t.Errorf("%d log lines about the recovery", n)
 		}
 		if up, _ := sinkStatus(r); !up {

@@ -9,17 +9,19 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// marker writes the fates of resolved events to their rows, one transaction a batch, one at a time.
+// marker writes the fates of resolved events to their rows, and to the ledger what sinks do not have, one transaction a batch, one
+// at a time, in the order in which they were resolved.
 //
 // Crashes it survives: after the acknowledgement and before the commit of the mark: the row still says
 // pending, the slot stands before the event, the next owner delivers it again. After the commit and
 // before the slot has moved: the stream tells of the event again, the next owner looks its row up
 // (Lease.MarkedLSN) and skips it.
 type marker struct {
-	lease Lease
-	cfg   *Config
-	log   hclog.Logger
-	done  func([]*flight) // tells the tracker, after the commit
+	lease   Lease
+	cfg     *Config
+	log     hclog.Logger
+	done    func([]*flight, LSN) // tells the tracker, after the commit, and what may be confirmed
+	confirm func() LSN           // the watermark
 
 	wake chan struct{} // capacity one
 
@@ -83,9 +85,13 @@ func (m *marker) run(ctx context.Context) error {
 		}
 		marks = marks[:0]
 		for _, f := range batch {
-			marks = append(marks, Mark{ID: f.rec.EventID, XID: f.xid, CommitLSN: f.commitLSN, Parked: parked(f.refused)})
+			marks = append(marks, Mark{
+				ID: f.rec.EventID, XID: f.xid, CommitLSN: f.commitLSN, EventType: f.rec.EventType,
+				Key: f.rec.Key, KeyHash: f.keyHash, Position: f.position, Parked: f.parked,
+			})
 		}
-		later, err := m.lease.Mark(ctx, MarkBatch{Marks: marks})
+		confirm := m.confirm()
+		later, err := m.lease.Mark(ctx, MarkBatch{Marks: marks, Confirm: confirm})
 		switch {
 		case errors.Is(err, ErrLeaseLost):
 			return err
@@ -104,14 +110,14 @@ func (m *marker) run(ctx context.Context) error {
 			failed = 0
 			backoff.Reset()
 		}
-		batch = m.settle(batch, later)
+		batch = m.settle(batch, later, confirm)
 	}
 }
 
 // settle reports a committed batch, and puts aside what has to be marked again because its rows are not visible yet.
-func (m *marker) settle(batch []*flight, later []int) []*flight {
+func (m *marker) settle(batch []*flight, later []int, confirm LSN) []*flight {
 	if len(later) == 0 {
-		m.done(batch)
+		m.done(batch, confirm)
 		clear(batch)
 		return batch[:0]
 	}
@@ -127,7 +133,7 @@ func (m *marker) settle(batch []*flight, later []int) []*flight {
 			marked = append(marked, f)
 		}
 	}
-	m.done(marked)
+	m.done(marked, confirm)
 	// Others are not held up by these: they come back behind what is queued by then.
 	if m.unhide == nil {
 		m.unhide = time.After(invisiblePause)
@@ -179,13 +185,4 @@ func (m *marker) gather(ctx context.Context) bool {
 		}
 	}
 	return true
-}
-
-// parked are the ledger entries for sinks that refused the event.
-func parked(refused []sinkRefusal) []Parked {
-	var entries []Parked
-	for _, r := range refused {
-		entries = append(entries, Parked{Sink: r.sink, State: StateRetry, Reason: r.err.Reason, Error: r.err.Error(), Attempts: 1})
-	}
-	return entries
 }

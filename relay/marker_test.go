@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -34,7 +35,8 @@ type markedBatch struct {
 	names string
 }
 
-func (l *markLog) Mark(_ context.Context, marks []Mark) ([]int, error) {
+func (l *markLog) Mark(_ context.Context, batch MarkBatch) ([]int, error) {
+	marks := batch.Marks
 	var names []string
 	for _, m := range marks {
 		names = append(names, fmt.Sprint(m.ID[0]))
@@ -85,7 +87,11 @@ func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []Mark) 
 	}
 	r := &markerRig{lease: &markLog{started: time.Now(), on: on}, err: make(chan error, 1)}
 	r.marker = &marker{lease: r.lease, cfg: &cfg, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), wake: make(chan struct{}, 1)}
-	r.done = func(batch []*flight) {
+	r.confirm = func() LSN { return 4711 }
+	r.done = func(batch []*flight, confirmed LSN) {
+		if confirmed != 4711 {
+			t.Errorf("told that %s may be confirmed, want what the mark has noted", confirmed)
+		}
 		var names []string
 		for _, f := range batch {
 			names = append(names, fmt.Sprint(f.rec.EventID[0]))
@@ -254,7 +260,7 @@ func TestMarker(t *testing.T) {
 	run("EndsWithItsContext", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := validConfig()
-		m := &marker{lease: &markLog{}, cfg: &cfg, log: hclog.NewNullLogger(), wake: make(chan struct{}, 1)}
+		m := &marker{lease: &markLog{}, cfg: &cfg, confirm: func() LSN { return 0 }, log: hclog.NewNullLogger(), wake: make(chan struct{}, 1)}
 		m.push(flightsOf(1, 1))
 		ended := make(chan error)
 		go func() { ended <- m.run(ctx) }()
@@ -275,17 +281,18 @@ func TestMarkTellsWhy(t *testing.T) {
 		})
 		flights := flightsOf(1, 3)
 		flights[0].commitLSN, flights[0].xid = 77, 7
-		flights[1].refused = []sinkRefusal{{"kafka", &RefusedError{Reason: ReasonRejected, Err: errors.New("no")}}}
-		flights[2].refused = append(flights[1].refused, sinkRefusal{"rabbitmq", &RefusedError{Reason: ReasonUnroutable, Err: errors.New("no queue")}})
+		flights[1].parked = []Parked{{Sink: "kafka", State: StateRetry, Reason: ReasonRejected, Error: "no", Attempts: 1}}
+		flights[1].rec.Key, flights[1].keyHash, flights[1].position = "order-1", 11, 5
+		flights[2].parked = []Parked{{Sink: "kafka", State: StateHeld}}
 		r.push(flights)
 		synctest.Wait()
 	})
 	want := []Mark{
 		{ID: UUID{1}, CommitLSN: 77, XID: 7},
-		{ID: UUID{2}, Refusal: "kafka: rejected: no"},
-		{ID: UUID{3}, Refusal: "kafka: rejected: no; rabbitmq: unroutable: no queue"},
+		{ID: UUID{2}, Key: "order-1", KeyHash: 11, Position: 5, Parked: []Parked{{Sink: "kafka", State: StateRetry, Reason: ReasonRejected, Error: "no", Attempts: 1}}},
+		{ID: UUID{3}, Parked: []Parked{{Sink: "kafka", State: StateHeld}}},
 	}
-	if !slices.Equal(got, want) {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("marks:\n got %+v\nwant %+v", got, want)
 	}
 }

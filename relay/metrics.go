@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +36,9 @@ type Metrics struct {
 	leaseChanges prometheus.Counter
 	reconnects   prometheus.Counter
 	marks        prometheus.Counter
+	pruned       prometheus.Counter
+	ledger       *prometheus.GaugeVec
+	found        *prometheus.CounterVec
 
 	mu         sync.Mutex // guards what follows
 	eventTypes map[string]*eventTypeMetrics
@@ -45,6 +49,7 @@ type Metrics struct {
 type eventTypeMetrics struct {
 	published prometheus.Counter
 	failed    prometheus.Counter
+	dead      prometheus.Counter
 	duration  prometheus.Observer
 }
 
@@ -79,6 +84,15 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 		Help: "1 for the slot's wal_status. lost means that PostgreSQL has removed WAL that the slot needed.",
 	}, []string{"slot", "status"})
 	reg.MustRegister(slotStatus)
+	ledger := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "outbox_ledger_events",
+		Help: "Events in the ledger by sink and state: retry (to be offered), held (behind another of their key), dead (for a person).",
+	}, []string{"sink", "state"})
+	found := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "outbox_recovered_events_total",
+		Help: "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved (slots), stuck_claim, failed, pending (by hand), polled.",
+	}, []string{"cause"})
+	reg.MustRegister(ledger, found)
 	m := &Metrics{
 		slotStatus:   slotStatus,
 		slotLag:      gaugeBy("outbox_slot_confirmed_flush_lag_bytes", "WAL written and not confirmed by the relay. It rises while events wait.", "slot"),
@@ -111,6 +125,9 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 		leaseChanges: counter("outbox_lease_changes_total", "Times that this relay has taken or lost a slot. A steady rise means relays that fight or die."),
 		reconnects:   counter("outbox_stream_reconnects_total", "Times that the replication connection had to be made again."),
 		marks:        counter("outbox_marked_events_total", "Rows marked with their event's fate."),
+		pruned:       counter("outbox_pruned_events_total", "Rows removed because RELAY_RETENTION is over."),
+		ledger:       ledger,
+		found:        found,
 		eventTypes:   make(map[string]*eventTypeMetrics),
 		sinks:        make(map[string]*sinkMetrics),
 	}
@@ -134,6 +151,7 @@ func (m *Metrics) eventType(name string) *eventTypeMetrics {
 	t := &eventTypeMetrics{
 		published: m.published.WithLabelValues(name),
 		failed:    m.failed.WithLabelValues(name),
+		dead:      m.deadLetters.WithLabelValues(name),
 		duration:  m.duration.WithLabelValues(name),
 	}
 	m.eventTypes[name] = t
@@ -192,9 +210,39 @@ func (s *sinkMetrics) refused(f *flight, _ error) { s.m.eventType(f.rec.EventTyp
 
 func (s *sinkMetrics) retry(events int) { s.m.retries.Add(float64(events)) }
 
-func (m *Metrics) refusedByEncoder(f *flight) { m.eventType(f.rec.EventType).failed.Inc() }
+// marked counts a batch whose fates are written.
+func (m *Metrics) marked(batch []*flight) {
+	m.marks.Add(float64(len(batch)))
+	for _, f := range batch {
+		for i := range f.parked {
+			if f.parked[i].State == StateDead {
+				m.eventType(f.rec.EventType).dead.Inc()
+			}
+		}
+	}
+}
 
-func (m *Metrics) marked(batch []*flight) { m.marks.Add(float64(len(batch))) }
+// resolved counts what became of ledger entries.
+func (m *Metrics) resolved(outcomes []Outcome) {
+	for i := range outcomes {
+		if outcomes[i].Fate == FateDead {
+			m.eventType(outcomes[i].Entry.Event.EventType).dead.Inc()
+		}
+	}
+}
+
+// recovered counts events that were found in the table.
+func (m *Metrics) recovered(cause string, events int) {
+	m.found.WithLabelValues(strings.ReplaceAll(cause, " ", "_")).Add(float64(events))
+}
+
+// ledgerCounts exports how many entries there are.
+func (m *Metrics) ledgerCounts(counts []LedgerCount) {
+	m.ledger.Reset()
+	for _, c := range counts {
+		m.ledger.WithLabelValues(c.Sink, string(c.State)).Set(float64(c.N))
+	}
+}
 
 // slotInfo exports what the server says of a slot.
 func (m *Metrics) slotInfo(slot string, info SlotInfo) {

@@ -490,14 +490,26 @@ func TestEncoderRefusal(t *testing.T) {
 		w := newWorld(t)
 		kafka, rabbit := sinktest.NewScript("kafka"), sinktest.NewScript("rabbitmq")
 		r := start(t, w, oneLane, kafka, rabbit)
-		_, end := w.commitRows(insert("a", func(ev *relay.Event) { ev.Headers = "[1]" }), insert("a"))
+		w.commitRows(insert("b"), insert("a", func(ev *relay.Event) { ev.Headers = "[1]" }), insert("a"))
+		_, end := w.commit("b")
 		w.untilStatus("failed", "a1")
-		w.untilStatus("sent", "a2")
-		wantStatus(t, w, "a1", "failed: relay: encode: column headers: want a JSON object, got a JSON array")
-		wantTaken(t, kafka, "a2")
-		wantTaken(t, rabbit, "a2")
+		w.untilStatus("sent", "b1", "b2")
+		w.untilStatus("pending", "a2")
+		const why = "encode: column headers: want a JSON object, got a JSON array"
+		wantStatus(t, w, "a1", "failed: kafka: "+why+"; rabbitmq: "+why)
+		wantTaken(t, kafka, "b1 b2")
+		wantTaken(t, rabbit, "b1 b2")
 		wantWatermark(t, r, end)
-		r.wantMetric(1, "outbox_failed_events_total")
+		r.wantMetric(2, "outbox_failed_events_total")
+		// Somebody mends the row.
+		w.change(func() {
+			ev := w.content[id("a1")]
+			ev.Headers = "{}"
+			w.content[id("a1")] = ev
+		})
+		w.untilStatus("sent", "a1", "a2")
+		wantTaken(t, kafka, "b1 b2 a1 a2")
+		wantTaken(t, rabbit, "b1 b2 a1 a2")
 	})
 }
 
@@ -514,7 +526,7 @@ func TestTwoSinks(t *testing.T) {
 		if err := kafka.WaitTaken(t.Context(), 2); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(30 * time.Second)
+		time.Sleep(20 * time.Second)
 		synctest.Wait()
 		wantTaken(t, kafka, "a1 a2")
 		w.mu.Lock()

@@ -84,8 +84,11 @@ func (r *Relay) check(ctx context.Context) error {
 	backoff := Backoff{Min: r.cfg.BackoffMin, Max: r.cfg.BackoffMax}
 	for attempt := 1; ; attempt++ {
 		err := r.store.Check(ctx)
-		if err == nil {
+		if err == nil && r.cfg.Mode != ModePolling {
 			err = r.source.Check(ctx)
+		}
+		if setup := (*SetupError)(nil); r.cfg.Mode == ModeAuto && errors.As(err, &setup) && setup.Streaming {
+			return nil // the pipeline says it, and polls
 		}
 		if err == nil {
 			return nil

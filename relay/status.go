@@ -1,11 +1,8 @@
 package relay
 
 import (
-	"context"
 	"fmt"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Role is what a relay is to a slot.
@@ -46,10 +43,14 @@ type SlotStatus struct {
 	Admitted   uint64    `json:"admitted"`
 	Marked     uint64    `json:"marked"`
 	Skipped    uint64    `json:"skipped"` // told again by the stream and settled already
+	Swept      uint64    `json:"swept"`   // found in the table
 	Watermark  string    `json:"watermark,omitempty"`
 	Read       string    `json:"read,omitempty"`
 	LagSeconds float64   `json:"lag_seconds"`
-	Streaming  bool      `json:"streaming"`
+	// Mode is how events are found now, cdc or polling; Why says why it polls or does not stream, if it should.
+	Mode      string `json:"mode,omitempty"`
+	Why       string `json:"why,omitempty"`
+	Streaming bool   `json:"streaming"`
 	// StreamSince is for how many seconds the replication connection has been as Streaming says.
 	StreamSince float64 `json:"stream_since_seconds,omitempty"`
 }
@@ -59,6 +60,9 @@ type SinkStatus struct {
 	Sink      string `json:"sink"`
 	Up        bool   `json:"up"`
 	LastError string `json:"last_error,omitempty"`
+	// Ledger is how many entries of the ledger hold up later events of their keys; Isolated says that all events go there.
+	Ledger   int  `json:"ledger"`
+	Isolated bool `json:"isolated"`
 }
 
 // Status returns a consistent look at each slot; it is cheap and may be called at any time.
@@ -76,7 +80,15 @@ func (r *Relay) Status() Status {
 	}
 	for i, sink := range r.sinks {
 		up, lastError := r.health[i].state()
-		st.Sinks = append(st.Sinks, SinkStatus{Sink: sink.Name(), Up: up, LastError: lastError})
+		out := SinkStatus{Sink: sink.Name(), Up: up, LastError: lastError}
+		for _, s := range r.slots {
+			if s.pipeline != nil {
+				entries, down, overWAL := s.pipeline.shelves[i].state()
+				out.Ledger += entries
+				out.Isolated = out.Isolated || down || overWAL
+			}
+		}
+		st.Sinks = append(st.Sinks, out)
 	}
 	return st
 }
@@ -85,9 +97,11 @@ func (p *pipeline) status(out *SlotStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out.Epoch = p.lease.Epoch()
-	out.Streaming, out.StreamSince = p.streaming, time.Since(p.streamChanged).Seconds()
+	out.Mode, out.Why = p.doing.mode, p.doing.why
+	out.Streaming, out.StreamSince = p.doing.streaming, time.Since(p.doing.since).Seconds()
 	out.Inflight, out.Bytes = p.tracker.len(), p.tracker.bytes
 	out.Admitted, out.Marked, out.Skipped = p.counts.admitted, p.counts.marked, p.counts.skipped
+	out.Swept = p.counts.swept
 	out.Watermark, out.Read = p.tracker.watermark.String(), p.read.String()
 	if f := p.tracker.oldest(); f != nil && f.committed != 0 {
 		out.LagSeconds = max(0, time.Since(f.committed.Time()).Seconds())
@@ -105,7 +119,7 @@ func (s Status) Problems() []string {
 		case Draining:
 			problems = append(problems, fmt.Sprintf("slot %s: stopping", slot.Slot))
 		case Owner:
-			if !slot.Streaming && slot.StreamSince > stalledAfter.Seconds() {
+			if slot.Mode != ModePolling && !slot.Streaming && slot.StreamSince > stalledAfter.Seconds() {
 				problems = append(problems, fmt.Sprintf("slot %s: owned, but no replication connection for %.0f s", slot.Slot, slot.StreamSince))
 			}
 		}
@@ -115,77 +129,3 @@ func (s Status) Problems() []string {
 
 // stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
 const stalledAfter = 15 * time.Second
-
-const (
-	observeInterval = time.Second
-	slotEvery       = 5 // observations between two looks at the slot
-)
-
-// observe keeps the pipeline's gauges up to date until ctx ends.
-func (p *pipeline) observe(ctx context.Context) error {
-	var unread unreadEstimate
-	var info SlotInfo
-	for n := 0; ; n++ {
-		if n%slotEvery == 0 {
-			looked, err := p.lease.Slot(ctx)
-			if err != nil {
-				p.log.Debug("looking at the slot", "error", err) // who needs the slot says it louder
-			} else {
-				info = looked
-				p.metrics.slotInfo(p.slot, info)
-			}
-		}
-		var st SlotStatus
-		p.status(&st)
-		p.mu.Lock()
-		read, admitted := max(p.read, info.ConfirmedFlush), p.counts.admitted
-		p.mu.Unlock()
-		waiting := float64(st.Inflight) + unread.events(info.WALEnd, read, admitted)
-		p.metrics.lag.WithLabelValues(p.slot).Set(st.LagSeconds)
-		p.metrics.processing.Set(float64(st.Inflight))
-		p.metrics.pending.Set(waiting)
-		p.metrics.pendingName.Set(waiting)
-		if !Sleep(ctx, observeInterval) {
-			return nil
-		}
-	}
-}
-
-// unreadEstimate guesses how many events lie in WAL that the stream has not brought yet: its bytes, by the events that the bytes
-// so far have held. Until some have been seen it takes a row of ordinary size.
-type unreadEstimate struct {
-	from     LSN
-	admitted uint64
-	perEvent float64 // WAL bytes
-}
-
-const (
-	ordinaryWALPerEvent = 1500
-	// caughtUpBytes is WAL that may be written between our look at the server and its next keepalive without meaning a backlog.
-	caughtUpBytes = 1 << 20
-)
-
-func (u *unreadEstimate) events(walEnd, read LSN, admitted uint64) float64 {
-	if u.from == 0 {
-		u.from, u.admitted, u.perEvent = read, admitted, ordinaryWALPerEvent
-	}
-	if n := admitted - u.admitted; n >= 1000 && read > u.from {
-		u.perEvent = max(100, float64(read-u.from)/float64(n))
-		u.from, u.admitted = read, admitted
-	}
-	if walEnd < read+caughtUpBytes {
-		return 0
-	}
-	return float64(int64(float64(walEnd-read) / u.perEvent))
-}
-
-// standby sets what only an owner reports to 0: a missing series would keep the autoscaler from scaling down.
-func (m *Metrics) standby() {
-	m.pending.Set(0)
-	m.pendingName.Set(0)
-	m.processing.Set(0)
-	m.lag.Reset()
-	for _, g := range []*prometheus.GaugeVec{m.slotLag, m.slotRetained, m.slotSafe, m.slotActive, m.slotStatus} {
-		g.Reset()
-	}
-}

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -90,18 +89,18 @@ func TestTrackerAgainstTwin(t *testing.T) {
 				case op < 8 && len(unsettle) > 0:
 					f := unsettle[r.IntN(len(unsettle))]
 					e := tw.find(f)
-					e.settled++
-					var refusal *RefusedError
+					var park *Parked
 					if r.IntN(5) == 0 {
-						refusal = &RefusedError{Reason: ReasonTooLarge, Err: errors.New("no")}
+						park = &Parked{Sink: fmt.Sprint("sink", e.settled), Reason: ReasonTooLarge}
 					}
-					before := len(f.refused)
-					resolved := tr.settle(f, fmt.Sprint("sink", e.settled), refusal)
+					before := len(f.parked)
+					resolved := tr.settle(f, e.settled, park)
+					e.settled++
 					if want := e.settled == sinks; resolved != want {
 						t.Fatalf("step %d: settle %d of %d: got resolved %t, want %t", step, e.settled, sinks, resolved, want)
 					}
-					if got := len(f.refused) - before; got == 1 != (refusal != nil) {
-						t.Fatalf("step %d: %d refusals noted for %v", step, got, refusal)
+					if got := len(f.parked) - before; got == 1 != (park != nil) {
+						t.Fatalf("step %d: %d entries noted for %v", step, got, park)
 					}
 					if resolved {
 						unsettle = slices.DeleteFunc(unsettle, func(g *flight) bool { return g == f })
@@ -154,7 +153,7 @@ func TestTrackerRingGrows(t *testing.T) {
 		flights = append(flights, f)
 		tr.admit(f)
 	}
-	finish := func(f *flight) { tr.settle(f, "a", nil); tr.mark(f) }
+	finish := func(f *flight) { tr.settle(f, 0, nil); tr.mark(f) }
 	for range first {
 		admit()
 	}
@@ -192,12 +191,12 @@ func TestTrackerSettleTwicePanics(t *testing.T) {
 	tr := newTracker(1)
 	f := &flight{rec: Record{EventID: sample().ID}}
 	tr.admit(f)
-	tr.settle(f, "kafka", nil)
+	tr.settle(f, 0, nil)
 	defer func() {
 		text := fmt.Sprint(recover())
-		if !strings.Contains(text, "kafka") || !strings.Contains(text, f.rec.EventID.String()) {
+		if !strings.Contains(text, "sink 0") || !strings.Contains(text, f.rec.EventID.String()) {
 			t.Errorf("panic %q, want sink and event in it", text)
 		}
 	}()
-	tr.settle(f, "kafka", nil)
+	tr.settle(f, 0, nil)
 }

@@ -35,9 +35,15 @@
 //     a suffix, in order, and stays one.
 //   - The leader moved: ask who it is and send there, up to four times; then the lane.
 //   - A batch is too large, or one record in it is refused: halve it until the culprit stands alone. The
-//     others are delivered in order in the same Publish.
+//     others are delivered in order in the same Publish; those of its key behind it are not sent.
 //   - Publish's context ends: its records count as failed. A request in flight is left to end by itself; what
 //     the lane offers again is queued behind it.
+//
+// Behind a refused record nothing of its key is sent, in no topic. Where Kafka would give no order anyway, between topics, that
+// takes a wait: when a record's topic is not known yet, or has refused a record within the last 30 s, what its key has for
+// other topics goes out in a further round of the same Publish, when its fate is known. All other records of a batch go out at once.
+// What is left is the first refusal of a topic that took everything until then: the key's records for other topics were sent
+// with it, and are offered again behind it.
 //
 // A producer id is one process's. What a killed process had on the way may arrive after its successor has started, for as
 // long as packets live; nothing here can stop that. Where the cluster gives no producer id (IDEMPOTENT_WRITE before

@@ -26,7 +26,7 @@ func values(topic, key string, n int) []*relay.Record {
 	return recs
 }
 
-// outcome is what Publish said, record by record: ok, again or the reason of the refusal.
+// outcome is what Publish said, record by record: ok, again, behind or the reason of the refusal.
 func outcome(batch []*relay.Record, err error) []string {
 	out := make([]string, len(batch))
 	var be *relay.BatchError
@@ -42,6 +42,8 @@ func outcome(batch []*relay.Record, err error) []string {
 			out[i] = "again"
 			if r, ok := relay.Refused(be.Errs[i]); ok {
 				out[i] = string(r.Reason)
+			} else if errors.Is(be.Errs[i], relay.ErrBehind) {
+				out[i] = "behind"
 			}
 		}
 	}
@@ -80,9 +82,10 @@ func TestAnswers(t *testing.T) {
 			return r
 		}
 	}
-	one := func(fate string) []string { return []string{"ok", "ok", fate, "ok", "ok"} }
+	one := func(fate string) []string { return []string{"ok", "ok", fate, "behind", "behind"} }
+	first := func(fate string) []string { return append([]string{fate}, repeat("behind", 4)...) }
 	all := []string{"a0", "a1", "a2", "a3", "a4"}
-	others := []string{"a0", "a1", "a3", "a4"}
+	others := []string{"a0", "a1"}
 	for _, tc := range []struct {
 		name   string
 		answer func(int, batchSeen) produce.ResponsePartition
@@ -97,8 +100,8 @@ func TestAnswers(t *testing.T) {
 		{"invalid record, not named", because(kafkago.InvalidRecord, false), one("rejected"), others, 7},
 		{"corrupt", because(kafkago.InvalidMessage, false), one("rejected"), others, 7},
 		{"policy", because(kafkago.PolicyViolation, false), one("rejected"), others, 7},
-		{"invalid topic", always(kafkago.InvalidTopic), repeat("unknown_topic", 5), nil, 1},
-		{"not authorized", always(kafkago.TopicAuthorizationFailed), repeat("rejected", 5), nil, 1},
+		{"invalid topic", always(kafkago.InvalidTopic), first("unknown_topic"), nil, 1},
+		{"not authorized", always(kafkago.TopicAuthorizationFailed), first("rejected"), nil, 1},
 		{"leader moved", just(kafkago.NotLeaderForPartition), repeat("ok", 5), all, 2},
 		{"leader does not settle", always(kafkago.NotLeaderForPartition), repeat("again", 5), nil, maxMoves + 1},
 		{"leader elected", just(kafkago.LeaderNotAvailable), repeat("ok", 5), all, 2},
@@ -194,7 +197,7 @@ func TestFailureOfOneTopic(t *testing.T) {
 	}
 }
 
-// A refused record holds up nothing, not even its key.
+// A refused record holds up its key, in every topic, and nothing else.
 func TestRefusalOfOneTopic(t *testing.T) {
 	f := newFake(t, 1)
 	f.set(func() {
@@ -202,15 +205,74 @@ func TestRefusalOfOneTopic(t *testing.T) {
 		f.unknown["invalid"] = kafkago.InvalidTopic
 	})
 	s := newSink(t, f.addr())
-	batch := slices.Concat(values("secret", "a", 1), values("good", "a", 2), values("no/topic", "a", 1), values("invalid", "a", 1))
+	batch := slices.Concat(values("secret", "a", 1), values("good", "a", 2), values("no/topic", "b", 1), values("invalid", "c", 1), values("good", "c", 1), values("good", "d", 1), values("secret", "d", 2), values("good", "d", 1))
 	err := s.Publish(testContext(t), batch)
-	if got, want := outcome(batch, err), []string{"rejected", "ok", "ok", "unknown_topic", "unknown_topic"}; !slices.Equal(got, want) {
+	if got, want := outcome(batch, err), []string{"rejected", "behind", "behind", "unknown_topic", "unknown_topic", "behind", "ok", "rejected", "behind", "behind"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := f.appended("good"); !slices.Equal(got, []string{"d0"}) {
+		t.Errorf("appended %v, want d0 alone", got)
 	}
 	for _, part := range []string{"secret", "WRITE", `"no/topic"`, "RELAY_TOPIC"} {
 		if !slices.ContainsFunc(err.(*relay.BatchError).Errs, func(err error) bool { return err != nil && strings.Contains(err.Error(), part) }) {
 			t.Errorf("no error says %q", part)
 		}
+	}
+}
+
+// What only the broker tells: that topic's records hold back their keys in other topics from then on, and for a while. The first time
+// the others are offered again behind it.
+func TestRefusalToldByBroker(t *testing.T) {
+	f := newFake(t, 1)
+	f.set(func() {
+		f.produce = func(b batchSeen) produce.ResponsePartition {
+			if b.topic == "strict" && slices.ContainsFunc(b.values, func(v string) bool { return v != "b0" }) {
+				return produce.ResponsePartition{ErrorCode: int16(kafkago.InvalidRecord)}
+			}
+			return produce.ResponsePartition{}
+		}
+	})
+	s := newSink(t, f.addr())
+	warm := slices.Concat(values("strict", "b", 1), values("good", "b", 1))
+	if err := s.Publish(testContext(t), warm); err != nil {
+		t.Fatal(err)
+	}
+	batch := slices.Concat(values("strict", "a", 2), values("good", "a", 1), values("strict", "a", 1), values("strict", "b", 1), values("good", "b", 1), values("good", "c", 1))
+	want := []string{"rejected", "behind", "behind", "behind", "ok", "ok", "ok"}
+	for round := range 3 {
+		before := len(f.appended("good"))
+		if got := outcome(batch, s.Publish(testContext(t), batch)); !slices.Equal(got, want) {
+			t.Errorf("round %d: got %v, want %v", round, got, want)
+		}
+		got := f.appended("good")[before:]
+		slices.Sort(got)
+		if round > 0 && !slices.Equal(got, []string{"b0", "c0"}) {
+			t.Errorf("round %d: appended %v, want b0 and c0: what is behind a refused record is not sent", round, got)
+		}
+	}
+	if got := f.appended("strict"); !slices.Equal(got, repeat("b0", 4)) {
+		t.Errorf("appended %v, want b0 only", got)
+	}
+	// A passing failure holds back the other topic's records, too, while the sink is careful.
+	f.set(func() {
+		f.produce = func(b batchSeen) produce.ResponsePartition {
+			if b.topic == "strict" {
+				return produce.ResponsePartition{ErrorCode: int16(kafkago.NotEnoughReplicas)}
+			}
+			return produce.ResponsePartition{}
+		}
+	})
+	before := len(f.appended("good"))
+	if got, want := outcome(warm, s.Publish(testContext(t), warm)), repeat("again", 2); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if sent := len(f.appended("good")) - before; sent > 0 {
+		t.Errorf("%d records sent behind one that failed", sent)
+	}
+	now := time.Now()
+	strict, _ := s.topics.live.Load("strict")
+	if !strict.(*topic).refusedLately(now) || strict.(*topic).refusedLately(now.Add(carefulFor)) {
+		t.Error("careful for another time than said")
 	}
 }
 
@@ -238,7 +300,7 @@ func TestUnknownTopic(t *testing.T) {
 	if got := time.Since(start); got < wait {
 		t.Errorf("refused after %s, want a wait of %s", got, wait)
 	}
-	if got, want := outcome(batch, err), []string{"unknown_topic", "ok", "unknown_topic", "ok"}; !slices.Equal(got, want) {
+	if got, want := outcome(batch, err), []string{"unknown_topic", "ok", "behind", "ok"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if !strings.Contains(err.Error(), "later") || !strings.Contains(err.Error(), "auto.create.topics.enable") {
@@ -247,7 +309,7 @@ func TestUnknownTopic(t *testing.T) {
 
 	before := f.questions[protocol.Metadata]
 	err = s.Publish(testContext(t), later)
-	if got, want := outcome(later, err), repeat("unknown_topic", 2); !slices.Equal(got, want) {
+	if got, want := outcome(later, err), []string{"unknown_topic", "behind"}; !slices.Equal(got, want) {
 		t.Errorf("second time: got %v, want %v", got, want)
 	}
 	if got := f.questions[protocol.Metadata] - before; got != 1 {

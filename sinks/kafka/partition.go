@@ -130,6 +130,7 @@ func (p *partition) compose(f *frame, w *batchWriter, b *broker, l *link) *chunk
 	defer p.mu.Unlock()
 	p.listed = false
 	p.dropFenced()
+	p.dropBehind()
 	if !p.ready() || (p.inflight > 0 && p.link != l) {
 		return nil
 	}
@@ -299,9 +300,11 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 		} else {
 			err = relay.Refuse(reason, err)
 		}
+		p.topic.refusedAt.Store(time.Now().UnixNano())
 		s.g.settle(s.to, err)
 	case refused:
 		err = relay.Refuse(reason, err)
+		p.topic.refusedAt.Store(time.Now().UnixNano())
 		for _, s := range c.segs {
 			s.g.settle(s.to, err)
 		}
@@ -459,6 +462,38 @@ func (p *partition) dropFenced() {
 		g.settle(len(g.recs), relay.ErrFence)
 		return true
 	})
+}
+
+// dropBehind gives up what waits and stands behind a refused record of its key, in this partition or another.
+func (p *partition) dropBehind() {
+	p.queue = slices.DeleteFunc(p.queue, func(g *group) bool {
+		if g.flying || !g.call.refusals.Load() {
+			return false
+		}
+		g.dropBehind()
+		return g.over
+	})
+}
+
+// dropBehind leaves what is in chunks, or settled, as it is.
+func (g *group) dropBehind() {
+	recs, pos := slices.Clone(g.recs[:g.next]), make([]int32, g.next)
+	for i := range g.recs {
+		at := int32(i)
+		if g.pos != nil {
+			at = g.pos[i]
+		}
+		switch {
+		case i < g.next:
+			pos[i] = at
+		case g.call.behind(int(at)):
+			g.call.fail(int(at), relay.ErrBehind)
+		default:
+			recs, pos = append(recs, g.recs[i]), append(pos, at)
+		}
+	}
+	g.recs, g.pos = recs, pos
+	g.settle(g.settled, nil) // it may be over
 }
 
 // dropGone gives up chunks that hold records of a call that has gone, or that may not be sent any more; they cannot be

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -86,7 +87,8 @@ func (s *Sink) brokerTimeout() time.Duration { return s.cfg.RequestTimeout * 2 /
 
 // Publish implements relay.Sink. Records are grouped by partition; groups go to their brokers at once and
 // together with those of other lanes. Order holds per key within a topic: topics have no order
-// among themselves in Kafka.
+// among themselves in Kafka. All the same a record waits for the one of its key before it, in a further round, when that one
+// goes to another topic which is not known yet or has refused something lately: behind a refused record nothing is sent.
 func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	if len(batch) == 0 {
 		return nil
@@ -100,20 +102,40 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	if err := s.needProducer(ctx); err != nil {
 		return fmt.Errorf("get a producer id from kafka: %w", err)
 	}
-	c := &call{batch: batch, fence: relay.Fence(ctx), done: make(chan struct{})}
+	c := &call{batch: batch, fence: relay.Fence(ctx)}
+	for places, more := []int32(nil), true; more; more = len(places) > 0 {
+		var ended error
+		if places, ended = s.round(ctx, c, places); ended != nil {
+			for _, i := range places {
+				c.fail(int(i), ended)
+			}
+			break
+		}
+		places = c.passable(places)
+	}
+	return s.result(ctx, c)
+}
+
+// round sends what stands at the given places of the batch (nil for all) and need not wait for another record of its key, and waits
+// for the fates. It returns the places of the rest, and why no further round is to be tried.
+func (s *Sink) round(ctx context.Context, c *call, places []int32) (later []int32, ended error) {
+	c.done = make(chan struct{})
 	c.open.Store(1) // itself, until all groups are made
-	if cold := s.split(c); len(cold) > 0 {
+	cold, later := s.place(c, places, false)
+	if len(cold) > 0 {
 		s.askAbout(ctx, c, cold)
 	}
 	c.finish()
 	select {
 	case <-c.done:
+		return later, nil
 	case <-ctx.Done():
-		c.abandon(fmt.Errorf("publish to kafka: %w", context.Cause(ctx)))
+		ended = fmt.Errorf("publish to kafka: %w", context.Cause(ctx))
 	case <-s.ctx.Done():
-		c.abandon(ErrClosed)
+		ended = ErrClosed
 	}
-	return s.result(ctx, c)
+	c.abandon(ended)
+	return later, ended
 }
 
 // call is one Publish under way.
@@ -124,8 +146,11 @@ type call struct {
 	open   atomic.Int32 // groups without all fates
 	done   chan struct{}
 
-	mu   sync.Mutex
-	errs []error // by record; nil while none failed
+	refusals atomic.Bool // refused has entries
+
+	mu      sync.Mutex
+	errs    []error        // by record; nil while none failed
+	refused map[string]int // by key: the first refused record
 }
 
 func (c *call) fail(i int, err error) {
@@ -135,6 +160,58 @@ func (c *call) fail(i int, err error) {
 		c.errs = make([]error, len(c.batch))
 	}
 	c.errs[i] = err
+	if key := c.batch[i].Key; key != "" {
+		if _, refused := relay.Refused(err); refused {
+			if before, ok := c.refused[key]; !ok || i < before {
+				if c.refused == nil {
+					c.refused = map[string]int{}
+				}
+				c.refused[key] = i
+				c.refusals.Store(true)
+			}
+		}
+	}
+}
+
+// behind says whether record i stands behind a refused one of its key.
+func (c *call) behind(i int) bool {
+	if !c.refusals.Load() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first, ok := c.refused[c.batch[i].Key]
+	return ok && first < i
+}
+
+// passable fails those of the places that stand behind one of their key without an acknowledgement, and returns the others.
+func (c *call) passable(places []int32) []int32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(places) == 0 || c.errs == nil {
+		return places
+	}
+	failed := map[string]error{}
+	for i, rec := range c.batch {
+		if c.errs[i] != nil && failed[rec.Key] == nil {
+			failed[rec.Key] = fateBehind(c.errs[i], "not sent")
+		}
+	}
+	return slices.DeleteFunc(places, func(i int32) bool {
+		err := failed[c.batch[i].Key]
+		if err != nil {
+			c.errs[i] = err
+		}
+		return err != nil
+	})
+}
+
+// fateBehind is the fate of a record behind one of its key with err.
+func fateBehind(err error, what string) error {
+	if _, refused := relay.Refused(err); refused || errors.Is(err, relay.ErrBehind) {
+		return relay.ErrBehind
+	}
+	return fmt.Errorf("%s, an earlier record of the same key failed: %w", what, err)
 }
 
 func (c *call) finish() {
@@ -157,23 +234,52 @@ func (c *call) enqueue(first int) {
 	}
 }
 
-// destination is a topic as one call sees it: with one number of partitions from beginning to end.
+// destination is a topic as one round sees it: with one number of partitions from beginning to end.
 type destination struct {
 	parts   []*partition
 	groups  []*group // by partition; nil where nothing goes
 	keyless *partition
 	t       *topic
 	cold    bool // must be asked about first
+	careful bool // what is behind its records waits for their fate, except in the same partition
 }
 
-// split groups the batch by partition and sends what can be sent. It returns the places of the others by
-// topic: the topic is not known yet, or holds a record so large that the topic's limit must be known.
-func (s *Sink) split(c *call) map[string][]int32 {
-	return s.place(c, nil, false)
+// destinations looks at all the topics that a round sends to. some says that one is careful. asked says that large records were
+// looked at.
+func (s *Sink) destinations(c *call, n int, at func(int) int32, asked bool) (dests map[string]*destination, some bool) {
+	var (
+		now  = time.Now()
+		name string
+		d    *destination
+	)
+	dests = make(map[string]*destination, 8)
+	for i := range n {
+		rec := c.batch[at(i)]
+		if d == nil || rec.Topic != name {
+			name = rec.Topic
+			if d = dests[name]; d == nil {
+				d = new(destination)
+				if d.t, d.parts = s.topics.lookup(name, now); d.t == nil {
+					d.cold, d.careful = true, true
+				} else {
+					d.careful = d.t.refusedLately(now)
+				}
+				d.groups = make([]*group, len(d.parts))
+				dests[name] = d
+				some = some || d.careful
+			}
+		}
+		if !asked && rec.Size() > s.cfg.BatchBytes {
+			d.cold, d.careful, some = true, true, true
+		}
+	}
+	return dests, some
 }
 
-// place does that for the given places of the batch, nil for all. asked says that large records were looked at.
-func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int32) {
+// place groups by partition what stands at the given places of the batch, nil for all, and sends it. It leaves out the cold, whose topic is
+// not known yet, or gets a record so large that its limit must be known: their places come back by topic, and
+// topics that only later rounds need are there without places. Later are records behind one to another, careful topic.
+func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int32, later []int32) {
 	n := len(places)
 	if places == nil {
 		n = len(c.batch)
@@ -184,33 +290,42 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 		}
 		return places[i]
 	}
+	dests, careful := s.destinations(c, n, at, asked)
 	var (
-		now   = time.Now()
-		dests = make(map[string]*destination, 8)
-		name  string
-		d     *destination
-		to    = make([]*group, n)
-		first = len(c.groups)
-		ask   bool // some topic is cold
-	)
-	for i := range n {
-		rec := c.batch[at(i)]
-		if d == nil || rec.Topic != name {
-			name = rec.Topic
-			if d = dests[name]; d == nil {
-				d = new(destination)
-				if d.t, d.parts = s.topics.lookup(name, now); d.t == nil {
-					d.cold = true
-				}
-				d.groups = make([]*group, len(d.parts))
-				dests[name] = d
+		name   string
+		d      *destination
+		to     = make([]*group, n)
+		first  = len(c.groups)
+		ahead  map[string]*destination // by key: the careful topic that it went to, nil once something of it is for later
+		locate = func(rec *relay.Record) {
+			if d == nil || rec.Topic != name {
+				name, d = rec.Topic, dests[rec.Topic]
 			}
 		}
-		if !asked && rec.Size() > s.cfg.BatchBytes {
-			d.cold = true
+	)
+	if careful {
+		cold, ahead = map[string][]int32{}, map[string]*destination{}
+		for name, d := range dests {
+			if d.cold {
+				cold[name] = nil
+			}
+		}
+	}
+	for i := range n {
+		rec := c.batch[at(i)]
+		locate(rec)
+		if careful && rec.Key != "" {
+			if before, ok := ahead[rec.Key]; ok && before != d {
+				ahead[rec.Key] = nil
+				later = append(later, at(i))
+				continue
+			}
+			if d.careful {
+				ahead[rec.Key] = d
+			}
 		}
 		if d.cold {
-			ask = true
+			cold[rec.Topic] = append(cold[rec.Topic], at(i))
 			continue
 		}
 		var index int32
@@ -232,21 +347,9 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 		g.next++ // the number of its records, until they are there
 		to[i] = g
 	}
-	if ask {
-		cold = map[string][]int32{}
-		for i := range n {
-			if rec := c.batch[at(i)]; dests[rec.Topic].cold {
-				cold[rec.Topic] = append(cold[rec.Topic], at(i))
-				if to[i] != nil { // came before the large one
-					to[i].next, to[i] = 0, nil
-				}
-			}
-		}
-		c.groups = append(c.groups[:first], slices.DeleteFunc(c.groups[first:], func(g *group) bool { return g.next == 0 })...)
-	}
 	s.fill(c, c.groups[first:], to, at)
 	c.enqueue(first)
-	return cold
+	return cold, later
 }
 
 // fill gives the groups their records. The groups share two arrays.
@@ -274,7 +377,11 @@ func (s *Sink) askAbout(ctx context.Context, c *call, cold map[string][]int32) {
 	ctx, cancel := s.whileOpen(ctx)
 	defer cancel()
 	send := func(name string) {
-		rest := s.place(c, s.refuseLarge(ctx, c, name, cold[name]), true)
+		places := s.refuseLarge(ctx, c, name, cold[name])
+		if len(places) == 0 {
+			return
+		}
+		rest, _ := s.place(c, places, true)
 		for _, places := range rest { // gone again since it was found
 			for _, i := range places {
 				c.fail(int(i), fmt.Errorf("topic %s: %w", name, kafkago.UnknownTopicOrPartition))
@@ -306,6 +413,10 @@ func (s *Sink) refuseLarge(ctx context.Context, c *call, name string, places []i
 	plain := codecs[s.cfg.Compression] == codecs["none"]
 	return slices.DeleteFunc(slices.Clone(places), func(i int32) bool {
 		rec := c.batch[i]
+		if c.behind(int(i)) {
+			c.fail(int(i), relay.ErrBehind)
+			return true
+		}
 		if rec.Size() <= s.cfg.BatchBytes {
 			return false
 		}
@@ -329,21 +440,28 @@ func (s *Sink) result(ctx context.Context, c *call) error {
 	if c.errs == nil {
 		return nil
 	}
-	// A later record of a key counts as failed when an earlier one of it did, even in another topic.
+	// Of each key acknowledged ones stand at the front, and then either passing errors or one refusal with ErrBehind after it:
+	// what was acknowledged behind that, in another topic, counts as failed too.
 	failed := map[string]error{}
 	for i, rec := range c.batch {
 		err := c.errs[i]
-		if err == nil {
-			if before := failed[rec.Key]; before != nil {
-				c.errs[i] = fmt.Errorf("acknowledged after an earlier record of the same key had failed: %w", before)
+		if before := failed[rec.Key]; before != nil {
+			if errors.Is(before, relay.ErrBehind) {
+				c.errs[i] = before
+				continue
+			}
+			if _, refused := relay.Refused(err); refused || err == nil || errors.Is(err, relay.ErrBehind) {
+				c.errs[i] = before
 			}
 			continue
 		}
-		if r, ok := relay.Refused(err); !ok {
-			if rec.Key != "" && failed[rec.Key] == nil {
-				failed[rec.Key] = err
-			}
-		} else if r.Reason == relay.ReasonTooLarge && r.Limit == 0 && ctx.Err() == nil {
+		if err == nil {
+			continue
+		}
+		if rec.Key != "" {
+			failed[rec.Key] = fateBehind(err, "to be offered again")
+		}
+		if r, ok := relay.Refused(err); ok && r.Reason == relay.ReasonTooLarge && r.Limit == 0 && ctx.Err() == nil {
 			if v, ok := s.topics.live.Load(rec.Topic); ok {
 				ctx, cancel := s.whileOpen(ctx)
 				c.errs[i] = tooLarge(int(r.Size), s.topics.learnLimit(ctx, v.(*topic)), r.Err)

@@ -217,11 +217,24 @@ func TestTooLarge(t *testing.T) {
 			at := []int{0, 50, 51, len(batch) / 2, len(batch)} // places among the good ones
 			for i, place := range at {
 				large := record(topic, fmt.Sprint("large", i), tc.large)
-				large.Key = "a"
+				if refuse {
+					large.Key = fmt.Sprint("a", i) // nobody stands behind it
+				} else {
+					large.Key = "a"
+				}
 				batch = slices.Insert(batch, place+i, large)
 			}
+			last := *batch[len(batch)-1] // behind one of them
+			last.Key = batch[0].Key
+			batch = append(batch, &last)
 			err := s.Publish(testContext(t), batch)
 			for i, o := range outcome(batch, err) {
+				if i == len(batch)-1 && refuse {
+					if o != "behind" {
+						t.Errorf("behind a record that is too large: %s", o)
+					}
+					continue
+				}
 				if large := len(batch[i].Value) == tc.large; large && refuse != (o == "too_large") || !large && o != "ok" {
 					t.Errorf("record %d of %d bytes: %s", i, len(batch[i].Value), o)
 				}
@@ -244,7 +257,7 @@ func TestTwentyMegabytes(t *testing.T) {
 	topic, other := createTopic(t, addr, 2), createTopic(t, addr, 2)
 	s := newSink(t, addr)
 	good := sinktest.Records(topic, "a", 0, 3)
-	huge := record(topic, "a", 20<<20)
+	huge := record(topic, "h", 20<<20)
 	batch := []*relay.Record{good[0], huge, good[1], sinktest.NewRecord(other, "b", 0, 0), huge, good[2]}
 	if err := s.Publish(testContext(t), sinktest.Records(topic, "warm", 0, 1)); err != nil {
 		t.Fatal(err)
@@ -253,7 +266,7 @@ func TestTwentyMegabytes(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	err := s.Publish(testContext(t), batch)
 	runtime.ReadMemStats(&after)
-	if got, want := outcome(batch, err), []string{"ok", "too_large", "ok", "ok", "too_large", "ok"}; !slices.Equal(got, want) {
+	if got, want := outcome(batch, err), []string{"ok", "too_large", "ok", "ok", "behind", "ok"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	r, _ := relay.Refused(err)
@@ -274,7 +287,7 @@ func TestTwentyMegabytesCompressed(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	topic := createTopic(t, addr, 1)
 	s := newSink(t, addr, func(c *Config) { c.Compression = "zstd" })
-	fits, random := record(topic, "a", 20<<20), record(topic, "a", 20<<20)
+	fits, random := record(topic, "a", 20<<20), record(topic, "b", 20<<20)
 	seed := uint64(1)
 	for i := range random.Value {
 		seed = seed*6364136223846793005 + 1442695040888963407

@@ -26,11 +26,21 @@ type topic struct {
 	limit   atomic.Int64 // max.message.bytes, 0 when not known
 	limitAt atomic.Int64 // when it was learnt
 
+	refusedAt atomic.Int64 // when a broker last refused a record for it, Unix nanoseconds
+
 	all []*partition // all that there ever were; guarded by topics.mu
 }
 
 // limitTTL is short: it is how long an operator waits after having raised a topic's limit.
 const limitTTL = 5 * time.Second
+
+// carefulFor is how long a topic that refused a record has the same key's records for other topics wait.
+const carefulFor = 30 * time.Second
+
+func (t *topic) refusedLately(now time.Time) bool {
+	at := t.refusedAt.Load()
+	return at > 0 && now.UnixNano()-at < int64(carefulFor)
+}
 
 // batchLimit is how large a batch for the topic may be.
 func (t *topic) batchLimit(configured int) int {

@@ -14,8 +14,9 @@
 //
 // On failure:
 //   - Connection lost, broker gone: what is not confirmed fails in a passing way; the next Publish connects.
-//   - basic.return: that record is refused as unroutable. It holds up nobody.
-//   - basic.nack: that record fails in a passing way, and so do those of its key behind it.
+//   - basic.return: that record is refused as unroutable, and what is behind it of its key is held back.
+//   - basic.nack: that record fails in a passing way, and so do those of its key behind it. When it was nacked at 5 offers in a
+//     row and for 5 s, it is refused.
 //   - No confirm in time, or the context ended: the fate is unknown. The channel is closed, and nothing is
 //     published on this connection until the broker has answered the close: from then on all that the channel
 //     carried is in its queues, so what is offered again cannot be overtaken by what was offered before.
@@ -27,6 +28,15 @@
 //   - Channel exception: the channel is gone with all that was under way on it. Where the broker blames a message
 //     (too large, topic not allowed), that record is refused and the rest is published on a new channel.
 //     Where the exchange is gone, it is declared again.
+//
+// # Order behind a record that comes back
+//
+// Returns and nacks arrive when what was sent behind is in its queue already. So a record is sent behind another of its key
+// only when that one is confirmed, or on its way to a routing key that is known to be good: it took a message within the last 30 s,
+// it gave none back in that time, and nothing was nacked on any (trouble.go says why a nack counts against all). All that
+// is sent to good routes is pipelined; where one is not known to be good, only records of the same key wait for each other.
+// What is left: a route that was good a moment ago. When its last binding goes, or its queue is full, up to one window of each lane
+// was sent before we know. Those records are then offered again in order behind the one that came back.
 //
 // # Not obvious
 //

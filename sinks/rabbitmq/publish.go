@@ -24,10 +24,16 @@ type batch struct {
 	// fates has an entry per record: pending, nil (acknowledged), or what happened.
 	fates  []error
 	failed bool // some fate is an error
-	// held are the keys with a record that failed in a passing way: what comes later of theirs is not sent.
-	held map[string]error
+	// held are the keys with a record that failed or was refused: what comes later of theirs is not sent.
+	held map[string]hold
 
 	timer *time.Timer // reused for each wait
+}
+
+// hold says from where on a key is held, and what becomes of its records there.
+type hold struct {
+	behind int // index in the batch
+	err    error
 }
 
 // errPending is the fate of a record that is not known yet.
@@ -37,6 +43,7 @@ var errPending = errors.New("pending")
 type sent struct {
 	at       int // index in the batch
 	size     int
+	route    *route
 	confirm  *amqp.DeferredConfirmation
 	returned string // what the broker said when it came back
 }
@@ -72,6 +79,7 @@ func (b *batch) run(ctx context.Context) {
 			exception := b.exception(ctx, c)
 			if exception != nil && exception.Code == amqp.NotFound {
 				b.link.undeclared()
+				b.sink.routes.forget()
 			}
 			refuse, limit := b.sink.cfg.blame(exception)
 			if refuse != nil {
@@ -114,7 +122,8 @@ func (b *batch) refuseThose(refuse func(*relay.Record) error) (found bool) {
 			continue
 		}
 		if err := refuse(b.recs[i]); err != nil {
-			b.fates[i], b.failed, found = err, true, true
+			b.refuse(i, err)
+			found = true
 		}
 	}
 	return found
@@ -129,117 +138,93 @@ func (b *batch) giveUp(err error) {
 	}
 }
 
-// fail gives a record a passing error and holds back the rest of its key.
+// fail gives a record a passing error, and refuse one that is its own fault. Both hold back the rest of its key.
 func (b *batch) fail(i int, err error) {
 	b.fates[i], b.failed = err, true
+	b.hold(i, err)
+}
+
+func (b *batch) refuse(i int, err error) {
+	b.fates[i], b.failed = err, true
+	b.hold(i, relay.ErrBehind)
+}
+
+func (b *batch) hold(i int, err error) {
 	if b.held == nil {
-		b.held = map[string]error{}
+		b.held = map[string]hold{}
 	}
-	if key := b.recs[i].Key; b.held[key] == nil {
-		b.held[key] = err
+	if h, ok := b.held[b.recs[i].Key]; !ok || i < h.behind {
+		b.held[b.recs[i].Key] = hold{i, err}
 	}
 }
 
+// isHeld gives a record the fate that is due behind another of its key, if there is one.
+func (b *batch) isHeld(i int) bool {
+	if b.held == nil {
+		return false
+	}
+	h, ok := b.held[b.recs[i].Key]
+	if !ok || i < h.behind {
+		return false
+	}
+	b.fates[i] = h.err
+	return true
+}
+
 // result makes one error of the fates, nil when all records are acknowledged.
+//
+// Of each key it leaves acknowledged ones at the front and then either passing errors or one refusal with ErrBehind after it. What the broker
+// took behind one that failed or was refused counts as failed too: it is offered again behind that one, so that what
+// consumers see last is in order.
 func (b *batch) result() error {
 	if !b.failed {
 		return nil
 	}
-	// Behind one that failed in a passing way the later ones of its key count as failed too, also those
-	// that the broker took: they are offered again behind it.
-	b.blurTwins()
 	first := map[string]error{}
 	for i, fate := range b.fates {
 		key := b.recs[i].Key
-		if _, refused := relay.Refused(fate); refused {
-			continue
-		}
-		if fate == nil {
-			b.fates[i] = first[key]
-		} else if first[key] == nil {
+		if before := first[key]; before != nil {
+			b.fates[i] = before
+		} else if _, refused := relay.Refused(fate); refused {
+			first[key] = relay.ErrBehind
+		} else if fate != nil {
 			first[key] = fate
 		}
 	}
 	return &relay.BatchError{Errs: b.fates}
 }
 
-// blurTwins takes back what is uncertain about an event that the batch has twice under one routing key. A
-// return says the event and not which of its messages came back, so when a binding came or went between
-// them both are offered again. That ends, since then both share a fate.
-func (b *batch) blurTwins() {
-	type message struct {
-		id  relay.UUID
-		key string
-	}
-	var lost map[message]bool
-	for i, fate := range b.fates {
-		if r, refused := relay.Refused(fate); refused && r.Reason == relay.ReasonUnroutable {
-			if lost == nil {
-				lost = map[message]bool{}
-			}
-			lost[message{b.recs[i].EventID, b.recs[i].RoutingKey}] = true
-		}
-	}
-	var both map[message]bool
-	for i, fate := range b.fates {
-		m := message{b.recs[i].EventID, b.recs[i].RoutingKey}
-		if lost[m] && fate == nil {
-			if both == nil {
-				both = map[message]bool{}
-			}
-			both[m] = true
-		}
-	}
-	for i := range b.recs {
-		if both[message{b.recs[i].EventID, b.recs[i].RoutingKey}] {
-			b.fates[i] = errTwin
-		}
-	}
-}
-
-var errTwin = errors.New("the batch has this event twice, and one of the two messages came back as unroutable")
-
-// attempt is one pass over a batch's pending records on one channel.
+// attempt sends a batch's pending records on one channel.
 type attempt struct {
 	*batch
 	c     *channel
 	sent  []sent // all that was sent, in order
 	head  int    // sent[:head] is done
 	bytes int    // under way
+	now   int64  // as routes has it, about
+
+	routingKey string // whose route was last looked up
+	route      *route
 }
 
 // run sends the pending records and waits for their confirms. An error leaves records pending, and the
 // channel in doubt or closed.
+//
+// A record whose route is not known to be good may come back or be nacked when what follows is long in a queue. So the next
+// of its key is sent only when it is confirmed, in another pass; other keys do not wait.
 func (a *attempt) run(ctx context.Context) error {
-	for i, rec := range a.recs {
-		if a.fates[i] != errPending {
-			continue
-		}
-		if err := a.held[rec.Key]; err != nil {
-			a.fates[i] = err
-			continue
-		}
-		if err := a.check(rec); err != nil {
-			a.fates[i], a.failed = err, true
-			continue
-		}
-		if err := a.makeRoom(ctx, len(rec.Value)); err != nil {
+	for {
+		waiting, err := a.pass(ctx)
+		if err != nil {
 			return err
 		}
-		if a.held != nil { // a nack may have come while we made room
-			if err := a.held[rec.Key]; err != nil {
-				a.fates[i] = err
-				continue
+		for a.head < len(a.sent) {
+			if err := a.await(ctx); err != nil {
+				return err
 			}
 		}
-		if err := a.send(i, rec); err != nil {
-			a.collect()
-			return err
-		}
-	}
-	for a.head < len(a.sent) {
-		if err := a.await(ctx); err != nil {
-			return err
+		if !waiting {
+			break
 		}
 	}
 	if a.c.ch.IsClosed() {
@@ -247,6 +232,44 @@ func (a *attempt) run(ctx context.Context) error {
 		return errors.New("channel closed")
 	}
 	return nil
+}
+
+// pass sends what is pending and need not wait for another record of its key, and reports whether something has to.
+func (a *attempt) pass(ctx context.Context) (waiting bool, err error) {
+	a.now = a.sink.routes.now()
+	var unsure map[string]struct{} // keys with a record under way whose fate must be known first
+	for i, rec := range a.recs {
+		if a.fates[i] != errPending || a.isHeld(i) {
+			continue
+		}
+		if unsure != nil {
+			if _, wait := unsure[rec.Key]; wait {
+				waiting = true
+				continue
+			}
+		}
+		if err := a.check(rec); err != nil {
+			a.refuse(i, err)
+			continue
+		}
+		if err := a.makeRoom(ctx, len(rec.Value)); err != nil {
+			return false, err
+		}
+		if a.isHeld(i) { // a nack or a return may have come while we made room
+			continue
+		}
+		if err := a.send(i, rec); err != nil {
+			a.collect()
+			return false, err
+		}
+		if !a.sink.routes.sure(a.route, a.now) {
+			if unsure == nil {
+				unsure = map[string]struct{}{}
+			}
+			unsure[rec.Key] = struct{}{}
+		}
+	}
+	return waiting, nil
 }
 
 // check refuses what would break the channel or the connection.
@@ -310,7 +333,10 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 		}
 		return fmt.Errorf("connection lost: %w", reason(err))
 	}
-	a.sent = append(a.sent, sent{at: i, size: len(rec.Value), confirm: confirm})
+	if a.route == nil || rec.RoutingKey != a.routingKey {
+		a.routingKey, a.route = rec.RoutingKey, a.sink.routes.of(rec.RoutingKey)
+	}
+	a.sent = append(a.sent, sent{at: i, size: len(rec.Value), route: a.route, confirm: confirm})
 	a.bytes += len(rec.Value)
 	return nil
 }
@@ -431,14 +457,23 @@ func (a *attempt) resolve(n int) bool {
 	switch {
 	case s.confirm.Acked() && s.returned == "":
 		a.fates[s.at] = nil
+		s.route.took(a.now)
+		a.sink.nacks.confirmed(a.recs[s.at].EventID)
 	case s.confirm.Acked():
-		a.fates[s.at], a.failed = unroutable(a.sink.cfg.Exchange, a.recs[s.at].RoutingKey, s.returned), true
+		s.route.returned.Store(a.sink.routes.now())
+		a.refuse(s.at, unroutable(a.sink.cfg.Exchange, a.recs[s.at].RoutingKey, s.returned))
 	case a.c.ch.IsClosed():
 		return false
 	default:
 		// A queue at its limit with overflow reject-publish, a quorum queue without a majority, or a queue
 		// process that died.
-		a.fail(s.at, fmt.Errorf("nacked by the broker: a queue bound for routing key %q is full (overflow reject-publish) or not available", a.recs[s.at].RoutingKey))
+		a.sink.routes.nacked.Store(a.sink.routes.now())
+		err := fmt.Errorf("nacked by the broker: a queue bound for routing key %q is full (overflow reject-publish) or not available", a.recs[s.at].RoutingKey)
+		if a.sink.nacks.add(a.recs[s.at].EventID) {
+			a.refuse(s.at, relay.Refuse(relay.ReasonNacked, err))
+		} else {
+			a.fail(s.at, err)
+		}
 	}
 	return true
 }

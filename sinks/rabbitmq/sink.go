@@ -19,6 +19,9 @@ type Sink struct {
 	ctx context.Context // ends with cause ErrClosed
 	end context.CancelCauseFunc
 
+	routes routes
+	nacks  nacks
+
 	mu sync.Mutex
 	// Guarded by mu.
 	closed     bool
@@ -43,7 +46,7 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Sink{cfg: cfg, log: log}
+	s := &Sink{cfg: cfg, log: log, routes: routes{started: time.Now()}, nacks: nacks{times: 5, span: 5 * time.Second}}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return s, nil
 }
@@ -154,6 +157,7 @@ func (s *Sink) connect(c *connecting, old *link) {
 		_ = old.close() // it is lost already; this waits for what it leaves behind
 	}
 	l, err := connect(s.ctx, s.cfg, s.log)
+	s.routes.forget()
 	s.mu.Lock()
 	s.connecting = nil
 	closed := s.closed

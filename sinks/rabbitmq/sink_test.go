@@ -64,6 +64,14 @@ func refused(t testing.TB, err error, reason relay.Reason, mention ...string) *r
 	return r
 }
 
+// behind fails the test unless err says that the record waits for a refused one.
+func behind(t testing.TB, err error) {
+	t.Helper()
+	if !errors.Is(err, relay.ErrBehind) {
+		t.Errorf("got %v, want it held behind a refused record", err)
+	}
+}
+
 func TestMessage(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s := newSink(t, r.config())
@@ -95,7 +103,7 @@ func TestUnroutableAmongRoutable(t *testing.T) {
 	for i := range 6000 {
 		key := fmt.Sprintf("k%d", i%7)
 		if i%3 == 0 {
-			batch = append(batch, sinktest.NewRecord(unbound, key, i, 200))
+			batch = append(batch, sinktest.NewRecord(unbound, fmt.Sprintf("u%d", i), i, 200)) // nobody stands behind it
 			continue
 		}
 		batch = append(batch, sinktest.NewRecord(bound, key, want[key], 200))
@@ -111,20 +119,21 @@ func TestUnroutableAmongRoutable(t *testing.T) {
 	sinktest.CheckOrder(t, r.consume(t), want, false)
 }
 
-// An event may stand in a batch more than once: after a redelivery, or with two routing keys.
+// An event may stand in a batch more than once, after a redelivery. A return must not be taken for a later batch's.
 func TestSameEventTwice(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s := newSink(t, r.config())
-	lost := sinktest.NewRecord(unbound, "k", 0, 0)
-	found := *lost
-	found.RoutingKey = bound
-	batch := []*relay.Record{lost, &found, lost, &found, lost}
-	for range 20 { // on the same channel each time: a return must not be taken for a later batch's
-		for i, err := range fates(t, batch, s.Publish(soon(t), batch)) {
-			if i%2 == 0 {
-				refused(t, err, relay.ReasonUnroutable)
-			} else if err != nil {
-				t.Fatalf("record %d: %v", i, err)
+	lost, found := sinktest.NewRecord(unbound, "k", 0, 0), sinktest.NewRecord(bound, "l", 0, 0)
+	batch := []*relay.Record{lost, found, lost, found, lost}
+	for range 20 { // on the same channel each time
+		got := fates(t, batch, s.Publish(soon(t), batch))
+		refused(t, got[0], relay.ReasonUnroutable)
+		for _, i := range []int{2, 4} {
+			behind(t, got[i])
+		}
+		for _, i := range []int{1, 3} {
+			if got[i] != nil {
+				t.Fatalf("record %d: %v", i, got[i])
 			}
 		}
 	}
@@ -133,11 +142,11 @@ func TestSameEventTwice(t *testing.T) {
 	}
 }
 
-// A returned message whose event stands in the batch again, routable now: one return for two messages
-// that look the same. Neither may count as delivered by the other's confirm.
+// A return does not say which of two messages of one event came back. It is that of the oldest without a confirm, and
+// whatever is behind it is offered again.
 func TestReturnOfOneOfTwo(t *testing.T) {
-	id := sinktest.NewRecord(unbound, "k", 0, 0)
-	batch := []*relay.Record{id, id}
+	rec := sinktest.NewRecord(unbound, "k", 0, 0)
+	batch := []*relay.Record{rec, rec}
 	for _, first := range []bool{true, false} { // which one was resolved when the return is read
 		s := newSink(t, DefaultConfig())
 		b := newBatch(t.Context(), s, nil, batch)
@@ -146,17 +155,19 @@ func TestReturnOfOneOfTwo(t *testing.T) {
 			b.fates[0] = nil
 			a.head = 1
 		}
-		a.noteReturn(amqp.Return{MessageId: id.EventID.String(), RoutingKey: unbound, ReplyText: "NO_ROUTE"})
+		a.noteReturn(amqp.Return{MessageId: rec.EventID.String(), RoutingKey: unbound, ReplyText: "NO_ROUTE"})
 		returned := map[bool]int{false: 0, true: 1}[first]
 		if got := a.sent[returned].returned; got != "NO_ROUTE" {
 			t.Errorf("first resolved %v: the return went to the other message", first)
 		}
 		b.fates[0], b.fates[1] = nil, nil
-		b.fates[returned] = unroutable("x", unbound, "NO_ROUTE")
-		b.failed = true
-		for i, err := range fates(t, batch, b.result()) {
-			passing(t, err, "twice")
-			_ = i
+		b.refuse(returned, unroutable("x", unbound, "NO_ROUTE"))
+		got := fates(t, batch, b.result())
+		refused(t, got[returned], relay.ReasonUnroutable)
+		if first && got[0] != nil {
+			t.Errorf("acknowledged before the other came back: %v", got[0])
+		} else if !first {
+			behind(t, got[1])
 		}
 	}
 }
@@ -432,8 +443,10 @@ func TestRefusedBeforeSending(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, log := newLoggedSink(t, r.config())
+	keys := 0
 	with := func(f func(*relay.Record)) *relay.Record {
-		rec := sinktest.NewRecord(bound, "k", 0, 10)
+		keys++
+		rec := sinktest.NewRecord(bound, fmt.Sprintf("k%d", keys), 0, 10)
 		f(rec)
 		return rec
 	}
@@ -451,7 +464,11 @@ func TestRefusedBeforeSending(t *testing.T) {
 		with(header("big", strings.Repeat("v", 131_072))),
 		with(func(rec *relay.Record) { rec.RoutingKey = "" }),
 	}
+	after := *batch[0]
+	after.Key = batch[1].Key
+	batch = append(batch, &after)
 	got := fates(t, batch, s.Publish(soon(t), batch))
+	behind(t, got[9])
 	for _, i := range []int{0, 3, 6, 8} {
 		if got[i] != nil {
 			t.Errorf("record %d: %v", i, got[i])
@@ -527,15 +544,19 @@ func TestTooLargeForBroker(t *testing.T) {
 	s, log := newLoggedSink(t, r.config())
 	big := sinktest.NewRecord(bound, "a", 999, 20<<20)
 	bigger := sinktest.NewRecord(bound, "b", 999, 21<<20)
-	a, b := sinktest.Records(bound, "a", 0, 30), sinktest.Records(bound, "b", 0, 30)
-	batch := slices.Concat(sinktest.Interleave(a[:10], b[:10]), []*relay.Record{big}, sinktest.Interleave(a[10:20], b[10:20]), []*relay.Record{bigger}, sinktest.Interleave(a[20:], b[20:]))
+	a, b, c := sinktest.Records(bound, "a", 0, 30), sinktest.Records(bound, "b", 0, 30), sinktest.Records(bound, "c", 0, 30)
+	batch := slices.Concat(sinktest.Interleave(a[:10], b[:10], c[:10]), []*relay.Record{big}, sinktest.Interleave(a[10:20], b[10:20], c[10:20]), []*relay.Record{bigger}, sinktest.Interleave(a[20:], b[20:], c[20:]))
 	for round := range 2 {
+		waits := map[string]bool{}
 		start := time.Now()
 		for i, err := range fates(t, batch, s.Publish(soon(t), batch)) {
 			if rec := batch[i]; rec == big || rec == bigger {
 				if e := refused(t, err, relay.ReasonTooLarge, "max_message_size"); e.Size != int64(len(rec.Value)) || e.Limit != 16<<20 {
 					t.Errorf("size %d, limit %d, want %d and %d", e.Size, e.Limit, len(rec.Value), 16<<20)
 				}
+				waits[rec.Key] = true
+			} else if waits[rec.Key] {
+				behind(t, err)
 			} else if err != nil {
 				t.Errorf("round %d, record %d: %v", round, i, err)
 			}
@@ -545,8 +566,11 @@ func TestTooLargeForBroker(t *testing.T) {
 	if n := strings.Count(log.String(), "connected"); n != 1 {
 		t.Errorf("%d connections, want one: a channel exception is not the connection's", n)
 	}
+	if err := s.Publish(soon(t), slices.Concat(a[10:], b[20:])); err != nil {
+		t.Fatal(err)
+	}
 	got := r.consume(t)
-	sinktest.CheckOrder(t, got, map[string]int{"a": 30, "b": 30}, true)
+	sinktest.CheckOrder(t, got, map[string]int{"a": 30, "b": 30, "c": 30}, true)
 }
 
 // A routing key that topic permissions forbid is that record's trouble; no permission to write is everyone's.
@@ -567,13 +591,19 @@ func TestPermissions(t *testing.T) {
 	cfg.URL = strings.Replace(cfg.URL, broker.User+":"+broker.Password, "limited:limited-secret", 1)
 	s := newSink(t, cfg)
 	good := sinktest.Records(bound, "k", 0, 4)
-	batch := []*relay.Record{good[0], sinktest.NewRecord("forbidden.a", "k", 9, 0), good[1], sinktest.NewRecord("forbidden.b", "k", 9, 0), good[2], sinktest.NewRecord("forbidden.a", "k", 9, 0), good[3]}
+	batch := []*relay.Record{good[0], sinktest.NewRecord("forbidden.a", "a", 9, 0), good[1], sinktest.NewRecord("forbidden.b", "b", 9, 0), good[2], sinktest.NewRecord("forbidden.a", "k", 9, 0), good[3]}
 	for i, err := range fates(t, batch, s.Publish(soon(t), batch)) {
-		if i%2 == 1 {
+		switch {
+		case i == 6:
+			behind(t, err)
+		case i%2 == 1:
 			refused(t, err, relay.ReasonRejected, "topic permission", r.name, batch[i].RoutingKey)
-		} else if err != nil {
+		case err != nil:
 			t.Errorf("record %d: %v", i, err)
 		}
+	}
+	if err := s.Publish(soon(t), good[3:]); err != nil {
+		t.Error(err)
 	}
 	sinktest.CheckOrder(t, r.consume(t), map[string]int{"k": 4}, true)
 
@@ -601,8 +631,12 @@ func TestExchangeDeletedWhileRunning(t *testing.T) {
 	}
 	passing(t, s.Publish(soon(t), batch), r.name, "NOT_FOUND")
 	// It is there again, without its bindings, which are not ours.
-	for _, err := range fates(t, batch, s.Publish(soon(t), batch)) {
-		refused(t, err, relay.ReasonUnroutable)
+	for i, err := range fates(t, batch, s.Publish(soon(t), batch)) {
+		if i == 0 {
+			refused(t, err, relay.ReasonUnroutable)
+		} else {
+			behind(t, err)
+		}
 	}
 	r.bind(t)
 	if err := s.Publish(soon(t), batch); err != nil {

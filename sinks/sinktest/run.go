@@ -281,34 +281,48 @@ func testRefused(t *testing.T, h Harness) {
 		return
 	}
 	bad, reason := target.Refused("a")
-	bad2, _ := target.Refused("c")
-	a, b := Records(target.Topic, "a", 0, 3), Records(target.Topic, "b", 0, 3)
-	batch := []*relay.Record{a[0], b[0], bad, a[1], b[1], bad2, a[2], b[2]}
-	for round := range 2 { // the sink is as good after a refusal as before
+	first, _ := target.Refused("c") // the first of its key, to a sink that knows nothing yet
+	a, b, c := Records(target.Topic, "a", 0, 4), Records(target.Topic, "b", 0, 4), Records(target.Topic, "c", 0, 2)
+	const taken, refused, behind = "acknowledged", "refused", "behind"
+	batch := []*relay.Record{first, a[0], b[0], c[0], bad, a[1], b[1], a[2], c[1], b[2], a[3], b[3]}
+	want := []string{refused, taken, taken, behind, refused, behind, taken, behind, behind, taken, behind, taken}
+	const rounds = 3
+	for round := range rounds { // the sink is as good after a refusal as before
 		err := target.Sink.Publish(h.ctx(t), batch)
 		var be *relay.BatchError
 		if !errors.As(err, &be) || len(be.Errs) != len(batch) {
 			t.Fatalf("round %d: got %v, want a BatchError with %d entries", round, err, len(batch))
 		}
 		for i, err := range be.Errs {
-			refused, is := relay.Refused(err)
-			switch want := batch[i] == bad || batch[i] == bad2; {
-			case !want && err != nil:
-				t.Errorf("round %d, record %d: %v, want it acknowledged: a refused one does not hold it up", round, i, err)
-			case want && !is:
-				t.Errorf("round %d, record %d: %v, want it refused", round, i, err)
-			case want && refused.Reason != reason:
-				t.Errorf("round %d, record %d: reason %q, want %q", round, i, refused.Reason, reason)
+			got, r := taken, (*relay.RefusedError)(nil)
+			switch is := false; {
+			case errors.Is(err, relay.ErrBehind):
+				got = behind
+			case err != nil:
+				got = err.Error()
+				if r, is = relay.Refused(err); is {
+					got = refused
+				}
+			}
+			if got != want[i] {
+				t.Errorf("round %d, record %d: %s, want it %s", round, i, got, want[i])
+			}
+			if r != nil && r.Reason != reason {
+				t.Errorf("round %d, record %d: reason %q, want %q", round, i, r.Reason, reason)
 			}
 		}
 		if err := target.Sink.Publish(h.ctx(t), []*relay.Record{bad}); err == nil {
 			t.Errorf("round %d: refused record alone: acknowledged", round)
 		}
 	}
+	// What waited can go once its turn has come.
+	if err := target.Sink.Publish(h.ctx(t), append(a[1:], c...)); err != nil {
+		t.Errorf("what stood behind the refused ones: %v", err)
+	}
 	got := target.Consume(t)
-	CheckOrder(t, got, map[string]int{"a": 3, "b": 3}, true) // both rounds sent them
-	if len(got) != 12 {
-		t.Errorf("got %d records, want the 6 good ones twice", len(got))
+	CheckOrder(t, got, map[string]int{"a": 4, "b": 4, "c": 2}, true) // each round sent a[0] and b
+	if want := rounds*(1+4) + 5; len(got) != want {
+		t.Errorf("got %d records, want %d: nothing goes out that stands behind a refused one", len(got), want)
 	}
 }
 

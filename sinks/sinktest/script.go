@@ -11,8 +11,8 @@ import (
 )
 
 // Script is a relay.Sink in memory that fails on cue and remembers what it took. It keeps the contract:
-// when a record fails in a passing way the later ones of its key fail too, and a refused one holds up
-// nobody. Without cues it takes everything at once.
+// when a record fails in a passing way the later ones of its key fail too, and behind a refused one they are not taken
+// and get relay.ErrBehind. Without cues it takes everything at once.
 //
 //	sink := sinktest.NewScript("kafka")
 //	sink.OnKey("order-7").Times(2).Fail(errors.New("leader moved"))
@@ -212,7 +212,7 @@ func (s *Script) Publish(ctx context.Context, batch []*relay.Record) error {
 		}
 	}
 	errs, failed := make([]error, len(batch)), false
-	held := map[string]error{} // key → the passing error of an earlier record of this batch
+	held := map[string]error{} // key → what becomes of the records behind one of this batch
 	for i, rec := range batch {
 		errs[i] = err
 		if err == nil {
@@ -247,16 +247,24 @@ func (s *Script) fate(rec *relay.Record, m matches, i int, held map[string]error
 	if c != nil {
 		err = c.err
 	}
+	before := held[rec.Key]
+	_, refused := relay.Refused(err)
+	switch {
+	case errors.Is(before, relay.ErrBehind):
+		return before
+	case refused && before != nil:
+		return before // its turn has not come
+	case refused:
+		held[rec.Key] = relay.ErrBehind
+		return err
+	}
 	if err == nil || c.lost {
 		s.taken = append(s.taken, rec)
 	}
-	if _, refused := relay.Refused(err); refused {
-		return err
-	}
 	if err == nil {
-		return held[rec.Key]
+		return before
 	}
-	if held[rec.Key] == nil {
+	if before == nil {
 		held[rec.Key] = err
 	}
 	return err

@@ -85,7 +85,11 @@ func TestScript(t *testing.T) {
 		{"key", func(s *sinktest.Script) { s.OnKey("a").Fail(errPassing) }, []string{"a0", "a1", "a2"}, nil, []string{"b0", "b1", "b2"}, false},
 		{"key once", func(s *sinktest.Script) { s.OnKey("a").Times(1).Fail(errPassing) }, []string{"a0", "a1", "a2"}, nil, []string{"b0", "a1", "b1", "a2", "b2"}, false},
 		{"event in the middle", func(s *sinktest.Script) { s.OnEvent(b[1].EventID).Fail(errPassing) }, []string{"b1", "b2"}, nil, []string{"a0", "b0", "a1", "a2", "b2"}, false},
-		{"refused", func(s *sinktest.Script) { s.OnEvent(a[1].EventID).Refuse(relay.ReasonRejected, refused) }, nil, []string{"a1"}, []string{"a0", "b0", "b1", "a2", "b2"}, false},
+		{"refused", func(s *sinktest.Script) { s.OnEvent(a[1].EventID).Refuse(relay.ReasonRejected, refused) }, []string{"a2"}, []string{"a1"}, []string{"a0", "b0", "b1", "b2"}, false},
+		{"refused behind one that failed", func(s *sinktest.Script) {
+			s.OnEvent(a[0].EventID).Fail(errPassing)
+			s.OnEvent(a[1].EventID).Refuse(relay.ReasonRejected, refused)
+		}, []string{"a0", "a1", "a2"}, nil, []string{"b0", "b1", "a2", "b2"}, false},
 		{"lost", func(s *sinktest.Script) { s.OnEvent(a[1].EventID).Lose(errPassing) }, []string{"a1", "a2"}, nil, all, false},
 		{"call", func(s *sinktest.Script) { s.OnCall(1).Fail(errPassing) }, all, nil, nil, false},
 		{"another call", func(s *sinktest.Script) { s.OnCall(2).Fail(errPassing) }, nil, nil, all, false},

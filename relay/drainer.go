@@ -1,0 +1,240 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// drainer brings one sink's ledger entries to it, in rounds: read what is due, offer it through the lanes, write what became of it.
+//
+// Crashes it survives. Between the offer and the write: the entries are there still, and the next owner offers them again, in order:
+// an unknown outcome, a repeated suffix. Between the write and the row's mark: they are one transaction. An owner that is fenced
+// in between writes nothing, because the write checks the epoch.
+//
+// The sink is probed by offering the first entries to it: while it is isolated there is nothing else that would notice its
+// return.
+type drainer struct {
+	p       *pipeline
+	sink    Sink
+	health  *sinkHealth
+	shelf   *shelf
+	lanes   []*lane
+	log     hclog.Logger
+	failing bool // the last round got nothing through
+}
+
+// A round is large enough for its round trips not to show and small enough for memory.
+const (
+	roundEntries = 2000
+	roundBytes   = 2 << 20
+)
+
+// run drains until ctx ends; no round begins after stopping has. It returns an error only when the lease is gone.
+func (d *drainer) run(ctx, stopping context.Context) error {
+	backoff := Backoff{Min: d.p.cfg.BackoffMin, Max: d.p.cfg.BackoffMax}
+	defer func() {
+		if d.failing {
+			d.health.left()
+		}
+	}()
+	for {
+		wait, err := d.once(ctx, stopping, &backoff)
+		switch {
+		case errors.Is(err, ErrLeaseLost):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			wait = backoff.Next()
+			d.log.Warn("the ledger could not be read or written, trying again", "backoff", wait, "error", err)
+		}
+		if wait == 0 {
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-d.shelf.wake:
+			if d.failing { // what was parked meanwhile does not make the sink come back sooner
+				select {
+				case <-timer.C:
+				case <-stopping.Done():
+				}
+			}
+		case <-stopping.Done():
+			timer.Stop()
+			<-ctx.Done()
+			return nil
+		}
+		timer.Stop()
+	}
+}
+
+// once makes one round and returns how long to wait before the next.
+func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait time.Duration, err error) {
+	if stopping.Err() != nil {
+		<-ctx.Done()
+		return 0, nil
+	}
+	limit := roundEntries
+	if d.failing {
+		limit = len(d.lanes) * 10 // a probe
+	}
+	due, next, err := d.p.lease.Due(ctx, d.sink.Name(), limit, roundBytes)
+	if err != nil {
+		return 0, fmt.Errorf("read the ledger of sink %s: %w", d.sink.Name(), err)
+	}
+	if len(due) == 0 {
+		return d.idle(ctx, next, backoff)
+	}
+	if !d.p.beginRound() {
+		<-ctx.Done() // draining
+		return 0, nil
+	}
+	defer d.p.endRound()
+
+	r := d.launch(due)
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		return 0, nil
+	}
+	if err := d.resolve(ctx, r, len(due)); err != nil {
+		return 0, err
+	}
+	if len(r.failed) == 0 || len(r.outcomes) > 0 {
+		d.recovered()
+		backoff.Reset()
+		return 0, nil
+	}
+	wait = backoff.Next()
+	d.health.failed(d.log, !d.failing, r.lastError, time.Now(), len(r.failed), wait)
+	d.failing = true
+	return wait, nil
+}
+
+// idle is for when nothing is due.
+func (d *drainer) idle(ctx context.Context, next time.Duration, backoff *Backoff) (time.Duration, error) {
+	if _, down, _ := d.shelf.state(); down {
+		// Nothing to try it with, so it is asked.
+		if c, ok := d.sink.(Checker); ok {
+			asking, cancel := context.WithTimeout(ctx, d.p.cfg.BackoffMax)
+			err := c.Check(asking)
+			cancel()
+			if err != nil {
+				return backoff.Next(), nil
+			}
+		}
+		d.recovered()
+	}
+	wait := d.p.cfg.PollInterval
+	if next >= 0 {
+		wait = min(wait, max(next, time.Millisecond))
+	}
+	return wait, nil
+}
+
+// recovered notes that the sink answers.
+func (d *drainer) recovered() {
+	if d.failing {
+		d.failing = false
+		d.health.recovered(d.log)
+	}
+	if ended, after := d.shelf.up(false); ended {
+		d.health.restore()
+		entries, _, _ := d.shelf.state()
+		d.log.Info("sink is back, its ledger is being drained", "isolated_for", after.Round(time.Second), "entries", entries)
+	}
+}
+
+// launch puts the entries on the lanes.
+func (d *drainer) launch(due []Entry) *round {
+	r := newRound(len(due))
+	d.shelf.begin(due)
+	byLane := make([][]*flight, len(d.lanes))
+	flights := make([]flight, len(due))
+	for i := range due {
+		e, f := &due[i], &flights[i]
+		if e.Gone || e.Discarded {
+			r.settle(Outcome{Entry: e, Fate: FateDropped})
+			if e.Gone {
+				d.log.Warn("ledger entry dropped: its row is not in the table any more", "event_id", e.Event.ID)
+			}
+			continue
+		}
+		f.round, f.entry, f.size, f.keyHash = r, e, e.Event.Size(), e.KeyHash
+		if err := d.p.enc.Encode(&f.rec, &e.Event); err != nil {
+			refusal, _ := Refused(err)
+			f.rec.EventID, f.rec.EventType, f.rec.Key = e.Event.ID, e.Event.EventType, e.Event.AggregateID
+			f.unfit = refusal
+		} else if !e.ReplayedAt.IsZero() {
+			f.rec.Headers = append(f.rec.Headers, Header{replayedHeader, e.ReplayedAt.UTC().Format(time.RFC3339)})
+		}
+		lane := partition(e.Event.AggregateID, len(d.lanes))
+		byLane[lane] = append(byLane[lane], f)
+	}
+	for lane, flights := range byLane {
+		if len(flights) > 0 {
+			d.lanes[lane].push(flights)
+		}
+	}
+	return r
+}
+
+// replayedHeader tells a consumer that the event is delivered once more because a person wanted it, and when.
+const replayedHeader = "relay-replayed-at"
+
+// resolve writes the outcomes of a round, through passing trouble of the database: what was delivered must not be forgotten.
+func (d *drainer) resolve(ctx context.Context, r *round, offered int) error {
+	outcomes := r.outcomes
+	if len(r.failed) > 0 && len(outcomes) > 0 {
+		// The sink takes others and not these. They step aside for a while, or they would be the first at every round; nothing is charged.
+		first := make(map[string]bool)
+		for _, e := range r.failed {
+			if key := e.Event.AggregateID; !first[key] {
+				first[key] = true
+				outcomes = append(outcomes, Outcome{
+					Entry: e, Fate: FateRefused, Reason: ReasonSinkDown, Error: validError(r.lastError), Attempts: e.Attempts, Delay: d.p.cfg.BackoffMax,
+				})
+			}
+		}
+	}
+	backoff := Backoff{Min: d.p.cfg.BackoffMin, Max: d.p.cfg.BackoffMax}
+	for len(outcomes) > 0 {
+		err := d.p.lease.Resolve(ctx, d.sink.Name(), outcomes)
+		if err == nil {
+			break
+		}
+		if errors.Is(err, ErrLeaseLost) || ctx.Err() != nil {
+			return err
+		}
+		wait := backoff.Next()
+		d.log.Warn("the outcome of ledger entries could not be written, trying again", "entries", len(outcomes), "backoff", wait, "error", err)
+		Sleep(ctx, wait)
+	}
+	var freed []*Entry
+	for i := range outcomes {
+		o := &outcomes[i]
+		if o.Fate != FateRefused && !(o.Fate == FateDead && !o.Detach) {
+			freed = append(freed, o.Entry)
+		}
+	}
+	d.shelf.end(freed)
+	for _, l := range d.lanes {
+		signal(l.wake)
+	}
+	d.p.metrics.resolved(outcomes)
+	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
+	return nil
+}
+
+func validError(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

@@ -1,0 +1,248 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// How events are found, in one place. The feeder is one goroutine; it streams, recovers or polls, never two of them at a time:
+//
+//	      ┌────────────── slot gone ◀─────────────┐
+//	      ▼                                       │
+//	  owe a sweep ─▶ create ─▶ sweep ─▶ all marked ─▶ stream ──connection lost──▶ (again)
+//	      ▲                                       │
+//	      └── streaming impossible: poll for a while, in mode auto ◀──┘
+//
+// Crashes that a recovery survives. Before the sweep is noted as owed: the slot is found gone again. Between the note and the new
+// slot: the note is there, the slot is not. Between the new slot and the snapshot, during the sweep, and before its end is noted: the
+// note is there still, the next owner sweeps the same rows again, those that were marked are not among them. After the end is
+// noted: MarkedLSN is past everything that the sweep has marked, so what the slot tells of it is looked up and left out.
+
+// start loads what is known of the ledger, starts the work on it, and feeds the pipeline until ctx ends; then it calls finish with the
+// open stream, or with nil when there is none just then.
+func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finish func(Stream) error) error {
+	unknown, err := p.loadLedger(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return finish(nil)
+		}
+		return err
+	}
+	for _, d := range p.drainers {
+		group.Go(func() error { return d.run(work, ctx) })
+	}
+	if len(unknown) > 0 {
+		group.Go(func() error { return p.dropDiscarded(ctx, unknown) })
+	}
+	if p.cfg.Mode == ModePolling {
+		p.poll(ctx, time.Time{}, "RELAY_MODE=polling")
+		return finish(nil)
+	}
+	group.Go(func() error { return p.sweepBeside(ctx) })
+	return p.readStream(ctx, finish)
+}
+
+// loadLedger counts the entries that hold up later events, and returns the sinks that have entries and are not configured any more.
+func (p *pipeline) loadLedger(ctx context.Context) (unknown []string, err error) {
+	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
+	for {
+		shelves := make(map[string]*shelf)
+		for i, sink := range p.sinks {
+			p.shelves[i].counts, p.shelves[i].total = nil, 0
+			shelves[sink.Name()] = p.shelves[i]
+		}
+		others := make(map[string]int)
+		entries := 0
+		err := p.lease.Blocking(ctx, func(sink string, keyHash uint32, n int) {
+			if s := shelves[sink]; s != nil {
+				s.add(keyHash, n)
+				entries += n
+			} else {
+				others[sink] += n
+			}
+		})
+		if err == nil {
+			if entries > 0 {
+				p.log.Info("ledger read", "entries", entries)
+			}
+			for sink, n := range others {
+				unknown = append(unknown, sink)
+				p.log.Warn("the ledger has events for a sink that is not configured; they stay until it is, or until they are discarded",
+					"sink", sink, "entries", n, "mend", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all")
+			}
+			return unknown, nil
+		}
+		if ctx.Err() != nil || errors.Is(err, ErrLeaseLost) {
+			return nil, err
+		}
+		wait := backoff.Next()
+		p.log.Warn("reading the ledger", "backoff", wait, "error", err)
+		Sleep(ctx, wait)
+	}
+}
+
+// readStream opens the slot and receives, again and again, until ctx ends.
+func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) error {
+	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
+	resumed := "streaming"
+	for {
+		var stream Stream
+		err := p.recover(ctx)
+		if err == nil {
+			stream, err = p.source.Open(ctx, p.slot, p.Watermark())
+		}
+		if err == nil {
+			p.log.Info(resumed)
+			resumed, p.opened = "replication resumed", true
+			p.became(ModeCDC, true, "")
+			since := time.Now()
+			err = stream.Run(ctx, p)
+			if ctx.Err() != nil {
+				p.became(ModeCDC, true, "")
+				return finish(stream)
+			}
+			p.became(ModeCDC, false, err.Error())
+			// Opening proves nothing: a message that cannot be understood comes again at once.
+			if time.Since(since) > p.cfg.BackoffMax {
+				backoff.Reset()
+			}
+			closing, cancel := context.WithTimeout(ctx, closeTimeout)
+			_ = stream.Close(closing) // it failed already, and that is what is reported
+			cancel()
+		}
+		if ctx.Err() != nil {
+			return finish(nil)
+		}
+		if errors.Is(err, ErrLeaseLost) {
+			return err
+		}
+		p.metrics.reconnects.Inc()
+		wait := backoff.Next()
+		var setup *SetupError
+		var gone *SlotGoneError
+		switch {
+		case errors.As(err, &gone):
+			p.log.Error("the slot cannot tell everything any more: rows will be found in the table, and the slot made anew", "cause", gone.Cause, "error", err)
+			if err := p.owe(ctx, string(gone.Cause)); errors.Is(err, ErrLeaseLost) {
+				return err
+			}
+			continue
+		case errors.As(err, &setup) && setup.Streaming && p.cfg.Mode == ModeAuto:
+			p.log.Error("streaming is impossible, so the table is polled until it is possible", "poll_interval", p.cfg.PollInterval, "error", err)
+			p.poll(ctx, time.Now().Add(retryStreaming), err.Error())
+			if ctx.Err() != nil {
+				return finish(nil)
+			}
+			continue
+		case setup != nil && !p.opened:
+			return err
+		case setup != nil:
+			p.log.Error("replication cannot go on", "backoff", wait, "error", err)
+		case errors.Is(err, ErrSlotBusy):
+			// The walsender of an owner that died lives on for a moment; a person may look in with pg_recvlogical.
+			wait = min(wait, busyPause)
+			p.log.Info("waiting for the slot", "error", err)
+		default:
+			p.log.Warn("replication interrupted", "backoff", wait, "error", err)
+		}
+		Sleep(ctx, wait)
+	}
+}
+
+const (
+	busyPause = 200 * time.Millisecond
+	// retryStreaming is how long mode auto polls before it tries to stream again.
+	retryStreaming = 30 * time.Second
+)
+
+// became notes what is being done, for the status.
+func (p *pipeline) became(mode string, streaming bool, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.doing.streaming != streaming || p.doing.mode != mode {
+		p.doing.since = time.Now()
+	}
+	p.doing.mode, p.doing.streaming, p.doing.why = mode, streaming, why
+}
+
+func (p *pipeline) isStreaming() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.doing.streaming
+}
+
+// owe notes durably that the table has to be swept before the slot is read again.
+func (p *pipeline) owe(ctx context.Context, cause string) error {
+	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
+	for ctx.Err() == nil {
+		err := p.lease.OweSweep(ctx, cause)
+		if err == nil {
+			p.recovery = Recovery{Owed: true, Cause: cause}
+			return nil
+		}
+		if errors.Is(err, ErrLeaseLost) {
+			return err
+		}
+		p.log.Warn("noting that a sweep is owed", "error", err)
+		Sleep(ctx, backoff.Next())
+	}
+	return context.Cause(ctx)
+}
+
+// recover does the sweep that is owed: it makes the slot, sweeps what the slot will not tell, and waits until all of that is marked.
+func (p *pipeline) recover(ctx context.Context) error {
+	if !p.recovery.Owed {
+		return nil
+	}
+	cause := p.recovery.Cause
+	p.became(ModeCDC, false, "recovering: "+cause)
+	if !p.lease.Valid() {
+		return ErrLeaseLost // a slot is nothing that the epoch protects; if we freeze right here, the next owner finds it gone, or moved
+	}
+	at, err := p.source.Create(ctx, p.slot, GoneCause(cause))
+	if err != nil {
+		return err
+	}
+	from, err := p.lease.SweepFrom(ctx)
+	if err != nil {
+		return fmt.Errorf("begin the sweep: %w", err)
+	}
+	began := time.Now()
+	rows := 0
+	p.sweeper.Lock()
+	defer p.sweeper.Unlock()
+	// What the old slot told is on its way, and its rows are pending as long.
+	if err := p.waitIdle(ctx); err != nil {
+		return err
+	}
+	for _, kind := range []SweepKind{SweepPending, SweepClaimed, SweepFailed} {
+		n, err := p.sweep(ctx, SweepQuery{Kind: kind, Seen: from.Snapshot}, cause)
+		rows += n
+		if err != nil {
+			return fmt.Errorf("sweep the table: %w", err)
+		}
+	}
+	if err := p.waitIdle(ctx); err != nil {
+		return err
+	}
+	marked, err := p.lease.EndSweep(ctx, at)
+	if err != nil {
+		return fmt.Errorf("end the sweep: %w", err)
+	}
+	p.admitting.Lock()
+	if !p.cfg.Hybrid {
+		p.lookupTo = marked
+	}
+	p.last = position{} // a restored database counts its WAL from elsewhere
+	p.admitting.Unlock()
+	p.mu.Lock()
+	p.confirmed, p.tracker.watermark = at, at
+	p.mu.Unlock()
+	p.recovery = Recovery{}
+	p.log.Info("recovered: what the slot does not tell was found in the table", "cause", cause, "rows", rows, "took", time.Since(began).Round(time.Millisecond), "slot_from", at)
+	return nil
+}

@@ -1,0 +1,114 @@
+package relay
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// sinkHealth is what the lanes of one sink know together of its broker: it is down while any lane has to offer
+// again. It keeps the log quiet: the first trouble, then one line at intervals, then the recovery.
+type sinkHealth struct {
+	metrics *sinkMetrics
+
+	mu        sync.Mutex // guards what follows
+	failing   int        // lanes
+	isolated  bool       // its events go to the ledger
+	attempts  int        // since the sink was last up
+	since     time.Time  // when the offer was made that began the trouble
+	silent    time.Time  // since when no lane has got anything through
+	logged    time.Time
+	lastError string
+}
+
+const healthLogInterval = 30 * time.Second
+
+// failed notes an offer that was not taken; first says that the lane's offer before it was.
+func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered time.Time, events int, wait time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	if h.failing == 0 && !h.isolated {
+		h.since, h.logged, h.attempts = offered, time.Time{}, 0
+	}
+	if h.failing == 0 {
+		h.silent = offered
+		h.metrics.up.Set(0)
+	}
+	if first {
+		h.failing++
+	}
+	h.attempts++
+	h.lastError = err.Error()
+	if now.Sub(h.logged) >= healthLogInterval {
+		h.logged = now
+		log.Warn("publish did not succeed, offering again", "events", events, "attempt", h.attempts, "backoff", wait, "error", err)
+	}
+}
+
+// acked notes that some lane has got something through.
+func (h *sinkHealth) acked() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.failing > 0 {
+		h.silent = time.Now()
+	}
+}
+
+// downFor tells for how long no lane has got anything through, while one or more were trying.
+func (h *sinkHealth) downFor() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.failing == 0 {
+		return 0
+	}
+	return time.Since(h.silent)
+}
+
+// recovered notes that a lane which had failed got its batch through.
+func (h *sinkHealth) recovered(log hclog.Logger) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failing--
+	if h.failing == 0 && !h.isolated {
+		log.Info("sink recovered", "attempts", h.attempts, "after", time.Since(h.since).Round(time.Millisecond))
+		h.metrics.up.Set(1)
+	}
+}
+
+// left notes that a failing lane has ended, with its pipeline. Nothing is being offered again then, so the sink counts as up
+// until the next trouble: nobody else would say so.
+func (h *sinkHealth) left() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failing--
+	if h.failing == 0 && !h.isolated {
+		h.metrics.up.Set(1)
+	}
+}
+
+// isolate notes that nothing but the ledger's drainer offers to the sink.
+func (h *sinkHealth) isolate() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.isolated = true
+	h.metrics.up.Set(0)
+}
+
+// restore notes that this is over.
+func (h *sinkHealth) restore() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.isolated = false
+	if h.failing == 0 {
+		h.metrics.up.Set(1)
+	}
+}
+
+// state is for the status page.
+func (h *sinkHealth) state() (up bool, lastError string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.failing == 0 && !h.isolated, h.lastError
+}

@@ -1,0 +1,168 @@
+package relay
+
+import (
+	"sync"
+	"time"
+)
+
+// shelf is what a pipeline knows, in memory, of one sink's part of the ledger: which keys have entries there, so that later events of
+// theirs go there too, and whether the sink is isolated, so that all do. It is exact about sinks and keeps keys by hash, in a
+// megabyte whatever the size of the ledger; a stranger that shares its bucket with a blocked key takes the way through the
+// ledger too, where SQL knows its key exactly and lets it go at once.
+//
+// An entry is counted from the moment at which a lane decides to park it, long before it is written, until the transaction has
+// committed that takes it out. So a lane that finds a key's count at 0 knows that everything before was delivered, or given up.
+//
+// Crashes: the counts are read from the ledger again by the next owner (Ledger.Blocking), before its first event.
+type shelf struct {
+	sink string
+	wake chan struct{} // capacity one: there may be something to drain
+
+	mu     sync.Mutex // guards what follows
+	counts []uint32   // entries by bucket; nil as long as there was none
+	under  map[uint32]uint32
+	total  int // entries that are counted
+	rounds int // that have ended
+
+	down     bool // the sink has failed for too long
+	overWAL  bool // the slot holds back too much WAL because of this sink
+	since    time.Time
+	stopping bool // the relay is being stopped: what fails goes to the ledger, to be there when the next owner comes
+}
+
+const shelfBuckets = 1 << 18
+
+func newShelf(sink string) *shelf { return &shelf{sink: sink, wake: make(chan struct{}, 1)} }
+
+func bucketOf(keyHash uint32) uint32 { return keyHash % shelfBuckets }
+
+// verdict is what a lane may do with an event from the stream.
+type verdict int
+
+const (
+	offer   verdict = iota // nothing before it is in the ledger
+	toShelf                // park it
+	hold                   // what is before it is being offered just now: wait for the end of that round
+)
+
+// verdict is called with mu held.
+func (s *shelf) verdict(keyHash uint32) verdict {
+	if s.down || s.overWAL {
+		return toShelf
+	}
+	if s.total == 0 {
+		return offer
+	}
+	b := bucketOf(keyHash)
+	switch n := s.counts[b]; {
+	case n == 0:
+		return offer
+	case n == s.under[b]:
+		return hold
+	default:
+		return toShelf
+	}
+}
+
+// add counts entries. It is called with mu held.
+func (s *shelf) add(keyHash uint32, entries int) {
+	if s.counts == nil {
+		s.counts = make([]uint32, shelfBuckets)
+	}
+	s.counts[bucketOf(keyHash)] += uint32(entries)
+	s.total += entries
+}
+
+// addOne counts an entry.
+func (s *shelf) addOne(keyHash uint32) {
+	s.mu.Lock()
+	s.add(keyHash, 1)
+	s.mu.Unlock()
+}
+
+// begin notes the entries that are being offered in a round.
+func (s *shelf) begin(entries []Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.under = make(map[uint32]uint32)
+	for i := range entries {
+		if !entries[i].Detached {
+			s.under[bucketOf(entries[i].KeyHash)]++
+		}
+	}
+}
+
+// end notes that a round is over, and which of its entries do not block their keys any more.
+func (s *shelf) end(freed []*Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range freed {
+		if e.Detached {
+			continue
+		}
+		if b := bucketOf(e.KeyHash); s.total > 0 && s.counts[b] > 0 { // a person may have made an entry by hand, which nobody counted
+			s.counts[b]--
+			s.total--
+		}
+	}
+	s.under = nil
+	s.rounds++
+}
+
+// isolate diverts everything to the ledger, because the sink is down or because it holds back too much WAL; it reports whether it
+// had not been isolated.
+func (s *shelf) isolate(overWAL bool) (first bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first = !s.down && !s.overWAL
+	if first {
+		s.since = time.Now()
+	}
+	if overWAL {
+		s.overWAL = true
+	} else {
+		s.down = true
+	}
+	signal(s.wake)
+	return first
+}
+
+// up ends an isolation for the reason given and reports whether that made the sink a normal one again, and for how long it was not.
+func (s *shelf) up(overWAL bool) (ended bool, after time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.down || s.overWAL
+	if overWAL {
+		s.overWAL = false
+	} else {
+		s.down = false
+	}
+	return was && !s.down && !s.overWAL, time.Since(s.since)
+}
+
+// state returns what the shelf knows.
+func (s *shelf) state() (entries int, down, overWAL bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total, s.down, s.overWAL
+}
+
+// isolated reports whether everything goes to the ledger.
+func (s *shelf) isolated() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down || s.overWAL
+}
+
+// stop makes failing lanes give their events to the ledger at once.
+func (s *shelf) stop() {
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+}
+
+func (s *shelf) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}

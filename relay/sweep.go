@@ -1,0 +1,274 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// A look at the table costs the database something each time, also when there is nothing to find. So one that took long is made less
+// often: at most this share of the time is spent on looking.
+const (
+	lookShare = 500
+	// A look at the newest rows alone, while polling, may take more: it is what its latency is made of.
+	windowShare = 20
+	// window is how far back such a look goes: rows are seen when their transaction ends, and created_at is the client's clock.
+	// What comes later or is further off is found by the next look at the whole table.
+	window = 2 * time.Minute
+)
+
+// looks says when which kind of row is looked for next.
+type looks struct {
+	whole  [SweepFailed + 1]time.Time
+	window time.Time
+}
+
+// sweep gives the rows that the query finds to the lanes, and returns how many there were.
+func (p *pipeline) sweep(ctx context.Context, q SweepQuery, cause string) (rows int, err error) {
+	err = p.lease.Sweep(ctx, q, func(events []Event) error {
+		n, err := p.admitSwept(ctx, events)
+		rows += n
+		return err
+	})
+	if rows > 0 {
+		p.metrics.recovered(cause, rows)
+	}
+	return rows, err
+}
+
+// admitSwept is Admit for rows from the table.
+func (p *pipeline) admitSwept(ctx context.Context, events []Event) (rows int, err error) {
+	p.admitting.Lock()
+	defer p.admitting.Unlock()
+	if p.cfg.Hybrid {
+		// It claims them, so that no other worker takes them meanwhile.
+		settled, err := p.settledRetry(ctx, events)
+		if err != nil {
+			return 0, err
+		}
+		kept := events[:0]
+		for i := range events {
+			if !settled[i] {
+				kept = append(kept, events[i])
+			}
+		}
+		events = kept
+	}
+	for len(events) > 0 {
+		n, err := p.reserve(ctx, events)
+		if err != nil {
+			return rows, err
+		}
+		p.launch(events[:n], true)
+		rows += n
+		events = events[n:]
+	}
+	return rows, nil
+}
+
+// waitIdle waits until nothing is in flight: whatever was taken is marked, or in the ledger.
+func (p *pipeline) waitIdle(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		left := p.tracker.len()
+		p.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		if !Sleep(ctx, 5*time.Millisecond) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// waitSwept waits until all swept rows are marked, or in the ledger.
+func (p *pipeline) waitSwept(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		left := p.sweeping
+		p.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		if !Sleep(ctx, 5*time.Millisecond) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// look looks for rows of one kind, and waits until they are marked, so that the next look does not find them again. It returns how many there
+// were and when to look next.
+func (p *pipeline) look(ctx context.Context, q SweepQuery, cause string, share int) (rows int, next time.Time, err error) {
+	began, waited := time.Now(), time.Duration(0)
+	err = p.lease.Sweep(ctx, q, func(events []Event) error {
+		at := time.Now()
+		n, err := p.admitSwept(ctx, events)
+		rows += n
+		waited += time.Since(at)
+		return err
+	})
+	took := time.Since(began) - waited
+	if rows > 0 {
+		p.metrics.recovered(cause, rows)
+		if err := p.waitSwept(ctx); err != nil {
+			return rows, time.Now(), err
+		}
+	}
+	if err != nil {
+		return rows, time.Now().Add(p.cfg.BackoffMax), err
+	}
+	pause := p.cfg.PollInterval
+	if rows == 0 {
+		pause = max(pause, time.Duration(share)*took)
+	}
+	return rows, time.Now().Add(pause), nil
+}
+
+// kinds are what is looked for, and what it is called.
+var kinds = [...]struct {
+	kind  SweepKind
+	cause string
+}{{SweepPending, "pending"}, {SweepClaimed, "stuck_claim"}, {SweepFailed, "failed"}}
+
+// poll finds events in the table until ctx or the given time has ended (zero: no such time).
+func (p *pipeline) poll(ctx context.Context, until time.Time, why string) {
+	p.became(ModePolling, false, why)
+	p.sweeper.Lock()
+	defer p.sweeper.Unlock()
+	// What the slot told before is on its way, and its rows are pending as long.
+	if p.waitIdle(ctx) != nil {
+		return
+	}
+	warned := time.Time{}
+	for ctx.Err() == nil && (until.IsZero() || time.Now().Before(until)) {
+		rows := 0
+		for _, k := range kinds {
+			if time.Now().Before(p.looks.whole[k.kind]) {
+				continue
+			}
+			cause := k.cause
+			if k.kind == SweepPending {
+				cause = "polled"
+			}
+			n, next, err := p.look(ctx, SweepQuery{Kind: k.kind}, cause, lookShare)
+			rows += n
+			p.looks.whole[k.kind] = next
+			p.lookFailed(ctx, err)
+		}
+		if now := time.Now(); now.Before(p.looks.whole[SweepPending]) && !now.Before(p.looks.window) {
+			n, next, err := p.look(ctx, SweepQuery{Kind: SweepPending, Since: TimestampOf(now.Add(-window))}, "polled", windowShare)
+			rows += n
+			p.looks.window = next
+			p.lookFailed(ctx, err)
+		}
+		if time.Since(warned) > time.Minute {
+			warned = time.Now()
+			p.warnOfSlot(ctx)
+		}
+		if rows >= p.cfg.BatchSize { // there is likely more
+			p.looks.whole[SweepPending] = time.Time{}
+			continue
+		}
+		Sleep(ctx, p.cfg.PollInterval)
+	}
+	if ctx.Err() != nil || until.IsZero() {
+		return
+	}
+	// A slot that can be read again tells of the rows that were found here. All of them are marked; up to here it has to be asked.
+	if h, err := p.lease.Horizon(ctx); err == nil {
+		p.admitting.Lock()
+		p.lookupTo = max(p.lookupTo, h.WAL)
+		p.admitting.Unlock()
+	} else {
+		p.lookFailed(ctx, err)
+		p.poll(ctx, time.Now().Add(time.Second), why)
+	}
+}
+
+func (p *pipeline) lookFailed(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrLeaseLost) {
+		p.log.Warn("a look at the table did not succeed", "error", err)
+	}
+}
+
+// warnOfSlot says that a slot which nobody reads fills the database's disk.
+func (p *pipeline) warnOfSlot(ctx context.Context) {
+	info, err := p.lease.Slot(ctx)
+	if err != nil || !info.Exists || info.Active {
+		return
+	}
+	p.log.Warn("the replication slot is not being read, and keeps WAL on the database's disk", "slot", p.slot,
+		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "mend", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+p.slot+"')")
+}
+
+// sweepBeside looks, beside a running stream, for rows that no slot tells of: set back to pending by hand, left behind by a dead worker,
+// inserted by a subscription. It looks twice. What is visible at the first look was committed before the WAL's end just after it; when the
+// watermark has passed that end, the stream is done with all of it, and whatever of it still asks for delivery is not the stream's.
+func (p *pipeline) sweepBeside(ctx context.Context) error {
+	// The first look is not in the way of a takeover.
+	for i := range kinds {
+		p.looks.whole[i] = time.Now().Add(p.cfg.PollInterval)
+	}
+	for Sleep(ctx, p.cfg.PollInterval) {
+		for _, k := range kinds {
+			if ctx.Err() != nil || time.Now().Before(p.looks.whole[k.kind]) || !p.isStreaming() {
+				continue
+			}
+			h, err := p.lease.Horizon(ctx)
+			if err != nil {
+				p.lookFailed(ctx, err)
+				break
+			}
+			if !p.waitWatermark(ctx, h.WAL) {
+				break
+			}
+			p.sweeper.Lock()
+			if p.isStreaming() { // otherwise the feeder may have swept meanwhile
+				var rows int
+				rows, p.looks.whole[k.kind], err = p.look(ctx, SweepQuery{Kind: k.kind, Seen: h.Snapshot}, k.cause, lookShare)
+				if rows > 0 {
+					p.log.Info("found rows in the table that the slot does not tell of", "rows", rows, "cause", k.cause)
+				}
+				p.lookFailed(ctx, err)
+			}
+			p.sweeper.Unlock()
+		}
+	}
+	return nil
+}
+
+// waitWatermark waits until everything committed before lsn is settled; it returns false when the stream has ended before that.
+func (p *pipeline) waitWatermark(ctx context.Context, lsn LSN) bool {
+	for p.watermark() < lsn {
+		if !Sleep(ctx, 50*time.Millisecond) || !p.isStreaming() {
+			return false
+		}
+	}
+	return true
+}
+
+// dropDiscarded takes out of the ledger what people discard of sinks that are not configured any more. Nothing else is done with
+// those entries: the sink may come back.
+func (p *pipeline) dropDiscarded(ctx context.Context, sinks []string) error {
+	for Sleep(ctx, 5*p.cfg.PollInterval) {
+		for _, sink := range sinks {
+			due, _, err := p.lease.Due(ctx, sink, roundEntries, roundBytes)
+			if err != nil {
+				continue // those who need the ledger say it
+			}
+			var outcomes []Outcome
+			for i := range due {
+				if due[i].Discarded || due[i].Gone {
+					outcomes = append(outcomes, Outcome{Entry: &due[i], Fate: FateDropped})
+				}
+			}
+			if len(outcomes) == 0 {
+				continue
+			}
+			if err := p.lease.Resolve(ctx, sink, outcomes); err != nil && ctx.Err() == nil {
+				p.log.Warn("dropping discarded ledger entries", "sink", sink, "error", err)
+			}
+		}
+	}
+	return nil
+}

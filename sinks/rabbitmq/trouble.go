@@ -1,0 +1,127 @@
+package rabbitmq
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// lately is how long a confirm speaks for its route, and trouble against it.
+const lately = 30 * time.Second
+
+// routes is what the sink remembers of the routing keys of its exchange, to know where it can send a record without waiting for the fate
+// of the one of its key before it.
+//
+// A return means that no queue is bound for that routing key, so it counts against that route alone. A nack comes from a queue, and
+// one queue may be behind many routes; which one it was the broker does not say. So it counts against all of them. Both learn
+// from the first window at most; from then on, for 30 s after the last trouble, nothing is sent behind a record that may come back.
+type routes struct {
+	started time.Time
+	nacked  atomic.Int64 // when the last nack came; all times are as now has them
+
+	mu    sync.RWMutex // guards known
+	known map[string]*route
+}
+
+// route is one routing key.
+type route struct {
+	confirmed atomic.Int64 // when it last took a message
+	returned  atomic.Int64 // when it last gave one back
+}
+
+// maxRemembered bounds both memories of this file: routing keys come from rows, and so do events. It is far above what is alive in
+// good times; beyond it everything is learnt anew.
+const maxRemembered = 10_000
+
+// now is in nanoseconds, and such that the zero of a time never set is long ago.
+func (r *routes) now() int64 { return int64(time.Since(r.started) + lately) }
+
+func (r *routes) of(routingKey string) *route {
+	r.mu.RLock()
+	known := r.known[routingKey]
+	r.mu.RUnlock()
+	if known != nil {
+		return known
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known = r.known[routingKey]; known == nil {
+		if r.known == nil || len(r.known) >= maxRemembered {
+			r.known = make(map[string]*route)
+		}
+		known = new(route)
+		r.known[routingKey] = known
+	}
+	return known
+}
+
+// sure says that what is sent to the route will be taken, as far as can be known before.
+func (r *routes) sure(to *route, now int64) bool {
+	confirmed := to.confirmed.Load()
+	return confirmed > 0 && now-confirmed < int64(lately) &&
+		now-to.returned.Load() >= int64(lately) && now-r.nacked.Load() >= int64(lately)
+}
+
+// forget is for an exchange that is made anew, and for another connection: bindings may have gone.
+func (r *routes) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.known)
+}
+
+// took notes a confirm. All lanes write here, so it does that seldom.
+func (to *route) took(now int64) {
+	if now-to.confirmed.Load() > int64(lately)/10 {
+		to.confirmed.Store(now)
+	}
+}
+
+// nacks counts how often each event was nacked in a row.
+//
+// A nack passes at first: a queue that is full for a moment, a leader that is being elected. When an event was nacked at 5 offers and
+// over 5 s, it is refused, so that it waits in the ledger and other keys go on. It stays so until it is confirmed: an offer out
+// of the ledger that is nacked again is refused at once.
+type nacks struct {
+	times int           // 5
+	span  time.Duration // 5 s
+
+	some atomic.Bool // events has entries
+
+	mu     sync.Mutex
+	events map[relay.UUID]nacked
+}
+
+type nacked struct {
+	times int
+	first time.Time
+}
+
+// add counts one more, and reports whether that is enough to refuse the event.
+func (n *nacks) add(id relay.UUID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.events == nil || len(n.events) >= maxRemembered {
+		n.events = make(map[relay.UUID]nacked)
+	}
+	e, ok := n.events[id]
+	if !ok {
+		e.first = time.Now()
+	}
+	e.times++
+	n.events[id] = e
+	n.some.Store(true)
+	return e.times >= n.times && time.Since(e.first) >= n.span
+}
+
+// confirmed forgets the event.
+func (n *nacks) confirmed(id relay.UUID) {
+	if !n.some.Load() {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.events, id)
+	n.some.Store(len(n.events) > 0)
+}

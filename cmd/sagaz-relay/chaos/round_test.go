@@ -40,7 +40,6 @@ type round struct {
 	seats   []*seat
 
 	launched atomic.Int64
-	over     atomic.Bool // processes that end now are not started again
 	watching sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows

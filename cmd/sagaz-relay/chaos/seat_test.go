@@ -33,9 +33,10 @@ type seat struct {
 	index int
 	name  string
 
-	mu   sync.Mutex // held by the fault that has the seat
-	env  settings
-	proc *process // nil while it is stopped on purpose
+	mu     sync.Mutex // held by the fault that has the seat; guards what follows
+	env    settings
+	proc   *process // nil while it is stopped on purpose
+	closed bool     // nothing is started any more
 }
 
 // process is one run of the binary.
@@ -66,7 +67,7 @@ func (s *seat) watch(p *process) {
 	s.r.errorf("%s ended by itself: %v: %s", p.name, p.Err(), p.lastLine())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.proc == p && !s.r.over.Load() {
+	if s.proc == p && !s.closed {
 		time.Sleep(200 * time.Millisecond) // not in a tight circle
 		if err := s.start(); err != nil {
 			s.r.errorf("start %s again: %v", s.name, err)
@@ -87,6 +88,13 @@ func (s *seat) stop() error {
 	p := s.proc
 	s.proc = nil
 	return p.stop()
+}
+
+// close keeps anything more from being started.
+func (s *seat) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 }
 
 func (p *process) stop() error {
@@ -142,10 +150,8 @@ func (r *round) launch(name string, env settings, args ...string) (*process, err
 
 // endAll kills what still runs, and looks at what was logged.
 func (r *round) endAll() {
-	r.over.Store(true)
-	for _, seat := range r.seats { // none is being started after this
-		seat.mu.Lock()
-		seat.mu.Unlock() //nolint:staticcheck // only to wait
+	for _, seat := range r.seats {
+		seat.close()
 	}
 	r.mu.Lock()
 	all := r.processes

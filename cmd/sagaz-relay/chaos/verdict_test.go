@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -97,7 +98,7 @@ func (e *evidence) judge() *verdict {
 			problem("sink %s: %d events came again, and %s explains %d at most", s.Sink, len(again), strings.Join(excuses, ", "), maxRepeated*len(excuses))
 		}
 		names := slices.Compact(slices.Sorted(slices.Values(excuses)))
-		v.duplicates[strings.Join(names, "+")] += len(again)
+		v.duplicates[cmp.Or(strings.Join(names, "+"), "nothing")] += len(again)
 	}
 	return v
 }

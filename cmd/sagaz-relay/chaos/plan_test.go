@@ -65,8 +65,16 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 		p.sinks = []string{"kafka", "rabbitmq"}
 	}
 	p.relays = 1 + rnd.IntN(maxRelays)
-	for range keys {
-		p.skew = append(p.skew, between(-2*time.Hour, 2*time.Hour))
+	for i := range keys {
+		// Clocks that are hours off, that differ as those of good hosts do, and that are at the edge of what the relay takes for new.
+		around, by := time.Duration(0), 2*time.Hour
+		switch i % 4 {
+		case 1:
+			by = time.Second
+		case 2:
+			around, by = -2*time.Minute, 2*time.Second
+		}
+		p.skew = append(p.skew, around+between(-by, by))
 	}
 	p.env = settings{
 		"BROKER_TYPE":                    strings.Join(p.sinks, ","),

@@ -109,6 +109,9 @@ func (p *process) stop() error {
 		return fmt.Errorf("%s still ran %s after SIGTERM", p.name, patience)
 	}
 	if err := p.Err(); err != nil {
+		if info, statErr := p.log.Stat(); statErr == nil && info.Size() == 0 {
+			return nil // it had not come to where it asks for signals
+		}
 		return fmt.Errorf("%s after SIGTERM: %w: %s", p.name, err, p.lastLine())
 	}
 	return nil

@@ -45,6 +45,7 @@ type round struct {
 	mu        sync.Mutex // guards what follows
 	processes []*process
 	poison    map[string]ids // by sink
+	apart     map[string]ids // by sink
 	replayed  ids
 	mends     []func() error
 	extra     []string // topics that faults made
@@ -57,7 +58,7 @@ func runRound(t *testing.T, s *stand, p *plan) (*verdict, map[string]int) {
 	id := strings.ToLower(rand.Text()[:10])
 	r := &round{
 		t: t, stand: s, plan: p, dir: keep(t, p.seed), slot: "chaos_" + id, marker: "payload-secret-" + rand.Text(),
-		poison: map[string]ids{"kafka": {}, "rabbitmq": {}, "file": {}}, replayed: make(ids), done: make(map[*fault]int),
+		poison: map[string]ids{"kafka": {}, "rabbitmq": {}, "file": {}}, apart: map[string]ids{"kafka": {}}, replayed: make(ids), done: make(map[*fault]int),
 	}
 	r.set(id)
 	r.load = newLoad(r, r.db.DSN, r.topics)
@@ -264,7 +265,7 @@ func (r *round) settle() bool {
 func (r *round) compare() *verdict {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	e := &evidence{check: r.load.check, got: make(map[string][]verify.Event), dead: make(map[string]ids), poison: r.poison, replayed: r.replayed, excuses: r.excuses()}
+	e := &evidence{check: r.load.check, got: make(map[string][]verify.Event), dead: make(map[string]ids), poison: r.poison, apart: r.apart, replayed: r.replayed, excuses: r.excuses()}
 	for _, sink := range r.plan.sinks {
 		var err error
 		switch sink {

@@ -128,6 +128,9 @@ func (r *round) poisoned(s step, sink string, bad row, mend func() error) error 
 	r.mu.Lock()
 	if len(ids) > 0 {
 		r.poison[sink][ids[1]] = true
+		if bad.topic != "" {
+			r.apart[sink][ids[1]] = true
+		}
 	}
 	r.mu.Unlock()
 	if r.plan.env["MAX_RETRIES"] == fmt.Sprint(maxRetries) {

@@ -18,6 +18,7 @@ type evidence struct {
 	dead     map[string]ids            // by sink: dead letters in the ledger
 	poison   map[string]ids            // by sink: events that it could not take when they were committed
 	replayed ids                       // set back to pending by hand
+	apart    map[string]ids            // by sink: events that went to a place of their own there, so that their order cannot be seen
 	// excuses are, by sink, the faults for which deliveries may have been repeated, each as often as it happened; a name may
 	// be there more than once.
 	excuses map[string][]string
@@ -56,6 +57,7 @@ func (e *evidence) judge() *verdict {
 		// Those come early or late, as often as was asked for. That they come at all is seen to below.
 		e.check.DeadLetter(sink, e.replayed.list()...)
 		e.check.DeadLetter(sink, e.dead[sink].list()...)
+		e.check.DeadLetter(sink, e.apart[sink].list()...)
 	}
 	report := e.check.Report()
 	v.events = report.Committed
@@ -74,10 +76,12 @@ func (e *evidence) judge() *verdict {
 				problem("sink %s: event %s is a dead letter, and nothing was wrong with it", s.Sink, id)
 			}
 		}
-		for id := range e.replayed {
-			if !arrived[s.Sink][id] && !e.dead[s.Sink][id] {
-				v.lost++
-				problem("sink %s: event %s was set back to pending and never came", s.Sink, id)
+		for what, set := range map[string]ids{"was set back to pending": e.replayed, "has a place of its own": e.apart[s.Sink]} {
+			for id := range set {
+				if !arrived[s.Sink][id] && !e.dead[s.Sink][id] {
+					v.lost++
+					problem("sink %s: event %s %s and never came", s.Sink, id, what)
+				}
 			}
 		}
 		var again []verify.Event

@@ -19,6 +19,7 @@ type fault struct {
 	repeats string
 	// stops says that it stops relays cleanly. What a broker does not take meanwhile the stopped one leaves unmarked, for all sinks.
 	stops bool
+	locks bool // locks rows; see evidence.locked
 	// do makes it happen, mends it, and returns. An error means that the suite itself does not work.
 	do func(*round, step) error
 }

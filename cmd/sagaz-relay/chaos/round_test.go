@@ -266,6 +266,9 @@ func (r *round) compare() *verdict {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	e := &evidence{check: r.load.check, got: make(map[string][]verify.Event), dead: make(map[string]ids), poison: r.poison, apart: r.apart, replayed: r.replayed, excuses: r.excuses()}
+	for f := range r.done {
+		e.locked = e.locked || f.locks
+	}
 	for _, sink := range r.plan.sinks {
 		var err error
 		switch sink {

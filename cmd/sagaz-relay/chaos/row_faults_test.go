@@ -75,7 +75,7 @@ func rowFaults() []*fault {
 		{name: "unknown-topic", weight: 3, most: 4 * time.Second, brokers: true, do: (*round).unknownTopic},
 		{name: "replay", weight: 2, most: time.Millisecond, do: (*round).replay},
 		{name: "claimed", weight: 2, most: time.Millisecond, do: (*round).claimed},
-		{name: "lock", weight: 2, least: time.Second, most: 4 * time.Second, do: (*round).lockRows},
+		{name: "lock", weight: 2, least: time.Second, most: 4 * time.Second, locks: true, do: (*round).lockRows},
 	}
 }
 

@@ -35,6 +35,7 @@ func TestVerdict(t *testing.T) {
 		got                          string
 		dead, poison, replayed, why  string
 		apart                        string
+		locked                       bool
 		lost, disordered, duplicates int
 		problem                      string // a part of it; empty for none
 	}{
@@ -50,6 +51,9 @@ func TestVerdict(t *testing.T) {
 		{name: "poison that never went out", got: "a1 b1 a3", poison: "a2", lost: 1, problem: "missing"},
 		{name: "replayed", got: "a1 a2 b1 a3 a1", replayed: "a1"},
 		{name: "replayed and lost", got: "a2 b1 a3", replayed: "a1", lost: 1, problem: "set back"},
+		{name: "again with a hole", got: "a1 a2 b1 a3 a1 a3", why: "kill", duplicates: 2, disordered: 1, problem: "out of order"},
+		{name: "again with a hole, of locked rows", got: "a1 a2 b1 a3 a1 a3", why: "kill", duplicates: 2, locked: true},
+		{name: "overtaken beside locked rows", got: "a1 a3 a2 b1", disordered: 1, locked: true, problem: "out of order"},
 		{name: "elsewhere", got: "a1 b1 a3 a2", apart: "a2"},
 		{name: "elsewhere and lost", got: "a1 b1 a3", apart: "a2", lost: 1, problem: "place of its own"},
 		{name: "elsewhere, again", got: "a1 b1 a3 a2 a2", apart: "a2", duplicates: 1, problem: "no fault of this round"},
@@ -61,7 +65,7 @@ func TestVerdict(t *testing.T) {
 			e := &evidence{
 				check: check, got: map[string][]verify.Event{"kafka": list(c.got), "rabbitmq": list(committed)},
 				dead: map[string]ids{"kafka": set(c.dead)}, poison: map[string]ids{"kafka": set(c.poison)},
-				apart: map[string]ids{"kafka": set(c.apart)}, replayed: set(c.replayed), excuses: map[string][]string{"kafka": strings.Fields(c.why)},
+				apart: map[string]ids{"kafka": set(c.apart)}, replayed: set(c.replayed), excuses: map[string][]string{"kafka": strings.Fields(c.why)}, locked: c.locked,
 			}
 			v := e.judge()
 			duplicates := 0

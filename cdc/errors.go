@@ -21,7 +21,9 @@ const (
 	codeInUse              = "55006"
 	codePrerequisite       = "55000"
 	codeConfigurationLimit = "53400"
+	codeTooManyConnections = "53300"
 	codeFeature            = "0A000"
+	codeProtocolViolation  = "08P01"
 )
 
 // classify adds to a server's error what a person can do about it, where that is known. Everything else is passing trouble
@@ -39,7 +41,7 @@ func classify(err error, role string) error {
 	case codeInvalidPassword, codeInvalidAuth:
 		if strings.Contains(pg.Message, "replication") { // no pg_hba.conf entry for replication connection …
 			return &relay.SetupError{
-				Problem: "DATABASE_URL: the server does not let this role make replication connections", Err: err,
+				Problem: "DATABASE_URL: the server does not let this role make replication connections", Err: err, Streaming: true,
 				Fix: "allow the role in pg_hba.conf (a replication connection to a named database matches that database's lines)",
 			}
 		}
@@ -47,45 +49,52 @@ func classify(err error, role string) error {
 	case codeNoDatabase:
 		return &relay.SetupError{Problem: "DATABASE_URL: the database does not exist", Err: err, Fix: "create it, or set the right name"}
 	case codePrivilege:
-		if strings.Contains(pg.Message, "walsender") || strings.Contains(pg.Message, "replication") || strings.Contains(pg.Detail, "REPLICATION") {
+		// The server's messages may be in any language; what it calls the attribute and its own functions is not translated.
+		if strings.Contains(pg.Message, "walsender") || strings.Contains(pg.Message, "replication") || strings.Contains(pg.Detail, "REPLICATION") || pg.Routine == "InitPostgres" {
 			return &relay.SetupError{
-				Problem: "the role of DATABASE_URL lacks the right to replicate", Err: err,
+				Problem: "the role of DATABASE_URL lacks the right to replicate", Err: err, Streaming: true,
 				Fix: "as a superuser: ALTER ROLE " + quoteIdent(role) + " REPLICATION;",
 			}
 		}
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: "grant what the message names"}
-	case codeUndefinedObject:
-		if strings.Contains(pg.Message, "publication") {
-			return publicationGone(err)
-		}
 	case codePrerequisite:
-		if strings.Contains(pg.Message, "wal_level") || strings.Contains(pg.Message, "logical decoding") {
+		if strings.Contains(pg.Message, "wal_level") {
 			return walLevelError(err)
-		}
-		return &relay.SetupError{
-			Problem: "the slot cannot be read any more", Err: err,
-			Fix: "drop it (SELECT pg_drop_replication_slot('…')) and start the relay: rows not delivered are still pending in the table",
 		}
 	case codeConfigurationLimit:
 		return &relay.SetupError{
-			Problem: "no replication slot is free", Err: err,
+			Problem: "no replication slot is free", Err: err, Streaming: true,
 			Fix: "drop one that is not used (SELECT * FROM pg_replication_slots WHERE NOT active), or raise max_replication_slots and restart PostgreSQL",
+		}
+	case codeTooManyConnections:
+		if strings.Contains(pg.Message, "max_wal_senders") { // otherwise max_connections, which passes
+			return &relay.SetupError{
+				Problem: "no walsender is free", Err: err, Streaming: true,
+				Fix: "raise max_wal_senders and restart PostgreSQL, or end a replication connection that is not used (SELECT * FROM pg_stat_replication)",
+			}
 		}
 	}
 	return err
 }
 
-// publicationGone is for a publication that is not there as of the WAL position that pgoutput decodes.
-func publicationGone(err error) error {
+// classifyConnect is classify for what was said to our wish to connect.
+func classifyConnect(err error, role string) error {
+	if hasCode(err, codeProtocolViolation) || hasCode(err, codeFeature) { // unsupported startup parameter: replication
+		return poolerError(err)
+	}
+	return classify(err, role)
+}
+
+func poolerError(err error) error {
 	return &relay.SetupError{
-		Problem: "the slot is older than its publication, or the publication was dropped", Err: err,
-		Fix: "drop the slot (SELECT pg_drop_replication_slot('…')) and start the relay: it makes both anew; rows not delivered are still pending in the table",
+		Problem: "DATABASE_URL does not lead to PostgreSQL itself, but to a pooler that has no replication connections", Err: err, Streaming: true,
+		Fix: "name PostgreSQL's own host and port in DATABASE_URL, or set RELAY_MODE=polling",
 	}
 }
 
 func walLevelError(err error) error {
 	return &relay.SetupError{
-		Problem: "wal_level is not logical, so there is nothing to stream", Err: err,
+		Problem: "wal_level is not logical, so there is nothing to stream", Err: err, Streaming: true,
 		Fix: "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL (managed services have a parameter for it)",
 	}
 }

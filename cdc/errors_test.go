@@ -33,10 +33,23 @@ func openFails(t testing.TB, dsn, slot string) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	st, err := newSource(t, config(dsn)).Open(ctx, slot)
+	st, err := newSource(t, config(dsn)).Open(ctx, slot, 0)
 	if err == nil {
 		_ = st.Close(ctx)
 		t.Fatal("Open works")
+	}
+	withoutPassword(t, err, dsn)
+	return err
+}
+
+// createFails makes the slot, which must not work.
+func createFails(t testing.TB, dsn, slot string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	_, err := newSource(t, config(dsn)).Create(ctx, slot)
+	if err == nil {
+		t.Fatal("Create works")
 	}
 	withoutPassword(t, err, dsn)
 	return err
@@ -49,33 +62,34 @@ func TestSetupErrors(t *testing.T) {
 		name  string
 		sql   string
 		check bool // Check says the same
+		poll  bool // without streaming it would work
 		want  []string
 		mend  string // what the Fix tells to run, as far as it is one statement of SQL
 	}{
-		{"table missing", `DROP TABLE saga_outbox`, true, []string{"saga_outbox does not exist", "sagaz-relay migrate"}, ""},
-		{"columns missing", `ALTER TABLE saga_outbox DROP headers, DROP payload`, true, []string{"saga_outbox", "payload, headers"}, ""},
+		{"table missing", `DROP TABLE saga_outbox`, true, false, []string{"saga_outbox does not exist", "sagaz-relay migrate"}, ""},
+		{"columns missing", `ALTER TABLE saga_outbox DROP headers, DROP payload`, true, false, []string{"saga_outbox", "payload, headers"}, ""},
 		{
-			"publication without the table", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox_archive`, true,
+			"publication without the table", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox_archive`, true, true,
 			[]string{`"sagaz_outbox"`, "does not contain", "ALTER PUBLICATION"},
 			`ALTER PUBLICATION "sagaz_outbox" ADD TABLE public.saga_outbox;`,
 		},
 		{
-			"publication without inserts", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'update, delete')`, true,
+			"publication without inserts", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'update, delete')`, true, true,
 			[]string{"does not publish inserts"},
 			`ALTER PUBLICATION "sagaz_outbox" SET (publish = 'insert');`,
 		},
 		{
-			"publication lacks a column", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, saga_id) WITH (publish = 'insert')`, true,
+			"publication lacks a column", `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, saga_id) WITH (publish = 'insert')`, true, true,
 			[]string{"leaves out column aggregate_type"},
 			`ALTER PUBLICATION "sagaz_outbox" SET TABLE public.saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at);`,
 		},
 		{
-			"physical slot", `SELECT pg_create_physical_replication_slot(current_database())`, false,
+			"physical slot", `SELECT pg_create_physical_replication_slot(current_database())`, false, true,
 			[]string{"physical slot", "RELAY_SLOT"},
 			`SELECT pg_drop_replication_slot(current_database())`,
 		},
 		{
-			"slot of another plugin", `SELECT pg_create_logical_replication_slot(current_database(), 'test_decoding')`, false,
+			"slot of another plugin", `SELECT pg_create_logical_replication_slot(current_database(), 'test_decoding')`, false, true,
 			[]string{"test_decoding", "pgoutput"},
 			`SELECT pg_drop_replication_slot(current_database())`,
 		},
@@ -84,7 +98,10 @@ func TestSetupErrors(t *testing.T) {
 			t.Parallel()
 			db := pgtest.NewVersion(t, "17", pgtest.Migrated())
 			exec(t, db, c.sql)
-			wantSetup(t, openFails(t, db.DSN, db.Name), c.want...)
+			for _, err := range []error{openFails(t, db.DSN, db.Name), createFails(t, db.DSN, db.Name)} {
+				wantSetup(t, err, c.want...)
+				wantStreaming(t, err, c.poll)
+			}
 			err := newSource(t, config(db.DSN)).Check(t.Context())
 			if c.check {
 				wantSetup(t, err, c.want...)
@@ -111,6 +128,7 @@ func TestSlotOfAnotherDatabase(t *testing.T) {
 	db, other := pgtest.New(t, pgtest.Migrated()), pgtest.New(t, pgtest.Migrated())
 	exec(t, other, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Name)
 	wantSetup(t, openFails(t, db.DSN, db.Name), other.Name, db.Name, "RELAY_SLOT")
+	wantStreaming(t, createFails(t, db.DSN, db.Name), true)
 	_, err := newSource(t, config(db.DSN)).EnsureSlot(t.Context(), db.Name)
 	wantSetup(t, err, other.Name)
 }
@@ -121,18 +139,31 @@ func TestServerSettings(t *testing.T) {
 		server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"wal_level": "replica"})
 		db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 		wantSetup(t, openFails(t, db.DSN, db.Name), "wal_level", "ALTER SYSTEM SET wal_level = 'logical'")
-		wantSetup(t, newSource(t, config(db.DSN)).Check(t.Context()), "wal_level")
+		err := newSource(t, config(db.DSN)).Check(t.Context())
+		wantSetup(t, err, "wal_level")
+		wantStreaming(t, err, true)
 		// The publication needs no WAL of any kind: a deployment may make it before the restart.
 		if made, err := EnsurePublication(t.Context(), db.Conn(t), "sagaz_outbox"); !made || err != nil {
 			t.Errorf("EnsurePublication: got %t, %v", made, err)
 		}
+	})
+	t.Run("no walsender is free", func(t *testing.T) {
+		t.Parallel()
+		server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"max_wal_senders": "1"})
+		db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
+		start(t, newSource(t, config(db.DSN)), db.Name, newIntake(t))
+		err := openFails(t, db.DSN, "another")
+		wantSetup(t, err, "no walsender is free", "max_wal_senders")
+		wantStreaming(t, err, true)
 	})
 	t.Run("no slot is free", func(t *testing.T) {
 		t.Parallel()
 		server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"max_replication_slots": "1"})
 		db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 		exec(t, db, `SELECT pg_create_physical_replication_slot('standby')`)
-		wantSetup(t, openFails(t, db.DSN, db.Name), "max_replication_slots", "pg_replication_slots")
+		err := createFails(t, db.DSN, db.Name)
+		wantSetup(t, err, "max_replication_slots", "pg_replication_slots")
+		wantStreaming(t, err, true)
 		exec(t, db, `SELECT pg_drop_replication_slot('standby')`)
 		start(t, newSource(t, config(db.DSN)), db.Name, newIntake(t))
 	})
@@ -148,14 +179,21 @@ func TestRights(t *testing.T) {
 			exec(t, db, `GRANT SELECT ON saga_outbox TO `+role)
 			mend := `ALTER ROLE "` + role + `" REPLICATION`
 			wantSetup(t, openFails(t, dsn, db.Name), mend)
-			wantSetup(t, newSource(t, config(dsn)).Check(t.Context()), mend)
+			err := newSource(t, config(dsn)).Check(t.Context())
+			wantSetup(t, err, mend)
+			wantStreaming(t, err, true)
 			exec(t, db, mend)
 
 			// Now it may replicate, but the table is somebody else's, and so is the publication to make.
-			err := openFails(t, dsn, db.Name)
 			create := PublicationSQL("sagaz_outbox", "public.saga_outbox", majorVersion(version))
-			wantSetup(t, err, create, "owner of public.saga_outbox")
+			for _, err := range []error{newSource(t, config(dsn)).Check(t.Context()), createFails(t, dsn, db.Name)} {
+				wantSetup(t, err, create, "owner of public.saga_outbox")
+				wantStreaming(t, err, true)
+			}
 			exec(t, db, create)
+			if err := newSource(t, config(dsn)).Check(t.Context()); err != nil {
+				t.Errorf("Check: %v", err)
+			}
 			in := newIntake(t)
 			start(t, newSource(t, config(dsn)), db.Name, in)
 			insert(t, db, "a")
@@ -177,13 +215,17 @@ func TestConnectErrors(t *testing.T) {
 		return u.String()
 	}
 	t.Run("wrong password", func(t *testing.T) {
-		wantSetup(t, openFails(t, change(func(u *url.URL) { u.User = url.UserPassword(role, "wr0ng-s3cret") }), db.Name), "user and password", role)
+		err := openFails(t, change(func(u *url.URL) { u.User = url.UserPassword(role, "wr0ng-s3cret") }), db.Name)
+		wantSetup(t, err, "user and password", role)
+		wantStreaming(t, err, false)
 	})
 	t.Run("no such role", func(t *testing.T) {
 		wantSetup(t, openFails(t, change(func(u *url.URL) { u.User = url.UserPassword("nobody_here", "wr0ng-s3cret") }), db.Name), "user and password")
 	})
 	t.Run("no such database", func(t *testing.T) {
-		wantSetup(t, openFails(t, change(func(u *url.URL) { u.Path = "/not_there" }), db.Name), "not_there", "database does not exist")
+		err := openFails(t, change(func(u *url.URL) { u.Path = "/not_there" }), db.Name)
+		wantSetup(t, err, "not_there", "database does not exist")
+		wantStreaming(t, err, false)
 	})
 	t.Run("nobody listens", func(t *testing.T) {
 		err := openFails(t, change(func(u *url.URL) { u.Host = "127.0.0.1:1" }), db.Name)
@@ -291,62 +333,8 @@ func TestSlotBusy(t *testing.T) {
 	})
 }
 
-// PostgreSQL 17 ends the stream when its publication is gone. 18 warns and goes on without the rows, which nobody would notice.
-func TestPublicationDroppedWhileStreaming(t *testing.T) {
-	for _, version := range []string{"17", "18"} {
-		t.Run("PostgreSQL "+version, func(t *testing.T) {
-			t.Parallel()
-			db := pgtest.NewVersion(t, version, pgtest.Migrated())
-			src := newSource(t, config(db.DSN))
-			in := newIntake(t)
-			r := start(t, src, db.Name, in)
-			insert(t, db, "a")
-			in.wait(1)
-			exec(t, db, `DROP PUBLICATION sagaz_outbox`)
-			before := askLSN(t, db, `SELECT pg_current_wal_insert_lsn()`)
-			insert(t, db, "b")
-			after := askLSN(t, db, `SELECT pg_current_wal_insert_lsn()`)
-			wantSetup(t, r.ended(), "sagaz_outbox", "pg_drop_replication_slot")
-			if got := confirmed(t, db); got >= after {
-				t.Errorf("got %s confirmed, beyond the row that was not read (%s to %s)", got, before, after)
-			}
-
-			// Open makes the publication again, but it is younger than the row: that is said again, not passed over.
-			again := start(t, src, db.Name, newIntake(t))
-			wantSetup(t, again.ended(), "sagaz_outbox", "pg_drop_replication_slot")
-
-			// What the message tells to do helps.
-			exec(t, db, `SELECT pg_drop_replication_slot($1)`, db.Name)
-			next := newIntake(t)
-			start(t, src, db.Name, next)
-			insert(t, db, "c")
-			if got := keys(next.wait(1)); got != "c" { // b is pending in the table; finding it is not the stream's task
-				t.Errorf("got %s, want c", got)
-			}
-		})
-	}
-}
-
-func TestSlotDroppedBetweenTwoOpens(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t, pgtest.Migrated())
-	src := newSource(t, config(db.DSN))
-	in := newIntake(t)
-	r := start(t, src, db.Name, in)
-	insert(t, db, "a")
-	in.wait(1)
-	_ = r.stop()
-	exec(t, db, `SELECT pg_drop_replication_slot($1)`, db.Name)
-	next := newIntake(t)
-	start(t, src, db.Name, next)
-	insert(t, db, "b")
-	if got := keys(next.wait(1)); got != "b" {
-		t.Errorf("got %s, want b", got)
-	}
-}
-
 // The server makes a slot only when all transactions under way have ended. Whoever waits for that can be told to stop.
-func TestOpenWaitsForOldTransactions(t *testing.T) {
+func TestCreateWaitsForOldTransactions(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
 	old := db.Conn(t)
@@ -361,7 +349,7 @@ func TestOpenWaitsForOldTransactions(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
 	go func() {
-		_, err := newSource(t, config(db.DSN)).Open(ctx, db.Name)
+		_, err := newSource(t, config(db.DSN)).Create(ctx, db.Name)
 		failed <- err
 	}()
 	db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock')`, applicationFor(db.Name))
@@ -371,7 +359,7 @@ func TestOpenWaitsForOldTransactions(t *testing.T) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("Open took %s to stop", took)
+		t.Errorf("Create took %s to stop", took)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)

@@ -105,6 +105,49 @@ func TestIdleOutboxFollowsOtherTraffic(t *testing.T) {
 	in.wait(0)
 }
 
+// What is in flight when Run has been stopped may take longer to drain than the server waits for a sign of us. Until Close the watermark is
+// reported, also when the server has filled the socket, which nobody reads any more.
+func TestFeedbackUntilClose(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		full bool
+	}{{"socket empty", false}, {"socket full", true}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t, pgtest.Migrated())
+			cfg := quick(db.DSN)
+			in := newIntake(t)
+			r := start(t, newSource(t, cfg), db.Name, in)
+			insert(t, db, "a")
+			in.wait(1)
+			in.hold()
+			held := in.Watermark()
+			insert(t, db, "b", "c")
+			in.wait(3)
+			r.cancel()
+			<-r.done
+			if c.full {
+				exec(t, db, `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload)
+					SELECT gen_random_uuid(), 's', i, 'Made', jsonb_build_object('x', repeat(md5(i::text), 3000)) FROM generate_series(1, 400) i`)
+			}
+			pid := ask(t, db, `SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, db.Name)
+			time.Sleep(3 * cfg.WALSenderTimeout) // the length of the silence is the case
+			if got := ask(t, db, `SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, db.Name); got != pid {
+				t.Fatalf("the walsender has gone: got pid %s, want %s", got, pid)
+			}
+			if got := confirmed(t, db); got != held {
+				t.Errorf("got %s confirmed, want what was reported at last, %s", got, held)
+			}
+			// What drains is reported at once, not only by Close.
+			now := in.release()
+			db.Until(t, `SELECT confirmed_flush_lsn = $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $2`, now.String(), db.Name)
+			if err := r.close(); err != nil {
+				t.Errorf("close: %v", err)
+			}
+		})
+	}
+}
+
 // Whatever the stream does when it is told to stop, it stops, and what it has reported the server has taken.
 func TestStops(t *testing.T) {
 	for _, c := range []struct {
@@ -178,7 +221,7 @@ func TestStops(t *testing.T) {
 				t.Error("the slot is in use after Close")
 			}
 			next := newIntake(t)
-			st, err := src.Open(t.Context(), db.Name) // at once, without a second try
+			st, err := src.Open(t.Context(), db.Name, 0) // at once, without a second try
 			if err != nil {
 				t.Fatalf("open again: %v", err)
 			}
@@ -224,6 +267,32 @@ func TestServerGone(t *testing.T) {
 		})
 		if got := keys(events); got != "b" && got != "a b" { // a, if it had not been reported
 			t.Errorf("got %s", got)
+		}
+	})
+	// The server has not heard of us for wal_sender_timeout: it closes the connection, but that does not get through either.
+	t.Run("wal_sender_timeout", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t, pgtest.Migrated())
+		proxy := pgtest.NewProxy(t, db.DSN)
+		src := newSource(t, quick(proxy.DSN))
+		in := newIntake(t)
+		in.hold()
+		r := start(t, src, db.Name, in)
+		insert(t, db, "a")
+		in.wait(1)
+		proxy.Freeze()
+		insert(t, db, "b")
+		db.Until(t, `SELECT NOT active FROM pg_replication_slots WHERE slot_name = $1`, db.Name)
+		proxy.Thaw()
+		err := r.ended()
+		var setup *relay.SetupError
+		if err == nil || errors.As(err, &setup) || errors.Is(err, context.Canceled) {
+			t.Errorf("Run: got %v, want an error that passes", err)
+		}
+		next := newIntake(t)
+		start(t, src, db.Name, next)
+		if got := keys(next.wait(2)); got != "a b" {
+			t.Errorf("got %s, want a b", got)
 		}
 	})
 	t.Run("connection reset", func(t *testing.T) {

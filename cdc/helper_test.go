@@ -166,13 +166,17 @@ func newSource(t testing.TB, cfg Config) *Source {
 	return src
 }
 
-// open opens the slot that is named like the database. A predecessor's walsender may need a moment to go.
+// open makes the slot if need be and opens it. A predecessor's walsender may need a moment to go.
 func open(t testing.TB, src *Source, slot string) relay.Stream {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for {
-		st, err := src.Open(ctx, slot)
+		_, err := src.Create(ctx, slot)
+		var st relay.Stream
+		if err == nil {
+			st, err = src.Open(ctx, slot, 0)
+		}
 		if err == nil {
 			return st
 		}
@@ -195,7 +199,12 @@ type running struct {
 
 func start(t testing.TB, src *Source, slot string, in relay.Intake) *running {
 	t.Helper()
-	r := &running{t: t, stream: open(t, src, slot), done: make(chan struct{})}
+	return run(t, open(t, src, slot), in)
+}
+
+func run(t testing.TB, stream relay.Stream, in relay.Intake) *running {
+	t.Helper()
+	r := &running{t: t, stream: stream, done: make(chan struct{})}
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancel(context.Background())
 	go func() {
@@ -314,5 +323,29 @@ func wantSetup(t testing.TB, err error, texts ...string) {
 		if !strings.Contains(err.Error(), text) {
 			t.Errorf("got %q, want %q in it", err, text)
 		}
+	}
+}
+
+// wantGone fails the test unless err is a *relay.SlotGoneError of the slot with the given cause, and holds every one of the texts.
+func wantGone(t testing.TB, err error, slot string, cause relay.GoneCause, texts ...string) {
+	t.Helper()
+	var gone *relay.SlotGoneError
+	if !errors.As(err, &gone) || gone.Slot != slot || gone.Cause != cause {
+		t.Errorf("got %T (%v), want a *relay.SlotGoneError of slot %s with cause %s", err, err, slot, cause)
+		return
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("got %q, want %q in it", err, text)
+		}
+	}
+}
+
+// wantStreaming fails the test unless err is a *relay.SetupError that tells whether only streaming is impossible.
+func wantStreaming(t testing.TB, err error, streaming bool) {
+	t.Helper()
+	var setup *relay.SetupError
+	if !errors.As(err, &setup) || setup.Streaming != streaming {
+		t.Errorf("got %T (%v), want a *relay.SetupError with Streaming %t", err, err, streaming)
 	}
 }

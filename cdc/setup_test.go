@@ -7,10 +7,11 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/relay"
 )
 
-// The first Open makes what is missing, the second one finds it.
-func TestOpenMakesPublicationAndSlot(t *testing.T) {
+// Open makes nothing. The first Create makes what is missing, the second one finds it.
+func TestCreateMakesPublicationAndSlot(t *testing.T) {
 	versions := pgtest.Versions()
 	if !slices.Contains(versions, "14") { // the one without column lists
 		versions = append(versions, "14")
@@ -25,6 +26,10 @@ func TestOpenMakesPublicationAndSlot(t *testing.T) {
 			}
 			if got := ask(t, db, `SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())`); got != "0" {
 				t.Fatalf("Check has made %s publications and slots", got)
+			}
+			wantGone(t, openFails(t, db.DSN, db.Name), db.Name, relay.GoneMissing)
+			if got := ask(t, db, `SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())`); got != "0" {
+				t.Fatalf("Open has made %s publications and slots", got)
 			}
 			var first string
 			for try := range 2 {
@@ -58,7 +63,7 @@ func TestOpenMakesPublicationAndSlot(t *testing.T) {
 				}
 				oid := ask(t, db, `SELECT oid FROM pg_publication`)
 				if try > 0 && oid != first {
-					t.Errorf("the second Open has made the publication again")
+					t.Errorf("the second Create has made the publication again")
 				}
 				first = oid
 			}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,11 +20,16 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Source opens replication slots in one database. It holds no connection of its own.
+// Source opens replication slots in one database. It holds no connection of its own. Its methods may be called from several
+// goroutines.
 type Source struct {
-	cfg  Config
-	conn *pgconn.Config
-	log  hclog.Logger
+	cfg       Config
+	conn      *pgconn.Config
+	log       hclog.Logger
+	lookEvery time.Duration // see stream.watch
+
+	mu    sync.Mutex // guards slots
+	slots map[string]memory
 }
 
 var _ relay.Source = (*Source)(nil)
@@ -51,10 +57,15 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 	conn.RuntimeParams["replication"] = "database"
 	conn.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
 	conn.RuntimeParams["datestyle"] = "ISO"
+	// PostgreSQL 18 warns that it leaves out the rows of a publication that it does not find. That must not be turned off.
+	conn.RuntimeParams["client_min_messages"] = "warning"
 	if conn.ConnectTimeout == 0 {
 		conn.ConnectTimeout = 10 * time.Second
 	}
-	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc")}, nil
+	// The server's death must show within seconds, not after the kernel's two hours.
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
+	conn.DialFunc = dialer.DialContext
+	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory)}, nil
 }
 
 // withoutDSN drops the connection string that pgconn's parse error quotes: it holds the password.
@@ -87,12 +98,14 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 		sess.in = newReader(r)
 		return pgproto3.NewFrontend(sess.in, w)
 	}
-	// The server's death must show within seconds, not after the kernel's two hours.
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
-	cfg.DialFunc = dialer.DialContext
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	// The walsender that we have just closed, or that of the slot's former owner, may need a moment to go.
+	for end := time.Now().Add(walsenderPatience); hasCode(err, codeTooManyConnections) && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(walsenderPatience / 20)
+		conn, err = pgconn.ConnectConfig(ctx, cfg)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s for replication: %w", address(s.conn), classify(plainConnectError(err), s.conn.User))
+		return nil, fmt.Errorf("connect to %s for replication: %w", address(s.conn), classifyConnect(plainConnectError(err), s.conn.User))
 	}
 	sess.conn = conn
 	sess.server = majorVersion(conn.ParameterStatus("server_version"))
@@ -105,6 +118,9 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	}
 	return sess, nil
 }
+
+// walsenderPatience is how long a server without a free connection or walsender is asked again before that is said.
+const walsenderPatience = 2 * time.Second
 
 // oldestServer is the first version with pgoutput's binary option.
 const oldestServer = 14
@@ -137,24 +153,31 @@ func plainConnectError(err error) error {
 }
 
 // Check implements relay.Source: it connects and looks, and leaves everything as it is. That the slot is
-// missing or in use is no fault.
+// missing or in use is no fault, nor is a missing publication that we may make.
 func (s *Source) Check(ctx context.Context) error {
 	sess, err := s.connect(ctx, "check")
 	if err != nil {
 		return err
 	}
 	defer sess.conn.Close(ctx) //nolint:errcheck // nothing depends on it
-	_, err = sess.inspect(ctx, s.cfg.Publication, true)
+	table, err := sess.inspect(ctx, s.cfg.Publication, true)
+	if err != nil || table.published {
+		return err
+	}
+	may, err := sess.mayPublish(ctx, table)
+	if err == nil && !may {
+		err = sess.publicationRefused(s.cfg.Publication, table, nil)
+	}
 	return err
 }
 
 // Open implements relay.Source.
-func (s *Source) Open(ctx context.Context, slot string, _ relay.LSN) (relay.Stream, error) {
+func (s *Source) Open(ctx context.Context, slot string, known relay.LSN) (relay.Stream, error) {
 	sess, err := s.connect(ctx, slot)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := s.open(ctx, sess, slot)
+	stream, err := s.open(ctx, sess, slot, known)
 	if err != nil {
 		_ = sess.conn.Close(ctx)
 		return nil, err
@@ -162,32 +185,14 @@ func (s *Source) Open(ctx context.Context, slot string, _ relay.LSN) (relay.Stre
 	return stream, nil
 }
 
-func (s *Source) open(ctx context.Context, sess *session, slot string) (*stream, error) {
+func (s *Source) open(ctx context.Context, sess *session, slot string, known relay.LSN) (*stream, error) {
 	table, err := sess.inspect(ctx, s.cfg.Publication, true)
 	if err != nil {
 		return nil, err
 	}
-	// The publication first: a slot cannot see a publication that is younger than what it decodes.
-	if !table.published {
-		if err := sess.createPublication(ctx, s.cfg.Publication, table); err != nil {
-			return nil, err
-		}
-		s.log.Info("publication created", "publication", s.cfg.Publication, "table", table.name)
-	}
-	there, err := sess.slotState(ctx, slot)
-	if err != nil {
+	if err := s.readable(ctx, sess, table, slot, known); err != nil {
 		return nil, err
 	}
-	if there == nil {
-		at, err := sess.createSlot(ctx, slot, s.cfg.Failover)
-		if err != nil {
-			return nil, err
-		}
-		s.log.Info("slot created", "slot", slot, "lsn", at)
-	} else if err := there.usable(slot, sess.dbname); err != nil {
-		return nil, err
-	}
-
 	// proto_version 1 has no streaming of open transactions, so all that arrives is committed.
 	args := []string{
 		"proto_version '1'",
@@ -199,23 +204,67 @@ func (s *Source) open(ctx context.Context, sess *session, slot string) (*stream,
 		args = append(args, "origin 'none'")
 	}
 	err = pglogrepl.StartReplication(ctx, sess.conn, slot, 0, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args})
-	if hasCode(err, codeInUse) {
-		return nil, sess.busy(ctx, slot, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("start replication on slot %q: %w", slot, classify(err, s.conn.User))
+		return nil, s.notStarted(ctx, sess, slot, err)
 	}
 	s.log.Info("streaming", "slot", slot, "publication", s.cfg.Publication, "server", sess.conn.ParameterStatus("server_version"))
 	st := &stream{
-		cfg: &s.cfg, log: s.log, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
-		dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
+		source: s, cfg: &s.cfg, log: s.log, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
+		version: table.version, dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
 	}
 	st.last.Store(time.Now().UnixNano())
 	return st, nil
 }
 
-// Create implements relay.Source.
-func (s *Source) Create(ctx context.Context, slot string, _ relay.GoneCause) (relay.LSN, error) {
-	_, err := s.EnsureSlot(ctx, slot)
-	return 0, err
+// readable reports what keeps the slot from being read, or from telling everything.
+func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slot string, known relay.LSN) error {
+	there, err := sess.slotState(ctx, slot)
+	if err != nil {
+		return err
+	}
+	if there == nil {
+		return s.gone(slot, relay.GoneMissing, nil)
+	}
+	if err := there.ours(slot, sess.dbname); err != nil {
+		return err
+	}
+	switch {
+	case there.lost != "":
+		return s.gone(slot, relay.GoneLost, errors.New(there.lost))
+	case !table.published:
+		return s.gone(slot, relay.GonePublication, fmt.Errorf("publication %q does not exist", s.cfg.Publication))
+	case there.active:
+		// Whoever reads it may move it: how far it got can be told when it is free.
+		return sess.busy(ctx, slot, errInUse)
+	case known != 0 && there.confirmed > known:
+		return s.gone(slot, relay.GoneMoved, fmt.Errorf("it stands at %s, and we have let it go to %s only", there.confirmed, known))
+	case s.recall(slot).made == table.version:
+		return nil
+	}
+	changed, err := sess.changedSince(ctx, s.cfg.Publication, table, slot)
+	if err == nil && changed {
+		err = s.gone(slot, relay.GonePublication, fmt.Errorf("publication %q was changed since", s.cfg.Publication))
+	}
+	return err
+}
+
+// notStarted says why the stream did not start. Between our look at the slot and then it may have changed hands, or gone.
+func (s *Source) notStarted(ctx context.Context, sess *session, slot string, err error) error {
+	err = fmt.Errorf("start replication on slot %q: %w", slot, err)
+	if sess.untilReady(ctx) != nil {
+		return err
+	}
+	if hasCode(err, codeInUse) {
+		return sess.busy(ctx, slot, err)
+	}
+	there, look := sess.slotState(ctx, slot)
+	switch {
+	case look != nil:
+		return err
+	case there == nil:
+		return s.gone(slot, relay.GoneMissing, err)
+	case there.lost != "":
+		return s.gone(slot, relay.GoneLost, err)
+	}
+	return classify(err, sess.role)
 }

@@ -18,15 +18,19 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// stream is one replication connection that has been started. Run and Close are called one after the other.
+// stream is one replication connection that has been started. Run is called at most once, and Close in any case, after it. Feedback
+// begins with Run and ends with Close: what is in flight when Run has returned may take longer to drain than the server
+// lives without a sign of us.
 type stream struct {
-	cfg  *Config
-	log  hclog.Logger
-	slot string
-	role string
-	conn *pgconn.PgConn
-	in   *reader
-	dec  *pgoutput.Decoder
+	source  *Source
+	cfg     *Config
+	log     hclog.Logger
+	slot    string
+	role    string
+	version string // of the publication as of Open
+	conn    *pgconn.PgConn
+	in      *reader
+	dec     *pgoutput.Decoder
 
 	intake relay.Intake
 	batch  []relay.Event // decoded, not handed on yet; owned by the reader goroutine
@@ -34,6 +38,10 @@ type stream struct {
 
 	reply chan struct{} // capacity one: the server asks for feedback now
 	last  atomic.Int64  // unix nanoseconds of the last message from the server
+	deaf  atomic.Bool   // Run has returned: nobody reads what the server says
+
+	stopFeedback  context.CancelFunc // nil before Run
+	feedbackEnded chan struct{}
 }
 
 var _ relay.Stream = (*stream)(nil)
@@ -65,10 +73,19 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 		return nil
 	}
 
+	var reporting context.Context
+	reporting, s.stopFeedback = context.WithCancel(context.WithoutCancel(ctx))
+	s.feedbackEnded = make(chan struct{})
+	go func() { // until Close
+		defer close(s.feedbackEnded)
+		if err := s.feedback(reporting); err != nil {
+			cancel(fmt.Errorf("send feedback on slot %q: %w", s.slot, err))
+		}
+	}()
 	var others sync.WaitGroup
 	others.Go(func() {
-		if err := s.feedback(ctx); err != nil {
-			cancel(fmt.Errorf("send feedback on slot %q: %w", s.slot, err))
+		if err := s.watch(ctx); err != nil {
+			cancel(err)
 		}
 	})
 	received := make(chan struct{})
@@ -91,13 +108,20 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	close(received)
 	cancel(nil)
 	others.Wait()
+	s.deaf.Store(true)
 	s.in.setBusy(false)
 	s.in.before, s.in.conn = nil, nil
+	var gone *relay.SlotGoneError
 	switch {
 	case cause != nil:
 		return cause
+	case errors.As(err, &gone):
+		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("receive from slot %q: the server has been silent for %s", s.slot, s.cfg.WALSenderTimeout)
+	case hasCode(err, codeUndefinedObject):
+		// The publication is not there as of the position that pgoutput decodes.
+		return s.source.gone(s.slot, relay.GonePublication, err)
 	default:
 		return fmt.Errorf("receive from slot %q: %w", s.slot, classify(err, s.role))
 	}
@@ -121,7 +145,7 @@ func (s *stream) receive(ctx context.Context) error {
 		case *pgproto3.NoticeResponse:
 			// From PostgreSQL 18 on, "skipped loading publication": it goes on without the rows.
 			if m.Code == codePrerequisite && m.SeverityUnlocalized == "WARNING" {
-				return publicationGone(pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m)))
+				return s.source.gone(s.slot, relay.GonePublication, pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m)))
 			}
 		case *pgproto3.CopyDone:
 			return errors.New("the server ended the stream")
@@ -214,7 +238,7 @@ func (s *stream) feedback(ctx context.Context) error {
 			return nil
 		}
 		// A quiet server is asked for a sign of life; its answer also tells how far it has come.
-		quiet := time.Since(time.Unix(0, s.last.Load())) > s.cfg.WALSenderTimeout/3
+		quiet := !s.deaf.Load() && time.Since(time.Unix(0, s.last.Load())) > s.cfg.WALSenderTimeout/3
 		if err := s.report(quiet); err != nil {
 			return err
 		}
@@ -237,6 +261,14 @@ func (s *stream) Close(ctx context.Context) error {
 	defer s.conn.Close(ctx) //nolint:errcheck // the connection is given up whatever it says
 	if s.intake == nil {
 		return nil
+	}
+	s.stopFeedback()
+	select {
+	case <-s.feedbackEnded:
+	case <-ctx.Done(): // it is stuck in a write: the server takes nothing any more
+		_ = s.conn.Conn().Close()
+		<-s.feedbackEnded
+		return fmt.Errorf("send last feedback on slot %q: %w", s.slot, context.Cause(ctx))
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := s.conn.Conn().SetDeadline(deadline); err != nil {

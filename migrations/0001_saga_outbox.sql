@@ -26,6 +26,16 @@ CREATE INDEX IF NOT EXISTS idx_outbox_saga_id ON saga_outbox (saga_id);
 
 CREATE TABLE IF NOT EXISTS saga_outbox_archive (LIKE saga_outbox INCLUDING ALL);
 
+-- A small index that finds the few rows that are not sent among millions that are. It mentions the status and keeps marks HOT all the same, from
+-- PostgreSQL 16 on. Made only with our own table, which is told by its indexes, and not copied to the archive.
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::int >= 160000
+        AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('idx_outbox_pending') AND indpred IS NULL) THEN
+        CREATE INDEX IF NOT EXISTS saga_outbox_status ON saga_outbox USING brin (status) WITH (pages_per_range = 32, autosummarize = on);
+    END IF;
+END $$;
+
 CREATE TABLE IF NOT EXISTS consumer_inbox (
     event_id               UUID PRIMARY KEY,
     consumer_name          VARCHAR(255) NOT NULL,

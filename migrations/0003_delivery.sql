@@ -9,6 +9,7 @@ CREATE TABLE IF NOT EXISTS saga_outbox_delivery (
     key_hash        INTEGER NOT NULL,       -- murmur2 of partition_key
     event_type      TEXT NOT NULL,
     commit_lsn      PG_LSN,                 -- null: found by the sweep, not streamed
+    xid             XID8,                   -- the inserting transaction; null: not streamed. While it is not visible, its row is not gone
     state           TEXT NOT NULL CHECK (state IN ('retry', 'held', 'dead')),
     attempts        INTEGER NOT NULL DEFAULT 0,  -- refusals charged to the event
     next_attempt_at TIMESTAMPTZ,            -- in state retry: not before; null: at once
@@ -21,10 +22,15 @@ CREATE TABLE IF NOT EXISTS saga_outbox_delivery (
     PRIMARY KEY (event_id, sink)
 );
 
--- What may be offered now, in order; what becomes due; what belongs to one key.
+-- What may be offered now, in order; what becomes due; what a person has given up. Then, for one key, what is ready, and what those
+-- behind it have to wait for: an entry that is not detached is in exactly one of the last two.
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_ready ON saga_outbox_delivery (slot, sink, position) WHERE state = 'retry' AND next_attempt_at IS NULL;
 CREATE INDEX IF NOT EXISTS saga_outbox_delivery_due ON saga_outbox_delivery (slot, sink, next_attempt_at) WHERE state = 'retry' AND next_attempt_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS saga_outbox_delivery_key ON saga_outbox_delivery (slot, sink, key_hash, position);
+CREATE INDEX IF NOT EXISTS saga_outbox_delivery_discarded ON saga_outbox_delivery (slot, sink, position) WHERE discarded;
+CREATE INDEX IF NOT EXISTS saga_outbox_delivery_key ON saga_outbox_delivery (slot, sink, key_hash, position)
+    WHERE NOT detached AND state = 'retry' AND next_attempt_at IS NULL;
+CREATE INDEX IF NOT EXISTS saga_outbox_delivery_blocking ON saga_outbox_delivery (slot, sink, key_hash, position)
+    WHERE NOT detached AND (state <> 'retry' OR next_attempt_at IS NOT NULL);
 
 ALTER TABLE saga_outbox_relay
     ADD COLUMN IF NOT EXISTS confirmed_lsn  PG_LSN NOT NULL DEFAULT '0/0',  -- the slot was never told to pass this; a slot further on was moved by somebody

@@ -9,9 +9,14 @@ import (
 )
 
 // hotIndexes are the indexes in the form that keeps marks HOT, under the library's names.
-var hotIndexes = []struct{ name, on string }{
-	{"idx_outbox_pending", "(created_at)"},
-	{"idx_outbox_claimed_at", "(claimed_at) WHERE (claimed_at IS NOT NULL)"},
+var hotIndexes = []struct {
+	name, on string
+	since    int // server_version_num
+}{
+	{name: "idx_outbox_pending", on: "btree (created_at)"},
+	{name: "idx_outbox_claimed_at", on: "btree (claimed_at) WHERE (claimed_at IS NOT NULL)"},
+	// Before 16 an index on status takes away what this is for, even a BRIN index. It is ours alone.
+	{name: "saga_outbox_status", on: "brin (status) WITH (pages_per_range='32', autosummarize='on')", since: 16_00_00},
 }
 
 // fillfactor leaves room on each page for the version of a row that its mark writes; measured, relay/DESIGN.md "Marks".
@@ -23,7 +28,14 @@ const fillfactor = 50
 //
 // Rows that are there stay on their full pages; they need no further marks once sent.
 func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
+	var version int
+	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return nil, fmt.Errorf("ask for the server's version: %w", err)
+	}
 	for _, want := range hotIndexes {
+		if version < want.since {
+			continue
+		}
 		// What a broken run left behind is not used by any query: away with it.
 		if _, err := conn.Exec(ctx, `DROP INDEX CONCURRENTLY IF EXISTS `+want.name+`_tuned`); err != nil {
 			return did, fmt.Errorf("drop the left-over of index %s: %w", want.name, err)
@@ -36,7 +48,7 @@ func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 		if strings.HasSuffix(definition, want.on) {
 			continue
 		}
-		if _, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s_tuned ON saga_outbox %s`, want.name, want.on)); err != nil {
+		if _, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s_tuned ON saga_outbox USING %s`, want.name, want.on)); err != nil {
 			return did, fmt.Errorf("create index %s: %w", want.name, err)
 		}
 		err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {

@@ -97,16 +97,23 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait ti
 	}
 	defer d.p.endRound()
 
-	r := d.launch(due)
+	r, offered := d.launch(due)
+	if offered == 0 {
+		d.shelf.end(nil)
+		return d.p.cfg.PollInterval, nil // the mark that makes them wakes us
+	}
 	select {
 	case <-r.done:
 	case <-ctx.Done():
 		return 0, nil
 	}
-	if err := d.resolve(ctx, r, len(due)); err != nil {
+	if err := d.resolve(ctx, r, offered); err != nil {
 		return 0, err
 	}
-	if len(r.failed) == 0 || len(r.outcomes) > 0 {
+	if len(r.failed) == 0 && len(r.outcomes) == 0 {
+		return d.p.cfg.PollInterval, nil
+	}
+	if len(r.outcomes) > 0 {
 		d.recovered()
 		backoff.Reset()
 		return 0, nil
@@ -151,14 +158,20 @@ func (d *drainer) recovered() {
 	}
 }
 
-// launch puts the entries on the lanes.
-func (d *drainer) launch(due []Entry) *round {
-	r := newRound(len(due))
+// launch puts the entries on the lanes, or settles those that there is nothing to offer of; it returns how many that were.
+func (d *drainer) launch(due []Entry) (r *round, offered int) {
+	r = newRound(len(due))
+	certain := d.shelf.certain(due)
 	d.shelf.begin(due)
 	byLane := make([][]*flight, len(d.lanes))
 	flights := make([]flight, len(due))
 	for i := range due {
 		e, f := &due[i], &flights[i]
+		if !certain[i] || r.haltedKey(e.Event.AggregateID) {
+			r.leave(e, nil)
+			continue
+		}
+		offered++
 		if e.Gone || e.Discarded {
 			r.settle(Outcome{Entry: e, Fate: FateDropped})
 			if e.Gone {
@@ -182,7 +195,7 @@ func (d *drainer) launch(due []Entry) *round {
 			d.lanes[lane].push(flights)
 		}
 	}
-	return r
+	return r, offered
 }
 
 // replayedHeader tells a consumer that the event is delivered once more because a person wanted it, and when.

@@ -100,6 +100,7 @@ func (w *world) tell(id relay.UUID) {
 			errs = append(errs, e.sink+": "+e.lastError)
 		}
 	}
+	slices.Sort(errs)
 	r.lastError = strings.Join(errs, "; ")
 }
 

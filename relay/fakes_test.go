@@ -32,8 +32,8 @@ type world struct {
 	ledger    []*entry
 	content   map[relay.UUID]relay.Event
 	recovery  relay.Recovery
-	noted     relay.LSN // what the slot may be told to pass
-	creates   []relay.GoneCause
+	byHand    map[relay.UUID]bool // set back to pending by a person
+	noted     relay.LSN           // what the slot may be told to pass
 	rows      map[relay.UUID]*row
 	perKey    map[string]int
 	wal       []relay.Event
@@ -267,10 +267,9 @@ func (w source) Open(context.Context, string, relay.LSN) (s relay.Stream, err er
 }
 
 // Create makes the slot anew, if it is gone: it tells what is committed from now on.
-func (w source) Create(_ context.Context, _ string, why relay.GoneCause) (at relay.LSN, err error) {
+func (w source) Create(context.Context, string) (at relay.LSN, err error) {
 	w.change(func() {
 		w.note("create")
-		w.creates = append(w.creates, why)
 		if w.gone != "" && w.gone != relay.GoneMoved {
 			w.confirmed = w.next
 		}
@@ -369,7 +368,7 @@ func (s *stream) report() {
 		}
 		// The promise that matters most: the slot never passes a row that is not settled.
 		for _, ev := range s.wal {
-			if ev.CommitLSN < s.confirmed && s.rows[ev.ID].status == "pending" && len(s.entriesOf(ev.ID)) == 0 {
+			if ev.CommitLSN < s.confirmed && s.rows[ev.ID] != nil && s.rows[ev.ID].status == "pending" && !s.byHand[ev.ID] && len(s.entriesOf(ev.ID)) == 0 {
 				s.t.Errorf("confirmed %s, and row %s, committed at %s, is still pending", s.confirmed, label(ev.ID), ev.CommitLSN)
 			}
 		}
@@ -499,6 +498,9 @@ func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, e
 		for i := range marks {
 			m := &marks[i]
 			l.marked = max(l.marked, m.CommitLSN)
+			if m.CommitLSN == 0 {
+				l.marked = l.next
+			}
 			l.park(m)
 			if slices.Contains(later, i) {
 				continue
@@ -530,8 +532,12 @@ func (l *lease) Settled(_ context.Context, events []relay.Event) ([]bool, error)
 	return settled, nil
 }
 
-// Slot tells nothing: the gauges that are made of it are tested on a real server.
-func (l *lease) Slot(context.Context) (relay.SlotInfo, error) { return relay.SlotInfo{}, nil }
+// Slot tells how far the WAL goes, and from where it is kept.
+func (l *lease) Slot(context.Context) (relay.SlotInfo, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return relay.SlotInfo{Exists: l.gone == "", WALEnd: l.next, ConfirmedFlush: l.confirmed, Restart: l.confirmed}, nil
+}
 
 func (l *lease) Release(context.Context) error {
 	l.change(func() {

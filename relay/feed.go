@@ -203,7 +203,7 @@ func (p *pipeline) recover(ctx context.Context) error {
 	if !p.lease.Valid() {
 		return ErrLeaseLost // a slot is nothing that the epoch protects; if we freeze right here, the next owner finds it gone, or moved
 	}
-	at, err := p.source.Create(ctx, p.slot, GoneCause(cause))
+	at, err := p.source.Create(ctx, p.slot)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 )
 
@@ -186,17 +185,11 @@ func (p *pipeline) settle(sink int, batch []*flight, parks []*Parked) {
 // marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the server may be told of confirmed.
 func (p *pipeline) marked(batch []*flight, confirmed LSN) {
 	p.metrics.marked(batch)
-	var toDrain []string
 	p.mu.Lock()
 	for _, f := range batch {
 		p.tracker.mark(f)
 		if f.swept {
 			p.sweeping--
-		}
-		for i := range f.parked {
-			if !slices.Contains(toDrain, f.parked[i].Sink) {
-				toDrain = append(toDrain, f.parked[i].Sink)
-			}
 		}
 	}
 	p.counts.marked += uint64(len(batch))
@@ -206,7 +199,7 @@ func (p *pipeline) marked(batch []*flight, confirmed LSN) {
 	empty := p.tracker.len() == 0 && p.rounds == 0
 	p.mu.Unlock()
 	for _, s := range p.shelves {
-		if slices.Contains(toDrain, s.sink) {
+		if s.written(batch) {
 			signal(s.wake)
 		}
 	}

@@ -405,6 +405,7 @@ func trouble(t *testing.T, seed uint64) {
 			}
 			if n > newest[rec.Key]+1 {
 				t.Errorf("%s: %s%d came before %s%d", s.Name(), rec.Key, n, rec.Key, newest[rec.Key]+1)
+				t.Log(offersOf(s, rec.Key))
 			}
 			newest[rec.Key] = max(newest[rec.Key], n)
 		}
@@ -412,4 +413,13 @@ func trouble(t *testing.T, seed uint64) {
 			t.Errorf("%s took %s, want %s", s.Name(), got, want)
 		}
 	}
+}
+
+func offersOf(s *sinktest.Script, key string) (out []string) {
+	for _, o := range s.Offered() {
+		if o.Record.Key == key {
+			out = append(out, fmt.Sprint(o.Call, ":", label(o.Record.EventID), " ", o.Err))
+		}
+	}
+	return out
 }

@@ -128,14 +128,12 @@ func (l *lane) triage(batch []*flight) []*flight {
 			if isolated {
 				park.Reason = ReasonSinkDown
 			}
-			l.shelf.add(f.keyHash, 1)
+			l.shelf.park(f)
 			parked, parks = append(parked, f), append(parks, park)
 		case f.unfit != nil:
 			l.metrics.refused(f, f.unfit)
 			park := l.refusal(f.unfit)
-			if !park.Detached {
-				l.shelf.add(f.keyHash, 1)
-			}
+			l.shelf.parkRefused(f, park)
 			parked, parks = append(parked, f), append(parks, park)
 		default:
 			kept = append(kept, f)
@@ -261,7 +259,7 @@ func (l *lane) giveUp(batch []*flight) bool {
 	parks := make([]*Parked, len(batch))
 	l.shelf.mu.Lock()
 	for i, f := range batch {
-		l.shelf.add(f.keyHash, 1)
+		l.shelf.park(f)
 		parks[i] = &Parked{Sink: l.sink.Name(), State: StateHeld, Reason: ReasonSinkDown}
 		if alone && !first[f.rec.Key] {
 			// Apart from those that the drainer offers in order, or they would be in their way at every round.
@@ -295,7 +293,7 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		settled = make([]*flight, 0, len(batch))
 		parks   = make([]*Parked, 0, len(batch))
 		acked   = make([]*flight, 0, len(batch))
-		refused map[string]bool // keys with a refused record in this batch, which those behind it wait for
+		refused map[string]bool // keys with a refused record in this batch; true: those behind it wait for it
 	)
 	rest = batch[:0]
 	for i, f := range batch {
@@ -317,13 +315,13 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 				continue
 			}
 			park := l.refusal(refusal)
-			if !park.Detached {
-				if refused == nil {
-					refused = make(map[string]bool)
-				}
-				refused[f.rec.Key] = true
-				l.shelf.addOne(f.keyHash)
+			if refused == nil {
+				refused = make(map[string]bool)
 			}
+			refused[f.rec.Key] = refused[f.rec.Key] || !park.Detached
+			l.shelf.mu.Lock()
+			l.shelf.parkRefused(f, park)
+			l.shelf.mu.Unlock()
 			settled, parks = append(settled, f), append(parks, park)
 		case f.round != nil:
 			if errors.Is(e, ErrBehind) {
@@ -332,8 +330,10 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 				f.round.leave(f.entry, e)
 				trouble = true
 			}
-		case refused[f.rec.Key] || errors.Is(e, ErrBehind):
-			l.shelf.addOne(f.keyHash)
+		case behind(refused, f.rec.Key, e):
+			l.shelf.mu.Lock()
+			l.shelf.park(f)
+			l.shelf.mu.Unlock()
 			settled, parks = append(settled, f), append(parks, &Parked{Sink: l.sink.Name(), State: StateHeld})
 		default:
 			rest = append(rest, f)
@@ -348,6 +348,13 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		l.settle(l.index, settled, parks)
 	}
 	return rest, trouble
+}
+
+// behind reports whether a record that was not taken has to go to the ledger, because one of its key before it went there, or because
+// the sink did not send it for that reason.
+func behind(refused map[string]bool, key string, err error) bool {
+	waits, any := refused[key]
+	return waits || any && errors.Is(err, ErrBehind)
 }
 
 // retryDelay is the wait before an event that was refused so many times is offered again.

@@ -79,18 +79,24 @@ func TestLane(t *testing.T) {
 		}
 	})
 
-	// A record that the broker will never take goes to the marker with its reason, once; those behind it flow.
-	bubble(t, "RefusedRecordHoldsUpNobody", func(t *testing.T) {
+	// A record that the broker does not take goes to the ledger with its reason, and what is behind it under its key waits there; the
+	// other keys flow, the slot moves.
+	bubble(t, "RefusedRecordHoldsUpItsKey", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnEvent(id("a2")).Fail(&relay.RefusedError{Reason: relay.ReasonTooLarge, Size: 2000, Limit: 1000, Err: errors.New("by the topic")})
 		r := start(t, w, oneLane, sink)
-		w.commit("a", "a", "a", "b")
-		w.untilStatus("sent", "a1", "a3", "b1")
+		_, end := w.commit("a", "a", "a", "b")
+		w.untilStatus("sent", "a1", "b1")
 		w.untilStatus("failed", "a2")
 		wantStatus(t, w, "a2", "failed: kafka: too_large: 2000 bytes, limit 1000: by the topic")
-		wantOffers(t, sink, "a1 a2! a3 b1")
+		wantStatus(t, w, "a3", "pending")
+		if got := w.stands("kafka"); got != "a2 retry, a3 held" {
+			t.Errorf("ledger: %s", got)
+		}
+		wantWatermark(t, r, end)
+		wantOffers(t, sink, "a1 a2! a3! b1")
 		r.wantMetric(1, "outbox_failed_events_total", "event_type=Happened")
-		r.wantMetric(3, "outbox_published_events_total", "event_type=Happened")
+		r.wantMetric(2, "outbox_published_events_total", "event_type=Happened")
 		r.wantMetric(0, "outbox_retry_attempts_total")
 		if n := r.log.count("event refused"); n != 1 {
 			t.Errorf("%d log lines about one refusal", n)
@@ -104,9 +110,10 @@ func TestLane(t *testing.T) {
 		sink.OnEvent(id("b1")).Refuse(relay.ReasonRejected, errors.New("no"))
 		start(t, w, oneLane, sink)
 		w.commit("a", "b", "a", "b")
-		w.untilStatus("sent", "a1", "a2", "b2")
+		w.untilStatus("sent", "a1", "a2")
 		w.untilStatus("failed", "b1")
-		wantOffers(t, sink, "a1! b1! a2! b2", "a1 a2")
+		w.untilStatus("pending", "b2")
+		wantOffers(t, sink, "a1! b1! a2! b2!", "a1 a2")
 	})
 
 	// An error that does not tell the records apart means all of them.

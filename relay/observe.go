@@ -74,10 +74,11 @@ func (p *pipeline) mindWAL(info SlotInfo) {
 		return
 	}
 	retained := int64(info.WALEnd - min(info.WALEnd, info.Restart))
+	waitsFor := p.waitsFor()
 	for i, s := range p.shelves {
 		_, _, over := s.state()
 		switch {
-		case !over && retained > budget && p.waitsFor(i):
+		case !over && retained > budget && waitsFor&(1<<i) != 0:
 			s.isolate(true)
 			p.health[i].isolate()
 			p.log.Error("the slot holds back more WAL than its budget because of a sink: its events go to the ledger", "sink", s.sink,
@@ -91,12 +92,16 @@ func (p *pipeline) mindWAL(info SlotInfo) {
 	}
 }
 
-// waitsFor reports whether the oldest event in flight is still with the sink, by number.
-func (p *pipeline) waitsFor(sink int) bool {
+// waitsFor returns a bit for each sink that the oldest event in flight is with, when it was the oldest at the last look already.
+func (p *pipeline) waitsFor() (sinks uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := p.tracker.oldest()
-	return f != nil && f.open&(1<<sink) != 0
+	if f != nil && f == p.stuck {
+		sinks = f.open
+	}
+	p.stuck = f
+	return sinks
 }
 
 // unreadEstimate guesses how many events lie in WAL that the stream has not brought yet: its bytes, by the events that the bytes

@@ -60,6 +60,7 @@ type pipeline struct {
 	stopping  bool
 	counts    pipelineCounts
 	doing     doing
+	stuck     *flight // the oldest in flight at the last look at the slot
 
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight, and no round under way

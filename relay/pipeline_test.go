@@ -550,11 +550,13 @@ func TestTwoSinks(t *testing.T) {
 		kafka, rabbit := sinktest.NewScript("kafka"), sinktest.NewScript("rabbitmq")
 		rabbit.OnEvent(id("a1")).Refuse(relay.ReasonUnroutable, errors.New("no queue is bound"))
 		start(t, w, oneLane, kafka, rabbit)
-		w.commit("a", "a")
+		w.commit("a", "a", "b")
+		w.untilStatus("sent", "b1")
 		w.untilStatus("failed", "a1")
-		w.untilStatus("sent", "a2")
+		w.untilStatus("pending", "a2")
 		wantStatus(t, w, "a1", "failed: rabbitmq: unroutable: no queue is bound")
-		wantTaken(t, kafka, "a1 a2")
+		wantTaken(t, kafka, "a1 a2 b1")
+		wantTaken(t, rabbit, "b1")
 	})
 
 	bubble(t, "OneDown", func(t *testing.T) {

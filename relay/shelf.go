@@ -22,7 +22,11 @@ type shelf struct {
 	counts []uint32   // entries by bucket; nil as long as there was none
 	under  map[uint32]uint32
 	total  int // entries that are counted
-	rounds int // that have ended
+	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be in the ledger all the same, when the
+	// answer to the mark was lost or its row is not visible yet. It is not offered: the mark that comes again would make it
+	// a second time.
+	doubtful map[int64]struct{}
+	rounds   int // that have ended
 
 	down     bool // the sink has failed for too long
 	overWAL  bool // the slot holds back too much WAL because of this sink
@@ -64,6 +68,55 @@ func (s *shelf) verdict(keyHash uint32) verdict {
 	}
 }
 
+// park counts an entry that is to be made. It is called with mu held.
+func (s *shelf) park(f *flight) {
+	s.add(f.keyHash, 1)
+	s.doubt(f.position)
+}
+
+// parkRefused is park for an event that was refused: a dead letter that its key passes is not counted.
+func (s *shelf) parkRefused(f *flight, p *Parked) {
+	if p.Detached {
+		s.doubt(f.position)
+		return
+	}
+	s.park(f)
+}
+
+// doubt notes an entry that is to be made. It is called with mu held.
+func (s *shelf) doubt(position int64) {
+	if s.doubtful == nil {
+		s.doubtful = make(map[int64]struct{})
+	}
+	s.doubtful[position] = struct{}{}
+}
+
+// written notes that these events' entries are made, and reports whether there were any.
+func (s *shelf) written(batch []*flight) (any bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.doubtful) == 0 {
+		return false
+	}
+	before := len(s.doubtful)
+	for _, f := range batch {
+		delete(s.doubtful, f.position)
+	}
+	return len(s.doubtful) < before
+}
+
+// certain reports which of the entries may be offered.
+func (s *shelf) certain(entries []Entry) []bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	yes := make([]bool, len(entries))
+	for i := range entries {
+		_, doubt := s.doubtful[entries[i].Position]
+		yes[i] = !doubt
+	}
+	return yes
+}
+
 // add counts entries. It is called with mu held.
 func (s *shelf) add(keyHash uint32, entries int) {
 	if s.counts == nil {
@@ -71,13 +124,6 @@ func (s *shelf) add(keyHash uint32, entries int) {
 	}
 	s.counts[bucketOf(keyHash)] += uint32(entries)
 	s.total += entries
-}
-
-// addOne counts an entry.
-func (s *shelf) addOne(keyHash uint32) {
-	s.mu.Lock()
-	s.add(keyHash, 1)
-	s.mu.Unlock()
 }
 
 // begin notes the entries that are being offered in a round.

@@ -17,9 +17,7 @@ type Source interface {
 	Open(ctx context.Context, slot string, known LSN) (Stream, error)
 	// Create makes the slot, and the publication if that is missing, and returns the position from which the slot tells
 	// everything. A slot of this name that cannot be read any more is dropped first; one that can is kept, and its position returned.
-	//
-	// why is the cause for which it is wanted anew, or another word at a first start.
-	Create(ctx context.Context, slot string, why GoneCause) (LSN, error)
+	Create(ctx context.Context, slot string) (LSN, error)
 }
 
 // SlotGoneError says that the slot cannot tell, or may not tell, everything that was committed since it was last read. It is

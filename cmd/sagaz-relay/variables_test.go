@@ -159,7 +159,7 @@ func TestSettingsOfTheLibrary(t *testing.T) {
 		{"WORKER_ID", s.relay.WorkerID, "worker-9"},
 		{"WORKER_ID in the store", s.store.Owner, "worker-9"},
 		{"DATABASE_URL in the store", s.store.DatabaseURL, env["DATABASE_URL"]},
-		{"SAGAZ_OUTBOX_MODE", s.program.Mode, "cdc"},
+		{"SAGAZ_OUTBOX_MODE", s.relay.Mode, "cdc"},
 		{"METRICS_PORT", s.httpAddr(), ":9000"},
 	} {
 		if tt.got != tt.want {

@@ -141,6 +141,10 @@ func (s *Server) prepare(ctx context.Context) error {
 		return err
 	}
 
+	return s.writeSettings()
+}
+
+func (s *Server) writeSettings() error {
 	var conf strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(s.settings)) {
 		fmt.Fprintf(&conf, "%s = '%s'\n", name, strings.ReplaceAll(s.settings[name], "'", "''"))

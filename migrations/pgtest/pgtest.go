@@ -202,6 +202,17 @@ func NewVersion(t testing.TB, version string, opts ...Option) *DB {
 // NewAt is New on any server, given as a superuser DSN: pgtest.NewAt(t, server.DSN("postgres")) for an OwnServer.
 func NewAt(t testing.TB, superuser string, opts ...Option) *DB {
 	t.Helper()
+	db := newAt(t, superuser, opts...)
+	t.Cleanup(func() {
+		db.Pool.Close()
+		db.drop(t, superuser)
+	})
+	return db
+}
+
+// newAt makes a database that stays.
+func newAt(t testing.TB, superuser string, opts ...Option) *DB {
+	t.Helper()
 	var o options
 	for _, opt := range opts {
 		opt(&o)
@@ -220,7 +231,6 @@ func NewAt(t testing.TB, superuser string, opts ...Option) *DB {
 	if err := admin(ctx, superuser, `CREATE DATABASE "`+db.Name+`" TEMPLATE template0 ENCODING 'UTF8'`); err != nil {
 		t.Fatalf("create database: %v", err)
 	}
-	t.Cleanup(func() { db.drop(t, superuser) })
 
 	if len(o.prepare) > 0 {
 		conn, err := pgx.Connect(ctx, db.DSN)
@@ -237,7 +247,6 @@ func NewAt(t testing.TB, superuser string, opts ...Option) *DB {
 	if db.Pool, err = pgxpool.New(ctx, db.DSN); err != nil {
 		t.Fatalf("connect to new database: %v", err)
 	}
-	t.Cleanup(db.Pool.Close)
 	return db
 }
 

@@ -24,17 +24,18 @@ type Config struct {
 	// Default "update". RELAY_MARK.
 	Mark string `env:"RELAY_MARK"`
 
-	// MaxRetries is the number of failed attempts after which a row is a dead letter rather than failed.
-	//
-	// Default 5. MAX_RETRIES or MAX_RETRY_ATTEMPTS.
-	MaxRetries int `env:"MAX_RETRIES,MAX_RETRY_ATTEMPTS"`
-
 	// ClaimTimeout is how old a claim of the library's worker on a row may be before that worker counts as dead. The
 	// relay waits that long for the fate of a claimed row where it looks rows up (RELAY_HYBRID). Too short publishes
 	// twice what a slow worker is still at; too long stands still when a worker was killed.
 	//
 	// Default 5m. STUCK_CLAIM_TIMEOUT_SECONDS.
 	ClaimTimeout time.Duration `env:"STUCK_CLAIM_TIMEOUT_SECONDS"`
+
+	// Hybrid makes the relay claim the rows that it looks up before it publishes them, so that a worker of the library that runs beside it leaves
+	// them alone; see relay.Config.Hybrid.
+	//
+	// Default false. RELAY_HYBRID.
+	Hybrid bool `env:"RELAY_HYBRID"`
 
 	// LeaseTTL bounds how long a slot stays with an owner that is frozen or cut off from the database: it stops by itself when it
 	// could not renew for five sixths of it, and another takes over after all of it. An owner that dies or stops frees the slot at
@@ -58,7 +59,7 @@ const (
 
 // DefaultConfig returns every default but Owner.
 func DefaultConfig() Config {
-	return Config{Mark: MarkUpdate, MaxRetries: 5, ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond}
+	return Config{Mark: MarkUpdate, ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond}
 }
 
 // Validate reports everything that is wrong at once.
@@ -74,9 +75,6 @@ func (c *Config) Validate() error {
 	case MarkUpdate, MarkDelete, MarkArchive:
 	default:
 		errs = append(errs, fmt.Errorf("RELAY_MARK=%s: want update, delete or archive", c.Mark))
-	}
-	if c.MaxRetries < 1 {
-		errs = append(errs, fmt.Errorf("MAX_RETRIES=%d: want at least 1", c.MaxRetries))
 	}
 	if c.ClaimTimeout < 0 {
 		errs = append(errs, fmt.Errorf("STUCK_CLAIM_TIMEOUT_SECONDS=%s: want 0 or more", c.ClaimTimeout))

@@ -120,7 +120,7 @@ func insert(t testing.TB, db *pgtest.DB, from, to int) []relay.Event {
 	}
 	var events []relay.Event
 	for n := from; n <= to; n++ {
-		events = append(events, relay.Event{ID: id(n), XID: xid, CommitLSN: commit, Ordinal: uint32(n - from)})
+		events = append(events, relay.Event{ID: id(n), AggregateID: fmt.Sprintf("a%d", n), EventType: "Tested", XID: xid, CommitLSN: commit, Ordinal: uint32(n - from)})
 	}
 	return events
 }
@@ -128,14 +128,23 @@ func insert(t testing.TB, db *pgtest.DB, from, to int) []relay.Event {
 func marksOf(events []relay.Event) []relay.Mark {
 	marks := make([]relay.Mark, len(events))
 	for i, ev := range events {
-		marks[i] = relay.Mark{ID: ev.ID, XID: ev.XID, CommitLSN: ev.CommitLSN}
+		n := binary.BigEndian.Uint64(ev.ID[8:])
+		marks[i] = relay.Mark{ID: ev.ID, XID: ev.XID, CommitLSN: ev.CommitLSN, EventType: ev.EventType, Key: ev.AggregateID, KeyHash: relay.KeyHash(ev.AggregateID), Position: int64(n)}
 	}
 	return marks
 }
 
+// refusal is an entry for an event that a sink has refused once, to be offered again in an hour.
+func refusal(sink, text string) relay.Parked {
+	return relay.Parked{Sink: sink, State: relay.StateRetry, Reason: relay.ReasonRejected, Error: text, Attempts: 1, Delay: time.Hour}
+}
+
+// refuse makes of a mark that of an event that Kafka refuses.
+func refuse(m *relay.Mark, text string) { m.Parked = []relay.Parked{refusal("kafka", text)} }
+
 func mark(t testing.TB, l relay.Lease, marks []relay.Mark) {
 	t.Helper()
-	later, err := l.Mark(t.Context(), marks)
+	later, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ const lockClass = 0x5341475a
 
 const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner) VALUES ($1, 1, $2)
 	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, taken_at = now(), renewed_at = now(), released_at = NULL
-	RETURNING epoch, (marked_lsn - '0/0')::text`
+	RETURNING epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, '')`
 
 // Acquire implements relay.Store.
 func (s *Store) Acquire(ctx context.Context, slot string) (relay.Lease, error) {
@@ -132,16 +132,18 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time
 		return nil, err
 	}
 	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{})}
-	var marked string
-	if err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner).Scan(&l.epoch, &marked); err != nil {
+	var marked, confirmed int64
+	r := &l.recovery
+	if err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot); err != nil {
 		return nil, fmt.Errorf("take the lease of slot %q: %w", slot, setup(err))
 	}
-	var lsn uint64
-	if _, err := fmt.Sscan(marked, &lsn); err != nil {
-		return nil, fmt.Errorf("take the lease of slot %q: marked_lsn: %w", slot, err)
-	}
-	l.markedLSN = relay.LSN(lsn)
+	l.markedLSN.Store(uint64(marked))
+	r.Confirmed = relay.LSN(confirmed)
+	l.owedSnapshot.Store(null(r.Snapshot))
 	l.renewed.Store(&sent)
+	if err := conn.QueryRow(ctx, lastPositionSQL, slot).Scan(&l.lastPosition); err != nil {
+		return nil, fmt.Errorf("read the ledger of slot %q: %w", slot, setup(err))
+	}
 	if err := l.openMarks(ctx); err != nil {
 		return nil, err
 	}
@@ -169,7 +171,11 @@ type lease struct {
 	slot      string
 	log       hclog.Logger
 	epoch     int64
-	markedLSN relay.LSN
+	markedLSN atomic.Uint64
+
+	lastPosition int64                  // of the ledger, when the lease was taken
+	recovery     relay.Recovery         // as it was then
+	owedSnapshot atomic.Pointer[string] // of the owed sweep; nil when none is noted
 
 	conn     *pgx.Conn
 	renewed  atomic.Pointer[time.Time] // when the last renewal that succeeded was sent
@@ -181,12 +187,16 @@ type lease struct {
 	err  error // readable once lost is closed
 
 	marks marks
+	aside beside
+
+	walked  walk // of Prune; guarded by pruning
+	pruning sync.Mutex
 }
 
 var _ relay.Lease = (*lease)(nil)
 
 func (l *lease) Epoch() int64          { return l.epoch }
-func (l *lease) MarkedLSN() relay.LSN  { return l.markedLSN }
+func (l *lease) MarkedLSN() relay.LSN  { return relay.LSN(l.markedLSN.Load()) }
 func (l *lease) Lost() <-chan struct{} { return l.lost }
 
 func (l *lease) Err() error {
@@ -258,6 +268,7 @@ func (l *lease) Release(ctx context.Context) error {
 	l.renewing.Wait()
 	l.losing(errors.New("released"))
 	l.marks.close()
+	l.aside.close()
 	var err error
 	if !l.conn.IsClosed() {
 		_, err = l.conn.Exec(ctx, `UPDATE saga_outbox_relay SET released_at = now() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)

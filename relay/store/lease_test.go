@@ -171,7 +171,7 @@ func checkFenced(t testing.TB, db *pgtest.DB, old *lease, marks []relay.Mark) {
 	before := counts(t, db)
 	var err error
 	for range 3 { // its connection may be gone as well: that is passing trouble, and the marker tries again
-		if _, err = old.Mark(t.Context(), marks); errors.Is(err, relay.ErrLeaseLost) {
+		if _, err = old.Mark(t.Context(), relay.MarkBatch{Marks: marks}); errors.Is(err, relay.ErrLeaseLost) {
 			break
 		}
 	}
@@ -238,7 +238,7 @@ func TestLeaseOwnerFrozenInMark(t *testing.T) {
 			mark(t, l, marksOf(events[:1])) // its statements are prepared
 			p.FreezeAfter(20_000)           // of 50,000
 			go func() {
-				_, err := l.Mark(t.Context(), marksOf(events))
+				_, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marksOf(events)})
 				marking <- err
 			}()
 			db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks outbox' AND datname = current_database() AND backend_xid IS NOT NULL)`)
@@ -272,7 +272,7 @@ func TestLeaseRenewedWhileMarkWaits(t *testing.T) {
 		// The others are marked, and this one is for later, for as long as that lasts.
 		start := time.Now()
 		for time.Since(start) < 2*cfg.LeaseTTL {
-			later, err := l.Mark(t.Context(), marksOf(events))
+			later, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marksOf(events)})
 			if err != nil {
 				t.Fatalf("after %s: %v", time.Since(start), err)
 			}

@@ -2,24 +2,222 @@ package store
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"slices"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/sagaz-relay/relay/relay"
 )
 
-var errNotBuilt = errors.New("not built")
+const (
+	lastPositionSQL = `SELECT coalesce(max(position), 0) FROM saga_outbox_delivery WHERE slot = $1`
+	blockingSQL     = `SELECT sink, key_hash, count(*) FROM saga_outbox_delivery WHERE slot = $1 AND NOT detached GROUP BY 1, 2`
+	countsSQL       = `SELECT sink, state, count(*) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
+)
 
-func (l *lease) LastPosition() int64 { return 0 }
+// dueSQL returns entries that may be offered: those whose time has come, those that a person has discarded, then the ready ones, each by
+// position, so that neither has to wait for the end of a long line of ready ones. No key is in two of these turns: behind a waiting entry none is ready. A ready entry with something in front of it that blocks the key (hold) is one that
+// a refusal has left ready, because it holds only so many at once. A row that is missing while the transaction that inserted it is
+// not visible in this statement's own snapshot will come; without such a transaction it is gone. size is what the row's large columns
+// take on disk.
+const dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.attempts, d.detached, d.replayed_at, d.discarded, d.hold,
+		o.event_id IS NULL, coalesce(o.event_id IS NULL AND NOT pg_visible_in_snapshot(d.xid, pg_current_snapshot()), false),
+		coalesce(pg_column_size(o.payload) + pg_column_size(o.headers), 0)
+	FROM (SELECT *, 3 AS turn, NOT detached AND coalesce((SELECT true FROM saga_outbox_delivery b WHERE b.slot = $1 AND b.sink = $2 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
+				AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false) AS hold
+			FROM (SELECT * FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at IS NULL AND NOT discarded ORDER BY position LIMIT $3) r
+		UNION ALL
+		(SELECT *, 1, false FROM saga_outbox_delivery r WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at <= clock_timestamp() AND NOT discarded
+			AND (detached OR NOT coalesce((SELECT true FROM saga_outbox_delivery b WHERE b.slot = $1 AND b.sink = $2 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
+				AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false)) ORDER BY next_attempt_at LIMIT $3)
+		UNION ALL
+		(SELECT *, 2, false FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND discarded ORDER BY position LIMIT $3)) d
+	LEFT JOIN saga_outbox o ON o.event_id = d.event_id
+	ORDER BY d.turn, d.position`
 
-func (l *lease) Blocking(context.Context, func(string, uint32, int)) error { return nil }
+// nextSQL is how long until the first of the waiting entries' time, in seconds; null when none waits.
+const nextSQL = `SELECT extract(epoch FROM next_attempt_at - clock_timestamp())::float8 FROM saga_outbox_delivery
+	WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at > clock_timestamp() AND NOT discarded ORDER BY next_attempt_at LIMIT 1`
 
-func (l *lease) Due(context.Context, string, int, int) ([]relay.Entry, time.Duration, error) {
-	return nil, -1, nil
+// holdAgainSQL makes those held that dueSQL has found to be, if that is still so.
+const holdAgainSQL = `UPDATE saga_outbox_delivery r SET state = 'held' WHERE r.event_id = ANY($1::uuid[]) AND r.sink = $4 AND r.slot = $2
+	AND r.state = 'retry' AND r.next_attempt_at IS NULL AND NOT r.detached
+	AND (SELECT true FROM saga_outbox_delivery b WHERE b.slot = $2 AND b.sink = $4 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
+		AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1)` + owned
+
+// invisibleSoon is when to ask again for entries whose rows are not visible yet.
+const invisibleSoon = 50 * time.Millisecond
+
+// LastPosition implements relay.Ledger.
+func (l *lease) LastPosition() int64 { return l.lastPosition }
+
+// Blocking implements relay.Ledger. f must not call the lease.
+func (l *lease) Blocking(ctx context.Context, f func(sink string, keyHash uint32, entries int)) error {
+	var (
+		sink string
+		hash int32
+		n    int64
+	)
+	err := l.each(ctx, []any{&sink, &hash, &n}, func() error { f(sink, uint32(hash), int(n)); return nil }, blockingSQL, l.slot)
+	if err != nil {
+		return fmt.Errorf("read the ledger of slot %q: %w", l.slot, err)
+	}
+	return nil
 }
 
-func (l *lease) Resolve(context.Context, string, []relay.Outcome) error { return errNotBuilt }
+// Counts implements relay.Ledger.
+func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
+	var (
+		counts []relay.LedgerCount
+		c      relay.LedgerCount
+	)
+	err := l.each(ctx, []any{&c.Sink, &c.State, &c.N}, func() error { counts = append(counts, c); return nil }, countsSQL, l.slot)
+	if err != nil {
+		return nil, fmt.Errorf("count the ledger of slot %q: %w", l.slot, err)
+	}
+	return counts, nil
+}
 
-func (l *lease) Counts(context.Context) ([]relay.LedgerCount, error) { return nil, nil }
+// each calls f for each row of a query.
+func (l *lease) each(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	return l.with(ctx, func(conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
+}
 
-func (l *lease) Confirm(context.Context, relay.LSN) error { return nil }
+func each(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql string, args ...any) error {
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return err
+	}
+	_, err = pgx.ForEachRow(rows, dest, f)
+	return err
+}
+
+// found is an entry as dueSQL tells it.
+type found struct {
+	relay.Entry
+	key          string
+	hold, hidden bool
+	size         int
+}
+
+// Due implements relay.Ledger.
+func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due []relay.Entry, next time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	err = l.with(ctx, func(conn *pgx.Conn) error {
+		// A refusal holds what is behind it some thousands at a time; the others are met here, and held then.
+		for range 10 {
+			all, held, err := l.due(ctx, conn, sink, limit)
+			if err != nil {
+				return err
+			}
+			if len(held) > 0 {
+				tx := l.fenced(fence{})
+				tx.queue(nil, holdAgainSQL, held, l.slot, l.epoch, sink)
+				if err := tx.run(ctx, conn); err != nil {
+					return err
+				}
+			}
+			if len(all) == 0 && len(held) > 0 {
+				continue
+			}
+			due, next, err = l.offer(ctx, conn, sink, all, maxBytes)
+			return err
+		}
+		next = 0
+		return nil
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("read what is due for sink %s: %w", sink, err)
+	}
+	return due, next, nil
+}
+
+// due reads the entries that may be offered, and apart from them those that have to be held.
+func (l *lease) due(ctx context.Context, conn *pgx.Conn, sink string, limit int) (all []found, held uuids, err error) {
+	var (
+		f    found
+		id   [16]byte
+		hash int32
+		at   pgtype.Timestamptz
+	)
+	dest := []any{&id, &f.Position, &f.key, &hash, &f.Attempts, &f.Detached, &at, &f.Discarded, &f.hold, &f.Gone, &f.hidden, &f.size}
+	err = each(ctx, conn, dest, func() error {
+		f.Event.ID, f.KeyHash, f.ReplayedAt = id, uint32(hash), at.Time
+		if f.hold {
+			held = append(held, f.Event.ID)
+		} else {
+			all = append(all, f)
+		}
+		return nil
+	}, dueSQL, l.slot, sink, limit)
+	return all, held, err
+}
+
+// offer makes entries of what may be offered: it reads their rows, as many as fit.
+func (l *lease) offer(ctx context.Context, conn *pgx.Conn, sink string, all []found, maxBytes int) (due []relay.Entry, next time.Duration, err error) {
+	next = -1
+	var until float64
+	err = each(ctx, conn, []any{&until}, func() error { next = max(0, time.Duration(until*float64(time.Second))); return nil }, nextSQL, l.slot, sink)
+	if err != nil {
+		return nil, 0, err
+	}
+	invisible := make(map[string]bool) // keys of which one has to be waited for
+	all = slices.DeleteFunc(all, func(f found) bool {
+		if f.hidden {
+			invisible[f.key] = true
+			if next < 0 || next > invisibleSoon {
+				next = invisibleSoon
+			}
+		}
+		return f.hidden || !f.Detached && invisible[f.key]
+	})
+	for bytes := 0; len(all) > 0 && (bytes < maxBytes || len(due) == 0); {
+		n, stored := 0, 0
+		for n < len(all) && n < pieceRows && (n == 0 || stored+all[n].size <= pieceBytes) {
+			stored += all[n].size
+			n++
+		}
+		rows, err := l.rowsOf(ctx, conn, all[:n])
+		if err != nil {
+			return nil, 0, err
+		}
+		for i := range all[:n] {
+			e := &all[i].Entry
+			e.Event.AggregateID = all[i].key
+			if ev, is := rows[e.Event.ID]; is {
+				if bytes += ev.Size(); bytes > maxBytes && len(due) > 0 {
+					return due, next, nil
+				}
+				e.Event = ev
+				e.Event.AggregateID = all[i].key // whatever the row says by now: this is where others wait behind it
+			} else if !e.Discarded {
+				e.Gone = true
+			}
+			due = append(due, *e)
+		}
+		all = all[n:]
+	}
+	return due, next, nil
+}
+
+// rowsOf reads the rows of entries that will be offered.
+func (l *lease) rowsOf(ctx context.Context, conn *pgx.Conn, all []found) (map[relay.UUID]relay.Event, error) {
+	ids := make(uuids, 0, len(all))
+	for i := range all {
+		if !all[i].Gone && !all[i].Discarded {
+			ids = append(ids, all[i].Event.ID)
+		}
+	}
+	rows := make(map[relay.UUID]relay.Event, len(ids))
+	if len(ids) == 0 {
+		return rows, nil
+	}
+	err := readRows(ctx, conn, func(ev relay.Event) { rows[ev.ID] = ev }, rowsSQL, ids)
+	return rows, err
+}

@@ -37,7 +37,7 @@ func TestMarkUpdate(t *testing.T) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		old, recent := insert(t, db, 1, 3), insert(t, db, 4, 6)
 		marks := marksOf(recent)
-		marks[1].Refusal = "kafka: too_large: 2 MB, and \x00 no\xff text"
+		refuse(&marks[1], "too_large: 2 MB, and \x00 no\xff text")
 		mark(t, l, marks)
 		for n, want := range map[int]string{
 			3: "pending retries=0 error=- sent=f",
@@ -68,24 +68,32 @@ func TestMarkUpdate(t *testing.T) {
 	})
 }
 
-func TestMarkRefusedUntilDead(t *testing.T) {
-	db := pgtest.New(t, pgtest.Migrated())
-	cfg := testConfig(db)
-	cfg.MaxRetries = 3
-	l := acquire(t, newStore(t, cfg, nil), "outbox")
-	marks := marksOf(insert(t, db, 1, 2))
-	marks[0].Refusal, marks[1].Refusal = "no route", strings.Repeat("ä", 2000)
-	for attempt, want := range []string{
-		"failed retries=1 error=no route sent=f", "failed retries=2 error=no route sent=f", "dead_letter retries=3 error=no route sent=f",
-	} {
-		mark(t, l, marks)
-		if got := row(t, db, 1); got != want {
-			t.Errorf("after attempt %d: %s, want %s", attempt+1, got, want)
+// The row tells the story of its entries.
+func TestMarkRefused(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		marks := marksOf(insert(t, db, 1, 5))
+		dead := func(sink string, attempts int) relay.Parked {
+			return relay.Parked{Sink: sink, State: relay.StateDead, Detached: true, Reason: relay.ReasonTooLarge, Error: "too large", Attempts: attempts}
 		}
-	}
-	if got := value[string](t, db.Pool, `SELECT last_error FROM saga_outbox WHERE event_id = $1`, id(2).String()); got != strings.Repeat("ä", 1000)+" …" {
-		t.Errorf("a long error was kept as %q", got)
-	}
+		marks[0].Parked = []relay.Parked{refusal("kafka", "no topic"), refusal("rabbitmq", "no queue")}
+		marks[1].Parked = []relay.Parked{dead("kafka", 3), {Sink: "rabbitmq", State: relay.StateHeld}}
+		marks[2].Parked = []relay.Parked{refusal("kafka", "no topic"), dead("rabbitmq", 7)}
+		marks[3].Parked = []relay.Parked{refusal("kafka", strings.Repeat("ä", 2000))}
+		marks[4].Parked = []relay.Parked{{Sink: "kafka", State: relay.StateHeld, Reason: relay.ReasonSinkDown}}
+		mark(t, l, marks)
+		for n, want := range map[int]string{
+			1: "failed retries=1 error=kafka: no topic; rabbitmq: no queue sent=f",
+			2: "dead_letter retries=3 error=kafka: too large sent=f",
+			3: "dead_letter retries=7 error=kafka: no topic; rabbitmq: too large sent=f",
+			4: "failed retries=1 error=kafka: " + strings.Repeat("ä", 996) + " … sent=f",
+			5: "pending retries=0 error=- sent=f",
+		} {
+			if got := row(t, db, n); got != want {
+				t.Errorf("row %d: %s, want %s", n, got, want)
+			}
+		}
+	})
 }
 
 // A row that somebody has deleted counts as marked: there is nothing left to do.
@@ -96,14 +104,14 @@ func TestMarkRowsGone(t *testing.T) {
 			events := insert(t, db, 1, 4)
 			exec(t, db, `DELETE FROM saga_outbox WHERE event_id IN ($1, $2)`, id(2).String(), id(4).String())
 			marks := marksOf(events)
-			marks[3].Refusal = "no route"
+			refuse(&marks[3], "no route")
 			mark(t, l, marks)
 			if got, want := settled(t, l, events), []bool{true, true, true, true}; !slices.Equal(got, want) {
 				t.Errorf("%s: settled %v, want %v", mode, got, want)
 			}
 			// Again, as after an answer that was lost.
 			mark(t, l, marks)
-			exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive`)
+			exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_delivery`)
 			release(t, l)
 		}
 	})
@@ -113,7 +121,7 @@ func TestMarkDelete(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, withMark(db, MarkDelete), nil), "outbox")
 		marks := marksOf(insert(t, db, 1, 5))
-		marks[2].Refusal = "no route"
+		refuse(&marks[2], "no route")
 		mark(t, l, marks)
 		if got := counts(t, db); got != "1 failed" { // the refused row is kept
 			t.Errorf("rows: %s", got)
@@ -125,7 +133,7 @@ func TestMarkArchive(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, withMark(db, MarkArchive), nil), "outbox")
 		marks := marksOf(insert(t, db, 1, 5))
-		marks[2].Refusal = "no route"
+		refuse(&marks[2], "no route")
 		whole := value[string](t, db.Pool, `SELECT (to_jsonb(o) - 'status' - 'sent_at')::text FROM saga_outbox o WHERE event_id = $1`, id(1).String())
 		mark(t, l, marks)
 		if got := counts(t, db); got != "1 failed" {
@@ -165,7 +173,7 @@ func TestMarkLargeBatch(t *testing.T) {
 		marks := marksOf(insert(t, db, 1, 2500))
 		for i := range marks {
 			if i%10 == 0 {
-				marks[i].Refusal = fmt.Sprintf("refused: %d", i)
+				refuse(&marks[i], fmt.Sprintf("refused: %d", i))
 			}
 		}
 		mark(t, l, marks)
@@ -176,7 +184,7 @@ func TestMarkLargeBatch(t *testing.T) {
 		if got := value[int](t, db.Pool, `SELECT count(DISTINCT xmin::text) FROM saga_outbox`); got != 1 {
 			t.Errorf("%d transactions, want 1", got)
 		}
-		if got := value[string](t, db.Pool, `SELECT last_error FROM saga_outbox WHERE event_id = $1`, id(11).String()); got != "refused: 10" {
+		if got := value[string](t, db.Pool, `SELECT last_error FROM saga_outbox WHERE event_id = $1`, id(11).String()); got != "kafka: refused: 10" {
 			t.Errorf("row 11: %s", got)
 		}
 	})
@@ -197,7 +205,7 @@ func TestMarkConnectionLost(t *testing.T) {
 		}
 		marking := make(chan error, 1)
 		go func() {
-			_, err := l.Mark(t.Context(), marksOf(events))
+			_, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marksOf(events)})
 			marking <- err
 		}()
 		pid := backend(t, db, "marks", "outbox")
@@ -235,7 +243,7 @@ func TestMarkAfterRelease(t *testing.T) {
 	l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 	events := insert(t, db, 1, 1)
 	release(t, l)
-	if _, err := l.Mark(t.Context(), marksOf(events)); !errors.Is(err, relay.ErrLeaseLost) {
+	if _, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marksOf(events)}); !errors.Is(err, relay.ErrLeaseLost) {
 		t.Errorf("mark after release: %v", err)
 	}
 	if _, err := l.Settled(t.Context(), events); !errors.Is(err, relay.ErrLeaseLost) {
@@ -261,6 +269,12 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 			early := insert(t, db, 1, 1)
 			exec(t, db, `ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
 			exec(t, db, `SELECT pg_reload_conf()`)
+			for seen := ""; seen != "nobody"; { // a connection inherits what the postmaster has read, and has told the checkpointer
+				conn := db.Conn(t)
+				seen = value[string](t, conn, `SHOW synchronous_standby_names`)
+				conn.Close(t.Context())
+			}
+			exec(t, db, `CHECKPOINT`) // the checkpointer tells the others that commits have to wait, before this
 			l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 
 			writer := db.Conn(t)
@@ -288,9 +302,9 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 			}
 			events := append(early, relay.Event{ID: id(2), XID: xid}, relay.Event{ID: id(3), XID: xid})
 			marks := marksOf(events)
-			marks[2].Refusal = "no route"
+			refuse(&marks[2], "no route")
 			for range 2 {
-				later, err := l.Mark(t.Context(), marks)
+				later, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -298,8 +312,13 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 					t.Errorf("marks %v are for later, want 1 and 2", later)
 				}
 			}
-			if got, want := settled(t, l, events), []bool{true, false, false}; !slices.Equal(got, want) {
+			// The entry for the refused one is in the ledger already, and waits for the row.
+			if got, want := settled(t, l, events), []bool{true, false, true}; !slices.Equal(got, want) {
 				t.Errorf("settled %v, want %v", got, want)
+			}
+			exec(t, db, `UPDATE saga_outbox_delivery SET next_attempt_at = NULL`)
+			if due, next, err := l.Due(t.Context(), "kafka", 10, 1<<20); err != nil || len(due) != 0 || next < 0 {
+				t.Errorf("due while the row is invisible: %+v, again in %s, %v; want none, and to be asked again", due, next, err)
 			}
 
 			exec(t, db, `ALTER SYSTEM RESET synchronous_standby_names`)
@@ -307,8 +326,11 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 			if err := <-committed; err != nil {
 				t.Fatal(err)
 			}
-			if got, want := settled(t, l, events), []bool{true, false, false}; !slices.Equal(got, want) {
+			if got, want := settled(t, l, events), []bool{true, false, true}; !slices.Equal(got, want) {
 				t.Errorf("settled %v once it is visible, want %v", got, want)
+			}
+			if due, _, err := l.Due(t.Context(), "kafka", 10, 1<<20); err != nil || len(due) != 1 || due[0].Gone || due[0].Event.Payload != `{"n": 3}` {
+				t.Errorf("due once the row is visible: %+v, %v; want the row", due, err)
 			}
 			mark(t, l, marks)
 			if got := counts(t, db); got != "1 failed, 2 sent" {
@@ -328,7 +350,7 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 			cfg.LeaseTTL = 2e9
 			l := acquire(t, newStore(t, cfg, nil), "outbox")
 			marks := marksOf(insert(t, db, 1, 4))
-			marks[1].Refusal = "no route"
+			refuse(&marks[1], "no route")
 			person, err := db.Conn(t).Begin(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -337,7 +359,7 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 			if _, err := person.Exec(t.Context(), `UPDATE saga_outbox SET status = 'claimed' WHERE event_id = $1`, id(1).String()); err != nil {
 				t.Fatal(err)
 			}
-			later, err := l.Mark(t.Context(), marks)
+			later, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks})
 			if err != nil || !slices.Equal(later, []int{0}) {
 				t.Errorf("%s: marks %v are for later, %v; want the first", mode, later, err)
 			}
@@ -351,7 +373,7 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 			if got := row(t, db, 1); strings.HasPrefix(got, "claimed") || strings.HasPrefix(got, "pending") {
 				t.Errorf("%s: the row that was locked: %s", mode, got)
 			}
-			exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive`)
+			exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_delivery`)
 			release(t, l)
 		}
 	})

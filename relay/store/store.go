@@ -113,7 +113,21 @@ func Grants(role string) string {
 		"GRANT SELECT, UPDATE, DELETE ON saga_outbox TO " + role + ";",
 		"GRANT SELECT, INSERT, UPDATE ON saga_outbox_archive TO " + role + ";",
 		"GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO " + role + ";",
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO " + role + ";",
 	}, " ")
+}
+
+// statements are those that Check plans: all that touch the tables, but those for retention, which is another setting.
+func (s *Store) statements() []string {
+	all := []string{
+		acquireSQL, lastPositionSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
+		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, tellSQL, giveUpSQL,
+		oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL,
+	}
+	for kind := range wanted {
+		all = append(all, keysSQL(kind, false), keysSQL(kind, true), pieceSQL(kind))
+	}
+	return all
 }
 
 // Check implements relay.Store.
@@ -124,7 +138,7 @@ func (s *Store) Check(ctx context.Context) error {
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
 	// Planning looks at every table, column and right that the lease's statements need; nothing is read.
-	for _, sql := range append(s.statements(), acquireSQL) {
+	for _, sql := range s.statements() {
 		if _, err := conn.Prepare(ctx, "", sql); err != nil {
 			return fmt.Errorf("check the tables: %w", setup(err))
 		}
@@ -133,7 +147,8 @@ func (s *Store) Check(ctx context.Context) error {
 	err = conn.QueryRow(ctx, `SELECT coalesce(string_agg(wanted || ' on ' || name, ', '), '') FROM (VALUES
 		('saga_outbox', 'SELECT', true), ('saga_outbox', 'UPDATE', true), ('saga_outbox', 'DELETE', $1 <> 'update'),
 		('saga_outbox_archive', 'SELECT', $1 = 'archive'), ('saga_outbox_archive', 'INSERT', $1 = 'archive'), ('saga_outbox_archive', 'UPDATE', $1 = 'archive'),
-		('saga_outbox_relay', 'SELECT', true), ('saga_outbox_relay', 'INSERT', true), ('saga_outbox_relay', 'UPDATE', true)) AS r (name, wanted, needed)
+		('saga_outbox_relay', 'SELECT', true), ('saga_outbox_relay', 'INSERT', true), ('saga_outbox_relay', 'UPDATE', true),
+		('saga_outbox_delivery', 'SELECT', true), ('saga_outbox_delivery', 'INSERT', true), ('saga_outbox_delivery', 'UPDATE', true), ('saga_outbox_delivery', 'DELETE', true)) AS r (name, wanted, needed)
 		WHERE CASE WHEN needed THEN NOT has_table_privilege(name, wanted) END`, s.cfg.Mark).Scan(&missing)
 	if err != nil {
 		return fmt.Errorf("check the rights: %w", setup(err))

@@ -89,7 +89,7 @@ func TestCheckRights(t *testing.T) {
 			}
 			l := acquire(t, s, "outbox")
 			marks := marksOf(insert(t, db, 1, 2))
-			marks[1].Refusal = "no route"
+			refuse(&marks[1], "no route")
 			mark(t, l, marks)
 			if got := settled(t, l, []relay.Event{{ID: id(1)}, {ID: id(2)}}); !got[0] || !got[1] {
 				t.Errorf("%s: settled %v", mode, got)
@@ -97,7 +97,7 @@ func TestCheckRights(t *testing.T) {
 			if err := l.Release(t.Context()); err != nil {
 				t.Errorf("%s: %v", mode, err)
 			}
-			exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive`)
+			exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_delivery`)
 
 			for _, one := range strings.Split(strings.TrimSuffix(setup.Fix, ";"), ";") {
 				if strings.Contains(one, "archive") && mode != MarkArchive {

@@ -2,25 +2,172 @@ package store
 
 import (
 	"context"
-	"time"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/sagaz-relay/relay/relay"
 )
 
-func (l *lease) Recovery() relay.Recovery { return relay.Recovery{} }
+// sweepKeys is how many rows a sweep notes in one look at the table. A key is 48 bytes here.
+const sweepKeys = 100_000
 
-func (l *lease) OweSweep(context.Context, string) error { return errNotBuilt }
+// sweepBytes is about how much one call of a sweep's f gets.
+const sweepBytes = 1 << 20
 
-func (l *lease) SweepFrom(context.Context) (relay.Horizon, error) {
-	return relay.Horizon{}, errNotBuilt
+// wanted is what each kind of sweep looks for. $1 is STUCK_CLAIM_TIMEOUT_SECONDS, $2 begins the worker_id of the claims of our slot's owners, $3 that of
+// this very owner's.
+var wanted = map[relay.SweepKind]string{
+	relay.SweepPending: `status = 'pending' AND $1::float8 IS NOT NULL AND $2::text IS NOT NULL AND $3::text IS NOT NULL`,
+	relay.SweepClaimed: `status = 'claimed' AND claimed_at IS NOT NULL AND (claimed_at < clock_timestamp() - make_interval(secs => $1)
+		OR starts_with(worker_id, $2) AND NOT starts_with(worker_id, $3))`,
+	relay.SweepFailed: `status = 'failed' AND (worker_id IS NULL OR claimed_at IS NULL OR claimed_at < clock_timestamp() - make_interval(secs => $1)) AND $2::text IS NOT NULL AND $3::text IS NOT NULL`,
 }
 
-func (l *lease) EndSweep(context.Context, relay.LSN) (relay.LSN, error) { return 0, errNotBuilt }
+// inNoLedger is true for rows without entries.
+const inNoLedger = `NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)`
 
-func (l *lease) Horizon(context.Context) (relay.Horizon, error) { return relay.Horizon{}, errNotBuilt }
-
-func (l *lease) Sweep(context.Context, relay.SweepQuery, func([]relay.Event) error) error {
-	return errNotBuilt
+// keysSQL finds the rows of one kind, sorts them, and returns the first after a place. They are found first and sorted after (MATERIALIZED), or the
+// planner would walk the index on created_at, through millions of sent rows, in the hope of finding the first few soon.
+//
+// A row version is seen in the snapshot $4 when the transaction that wrote it, xmin, is visible there. xmin is the lower half of a transaction
+// id; the upper is such that it lies before the end of our own snapshot. xmin may also be a subtransaction (a savepoint), of which
+// a snapshot says nothing: its id is higher than its transaction's. So, unless $5, what was written after a transaction began that the snapshot has as
+// running, and that has committed since, does not count as seen: it may be its savepoint's.
+func keysSQL(kind relay.SweepKind, since bool) string {
+	window := `$6::timestamptz IS NULL`
+	if since {
+		window = `created_at >= $6::timestamptz`
+	}
+	return `WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1 AS last),
+		ended AS (SELECT min(x::text::bigint) AS first FROM pg_snapshot_xip($4::text::pg_snapshot) AS x WHERE NOT $5::boolean AND pg_xact_status(x) IS DISTINCT FROM 'in progress' AND pg_xact_status(x) IS DISTINCT FROM 'aborted'),
+		asking AS MATERIALIZED (SELECT created_at, event_id, pg_column_size(payload) + pg_column_size(headers) AS size, xmin::text::bigint AS xmin FROM saga_outbox
+			WHERE ` + wanted[kind] + ` AND ` + window + `),
+		seen AS MATERIALIZED (SELECT a.created_at, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM asking a, now
+			WHERE $7::timestamptz IS NULL OR (a.created_at, a.event_id) > ($7, $8::uuid))
+		SELECT o.created_at, o.event_id, o.size FROM seen o LEFT JOIN ended ON true WHERE ` + inNoLedger + `
+			AND ($4 IS NULL OR o.xid < 3 OR pg_visible_in_snapshot(o.xid::text::xid8, $4::text::pg_snapshot) AND (ended.first IS NULL OR o.xid < ended.first))
+		ORDER BY 1, 2 LIMIT $9`
 }
 
-func (l *lease) Prune(context.Context, time.Duration, bool, int) (int, error) { return 0, errNotBuilt }
+// pieceSQL reads rows that are still of that kind.
+func pieceSQL(kind relay.SweepKind) string {
+	return `SELECT ` + eventColumns + ` FROM saga_outbox o WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY created_at, event_id`
+}
+
+// sweepKey is a row that a sweep has noted.
+type sweepKey struct {
+	id   relay.UUID
+	at   timestamp
+	size int
+}
+
+// Sweep implements relay.Sweeper. With the snapshot that SweepFrom has noted, Seen is taken generously: rows that may have been visible in
+// it are among those found, and the slot, which is read afterwards, is asked for no row that is settled by then. With any
+// other it is taken strictly: what may not have been visible is left for a later sweep, because the stream may be telling of it.
+func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
+	err := l.beside(ctx, "sweep", func(conn *pgx.Conn) error {
+		return l.sweep(ctx, conn, q, f)
+	})
+	var stop *stopped
+	switch {
+	case errors.As(err, &stop):
+		return stop.err
+	case err != nil:
+		return fmt.Errorf("sweep the table for slot %q: %w", l.slot, err)
+	}
+	return nil
+}
+
+// stopped carries an error of Sweep's f.
+type stopped struct{ err error }
+
+func (s *stopped) Error() string { return s.err.Error() }
+
+func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f func([]relay.Event) error) error {
+	var (
+		cfg      = &l.store.cfg
+		kind     = []any{cfg.ClaimTimeout.Seconds(), l.claimPrefix(), fmt.Sprintf("%s%d/", l.claimPrefix(), l.epoch)}
+		seen     = null(q.Seen)
+		since    = (*timestamp)(null(q.Since))
+		noted    = l.owedSnapshot.Load()
+		generous = noted != nil && *noted == q.Seen
+		after    *timestamp // where the last look ended
+		afterID  pgtype.UUID
+	)
+	for {
+		var keys []sweepKey
+		var k sweepKey
+		var id [16]byte
+		err := each(ctx, conn, []any{&k.at, &id, &k.size}, func() error {
+			k.id = id
+			keys = append(keys, k)
+			return nil
+		}, keysSQL(q.Kind, since != nil), append(kind[:3:3], seen, generous, since, after, afterID, sweepKeys)...)
+		if err != nil {
+			return err
+		}
+		if len(keys) == 0 {
+			return nil
+		}
+		full := len(keys) == sweepKeys
+		last := keys[len(keys)-1]
+		after, afterID = &last.at, pgtype.UUID{Bytes: last.id, Valid: true}
+		if seen == nil && full { // so that it ends, however fast rows arrive
+			if err := conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&seen); err != nil {
+				return err
+			}
+			generous = true
+		}
+		for len(keys) > 0 {
+			if keys, err = l.piece(ctx, conn, q.Kind, kind, keys, f); err != nil {
+				return err
+			}
+		}
+		if !full {
+			return nil
+		}
+	}
+}
+
+// piece reads the rows of the first keys and gives to f what fits; it returns the keys that are left.
+func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind, args []any, keys []sweepKey, f func([]relay.Event) error) ([]sweepKey, error) {
+	n, stored := 0, 0
+	ids := make(uuids, 0, min(len(keys), pieceRows))
+	for n < len(keys) && n < pieceRows && (n == 0 || stored+keys[n].size <= pieceBytes) {
+		ids = append(ids, keys[n].id)
+		stored += keys[n].size
+		n++
+	}
+	var events []relay.Event
+	if err := readRows(ctx, conn, func(ev relay.Event) { events = append(events, ev) }, pieceSQL(kind), append(args[:3:3], ids)...); err != nil {
+		return nil, err
+	}
+	// Compressed rows may be many times as large here. What does not fit is read again, so that it is fresh when its turn comes.
+	fit, bytes := 0, 0
+	for fit < len(events) && (fit == 0 || bytes+events[fit].Size() <= sweepBytes) {
+		bytes += events[fit].Size()
+		fit++
+	}
+	if fit < len(events) {
+		for n = 0; keys[n].id != events[fit].ID; n++ {
+		}
+	}
+	if fit > 0 {
+		if err := f(events[:fit]); err != nil {
+			return nil, &stopped{err}
+		}
+	}
+	return keys[n:], nil
+}
+
+// null is a parameter that is NULL for the zero value.
+func null[T comparable](v T) *T {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return &v
+}

@@ -253,7 +253,8 @@ func (s *Script) fate(rec *relay.Record, m matches, i int, held map[string]error
 	case errors.Is(before, relay.ErrBehind):
 		return before
 	case refused && before != nil:
-		return before // its turn has not come
+		held[rec.Key] = relay.ErrBehind // nothing passes it, whatever becomes of the call
+		return before                   // its turn has not come
 	case refused:
 		held[rec.Key] = relay.ErrBehind
 		return err

@@ -1,0 +1,371 @@
+package cdc
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// A slot's accidents: each is told by its cause, and Create and Open bring a slot back that tells what comes later.
+
+func newAccident(t testing.TB, db *pgtest.DB) *accident {
+	a := &accident{t: t, db: db, src: newSource(t, config(db.DSN)), in: newIntake(t)}
+	a.run = start(t, a.src, db.Name, a.in)
+	insert(t, db, "before")
+	a.in.wait(1)
+	return a
+}
+
+// accident is a database whose slot streams.
+type accident struct {
+	t   testing.TB
+	db  *pgtest.DB
+	src *Source
+	in  *intake
+	run *running
+}
+
+// down stops the relay, and returns the position up to which it has let the slot go.
+func (a *accident) down() relay.LSN {
+	a.t.Helper()
+	_ = a.run.stop()
+	return a.in.Watermark()
+}
+
+// open returns the error of Open, when it is not that the slot is busy any more.
+func (a *accident) open(src *Source, known relay.LSN) error {
+	a.t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		st, err := src.Open(a.t.Context(), a.db.Name, known)
+		if err == nil {
+			_ = st.Close(a.t.Context())
+			a.t.Fatal("Open works")
+		}
+		if !errors.Is(err, relay.ErrSlotBusy) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// recovers makes the slot and opens it, by this relay or by another one that knows nothing of the accident. What is
+// inserted later must arrive, and nothing of before the position that Create has returned.
+func (a *accident) recovers(src *Source) {
+	a.t.Helper()
+	var at relay.LSN
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		var err error
+		if at, err = src.Create(a.t.Context(), a.db.Name); err == nil {
+			break
+		}
+		if !errors.Is(err, relay.ErrSlotBusy) || time.Now().After(end) {
+			a.t.Fatalf("Create: %v", err)
+		}
+	}
+	if got := confirmed(a.t, a.db); got != at {
+		a.t.Errorf("Create says that the slot stands at %s, the server says %s", at, got)
+	}
+	st, err := src.Open(a.t.Context(), a.db.Name, at)
+	if err != nil {
+		a.t.Fatalf("Open after Create: %v", err)
+	}
+	in := newIntake(a.t)
+	run := run(a.t, st, in)
+	insert(a.t, a.db, "after")
+	events := in.until("the event inserted later", func() bool {
+		return len(in.events) > 0 && in.events[len(in.events)-1].AggregateID == "after"
+	})
+	for i := range events {
+		if events[i].CommitLSN < at {
+			a.t.Errorf("got the event of commit %s, before the position %s that Create has returned", events[i].CommitLSN, at)
+		}
+	}
+	run.alive()
+	_ = run.stop()
+}
+
+func eachVersion(t *testing.T, more []string, f func(t *testing.T, version string)) {
+	versions := slices.Clone(pgtest.Versions())
+	for _, v := range more {
+		if !slices.Contains(versions, v) {
+			versions = append(versions, v)
+		}
+	}
+	for _, version := range versions {
+		t.Run("PostgreSQL "+version, func(t *testing.T) {
+			t.Parallel()
+			f(t, version)
+		})
+	}
+}
+
+func dropSlot(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	exec(t, db, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active`, db.Name)
+	db.Until(t, `SELECT NOT active FROM pg_replication_slots WHERE slot_name = $1`, db.Name)
+	exec(t, db, `SELECT pg_drop_replication_slot($1)`, db.Name)
+}
+
+func TestSlotDropped(t *testing.T) {
+	t.Run("while streaming", func(t *testing.T) {
+		eachVersion(t, nil, func(t *testing.T, version string) {
+			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+			dropSlot(t, a.db)
+			if err := a.run.ended(); err == nil {
+				t.Error("Run returned no error")
+			}
+			wantGone(t, a.open(a.src, a.in.Watermark()), a.db.Name, relay.GoneMissing)
+			a.recovers(a.src)
+		})
+	})
+	t.Run("while down", func(t *testing.T) {
+		eachVersion(t, nil, func(t *testing.T, version string) {
+			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+			known := a.down()
+			dropSlot(t, a.db)
+			other := newSource(t, config(a.db.DSN))
+			wantGone(t, a.open(other, known), a.db.Name, relay.GoneMissing)
+			a.recovers(other)
+		})
+	})
+}
+
+// The server gives a slot up that needs more WAL than it may keep, and ends whoever reads it.
+func TestSlotLost(t *testing.T) {
+	for _, streaming := range []bool{true, false} {
+		t.Run(map[bool]string{true: "while streaming", false: "while down"}[streaming], func(t *testing.T) {
+			eachVersion(t, nil, func(t *testing.T, version string) {
+				server := pgtest.OwnServer(t, version, map[string]string{"max_slot_wal_keep_size": "1MB"})
+				db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated(), pgtest.SQL(`CREATE TABLE other (t text)`))
+				a := newAccident(t, db)
+				known := a.in.Watermark()
+				if streaming {
+					a.in.hold()
+				} else {
+					known = a.down()
+				}
+				for range 20 { // segments of 16 MB
+					exec(t, db, `INSERT INTO other VALUES ('x')`)
+					exec(t, db, `SELECT pg_switch_wal()`)
+					exec(t, db, `CHECKPOINT`)
+					if ask(t, db, `SELECT wal_status FROM pg_replication_slots`) == "lost" {
+						break
+					}
+				}
+				db.Until(t, `SELECT wal_status = 'lost' FROM pg_replication_slots`)
+				src := a.src
+				if streaming {
+					if err := a.run.ended(); err == nil {
+						t.Error("Run returned no error")
+					}
+				} else {
+					src = newSource(t, config(db.DSN))
+				}
+				wantGone(t, a.open(src, known), db.Name, relay.GoneLost, "wal_status = lost")
+				_, err := src.EnsureSlot(t.Context(), db.Name)
+				wantSetup(t, err, "is lost", "max_slot_wal_keep_size", "start the relay")
+				a.recovers(src)
+			})
+		})
+	}
+}
+
+// Up to PostgreSQL 17 the server ends the stream when its publication is gone. 18 warns and goes on without the rows, which nobody
+// would notice.
+func TestPublicationDropped(t *testing.T) {
+	t.Run("while streaming", func(t *testing.T) {
+		eachVersion(t, []string{"18"}, func(t *testing.T, version string) {
+			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
+			before := askLSN(t, a.db, `SELECT pg_current_wal_insert_lsn()`)
+			insert(t, a.db, "gap")
+			after := askLSN(t, a.db, `SELECT pg_current_wal_insert_lsn()`)
+			wantGone(t, a.run.ended(), a.db.Name, relay.GonePublication, "sagaz_outbox")
+			if got := confirmed(t, a.db); got >= after {
+				t.Errorf("got %s confirmed, beyond the row that was not read (%s to %s)", got, before, after)
+			}
+			wantGone(t, a.open(a.src, a.in.Watermark()), a.db.Name, relay.GonePublication)
+			a.recovers(a.src)
+		})
+	})
+	t.Run("while streaming, without traffic", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t, pgtest.Migrated())
+		a := &accident{t: t, db: db, src: newSource(t, config(db.DSN)), in: newIntake(t)}
+		a.src.lookEvery = 50 * time.Millisecond
+		a.run = start(t, a.src, db.Name, a.in)
+		exec(t, db, `DROP PUBLICATION sagaz_outbox`)
+		wantGone(t, a.run.ended(), db.Name, relay.GonePublication, "dropped")
+		a.recovers(a.src)
+	})
+	t.Run("while down", func(t *testing.T) {
+		eachVersion(t, []string{"18"}, func(t *testing.T, version string) {
+			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+			known := a.down()
+			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
+			insert(t, a.db, "gap")
+			other := newSource(t, config(a.db.DSN))
+			wantGone(t, a.open(other, known), a.db.Name, relay.GonePublication, "does not exist")
+			a.recovers(other)
+		})
+	})
+	// A slot does not see a publication that is younger than what it decodes. The server says so at the first row.
+	t.Run("while down, and made again", func(t *testing.T) {
+		eachVersion(t, []string{"18"}, func(t *testing.T, version string) {
+			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+			known := a.down()
+			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
+			insert(t, a.db, "gap")
+			if made, err := EnsurePublication(t.Context(), a.db.Conn(t), "sagaz_outbox"); !made || err != nil {
+				t.Fatalf("EnsurePublication: got %t, %v", made, err)
+			}
+			other, in := newSource(t, config(a.db.DSN)), newIntake(t)
+			st, err := other.Open(t.Context(), a.db.Name, known)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantGone(t, run(t, st, in).ended(), a.db.Name, relay.GonePublication, "sagaz_outbox")
+			if got := keys(in.events); got != "" {
+				t.Errorf("got %s", got)
+			}
+			a.recovers(other)
+		})
+	})
+}
+
+// Of a table that a publication has ceased to carry the server says nothing at all.
+func TestPublicationChanged(t *testing.T) {
+	for _, c := range []struct {
+		name, change, back string   // statements
+		setup              []string // what a person is told; none if nothing is wrong any more
+	}{
+		{"table taken out", `ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox`, `ALTER PUBLICATION sagaz_outbox ADD TABLE saga_outbox`, []string{"does not contain", "ADD TABLE"}},
+		{"no inserts", `ALTER PUBLICATION sagaz_outbox SET (publish = 'delete')`, `ALTER PUBLICATION sagaz_outbox SET (publish = 'insert')`, []string{"does not publish inserts", "SET (publish"}},
+		{
+			"column dropped", `ALTER TABLE saga_outbox DROP headers CASCADE`,
+			`ALTER TABLE saga_outbox ADD headers jsonb DEFAULT '{}'; ALTER PUBLICATION sagaz_outbox SET TABLE saga_outbox`,
+			[]string{"lacks column headers"},
+		},
+		{"out and in again", `ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox; ALTER PUBLICATION sagaz_outbox ADD TABLE saga_outbox`, ``, nil},
+	} {
+		t.Run(c.name+" while streaming", func(t *testing.T) {
+			eachVersion(t, nil, func(t *testing.T, version string) {
+				db := pgtest.NewVersion(t, version, pgtest.Migrated())
+				a := &accident{t: t, db: db, src: newSource(t, config(db.DSN)), in: newIntake(t)}
+				a.src.lookEvery = 50 * time.Millisecond
+				a.run = start(t, a.src, db.Name, a.in)
+				insert(t, db, "before")
+				a.in.wait(1)
+				// It looks again and again, and finds nothing.
+				for range 3 {
+					last := ask(t, db, `SELECT coalesce(max(query_start), '-infinity') FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay look'`)
+					db.Until(t, `SELECT max(query_start) > $1::text::timestamptz FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay look'`, last)
+				}
+				a.run.alive()
+				exec(t, db, c.change) // in one transaction, so that no look falls in between
+				err := a.run.ended()
+				if c.setup == nil {
+					wantGone(t, err, db.Name, relay.GonePublication, "changed")
+					a.recovers(a.src)
+					return
+				}
+				wantSetup(t, err, c.setup...)
+				wantSetup(t, a.open(a.src, a.in.Watermark()), c.setup...)
+				exec(t, db, c.back)
+				a.recovers(a.src) // Create sees by itself that the slot leaves something out
+			})
+		})
+		t.Run(c.name+" while down", func(t *testing.T) {
+			eachVersion(t, nil, func(t *testing.T, version string) {
+				a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+				known := a.down()
+				exec(t, a.db, c.change)
+				exec(t, a.db, c.back)
+				other := newSource(t, config(a.db.DSN))
+				wantGone(t, a.open(other, known), a.db.Name, relay.GonePublication, "changed")
+				a.recovers(other)
+			})
+		})
+	}
+}
+
+// A slot that stands further on than we have let it go cannot tell of what it has passed.
+func TestSlotMoved(t *testing.T) {
+	t.Run("advanced", func(t *testing.T) {
+		eachVersion(t, nil, func(t *testing.T, version string) {
+			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+			known := a.down()
+			insert(t, a.db, "gap")
+			exec(t, a.db, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, a.db.Name)
+			stands := confirmed(t, a.db)
+			other := newSource(t, config(a.db.DSN))
+			wantGone(t, a.open(other, known), a.db.Name, relay.GoneMoved, known.String(), stands.String())
+			// It can be read, so Create leaves it as it is.
+			if at, err := other.Create(t.Context(), a.db.Name); err != nil || at != stands {
+				t.Errorf("Create: got %s, %v, want %s", at, err, stands)
+			}
+			a.recovers(other)
+		})
+	})
+	t.Run("dropped and made again", func(t *testing.T) {
+		eachVersion(t, nil, func(t *testing.T, version string) {
+			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
+			known := a.down()
+			dropSlot(t, a.db)
+			insert(t, a.db, "gap")
+			exec(t, a.db, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, a.db.Name)
+			other := newSource(t, config(a.db.DSN))
+			wantGone(t, a.open(other, known), a.db.Name, relay.GoneMoved)
+			a.recovers(other)
+		})
+	})
+	t.Run("not at all", func(t *testing.T) {
+		t.Parallel()
+		a := newAccident(t, pgtest.New(t, pgtest.Migrated()))
+		known := a.down()
+		if got := confirmed(t, a.db); got != known {
+			t.Fatalf("got %s confirmed, want the watermark %s", got, known)
+		}
+		for _, known := range []relay.LSN{known, known + 1, 0} { // 0: nobody knows
+			st, err := a.src.Open(t.Context(), a.db.Name, known)
+			if err != nil {
+				t.Fatalf("known %s: %v", known, err)
+			}
+			if err := st.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// Create has to drop a slot that a former owner's connection holds, which it may; of anybody else's it says who it is.
+func TestCreateWhileBusy(t *testing.T) {
+	for _, c := range []struct {
+		name, application string
+		ends              bool
+	}{{"by a former owner", applicationName, true}, {"by a stranger", "pg_recvlogical ", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			a := newAccident(t, pgtest.New(t, pgtest.Migrated()))
+			a.down()
+			pid := replicate(t, a.db, a.db.Name, c.application+a.db.Name)
+			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
+			_, err := a.src.Create(t.Context(), a.db.Name)
+			if !errors.Is(err, relay.ErrSlotBusy) {
+				t.Fatalf("got %v, want %v", err, relay.ErrSlotBusy)
+			}
+			if !c.ends {
+				if got := ask(t, a.db, `SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, a.db.Name); got != pid {
+					t.Errorf("the stranger with pid %s was ended; %s reads now", pid, got)
+				}
+				exec(t, a.db, `SELECT pg_terminate_backend($1::text::int)`, pid)
+			}
+			a.db.Until(t, `SELECT NOT active FROM pg_replication_slots WHERE slot_name = $1`, a.db.Name)
+			// The publication is there now, but the slot is older: Create has to remember that.
+			a.recovers(a.src)
+		})
+	}
+}

@@ -1,0 +1,253 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// slot is what pg_replication_slots says.
+type slot struct {
+	plugin, kind, database string
+	active                 bool      // a connection reads it, or makes it just now
+	confirmed              relay.LSN // 0 while it is being made
+	lost                   string    // why the server has given it up; empty if it has not
+}
+
+// slotState returns nil when there is no such slot.
+func (s *session) slotState(ctx context.Context, name string) (*slot, error) {
+	// invalidation_reason is there from PostgreSQL 17 on, conflicting in 16 and later.
+	rows, err := s.query(ctx, `SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), active, coalesce(confirmed_flush_lsn::text, ''),
+			concat_ws(', ', CASE WHEN wal_status = 'lost' THEN 'wal_status = lost' END,
+				'invalidation_reason = ' || (to_jsonb(s) ->> 'invalidation_reason'), CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflicting' END)
+		FROM pg_replication_slots s WHERE slot_name = `+quoteLiteral(name))
+	if err != nil {
+		return nil, fmt.Errorf("look at slot %q: %w", name, err)
+	}
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	r := rows[0]
+	sl := &slot{plugin: r[0], kind: r[1], database: r[2], active: r[3] == "t", lost: r[5]}
+	if r[4] != "" {
+		if sl.confirmed, err = relay.ParseLSN(r[4]); err != nil {
+			return nil, fmt.Errorf("look at slot %q: %w", name, err)
+		}
+	}
+	return sl, nil
+}
+
+// ours tells a slot that a relay can read from one that only has its name.
+func (sl *slot) ours(name, database string) error {
+	fault := ""
+	switch {
+	case sl.kind != "logical":
+		fault = fmt.Sprintf("slot %q is a %s slot, a logical one is needed", name, sl.kind)
+	case sl.plugin != "pgoutput":
+		fault = fmt.Sprintf("slot %q was made for plugin %s, not pgoutput", name, sl.plugin)
+	case sl.database != database:
+		fault = fmt.Sprintf("slot %q belongs to database %q, not %q", name, sl.database, database)
+	default:
+		return nil
+	}
+	return &relay.SetupError{
+		Problem: fault, Streaming: true,
+		Fix: "set RELAY_SLOT to another name, or drop that slot if nobody needs it: SELECT pg_drop_replication_slot(" + quoteLiteral(name) + ");",
+	}
+}
+
+// createSlot makes the slot and returns its consistent point. The server waits for all transactions that are under way.
+func (s *session) createSlot(ctx context.Context, name string, failover bool) (relay.LSN, error) {
+	options := "NOEXPORT_SNAPSHOT"
+	if s.server >= 15 {
+		options = "(SNAPSHOT 'nothing')"
+	}
+	if s.server >= 17 && failover {
+		options = "(SNAPSHOT 'nothing', FAILOVER true)"
+	}
+	rows, err := s.query(ctx, fmt.Sprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput %s", quoteIdent(name), options))
+	if hasCode(err, codeDuplicateObject) {
+		return 0, fmt.Errorf("create slot %q: another relay was faster: %w", name, err)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("create slot %q: %w", name, classify(err, s.role))
+	}
+	at, err := relay.ParseLSN(rows[0][1])
+	if err != nil {
+		return 0, fmt.Errorf("create slot %q: its consistent point: %w", name, err)
+	}
+	return at, nil
+}
+
+// dropSlot drops a slot of ours; that it is gone already is no fault. A former owner that still reads it is ended.
+func (s *session) dropSlot(ctx context.Context, name string) error {
+	_, err := s.query(ctx, "SELECT pg_drop_replication_slot("+quoteLiteral(name)+")")
+	switch {
+	case err == nil || hasCode(err, codeUndefinedObject):
+		return nil
+	case hasCode(err, codeInUse):
+		return s.busy(ctx, name, err)
+	default:
+		return fmt.Errorf("drop slot %q: %w", name, classify(err, s.role))
+	}
+}
+
+// errInUse is what the server would say.
+var errInUse = errors.New("it is in use")
+
+// busy says who reads the slot. We hold the slot's lease, so a relay's walsender is that of an owner that is no more, or frozen: it
+// is ended. Anybody else is left alone.
+func (s *session) busy(ctx context.Context, name string, cause error) error {
+	rows, err := s.query(ctx, `SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'), coalesce(a.usename, '')
+		FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = `+quoteLiteral(name))
+	if err != nil {
+		return fmt.Errorf("%w: slot %q: %w (who reads it could not be asked: %w)", relay.ErrSlotBusy, name, cause, err)
+	}
+	if len(rows) == 0 { // let go of meanwhile
+		return fmt.Errorf("%w: slot %q: %w", relay.ErrSlotBusy, name, cause)
+	}
+	r := rows[0]
+	if r[1] == applicationFor(name) {
+		if _, err := s.query(ctx, `SELECT pg_terminate_backend(`+r[0]+`)`); err != nil {
+			return fmt.Errorf("%w: slot %q is still held by a former owner (pid %s from %s as %s), which we may not end: %w", relay.ErrSlotBusy, name, r[0], r[2], r[3], err)
+		}
+		return fmt.Errorf("%w: slot %q was still held by a former owner (pid %s from %s), which was ended", relay.ErrSlotBusy, name, r[0], r[2])
+	}
+	return fmt.Errorf("%w: slot %q is read by pid %s (%s from %s as %s); to end it: SELECT pg_terminate_backend(%s);", relay.ErrSlotBusy, name, r[0], r[1], r[2], r[3], r[0])
+}
+
+// untilReady reads what is left of the answer to a statement that failed. pglogrepl reads an answer up to the error only; what
+// is left would be taken for the answer to the next statement.
+func (s *session) untilReady(ctx context.Context) error {
+	for {
+		msg, err := s.conn.ReceiveMessage(ctx)
+		if err != nil {
+			return err
+		}
+		if _, ok := msg.(*pgproto3.ReadyForQuery); ok {
+			return nil
+		}
+	}
+}
+
+// memory is what a source knows of a slot beyond what the server tells. It is lost with the process, and then a slot may be made anew once
+// more than needed.
+type memory struct {
+	anew bool   // the server has said that the slot cannot be read, or rows were left out: keep it no more
+	made string // version of the publication as of which we have made the slot
+}
+
+func (s *Source) recall(slot string) memory {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.slots[slot]
+}
+
+func (s *Source) remember(slot string, m memory) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slots[slot] = m
+}
+
+// gone makes the error, and notes for Create what it means for the slot.
+func (s *Source) gone(slot string, cause relay.GoneCause, err error) error {
+	if cause == relay.GoneLost || cause == relay.GonePublication {
+		m := s.recall(slot)
+		m.anew = true
+		s.remember(slot, m)
+	}
+	return &relay.SlotGoneError{Slot: slot, Cause: cause, Err: err}
+}
+
+// Create implements relay.Source. The server waits with it for the end of all transactions under way.
+//
+// A slot is not kept if it is lost, if its publication had to be made or was changed (pgoutput does not see what is younger than what
+// it decodes), or if Open or Run has said so.
+func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
+	sess, err := s.connect(ctx, slot)
+	if err != nil {
+		return 0, err
+	}
+	defer sess.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on it
+	table, err := sess.inspect(ctx, s.cfg.Publication, true)
+	if err != nil {
+		return 0, err
+	}
+	there, err := sess.slotState(ctx, slot)
+	if err != nil {
+		return 0, err
+	}
+	if there != nil {
+		if err := there.ours(slot, sess.dbname); err != nil {
+			return 0, err
+		}
+	}
+	known := s.recall(slot)
+	anew := known.anew
+	switch {
+	case !table.published: // this first, so that the slot sees it
+		if err := sess.createPublication(ctx, s.cfg.Publication, table); err != nil {
+			return 0, err
+		}
+		s.log.Info("publication created", "publication", s.cfg.Publication, "table", table.name)
+		anew = true
+		s.remember(slot, memory{anew: there != nil})
+		if err := sess.checkPublication(ctx, s.cfg.Publication, table); err != nil {
+			return 0, err
+		}
+	case there != nil && known.made != table.version:
+		if changed, err := sess.changedSince(ctx, s.cfg.Publication, table, slot); err != nil {
+			return 0, err
+		} else if changed {
+			anew = true
+		}
+	}
+	if there != nil {
+		if there.lost == "" && there.confirmed != 0 && !anew {
+			return there.confirmed, nil
+		}
+		if err := sess.dropSlot(ctx, slot); err != nil {
+			return 0, err
+		}
+		s.log.Info("slot dropped", "slot", slot, "lost", there.lost != "")
+	}
+	at, err := sess.createSlot(ctx, slot, s.cfg.Failover)
+	if err != nil {
+		return 0, err
+	}
+	s.remember(slot, memory{made: table.version})
+	s.log.Info("slot created", "slot", slot, "lsn", at)
+	return at, nil
+}
+
+// EnsureSlot makes the slot if it is missing, and reports whether it did. The server waits with it for the end of
+// all transactions under way. Unlike Create it drops nothing.
+func (s *Source) EnsureSlot(ctx context.Context, name string) (made bool, err error) {
+	sess, err := s.connect(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	defer sess.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on it
+	if _, err := sess.inspect(ctx, s.cfg.Publication, true); err != nil {
+		return false, err
+	}
+	there, err := sess.slotState(ctx, name)
+	switch {
+	case err != nil:
+		return false, err
+	case there == nil:
+		_, err = sess.createSlot(ctx, name, s.cfg.Failover)
+		return err == nil, err
+	case there.lost != "":
+		return false, &relay.SetupError{
+			Problem: fmt.Sprintf("slot %q is lost, most likely because it needed more WAL than max_slot_wal_keep_size lets it keep (%s)", name, there.lost),
+			Fix:     "start the relay: it makes the slot anew and finds in the table what was not delivered",
+		}
+	default:
+		return false, there.ours(name, sess.dbname)
+	}
+}

@@ -1,0 +1,154 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// claimPrefix begins the worker_id of every claim that an owner of this slot makes; the epoch and WORKER_ID follow.
+func (l *lease) claimPrefix() string { return "sagaz-relay/" + l.slot + "/" }
+
+// claimant is the worker_id of this lease's claims.
+func (l *lease) claimant() string {
+	const longest = 255 // the column's, in characters
+	name := []rune(fmt.Sprintf("%s%d/%s", l.claimPrefix(), l.epoch, strings.ToValidUTF8(l.store.cfg.Owner, "")))
+	return string(name[:min(len(name), longest)])
+}
+
+// lookUpSQL tells of rows what they say. The library's worker says failed for a moment before it says pending or dead_letter, with its
+// claim still on the row; a refusal of ours is on a row without one. $2 begins our own claims.
+const lookUpSQL = `SELECT event_id, CASE WHEN status = 'failed' AND worker_id IS NOT NULL THEN 'claimed' ELSE status END, coalesce(worker_id, ''),
+	coalesce(starts_with(worker_id, $2), false), coalesce(extract(epoch FROM claimed_at - clock_timestamp())::float8, '-infinity')
+	FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
+
+const inLedgerSQL = `SELECT DISTINCT event_id FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[])`
+
+// claimSQL makes ours what is free: pending, or claimed by somebody dead, or by an owner of this slot. A failed row is free when the table
+// was searched for such ($7), which finds only those without an entry. What somebody has locked is about to be something else.
+const claimSQL = `WITH free AS (SELECT event_id FROM saga_outbox o WHERE event_id = ANY($1::uuid[])
+		AND (status = 'pending' OR (status = 'claimed' OR status = 'failed' AND worker_id IS NOT NULL)
+				AND (claimed_at IS NULL OR claimed_at < clock_timestamp() - make_interval(secs => $4) OR starts_with(worker_id, $5))
+			OR status = 'failed' AND worker_id IS NULL AND event_id = ANY($7::uuid[]))
+		AND NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)
+		FOR UPDATE SKIP LOCKED)
+	UPDATE saga_outbox o SET status = 'claimed', claimed_at = clock_timestamp(), worker_id = $6 FROM free WHERE o.event_id = free.event_id` + owned + ` RETURNING o.event_id`
+
+// Settled implements relay.Lease. A row that is not there was deleted or archived by its mark, or by a person, unless its
+// transaction is still invisible, as in Mark: then it is not settled. In hybrid mode such a row cannot be claimed yet, and is
+// waited for as if it were another worker's.
+func (l *lease) Settled(ctx context.Context, events []relay.Event) ([]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	var settled []bool
+	err := l.with(ctx, func(conn *pgx.Conn) error {
+		claimed, err := l.claim(ctx, conn, events)
+		if err != nil {
+			return err
+		}
+		running, err := takeSnapshot(ctx, conn)
+		if err != nil {
+			return err
+		}
+		settled, err = l.lookUp(ctx, conn, events, claimed, running)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look up %d events: %w", len(events), err)
+	}
+	return settled, nil
+}
+
+// claim makes ours, in hybrid mode, what is free of the events' rows.
+func (l *lease) claim(ctx context.Context, conn *pgx.Conn, events []relay.Event) (map[relay.UUID]bool, error) {
+	if !l.store.cfg.Hybrid {
+		return nil, nil
+	}
+	var ids, swept uuids
+	for i := range events {
+		ids = append(ids, events[i].ID)
+		if events[i].CommitLSN == 0 {
+			swept = append(swept, events[i].ID)
+		}
+	}
+	claimed := make(map[relay.UUID]bool, len(ids))
+	var id [16]byte
+	tx := l.fenced(fence{})
+	tx.query([]any{&id}, func() error { claimed[id] = true; return nil },
+		claimSQL, ids, l.slot, l.epoch, l.store.cfg.ClaimTimeout.Seconds(), l.claimPrefix(), l.claimant(), swept)
+	return claimed, tx.run(ctx, conn)
+}
+
+// lookUp tells which events are settled. It refuses to answer while other workers' claims are fresh.
+func (l *lease) lookUp(ctx context.Context, conn *pgx.Conn, events []relay.Event, claimed map[relay.UUID]bool, running snapshot) ([]bool, error) {
+	var (
+		ids    = make(uuids, len(events))
+		parked = make(map[relay.UUID]bool)
+		found  = make(map[relay.UUID]string, len(events))
+		others relay.ClaimedError
+		id     [16]byte
+	)
+	for i := range events {
+		ids[i] = events[i].ID
+	}
+	rows, err := conn.Query(ctx, inLedgerSQL, ids)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { parked[id] = true; return nil }); err != nil {
+		return nil, err
+	}
+	waitFor := func(worker string, left time.Duration) {
+		others.Rows++
+		others.Worker = worker
+		others.AtMost = max(others.AtMost, left.Round(time.Millisecond))
+	}
+	var (
+		status, worker string
+		ours           bool
+		age            float64 // of the claim; seconds, negative
+	)
+	if rows, err = conn.Query(ctx, lookUpSQL, ids, l.claimPrefix()); err != nil {
+		return nil, err
+	}
+	_, err = pgx.ForEachRow(rows, []any{&id, &status, &worker, &ours, &age}, func() error {
+		found[id] = status
+		left := l.store.cfg.ClaimTimeout.Seconds() + age
+		switch {
+		case claimed[id] || parked[id]:
+		case status == "claimed" && !ours && left > 0:
+			waitFor(worker, time.Duration(left*float64(time.Second)))
+		case l.store.cfg.Hybrid && (status == "pending" || status == "claimed"): // it was locked
+			waitFor(worker, l.store.cfg.ClaimTimeout)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	settled := make([]bool, len(events))
+	for i := range events {
+		s, visible := found[events[i].ID]
+		switch {
+		case claimed[events[i].ID]:
+		case parked[events[i].ID]:
+			settled[i] = true
+		case visible:
+			settled[i] = s == "sent" || s == "dead_letter" || s == "failed"
+		default:
+			settled[i] = !running.hides(events[i].XID)
+			if l.store.cfg.Hybrid && !settled[i] {
+				waitFor("", l.store.cfg.ClaimTimeout)
+			}
+		}
+	}
+	if others.Rows > 0 {
+		return nil, &others
+	}
+	return settled, nil
+}

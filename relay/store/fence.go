@@ -1,0 +1,94 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// fence is what the first statement of a writing transaction notes in the slot's row.
+type fence struct {
+	upTo, confirm relay.LSN
+	atEnd         bool // marked_lsn moves to the end of the WAL
+}
+
+// fencedTx is a transaction that is sent in one round trip, behind its fence.
+type fencedTx struct {
+	batch pgx.Batch
+	took  []func(pgx.BatchResults) error // reads the result of each statement after the fence
+}
+
+func (l *lease) fenced(f fence) *fencedTx {
+	tx := &fencedTx{}
+	tx.batch.Queue(fenceSQL, l.slot, l.epoch, int64(f.upTo), int64(f.confirm), f.atEnd)
+	return tx
+}
+
+// queue adds a statement. The number of rows that it changed is added to n once run returns, unless n is nil.
+func (t *fencedTx) queue(n *int, sql string, args ...any) {
+	t.batch.Queue(sql, args...)
+	t.took = append(t.took, func(r pgx.BatchResults) error {
+		tag, err := r.Exec()
+		if n != nil && err == nil {
+			*n += int(tag.RowsAffected())
+		}
+		return err
+	})
+}
+
+// query adds a statement whose rows are read by f, once for each, after they were scanned into dest.
+func (t *fencedTx) query(dest []any, f func() error, sql string, args ...any) {
+	t.batch.Queue(sql, args...)
+	t.took = append(t.took, func(r pgx.BatchResults) error {
+		rows, err := r.Query()
+		if err != nil {
+			return err
+		}
+		_, err = pgx.ForEachRow(rows, dest, f)
+		return err
+	})
+}
+
+// run sends the transaction. It returns relay.ErrFenced, and nothing is written, when the slot has another owner.
+func (t *fencedTx) run(ctx context.Context, conn *pgx.Conn) (err error) {
+	results := conn.SendBatch(ctx, &t.batch)
+	defer func() { err = errors.Join(err, results.Close()) }()
+	tag, err := results.Exec()
+	if err != nil {
+		return err
+	}
+	if tag.RowsAffected() == 0 {
+		return relay.ErrFenced
+	}
+	for _, take := range t.took {
+		if err := take(results); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Confirm implements relay.Lease.
+func (l *lease) Confirm(ctx context.Context, lsn relay.LSN) error {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	err := l.with(ctx, func(conn *pgx.Conn) error { return l.fenced(fence{confirm: lsn}).run(ctx, conn) })
+	if err != nil {
+		return fmt.Errorf("note position %s of slot %q: %w", lsn, l.slot, err)
+	}
+	return nil
+}
+
+// codeLockNotAvailable is the SQLSTATE of a wait that lock_timeout has ended.
+const codeLockNotAvailable = "55P03"
+
+// isLocked reports whether err says that a lock was not to be had in time.
+func isLocked(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == codeLockNotAvailable
+}

@@ -1,0 +1,109 @@
+package store
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// blocking is true for the entries that later ones of their key wait for, and for those that wait. Its form is the index's.
+const blocking = `NOT detached AND (state <> 'retry' OR next_attempt_at IS NOT NULL)`
+
+// parkSQL writes entries. An entry that was not refused is held when something of its key blocks it, else ready. The look for that is an
+// index probe for each, by a subquery that cannot be planned as a hash over the whole ledger; when nothing blocks at all, which is
+// asked once, there is none. xid becomes the whole transaction id, of which the stream tells the lower half.
+const parkSQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, next_attempt_at, reason, last_error, detached)
+	SELECT p.event_id, p.sink, $2, p.position, p.partition_key, p.key_hash, p.event_type, CASE WHEN p.commit_lsn > 0 THEN '0/0'::pg_lsn + p.commit_lsn END,
+		CASE WHEN p.xid > 0 THEN (now.xmax + ((((p.xid - now.xmax) % 4294967296) + 6442450944) % 4294967296 - 2147483648))::text::xid8 END,
+		CASE WHEN p.state <> 'free' THEN p.state
+			WHEN NOT (SELECT EXISTS (SELECT FROM saga_outbox_delivery WHERE slot = $2 AND ` + blocking + `)) THEN 'retry'
+			WHEN (SELECT true FROM saga_outbox_delivery d WHERE d.slot = $2 AND d.sink = p.sink AND d.key_hash = p.key_hash AND d.partition_key = p.partition_key
+				AND ` + blocking + ` ORDER BY d.position LIMIT 1) THEN 'held'
+			ELSE 'retry' END,
+		p.attempts, CASE WHEN p.delay > 0 THEN clock_timestamp() + make_interval(secs => p.delay) END, nullif(p.reason, ''), nullif(p.error, ''), p.detached
+	FROM unnest($1::uuid[], $4::text[], $5::bigint[], $6::text[], $7::int[], $8::text[], $9::bigint[], $10::bigint[], $11::text[], $12::int[], $13::float8[], $14::text[], $15::text[], $16::boolean[])
+		AS p (event_id, sink, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, delay, reason, error, detached),
+		(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax) AS now
+	WHERE true` + owned + `
+	ON CONFLICT (event_id, sink) DO NOTHING`
+
+// stateFree is an entry of which parkSQL decides whether it is held or ready.
+const stateFree = "free"
+
+// entries are ledger entries to be made, a column each.
+type entries struct {
+	ids       uuids
+	sinks     []string
+	positions []int64
+	keys      []string
+	hashes    []int32
+	types     []string
+	commits   []int64
+	xids      []int64
+	states    []string
+	attempts  []int32
+	delays    []float64
+	reasons   []string
+	errors    []string
+	detached  []bool
+}
+
+// lineOf is what waits in one line: a key at a sink.
+type lineOf struct{ sink, key string }
+
+// gather makes entries of marks. What waits behind an entry of the same batch is decided here: parkSQL does not see those yet.
+func (e *entries) gather(marks []relay.Mark) {
+	parked := make([]*relay.Mark, 0, len(marks))
+	for i := range marks {
+		if len(marks[i].Parked) > 0 {
+			parked = append(parked, &marks[i])
+		}
+	}
+	slices.SortStableFunc(parked, func(a, b *relay.Mark) int { return cmp.Compare(a.Position, b.Position) })
+	var blocked map[lineOf]bool
+	for _, m := range parked {
+		for i := range m.Parked {
+			p := &m.Parked[i]
+			line := lineOf{p.Sink, m.Key}
+			state := string(p.State)
+			switch {
+			case p.State == relay.StateHeld && blocked[line]:
+			case p.State == relay.StateHeld:
+				state = stateFree
+			case p.Detached:
+			case p.State == relay.StateDead || p.Delay > 0:
+				if blocked == nil {
+					blocked = make(map[lineOf]bool)
+				}
+				blocked[line] = true
+			}
+			e.add(m, p, state)
+		}
+	}
+}
+
+func (e *entries) add(m *relay.Mark, p *relay.Parked, state string) {
+	e.ids = append(e.ids, m.ID)
+	e.sinks = append(e.sinks, p.Sink)
+	e.positions = append(e.positions, m.Position)
+	e.keys = append(e.keys, m.Key)
+	e.hashes = append(e.hashes, int32(m.KeyHash))
+	e.types = append(e.types, m.EventType)
+	e.commits = append(e.commits, int64(m.CommitLSN))
+	e.xids = append(e.xids, int64(m.XID))
+	e.states = append(e.states, state)
+	e.attempts = append(e.attempts, int32(p.Attempts))
+	delay := 0.0
+	if p.State == relay.StateRetry {
+		delay = p.Delay.Seconds()
+	}
+	e.delays = append(e.delays, delay)
+	e.reasons = append(e.reasons, string(p.Reason))
+	e.errors = append(e.errors, validText(p.Error))
+	e.detached = append(e.detached, p.Detached)
+}
+
+func (e *entries) queue(tx *fencedTx, l *lease) {
+	tx.queue(nil, parkSQL, e.ids, l.slot, l.epoch, e.sinks, e.positions, e.keys, e.hashes, e.types, e.commits, e.xids, e.states, e.attempts, e.delays, e.reasons, e.errors, e.detached)
+}

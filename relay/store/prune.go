@@ -1,0 +1,123 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// prunable is true for rows that were sent before an age of $2 seconds, and that nobody wants delivered again.
+const prunable = `status = 'sent' AND created_at < clock_timestamp() - make_interval(secs => $2) AND (sent_at IS NULL OR sent_at < clock_timestamp() - make_interval(secs => $2)) AND ` + inNoLedger
+
+// ownedNow is owned without a lock: pruning must not hold up marking, and what an owner of yesterday prunes is right, too.
+const ownedNow = ` AND EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $3 AND epoch = $4)`
+
+const (
+	// By the index on created_at, which has the oldest rows first. Those of them that were never sent are passed over each time.
+	oldestSQL = `SELECT o.event_id FROM saga_outbox o WHERE ` + prunable + ownedNow + ` ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED`
+	// Without such an index, by place: the pages from $5 to before $6.
+	placeSQL = `SELECT o.event_id FROM saga_outbox o WHERE o.ctid >= $5::text::tid AND o.ctid < $6::text::tid AND ` + prunable + ownedNow + ` LIMIT $1 FOR UPDATE SKIP LOCKED`
+
+	hasAgeIndexSQL = `SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+		WHERE i.indrelid = 'saga_outbox'::regclass AND i.indisvalid AND i.indpred IS NULL AND a.attname = 'created_at' AND m.amname = 'btree')`
+	pagesSQL = `SELECT pg_relation_size('saga_outbox') / current_setting('block_size')::bigint`
+
+	// youngSQL is when the oldest of the rows that were sent on some pages comes of age, in seconds from now.
+	youngSQL = `SELECT coalesce(extract(epoch FROM min(greatest(created_at, sent_at)) - clock_timestamp())::float8 + $1::float8, 'infinity') FROM saga_outbox
+		WHERE ctid >= $2::text::tid AND ctid < $3::text::tid AND status = 'sent' AND greatest(created_at, sent_at) > clock_timestamp() - make_interval(secs => $1)`
+)
+
+func pruneSQL(found string, archive bool) string {
+	if archive {
+		return `WITH gone AS (DELETE FROM saga_outbox WHERE event_id IN (` + found + `) RETURNING *) INSERT INTO saga_outbox_archive SELECT * FROM gone ON CONFLICT (event_id) DO NOTHING`
+	}
+	return `DELETE FROM saga_outbox WHERE event_id IN (` + found + `)`
+}
+
+// prunePages is how many pages of the table are read at a time.
+const prunePages = 512
+
+// walk is how far pruning by place has come.
+type walk struct {
+	page   int64         // where it goes on
+	oldest time.Time     // when the first of the rows that were met and too young comes of age
+	rest   time.Time     // not to begin anew before
+	took   time.Duration // for the pages before it
+}
+
+// Prune implements relay.Lease. Without an index on created_at it walks through the table's pages, remembers its place from call to call, and, having come
+// through, waits until a row comes of age that it has met on the way; and for long enough that walking takes a hundredth of the time.
+func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limit int) (int, error) {
+	var pruned int
+	err := l.beside(ctx, "prune", func(conn *pgx.Conn) error {
+		var ours, indexed bool
+		if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $1 AND epoch = $2)`, l.slot, l.epoch).Scan(&ours); err != nil {
+			return setup(err)
+		}
+		if !ours {
+			return relay.ErrFenced
+		}
+		if err := conn.QueryRow(ctx, hasAgeIndexSQL).Scan(&indexed); err != nil {
+			return err
+		}
+		if indexed {
+			tag, err := conn.Exec(ctx, pruneSQL(oldestSQL, archive), limit, age.Seconds(), l.slot, l.epoch)
+			pruned = int(tag.RowsAffected())
+			return setup(err)
+		}
+		var err error
+		pruned, err = l.pruneByPlace(ctx, conn, age, archive, limit)
+		return setup(err)
+	})
+	if err != nil {
+		return pruned, fmt.Errorf("prune the table: %w", err)
+	}
+	return pruned, nil
+}
+
+func (l *lease) pruneByPlace(ctx context.Context, conn *pgx.Conn, age time.Duration, archive bool, limit int) (pruned int, err error) {
+	l.pruning.Lock()
+	defer l.pruning.Unlock()
+	w, began := &l.walked, time.Now()
+	if w.page == 0 {
+		if began.Before(w.rest) {
+			return 0, nil
+		}
+		*w = walk{oldest: began.Add(age)}
+	}
+	var pages int64
+	if err := conn.QueryRow(ctx, pagesSQL).Scan(&pages); err != nil {
+		return 0, err
+	}
+	for w.page < pages {
+		from, to := fmt.Sprintf("(%d,0)", w.page), fmt.Sprintf("(%d,0)", w.page+prunePages)
+		tag, err := conn.Exec(ctx, pruneSQL(placeSQL, archive), limit-pruned, age.Seconds(), l.slot, l.epoch, from, to)
+		if err != nil {
+			return pruned, err
+		}
+		pruned += int(tag.RowsAffected())
+		if pruned >= limit {
+			w.took += time.Since(began)
+			return pruned, nil
+		}
+		var young float64
+		if err := conn.QueryRow(ctx, youngSQL, age.Seconds(), from, to).Scan(&young); err != nil {
+			return pruned, err
+		}
+		if at := time.Now().Add(time.Duration(min(young, age.Seconds()) * float64(time.Second))); at.Before(w.oldest) {
+			w.oldest = at
+		}
+		w.page += prunePages
+	}
+	w.took += time.Since(began)
+	w.rest = w.oldest
+	if least := time.Now().Add(100 * w.took); w.rest.Before(least) {
+		w.rest = least
+	}
+	w.page = 0
+	return pruned, nil
+}

@@ -1,0 +1,90 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+const (
+	oweSweepSQL = `UPDATE saga_outbox_relay SET sweep_owed = true, sweep_cause = $3, sweep_snapshot = NULL WHERE slot = $1 AND epoch = $2`
+
+	// A snapshot is taken when the statement begins, the position of the WAL's end when its row is made: later.
+	sweepFromSQL = `UPDATE saga_outbox_relay SET sweep_snapshot = coalesce(sweep_snapshot, pg_current_snapshot()::text) WHERE slot = $1 AND epoch = $2
+		RETURNING sweep_snapshot, (pg_current_wal_insert_lsn() - '0/0')::bigint`
+
+	// What the row said of the WAL may be of another cluster, from which the database was restored. So nothing of it is kept.
+	endSweepSQL = `UPDATE saga_outbox_relay SET sweep_owed = false, sweep_cause = '', sweep_snapshot = NULL, swept_until = now(),
+		marked_lsn = pg_current_wal_insert_lsn(), confirmed_lsn = '0/0'::pg_lsn + $3::numeric WHERE slot = $1 AND epoch = $2
+		RETURNING (marked_lsn - '0/0')::bigint`
+
+	horizonSQL = `SELECT pg_current_snapshot()::text, (pg_current_wal_insert_lsn() - '0/0')::bigint`
+)
+
+// Recovery implements relay.Sweeper.
+func (l *lease) Recovery() relay.Recovery { return l.recovery }
+
+// note runs one statement about the slot's row, which returns a row if it is ours.
+func (l *lease) note(ctx context.Context, dest []any, sql string, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	return l.with(ctx, func(conn *pgx.Conn) error {
+		rows := 0
+		err := each(ctx, conn, dest, func() error { rows++; return nil }, sql, append([]any{l.slot, l.epoch}, args...)...)
+		if err == nil && rows == 0 {
+			return relay.ErrFenced
+		}
+		return err
+	})
+}
+
+// OweSweep implements relay.Sweeper.
+func (l *lease) OweSweep(ctx context.Context, cause string) error {
+	err := l.note(ctx, []any{nil}, oweSweepSQL+` RETURNING true`, validText(cause))
+	if err != nil {
+		return fmt.Errorf("note that slot %q owes a sweep: %w", l.slot, err)
+	}
+	l.owedSnapshot.Store(nil)
+	return nil
+}
+
+// SweepFrom implements relay.Sweeper.
+func (l *lease) SweepFrom(ctx context.Context) (relay.Horizon, error) {
+	var (
+		h   relay.Horizon
+		wal int64
+	)
+	if err := l.note(ctx, []any{&h.Snapshot, &wal}, sweepFromSQL); err != nil {
+		return h, fmt.Errorf("note a snapshot for the sweep of slot %q: %w", l.slot, err)
+	}
+	h.WAL = relay.LSN(wal)
+	l.owedSnapshot.Store(&h.Snapshot)
+	return h, nil
+}
+
+// EndSweep implements relay.Sweeper.
+func (l *lease) EndSweep(ctx context.Context, confirmed relay.LSN) (relay.LSN, error) {
+	var marked int64
+	if err := l.note(ctx, []any{&marked}, endSweepSQL, int64(confirmed)); err != nil {
+		return 0, fmt.Errorf("note the end of the sweep of slot %q: %w", l.slot, err)
+	}
+	l.owedSnapshot.Store(nil)
+	l.markedLSN.Store(uint64(marked))
+	return relay.LSN(marked), nil
+}
+
+// Horizon implements relay.Sweeper.
+func (l *lease) Horizon(ctx context.Context) (relay.Horizon, error) {
+	var (
+		h   relay.Horizon
+		wal int64
+	)
+	if err := l.each(ctx, []any{&h.Snapshot, &wal}, func() error { return nil }, horizonSQL); err != nil {
+		return h, fmt.Errorf("take a snapshot: %w", err)
+	}
+	h.WAL = relay.LSN(wal)
+	return h, nil
+}

@@ -1,0 +1,151 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+const (
+	takeOutSQL = `DELETE FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = $4` + owned
+
+	chargeSQL = `UPDATE saga_outbox_delivery d SET state = CASE WHEN r.dead THEN 'dead' ELSE 'retry' END, attempts = r.attempts,
+			next_attempt_at = CASE WHEN NOT r.dead THEN clock_timestamp() + make_interval(secs => r.delay) END,
+			reason = nullif(r.reason, ''), last_error = nullif(r.error, ''), detached = d.detached OR r.detach
+		FROM unnest($1::uuid[], $5::boolean[], $6::int[], $7::float8[], $8::text[], $9::text[], $10::boolean[]) AS r (event_id, dead, attempts, delay, reason, error, detach)
+		WHERE d.event_id = r.event_id AND d.event_id = ANY($1::uuid[]) AND d.slot = $2 AND d.sink = $4` + owned
+
+	// behindSQL holds what is ready behind entries that were refused: at most $7 of each, the rest when Due meets it. One key can have
+	// a million entries, and the slot's row is locked meanwhile.
+	behindSQL = `UPDATE saga_outbox_delivery d SET state = 'held' FROM (
+			SELECT r.event_id FROM unnest($1::text[], $5::int[], $6::bigint[]) AS k (key, hash, position) CROSS JOIN LATERAL (
+				SELECT event_id FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key AND position > k.position
+					AND NOT detached AND state = 'retry' AND next_attempt_at IS NULL ORDER BY position LIMIT $7) r) held
+		WHERE d.event_id = held.event_id AND d.sink = $4` + owned
+
+	// freeSQL makes ready what is held first in its line, until $6 of a key are ready.
+	freeSQL = `UPDATE saga_outbox_delivery d SET state = 'retry', next_attempt_at = NULL FROM (
+			SELECT f.event_id FROM unnest($1::text[], $5::int[]) AS k (key, hash)
+			CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key
+				AND NOT detached AND state = 'retry' AND next_attempt_at IS NULL LIMIT $6) r) ready
+			CROSS JOIN LATERAL (SELECT event_id, bool_and(state = 'held') OVER (ORDER BY position) AS first FROM (
+				SELECT event_id, state, position FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key
+					AND ` + blocking + ` ORDER BY position LIMIT greatest($6 - ready.n, 0)) b) f
+			WHERE f.first) freed
+		WHERE d.event_id = freed.event_id AND d.sink = $4` + owned
+
+	// tellSQL makes rows say what their entries say.
+	tellSQL = `UPDATE saga_outbox o SET status = l.status, retry_count = l.attempts, last_error = l.error, worker_id = NULL, claimed_at = NULL
+		FROM (SELECT event_id, CASE WHEN bool_or(state = 'dead') THEN 'dead_letter' WHEN bool_or(attempts > 0) OR $4::boolean THEN 'failed' ELSE 'pending' END AS status,
+				max(attempts) AS attempts, bool_or(attempts > 0 OR state = 'dead') AS charged,
+				left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink) FILTER (WHERE attempts > 0 OR state = 'dead'), 2000) AS error
+			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) AND NOT discarded GROUP BY event_id) l
+		WHERE o.event_id = l.event_id AND o.event_id = ANY($1::uuid[]) AND (l.charged OR o.status IN ('failed', 'dead_letter'))
+			AND (o.status, o.retry_count, o.last_error) IS DISTINCT FROM (l.status, l.attempts, l.error)` + owned
+
+	// giveUpSQL is for rows whose last entry a person has discarded: nobody may find them and deliver them again.
+	giveUpSQL = `UPDATE saga_outbox SET status = 'dead_letter', worker_id = NULL, claimed_at = NULL
+		WHERE event_id = ANY($1::uuid[]) AND status IN ('pending', 'claimed', 'failed')` + owned
+)
+
+// heldAtOnce and freedAtOnce bound what one Resolve changes behind the entries that it is about.
+const (
+	heldAtOnce  = 10_000
+	freedAtOnce = 10_000
+	freedOfKey  = 1_000
+)
+
+// lines are lines in which something waits, a column each.
+type lines struct {
+	seen      map[lineOf]int
+	keys      []string
+	hashes    []int32
+	positions []int64 // of the first entry
+}
+
+func (l *lines) add(e *relay.Entry) {
+	if l.seen == nil {
+		l.seen = make(map[lineOf]int)
+	}
+	line := lineOf{key: e.Event.AggregateID}
+	at, is := l.seen[line]
+	if !is {
+		l.seen[line] = len(l.keys)
+		l.keys, l.hashes, l.positions = append(l.keys, line.key), append(l.hashes, int32(e.KeyHash)), append(l.positions, e.Position)
+		return
+	}
+	l.positions[at] = min(l.positions[at], e.Position)
+}
+
+// Resolve implements relay.Ledger.
+func (l *lease) Resolve(ctx context.Context, sink string, outcomes []relay.Outcome) error {
+	if len(outcomes) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	err := l.with(ctx, func(conn *pgx.Conn) error { return l.resolution(sink, outcomes).run(ctx, conn) })
+	if err != nil {
+		return fmt.Errorf("resolve %d entries of sink %s: %w", len(outcomes), sink, err)
+	}
+	return nil
+}
+
+// resolution is the transaction that writes outcomes.
+func (l *lease) resolution(sink string, outcomes []relay.Outcome) *fencedTx {
+	var (
+		out, delivered, dropped, charged, all uuids
+		dead, detach                          []bool
+		attempts                              []int32
+		delays                                []float64
+		reasons, errors                       []string
+		refused, freed                        lines
+	)
+	for i := range outcomes {
+		o := &outcomes[i]
+		id := o.Entry.Event.ID
+		all = append(all, id)
+		switch o.Fate {
+		case relay.FateDelivered:
+			out, delivered = append(out, id), append(delivered, id)
+		case relay.FateDropped:
+			out, dropped = append(out, id), append(dropped, id)
+		case relay.FateRefused, relay.FateDead:
+			charged = append(charged, id)
+			dead, detach = append(dead, o.Fate == relay.FateDead), append(detach, o.Fate == relay.FateDead && o.Detach)
+			attempts, delays = append(attempts, int32(o.Attempts)), append(delays, o.Delay.Seconds())
+			reasons, errors = append(reasons, string(o.Reason)), append(errors, validText(o.Error))
+		}
+		switch {
+		case o.Entry.Detached: // nobody waits for it
+		case o.Fate == relay.FateRefused, o.Fate == relay.FateDead && !o.Detach:
+			refused.add(o.Entry)
+		default:
+			freed.add(o.Entry)
+		}
+	}
+	tx := l.fenced(fence{})
+	if len(out) > 0 {
+		tx.queue(nil, takeOutSQL, out, l.slot, l.epoch, sink)
+	}
+	if len(charged) > 0 {
+		tx.queue(nil, chargeSQL, charged, l.slot, l.epoch, sink, dead, attempts, delays, reasons, errors, detach)
+	}
+	if len(refused.keys) > 0 {
+		tx.queue(nil, behindSQL, refused.keys, l.slot, l.epoch, sink, refused.hashes, refused.positions, max(1, heldAtOnce/len(refused.keys)))
+	}
+	if len(freed.keys) > 0 {
+		tx.queue(nil, freeSQL, freed.keys, l.slot, l.epoch, sink, freed.hashes, min(freedOfKey, max(10, freedAtOnce/len(freed.keys))))
+	}
+	if len(delivered) > 0 {
+		tx.queue(nil, withoutEntries(l.store.deliveredSQL()), delivered, l.slot, l.epoch)
+	}
+	if len(dropped) > 0 {
+		tx.queue(nil, withoutEntries(giveUpSQL), dropped, l.slot, l.epoch)
+	}
+	tx.queue(nil, tellSQL, all, l.slot, l.epoch, l.store.cfg.Hybrid)
+	return tx
+}

@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// marks is the lease's connection for marks and look-ups. It is made again when it breaks; the lease does not depend on it.
+type marks struct {
+	mu     sync.Mutex // one statement at a time; guards conn
+	conn   *pgx.Conn
+	closed bool
+	skip   bool // somebody holds the locks of rows that we want: mark the others
+}
+
+// openMarks makes the connection.
+func (l *lease) openMarks(ctx context.Context) error {
+	conn, err := l.store.connect(ctx, "marks "+l.slot)
+	if err != nil {
+		return setup(err)
+	}
+	// A transaction of ours is one round trip. If we are frozen in the middle of it, its locks must not outlive us for long.
+	// And its wait for a row must not hold the slot's row for long, which the renewal of the lease wants.
+	ttl := l.store.cfg.LeaseTTL.Milliseconds()
+	// Every statement here looks rows up by an index. A plan that was made while the ledger was empty must not read all of it later.
+	if _, err := conn.Exec(ctx, fmt.Sprintf(`SET idle_in_transaction_session_timeout = %d; SET lock_timeout = %d; SET jit = off; SET enable_seqscan = off`, ttl/3, ttl/9)); err != nil {
+		closeConn(conn)
+		return fmt.Errorf("prepare the marking session: %w", err)
+	}
+	l.setOrigin(ctx, conn)
+	l.marks.conn = conn
+	return nil
+}
+
+// setOrigin gives the session a replication origin, so that a server from 16 on drops our own updates before decoding them
+// (the slot is read with origin 'none'). It needs EXECUTE on the functions; without it all works the same, only slower. An
+// origin serves one session at a time, and a predecessor's may linger, so there are two.
+func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
+	var errs []error
+	for _, suffix := range []string{"a", "b"} {
+		name := "sagaz_relay_" + l.slot + "_" + suffix
+		_, err := conn.Exec(ctx, `SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1) THEN pg_replication_origin_create($1) END`, name)
+		if err == nil {
+			_, err = conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
+		}
+		if err == nil {
+			return
+		}
+		errs = append(errs, err)
+	}
+	l.log.Info("marking without a replication origin, so the server decodes our marks too", "error", errors.Join(errs...),
+		"mend", "as a superuser, grant EXECUTE on pg_replication_origin_create(text), pg_replication_origin_session_setup(text) and SELECT on pg_replication_origin")
+}
+
+func (m *marks) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	if m.conn != nil {
+		closeConn(m.conn)
+	}
+}
+
+// with runs f on the connection, which it makes again first if need be.
+func (l *lease) with(ctx context.Context, f func(*pgx.Conn) error) error {
+	l.marks.mu.Lock()
+	defer l.marks.mu.Unlock()
+	if l.marks.closed {
+		return relay.ErrLeaseLost
+	}
+	if l.marks.conn == nil || l.marks.conn.IsClosed() {
+		if err := l.openMarks(ctx); err != nil {
+			return err
+		}
+	}
+	return f(l.marks.conn)
+}

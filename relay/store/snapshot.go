@@ -1,0 +1,42 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// snapshot is PostgreSQL's pg_snapshot: which transactions have not ended.
+type snapshot struct {
+	xmax    uint64 // the first transaction that had not begun
+	running []uint64
+}
+
+func takeSnapshot(ctx context.Context, conn *pgx.Conn) (snapshot, error) {
+	var s snapshot
+	err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(s)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) AS x)
+		FROM pg_current_snapshot() AS s`).Scan(&s.xmax, &s.running)
+	if err != nil {
+		return s, fmt.Errorf("take a snapshot: %w", err)
+	}
+	return s, nil
+}
+
+// hides reports whether the rows of a transaction are invisible because it has not ended. 0 stands for a transaction
+// that ended long ago. The stream gives the lower 32 bits only; the rest is that of xmax, or one off.
+func (s *snapshot) hides(xid uint32) bool {
+	if xid == 0 {
+		return false
+	}
+	const half, whole = 1 << 31, 1 << 32
+	full := s.xmax&^(whole-1) | uint64(xid)
+	switch {
+	case full > s.xmax+half:
+		full -= whole
+	case full+half < s.xmax:
+		full += whole
+	}
+	return full >= s.xmax || slices.Contains(s.running, full)
+}

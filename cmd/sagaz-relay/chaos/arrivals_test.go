@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -229,4 +230,12 @@ func inFile(path string) ([]verify.Event, error) {
 		return nil, nil
 	}
 	return all, err
+}
+
+func aggregateID(body []byte) (string, error) {
+	var b struct {
+		AggregateID string `json:"aggregate_id"`
+	}
+	err := json.Unmarshal(body, &b)
+	return b.AggregateID, err
 }

@@ -18,7 +18,7 @@
 //	chaos_test.go   the run: rounds, totals
 //	plan_test.go    what a seed means
 //	fault_test.go   the faults, and what each excuses; *_faults_test.go is how they are done
-//	round_test.go   one round from start to verdict
+//	round_test.go   one round;  ending_test.go  what is waited for and looked at in the end
 //	verdict_test.go the comparison
 //	load_test.go    the applications
 //	stand_test.go   the servers;  link_test.go the network between;  seat_test.go a relay process

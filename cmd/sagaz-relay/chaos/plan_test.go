@@ -16,7 +16,19 @@ type plan struct {
 	env    settings // of each relay
 	steps  []step   // by time
 	skew   []time.Duration
+	// letters is what becomes of events that a sink cannot take.
+	letters letters
 }
+
+// letters is what becomes of refused events.
+type letters string
+
+const (
+	lettersMended    letters = "mended"    // they are offered until what is wrong is mended
+	lettersDead      letters = "dead"      // they are dead letters in the end, and stay so
+	lettersRetried   letters = "retried"   // they are dead letters, what is wrong is mended, and a person retries them
+	lettersDiscarded letters = "discarded" // they are dead letters, and a person gives them up
+)
 
 // step is one fault.
 type step struct {
@@ -101,14 +113,33 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	if chance(60) {
 		p.env["RELAY_SINK_ISOLATION"] = between(500*time.Millisecond, 3*time.Second).String()
 	}
-	if chance(20) {
+	switch n := rnd.IntN(100); {
+	case n < 50:
+		p.letters = lettersMended
+	case n < 65:
+		p.letters = lettersDead
+	case n < 90:
+		p.letters = lettersRetried
+	default:
+		p.letters = lettersDiscarded
+	}
+	if p.letters != lettersMended {
 		p.env["MAX_RETRIES"] = fmt.Sprint(maxRetries)
+	}
+	if hold := chance(60); hold && (p.letters == lettersRetried || p.letters == lettersDiscarded) {
+		p.env["RELAY_DEAD_LETTER"] = "hold"
 	}
 	if chance(30) {
 		p.env["RELAY_WAL_BUDGET"] = fmt.Sprint(1<<20 + rnd.IntN(8<<20))
 	}
 	if chance(15) {
 		p.env["RELAY_MODE"] = "polling"
+	}
+	switch n := rnd.IntN(100); {
+	case n < 10:
+		p.env["RELAY_MARK"] = "delete"
+	case n < 20:
+		p.env["RELAY_MARK"] = "archive"
 	}
 
 	var usable []*fault
@@ -144,7 +175,8 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 func (p *plan) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: %d relays into %s", p.seed, p.relays, strings.Join(p.sinks, "+"))
-	for _, name := range []string{"RELAY_MODE", "MAX_RETRIES", "RELAY_SINK_ISOLATION", "RELAY_WAL_BUDGET"} {
+	fmt.Fprintf(&b, ", refused events are %s", p.letters)
+	for _, name := range []string{"RELAY_MODE", "RELAY_MARK", "RELAY_DEAD_LETTER", "RELAY_SINK_ISOLATION", "RELAY_WAL_BUDGET"} {
 		if value := p.env[name]; value != "" {
 			fmt.Fprintf(&b, ", %s=%s", name, value)
 		}

@@ -3,7 +3,6 @@ package chaos
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -18,8 +17,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/relay/verify"
 )
 
 // patience bounds what must come in the end, on a machine that runs other tests too.
@@ -58,7 +55,7 @@ func runRound(t *testing.T, s *stand, p *plan) (*verdict, map[string]int) {
 	id := strings.ToLower(rand.Text()[:10])
 	r := &round{
 		t: t, stand: s, plan: p, dir: keep(t, p.seed), slot: "chaos_" + id, marker: "payload-secret-" + rand.Text(),
-		poison: map[string]ids{"kafka": {}, "rabbitmq": {}, "file": {}}, apart: map[string]ids{"kafka": {}}, replayed: make(ids), done: make(map[*fault]int),
+		poison: map[string]ids{"kafka": {}, "rabbitmq": {}, "file": {}}, apart: map[string]ids{"kafka": {}, "rabbitmq": {}}, replayed: make(ids), done: make(map[*fault]int),
 	}
 	r.set(id)
 	r.load = newLoad(r, r.db.DSN, r.topics)
@@ -236,94 +233,4 @@ func retry(f func() error) error {
 			return err
 		}
 	}
-}
-
-// settle waits until every row has its fate, and the ledger holds nothing but dead letters.
-func (r *round) settle() bool {
-	const unsettled = `SELECT count(*) || ' rows ' || status FROM saga_outbox WHERE status NOT IN ('sent', 'dead_letter') GROUP BY status
-		UNION ALL SELECT count(*) || ' entries ' || state || ' of ' || sink || coalesce(' for ' || reason, '') FROM saga_outbox_delivery WHERE state <> 'dead' GROUP BY state, sink, reason`
-	var left []string
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		var err error
-		if left, err = query[string](r, unsettled); err != nil {
-			r.errorf("look at the table: %v", err)
-			return false
-		}
-		if len(left) == 0 {
-			return true
-		}
-	}
-	some, _ := query[string](r, `SELECT concat_ws(' ', o.event_id, o.aggregate_id, o.aggregate_type, o.event_type, o.status, o.retry_count, o.worker_id, o.last_error,
-		'| ledger:', d.sink, d.state, d.reason, d.attempts, d.position, d.last_error) FROM saga_outbox o LEFT JOIN saga_outbox_delivery d USING (event_id)
-		WHERE o.status NOT IN ('sent', 'dead_letter') OR d.state <> 'dead' ORDER BY d.position, o.created_at LIMIT 5`) // for people
-	state, _ := query[string](r, `SELECT 'relay state: ' || r::text FROM saga_outbox_relay r UNION ALL SELECT 'slot: ' || s::text FROM pg_replication_slots s WHERE database = current_database()`)
-	r.errorf("not settled after %s: %s; the first of them:\n%s\n%s", patience, strings.Join(left, ", "), strings.Join(some, "\n"), strings.Join(state, "\n"))
-	return false
-}
-
-// compare gathers what is known of the round, and judges.
-func (r *round) compare() *verdict {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	e := &evidence{check: r.load.check, got: make(map[string][]verify.Event), dead: make(map[string]ids), poison: r.poison, apart: r.apart, replayed: r.replayed, excuses: r.excuses()}
-	for f := range r.done {
-		e.locked = e.locked || f.locks
-	}
-	for _, sink := range r.plan.sinks {
-		var err error
-		switch sink {
-		case "kafka":
-			for _, topic := range append(r.topics, r.extra...) {
-				var got []verify.Event
-				// A broker that was just started has no leaders for a moment.
-				err = errors.Join(err, retry(func() (err error) { got, err = r.stand.inKafka(ctx, topic); return err }))
-				e.got[sink] = append(e.got[sink], got...)
-			}
-		case "rabbitmq":
-			e.got[sink], err = r.stand.inRabbit(ctx, r.slot)
-		case "file":
-			e.got[sink], err = inFile(r.filePath())
-		}
-		if err != nil {
-			r.errorf("read back from %s: %v", sink, err)
-		}
-		e.dead[sink] = make(ids)
-		dead, err := query[[16]byte](r, `SELECT event_id FROM saga_outbox_delivery WHERE sink = $1 AND state = 'dead'`, sink)
-		if err != nil {
-			r.errorf("read the ledger: %v", err)
-		}
-		for _, id := range dead {
-			e.dead[sink][relay.UUID(id)] = true
-		}
-	}
-	v := e.judge()
-	r.rows(e, v)
-	return v
-}
-
-// rows compares the table with what was committed: each event has its row, which says what became of it.
-func (r *round) rows(e *evidence, v *verdict) {
-	counts, err := query[int](r, `SELECT count(*)::int FROM saga_outbox UNION ALL SELECT count(*)::int FROM saga_outbox WHERE status = 'dead_letter'`)
-	dead := make(ids)
-	for _, set := range e.dead {
-		for id := range set {
-			dead[id] = true
-		}
-	}
-	switch {
-	case err != nil:
-		r.errorf("count the rows: %v", err)
-	case counts[0] != v.events:
-		v.problems = append(v.problems, fmt.Sprintf("%d rows in the table, %d committed", counts[0], v.events))
-	case counts[1] != len(dead):
-		v.problems = append(v.problems, fmt.Sprintf("%d rows say dead_letter, the ledger has %d", counts[1], len(dead)))
-	}
-}
-
-func aggregateID(body []byte) (string, error) {
-	var b struct {
-		AggregateID string `json:"aggregate_id"`
-	}
-	err := json.Unmarshal(body, &b)
-	return b.AggregateID, err
 }

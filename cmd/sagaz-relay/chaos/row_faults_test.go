@@ -114,8 +114,8 @@ func (r *round) unknownTopic(s step) error {
 	})
 }
 
-// poisoned commits an event that a sink refuses, with others of its key around it in the same transaction. Where refusals do not end in
-// a dead letter, what is wrong is mended later.
+// poisoned commits an event that a sink refuses, with others of its key around it in the same transaction. What is wrong is mended later,
+// if the plan says so.
 func (r *round) poisoned(s step, sink string, bad row, mend func() error) error {
 	key := r.load.keys[s.pick%uint64(len(r.load.keys))]
 	bad.key = key
@@ -128,12 +128,12 @@ func (r *round) poisoned(s step, sink string, bad row, mend func() error) error 
 	r.mu.Lock()
 	if len(ids) > 0 {
 		r.poison[sink][ids[1]] = true
-		if bad.topic != "" {
+		if bad.topic != "" || r.plan.letters == lettersRetried && r.plan.env["RELAY_DEAD_LETTER"] != "hold" {
 			r.apart[sink][ids[1]] = true
 		}
 	}
 	r.mu.Unlock()
-	if r.plan.env["MAX_RETRIES"] == fmt.Sprint(maxRetries) {
+	if r.plan.letters == lettersDead || r.plan.letters == lettersDiscarded {
 		return nil
 	}
 	time.Sleep(s.hold)

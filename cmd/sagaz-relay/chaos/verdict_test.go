@@ -18,7 +18,7 @@ type evidence struct {
 	dead     map[string]ids            // by sink: dead letters in the ledger
 	poison   map[string]ids            // by sink: events that it could not take when they were committed
 	replayed ids                       // set back to pending by hand
-	apart    map[string]ids            // by sink: events that went to a place of their own there, so that their order cannot be seen
+	apart    map[string]ids            // by sink: events without an order: in a place of their own, or passed as dead letters and retried
 	// excuses are, by sink, the faults for which deliveries may have been repeated, each as often as it happened; a name may
 	// be there more than once.
 	excuses map[string][]string
@@ -90,7 +90,7 @@ func (e *evidence) judge() *verdict {
 				problem("sink %s: event %s is a dead letter, and nothing was wrong with it", s.Sink, id)
 			}
 		}
-		for what, set := range map[string]ids{"was set back to pending": e.replayed, "has a place of its own": e.apart[s.Sink]} {
+		for what, set := range map[string]ids{"was set back to pending": e.replayed, "has no order to keep": e.apart[s.Sink]} {
 			for id := range set {
 				if !arrived[s.Sink][id] && !e.dead[s.Sink][id] {
 					v.lost++

@@ -55,7 +55,7 @@ func TestVerdict(t *testing.T) {
 		{name: "again with a hole, of locked rows", got: "a1 a2 b1 a3 a1 a3", why: "kill", duplicates: 2, locked: true},
 		{name: "overtaken beside locked rows", got: "a1 a3 a2 b1", disordered: 1, locked: true, problem: "out of order"},
 		{name: "elsewhere", got: "a1 b1 a3 a2", apart: "a2"},
-		{name: "elsewhere and lost", got: "a1 b1 a3", apart: "a2", lost: 1, problem: "place of its own"},
+		{name: "elsewhere and lost", got: "a1 b1 a3", apart: "a2", lost: 1, problem: "no order to keep"},
 		{name: "elsewhere, again", got: "a1 b1 a3 a2 a2", apart: "a2", duplicates: 1, problem: "no fault of this round"},
 		{name: "another one again beside a replay", got: "a1 a2 b1 a3 a1 b1", replayed: "a1", duplicates: 1, problem: "no fault of this round"},
 	} {

@@ -72,6 +72,13 @@ func TestExitCodes(t *testing.T) {
 		{"UnknownBroker", map[string]string{"DATABASE_URL": database, "BROKER_TYPE": "carrier-pigeon"}, "run", exitConfig, "BROKER_TYPE=carrier-pigeon"},
 		{"UnknownVariable", map[string]string{"RELAY_LANE": "8"}, "run", exitConfig, "did you mean RELAY_LANES?"},
 		{"NoConfigFile", nil, "run --config /nowhere/relay.yaml", exitConfig, "--config: open /nowhere/relay.yaml"},
+		{"VerifyWithoutSince", map[string]string{"DATABASE_URL": database}, "verify", exitConfig, "--since is not given"},
+		{"VerifySinceWhen", map[string]string{"DATABASE_URL": database}, "verify --since yesterday", exitConfig, "--since=yesterday"},
+		{"VerifyUntilWhen", map[string]string{"DATABASE_URL": database}, "verify --since 2h --until -1h", exitConfig, "--until=-1h"},
+		{"VerifyStdout", map[string]string{"DATABASE_URL": database, "BROKER_TYPE": "stdout"}, "verify --since 2h", exitConfig, "stdout cannot be read back"},
+		{"VerifyUnknownSink", map[string]string{"DATABASE_URL": database}, "verify --since 2h --sink pigeon", exitConfig, "no sink is called pigeon"},
+		{"VerifyExchange", map[string]string{"DATABASE_URL": database, "BROKER_TYPE": "rabbitmq"}, "verify --since 2h", exitConfig, "rabbitmq needs --queue"},
+		{"VerifyDatabaseAway", map[string]string{"DATABASE_URL": database}, "verify --since 2026-11-23T07:00:00Z --sink file", exitFailure, "connect to 127.0.0.1:1/shop as relay"},
 		{"DatabaseAway", map[string]string{"DATABASE_URL": database}, "migrate --wait 1ms", exitFailure, "connect to 127.0.0.1:1/shop as relay"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -39,7 +39,8 @@ type KafkaOptions struct {
 	// Advertise is what the broker tells clients of the listener SASL_PLAINTEXT as its address (host:port), for a proxy in front of
 	// it: a client that has found one broker asks it where the others are. Default: the listener's own.
 	Advertise string
-	Settings  []string // more lines for server.properties, such as auto.create.topics.enable=false
+	// Config are further lines of server.properties; the last of one name counts, so they win over ours.
+	Config []string
 }
 
 // KafkaServer is an Apache Kafka node (KRaft, broker and controller in one). Addresses are host:port.
@@ -61,8 +62,8 @@ type KafkaServer struct {
 
 	dir       string
 	ownDir    bool
-	advertise string         // of the options
-	settings  []string       // of the options
+	advertise string
+	config    []string
 	libs      string         // directory of the jars
 	process   *child.Process // this one,
 	container *container     // or that one
@@ -71,7 +72,7 @@ type KafkaServer struct {
 // StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and Maven unless the jars
 // are in the cache already (or Docker); the error says how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
-	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, settings: opts.Settings}
+	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, config: opts.Config}
 	docker := opts.Docker || viaDocker()
 	var err error
 	if !docker {
@@ -248,7 +249,7 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 				".sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;")
 		}
 	}
-	conf = append(conf, k.settings...)
+	conf = append(conf, k.config...)
 	logFile := k.logFile()
 	if dir != k.dir {
 		logFile = "/tmp/kafka.log" // a container's copy of dir is read-only

@@ -76,7 +76,7 @@ func TestKafkaRestart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	const elsewhere = "127.0.0.1:9"
-	k, err := StartKafka(ctx, KafkaOptions{Dir: t.TempDir(), Log: t.Output(), Advertise: elsewhere, Settings: []string{"auto.create.topics.enable=false"}})
+	k, err := StartKafka(ctx, KafkaOptions{Dir: t.TempDir(), Log: t.Output(), Advertise: elsewhere, Config: []string{"auto.create.topics.enable=false"}})
 	if err != nil {
 		t.Fatal(err)
 	}

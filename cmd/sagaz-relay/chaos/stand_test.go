@@ -53,7 +53,7 @@ func newStand(t *testing.T, brokers bool) *stand {
 	var errs [2]error
 	both.Go(func() {
 		s.kafka, errs[0] = brokertest.StartKafka(ctx, brokertest.KafkaOptions{
-			Advertise: s.toKafka.addr, Settings: []string{"auto.create.topics.enable=false"},
+			Advertise: s.toKafka.addr, Config: []string{"auto.create.topics.enable=false"},
 		})
 	})
 	both.Go(func() { s.rabbit, errs[1] = brokertest.StartRabbitMQ(ctx, brokertest.RabbitMQOptions{}) })

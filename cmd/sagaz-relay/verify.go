@@ -1,0 +1,384 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
+	"github.com/sagaz-relay/relay/relay/verify"
+	"github.com/sagaz-relay/relay/sinks/file"
+	"github.com/sagaz-relay/relay/sinks/kafka"
+	"github.com/sagaz-relay/relay/sinks/rabbitmq"
+)
+
+// verification is one run of the command.
+type verification struct {
+	settings *settings
+	out      io.Writer
+
+	since, until string
+	sinks        []string
+	queue        string
+	types        []string
+	all          bool
+	strict       bool
+	asJSON       bool
+
+	from, to time.Time
+	conn     *pgx.Conn
+	audit    *verify.Audit
+	limit    int
+}
+
+const verifyHelp = `verify reads the events of saga_outbox and saga_outbox_archive that were created since --since, reads back what
+the brokers of BROKER_TYPE hold, and compares the two by event_id (the header of that name). It prints events that are
+
+  missing       the database says sent, and the sink does not have them
+  duplicates    there more than once; at-least-once delivery allows that, consumer_inbox takes care of it
+  disagreeing   two sinks got events of one key in different orders, so one of them is out of order (with Kafka: within a topic)
+  earlier       arrived behind an event of their key with a later created_at. That is the clock of an application, read before its
+                commit: out of order where a key's events are made one after another, by design or by clocks perhaps elsewhere
+
+Events that the ledger (saga_outbox_delivery) or the row's status says are still to come count as pending, or as dead letters, and are
+not missing. Events that were refused and retried may come late, and are left out of the two orders.
+
+What is read:
+  kafka         every topic of these events, from ten minutes before --since (by the records' time) to its end. Nothing is changed.
+                What the topic's retention has deleted is reported as missing.
+  rabbitmq      the queue of --queue. Messages are taken without an acknowledgement and given back at the end, to their places. Stop its
+                consumers first: verify refuses a queue that has any, and shuts others out while it reads. Afterwards every
+                message counts as redelivered; a quorum queue counts the delivery, and drops a message beyond its delivery-limit (20 in
+                RabbitMQ 4), and one with more than 65535 messages cannot be read. What was consumed is reported as missing: use a queue of its own for this, bound before --since.
+                A queue that is bound for some events only: say which with --event-type. Streams cannot be read.
+  file          the file of RELAY_FILE_PATH.
+
+An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile does no harm. Headers of a row that
+override event_id hide the event. It takes about 100 bytes of memory an event, and one scan of the table.
+
+Exit code 0: nothing is missing, and no sinks disagree (with --strict-order: and nothing is earlier). 1 otherwise.`
+
+func newVerify(load func() (*settings, error)) *cobra.Command {
+	var v verification
+	cmd := &cobra.Command{
+		Use:   "verify --since TIME",
+		Short: "Compare the table with what the brokers hold, event by event",
+		Long:  verifyHelp,
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := load()
+			if err != nil {
+				return err
+			}
+			v.settings, v.out = s, cmd.OutOrStdout()
+			if err := v.check(time.Now()); err != nil {
+				return err
+			}
+			return v.run(cmd.Context())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&v.since, "since", "", "events created since then: `time` as 2026-11-23T07:00:00Z, or how long ago, as 2h")
+	flags.StringVar(&v.until, "until", "", "events created before that `time`; default: no limit")
+	flags.StringSliceVar(&v.sinks, "sink", nil, "the `sinks` to read back; default: those of BROKER_TYPE")
+	flags.StringVar(&v.queue, "queue", "", "the RabbitMQ queue to read back (see above what that does to it)")
+	flags.StringSliceVar(&v.types, "event-type", nil, "only events of these `types`")
+	flags.BoolVar(&v.all, "all", false, "list every finding, not just the first 20 of each kind")
+	flags.BoolVar(&v.strict, "strict-order", false, "exit code 1 also for events that arrived against created_at")
+	flags.BoolVar(&v.asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// check reads the flags.
+func (v *verification) check(now time.Time) error {
+	if err := v.settings.database(); err != nil {
+		return err
+	}
+	var err error
+	if v.since == "" {
+		return usageError{errors.New("verify: --since is not given: want a time as 2026-11-23T07:00:00Z, or how long ago, as 2h")}
+	}
+	if v.from, err = timeFlag("since", v.since, now); err != nil {
+		return err
+	}
+	if v.until != "" {
+		if v.to, err = timeFlag("until", v.until, now); err != nil {
+			return err
+		}
+	}
+	if len(v.sinks) == 0 {
+		v.sinks = v.settings.program.Sinks
+	}
+	for i, name := range v.sinks {
+		v.sinks[i] = strings.ToLower(name)
+		switch kind := sinkKindOf(v.sinks[i]); {
+		case kind == nil:
+			return usageError{fmt.Errorf("verify: no sink is called %s: want some of %s", name, strings.Join(sinkNames(), ", "))}
+		case v.sinks[i] == "stdout":
+			return usageError{errors.New("verify: what went to stdout cannot be read back: choose others with --sink")}
+		case v.sinks[i] == "rabbitmq" && v.queue == "":
+			return usageError{errors.New("verify: rabbitmq needs --queue, since an exchange keeps nothing; or choose others with --sink")}
+		default:
+			if err := kind.validate(v.settings.sinks[v.sinks[i]]); err != nil {
+				return configError{err}
+			}
+		}
+	}
+	slices.Sort(v.sinks)
+	v.sinks = slices.Compact(v.sinks)
+	v.limit = 20
+	if v.all {
+		v.limit = -1
+	}
+	return nil
+}
+
+// timeFlag reads a moment, or how long ago it was.
+func timeFlag(name, text string, now time.Time) (time.Time, error) {
+	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
+		return now.Add(-ago), nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return t, usageError{fmt.Errorf("--%s=%s: want a time as 2026-11-23T07:00:00Z, or how long ago, as 2h", name, text)}
+	}
+	return t, nil
+}
+
+func (v *verification) run(ctx context.Context) error {
+	cfg, err := pgx.ParseConfig(v.settings.cdc.DatabaseURL)
+	if err != nil {
+		return configError{errors.New("DATABASE_URL: cannot be read: want postgresql://user:password@host:5432/database")}
+	}
+	cfg.RuntimeParams["application_name"] = "sagaz-relay verify"
+	if v.conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
+		return fmt.Errorf("connect to %s:%d/%s as %s: %w", cfg.Host, cfg.Port, cfg.Database, cfg.User, connectCause(err))
+	}
+	defer v.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // read only
+	// The table first: what it says was sent is at the brokers by the time they are asked.
+	if err := v.readTable(ctx); err != nil {
+		return err
+	}
+	unknown := make(map[string]*stranger)
+	for _, name := range v.sinks {
+		unknown[name] = &stranger{v: v}
+		if err := v.readSink(ctx, name, unknown[name]); err != nil {
+			return err
+		}
+		if err := unknown[name].lookUp(ctx); err != nil {
+			return err
+		}
+	}
+	report := v.audit.Report(v.limit)
+	for i := range report.Sinks {
+		s := unknown[report.Sinks[i].Sink]
+		report.Sinks[i].Unknown, report.Sinks[i].NoID = s.found, s.noID
+	}
+	return v.tell(report)
+}
+
+func (v *verification) readTable(ctx context.Context) error {
+	topic, err := relay.ParseTemplate(v.settings.relay.Topic)
+	if err != nil {
+		return configError{fmt.Errorf("RELAY_TOPIC: %w", err)}
+	}
+	encoder := relay.NewEncoder(topic, topic) // routing keys are not looked at
+	v.audit = verify.NewAudit()
+	sealed := false
+	seal := func() {
+		if sealed {
+			return
+		}
+		sealed = true
+		for _, name := range v.sinks {
+			v.audit.Sink(name, name == "kafka")
+		}
+	}
+	err = store.ReadAudit(ctx, v.conn, v.from, v.to, func(r store.AuditRow) error {
+		if len(v.types) > 0 && !slices.Contains(v.types, r.Event.EventType) {
+			return nil
+		}
+		row := verify.Row{ID: r.Event.ID, Key: r.Event.AggregateID, CreatedAt: r.Event.CreatedAt, Standing: standing(r.Status), Retried: r.RetryCount > 0}
+		var rec relay.Record
+		r.Event.Payload = "null" // for the names alone
+		if err := encoder.Encode(&rec, &r.Event); err != nil {
+			return fmt.Errorf("name the topic of event %s: %w", r.Event.ID, err)
+		}
+		row.Topic = rec.Topic
+		v.audit.Row(row)
+		return nil
+	}, func(e store.AuditEntry) error {
+		seal()
+		at := verify.Pending
+		if e.State == relay.StateDead || e.Discarded {
+			at = verify.Dead
+		}
+		v.audit.Parked(e.ID, e.Sink, at)
+		return nil
+	})
+	seal()
+	return err
+}
+
+func standing(status string) verify.Standing {
+	switch status {
+	case "sent":
+		return verify.Sent
+	case "dead_letter":
+		return verify.Dead
+	}
+	return verify.Pending
+}
+
+// replayedHeader is how the relay marks what a person wanted delivered once more.
+const replayedHeader = "relay-replayed-at"
+
+// clockSlack is how far the clocks of applications may be ahead of the one that stamps records.
+const clockSlack = 10 * time.Minute
+
+func (v *verification) readSink(ctx context.Context, name string, unknown *stranger) error {
+	arrived := func(id relay.UUID, replayed bool) error {
+		if v.audit.Arrived(name, id, replayed) {
+			return nil
+		}
+		return unknown.note(ctx, id)
+	}
+	byHeaders := func(headers []relay.Header) error {
+		var id relay.UUID
+		found, replayed := false, false
+		for _, h := range headers {
+			switch h.Key {
+			case "event_id":
+				var err error
+				id, err = relay.ParseUUID(h.Value)
+				found = err == nil
+			case replayedHeader:
+				replayed = true
+			}
+		}
+		if !found {
+			unknown.noID++
+			return nil
+		}
+		return arrived(id, replayed)
+	}
+	switch cfg := v.settings.sinks[name].(type) {
+	case *kafka.Config:
+		return kafka.ReadBack(ctx, *cfg, v.audit.Topics(), v.from.Add(-clockSlack), func(s kafka.Stored) error { return byHeaders(s.Headers) })
+	case *rabbitmq.Config:
+		return rabbitmq.ReadBack(ctx, *cfg, v.queue, func(s rabbitmq.Stored) error { return byHeaders(s.Headers) })
+	case *file.Config:
+		return file.Read(cfg.Path, func(l file.Line) error {
+			_, replayed := l.Headers[replayedHeader]
+			return errors.Join(arrived(l.EventID, replayed), ctx.Err())
+		})
+	}
+	return fmt.Errorf("sink %s cannot be read back", name)
+}
+
+// stranger gathers deliveries whose event is not among the rows, and keeps those that are not in the table at all: events that were
+// created before --since, or while verify reads, are no news.
+type stranger struct {
+	v     *verification
+	noID  int
+	ask   []relay.UUID
+	found verify.Found[string]
+}
+
+func (s *stranger) note(ctx context.Context, id relay.UUID) error {
+	if s.ask = append(s.ask, id); len(s.ask) < 1000 {
+		return nil
+	}
+	return s.lookUp(ctx)
+}
+
+func (s *stranger) lookUp(ctx context.Context) error {
+	if len(s.ask) == 0 {
+		return nil
+	}
+	there, err := store.Existing(ctx, s.v.conn, s.ask)
+	if err != nil {
+		return err
+	}
+	for _, id := range s.ask {
+		if !there[id] {
+			s.found.Add(s.v.limit, id.String())
+		}
+	}
+	s.ask = s.ask[:0]
+	return nil
+}
+
+// tell prints the report; its error says what is wrong.
+func (v *verification) tell(r *verify.AuditReport) error {
+	var err error
+	if v.asJSON {
+		enc := json.NewEncoder(v.out)
+		enc.SetIndent("", "  ")
+		err = enc.Encode(r)
+	} else {
+		_, err = io.WriteString(v.out, verifyText(r))
+	}
+	if err != nil {
+		return err
+	}
+	var wrong []string
+	for _, s := range r.Sinks {
+		if s.Missing.Count > 0 {
+			wrong = append(wrong, fmt.Sprintf("%d events are missing at %s", s.Missing.Count, s.Sink))
+		}
+		if v.strict && s.EarlierArrivedLater.Count > 0 {
+			wrong = append(wrong, fmt.Sprintf("%d events arrived at %s against created_at", s.EarlierArrivedLater.Count, s.Sink))
+		}
+	}
+	if n := r.Disagreements.Count; n > 0 {
+		wrong = append(wrong, fmt.Sprintf("the sinks got %d events in different orders", n))
+	}
+	if len(wrong) > 0 {
+		return errors.New("verify: " + strings.Join(wrong, "; "))
+	}
+	return nil
+}
+
+func verifyText(r *verify.AuditReport) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d events in the table\n", r.Events)
+	for _, s := range r.Sinks {
+		fmt.Fprintf(&b, "\n%s: %d of them there, in %d deliveries (%d replays); %d missing, %d pending, %d dead letters, %d duplicates, %d earlier\n",
+			s.Sink, s.Events, s.Deliveries, s.Replayed, s.Missing.Count, s.Pending, s.DeadLetters, s.Duplicates.Count, s.EarlierArrivedLater.Count)
+		list(&b, "missing", s.Missing)
+		list(&b, "duplicate", s.Duplicates)
+		list(&b, "earlier", s.EarlierArrivedLater)
+		list(&b, "not in the table (deleted since, or another application's)", s.Unknown)
+		if s.NoID > 0 {
+			fmt.Fprintf(&b, "  %d messages without an event_id\n", s.NoID)
+		}
+	}
+	if r.Disagreements.Count > 0 {
+		b.WriteString("\nbetween the sinks:\n")
+		list(&b, "disagreeing", r.Disagreements)
+	}
+	return b.String()
+}
+
+func list[T any](b *strings.Builder, what string, found verify.Found[T]) {
+	if found.Count == 0 {
+		return
+	}
+	fmt.Fprintf(b, "  %s:\n", what)
+	for _, f := range found.List {
+		fmt.Fprintf(b, "    %v\n", f)
+	}
+	if more := found.Count - len(found.List); more > 0 {
+		fmt.Fprintf(b, "    and %d more (--all lists them)\n", more)
+	}
+}

@@ -1,0 +1,208 @@
+package kafka
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol/describeconfigs"
+	"github.com/segmentio/kafka-go/protocol/metadata"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+var _ relay.RouteChecker = (*Sink)(nil)
+
+// Bits of the sets of operations in a metadata answer (Kafka's AclOperation).
+const (
+	mayWrite  = 1 << 4
+	mayCreate = 1 << 5
+	// untold stands for a set that the broker does not tell: versions before 2.3.
+	untold = math.MinInt32
+)
+
+// CheckRoutes looks up the routes' topics, and creates none. It finds topics that are missing where the brokers do not create them by
+// themselves or we may not have them do it, partitions without a leader, and topics to which the user may not write. A topic that is
+// missing and will be created with its first record is no problem. Rights are told by Kafka 2.3 and newer; of an
+// older one only that the user may see the topic is known.
+func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.RouteProblem, error) {
+	if s.ctx.Err() != nil {
+		return nil, ErrClosed
+	}
+	ctx, cancel := s.whileOpen(ctx)
+	defer cancel()
+	var problems []relay.RouteProblem
+	byTopic := map[string][]relay.Route{}
+	var names []string
+	for _, r := range routes {
+		if !legalTopic(r.Topic) {
+			problems = append(problems, relay.RouteProblem{
+				Route: r, Problem: fmt.Sprintf("%q is no legal topic name: 1 to 249 of a-z A-Z 0-9 . _ - and not . or ..", r.Topic),
+				Fix: "change event_type, or set RELAY_TOPIC to a template that makes legal names",
+			})
+			continue
+		}
+		if byTopic[r.Topic] == nil {
+			names = append(names, r.Topic)
+		}
+		byTopic[r.Topic] = append(byTopic[r.Topic], r)
+	}
+	if len(names) == 0 {
+		return problems, nil
+	}
+	res, err := s.control.ask(ctx, &metadata.Request{TopicNames: names, IncludeClusterAuthorizedOperations: true, IncludeTopicAuthorizedOperations: true})
+	if err != nil {
+		return nil, err
+	}
+	m := res.(*metadata.Response)
+	s.setBrokers(m.Brokers)
+	c := cluster{sink: s, answer: m}
+	for i := range m.Topics {
+		problem, fix := c.problem(ctx, &m.Topics[i])
+		if problem == "" {
+			continue
+		}
+		for _, r := range byTopic[m.Topics[i].Name] {
+			problems = append(problems, relay.RouteProblem{Route: r, Problem: problem, Fix: fix})
+		}
+	}
+	slices.SortStableFunc(problems, func(a, b relay.RouteProblem) int {
+		return cmp.Or(strings.Compare(a.Route.Topic, b.Route.Topic), strings.Compare(a.Route.EventType, b.Route.EventType))
+	})
+	return problems, nil
+}
+
+// cluster is what one check knows of it.
+type cluster struct {
+	sink   *Sink
+	answer *metadata.Response
+
+	asked      bool
+	auto       string // auto.create.topics.enable; empty when not told
+	partitions string // num.partitions
+	untold     error  // why these are not known
+}
+
+// problem says what is wrong with a topic, and what mends it. Empty is nothing.
+func (c *cluster) problem(ctx context.Context, t *metadata.ResponseTopic) (problem, fix string) {
+	switch code := kafkago.Error(t.ErrorCode); code {
+	case 0, kafkago.LeaderNotAvailable:
+	case kafkago.UnknownTopicOrPartition:
+		return c.missing(ctx, t.Name)
+	case kafkago.TopicAuthorizationFailed:
+		return "the user may not see topic " + t.Name + ", which exists or not", c.acl(t.Name, "Write", "Describe")
+	case kafkago.InvalidTopic:
+		return fmt.Sprintf("%q is no legal topic name, or one of Kafka's own", t.Name), "change event_type, or RELAY_TOPIC"
+	default:
+		return fmt.Sprintf("topic %s: %v", t.Name, code), c.tool("kafka-topics.sh") + " --describe --topic " + t.Name
+	}
+	var leaderless []string
+	for _, p := range t.Partitions {
+		if p.LeaderID < 0 {
+			leaderless = append(leaderless, fmt.Sprint(p.PartitionIndex))
+		}
+	}
+	switch ops := t.TopicAuthorizedOperations; {
+	case ops != untold && ops != 0 && ops&mayWrite == 0:
+		return "the user may see topic " + t.Name + " and not write to it", c.acl(t.Name, "Write")
+	case len(t.Partitions) == 0:
+		return "topic " + t.Name + " is just being made", "wait a moment and look again"
+	case len(leaderless) > 0:
+		slices.Sort(leaderless)
+		return fmt.Sprintf("%d of the %d partitions of topic %s have no leader (%s): records for them wait", len(leaderless), len(t.Partitions), t.Name, strings.Join(leaderless[:min(len(leaderless), 10)], ", ")),
+			"start the brokers that hold them: " + c.tool("kafka-topics.sh") + " --describe --topic " + t.Name + " names these"
+	}
+	return "", ""
+}
+
+// missing is about a topic that does not exist.
+func (c *cluster) missing(ctx context.Context, name string) (problem, fix string) {
+	c.askBroker(ctx)
+	partitions := 0
+	for i := range c.answer.Topics { // as the others have
+		partitions = max(partitions, len(c.answer.Topics[i].Partitions))
+	}
+	count := fmt.Sprint(partitions)
+	if partitions == 0 {
+		count = cmp.Or(c.partitions, "3")
+	}
+	fix = fmt.Sprintf("%s --create --topic %s --partitions %s --replication-factor %d", c.tool("kafka-topics.sh"), name, count, min(3, max(1, len(c.answer.Brokers))))
+	ops := c.answer.ClusterAuthorizedOperations
+	switch {
+	case c.auto == "false":
+		return "topic " + name + " does not exist, and the brokers create none (auto.create.topics.enable=false)", fix
+	case ops != untold && ops != 0 && ops&mayCreate == 0:
+		return "topic " + name + " does not exist, and the user may not have the brokers create it, unless a right on that topic itself allows it", fix
+	case c.auto == "":
+		return fmt.Sprintf("topic %s does not exist, and whether the brokers create it cannot be found out: %v", name, c.untold), fix
+	}
+	return "", ""
+}
+
+// askBroker asks one broker for what it does about missing topics. That is told by the broker itself only, and takes
+// the right to describe the cluster's settings.
+func (c *cluster) askBroker(ctx context.Context) {
+	if c.asked {
+		return
+	}
+	c.asked = true
+	if len(c.answer.Brokers) == 0 {
+		c.untold = fmt.Errorf("the cluster names no broker")
+		return
+	}
+	b := c.answer.Brokers[0]
+	addr := c.sink.broker(b.NodeID).address()
+	conn, _, err := c.sink.dialer.dial(ctx, addr)
+	if err != nil {
+		c.untold = err
+		return
+	}
+	defer func() { _ = conn.Close() }() // read only
+	_ = conn.SetDeadline(time.Now().Add(c.sink.cfg.RequestTimeout))
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	res, err := conn.RoundTrip(&describeconfigs.Request{Resources: []describeconfigs.RequestResource{{
+		ResourceType: int8(kafkago.ResourceTypeBroker), ResourceName: fmt.Sprint(b.NodeID),
+		ConfigNames: []string{"auto.create.topics.enable", "num.partitions"},
+	}}})
+	if err != nil {
+		c.untold = fmt.Errorf("ask %s for its settings: %w", addr, err)
+		return
+	}
+	for _, r := range res.(*describeconfigs.Response).Resources {
+		if r.ErrorCode != 0 {
+			c.untold = said(kafkago.Error(r.ErrorCode), r.ErrorMessage)
+		}
+		for _, e := range r.ConfigEntries {
+			switch e.ConfigName {
+			case "auto.create.topics.enable":
+				c.auto = e.ConfigValue
+			case "num.partitions":
+				c.partitions = e.ConfigValue
+			}
+		}
+	}
+	if c.auto == "" && c.untold == nil {
+		c.untold = fmt.Errorf("%s does not tell auto.create.topics.enable", addr)
+	}
+}
+
+func (c *cluster) tool(name string) string {
+	return name + " --bootstrap-server " + strings.Join(c.sink.addrs, ",")
+}
+
+func (c *cluster) acl(topic string, operations ...string) string {
+	user := c.sink.cfg.SASLUsername
+	if user == "" {
+		user = "USER"
+	}
+	fix := c.tool("kafka-acls.sh") + " --add --allow-principal User:" + user
+	for _, op := range operations {
+		fix += " --operation " + op
+	}
+	return fix + " --topic " + topic
+}

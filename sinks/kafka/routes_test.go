@@ -1,0 +1,161 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/sinks/sinktest"
+)
+
+// problemsOf asks about topics and returns the problems by topic; a topic may have one only.
+func problemsOf(t *testing.T, s *Sink, topics ...string) map[string]relay.RouteProblem {
+	t.Helper()
+	var routes []relay.Route
+	for _, topic := range topics {
+		routes = append(routes, relay.Route{EventType: "E-" + topic, Topic: topic})
+	}
+	problems, err := s.CheckRoutes(testContext(t), routes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]relay.RouteProblem{}
+	for _, p := range problems {
+		if _, twice := out[p.Route.Topic]; twice || p.Route.EventType != "E-"+p.Route.Topic {
+			t.Errorf("problem of another route, or one more: %+v", p)
+		}
+		out[p.Route.Topic] = p
+	}
+	return out
+}
+
+func wantProblem(t *testing.T, problems map[string]relay.RouteProblem, topic, problem string, fix ...string) {
+	t.Helper()
+	p, ok := problems[topic]
+	if !ok || !strings.Contains(p.Problem, problem) {
+		t.Errorf("topic %s: got problem %q, want %q", topic, p.Problem, problem)
+	}
+	for _, part := range fix {
+		if !strings.Contains(p.Fix, part) {
+			t.Errorf("topic %s: fix %q does not say %q", topic, p.Fix, part)
+		}
+	}
+}
+
+// Where brokers create topics, a missing one is none of doctor's business, and asking does not make it.
+func TestRoutesWithAutoCreation(t *testing.T) {
+	addr := brokertest.Kafka(t).Plaintext
+	topic, missing := createTopic(t, addr, 2), topicName()
+	s := newSink(t, addr)
+	for range 2 {
+		problems := problemsOf(t, s, topic, missing, "no/topic")
+		if len(problems) != 1 {
+			t.Errorf("got %+v, want one problem", problems)
+		}
+		wantProblem(t, problems, "no/topic", "no legal topic name", "RELAY_TOPIC")
+	}
+	m, err := newClient(t, addr).Metadata(testContext(t), &kafkago.MetadataRequest{Topics: []string{missing}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Topics[0].Error == nil {
+		t.Error("the topic exists now: the question created it")
+	}
+}
+
+// A broker that creates no topic and asks for rights.
+func TestRoutesWithRights(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	k, err := brokertest.StartKafka(ctx, brokertest.KafkaOptions{Config: []string{
+		"auto.create.topics.enable=false",
+		"authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+		"super.users=User:ANONYMOUS",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	fine, readable, hidden, missing := createTopic(t, k.Plaintext, 6), createTopic(t, k.Plaintext, 1), createTopic(t, k.Plaintext, 1), "orders"
+	grant := func(kind kafkago.ResourceType, name string, operations ...kafkago.ACLOperationType) {
+		t.Helper()
+		for _, op := range operations {
+			res, err := newClient(t, k.Plaintext).CreateACLs(ctx, &kafkago.CreateACLsRequest{ACLs: []kafkago.ACLEntry{{
+				ResourceType: kind, ResourceName: name, ResourcePatternType: kafkago.PatternTypeLiteral,
+				Principal: "User:" + k.User, Host: "*", Operation: op, PermissionType: kafkago.ACLPermissionTypeAllow,
+			}}})
+			if err == nil {
+				err = res.Errors[0]
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const describe, write = kafkago.ACLOperationTypeDescribe, kafkago.ACLOperationTypeWrite
+	grant(kafkago.ResourceTypeTopic, fine, describe, write)
+	grant(kafkago.ResourceTypeTopic, readable, describe)
+	grant(kafkago.ResourceTypeTopic, missing, describe, write)
+
+	all := newSink(t, k.Plaintext) // may do everything
+	problems := problemsOf(t, all, fine, readable, hidden, missing)
+	if len(problems) != 1 {
+		t.Errorf("got %+v, want one problem", problems)
+	}
+	wantProblem(t, problems, missing, "auto.create.topics.enable=false",
+		"kafka-topics.sh --bootstrap-server "+k.Plaintext+" --create --topic orders --partitions 6 --replication-factor 1")
+	wantProblem(t, problemsOf(t, all, missing), missing, "does not exist", "--partitions 4") // num.partitions, where no other topic tells
+
+	s := newSink(t, k.SASLPlaintext, func(c *Config) {
+		c.SecurityProtocol, c.SASLMechanism, c.SASLUsername, c.SASLPassword = "SASL_PLAINTEXT", "PLAIN", k.User, k.Password
+	})
+	var took error
+	for ctx.Err() == nil { // rights take a moment to be known
+		if took = s.Publish(ctx, sinktest.Records(fine, "a", 0, 1)); took == nil && len(problemsOf(t, s, readable, fine, missing)) == 2 {
+			break
+		}
+	}
+	if took != nil {
+		t.Fatal(took)
+	}
+	problems = problemsOf(t, s, fine, readable, hidden, missing)
+	if len(problems) != 3 {
+		t.Errorf("got %+v, want three problems", problems)
+	}
+	wantProblem(t, problems, readable, "not write", "kafka-acls.sh", "--allow-principal User:"+k.User+" --operation Write --topic "+readable)
+	wantProblem(t, problems, hidden, "may not see", "--operation Write --operation Describe --topic "+hidden)
+	wantProblem(t, problems, missing, "cannot be found out", "--create --topic orders")
+	for _, p := range problems {
+		if text := fmt.Sprint(p); strings.Contains(text, k.Password) {
+			t.Errorf("a password shows in %q", text)
+		}
+	}
+
+	grant(kafkago.ResourceTypeCluster, "kafka-cluster", describe)
+	for ctx.Err() == nil {
+		if p := problemsOf(t, s, missing)[missing]; strings.Contains(p.Problem, "may not have the brokers create it") {
+			return
+		}
+	}
+	t.Errorf("with the right to describe the cluster and none to create: got %+v", problemsOf(t, s, missing))
+}
+
+func TestRoutesWithoutLeader(t *testing.T) {
+	f := newFake(t, 1)
+	f.set(func() { f.leader["t"], f.parts["t"] = -1, 3 })
+	problems := problemsOf(t, newSink(t, f.addr()), "t", "good")
+	if len(problems) != 1 {
+		t.Errorf("got %+v, want one problem", problems)
+	}
+	wantProblem(t, problems, "t", "3 of the 3 partitions of topic t have no leader (0, 1, 2)", "--describe --topic t")
+
+	if _, err := newSink(t, "127.0.0.1:1").CheckRoutes(testContext(t), []relay.Route{{Topic: "t"}}); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") {
+		t.Errorf("without a broker: got %v, want an error with its address", err)
+	}
+}

@@ -162,9 +162,10 @@ func (r *round) set(id string) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for _, topic := range r.topics {
-		r.must(r.stand.createTopic(ctx, topic))
+		// The round before may have started the broker anew: it has no leaders for a moment.
+		r.must(retry(func() error { return r.stand.createTopic(ctx, topic) }))
 	}
-	r.must(r.stand.createQueue(r.slot, eventTypes...))
+	r.must(retry(func() error { return r.stand.createQueue(r.slot, eventTypes...) }))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

@@ -156,18 +156,15 @@ func TestSlotLost(t *testing.T) {
 					}
 				}
 				db.Until(t, `SELECT wal_status = 'lost' FROM pg_replication_slots`)
-				src := a.src
 				if streaming {
 					if err := a.run.ended(); err == nil {
 						t.Error("Run returned no error")
 					}
-				} else {
-					src = newSource(t, config(db.DSN))
 				}
-				wantGone(t, a.open(src, known), db.Name, relay.GoneLost, "wal_status = lost")
-				_, err := src.EnsureSlot(t.Context(), db.Name)
+				wantGone(t, a.open(a.src, known), db.Name, relay.GoneLost, "wal_status = lost")
+				_, err := a.src.EnsureSlot(t.Context(), db.Name)
 				wantSetup(t, err, "is lost", "max_slot_wal_keep_size", "start the relay")
-				a.recovers(src)
+				a.recovers(newSource(t, config(db.DSN))) // Create sees it by itself
 			})
 		})
 	}
@@ -209,7 +206,7 @@ func TestPublicationDropped(t *testing.T) {
 			insert(t, a.db, "gap")
 			other := newSource(t, config(a.db.DSN))
 			wantGone(t, a.open(other, known), a.db.Name, relay.GonePublication, "does not exist")
-			a.recovers(other)
+			a.recovers(newSource(t, config(a.db.DSN))) // Create sees it by itself
 		})
 	})
 	// A slot does not see a publication that is younger than what it decodes. The server says so at the first row.
@@ -351,8 +348,10 @@ func TestCreateWhileBusy(t *testing.T) {
 			t.Parallel()
 			a := newAccident(t, pgtest.New(t, pgtest.Migrated()))
 			a.down()
-			pid := replicate(t, a.db, a.db.Name, c.application+a.db.Name)
+			exec(t, a.db, `CREATE PUBLICATION theirs FOR TABLE saga_outbox`) // theirs stays, or their stream would end
+			pid := replicate(t, a.db, a.db.Name, c.application+a.db.Name, "theirs")
 			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
+			insert(t, a.db, "gap")
 			_, err := a.src.Create(t.Context(), a.db.Name)
 			if !errors.Is(err, relay.ErrSlotBusy) {
 				t.Fatalf("got %v, want %v", err, relay.ErrSlotBusy)

@@ -237,7 +237,7 @@ func TestConnectErrors(t *testing.T) {
 }
 
 // replicate makes a connection of somebody else who reads the slot.
-func replicate(t testing.TB, db *pgtest.DB, slot, application string) (pid string) {
+func replicate(t testing.TB, db *pgtest.DB, slot, application, publication string) (pid string) {
 	t.Helper()
 	cfg, err := pgconn.ParseConfig(db.DSN)
 	if err != nil {
@@ -250,7 +250,7 @@ func replicate(t testing.TB, db *pgtest.DB, slot, application string) (pid strin
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	// Nothing reads the answer: it is only to hold the slot.
-	if _, err := conn.Conn().Write(query(`START_REPLICATION SLOT "` + slot + `" LOGICAL 0/0 (proto_version '1', publication_names '"sagaz_outbox"')`)); err != nil {
+	if _, err := conn.Conn().Write(query(`START_REPLICATION SLOT "` + slot + `" LOGICAL 0/0 (proto_version '1', publication_names '"` + publication + `"')`)); err != nil {
 		t.Fatal(err)
 	}
 	db.Until(t, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, slot)
@@ -268,7 +268,7 @@ func TestSlotBusy(t *testing.T) {
 		db := pgtest.New(t, pgtest.Migrated())
 		src := newSource(t, config(db.DSN))
 		_ = start(t, src, db.Name, newIntake(t)).stop()
-		pid := replicate(t, db, db.Name, "pg_recvlogical")
+		pid := replicate(t, db, db.Name, "pg_recvlogical", "sagaz_outbox")
 		for range 2 {
 			err := openFails(t, db.DSN, db.Name)
 			if !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid+" ") || !strings.Contains(err.Error(), "pg_recvlogical") {
@@ -289,7 +289,7 @@ func TestSlotBusy(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())
 		_ = start(t, newSource(t, config(db.DSN)), db.Name, newIntake(t)).stop()
-		pid := replicate(t, db, db.Name, applicationName+"of_another")
+		pid := replicate(t, db, db.Name, applicationName+"of_another", "sagaz_outbox")
 		if err := openFails(t, db.DSN, db.Name); !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), pid) {
 			t.Errorf("got %v, want %v by pid %s", err, relay.ErrSlotBusy, pid)
 		}
@@ -307,7 +307,7 @@ func TestSlotBusy(t *testing.T) {
 			db := pgtest.New(t, pgtest.Migrated())
 			src := newSource(t, config(db.DSN))
 			_ = start(t, src, c.slot, newIntake(t)).stop()
-			pid := replicate(t, db, c.slot, applicationName+c.slot)
+			pid := replicate(t, db, c.slot, applicationName+c.slot, "sagaz_outbox")
 			err := openFails(t, db.DSN, c.slot)
 			if !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid) || !strings.Contains(err.Error(), "ended") {
 				t.Errorf("got %v, want %v with pid %s ended", err, relay.ErrSlotBusy, pid)
@@ -326,7 +326,7 @@ func TestSlotBusy(t *testing.T) {
 		_ = start(t, newSource(t, config(db.DSN)), slot, newIntake(t)).stop()
 		role, _, dsn := db.Role(t, "REPLICATION")
 		exec(t, db, `GRANT SELECT ON saga_outbox TO `+role)
-		pid := replicate(t, db, slot, applicationName+slot)
+		pid := replicate(t, db, slot, applicationName+slot, "sagaz_outbox")
 		if err := openFails(t, dsn, slot); !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid) || !strings.Contains(err.Error(), "may not end") {
 			t.Errorf("got %v, want %v by pid %s", err, relay.ErrSlotBusy, pid)
 		}

@@ -37,4 +37,5 @@ ALTER TABLE saga_outbox_relay
     ADD COLUMN IF NOT EXISTS sweep_owed     BOOLEAN NOT NULL DEFAULT true,  -- rows that the slot will not tell of have to be found in the table before it is read
     ADD COLUMN IF NOT EXISTS sweep_cause    TEXT NOT NULL DEFAULT 'first start',
     ADD COLUMN IF NOT EXISTS sweep_snapshot TEXT,                           -- pg_snapshot: those rows are visible in it; null: not taken yet
+    ADD COLUMN IF NOT EXISTS sweep_lsn      PG_LSN,                         -- where the slot stood that the snapshot was taken for
     ADD COLUMN IF NOT EXISTS pooled         BOOLEAN NOT NULL DEFAULT false; -- the owner holds the lease by renewed_at alone, without a lock

@@ -259,12 +259,12 @@ func (l *lease) horizon() relay.Horizon {
 	return relay.Horizon{Snapshot: fmt.Sprint(uint64(l.next)), WAL: l.next}
 }
 
-func (l *lease) SweepFrom(context.Context) (h relay.Horizon, err error) {
+func (l *lease) SweepFrom(_ context.Context, slotAt relay.LSN) (h relay.Horizon, err error) {
 	err = l.fenced(func() {
 		l.note("sweep")
 		h = l.horizon()
-		if l.recovery.Snapshot == "" {
-			l.recovery.Snapshot = h.Snapshot
+		if l.recovery.Snapshot == "" || l.sweepAt != slotAt {
+			l.recovery.Snapshot, l.sweepAt = h.Snapshot, slotAt
 		}
 		h.Snapshot = l.recovery.Snapshot
 	})

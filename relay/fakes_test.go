@@ -34,6 +34,7 @@ type world struct {
 	recovery  relay.Recovery
 	byHand    map[relay.UUID]bool // set back to pending by a person
 	noted     relay.LSN           // what the slot may be told to pass
+	sweepAt   relay.LSN           // where the slot stood that the snapshot was taken for
 	rows      map[relay.UUID]*row
 	perKey    map[string]int
 	wal       []relay.Event

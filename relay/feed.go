@@ -207,7 +207,7 @@ func (p *pipeline) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	from, err := p.lease.SweepFrom(ctx)
+	from, err := p.lease.SweepFrom(ctx, at)
 	if err != nil {
 		return fmt.Errorf("begin the sweep: %w", err)
 	}

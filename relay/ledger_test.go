@@ -447,6 +447,27 @@ func TestRecovery(t *testing.T) {
 		w.mu.Unlock()
 	})
 
+	// The slot is made, then the recovery is interrupted, and the slot dropped before the next owner comes: the next one's sweep finds what was
+	// committed in between too.
+	bubble(t, "SlotDroppedDuringRecovery", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		w.recovery, w.gone = relay.Recovery{Owed: true, Cause: "first start"}, relay.GoneMissing
+		w.commit("a")
+		gate := sink.OnCall(1).Block()
+		start(t, w, quick, sink)
+		<-gate.Reached
+		w.lease().lose(errConnection)
+		w.change(func() { w.gone = relay.GoneMissing })
+		w.commit("a")
+		gate.Release()
+		w.untilStatus("sent", "a1", "a2")
+		w.commit("a")
+		w.untilStatus("sent", "a3")
+		if got := labels(sink.Taken()); !inOrder(got, "a1", "a2", "a3") {
+			t.Errorf("taken: %s", got)
+		}
+	})
+
 	// A row is set back to pending by hand beside a running stream: it is delivered once more, the stream's own rows are not.
 	bubble(t, "SetBackByHand", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")

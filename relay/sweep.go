@@ -14,13 +14,18 @@ const (
 	windowShare = 20
 	// window is how far back such a look goes: rows are seen when their transaction ends, and created_at is the client's clock.
 	// What comes later or is further off is found by the next look at the whole table.
-	window = 2 * time.Minute
+	window = 10 * time.Minute
+	// edge is how much of the window's far end belongs to the looks at the whole table too. A key with a row there is left to them altogether: it may
+	// have an older row that the window does not show, and that must not be overtaken. Two rows of a key that have both come since the last look
+	// at the whole table are apart by no more than the time since then and the length of a transaction.
+	edge = 2 * time.Minute
 )
 
 // looks says when which kind of row is looked for next.
 type looks struct {
 	whole  [SweepFailed + 1]time.Time
 	window time.Time
+	last   time.Time // when the last look at the whole table for pending rows began
 }
 
 // sweep gives the rows that the query finds to the lanes, and returns how many there were.
@@ -100,9 +105,10 @@ func (p *pipeline) waitSwept(ctx context.Context) error {
 // were and when to look next.
 func (p *pipeline) look(ctx context.Context, q SweepQuery, cause string, share int) (rows int, next time.Time, err error) {
 	began, waited := time.Now(), time.Duration(0)
+	whole := wholeKeys(q.Since, edge+began.Sub(p.looks.last))
 	err = p.lease.Sweep(ctx, q, func(events []Event) error {
 		at := time.Now()
-		n, err := p.admitSwept(ctx, events)
+		n, err := p.admitSwept(ctx, whole(events))
 		rows += n
 		waited += time.Since(at)
 		return err
@@ -122,6 +128,29 @@ func (p *pipeline) look(ctx context.Context, q SweepQuery, cause string, share i
 		pause = max(pause, time.Duration(share)*took)
 	}
 	return rows, time.Now().Add(pause), nil
+}
+
+// wholeKeys returns a filter for rows in the order of created_at that leaves out, of a look that begins at since, the keys with a row in the
+// first part of it.
+func wholeKeys(since Timestamp, part time.Duration) func([]Event) []Event {
+	if since == 0 {
+		return func(events []Event) []Event { return events }
+	}
+	until := since + Timestamp(part.Microseconds())
+	left := make(map[string]bool)
+	return func(events []Event) []Event {
+		kept := events[:0]
+		for i := range events {
+			ev := &events[i]
+			if ev.CreatedAt < until {
+				left[ev.AggregateID] = true
+			}
+			if !left[ev.AggregateID] {
+				kept = append(kept, *ev)
+			}
+		}
+		return kept
+	}
 }
 
 // kinds are what is looked for, and what it is called.
@@ -148,7 +177,7 @@ func (p *pipeline) poll(ctx context.Context, until time.Time, why string) {
 			}
 			cause := k.cause
 			if k.kind == SweepPending {
-				cause = "polled"
+				cause, p.looks.last = "polled", time.Now()
 			}
 			n, next, err := p.look(ctx, SweepQuery{Kind: k.kind}, cause, lookShare)
 			rows += n

@@ -9,15 +9,16 @@ type Sweeper interface {
 	// OweSweep notes, durably, that rows may have been missed: before a slot is made anew, or when it is found to have been moved. The
 	// cause is for people. A snapshot noted before is forgotten.
 	OweSweep(ctx context.Context, cause string) error
-	// SweepFrom takes a snapshot and notes it as the owed sweep's, unless one is noted already: the rows to sweep are visible
-	// in it. It is called when the slot exists.
-	SweepFrom(ctx context.Context) (Horizon, error)
+	// SweepFrom takes a snapshot and notes it as the owed sweep's, unless one is noted already for a slot that stood at slotAt: the rows
+	// to sweep are visible in it, the slot tells of all others. It is called when the slot exists, with where it stands. (A slot that was made anew
+	// while a sweep was owed stands elsewhere, and an older snapshot would miss what was committed before it.)
+	SweepFrom(ctx context.Context, slotAt LSN) (Horizon, error)
 	// EndSweep notes that the owed sweep is done and its rows are marked. It sets MarkedLSN to the end of the WAL, which it returns:
 	// up to it, events that the slot tells of may be settled. confirmed becomes Recovery.Confirmed.
 	EndSweep(ctx context.Context, confirmed LSN) (LSN, error)
 	// Horizon takes a snapshot and then the position of the WAL's end: what is visible in the one was committed before the other.
 	Horizon(ctx context.Context) (Horizon, error)
-	// Sweep calls f with rows that ask for delivery and are not in the ledger, by created_at and event_id, some hundred at a
+	// Sweep calls f with rows that ask for delivery and are not in the ledger, by created_at and, where that is the same, in the order of their insertion, some hundred at a
 	// time (about a MiB at most). It reads on a connection of its own, without locks and without keeping a snapshot over a call of f
 	// that takes long. Rows that are settled between two calls of f are left out. It returns f's error.
 	Sweep(ctx context.Context, q SweepQuery, f func([]Event) error) error

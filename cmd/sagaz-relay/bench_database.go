@@ -17,6 +17,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/migrations"
 	"github.com/sagaz-relay/relay/migrations/pgserver"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 // benchDatabase is the database that bench makes and removes.
@@ -47,7 +48,7 @@ func newBenchDatabase(ctx context.Context, s *settings, say func(string, ...any)
 		dsn = b.server.DSN("postgres")
 	}
 	if b.admin, err = pgx.Connect(ctx, dsn); err != nil {
-		return nil, fmt.Errorf("connect: %w", connectCause(err))
+		return nil, fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
 	if _, err := b.admin.Exec(ctx, `CREATE DATABASE `+b.name); err != nil {
 		return nil, fmt.Errorf("create database %s: %w", b.name, err)
@@ -58,7 +59,7 @@ func newBenchDatabase(ctx context.Context, s *settings, say func(string, ...any)
 	}
 	s.cdc.DatabaseURL, s.store.DatabaseURL = dsn, dsn
 	if b.conn, err = pgx.Connect(ctx, dsn); err != nil {
-		return nil, fmt.Errorf("connect: %w", connectCause(err))
+		return nil, fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
 	if _, err := migrations.Run(ctx, b.conn); err != nil {
 		return nil, err
@@ -174,7 +175,7 @@ func (b *benchDatabase) fill(ctx context.Context, eventType string, rows, perTx,
 		group.Go(func() error {
 			conn, err := pgx.Connect(ctx, b.settings.cdc.DatabaseURL)
 			if err != nil {
-				return fmt.Errorf("connect: %w", connectCause(err))
+				return fmt.Errorf("connect: %w", store.ConnectCause(err))
 			}
 			defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // all is committed
 			// Only the fill is spared the wait for the disk; what is measured is not.

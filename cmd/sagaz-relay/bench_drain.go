@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 // drain measures one backlog: reference, relay, reference.
@@ -113,7 +114,7 @@ func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run b
 	started := time.Now()
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return run, connectCause(err)
+		return run, store.ConnectCause(err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // the slot is thrown away
 	err = pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 func freePort() (int, error) {
@@ -144,7 +145,7 @@ func (b *benchDatabase) commitSteadily(ctx context.Context, eventType string, o 
 		group.Go(func() error {
 			conn, err := pgx.Connect(ctx, b.settings.cdc.DatabaseURL)
 			if err != nil {
-				return fmt.Errorf("connect: %w", connectCause(err))
+				return fmt.Errorf("connect: %w", store.ConnectCause(err))
 			}
 			defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // all is committed
 			for i := worker; i < total; i += connections {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
@@ -80,7 +81,7 @@ func (l *demoLoad) run(ctx, hurry context.Context) error {
 		group.Go(func() error {
 			conn, err := pgx.Connect(hurry, l.dsn)
 			if err != nil {
-				return fmt.Errorf("connect: %w", connectCause(err))
+				return fmt.Errorf("connect: %w", store.ConnectCause(err))
 			}
 			defer conn.Close(context.WithoutCancel(hurry)) //nolint:errcheck // all is committed
 			w := &demoWriter{load: l, conn: conn, rng: rand.New(rand.NewPCG(uint64(number), rand.Uint64())), number: number}

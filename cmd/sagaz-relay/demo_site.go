@@ -15,6 +15,7 @@ import (
 
 	"github.com/sagaz-relay/relay/migrations/pgserver"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
@@ -76,7 +77,7 @@ func (d *demo) startPostgres(ctx context.Context) (string, error) {
 	}
 	admin, err := pgx.Connect(ctx, d.server.DSN("postgres"))
 	if err != nil {
-		return "", fmt.Errorf("connect: %w", connectCause(err))
+		return "", fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
 	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is open on it
 	if _, err := admin.Exec(ctx, `CREATE DATABASE `+demoDatabase); err != nil {
@@ -116,7 +117,7 @@ func (d *demo) migrate(ctx context.Context) (string, error) {
 	}
 	var err error
 	if d.conn, err = pgx.Connect(ctx, d.settings.cdc.DatabaseURL); err != nil {
-		return "", fmt.Errorf("connect: %w", connectCause(err))
+		return "", fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
 	d.load, err = newDemoLoad(ctx, d.conn, d.settings.cdc.DatabaseURL, d.opts, d.watch)
 	return "database migrated: outbox, publication, slot", err

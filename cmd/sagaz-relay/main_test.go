@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Unsetenv(v.fallback)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(pgtest.Closing(m))
 }
 
 // execute runs a command line in this process, without ever reaching a database.
@@ -153,18 +154,14 @@ func TestDatabasePasswordIsNeverShown(t *testing.T) {
 		"relay:s3cr3tw0rd@db.invalid/shop",
 		"postgresql://relay:s3cr3tw0rd@db.invalid/shop?sslmode=maybe",
 	} {
-		for _, command := range []string{"run", "status", "migrate"} {
-			args := []string{command}
-			if command == "migrate" {
-				args = append(args, "--wait", "1ms")
-			}
-			_, err := execute(t, map[string]string{"DATABASE_URL": url, "BROKER_TYPE": "stdout", "METRICS_PORT": "0"}, args...)
+		for _, command := range []string{"run", "status", "migrate --wait 1ms", "dead-letter list", "replay --saga-id s", "doctor"} {
+			out, err := execute(t, map[string]string{"DATABASE_URL": url, "BROKER_TYPE": "stdout", "METRICS_PORT": "0"}, strings.Fields(command)...)
 			if err == nil {
 				t.Errorf("%s with %s: no error", command, url)
 				continue
 			}
-			if strings.Contains(err.Error(), "s3cr3t") || strings.Contains(err.Error(), "w0rd") {
-				t.Errorf("%s with %s shows the password: %v", command, url, err)
+			if told := out + err.Error(); strings.Contains(told, "s3cr3t") || strings.Contains(told, "w0rd") {
+				t.Errorf("%s with %s shows the password: %s", command, url, told)
 			}
 			if exitCode(err) != exitConfig {
 				t.Errorf("%s with %s: exit code %d (%v), want %d", command, url, exitCode(err), err, exitConfig)

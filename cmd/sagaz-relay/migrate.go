@@ -14,6 +14,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/migrations"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 func newMigrate(load func() (*settings, error)) *cobra.Command {
@@ -106,6 +107,11 @@ func (m *migration) run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			if made {
+				if err := store.NoteSlot(ctx, conn, slot); err != nil {
+					return err
+				}
+			}
 			say("slot %s %s", slot, madeOrThere(made))
 		}
 	}
@@ -121,23 +127,17 @@ func madeOrThere(made bool) string {
 
 // connect waits for the database, but not for a wrong password.
 func (m *migration) connect(ctx context.Context) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(m.settings.cdc.DatabaseURL)
-	if err != nil {
-		// pgx's error quotes the connection string, and with it the password.
-		return nil, configError{errors.New("DATABASE_URL: cannot be read: want postgresql://user:password@host:5432/database")}
-	}
-	if cfg.ConnectTimeout == 0 {
-		cfg.ConnectTimeout = 5 * time.Second
-	}
-	cfg.RuntimeParams["application_name"] = "sagaz-relay migrate"
 	deadline := time.Now().Add(m.wait)
 	backoff := relay.Backoff{Min: 200 * time.Millisecond, Max: 2 * time.Second}
 	for told := false; ; told = true {
-		conn, err := pgx.ConnectConfig(ctx, cfg)
+		conn, err := m.settings.connect(ctx, "migrate")
 		if err == nil {
 			return conn, nil
 		}
-		err = fmt.Errorf("connect to %s:%d/%s as %s: %w", cfg.Host, cfg.Port, cfg.Database, cfg.User, connectCause(err))
+		var setup *relay.SetupError
+		if config := (configError{}); errors.As(err, &config) || errors.As(err, &setup) {
+			return nil, err
+		}
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code[:2] != "57" && pg.Code[:2] != "53" { // 57: starting or stopping; 53: no connection free
 			return nil, &relay.SetupError{Problem: "DATABASE_URL", Err: err, Fix: "set the right host, database, user and password"}
@@ -153,18 +153,6 @@ func (m *migration) connect(ctx context.Context) (*pgx.Conn, error) {
 		}
 		relay.Sleep(ctx, backoff.Next())
 	}
-}
-
-func connectCause(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return pg
-	}
-	var connect *pgconn.ConnectError
-	if errors.As(err, &connect) {
-		return connect.Unwrap()
-	}
-	return err
 }
 
 func permission(err error) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
@@ -94,6 +96,15 @@ func (s *settings) database() error {
 		return configError{err}
 	}
 	return nil
+}
+
+// connect opens a connection for a command; see store.Connect.
+func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
+	conn, err := store.Connect(ctx, s.cdc.DatabaseURL, purpose)
+	if errors.Is(err, store.ErrDatabaseURL) {
+		return nil, configError{err}
+	}
+	return conn, err
 }
 
 // all validates everything that run uses, and reports every problem at once.

@@ -3,13 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"github.com/sagaz-relay/relay/relay/store"
@@ -37,13 +35,9 @@ back; and how many rows are in each status. Counting looks at the whole table: -
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 			defer cancel()
-			cfg, err := pgx.ParseConfig(s.cdc.DatabaseURL)
+			conn, err := s.connect(ctx, "status")
 			if err != nil {
-				return configError{errors.New("DATABASE_URL: cannot be read: want postgresql://user:password@host:5432/database")}
-			}
-			conn, err := pgx.ConnectConfig(ctx, cfg)
-			if err != nil {
-				return fmt.Errorf("connect to %s:%d/%s as %s: %w", cfg.Host, cfg.Port, cfg.Database, cfg.User, connectCause(err))
+				return err
 			}
 			defer conn.Close(ctx) //nolint:errcheck // read only
 			overview, err := store.ReadOverview(ctx, conn, !noRows)

@@ -161,7 +161,7 @@ func (v *verification) run(ctx context.Context) error {
 	}
 	cfg.RuntimeParams["application_name"] = "sagaz-relay verify"
 	if v.conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
-		return fmt.Errorf("connect to %s:%d/%s as %s: %w", cfg.Host, cfg.Port, cfg.Database, cfg.User, connectCause(err))
+		return fmt.Errorf("connect to %s:%d/%s as %s: %w", cfg.Host, cfg.Port, cfg.Database, cfg.User, store.ConnectCause(err))
 	}
 	defer v.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // read only
 	// The table first: what it says was sent is at the brokers by the time they are asked.

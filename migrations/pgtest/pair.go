@@ -42,7 +42,8 @@ func NewPair(t testing.TB, settings map[string]string) *Pair {
 	defer cancel()
 	var err error
 	// As a primary, the standby would wait for a standby of its own.
-	if p.Standby, err = p.Primary.NewStandby(ctx, standbySlot, map[string]string{"synchronized_standby_slots": ""}); err != nil {
+	alone := map[string]string{"synchronized_standby_slots": "", "synchronous_standby_names": ""}
+	if p.Standby, err = p.Primary.NewStandby(ctx, standbySlot, alone); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

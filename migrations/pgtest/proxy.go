@@ -10,6 +10,7 @@ import (
 // Proxy is a TCP proxy in front of a server, to break the network between the two.
 //
 //	passes -- Freeze --> silent: what is sent is swallowed up by buffers, nothing is closed -- Thaw --> passes
+//	any state -- Strand --> the connections of now stay silent for ever, nothing is closed, not even when one end closes; new ones pass
 //	any state -- Cut --> all connections are reset; new ones pass
 type Proxy struct {
 	DSN string // the same database, by way of the proxy
@@ -21,6 +22,8 @@ type Proxy struct {
 	mu     sync.Mutex // guards what follows
 	thawed *sync.Cond
 	frozen bool
+	age    int // of new connections; those below alive are silent for ever
+	alive  int
 	left   int64 // bytes to pass to the server before it freezes; negative: no limit
 	conns  map[net.Conn]bool
 	closed bool
@@ -67,6 +70,14 @@ func (p *Proxy) FreezeAfter(bytes int64) {
 	p.left = bytes
 }
 
+// Strand makes all connections of now half-open: no end hears of the other again.
+func (p *Proxy) Strand() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.age++
+	p.alive = p.age
+}
+
 // Thaw goes on where Freeze has stopped; nothing is lost.
 func (p *Proxy) Thaw() {
 	p.mu.Lock()
@@ -105,13 +116,14 @@ func (p *Proxy) accept() {
 			server.Close()
 		}
 		p.conns[client], p.conns[server] = true, true
+		age := p.age
 		p.mu.Unlock()
-		p.copying.Go(func() { p.forward(server, client, true) })
-		p.copying.Go(func() { p.forward(client, server, false) })
+		p.copying.Go(func() { p.forward(server, client, true, age) })
+		p.copying.Go(func() { p.forward(client, server, false, age) })
 	}
 }
 
-func (p *Proxy) forward(to, from net.Conn, up bool) {
+func (p *Proxy) forward(to, from net.Conn, up bool, age int) {
 	defer func() {
 		to.Close()
 		from.Close()
@@ -120,23 +132,24 @@ func (p *Proxy) forward(to, from net.Conn, up bool) {
 	for {
 		n, err := from.Read(buf)
 		for at := 0; at < n; {
-			pass := p.wait(n-at, up)
+			pass := p.wait(n-at, up, age)
 			if _, err := to.Write(buf[at : at+pass]); err != nil {
 				return
 			}
 			at += pass
 		}
 		if err != nil {
+			p.wait(0, false, age)
 			return
 		}
 	}
 }
 
-// wait blocks while frozen, and returns how much of n may pass.
-func (p *Proxy) wait(n int, up bool) int {
+// wait blocks while frozen or stranded, and returns how much of n may pass.
+func (p *Proxy) wait(n int, up bool, age int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.frozen && !p.closed {
+	for (p.frozen || age < p.alive) && !p.closed {
 		p.thawed.Wait()
 	}
 	if up && p.left >= 0 && !p.closed {

@@ -32,9 +32,11 @@ func (l *lease) beside(ctx context.Context, purpose string, f func(*pgx.Conn) er
 		if conn, err = l.store.connect(ctx, purpose+" "+l.slot); err != nil {
 			return setup(err)
 		}
-		if _, err := conn.Exec(ctx, `SET jit = off`); err != nil {
-			closeConn(conn)
-			return err
+		if !isPooled(conn) {
+			if _, err := conn.Exec(ctx, `SET jit = off`); err != nil {
+				closeConn(conn)
+				return err
+			}
 		}
 	}
 	err := f(conn)

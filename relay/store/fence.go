@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -19,12 +21,16 @@ type fence struct {
 
 // fencedTx is a transaction that is sent in one round trip, behind its fence.
 type fencedTx struct {
-	batch pgx.Batch
-	took  []func(pgx.BatchResults) error // reads the result of each statement after the fence
+	batch       pgx.Batch
+	took        []func(pgx.BatchResults) error // reads the result of each statement after the fence
+	lockTimeout time.Duration
 }
 
+// settingsSQL makes the settings of a marking session for one transaction, where the session is a pooler's.
+const settingsSQL = `SELECT set_config('lock_timeout', $1, true), set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)`
+
 func (l *lease) fenced(f fence) *fencedTx {
-	tx := &fencedTx{}
+	tx := &fencedTx{lockTimeout: l.store.cfg.LeaseTTL / 9}
 	tx.batch.Queue(fenceSQL, l.slot, l.epoch, int64(f.upTo), int64(f.confirm), f.atEnd)
 	return tx
 }
@@ -56,8 +62,19 @@ func (t *fencedTx) query(dest []any, f func() error, sql string, args ...any) {
 
 // run sends the transaction. It returns relay.ErrFenced, and nothing is written, when the slot has another owner.
 func (t *fencedTx) run(ctx context.Context, conn *pgx.Conn) (err error) {
-	results := conn.SendBatch(ctx, &t.batch)
+	batch := &t.batch
+	if isPooled(conn) {
+		batch = &pgx.Batch{}
+		batch.Queue(settingsSQL, strconv.FormatInt(t.lockTimeout.Milliseconds(), 10))
+		batch.QueuedQueries = append(batch.QueuedQueries, t.batch.QueuedQueries...)
+	}
+	results := conn.SendBatch(ctx, batch)
 	defer func() { err = errors.Join(err, results.Close()) }()
+	if isPooled(conn) {
+		if _, err := results.Exec(); err != nil {
+			return err
+		}
+	}
 	tag, err := results.Exec()
 	if err != nil {
 		return err

@@ -17,9 +17,15 @@ import (
 // lockClass is the first key of the slots' advisory locks; the second is hashtext of the slot: "SAGZ" in ASCII.
 const lockClass = 0x5341475a
 
-const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner) VALUES ($1, 1, $2)
-	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, taken_at = now(), renewed_at = now(), released_at = NULL
+// acquireSQL takes the row from an owner that was seen with epoch $3. An owner behind a pooler has no lock, so its time has to be over by the
+// server's clock; that of any other is over when its lock was to be had, which was looked at before. Whoever was faster has moved the epoch on.
+const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pooled) VALUES ($1, 1, $2, $4)
+	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL
+		WHERE s.epoch = $3 AND (NOT s.pooled OR s.released_at IS NOT NULL OR s.renewed_at < clock_timestamp() - make_interval(secs => $5))
 	RETURNING epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, '')`
+
+// errTaken says that another relay was faster.
+var errTaken = errors.New("another relay was faster")
 
 // Acquire implements relay.Store.
 func (s *Store) Acquire(ctx context.Context, slot string) (relay.Lease, error) {
@@ -66,9 +72,15 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 			return nil, err
 		}
 		if taken {
-			return s.take(ctx, conn, slot, sent, log)
+			l, err := s.take(ctx, conn, slot, seen.epoch, sent, log)
+			if !errors.Is(err, errTaken) {
+				return l, err
+			}
+			if err := s.unlock(ctx, conn, slot); err != nil {
+				return nil, err
+			}
 		}
-		if stale := watched.see(seen, sent); stale > s.cfg.LeaseTTL {
+		if stale := watched.see(seen, sent); stale > s.cfg.LeaseTTL && !seen.pooled {
 			log.Warn("the owner has not renewed its lease, ending its connections", "owner", seen.owner, "epoch", seen.epoch, "for", stale.Round(time.Millisecond))
 			if err := s.evict(ctx, conn, slot); err != nil {
 				return nil, err
@@ -86,6 +98,7 @@ type sighting struct {
 	epoch   int64
 	owner   string
 	renewed string
+	pooled  bool
 }
 
 // rival measures, by our own clock, for how long the owner has given no sign of life.
@@ -101,16 +114,42 @@ func (r *rival) see(s sighting, at time.Time) (unchanged time.Duration) {
 	return at.Sub(r.since)
 }
 
-// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and with it back vacuum).
-func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (taken bool, seen sighting, err error) {
+// lockHeld is true while a session has the slot's advisory lock.
+const lockHeld = `EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+	AND classid = $1::bigint::oid AND objid = (hashtext($2)::bigint & 4294967295)::oid AND objsubid = 2)`
+
+// trySQL looks at the slot's row, and whether an owner behind a pooler has it.
+const trySQL = `coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(s.renewed_at::text, ''), coalesce(s.pooled, false),
+	coalesce(s.pooled AND s.released_at IS NULL AND s.renewed_at >= clock_timestamp() - make_interval(secs => $3), false)
+	FROM (SELECT 1) one LEFT JOIN saga_outbox_relay s ON s.slot = $2`
+
+// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and with it back vacuum), and whether an owner
+// without a lock is alive. Behind a pooler it asks only whether anybody has the lock.
+func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (free bool, seen sighting, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
-	err = conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, hashtext($2)), coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(s.renewed_at::text, '')
-		FROM (SELECT 1) one LEFT JOIN saga_outbox_relay s ON s.slot = $2`, int32(lockClass), slot).Scan(&taken, &seen.epoch, &seen.owner, &seen.renewed)
+	ask := `SELECT pg_try_advisory_lock($1::bigint::int, hashtext($2)), `
+	if isPooled(conn) {
+		ask = `SELECT NOT ` + lockHeld + `, `
+	}
+	var alive bool
+	err = conn.QueryRow(ctx, ask+trySQL, int64(lockClass), slot, s.cfg.LeaseTTL.Seconds()).Scan(&free, &seen.epoch, &seen.owner, &seen.renewed, &seen.pooled, &alive)
+	if err == nil && free && alive {
+		free, err = false, s.unlock(ctx, conn, slot)
+	}
 	if err != nil {
 		return false, seen, fmt.Errorf("ask for the lease of slot %q: %w", slot, setup(err))
 	}
-	return taken, seen, nil
+	return free, seen, nil
+}
+
+// unlock gives the advisory lock back, where we have one.
+func (s *Store) unlock(ctx context.Context, conn *pgx.Conn, slot string) error {
+	if isPooled(conn) {
+		return nil
+	}
+	_, err := conn.Exec(ctx, `SELECT pg_advisory_unlock($1, hashtext($2))`, int32(lockClass), slot)
+	return err
 }
 
 // evict ends the backends that hold the slot's advisory lock.
@@ -125,7 +164,7 @@ func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 }
 
 // take makes the lock a lease: the epoch moves on, which fences whoever had it before.
-func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time.Time, log hclog.Logger) (*lease, error) {
+func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int64, sent time.Time, log hclog.Logger) (*lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
 	if err := s.endMarks(ctx, conn, slot); err != nil {
@@ -134,7 +173,11 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time
 	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{})}
 	var marked, confirmed int64
 	r := &l.recovery
-	if err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot); err != nil {
+	err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner, seen, isPooled(conn), s.cfg.LeaseTTL.Seconds()).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, errTaken
+	}
+	if err != nil {
 		return nil, fmt.Errorf("take the lease of slot %q: %w", slot, setup(err))
 	}
 	l.markedLSN.Store(uint64(marked))
@@ -157,7 +200,7 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, sent time
 // lock of the slot's row, which its fence took, until it is dead: the server waits for the rest of the batch, and no timeout counts that.
 func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error {
 	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE')`, applicationName("marks "+slot))
+		WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE') AND (NOT $2::boolean OR state <> 'idle')`, applicationName("marks "+slot), isPooled(conn))
 	if err != nil {
 		return fmt.Errorf("end the marking session of the former owner of slot %q: %w", slot, setup(err))
 	}
@@ -269,14 +312,17 @@ func (l *lease) Release(ctx context.Context) error {
 	l.losing(errors.New("released"))
 	l.marks.close()
 	l.aside.close()
-	var err error
-	if !l.conn.IsClosed() {
-		_, err = l.conn.Exec(ctx, `UPDATE saga_outbox_relay SET released_at = now() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
+	conn, err := l.conn, error(nil)
+	if isPooled(conn) && conn.IsClosed() { // the row would stay ours until its time is over
+		conn, err = l.store.connect(ctx, "lease "+l.slot)
+	}
+	if err == nil && !conn.IsClosed() {
+		_, err = conn.Exec(ctx, `UPDATE saga_outbox_relay SET released_at = now() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
 		if err == nil {
 			// Explicitly, because a closed connection's backend may linger for a moment.
-			_, err = l.conn.Exec(ctx, `SELECT pg_advisory_unlock($1, hashtext($2))`, int32(lockClass), l.slot)
+			err = l.store.unlock(ctx, conn, l.slot)
 		}
-		closeConn(l.conn)
+		closeConn(conn)
 	}
 	if err != nil {
 		return fmt.Errorf("release the lease of slot %q: %w", l.slot, err)

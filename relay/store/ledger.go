@@ -19,7 +19,8 @@ const (
 )
 
 // dueSQL returns entries that may be offered: those whose time has come, those that a person has discarded, then the ready ones, each by
-// position, so that neither has to wait for the end of a long line of ready ones. No key is in two of these turns: behind a waiting entry none is ready. A ready entry with something in front of it that blocks the key (hold) is one that
+// position, so that neither has to wait for the end of a long line of ready ones. No key is in two of these turns: one that waits is not
+// offered before the others of its key that stand in front of it, and behind it none is ready. A ready entry with something in front of it that blocks the key (hold) is one that
 // a refusal has left ready, because it holds only so many at once. A row that is missing while the transaction that inserted it is
 // not visible in this statement's own snapshot will come; without such a transaction it is gone. size is what the row's large columns
 // take on disk.
@@ -32,7 +33,9 @@ const dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.at
 		UNION ALL
 		(SELECT *, 1, false FROM saga_outbox_delivery r WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at <= clock_timestamp() AND NOT discarded
 			AND (detached OR NOT coalesce((SELECT true FROM saga_outbox_delivery b WHERE b.slot = $1 AND b.sink = $2 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
-				AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false)) ORDER BY next_attempt_at LIMIT $3)
+					AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false)
+				AND NOT coalesce((SELECT true FROM saga_outbox_delivery b WHERE b.slot = $1 AND b.sink = $2 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
+					AND ` + ready + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false)) ORDER BY next_attempt_at LIMIT $3)
 		UNION ALL
 		(SELECT *, 2, false FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND discarded ORDER BY position LIMIT $3)) d
 	LEFT JOIN saga_outbox o ON o.event_id = d.event_id

@@ -316,7 +316,9 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 			if got, want := settled(t, l, events), []bool{true, false, true}; !slices.Equal(got, want) {
 				t.Errorf("settled %v, want %v", got, want)
 			}
-			exec(t, db, `UPDATE saga_outbox_delivery SET next_attempt_at = NULL`)
+			if _, err := db.Conn(t).Exec(t.Context(), `UPDATE saga_outbox_delivery SET next_attempt_at = NULL`); err != nil { // a new connection waits for no standby
+				t.Fatal(err)
+			}
 			if due, next, err := l.Due(t.Context(), "kafka", 10, 1<<20); err != nil || len(due) != 0 || next < 0 {
 				t.Errorf("due while the row is invisible: %+v, again in %s, %v; want none, and to be asked again", due, next, err)
 			}

@@ -11,8 +11,19 @@ import (
 
 // Overview is what the database says of the relays and their work.
 type Overview struct {
-	Slots []SlotOverview `json:"slots"`
-	Rows  []RowCount     `json:"rows,omitempty"`
+	Slots  []SlotOverview  `json:"slots"`
+	Ledger []LedgerSummary `json:"ledger"`
+	Rows   []RowCount      `json:"rows,omitempty"`
+}
+
+// LedgerSummary counts the entries of the ledger that have the same sink, state and reason.
+type LedgerSummary struct {
+	Slot    string `json:"slot"`
+	Sink    string `json:"sink"`
+	State   string `json:"state"`  // ready, waiting, held or dead
+	Reason  string `json:"reason"` // empty for those that only wait behind another
+	Entries int64  `json:"entries"`
+	Oldest  string `json:"oldest"` // when it was written
 }
 
 // SlotOverview is one slot that relays share. The byte counts are null when the slot does not exist.
@@ -39,7 +50,8 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, er
 	o := &Overview{}
 	found, err := conn.Query(ctx, `SELECT r.slot, CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
 			AND classid = $1::bigint::oid AND objid = (hashtext(r.slot)::bigint & 4294967295)::oid AND objsubid = 2
-			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) THEN r.owner ELSE '' END,
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+			OR r.pooled AND r.released_at IS NULL AND r.renewed_at > now() - interval '1 minute' THEN r.owner ELSE '' END,
 		r.epoch, r.marked_lsn::text, coalesce(s.active, false), pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint,
 		pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint, coalesce(s.wal_status, '')
 		FROM saga_outbox_relay r LEFT JOIN pg_replication_slots s ON s.slot_name = r.slot ORDER BY r.slot`, int64(lockClass))
@@ -49,6 +61,15 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, er
 	o.Slots, err = pgx.CollectRows(found, pgx.RowToStructByPos[SlotOverview])
 	if err != nil {
 		return nil, fmt.Errorf("read the slots: %w", setup(err))
+	}
+	found, err = conn.Query(ctx, `SELECT slot, sink, CASE WHEN state <> 'retry' THEN state WHEN next_attempt_at IS NULL THEN 'ready' ELSE 'waiting' END, coalesce(reason, ''), count(*), min(parked_at)::text
+		FROM saga_outbox_delivery GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4`)
+	if err != nil {
+		return nil, fmt.Errorf("read the ledger: %w", setup(err))
+	}
+	o.Ledger, err = pgx.CollectRows(found, pgx.RowToStructByPos[LedgerSummary])
+	if err != nil {
+		return nil, fmt.Errorf("read the ledger: %w", setup(err))
 	}
 	if !rows {
 		return o, nil

@@ -10,6 +10,9 @@ import (
 // blocking is true for the entries that later ones of their key wait for, and for those that wait. Its form is the index's.
 const blocking = `NOT detached AND (state <> 'retry' OR next_attempt_at IS NOT NULL)`
 
+// ready is true for the entries that are not blocked; in the same way.
+const ready = `NOT detached AND state = 'retry' AND next_attempt_at IS NULL`
+
 // parkSQL writes entries. An entry that was not refused is held when something of its key blocks it, else ready. The look for that is an
 // index probe for each, by a subquery that cannot be planned as a hash over the whole ledger; when nothing blocks at all, which is
 // asked once, there is none. xid becomes the whole transaction id, of which the stream tells the lower half.

@@ -13,7 +13,8 @@ const (
 	oweSweepSQL = `UPDATE saga_outbox_relay SET sweep_owed = true, sweep_cause = $3, sweep_snapshot = NULL WHERE slot = $1 AND epoch = $2`
 
 	// A snapshot is taken when the statement begins, the position of the WAL's end when its row is made: later.
-	sweepFromSQL = `UPDATE saga_outbox_relay SET sweep_snapshot = coalesce(sweep_snapshot, pg_current_snapshot()::text) WHERE slot = $1 AND epoch = $2
+	sweepFromSQL = `UPDATE saga_outbox_relay SET sweep_lsn = '0/0'::pg_lsn + $3::numeric,
+		sweep_snapshot = coalesce(CASE WHEN sweep_lsn = '0/0'::pg_lsn + $3::numeric THEN sweep_snapshot END, pg_current_snapshot()::text) WHERE slot = $1 AND epoch = $2
 		RETURNING sweep_snapshot, (pg_current_wal_insert_lsn() - '0/0')::bigint`
 
 	// What the row said of the WAL may be of another cluster, from which the database was restored. So nothing of it is kept.
@@ -52,12 +53,12 @@ func (l *lease) OweSweep(ctx context.Context, cause string) error {
 }
 
 // SweepFrom implements relay.Sweeper.
-func (l *lease) SweepFrom(ctx context.Context) (relay.Horizon, error) {
+func (l *lease) SweepFrom(ctx context.Context, slotAt relay.LSN) (relay.Horizon, error) {
 	var (
 		h   relay.Horizon
 		wal int64
 	)
-	if err := l.note(ctx, []any{&h.Snapshot, &wal}, sweepFromSQL); err != nil {
+	if err := l.note(ctx, []any{&h.Snapshot, &wal}, sweepFromSQL, int64(slotAt)); err != nil {
 		return h, fmt.Errorf("note a snapshot for the sweep of slot %q: %w", l.slot, err)
 	}
 	h.WAL = relay.LSN(wal)
@@ -87,4 +88,16 @@ func (l *lease) Horizon(ctx context.Context) (relay.Horizon, error) {
 	}
 	h.WAL = relay.LSN(wal)
 	return h, nil
+}
+
+// NoteSlot notes, right after a slot was made by somebody who does not read it, which rows the slot will not tell of: those that are visible
+// by now. Its first owner sweeps them and leaves the others to the slot.
+func NoteSlot(ctx context.Context, conn *pgx.Conn, slot string) error {
+	_, err := conn.Exec(ctx, `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, sweep_snapshot, sweep_lsn, released_at)
+		VALUES ($1, 0, '', pg_current_snapshot()::text, (SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1), now())
+		ON CONFLICT (slot) DO UPDATE SET sweep_owed = true, sweep_cause = 'missing', sweep_snapshot = excluded.sweep_snapshot, sweep_lsn = excluded.sweep_lsn`, slot)
+	if err != nil {
+		return fmt.Errorf("note that slot %q was made: %w", slot, setup(err))
+	}
+	return nil
 }

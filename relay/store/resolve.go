@@ -23,14 +23,14 @@ const (
 	behindSQL = `UPDATE saga_outbox_delivery d SET state = 'held' FROM (
 			SELECT r.event_id FROM unnest($1::text[], $5::int[], $6::bigint[]) AS k (key, hash, position) CROSS JOIN LATERAL (
 				SELECT event_id FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key AND position > k.position
-					AND NOT detached AND state = 'retry' AND next_attempt_at IS NULL ORDER BY position LIMIT $7) r) held
+					AND ` + ready + ` ORDER BY position LIMIT $7) r) held
 		WHERE d.event_id = held.event_id AND d.sink = $4` + owned
 
 	// freeSQL makes ready what is held first in its line, until $6 of a key are ready.
 	freeSQL = `UPDATE saga_outbox_delivery d SET state = 'retry', next_attempt_at = NULL FROM (
 			SELECT f.event_id FROM unnest($1::text[], $5::int[]) AS k (key, hash)
 			CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key
-				AND NOT detached AND state = 'retry' AND next_attempt_at IS NULL LIMIT $6) r) ready
+				AND ` + ready + ` LIMIT $6) r) ready
 			CROSS JOIN LATERAL (SELECT event_id, bool_and(state = 'held') OVER (ORDER BY position) AS first FROM (
 				SELECT event_id, state, position FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key
 					AND ` + blocking + ` ORDER BY position LIMIT greatest($6 - ready.n, 0)) b) f

@@ -25,6 +25,10 @@ func (l *lease) openMarks(ctx context.Context) error {
 	if err != nil {
 		return setup(err)
 	}
+	if isPooled(conn) {
+		l.marks.conn = conn
+		return nil
+	}
 	// A transaction of ours is one round trip. If we are frozen in the middle of it, its locks must not outlive us for long.
 	// And its wait for a row must not hold the slot's row for long, which the renewal of the lease wants.
 	ttl := l.store.cfg.LeaseTTL.Milliseconds()

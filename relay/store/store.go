@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -21,6 +22,8 @@ type Store struct {
 	cfg  Config
 	conn *pgx.ConnConfig
 	log  hclog.Logger
+
+	pooled atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
 }
 
 var _ relay.Store = (*Store)(nil)
@@ -39,23 +42,6 @@ func New(cfg Config, log hclog.Logger) (*Store, error) {
 		conn.ConnectTimeout = 10 * time.Second
 	}
 	return &Store{cfg: cfg, conn: conn, log: log.Named("store")}, nil
-}
-
-// connect opens a connection for one purpose. Silence of the peer shows within seconds on both sides, not after the kernels' hours.
-func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
-	cfg := s.conn.Copy()
-	cfg.RuntimeParams["application_name"] = applicationName(purpose)
-	cfg.RuntimeParams["tcp_keepalives_idle"] = "3"
-	cfg.RuntimeParams["tcp_keepalives_interval"] = "2"
-	cfg.RuntimeParams["tcp_keepalives_count"] = "3"
-	cfg.RuntimeParams["tcp_user_timeout"] = strconv.FormatInt(s.cfg.LeaseTTL.Milliseconds(), 10)
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: 2 * time.Second, Count: 3}}
-	cfg.DialFunc = dialer.DialContext
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", s.address(), plainConnectError(err))
-	}
-	return conn, nil
 }
 
 // applicationName is what pg_stat_activity shows for a purpose: PostgreSQL cuts it off at 63 bytes, and so do we, to find it again.

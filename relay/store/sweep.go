@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -43,18 +42,18 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 	}
 	return `WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1 AS last),
 		ended AS (SELECT min(x::text::bigint) AS first FROM pg_snapshot_xip($4::text::pg_snapshot) AS x WHERE NOT $5::boolean AND pg_xact_status(x) IS DISTINCT FROM 'in progress' AND pg_xact_status(x) IS DISTINCT FROM 'aborted'),
-		asking AS MATERIALIZED (SELECT created_at, event_id, pg_column_size(payload) + pg_column_size(headers) AS size, xmin::text::bigint AS xmin FROM saga_outbox
+		asking AS MATERIALIZED (SELECT created_at, cmin::text::bigint AS command, ctid AS place, event_id, pg_column_size(payload) + pg_column_size(headers) AS size, xmin::text::bigint AS xmin FROM saga_outbox
 			WHERE ` + wanted[kind] + ` AND ` + window + `),
-		seen AS MATERIALIZED (SELECT a.created_at, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM asking a, now
-			WHERE $7::timestamptz IS NULL OR (a.created_at, a.event_id) > ($7, $8::uuid))
-		SELECT o.created_at, o.event_id, o.size FROM seen o LEFT JOIN ended ON true WHERE ` + inNoLedger + `
+		seen AS MATERIALIZED (SELECT a.created_at, a.command, a.place, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM asking a, now
+			WHERE $7::timestamptz IS NULL OR (a.created_at, a.command, a.place) > ($7, $8::bigint, $9::text::tid))
+		SELECT o.created_at, o.command, o.place::text, o.event_id, o.size FROM seen o LEFT JOIN ended ON true WHERE ` + inNoLedger + `
 			AND ($4 IS NULL OR o.xid < 3 OR pg_visible_in_snapshot(o.xid::text::xid8, $4::text::pg_snapshot) AND (ended.first IS NULL OR o.xid < ended.first))
-		ORDER BY 1, 2 LIMIT $9`
+		ORDER BY o.created_at, o.command, o.place LIMIT $10`
 }
 
 // pieceSQL reads rows that are still of that kind.
 func pieceSQL(kind relay.SweepKind) string {
-	return `SELECT ` + eventColumns + ` FROM saga_outbox o WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY created_at, event_id`
+	return `SELECT ` + eventColumns + ` FROM saga_outbox o WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
 }
 
 // sweepKey is a row that a sweep has noted.
@@ -62,6 +61,10 @@ type sweepKey struct {
 	id   relay.UUID
 	at   timestamp
 	size int
+	// Rows with one created_at, which a transaction gives to all its rows by default, are in the order of their insertion: by the number of the
+	// command in the transaction, then by place. A row that was updated since has those of the update.
+	command int64
+	place   string
 }
 
 // Sweep implements relay.Sweeper. With the snapshot that SweepFrom has noted, Seen is taken generously: rows that may have been visible in
@@ -94,18 +97,24 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 		since    = (*timestamp)(null(q.Since))
 		noted    = l.owedSnapshot.Load()
 		generous = noted != nil && *noted == q.Seen
-		after    *timestamp // where the last look ended
-		afterID  pgtype.UUID
+		after    sweepKey // where the last look ended
+		looked   bool
 	)
+	var before string // a snapshot from before the first look
+	if q.Seen == "" {
+		if err := conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&before); err != nil {
+			return err
+		}
+	}
 	for {
 		var keys []sweepKey
 		var k sweepKey
 		var id [16]byte
-		err := each(ctx, conn, []any{&k.at, &id, &k.size}, func() error {
+		err := each(ctx, conn, []any{&k.at, &k.command, &k.place, &id, &k.size}, func() error {
 			k.id = id
 			keys = append(keys, k)
 			return nil
-		}, keysSQL(q.Kind, since != nil), append(kind[:3:3], seen, generous, since, after, afterID, sweepKeys)...)
+		}, keysSQL(q.Kind, since != nil), append(kind[:3:3], seen, generous, since, only(looked, after.at), after.command, only(looked, after.place), sweepKeys)...)
 		if err != nil {
 			return err
 		}
@@ -113,13 +122,9 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 			return nil
 		}
 		full := len(keys) == sweepKeys
-		last := keys[len(keys)-1]
-		after, afterID = &last.at, pgtype.UUID{Bytes: last.id, Valid: true}
-		if seen == nil && full { // so that it ends, however fast rows arrive
-			if err := conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&seen); err != nil {
-				return err
-			}
-			generous = true
+		after, looked = keys[len(keys)-1], true
+		if q.Seen == "" { // so that it ends, however fast rows arrive, and finds of each key what is first
+			seen, generous = &before, true
 		}
 		for len(keys) > 0 {
 			if keys, err = l.piece(ctx, conn, q.Kind, kind, keys, f); err != nil {
@@ -161,6 +166,14 @@ func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind,
 		}
 	}
 	return keys[n:], nil
+}
+
+// only is a parameter that is NULL unless it counts.
+func only[T any](counts bool, v T) *T {
+	if !counts {
+		return nil
+	}
+	return &v
 }
 
 // null is a parameter that is NULL for the zero value.

@@ -413,10 +413,6 @@ func (s *Sink) refuseLarge(ctx context.Context, c *call, name string, places []i
 	plain := codecs[s.cfg.Compression] == codecs["none"]
 	return slices.DeleteFunc(slices.Clone(places), func(i int32) bool {
 		rec := c.batch[i]
-		if c.behind(int(i)) {
-			c.fail(int(i), relay.ErrBehind)
-			return true
-		}
 		if rec.Size() <= s.cfg.BatchBytes {
 			return false
 		}

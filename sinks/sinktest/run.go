@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -86,6 +87,7 @@ func Run(t *testing.T, h Harness) {
 		{"Order", testOrder},
 		{"Lanes", testLanes},
 		{"Refused", testRefused},
+		{"RefusedAnywhere", testRefusedAnywhere},
 		{"Fenced", testFenced},
 		{"CancelledBefore", testCancelledBefore},
 		{"CancelledDuring", testCancelledDuring},
@@ -324,6 +326,63 @@ func testRefused(t *testing.T, h Harness) {
 	if want := rounds*(1+4) + 5; len(got) != want {
 		t.Errorf("got %d records, want %d: nothing goes out that stands behind a refused one", len(got), want)
 	}
+}
+
+// Batches with refused records at random places, and what was held back offered again at the front of the next: each record arrives once, in
+// order.
+func testRefusedAnywhere(t *testing.T, h Harness) {
+	target := h.open(t)
+	if target.Refused == nil {
+		t.Log("this broker takes every record: nothing to refuse")
+		return
+	}
+	seed := rand.Uint64()
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	seqs, bad, again := map[string]int{}, map[*relay.Record]bool{}, []*relay.Record(nil)
+	for round := 0; round < 25 || len(again) > 0; round++ {
+		batch := again
+		for range map[bool]int{true: rnd.IntN(60), false: 0}[round < 25] {
+			key := string(rune('a' + rnd.IntN(6)))
+			if rnd.IntN(6) == 0 {
+				rec, _ := target.Refused(key)
+				bad[rec] = true
+				batch = append(batch, rec)
+				continue
+			}
+			batch = append(batch, NewRecord(target.Topic, key, seqs[key], 20))
+			seqs[key]++
+		}
+		if len(batch) == 0 {
+			continue
+		}
+		err := target.Sink.Publish(h.ctx(t), batch)
+		var be *relay.BatchError
+		if err != nil && (!errors.As(err, &be) || len(be.Errs) != len(batch)) {
+			t.Fatalf("seed %d, round %d: got %v, want a BatchError with %d entries", seed, round, err, len(batch))
+		}
+		again = nil
+		held := map[string]bool{}
+		for i, rec := range batch {
+			var fate error
+			if be != nil {
+				fate = be.Errs[i]
+			}
+			_, refused := relay.Refused(fate)
+			switch {
+			case held[rec.Key]:
+				if again = append(again, rec); !errors.Is(fate, relay.ErrBehind) {
+					t.Fatalf("seed %d, round %d, record %d: %v, want it held behind a refused one", seed, round, i, fate)
+				}
+			case bad[rec]:
+				if held[rec.Key] = true; !refused {
+					t.Fatalf("seed %d, round %d, record %d: %v, want it refused", seed, round, i, fate)
+				}
+			case fate != nil:
+				t.Fatalf("seed %d, round %d, record %d: %v, want it acknowledged", seed, round, i, fate)
+			}
+		}
+	}
+	CheckOrder(t, target.Consume(t), seqs, false)
 }
 
 func testCancelledBefore(t *testing.T, h Harness) {

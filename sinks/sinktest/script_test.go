@@ -89,7 +89,7 @@ func TestScript(t *testing.T) {
 		{"refused behind one that failed", func(s *sinktest.Script) {
 			s.OnEvent(a[0].EventID).Fail(errPassing)
 			s.OnEvent(a[1].EventID).Refuse(relay.ReasonRejected, refused)
-		}, []string{"a0", "a1", "a2"}, nil, []string{"b0", "b1", "a2", "b2"}, false},
+		}, []string{"a0", "a1", "a2"}, nil, []string{"b0", "b1", "b2"}, false},
 		{"lost", func(s *sinktest.Script) { s.OnEvent(a[1].EventID).Lose(errPassing) }, []string{"a1", "a2"}, nil, all, false},
 		{"call", func(s *sinktest.Script) { s.OnCall(1).Fail(errPassing) }, all, nil, nil, false},
 		{"another call", func(s *sinktest.Script) { s.OnCall(2).Fail(errPassing) }, nil, nil, all, false},

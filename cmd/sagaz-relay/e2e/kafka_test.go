@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"crypto/rand"
-	"errors"
-	"io"
 	"strings"
 	"testing"
 	"time"
@@ -13,11 +11,13 @@ import (
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/verify"
+	"github.com/sagaz-relay/relay/sinks/kafka"
 )
 
 // topic is a Kafka topic of one test. It is stamped by the broker's clock, so that a test can tell when a record arrived.
 type topic struct {
 	t      testing.TB
+	addr   string
 	name   string
 	client *kafkago.Client
 	parts  int
@@ -59,7 +59,7 @@ func openTopic(t testing.TB, addr, name string, partitions int) *topic {
 	t.Helper()
 	transport := &kafkago.Transport{MetadataTTL: 100 * time.Millisecond}
 	t.Cleanup(transport.CloseIdleConnections)
-	k := &topic{t: t, name: name, parts: partitions, client: &kafkago.Client{Addr: kafkago.TCP(addr), Timeout: 20 * time.Second, Transport: transport}}
+	k := &topic{t: t, addr: addr, name: name, parts: partitions, client: &kafkago.Client{Addr: kafkago.TCP(addr), Timeout: 20 * time.Second, Transport: transport}}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -106,63 +106,18 @@ func (k *topic) ends() []int64 {
 }
 
 // read returns everything that the topic holds, partition by partition.
-func (k *topic) read() []arrival {
+func (k *topic) read() (all []arrival) {
 	k.t.Helper()
-	var all []arrival
-	for partition, end := range k.ends() {
-		for at := int64(0); at < end; {
-			k.retry("fetch of "+k.name, func(ctx context.Context) error {
-				var err error
-				all, at, err = k.fetch(ctx, all, partition, at)
-				return err
-			})
-		}
-	}
+	cfg := kafka.DefaultConfig()
+	cfg.Brokers = []string{k.addr}
+	k.retry("reading "+k.name, func(ctx context.Context) error {
+		all = nil
+		return kafka.ReadBack(ctx, cfg, []string{k.name}, time.Time{}, func(s kafka.Stored) error {
+			all = append(all, arrival{s.Partition, s.Offset, s.Key, s.NoKey, s.Value, s.Headers, s.Time})
+			return nil
+		})
+	})
 	return all
-}
-
-func (k *topic) fetch(ctx context.Context, all []arrival, partition int, at int64) ([]arrival, int64, error) {
-	res, err := k.client.Fetch(ctx, &kafkago.FetchRequest{Topic: k.name, Partition: partition, Offset: at, MinBytes: 1, MaxBytes: 64 << 20, MaxWait: 100 * time.Millisecond})
-	if err == nil {
-		err = res.Error
-	}
-	if err != nil {
-		return all, at, err
-	}
-	for {
-		r, err := res.Records.ReadRecord()
-		if errors.Is(err, io.EOF) {
-			return all, at, nil
-		}
-		if err != nil {
-			return all, at, err
-		}
-		if r.Offset < at { // a batch is fetched from its beginning
-			continue
-		}
-		at = r.Offset + 1
-		a := arrival{partition: partition, offset: r.Offset, noKey: r.Key == nil, at: r.Time}
-		key, err := readBytes(r.Key)
-		if err == nil {
-			a.value, err = readBytes(r.Value)
-		}
-		if err != nil {
-			return all, at, err
-		}
-		a.key = string(key)
-		for _, h := range r.Headers {
-			a.headers = append(a.headers, relay.Header{Key: h.Key, Value: string(h.Value)})
-		}
-		all = append(all, a)
-	}
-}
-
-func readBytes(b kafkago.Bytes) ([]byte, error) {
-	if b == nil {
-		return nil, nil
-	}
-	defer b.Close()
-	return io.ReadAll(b)
 }
 
 // events are the arrivals for the checker.

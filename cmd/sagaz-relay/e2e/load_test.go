@@ -59,21 +59,28 @@ func (w *world) load(opts loadOptions) *load {
 	def(&opts.keys, 20)
 	def(&opts.workers, 4)
 	def(&opts.rate, 600)
-	l := &load{w: w, check: verify.New(verify.Options{MaxDuplicates: verify.AnyNumber}), opts: opts, quit: make(chan struct{})}
+	l := &load{w: w, check: verify.New(verify.Options{MaxDuplicates: verify.AnyNumber}), opts: opts}
 	for i := range opts.keys {
 		l.keys = append(l.keys, &loadKey{name: fmt.Sprintf("order-%d", i)})
 	}
-	seeds := newRand(w.t)
-	for range opts.workers {
+	l.start()
+	w.t.Cleanup(l.stop)
+	return l
+}
+
+// start begins, or goes on after stop.
+func (l *load) start() {
+	l.w.t.Helper()
+	l.quit, l.once = make(chan struct{}), sync.Once{}
+	seeds := newRand(l.w.t)
+	for range l.opts.workers {
 		rnd := rand.New(rand.NewPCG(seeds.Uint64(), 1))
 		l.done.Go(func() {
 			if err := l.work(rnd); err != nil {
-				w.t.Errorf("load: %v", err)
+				l.w.t.Errorf("load: %v", err)
 			}
 		})
 	}
-	w.t.Cleanup(l.stop)
-	return l
 }
 
 // stop ends the applications, and is done when their last transactions are.
@@ -193,7 +200,7 @@ func (l *load) transaction(conn *pgx.Conn, rnd *rand.Rand) error {
 		payload := fmt.Sprintf(`{"key": %q, "seq": %d, "note": %q, "pad": %q}`, key.name, key.seq+seq[i], l.w.marker, strings.Repeat("x", rnd.IntN(400)))
 		seq[i]++
 		batch.Queue(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at)
-			VALUES ($1, $2, 'order', $3, $4, $5::text::jsonb, '{"traceparent": "00-1-2-01"}', 'pending', now())`,
+			VALUES ($1, $2, 'order', $3, $4, $5::text::jsonb, '{"traceparent": "00-1-2-01"}', 'pending', clock_timestamp())`, // as from a client's clock, so that a sweep knows the order
 			[16]byte(e.ID), "saga-"+key.name, key.name, l.opts.topic, payload)
 	}
 	if back {

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode/utf8"
+
+	"github.com/sagaz-relay/relay/relay/repair"
+)
+
+// tableWidth is what tables for people fit into.
+const tableWidth = 100
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// printLetters prints a line a letter, and below it the error, unless it is that of the line before.
+func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time) error {
+	if total == 0 {
+		_, err := fmt.Fprintln(w, "none")
+		return err
+	}
+	var table strings.Builder
+	t := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "EVENT_ID\tSINK\tSTATE\tREASON\tATTEMPTS\tAGE\tKEY")
+	for i := range letters {
+		l := &letters[i]
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.EventID, cut(l.Sink, 10), l.State, orDash(l.Reason), l.Attempts, age(now.Sub(l.Since)), oneLine(l.Key))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	last := ""
+	for i, line := range strings.Split(strings.TrimSuffix(table.String(), "\n"), "\n") {
+		fmt.Fprintln(w, cut(line, tableWidth))
+		if i == 0 {
+			continue
+		}
+		if text := oneLine(letters[i-1].LastError); text != "" && text != last {
+			fmt.Fprintln(w, cut("  "+text, tableWidth))
+			last = text
+		}
+	}
+	if len(letters) < total {
+		fmt.Fprintf(w, "… and %d more: --limit 0 shows all\n", total-len(letters))
+	}
+	return nil
+}
+
+func printEvent(w io.Writer, e *repair.Event, now time.Time) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) {
+		if value := oneLine(fmt.Sprintf(format, args...)); value != "" {
+			fmt.Fprintf(t, "%s\t%s\n", name, value)
+		}
+	}
+	moment := func(name string, at *time.Time) {
+		if at != nil {
+			line(name, "%s (%s)", at.UTC().Format(time.RFC3339), when(at.Sub(now)))
+		}
+	}
+	line("event_id", "%s", e.EventID)
+	if r := e.Row; r == nil {
+		line("row", "%s", "gone: neither in saga_outbox nor in its archive; the relay drops its entries")
+	} else {
+		line("event_type", "%s", r.EventType)
+		line("aggregate", "%s %s (the key)", r.AggregateType, r.AggregateID)
+		line("saga_id", "%s", r.SagaID)
+		if r.Archived {
+			line("row", "%s, in saga_outbox_archive", r.Status)
+		} else {
+			line("row", "%s", r.Status)
+		}
+		line("created_at", "%s", r.CreatedAt)
+		moment("claimed_at", r.ClaimedAt)
+		moment("sent_at", r.SentAt)
+		line("retry_count", "%d", r.RetryCount)
+		line("last_error", "%s", r.LastError)
+		line("worker_id", "%s", r.WorkerID)
+		line("headers", "%s", orDash(strings.Join(r.Headers, ", ")))
+		if r.Payload == nil {
+			line("payload", "%d bytes (--payload prints it)", r.PayloadBytes)
+		} else {
+			line("payload", "%d bytes: %s", r.PayloadBytes, *r.Payload)
+		}
+	}
+	for i := range e.Entries {
+		l := &e.Entries[i]
+		fmt.Fprintf(t, "\nsink\t%s\n", l.Sink)
+		line("state", "%s", describeState(l))
+		line("reason", "%s", l.Reason)
+		line("attempts", "%d", l.Attempts)
+		moment("next attempt", l.NextAttemptAt)
+		line("last_error", "%s", l.LastError)
+		moment("in the ledger", &l.Since)
+		moment("replayed_at", l.ReplayedAt)
+		line("slot", "%s, position %d", l.Slot, l.Position)
+	}
+	return t.Flush()
+}
+
+// describeState says in words where a ledger entry stands.
+func describeState(l *repair.Letter) string {
+	switch {
+	case l.Discarded:
+		return "discarded: the relay takes it out"
+	case l.State == repair.StateHeld:
+		return "held: waits behind another event of its key"
+	case l.State == repair.StateDead && l.Detached:
+		return "dead: later events of its key have gone on without it"
+	case l.State == repair.StateDead:
+		return "dead: later events of its key wait until it is retried or discarded"
+	case l.NextAttemptAt != nil:
+		return "retry: waits for its next attempt"
+	default:
+		return "retry: ready to be offered"
+	}
+}
+
+// oneLine makes text that cannot break a line or a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// cut shortens s to at most n characters.
+func cut(s string, n int) string {
+	if utf8.RuneCountInString(s) <= n {
+		return s
+	}
+	return string([]rune(s)[:n-1]) + "…"
+}
+
+// age renders a duration in its largest unit.
+func age(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0s"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}
+
+func when(d time.Duration) string {
+	if d > 0 {
+		return "in " + age(d)
+	}
+	return age(-d) + " ago"
+}

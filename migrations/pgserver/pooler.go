@@ -1,0 +1,96 @@
+package pgserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/debian"
+)
+
+// Pooler is a PgBouncer in front of a server, in transaction mode: each transaction of a client may run in another session.
+type Pooler struct {
+	DSN     string // the server's, by way of the pooler
+	dir     string
+	process *child.Process
+}
+
+// StartPooler brings up a PgBouncer in front of the server of dsn, a URL, and waits until it takes connections. Where PgBouncer is
+// missing it is installed, if that is ours to do. It logs in as the role of dsn, whoever asks.
+func StartPooler(ctx context.Context, dsn string, log io.Writer) (*Pooler, error) {
+	u, err := url.Parse(dsn)
+	if err != nil || u.User == nil {
+		return nil, errors.New("the DSN of the server is not a URL with a user") // it is not shown: it holds a password
+	}
+	program, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		if err := debian.Install(ctx, log, "pgbouncer"); err != nil {
+			return nil, err
+		}
+		if program, err = exec.LookPath("pgbouncer"); err != nil {
+			return nil, err
+		}
+	}
+	ports, err := child.FreePorts(1)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pooler{}
+	if p.dir, err = os.MkdirTemp("", "sagaz-pgbouncer-"); err != nil {
+		return nil, err
+	}
+	password, _ := u.User.Password()
+	conf := fmt.Sprintf("[databases]\n* = host=%s port=%s user=%s password='%s'\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\n"+
+		"pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 200\nlogfile = %s\n",
+		u.Hostname(), u.Port(), u.User.Username(), strings.ReplaceAll(password, "'", "''"), ports[0], filepath.Join(p.dir, "log"))
+	file := filepath.Join(p.dir, "pgbouncer.ini")
+	if err := errors.Join(os.WriteFile(file, []byte(conf), 0o600), giveTo(file), giveTo(p.dir)); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	cmd := exec.Command(program, "-q", file)
+	cmd.Dir = p.dir
+	runAsUnprivileged(cmd)
+	if p.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	address := net.JoinHostPort("127.0.0.1", fmt.Sprint(ports[0]))
+	for {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err == nil {
+			conn.Close()
+			break
+		}
+		select {
+		case <-p.process.Done():
+			said, _ := os.ReadFile(filepath.Join(p.dir, "log"))
+			return nil, errors.Join(fmt.Errorf("pgbouncer ended: %w: %s", p.process.Err(), said), p.Close())
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), p.Close())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	u.Host = address
+	p.DSN = u.String()
+	return p, nil
+}
+
+// Close ends the pooler, and all connections through it.
+func (p *Pooler) Close() error {
+	if p.process != nil {
+		if proc, err := os.FindProcess(p.process.PID()); err == nil {
+			_ = proc.Kill() // it has nothing to save
+		}
+		<-p.process.Done()
+	}
+	return os.RemoveAll(p.dir)
+}

@@ -1,0 +1,27 @@
+package pgtest
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"github.com/sagaz-relay/relay/migrations/pgserver"
+)
+
+// Pooled starts a PgBouncer in transaction mode in front of the database's server, and returns the database's DSN by way of it. It
+// ends with the test.
+func (db *DB) Pooled(t testing.TB) (dsn string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	p, err := pgserver.StartPooler(ctx, db.DSN, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Errorf("close PgBouncer: %v", err)
+		}
+	})
+	return p.DSN
+}

@@ -1,0 +1,107 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+const (
+	brokerTimeout = 10 * time.Second
+	// sampleRows are the newest rows whose destinations are looked at, and sampleRoutes the most destinations.
+	sampleRows   = 10_000
+	sampleRoutes = 500
+)
+
+func (ex *exam) checkSink(ctx context.Context, sink relay.Sink) {
+	check := "sink " + sink.Name()
+	checker, ok := sink.(relay.Checker)
+	if !ok {
+		ex.ok(check, "nothing to reach")
+		return
+	}
+	reaching, cancel := context.WithTimeout(ctx, brokerTimeout)
+	err := checker.Check(reaching)
+	cancel()
+	if err != nil {
+		f := Finding{
+			Check: check, Severity: Broken, Summary: err.Error(), Why: "No event is delivered to it.",
+			Fix: []Step{do("check address and credentials, that the broker runs, and that no firewall or network policy is in between")},
+		}
+		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" {
+			f.Fix = []Step{do("%s", setup.Fix)}
+		}
+		ex.add(f)
+		return
+	}
+	ex.ok(check, "reachable")
+	if routes, ok := sink.(relay.RouteChecker); ok {
+		ex.checkRoutes(ctx, "routes "+sink.Name(), routes)
+	}
+}
+
+// checkRoutes asks a sink whether the events of the last day would arrive if they were sent now.
+func (ex *exam) checkRoutes(ctx context.Context, check string, sink relay.RouteChecker) {
+	if ex.conn == nil || ex.table == 0 {
+		ex.add(Finding{Check: check, Severity: Unknown, Summary: "not looked at: the events' types are not known without the table"})
+		return
+	}
+	routes, err := ex.routes(ctx)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	if len(routes) == 0 {
+		ex.ok(check, "no event within a day, so no destination to look at")
+		return
+	}
+	problems, err := sink.CheckRoutes(ctx, routes)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	for _, p := range problems {
+		f := Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s: %s", p.Route.EventType, p.Problem), Why: "Events of this type are refused, and become dead letters.",
+		}
+		if p.Fix != "" {
+			f.Fix = []Step{do("%s", p.Fix)}
+		}
+		ex.add(f)
+	}
+	if len(problems) == 0 {
+		ex.ok(check, "%d destinations of the last day's events are there", len(routes))
+	}
+}
+
+// routes are the destinations of the newest events of the last day.
+func (ex *exam) routes(ctx context.Context) ([]relay.Route, error) {
+	rows, err := ex.conn.Query(ctx, `SELECT event_type, aggregate_type, aggregate_id, saga_id FROM saga_outbox
+		WHERE created_at > now() - interval '1 day' ORDER BY created_at DESC LIMIT $1`, sampleRows)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		routes []relay.Route
+		seen   = make(map[relay.Route]bool)
+		ev     = relay.Event{Payload: "null"} // the destination does not depend on it
+		rec    relay.Record
+	)
+	_, err = pgx.ForEachRow(rows, []any{&ev.EventType, &ev.AggregateType, &ev.AggregateID, &ev.SagaID}, func() error {
+		if err := ex.cfg.Encoder.Encode(&rec, &ev); err != nil {
+			return err
+		}
+		route := relay.Route{EventType: ev.EventType, Topic: rec.Topic, RoutingKey: rec.RoutingKey}
+		if !seen[route] && len(routes) < sampleRoutes {
+			seen[route] = true
+			routes = append(routes, route)
+		}
+		return nil
+	})
+	return routes, err
+}

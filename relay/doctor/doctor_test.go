@@ -1,0 +1,353 @@
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/sagaz-relay/relay/migrations"
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/relay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
+
+// sink can be told what to answer.
+type sink struct {
+	down     error
+	problems []relay.RouteProblem
+	unknown  error
+	asked    *[]relay.Route
+}
+
+func (sink) Name() string                                   { return "kafka" }
+func (sink) Publish(context.Context, []*relay.Record) error { return errors.New("not for publishing") }
+func (sink) Close() error                                   { return nil }
+func (s sink) Check(context.Context) error                  { return s.down }
+func (s sink) CheckRoutes(_ context.Context, routes []relay.Route) ([]relay.RouteProblem, error) {
+	if s.asked != nil {
+		*s.asked = routes
+	}
+	return s.problems, s.unknown
+}
+
+// configFor is what cmd makes of the default settings. The slot's name is the test's own: slots are the server's, not the database's.
+func configFor(t testing.TB, dsn string) Config {
+	t.Helper()
+	topic, err := relay.ParseTemplate("{event_type}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal("the DSN is not a URL")
+	}
+	name := strings.TrimPrefix(u.Path, "/")
+	return Config{
+		DatabaseURL: dsn, Mode: relay.ModeAuto, Slots: []string{name[max(0, len(name)-60):] + "_s1"}, Publication: "sagaz_outbox", Failover: true,
+		WALSenderTimeout: 10 * time.Second, Mark: "update", ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second,
+		SinkNames: []string{"kafka"}, Sinks: []relay.Sink{sink{}}, Encoder: relay.NewEncoder(topic, topic),
+		RetainedTooMuch: DefaultRetainedTooMuch, PendingTooLong: DefaultPendingTooLong, Now: time.Now,
+	}
+}
+
+func exec(t testing.TB, dsn string, statements ...string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	for _, sql := range statements {
+		if _, err := conn.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+}
+
+func show(r *Report) string {
+	text, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// finding looks for one by its check, severity and a part of its summary.
+func (r *Report) finding(check string, severity Severity, says string) *Finding {
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		if strings.HasPrefix(f.Check, check) && f.Severity == severity && strings.Contains(f.Summary, says) {
+			return f
+		}
+	}
+	return nil
+}
+
+// mend does what a finding says, as a superuser, and runs "sagaz-relay migrate" where that is said.
+func mend(t testing.TB, superuser string, f *Finding) {
+	t.Helper()
+	for _, step := range f.Fix {
+		switch {
+		case step.SQL != "":
+			if !strings.HasSuffix(step.SQL, ";") {
+				t.Errorf("%q does not end like a statement", step.SQL)
+			}
+			exec(t, superuser, step.SQL)
+		case step == migrate, step == tune:
+			conn, err := pgx.Connect(t.Context(), superuser)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(t.Context())
+			if step == migrate {
+				_, err = migrations.Run(t.Context(), conn)
+			} else {
+				_, err = migrations.Tune(t.Context(), conn)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+const row = `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, status, created_at, claimed_at, retry_count) VALUES `
+
+// ours grants a role what a relay needs, and makes the publication for it.
+const ours = `GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %role; GRANT SELECT, INSERT, UPDATE ON saga_outbox_archive, saga_outbox_relay TO %role;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %role; GRANT SELECT ON saga_outbox_migrations TO %role;
+	CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'insert')`
+
+// Every finding that statements can provoke and mend: it is there, what it prints is run, and it is gone.
+func TestFindings(t *testing.T) {
+	library, err := filepath.Glob("../../migrations/testdata/*.sql")
+	if err != nil || len(library) == 0 {
+		t.Fatalf("no library schema: %v", err)
+	}
+	for _, tt := range []struct {
+		name    string
+		min     int    // version of PostgreSQL
+		provoke string // %slot, %role
+		empty   bool   // the database has not been migrated
+		role    string // attributes of a role of its own for the doctor; "" for the superuser; "NONE" for a role without
+		config  func(*Config)
+
+		check    string
+		severity Severity
+		says     string
+		mend     string // beside the finding's own SQL
+		settings func(*Config)
+	}{
+		{name: "NoTables", empty: true, check: "tables", severity: Broken, says: "saga_outbox, saga_outbox_relay, saga_outbox_delivery"},
+		{name: "NoLedger", provoke: `DROP TABLE saga_outbox_delivery; DELETE FROM saga_outbox_migrations WHERE version = 3`, check: "tables", severity: Broken, says: "not there: saga_outbox_delivery"},
+		{name: "OtherSchema", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; GRANT USAGE ON SCHEMA app TO %role`, check: "tables", severity: Broken, says: "is in schema app, which is not on the search_path"},
+		{name: "NoSchemaUsage", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; ALTER ROLE %role SET search_path = app, public`, check: "tables", severity: Broken, says: "may not use"},
+		{name: "Column", provoke: `ALTER TABLE saga_outbox DROP COLUMN worker_id, DROP COLUMN headers`, check: "columns", severity: Broken, says: "lacks headers, worker_id"},
+		{name: "ArchiveColumn", provoke: `ALTER TABLE saga_outbox ADD COLUMN tenant varchar(20), ADD COLUMN "Region" text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "does not have the columns"},
+		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "in the same order"},
+		{name: "Migrations", provoke: `DELETE FROM saga_outbox_migrations WHERE version >= 2`, check: "migrations", severity: Broken, says: "not applied: 0002"},
+		{name: "MigrationsUnread", role: "REPLICATION", provoke: ours + `; REVOKE SELECT ON saga_outbox_migrations FROM %role`, check: "migrations", severity: Unknown, says: "may not be read"},
+		{name: "Rights", role: "REPLICATION", config: func(c *Config) { c.Archive, c.Mark = true, "archive" }, check: "rights", severity: Broken, says: "lacks SELECT, UPDATE, DELETE on saga_outbox; SELECT, INSERT, UPDATE on saga_outbox_relay; SELECT, INSERT, UPDATE, DELETE on saga_outbox_delivery; SELECT, INSERT, UPDATE on saga_outbox_archive"},
+		{name: "OneRight", role: "REPLICATION", provoke: ours + `; REVOKE INSERT ON saga_outbox_delivery FROM %role`, check: "rights", severity: Broken, says: "lacks INSERT on saga_outbox_delivery"},
+		{name: "NoReplication", role: "NONE", provoke: ours, check: "replication", severity: Degraded, says: "no replication connection"},
+		{name: "NoReplicationButCDC", role: "NONE", provoke: ours, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "replication", severity: Broken, says: "no replication connection"},
+		{name: "NoPublication", role: "REPLICATION", provoke: ours + `; DROP PUBLICATION sagaz_outbox`, check: "publication", severity: Degraded, says: "may not make it"},
+		{name: "PublicationWithoutInserts", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'update')`, check: "publication", severity: Degraded, says: "does not publish inserts"},
+		{name: "PublicationOfAnother", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE consumer_inbox WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "does not contain public.saga_outbox"},
+		{name: "PublicationColumns", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, payload) WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "leaves out saga_id"},
+		{name: "PublicationFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "passes only rows with"},
+		{name: "PublicationOfUpdates", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`, check: "publication", severity: Note, says: "publishes updates"},
+		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, says: "made for plugin test_decoding"},
+		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, says: "a physical slot"},
+		{name: "SlotInPolling", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "slot", severity: Degraded, says: "RELAY_MODE=polling never reads it"},
+		{name: "SlotBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); SELECT pg_switch_wal()`, config: func(c *Config) { c.RetainedTooMuch = 1 << 10 }, check: "slot", severity: Degraded, says: "holds back"},
+		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "nobody reads it, though a relay runs", mend: `UPDATE saga_outbox_relay SET released_at = now()`},
+		{name: "SlotMissing", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "not there, though a relay runs", mend: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`},
+		{name: "SlotLeftBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot_old', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner, released_at) VALUES ('%slot_old', 1, 'relay-1', now())`, check: "other slots", severity: Degraded, says: "was a relay's"},
+		{name: "Owner", provoke: `SELECT 1`, check: "owner", severity: Note, says: "no relay is running", mend: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`},
+		{name: "Indexes", empty: true, provoke: "library", check: "indexes", severity: Note, says: "idx_outbox_claimed_at, idx_outbox_pending"},
+		{name: "OwnIndex", provoke: `CREATE INDEX by_day ON saga_outbox (date(sent_at AT TIME ZONE 'UTC'), saga_id)`, check: "indexes", severity: Note, says: "by_day"},
+		{name: "Pages", empty: true, provoke: "library", check: "pages", severity: Note, says: "filled to 100 %"},
+		{name: "FullerPages", provoke: `ALTER TABLE saga_outbox SET (fillfactor = 80)`, check: "pages", severity: Note, says: "filled to 80 %"},
+		{name: "SweepIndex", min: 16, provoke: `DROP INDEX IF EXISTS saga_outbox_status; ` + row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'sent', now(), NULL, 0); INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, status)
+			SELECT gen_random_uuid(), 's', 'k', 'T', '{}', 'sent' FROM generate_series(1, 50001); ANALYZE saga_outbox`, check: "sweep", severity: Note, says: "no index on status"},
+		{name: "Autovacuum", provoke: `ALTER TABLE saga_outbox SET (autovacuum_enabled = false)`, check: "vacuum", severity: Degraded, says: "switched off for saga_outbox"},
+		{name: "Origin", min: 16, role: "REPLICATION", provoke: ours, check: "origin", severity: Note, says: "may not use replication origins"},
+		{name: "Unlogged", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, check: "saga_outbox", severity: Degraded, says: "unlogged"},
+		{name: "RowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox ENABLE ROW LEVEL SECURITY`, check: "saga_outbox", severity: Broken, says: "row level security"},
+		{name: "Trigger", provoke: `CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TRIGGER "Touch" BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch();
+			CREATE TRIGGER "At inserts" BEFORE INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch()`, check: "saga_outbox", severity: Note, says: `triggers run at every update: "Touch"`},
+		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "saga_outbox", severity: Broken, says: "no table", mend: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
+		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, says: "the oldest pending one is 1h0m", mend: `UPDATE saga_outbox SET status = 'sent'`},
+		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, says: "1 have been claimed"},
+		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, says: "1 dead letters without", mend: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
+		{name: "LibraryFailed", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'failed', now(), NULL, 1)`, check: "rows", severity: Note, says: "1 failed without", mend: `UPDATE saga_outbox SET status = 'pending'`},
+		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letters of sink kafka", mend: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
+		{name: "StrangeSink", provoke: entry("rabbitmq", "%slot", "held"), check: "ledger", severity: Degraded, says: "sink rabbitmq, which BROKER_TYPE does not name", settings: func(c *Config) { c.SinkNames = append(c.SinkNames, "rabbitmq") }},
+		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, says: "which RELAY_SLOT does not name"},
+		{name: "Clock", provoke: `SELECT 1`, config: func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-time.Minute) } }, check: "clock", severity: Degraded, says: "ahead of this host's", settings: func(c *Config) { c.Now = time.Now }},
+		{name: "SinkDown", provoke: `SELECT 1`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{down: errors.New("dial kafka:9092: refused")}} }, check: "sink kafka", severity: Broken, says: "refused", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		{name: "Routes", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
+			c.Sinks = []relay.Sink{sink{problems: []relay.RouteProblem{{Route: relay.Route{EventType: "OrderPlaced"}, Problem: "no topic", Fix: "make it"}}}}
+		}, check: "routes kafka", severity: Degraded, says: "OrderPlaced: no topic", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		{name: "RoutesUnknown", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{unknown: errors.New("not authorized")}} }, check: "routes kafka", severity: Unknown, says: "not authorized", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+	} {
+		for _, version := range pgtest.Versions() {
+			if tt.min > 15 && version == "15" {
+				continue // that server cannot do it
+			}
+			t.Run(tt.name+"/"+version, func(t *testing.T) {
+				t.Parallel()
+				var opts []pgtest.Option
+				if !tt.empty {
+					opts = append(opts, pgtest.Migrated())
+				}
+				db := pgtest.NewVersion(t, version, opts...)
+				cfg := configFor(t, db.DSN)
+				fill := func(s string) string { return strings.ReplaceAll(s, "%slot", cfg.Slots[0]) }
+				if tt.role != "" {
+					role, _, dsn := db.Role(t, strings.ReplaceAll(tt.role, "NONE", ""))
+					cfg.DatabaseURL = dsn
+					fill = func(s string) string {
+						return strings.ReplaceAll(strings.ReplaceAll(s, "%slot", cfg.Slots[0]), "%role", role)
+					}
+				}
+				if tt.provoke == "library" {
+					schema, err := os.ReadFile(library[0])
+					if err != nil {
+						t.Fatal(err)
+					}
+					exec(t, db.DSN, string(schema))
+				} else if tt.provoke != "" {
+					exec(t, db.DSN, fill(tt.provoke))
+				}
+				if tt.config != nil {
+					tt.config(&cfg)
+				}
+				report := Examine(t.Context(), cfg, nil)
+				f := report.finding(tt.check, tt.severity, tt.says)
+				if f == nil {
+					t.Fatalf("not found: %s %s %q in\n%s", tt.severity, tt.check, tt.says, show(report))
+				}
+				if f.Why == "" && f.Severity > Unknown || len(f.Fix) == 0 && f.Severity > Unknown {
+					t.Errorf("it does not say why it matters, or how to mend it: %+v", *f)
+				}
+				mend(t, db.DSN, f)
+				if tt.mend != "" {
+					exec(t, db.DSN, fill(tt.mend))
+				}
+				if tt.settings != nil {
+					tt.settings(&cfg)
+				}
+				if after := Examine(t.Context(), cfg, nil); after.finding(tt.check, tt.severity, tt.says) != nil {
+					t.Errorf("mended by %+v, it is still there:\n%s", f.Fix, show(after))
+				}
+			})
+		}
+	}
+}
+
+func entry(sink, slot, state string) string {
+	return `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state)
+		VALUES (gen_random_uuid(), '` + sink + `', '` + slot + `', 1, 'k', 1, 'T', '` + state + `')`
+}
+
+// A database as it should be, for a role that owns nothing: nothing is worse than a note, and no check is missing.
+func TestHealthy(t *testing.T) {
+	for _, version := range pgtest.Versions() {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.NewVersion(t, version, pgtest.Migrated())
+			role, _, dsn := db.Role(t, "REPLICATION")
+			cfg := configFor(t, dsn)
+			exec(t, db.DSN, strings.ReplaceAll(ours, "%role", role), row+`(gen_random_uuid(), 's-1', 'k-1', 'OrderPlaced', '{}', 'sent', now(), NULL, 0), (gen_random_uuid(), 's-2', 'k-2', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`)
+			var asked []relay.Route
+			cfg.Sinks = []relay.Sink{sink{asked: &asked}}
+			report := Examine(t.Context(), cfg, nil)
+			if report.Worst() > Note {
+				t.Errorf("the worst is %s in\n%s", report.Worst(), show(report))
+			}
+			var checks []string
+			for _, f := range report.Findings {
+				checks = append(checks, f.Check)
+			}
+			for _, want := range []string{
+				"database", "clock", "pooler", "wal_level", "replication", "slots free", "walsenders", "slot WAL limit", "tables", "columns", "migrations", "rights", "saga_outbox",
+				"publication", "owner", "slot", "other slots", "indexes", "pages", "sweep", "vacuum", "rows", "ledger", "sink kafka", "routes kafka",
+			} {
+				if !strings.Contains("|"+strings.Join(checks, "|")+"|", "|"+want+"|") {
+					t.Errorf("check %q is missing among %q", want, checks)
+				}
+			}
+			if len(asked) != 1 || asked[0] != (relay.Route{EventType: "OrderPlaced", Topic: "OrderPlaced", RoutingKey: "OrderPlaced"}) {
+				t.Errorf("asked for %+v, want one destination", asked)
+			}
+			sum := 0
+			for _, n := range report.Counts {
+				sum += n
+			}
+			if sum != len(report.Findings) || len(report.Counts) != 5 {
+				t.Errorf("counts %v for %d findings", report.Counts, len(report.Findings))
+			}
+		})
+	}
+}
+
+// Nothing to reach: what can be told without a database is told, and the rest is unknown.
+func TestNothingWorks(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	u, err := url.Parse(db.DSN)
+	if err != nil {
+		t.Fatal("the DSN is not a URL")
+	}
+	password := *u
+	password.User = url.UserPassword("nobody_knows_me", "s3cr3tword")
+	database := *u
+	database.Path = "/nowhere"
+	away := *u
+	away.Host = "127.0.0.1:1"
+	for name, dsn := range map[string]string{"Role": password.String(), "Database": database.String(), "Away": away.String()} {
+		cfg := configFor(t, dsn)
+		cfg.Sinks = []relay.Sink{sink{down: errors.New("dial kafka:9092: refused")}}
+		report := Examine(t.Context(), cfg, []error{errors.New("RELAY_LANES=0: want at least 1")})
+		for _, check := range []string{"settings", "database", "sink kafka"} {
+			if f := report.finding(check, Broken, ""); f == nil || len(f.Fix) == 0 {
+				t.Errorf("%s: nothing about %s in\n%s", name, check, show(report))
+			}
+		}
+		if report.finding("tables", Unknown, "") == nil || report.Worst() != Broken || strings.Contains(show(report), "s3cr3tword") {
+			t.Errorf("%s:\n%s", name, show(report))
+		}
+	}
+}
+
+// A check that took too long costs the connection, not those behind it.
+func TestEachReconnects(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	ex := &exam{cfg: configFor(t, db.DSN), report: &Report{}}
+	ex.each(t.Context(), ex.checkDatabase)
+	late, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	var nothing string
+	if ex.ask(late, "late", `SELECT pg_sleep(60)::text`, nil, &nothing) || ex.report.finding("late", Unknown, "could not be found out") == nil {
+		t.Fatalf("a check that took too long: %s", show(ex.report))
+	}
+	ex.each(t.Context(), ex.checkWALLevel)
+	if ex.report.finding("wal_level", OK, "logical") == nil {
+		t.Errorf("the next one:\n%s", show(ex.report))
+	}
+	if err := ex.conn.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,70 @@
+package doctor
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Severity is how bad a finding is.
+type Severity int
+
+// Severities, in rising order.
+const (
+	OK       Severity = iota
+	Note              // all works; it could be better, or should be known
+	Unknown           // it could not be found out
+	Degraded          // the relay works, but not as it should, or not for long
+	Broken            // the relay cannot work, or not deliver
+)
+
+var severityNames = []string{"ok", "note", "unknown", "degraded", "broken"}
+
+// String is the word that is shown.
+func (s Severity) String() string { return severityNames[s] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Severity) UnmarshalText(text []byte) error {
+	i := slices.Index(severityNames, string(text))
+	if i < 0 {
+		return fmt.Errorf("%q is no severity", text)
+	}
+	*s = Severity(i)
+	return nil
+}
+
+// Finding is what one check says. Of several things that are wrong each is a finding of its own.
+type Finding struct {
+	Check    string   `json:"check"`
+	Severity Severity `json:"severity"`
+	Summary  string   `json:"summary"`       // what is, or what is wrong
+	Why      string   `json:"why,omitempty"` // why it matters
+	Fix      []Step   `json:"fix,omitempty"` // in order
+}
+
+// Step is a part of a fix: a statement, or something else to do.
+type Step struct {
+	Do  string `json:"do,omitempty"`  // in words; before SQL, who runs it and when
+	SQL string `json:"sql,omitempty"` // one statement, to be run as it is
+}
+
+func do(format string, args ...any) Step { return Step{Do: fmt.Sprintf(format, args...)} }
+
+func sql(format string, args ...any) Step { return Step{SQL: fmt.Sprintf(format, args...)} }
+
+// Report is all that was found, in the order of the checks.
+type Report struct {
+	Findings []Finding        `json:"findings"`
+	Counts   map[Severity]int `json:"counts"` // every severity, also those without a finding
+}
+
+// Worst is the highest severity of any finding.
+func (r *Report) Worst() Severity {
+	worst := OK
+	for i := range r.Findings {
+		worst = max(worst, r.Findings[i].Severity)
+	}
+	return worst
+}

@@ -1,0 +1,324 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay/store"
+)
+
+func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+func dropSlot(name string) Step { return sql(`SELECT pg_drop_replication_slot(%s);`, literal(name)) }
+
+func bytesText(n int64) string {
+	switch {
+	case n < 10<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 10<<20:
+		return fmt.Sprintf("%d kB", n>>10)
+	case n < 10<<30:
+		return fmt.Sprintf("%d MB", n>>20)
+	default:
+		return fmt.Sprintf("%d GB", n>>30)
+	}
+}
+
+// checkSlotsFree looks whether the slots that the relay will make have room.
+func (ex *exam) checkSlotsFree(ctx context.Context) {
+	const check = "slots free"
+	stream, severity := ex.streaming()
+	if !stream {
+		return
+	}
+	var used, most int
+	var ours, idle []string
+	if !ex.ask(ctx, check, `SELECT count(*), current_setting('max_replication_slots')::int, coalesce(array_agg(slot_name::text) FILTER (WHERE slot_name = ANY($1)), '{}'),
+		coalesce(array_agg(slot_name::text ORDER BY slot_name) FILTER (WHERE NOT active AND NOT slot_name = ANY($1)), '{}') FROM pg_replication_slots`,
+		[]any{ex.cfg.Slots}, &used, &most, &ours, &idle) {
+		return
+	}
+	wanted := len(ex.cfg.Slots) - len(ours)
+	if most-used >= wanted {
+		ex.ok(check, "%d of max_replication_slots = %d in use", used, most)
+		return
+	}
+	f := Finding{
+		Check: check, Severity: severity, Summary: fmt.Sprintf("%d of max_replication_slots = %d in use, %d more needed", used, most, wanted),
+		Why: "The relay cannot make its slot. " + ex.noStream(),
+	}
+	for _, name := range idle {
+		f.Fix = append(f.Fix, do("if nobody needs slot %s, which nobody reads now:", name), dropSlot(name))
+	}
+	f.Fix = append(f.Fix, do("or, and then restart PostgreSQL:"), sql(`ALTER SYSTEM SET max_replication_slots = %d;`, used+wanted+5))
+	ex.add(f)
+}
+
+func (ex *exam) checkSendersFree(ctx context.Context) {
+	const check = "walsenders"
+	stream, severity := ex.streaming()
+	if !stream {
+		return
+	}
+	var used, most, active int
+	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_replication WHERE application_name IS DISTINCT FROM 'sagaz-relay doctor'), current_setting('max_wal_senders')::int,
+		(SELECT count(*) FROM pg_replication_slots WHERE slot_name = ANY($1) AND active)`, []any{ex.cfg.Slots}, &used, &most, &active) {
+		return
+	}
+	if wanted := len(ex.cfg.Slots) - active; most-used < wanted {
+		ex.add(Finding{
+			Check: check, Severity: severity, Summary: fmt.Sprintf("%d of max_wal_senders = %d in use, %d more needed", used, most, wanted),
+			Why: "The relay cannot connect for replication. " + ex.noStream(),
+			Fix: []Step{
+				do("end a replication connection that nobody needs (SELECT * FROM pg_stat_replication), or, and then restart PostgreSQL:"),
+				sql(`ALTER SYSTEM SET max_wal_senders = %d;`, used+wanted+5),
+			},
+		})
+		return
+	}
+	ex.ok(check, "%d of max_wal_senders = %d in use", used, most)
+}
+
+// littleKept is a max_slot_wal_keep_size, in bytes, that a short standstill uses up.
+const littleKept = 1 << 30
+
+func (ex *exam) checkKeepSize(ctx context.Context) {
+	const check = "slot WAL limit"
+	var megabytes int64
+	if stream, _ := ex.streaming(); !stream || !ex.ask(ctx, check, `SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'`, nil, &megabytes) {
+		return
+	}
+	raise := []Step{do("about a third of the volume of pg_wal, at least some GB:"), sql(`ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';`), sql(`SELECT pg_reload_conf();`)}
+	switch keep := megabytes << 20; {
+	case megabytes < 0:
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: "max_slot_wal_keep_size is unlimited",
+			Why: "A slot that nobody reads keeps WAL until the database's disk is full. With a limit the server gives the slot up instead, and the relay finds in the table what it missed.",
+			Fix: raise,
+		})
+	case int64(ex.cfg.WALBudget) > keep:
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("max_slot_wal_keep_size is %s, less than RELAY_WAL_BUDGET = %s", bytesText(keep), bytesText(int64(ex.cfg.WALBudget))),
+			Why: "The server gives the slot up before the relay moves it, and the whole table has to be looked over.",
+			Fix: []Step{do("set RELAY_WAL_BUDGET to %d, half of it, or to 0, which means just that", keep/2)},
+		})
+	case keep < littleKept:
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: "max_slot_wal_keep_size is only " + bytesText(keep),
+			Why: "A short standstill uses it up; then the server gives the slot up, and the relay has to look over the whole table.",
+			Fix: raise,
+		})
+	default:
+		ex.ok(check, "max_slot_wal_keep_size is %s", bytesText(keep))
+	}
+}
+
+// slot is what the server says of a slot.
+type slot struct {
+	name, kind, plugin, database, walStatus, invalid string
+	active, failover                                 bool
+	retained                                         int64
+	known                                            bool // a relay has had its lease
+}
+
+// slots reads all of them. Columns that came with later versions are read from the row as JSON.
+func (ex *exam) slots(ctx context.Context) ([]slot, error) {
+	known := "false"
+	if ex.relayTable {
+		known = "EXISTS (SELECT FROM saga_outbox_relay r WHERE r.slot = s.slot_name)"
+	}
+	rows, err := ex.conn.Query(ctx, `SELECT slot_name::text, slot_type, coalesce(plugin::text, ''), coalesce(database::text, ''), coalesce(wal_status, ''),
+		coalesce(to_jsonb(s)->>'invalidation_reason', ''), active, coalesce((to_jsonb(s)->>'failover')::bool, false),
+		coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn), 0)::bigint, `+known+`
+		FROM pg_replication_slots s ORDER BY slot_name`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s slot, err error) {
+		return s, row.Scan(&s.name, &s.kind, &s.plugin, &s.database, &s.walStatus, &s.invalid, &s.active, &s.failover, &s.retained, &s.known)
+	})
+}
+
+func (ex *exam) checkSlots(ctx context.Context) {
+	all, err := ex.slots(ctx)
+	if err != nil {
+		ex.unknown("slot", err)
+		return
+	}
+	for _, name := range ex.cfg.Slots {
+		i := slices.IndexFunc(all, func(s slot) bool { return s.name == name })
+		if i < 0 {
+			ex.missingSlot(name)
+			continue
+		}
+		if !ex.checkSlot(&all[i]) {
+			ex.checkFailover(ctx, &all[i])
+		}
+	}
+}
+
+func (ex *exam) missingSlot(name string) {
+	const check = "slot"
+	switch stream, _ := ex.streaming(); {
+	case !stream:
+		ex.ok(check, "%s: not there, and not needed for RELAY_MODE=polling", name)
+	case len(ex.running) > 0:
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: name + ": not there, though a relay runs",
+			Why: "The relay polls, or is about to make it and to look over the table for what was missed.", Fix: []Step{do("see what it logs; the problems above may keep it from making the slot")},
+		})
+	default:
+		ex.add(Finding{Check: check, Severity: Note, Summary: name + ": not there yet; a relay makes it when it starts (sagaz-relay migrate --slot does, too)"})
+	}
+}
+
+// checkSlot tells what is wrong with one of our slots, and whether anything is.
+func (ex *exam) checkSlot(s *slot) (wrong bool) {
+	const check = "slot"
+	stream, severity := ex.streaming()
+	add := func(f Finding) bool {
+		f.Check, f.Summary = check, s.name+": "+f.Summary
+		ex.add(f)
+		return true
+	}
+	other := []Step{do("set RELAY_SLOT to another name; or, if nobody needs that slot:"), dropSlot(s.name)}
+	gone := s.walStatus == "lost" || s.invalid != ""
+	switch {
+	case !stream:
+		return add(Finding{
+			Severity: Degraded, Summary: fmt.Sprintf("holds back %s of WAL, and RELAY_MODE=polling never reads it", bytesText(s.retained)),
+			Why: "The WAL that it keeps fills the database's disk.", Fix: []Step{dropSlot(s.name)},
+		})
+	case s.kind != "logical":
+		return add(Finding{Severity: severity, Summary: "a " + s.kind + " slot, not a logical one", Why: "It is somebody else's. " + ex.noStream(), Fix: other})
+	case s.plugin != "pgoutput":
+		return add(Finding{Severity: severity, Summary: "made for plugin " + s.plugin + ", not pgoutput", Why: "It is somebody else's. " + ex.noStream(), Fix: other})
+	case s.database != ex.dbraw:
+		return add(Finding{Severity: severity, Summary: "belongs to database " + s.database, Why: "A slot tells of one database only. " + ex.noStream(), Fix: []Step{do("set RELAY_SLOT to another name")}})
+	case gone:
+		return add(Finding{
+			Severity: Degraded, Summary: strings.TrimSpace("the server has given it up " + s.invalid),
+			Why: "It tells nothing any more. Rows that were not delivered say so in the table: a relay that starts drops it, finds them, and makes a new slot.",
+			Fix: []Step{do("start a relay; or by hand:"), dropSlot(s.name)},
+		})
+	case s.walStatus == "unreserved":
+		return add(Finding{
+			Severity: Degraded, Summary: fmt.Sprintf("about to be lost: it is behind by %s, more than max_slot_wal_keep_size", bytesText(s.retained)),
+			Why: "At the next checkpoint the server may remove WAL that it needs; the relay has to look over the whole table then.",
+			Fix: []Step{do("start a relay, or mend what keeps it from delivering")},
+		})
+	case s.retained > ex.cfg.RetainedTooMuch:
+		return add(Finding{
+			Severity: Degraded, Summary: fmt.Sprintf("holds back %s of WAL", bytesText(s.retained)), Why: "It fills the database's disk, or the slot is given up at max_slot_wal_keep_size.",
+			Fix: []Step{do("start a relay, or mend what keeps it from delivering; if none is to run again:"), dropSlot(s.name)},
+		})
+	case !s.active && len(ex.running) > 0:
+		return add(Finding{
+			Severity: Degraded, Summary: "nobody reads it, though a relay runs", Why: "The relay is about to connect, or polls.", Fix: []Step{do("see what it logs")},
+		})
+	case !s.active:
+		ex.ok(check, "%s: holds back %s of WAL; nobody reads it now", s.name, bytesText(s.retained))
+	default:
+		ex.ok(check, "%s: being read, holds back %s of WAL", s.name, bytesText(s.retained))
+	}
+	return false
+}
+
+// checkFailover looks whether a slot would survive a failover, where there is a standby.
+func (ex *exam) checkFailover(ctx context.Context, s *slot) {
+	const check = "failover"
+	if ex.version < 17 || !ex.cfg.Failover || ex.standby {
+		return
+	}
+	var standbys int
+	var physical []string
+	var waits string
+	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_get_wal_senders() w WHERE NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = w.pid AND s.slot_type = 'logical')),
+		(SELECT coalesce(array_agg(slot_name::text), '{}') FROM pg_replication_slots WHERE slot_type = 'physical' AND active), current_setting('synchronized_standby_slots')`,
+		nil, &standbys, &physical, &waits) || standbys == 0 {
+		return
+	}
+	switch {
+	case !s.failover:
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: fmt.Sprintf("slot %s is not kept on standbys", s.name),
+			Why: "After a failover it is gone; the relay then looks over the whole table before it goes on. Nothing is lost, but it takes its time.",
+			Fix: []Step{
+				do(`while no relay runs, on a replication connection (psql "dbname=… replication=database"):  ALTER_REPLICATION_SLOT "%s" (FAILOVER true);`, s.name),
+				do("or, while no relay runs, let it be made anew:"), dropSlot(s.name),
+			},
+		})
+	case waits == "" && len(physical) > 0:
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: "slots may get ahead of the standby",
+			Why: "What the relay has read and the standby has not yet got is missing on the standby after a failover; the standby's own slot has to be named.",
+			Fix: []Step{sql(`ALTER SYSTEM SET synchronized_standby_slots = %s;`, literal(strings.Join(physical, ","))), sql(`SELECT pg_reload_conf();`)},
+		})
+	default:
+		ex.ok(check, "slot %s is kept on standbys that run with sync_replication_slots = on", s.name)
+	}
+}
+
+// checkOtherSlots looks for slots that were left behind: under a former RELAY_SLOT, or by something else in this database.
+func (ex *exam) checkOtherSlots(ctx context.Context) {
+	const check = "other slots"
+	all, err := ex.slots(ctx)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	found := false
+	for i := range all {
+		s := &all[i]
+		if slices.Contains(ex.cfg.Slots, s.name) || s.active || !s.known && s.retained <= ex.cfg.RetainedTooMuch {
+			continue
+		}
+		found = true
+		whose := "was a relay's (another RELAY_SLOT)"
+		if !s.known {
+			whose = "is not ours"
+		}
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("slot %s %s; nobody reads it, and it holds back %s of WAL", s.name, whose, bytesText(s.retained)),
+			Why: "The WAL that it keeps fills the database's disk.", Fix: []Step{do("if nobody needs it:"), dropSlot(s.name)},
+		})
+	}
+	if !found {
+		ex.ok(check, "none left behind")
+	}
+}
+
+func (ex *exam) checkOwners(ctx context.Context) {
+	const check = "owner"
+	if !ex.relayTable {
+		return
+	}
+	owners, err := store.Owners(ctx, ex.conn, ex.cfg.LeaseTTL)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	for _, o := range owners {
+		if !slices.Contains(ex.cfg.Slots, o.Slot) || !o.Running {
+			continue
+		}
+		ex.running = append(ex.running, o.Owner)
+		if o.Locked && o.Renewed > 2*ex.cfg.LeaseTTL {
+			ex.add(Finding{
+				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s owns slot %s, and has not renewed its lease for %s", o.Owner, o.Slot, o.Renewed.Round(time.Second)),
+				Why: "It is frozen, or cut off from the database. Nothing is delivered until another relay takes over.",
+				Fix: []Step{do("start another relay, which takes over by itself, or restart this one")},
+			})
+			continue
+		}
+		ex.ok(check, "%s owns slot %s, lease renewed %s ago", o.Owner, o.Slot, max(o.Renewed, 0).Round(100*time.Millisecond))
+	}
+	if ex.running == nil {
+		ex.add(Finding{Check: check, Severity: Note, Summary: "no relay is running", Fix: []Step{do("sagaz-relay run")}})
+	}
+}

@@ -1,0 +1,255 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// checkTable looks for what somebody may have done to saga_outbox that keeps the relay from seeing rows, or slows it down.
+func (ex *exam) checkTable(ctx context.Context) {
+	const check = "saga_outbox"
+	if ex.table == 0 {
+		return
+	}
+	var kind, persistence string
+	var hidden bool
+	var triggers []string
+	if !ex.ask(ctx, check, `SELECT relkind::text, relpersistence::text, row_security_active(oid),
+			ARRAY(SELECT quote_ident(tgname) FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 16 > 0 ORDER BY tgname)
+		FROM pg_class c WHERE oid = $1::bigint::oid`, []any{int64(ex.table)}, &kind, &persistence, &hidden, &triggers) {
+		return
+	}
+	wrong := false
+	add := func(f Finding) {
+		wrong, f.Check = true, check
+		ex.add(f)
+	}
+	if kind != "r" && kind != "p" {
+		add(Finding{Severity: Broken, Summary: "it is no table, but a view or the like", Why: "Logical replication tells of tables, and marks update rows.", Fix: []Step{do("name the database of the table itself in DATABASE_URL")}})
+	}
+	if persistence == "u" {
+		_, severity := ex.streaming()
+		add(Finding{
+			Severity: max(severity, Degraded), Summary: "it is unlogged", Why: "Its rows are not in the WAL, so no slot tells of them, and a crash of PostgreSQL empties it.",
+			Fix: []Step{do("as %s (rewrites the table, and locks it meanwhile):", ex.tableOwner), sql(`ALTER TABLE %s SET LOGGED;`, ex.tableName)},
+		})
+	}
+	if hidden {
+		add(Finding{
+			Severity: Broken, Summary: fmt.Sprintf("row level security hides rows from role %s", ex.role), Why: "What the relay cannot see it cannot mark or find again; it would deliver those rows over and over, or never.",
+			Fix: []Step{do("as a superuser, either let this role past it:"), sql(`ALTER ROLE %s BYPASSRLS;`, ex.role), do("or do without it, as %s:  ALTER TABLE %s DISABLE ROW LEVEL SECURITY;", ex.tableOwner, ex.tableName)},
+		})
+	}
+	if len(triggers) > 0 {
+		f := Finding{
+			Severity: Note, Summary: "triggers run at every update: " + strings.Join(triggers, ", "), Why: "They run for every mark, which makes marks slow, and one that changes the row may undo a mark.",
+			Fix: []Step{do("if they are not needed for the relay's updates, as %s:", ex.tableOwner)},
+		}
+		for _, name := range triggers {
+			f.Fix = append(f.Fix, sql(`ALTER TABLE %s DISABLE TRIGGER %s;`, ex.tableName, name))
+		}
+		add(f)
+	}
+	if !wrong {
+		ex.ok(check, "an ordinary table")
+	}
+}
+
+var tune = do("sagaz-relay migrate --tune, as the owner of saga_outbox (it locks nobody out)")
+
+// libraryIndexes are those that "migrate --tune" brings into shape.
+var libraryIndexes = []string{"idx_outbox_pending", "idx_outbox_claimed_at"}
+
+// checkIndexes looks for indexes that mention a column which a mark changes, in a key, an expression or a predicate. PostgreSQL writes
+// a new entry into every index for such an update; otherwise it is a HOT update, which touches none. BRIN does not count from 16 on.
+func (ex *exam) checkIndexes(ctx context.Context) {
+	const check = "indexes"
+	if ex.table == 0 {
+		return
+	}
+	if ex.cfg.Mark != "update" {
+		ex.ok(check, "RELAY_MARK=%s takes rows out, whatever the indexes are", ex.cfg.Mark)
+		return
+	}
+	var bad []string
+	if !ex.ask(ctx, check, `SELECT coalesce(array_agg(DISTINCT c.relname::text), '{}') FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am am ON am.oid = c.relam
+			JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid
+			JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+		WHERE i.indrelid = $1::bigint::oid AND a.attname IN ('status', 'sent_at') AND NOT (am.amname = 'brin' AND $2::int >= 16)`, []any{int64(ex.table), ex.version}, &bad) {
+		return
+	}
+	if len(bad) == 0 {
+		ex.ok(check, "none mentions a column that a mark changes")
+		return
+	}
+	f := Finding{
+		Check: check, Severity: Note, Summary: "marks are not HOT updates, because of " + strings.Join(bad, ", "),
+		Why: "An index that mentions status or sent_at gets a new entry at every mark: about a third of the speed, and the indexes grow.",
+	}
+	for _, name := range bad {
+		if slices.Contains(libraryIndexes, name) {
+			f.Fix = append(f.Fix, tune)
+			break
+		}
+	}
+	for _, name := range bad {
+		if !slices.Contains(libraryIndexes, name) {
+			f.Fix = append(f.Fix, do("if no query of yours needs it:"), sql(`DROP INDEX CONCURRENTLY %s;`, pgx.Identifier{name}.Sanitize()))
+		}
+	}
+	ex.add(f)
+}
+
+// roomyPages is the highest fillfactor at which most marks find room on their page (project notes: at 60 two of three do).
+const roomyPages = 60
+
+// fewUpdates is how many updates say nothing yet.
+const fewUpdates = 10_000
+
+func (ex *exam) checkPages(ctx context.Context) {
+	const check = "pages"
+	if ex.table == 0 || ex.cfg.Mark != "update" {
+		return
+	}
+	var fill int
+	var updates, hot int64
+	if !ex.ask(ctx, check, `SELECT coalesce((SELECT option_value::int FROM pg_options_to_table(c.reloptions) WHERE option_name = 'fillfactor'), 100),
+			coalesce(pg_stat_get_tuples_updated(c.oid), 0), coalesce(pg_stat_get_tuples_hot_updated(c.oid), 0) FROM pg_class c WHERE oid = $1::bigint::oid`,
+		[]any{int64(ex.table)}, &fill, &updates, &hot) {
+		return
+	}
+	share := "too few updates so far to tell the share of HOT ones"
+	if updates >= fewUpdates {
+		share = fmt.Sprintf("%d %% of %d updates were HOT", hot*100/updates, updates)
+	}
+	if fill <= roomyPages {
+		ex.ok(check, "filled to %d %%; %s", fill, share)
+		return
+	}
+	f := Finding{
+		Check: check, Severity: Note, Summary: fmt.Sprintf("filled to %d %%; %s", fill, share),
+		Why: "A mark writes a new version of its row. Without room on the same page it goes elsewhere, and every index gets a new entry.",
+		Fix: []Step{do("as %s (for pages written from now on):", ex.tableOwner), sql(`ALTER TABLE %s SET (fillfactor = 50);`, ex.tableName)},
+	}
+	if fill == 100 {
+		f.Fix = append([]Step{tune, do("or")}, f.Fix...)
+	}
+	ex.add(f)
+}
+
+// bigTable is the number of rows from which on a look over all of them is felt.
+const bigTable = 50_000
+
+// checkSweepIndex looks for an index by which the rows that are not sent are found without reading the whole table.
+func (ex *exam) checkSweepIndex(ctx context.Context) {
+	const check = "sweep"
+	if ex.table == 0 || ex.cfg.Mark != "update" {
+		return
+	}
+	var rows float64
+	var by string
+	if !ex.ask(ctx, check, `SELECT c.reltuples::float8, coalesce((SELECT min(i.indexrelid::regclass::text) FROM pg_index i
+				JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid
+				JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+			WHERE i.indrelid = c.oid AND a.attname = 'status' AND i.indisvalid), '')
+		FROM pg_class c WHERE oid = $1::bigint::oid`, []any{int64(ex.table)}, &rows, &by) {
+		return
+	}
+	switch {
+	case by != "":
+		ex.ok(check, "index %s finds rows by status", by)
+	case rows < bigTable:
+		ex.ok(check, "the table is small enough to be read as a whole")
+	case ex.version >= 16:
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: fmt.Sprintf("about %.0f rows, and no index on status", rows),
+			Why: "At its start and once an hour the relay looks over the whole table. A BRIN index makes that cheap, is tiny, and keeps marks HOT on this version.",
+			Fix: []Step{
+				do("sagaz-relay migrate --tune; or, as %s:", ex.tableOwner),
+				sql(`CREATE INDEX CONCURRENTLY saga_outbox_status ON %s USING brin (status) WITH (pages_per_range = 32, autosummarize = on);`, ex.tableName),
+				sql(`VACUUM %s;`, ex.tableName),
+			},
+		})
+	default:
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: fmt.Sprintf("about %.0f rows, and no index on status", rows),
+			Why: "At its start and once an hour the relay looks over the whole table. Before PostgreSQL 16 an index for that would make marks slow.",
+			Fix: []Step{do("set RELAY_RETENTION, so that rows that were sent do not stay for ever; or upgrade PostgreSQL")},
+		})
+	}
+}
+
+// manyDead is how many dead row versions are worth telling, where they are also a fifth of the table.
+const manyDead = 10_000
+
+func (ex *exam) checkVacuum(ctx context.Context) {
+	const check = "vacuum"
+	if ex.table == 0 {
+		return
+	}
+	rows, err := ex.conn.Query(ctx, `SELECT c.oid::regclass::text, pg_stat_get_live_tuples(c.oid), pg_stat_get_dead_tuples(c.oid),
+			coalesce((SELECT option_value::bool FROM pg_options_to_table(c.reloptions) WHERE option_name = 'autovacuum_enabled'), true)
+		FROM pg_class c WHERE c.oid IN (to_regclass('saga_outbox'), to_regclass('saga_outbox_relay'), to_regclass('saga_outbox_delivery')) ORDER BY 1`)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	wrong := false
+	var table string
+	var live, dead int64
+	var auto bool
+	_, err = pgx.ForEachRow(rows, []any{&table, &live, &dead, &auto}, func() error {
+		if !auto {
+			wrong = true
+			ex.add(Finding{
+				Check: check, Severity: Degraded, Summary: "autovacuum is switched off for " + table, Why: "Every mark leaves a dead row version; without vacuum table and look-ups grow without end.",
+				Fix: []Step{sql(`ALTER TABLE %s RESET (autovacuum_enabled);`, table)},
+			})
+		}
+		if dead > manyDead && dead > (live+dead)/5 {
+			wrong = true
+			ex.add(Finding{
+				Check: check, Severity: Note, Summary: fmt.Sprintf("%s has %d dead row versions beside %d live ones", table, dead, live),
+				Why: "Autovacuum does not keep up, or something holds it back: an old transaction, a prepared one, a slot that stands still.",
+				Fix: []Step{sql(`VACUUM (ANALYZE) %s;`, table), do("if they do not go: SELECT pid, xact_start, application_name FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start")},
+			})
+		}
+		return nil
+	})
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	if !wrong {
+		ex.ok(check, "few dead rows")
+	}
+}
+
+func (ex *exam) checkOrigin(ctx context.Context) {
+	const check = "origin"
+	if stream, _ := ex.streaming(); !stream || ex.version < 16 || ex.table == 0 {
+		return
+	}
+	var may bool
+	if !ex.ask(ctx, check, `SELECT has_function_privilege('pg_replication_origin_create(text)', 'EXECUTE') AND has_function_privilege('pg_replication_origin_session_setup(text)', 'EXECUTE')
+		AND has_table_privilege('pg_replication_origin', 'SELECT')`, nil, &may) {
+		return
+	}
+	if may {
+		ex.ok(check, "marks carry a replication origin, and are not decoded")
+		return
+	}
+	ex.add(Finding{
+		Check: check, Severity: Note, Summary: fmt.Sprintf("role %s may not use replication origins", ex.role),
+		Why: "PostgreSQL then decodes the relay's own marks only to throw them away; with the right it skips them, and the stream is up to a fifth faster.",
+		Fix: []Step{
+			do("as a superuser, in database %s:", ex.dbname),
+			sql(`GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_session_setup(text) TO %s;`, ex.role),
+			sql(`GRANT SELECT ON pg_replication_origin TO %s;`, ex.role),
+		},
+	})
+}

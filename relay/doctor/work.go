@@ -1,0 +1,140 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// countTimeout bounds the one query that reads the whole table.
+const countTimeout = 10 * time.Second
+
+func (ex *exam) checkRows(ctx context.Context) {
+	const check = "rows"
+	if ex.table == 0 {
+		return
+	}
+	entry := "false"
+	if ex.ledger {
+		entry = "EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)"
+	}
+	var pending, claimed, sent, failed, dead, stuck, lostFailed, lostDead int64
+	var oldest float64 // seconds
+	err := pgx.BeginFunc(ctx, ex.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, countTimeout.Milliseconds())); err != nil {
+			return err
+		}
+		// What a person has discarded (relay/repair) stays a dead letter, and is no news.
+		return tx.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'claimed'), count(*) FILTER (WHERE status = 'sent'),
+				count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'dead_letter'),
+				count(*) FILTER (WHERE status = 'claimed' AND claimed_at < now() - $1::float8 * interval '1 second'),
+				count(*) FILTER (WHERE status = 'failed' AND NOT `+entry+`),
+				count(*) FILTER (WHERE status = 'dead_letter' AND NOT `+entry+` AND coalesce(last_error, '') NOT LIKE 'discarded: %'),
+				coalesce(extract(epoch FROM now() - least(greatest(min(created_at) FILTER (WHERE status = 'pending' AND NOT `+entry+`), '0001-01-01'), now())), 0)::float8
+			FROM saga_outbox o`, ex.cfg.ClaimTimeout.Seconds()).Scan(&pending, &claimed, &sent, &failed, &dead, &stuck, &lostFailed, &lostDead, &oldest)
+	})
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	ex.ok(check, "%d pending, %d claimed, %d sent, %d failed, %d dead letters", pending, claimed, sent, failed, dead)
+	if age := time.Duration(oldest * float64(time.Second)); age > ex.cfg.PendingTooLong {
+		f := Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("the oldest pending one is %s old", age.Round(time.Second)), Why: "Consumers have been waiting for it for that long.",
+			Fix: []Step{do("see what the relay logs, and the problems of sinks and slots here")},
+		}
+		if ex.running == nil {
+			f.Fix = []Step{do("start a relay: sagaz-relay run")}
+		}
+		ex.add(f)
+	}
+	if stuck > 0 {
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d have been claimed for longer than STUCK_CLAIM_TIMEOUT_SECONDS = %.0f", stuck, ex.cfg.ClaimTimeout.Seconds()),
+			Why: "The worker of the Python library that claimed them is dead, or hangs. A relay that runs takes them over when it looks over the table.",
+			Fix: []Step{
+				do("start a relay; or by hand:"),
+				sql(`UPDATE saga_outbox SET status = 'pending', claimed_at = NULL, worker_id = NULL WHERE status = 'claimed' AND claimed_at < now() - interval '%.0f seconds';`, ex.cfg.ClaimTimeout.Seconds()),
+			},
+		})
+	}
+	if lostDead > 0 {
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d dead letters without a ledger entry: the Python library's worker gave them up", lostDead),
+			Why: "They are not delivered until a person says so.", Fix: []Step{do("sagaz-relay dead-letter list --sink -"), do("sagaz-relay dead-letter retry --sink -    or    discard --sink -")},
+		})
+	}
+	if lostFailed > 0 {
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: fmt.Sprintf("%d failed without a ledger entry: the Python library's worker tried them last", lostFailed),
+			Why: "A relay that runs takes them over when it looks over the table.", Fix: []Step{do("to have that done soon: sagaz-relay dead-letter retry --state retry --sink -")},
+		})
+	}
+}
+
+func (ex *exam) checkLedger(ctx context.Context) {
+	const check = "ledger"
+	if !ex.ledger {
+		return
+	}
+	rows, err := ex.conn.Query(ctx, `SELECT sink, slot, CASE WHEN discarded THEN 'discarded' ELSE state END, count(*), coalesce(extract(epoch FROM clock_timestamp() - min(parked_at)), 0)::float8
+		FROM saga_outbox_delivery GROUP BY 1, 2, 3 ORDER BY 1, 2, 3`)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	type group struct {
+		Sink, Slot, State string
+		N                 int64
+		Oldest            float64
+	}
+	groups, err := pgx.CollectRows(rows, pgx.RowToStructByPos[group])
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	var parts, strangers []string
+	strayed := make(map[string]int64)
+	for _, g := range groups {
+		parts = append(parts, fmt.Sprintf("%s %d %s", g.Sink, g.N, g.State))
+		if g.State == string(relay.StateDead) {
+			ex.add(Finding{
+				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d dead letters of sink %s, the oldest for %s", g.N, g.Sink, time.Duration(g.Oldest*float64(time.Second)).Round(time.Second)),
+				Why: "The broker refused them for good. They are not delivered until a person says so; with RELAY_DEAD_LETTER=hold later events of their keys wait for them.",
+				Fix: []Step{do("sagaz-relay dead-letter list --sink %s", g.Sink), do("mend the cause, then: sagaz-relay dead-letter retry --sink %[1]s    or    discard --sink %[1]s", g.Sink)},
+			})
+		}
+		if !slices.Contains(ex.cfg.SinkNames, g.Sink) && !slices.Contains(strangers, g.Sink) {
+			strangers = append(strangers, g.Sink)
+		}
+		if !slices.Contains(ex.cfg.Slots, g.Slot) {
+			strayed[g.Slot] += g.N
+		}
+	}
+	for _, sink := range strangers {
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("entries of sink %s, which BROKER_TYPE does not name", sink), Why: "Nobody delivers them, and their rows are never done.",
+			Fix: []Step{do("add %s to BROKER_TYPE, or, if it is gone for good: sagaz-relay dead-letter discard --state all --sink %[1]s", sink)},
+		})
+	}
+	for slot, n := range strayed {
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d entries of slot %s, which RELAY_SLOT does not name", n, slot), Why: "They are delivered by that slot's owner only.",
+			Fix: []Step{
+				do("run a relay with RELAY_SLOT=%s; or, if none is to run again, hand them over:", slot),
+				sql(`UPDATE saga_outbox_delivery SET slot = %s WHERE slot = %s;`, literal(ex.cfg.Slots[0]), literal(slot)),
+			},
+		})
+	}
+	if len(parts) == 0 {
+		ex.ok(check, "empty: every event worked at the first try")
+		return
+	}
+	ex.ok(check, "%s", strings.Join(parts, ", "))
+}

@@ -1,0 +1,178 @@
+package repair
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Replay says which events to deliver once more. An empty field does not choose.
+type Replay struct {
+	EventIDs     []relay.UUID
+	SagaID       string
+	EventType    string
+	Since, Until time.Time // created_at: from Since on, before Until
+	Sinks        []string  // to which; at least one
+	Slot         string    // whose owner delivers them
+}
+
+// Plan is what a replay found.
+type Plan struct {
+	Events   int            `json:"events"`   // rows that were sent: to be delivered once more
+	Archived int            `json:"archived"` // of these, rows that are in the archive only
+	Unsent   map[string]int `json:"unsent"`   // rows that were not sent yet and are left alone, by status
+	Missing  []string       `json:"missing"`  // event_ids that were asked for and are nowhere
+	// NoArchive says that saga_outbox_archive is not there, or not ours to read, so nobody looked into it.
+	NoArchive bool `json:"no_archive,omitempty"`
+
+	chosen []replayed
+}
+
+// replayed is an event to be delivered once more.
+type replayed struct {
+	id             relay.UUID
+	key, eventType string
+	archived       bool
+}
+
+// Replayed is what a replay did.
+type Replayed struct {
+	Done
+	Restored int `json:"restored"` // rows that were copied back from the archive
+}
+
+// PlanReplay finds the events, by created_at and event_id, and changes nothing.
+func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
+	p := &Plan{Unsent: make(map[string]int), Missing: []string{}}
+	archive, err := exists(ctx, conn, "saga_outbox_archive")
+	if err != nil {
+		return nil, err
+	}
+	p.NoArchive = !archive
+	var args []any
+	conditions := []string{"true"}
+	add := func(condition string, arg any) {
+		args = append(args, arg)
+		conditions = append(conditions, fmt.Sprintf(condition, len(args)))
+	}
+	if len(r.EventIDs) > 0 {
+		add("event_id = ANY($%d::uuid[])", texts(r.EventIDs))
+	}
+	if r.SagaID != "" {
+		add("saga_id = $%d", r.SagaID)
+	}
+	if r.EventType != "" {
+		add("event_type = $%d", r.EventType)
+	}
+	if !r.Since.IsZero() {
+		add("created_at >= $%d", r.Since)
+	}
+	if !r.Until.IsZero() {
+		add("created_at < $%d", r.Until)
+	}
+	where := strings.Join(conditions, " AND ")
+	const columns = `event_id, aggregate_id, event_type, status, created_at`
+	sql := `SELECT ` + columns + `, false AS archived FROM saga_outbox WHERE ` + where
+	if archive {
+		sql += ` UNION ALL SELECT ` + columns + `, true FROM saga_outbox_archive a WHERE ` + where + ` AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id)`
+	}
+	rows, err := conn.Query(ctx, `SELECT event_id, aggregate_id, event_type, status, archived FROM (`+sql+`) e ORDER BY created_at, event_id`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("look for the events: %w", err)
+	}
+	var (
+		id     [16]byte
+		e      replayed
+		status string
+		found  = make(map[relay.UUID]bool)
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &e.key, &e.eventType, &status, &e.archived}, func() error {
+		e.id = id
+		if len(r.EventIDs) > 0 {
+			found[e.id] = true
+		}
+		if status != "sent" {
+			p.Unsent[status]++
+			return nil
+		}
+		p.chosen = append(p.chosen, e)
+		p.Events++
+		if e.archived {
+			p.Archived++
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for the events: %w", err)
+	}
+	for _, id := range r.EventIDs {
+		if !found[id] {
+			p.Missing = append(p.Missing, id.String())
+		}
+	}
+	return p, nil
+}
+
+// The rows go in as they were, with status sent: a slot tells of the insert, and the relay leaves alone what was not inserted pending.
+const restoreSQL = `INSERT INTO saga_outbox SELECT * FROM saga_outbox_archive WHERE event_id = ANY($1::uuid[]) AND status = 'sent' ON CONFLICT (event_id) DO NOTHING`
+
+// An entry that is there stays: the event is on its way already. Detached, so that later events of the key do not wait for it.
+const replaySQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, detached, replayed_at)
+	SELECT e.event_id, s.sink, $5, $6 + e.n, e.key, e.hash, e.type, 'retry', true, now()
+	FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[]) WITH ORDINALITY AS e (event_id, key, hash, type, n), unnest($7::text[]) AS s (sink)
+	WHERE EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = e.event_id AND o.status = 'sent')
+	ON CONFLICT (event_id, sink) DO NOTHING RETURNING sink`
+
+// Run puts the planned events into the ledger, for the slot's owner to deliver: behind what is there, in the order of the plan.
+func (p *Plan) Run(ctx context.Context, conn *pgx.Conn, r Replay) (*Replayed, error) {
+	done := &Replayed{Done: Done{Sinks: make(map[string]int)}}
+	// What is detached is in nobody's way, so it does not matter when others take the same positions meanwhile.
+	var last int64
+	if err := conn.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM saga_outbox_delivery WHERE slot = $1`, r.Slot).Scan(&last); err != nil {
+		return done, fmt.Errorf("read the ledger: %w", err)
+	}
+	for at := 0; at < len(p.chosen); at += batchSize {
+		batch := p.chosen[at:min(at+batchSize, len(p.chosen))]
+		var ids, archived, keys, types []string
+		var hashes []int32
+		for i := range batch {
+			ids, keys, types = append(ids, batch[i].id.String()), append(keys, batch[i].key), append(types, batch[i].eventType)
+			hashes = append(hashes, int32(relay.KeyHash(batch[i].key))) //nolint:gosec // the same 32 bits
+			if batch[i].archived {
+				archived = append(archived, ids[i])
+			}
+		}
+		err := write(ctx, conn, r.Slot, func(tx pgx.Tx) error {
+			restored := 0
+			if len(archived) > 0 {
+				tag, err := tx.Exec(ctx, restoreSQL, archived)
+				if err != nil {
+					return fmt.Errorf("copy rows back from saga_outbox_archive: %w", err)
+				}
+				restored = int(tag.RowsAffected())
+			}
+			rows, err := tx.Query(ctx, replaySQL, ids, keys, hashes, types, r.Slot, last+int64(at), r.Sinks)
+			if err != nil {
+				return err
+			}
+			made, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
+				return err
+			}
+			done.Restored += restored
+			done.add(made, len(batch)*len(r.Sinks))
+			return nil
+		})
+		if locked(err) {
+			done.Locked += len(batch) * len(r.Sinks)
+		} else if err != nil {
+			return done, fmt.Errorf("after %d were put into the ledger: %w", done.N(), err)
+		}
+	}
+	return done, nil
+}

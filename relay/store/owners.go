@@ -1,0 +1,54 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// SlotOwner is a slot's lease as the database knows it.
+type SlotOwner struct {
+	Slot  string `json:"slot"`
+	Owner string `json:"owner"` // who had the lease last
+	Epoch int64  `json:"epoch"`
+	// Running says that a relay has the lease now: somebody holds its lock, or, for one that works through a pooler, it was renewed
+	// lately and not released.
+	Running bool `json:"running"`
+	// Locked says that somebody holds the advisory lock.
+	Locked   bool          `json:"locked"`
+	Released bool          `json:"released"` // by a clean stop
+	Renewed  time.Duration `json:"-"`        // since the last renewal, by the server's clock
+}
+
+// ownedLately is for how long a lease that nobody holds a lock for counts as held after its last renewal, unless
+// RELAY_LEASE_TTL is longer.
+const ownedLately = 30 * time.Second
+
+// Owners tells who owns which slot. ttl is RELAY_LEASE_TTL.
+func Owners(ctx context.Context, conn *pgx.Conn, ttl time.Duration) ([]SlotOwner, error) {
+	rows, err := conn.Query(ctx, `SELECT slot, owner, epoch, released_at IS NOT NULL, extract(epoch FROM clock_timestamp() - renewed_at)::float8,
+		EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
+			AND classid = $1::bigint::oid AND objid = (hashtext(slot)::bigint & 4294967295)::oid AND objsubid = 2
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+		FROM saga_outbox_relay ORDER BY slot`, int64(lockClass))
+	if err != nil {
+		return nil, fmt.Errorf("read the leases: %w", setup(err))
+	}
+	var (
+		owners  = []SlotOwner{}
+		o       SlotOwner
+		seconds float64
+	)
+	_, err = pgx.ForEachRow(rows, []any{&o.Slot, &o.Owner, &o.Epoch, &o.Released, &seconds, &o.Locked}, func() error {
+		o.Renewed = time.Duration(seconds * float64(time.Second))
+		o.Running = o.Locked || !o.Released && o.Renewed < max(ownedLately, 2*ttl)
+		owners = append(owners, o)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the leases: %w", setup(err))
+	}
+	return owners, nil
+}

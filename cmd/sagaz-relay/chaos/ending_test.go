@@ -3,6 +3,8 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -84,7 +86,29 @@ func (r *round) compare() *verdict {
 	}
 	v := e.judge()
 	r.rows(e, v)
+	if len(v.problems) > 0 {
+		r.record(e)
+	}
 	return v
+}
+
+// record writes down, for whoever looks into a failure, what each sink holds.
+func (r *round) record(e *evidence) {
+	for sink, got := range e.got {
+		var b strings.Builder
+		seen := make(ids)
+		for _, event := range got {
+			fmt.Fprintf(&b, "%s %s", event.ID, event.Key)
+			if seen[event.ID] {
+				b.WriteString(" again")
+			}
+			b.WriteString("\n")
+			seen[event.ID] = true
+		}
+		if err := os.WriteFile(filepath.Join(r.dir, "arrived-"+sink+".txt"), []byte(b.String()), 0o644); err != nil {
+			r.errorf("%v", err)
+		}
+	}
 }
 
 // arrived is what a sink holds.

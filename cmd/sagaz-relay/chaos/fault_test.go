@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -74,10 +75,35 @@ func (r *round) excuses() map[string][]string {
 			troubled = f.name
 		}
 	}
+	for _, sink := range r.unanswered() {
+		all[sink] = append(all[sink], "no answer in time")
+		troubled = "no answer in time"
+	}
 	if stops != "" && troubled != "" {
 		for _, sink := range r.plan.sinks {
 			all[sink] = append(all[sink], stops+" while "+troubled)
 		}
 	}
 	return all
+}
+
+// unanswered are the sinks of which a relay says that an offer was not answered in time. On a machine that has too much to do that
+// comes without a fault, and the fate of the offer is not known.
+func (r *round) unanswered() (sinks []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, sink := range r.plan.sinks {
+		if slices.ContainsFunc(r.processes, func(p *process) bool {
+			text, _ := os.ReadFile(p.log.Name()) // endAll reads them all again
+			for line := range strings.Lines(string(text)) {
+				if strings.Contains(line, `"relay.sink.`+sink+`"`) && (strings.Contains(line, "no answer within") || strings.Contains(line, `"sink isolated`)) {
+					return true
+				}
+			}
+			return false
+		}) {
+			sinks = append(sinks, sink)
+		}
+	}
+	return sinks
 }

@@ -111,7 +111,7 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 		"POLL_INTERVAL":                  between(100*time.Millisecond, time.Second).String(),
 	}
 	if chance(60) {
-		p.env["RELAY_SINK_ISOLATION"] = between(500*time.Millisecond, 3*time.Second).String()
+		p.env["RELAY_SINK_ISOLATION"] = between(1500*time.Millisecond, 5*time.Second).String()
 	}
 	switch n := rnd.IntN(100); {
 	case n < 50:

@@ -149,8 +149,8 @@ func (r *round) deadAt(sink string) (ids, error) {
 
 // rows compares the table with what was committed: each event has its row, which says what became of it, or where RELAY_MARK wants it.
 func (r *round) rows(e *evidence, v *verdict) {
-	counts, err := query[int](r, `SELECT count(*)::int FROM saga_outbox UNION ALL SELECT count(*)::int FROM saga_outbox WHERE status = 'dead_letter'
-		UNION ALL SELECT count(*)::int FROM saga_outbox_archive`)
+	counts, err := query[int](r, `SELECT unnest(ARRAY[(SELECT count(*) FROM saga_outbox), (SELECT count(*) FROM saga_outbox WHERE status = 'dead_letter'),
+		(SELECT count(*) FROM saga_outbox_archive)])::int`)
 	dead := make(ids)
 	for _, set := range e.dead {
 		for id := range set {

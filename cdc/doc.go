@@ -3,8 +3,9 @@
 //
 // One connection has two goroutines. The reader receives, decodes and hands on, and may block in the intake
 // for as long as the in-flight budget is spent. Feedback is written by the other one on its own
-// clock, until Close, so wal_sender_timeout is met however long every sink stands still or what is in flight takes to drain. A third
-// goroutine looks every 10 s, on an ordinary connection, whether the publication still carries the table (watch.go).
+// clock, until Close, so wal_sender_timeout is met however long every sink stands still or what is in flight takes to drain. Whether the
+// publication still carries the table is looked at on an ordinary connection, every 10 s and before the first row that the server
+// tells after any change (watch.go).
 //
 // What happens on each failure:
 //

@@ -32,6 +32,7 @@ type stream struct {
 	in      *reader
 	dec     *pgoutput.Decoder
 
+	look   look
 	intake relay.Intake
 	batch  []relay.Event // decoded, not handed on yet; owned by the reader goroutine
 	bytes  int
@@ -108,6 +109,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	close(received)
 	cancel(nil)
 	others.Wait()
+	s.look.close()
 	s.deaf.Store(true)
 	s.in.setBusy(false)
 	s.in.before, s.in.conn = nil, nil
@@ -209,6 +211,8 @@ func (s *stream) decode(ctx context.Context, msg []byte) error {
 		} else {
 			s.intake.Pass(s.dec.CommitEnd)
 		}
+	case pgoutput.Relation:
+		return s.lookNow(ctx)
 	case pgoutput.Truncate:
 		s.log.Warn("the outbox table was truncated: rows that were not delivered are gone, by somebody's decision")
 	}

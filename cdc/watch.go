@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,21 +17,17 @@ import (
 // it does not; shorter, and idle relays keep a server busy.
 const lookEvery = 10 * time.Second
 
-// watch looks at table and publication now and then, on an ordinary connection of its own, until ctx ends or they are not what
-// they were when the stream was opened. The server says nothing when a table is taken out of a publication: it leaves out the rows, and
-// the slot goes on without them.
+// look is an ordinary connection that looks at table and publication, made when it is needed.
+type look struct {
+	mu   sync.Mutex // guards conn and its use
+	conn *pgconn.PgConn
+}
+
+// watch looks at table and publication now and then, until ctx ends or they are not what they were when the stream was opened. The
+// server says nothing when a table is taken out of a publication: it leaves out the rows, and the slot goes on without them.
 //
 // Any change ends the stream, also one that did no harm: what was committed between the change and now may have been left out.
-// That the look itself does not work means nothing; the stream has its own way to notice that the server is gone.
 func (s *stream) watch(ctx context.Context) error {
-	var conn *pgconn.PgConn
-	defer func() {
-		if conn != nil {
-			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			_ = conn.Close(closing)
-		}
-	}()
 	tick := time.NewTicker(s.source.lookEvery)
 	defer tick.Stop()
 	for {
@@ -38,34 +36,49 @@ func (s *stream) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		err := s.look(ctx, &conn)
-		var setup *relay.SetupError
-		var gone *relay.SlotGoneError
-		switch {
-		case errors.As(err, &setup), errors.As(err, &gone):
+		if err := s.lookNow(ctx); err != nil {
 			return err
-		case err != nil && ctx.Err() == nil:
-			s.log.Debug("looking at the publication", "slot", s.slot, "error", err)
 		}
 	}
 }
 
-// look connects if need be and looks once.
-func (s *stream) look(ctx context.Context, conn **pgconn.PgConn) error {
+// lookNow looks once. The reader does it, too, when the server describes the table, which it does before the first row that it
+// tells after a change: a row from after a gap must not overtake those in it.
+//
+// That the look itself does not work means nothing; the stream has its own way to notice that the server is gone.
+func (s *stream) lookNow(ctx context.Context) error {
+	s.look.mu.Lock()
+	defer s.look.mu.Unlock()
+	err := s.lookOnce(ctx)
+	var setup *relay.SetupError
+	var gone *relay.SlotGoneError
+	switch {
+	case errors.As(err, &setup), errors.As(err, &gone):
+		return err
+	case err != nil && ctx.Err() == nil:
+		s.log.Debug("looking at the publication", "slot", s.slot, "error", err)
+	}
+	return nil
+}
+
+func (s *stream) lookOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout)
 	defer cancel()
-	if *conn == nil || (*conn).IsClosed() {
+	if s.look.conn == nil || s.look.conn.IsClosed() {
 		cfg := s.source.conn.Copy()
 		delete(cfg.RuntimeParams, "replication")
 		delete(cfg.RuntimeParams, "wal_sender_timeout")
+		// Somebody may hold the table locked.
+		cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)
 		cfg.RuntimeParams["application_name"] = "sagaz-relay look"
-		c, err := pgconn.ConnectConfig(ctx, cfg)
+		conn, err := pgconn.ConnectConfig(ctx, cfg)
 		if err != nil {
 			return plainConnectError(err)
 		}
-		*conn = c
+		s.look.conn = conn
 	}
-	sess := &session{conn: *conn, role: s.role, server: majorVersion((*conn).ParameterStatus("server_version"))}
+	conn := s.look.conn
+	sess := &session{conn: conn, role: s.role, server: majorVersion(conn.ParameterStatus("server_version"))}
 	table, err := sess.inspect(ctx, s.cfg.Publication, false)
 	switch {
 	case err != nil:
@@ -76,4 +89,15 @@ func (s *stream) look(ctx context.Context, conn **pgconn.PgConn) error {
 		return s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was changed", s.cfg.Publication))
 	}
 	return nil
+}
+
+// close ends the connection. Nobody looks any more.
+func (l *look) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = l.conn.Close(ctx)
+	}
 }

@@ -32,7 +32,7 @@ DO $$
 BEGIN
     IF current_setting('server_version_num')::int >= 160000
         AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('idx_outbox_pending') AND indpred IS NULL) THEN
-        CREATE INDEX IF NOT EXISTS saga_outbox_status ON saga_outbox USING brin (status) WITH (pages_per_range = 32, autosummarize = on);
+        CREATE INDEX IF NOT EXISTS saga_outbox_status ON saga_outbox USING brin (status) WITH (pages_per_range = 64, autosummarize = on);
     END IF;
 END $$;
 

@@ -165,7 +165,7 @@ func TestRunOnEmptyDatabase(t *testing.T) {
 		if did := tune(t, conn); len(did) != 0 {
 			t.Errorf("there is something to tune in what we made: %q", did)
 		}
-		brin := "index CREATE INDEX saga_outbox_status ON public.saga_outbox USING brin (status) WITH (pages_per_range='32', autosummarize='on') valid t"
+		brin := "index CREATE INDEX saga_outbox_status ON public.saga_outbox USING brin (status) WITH (pages_per_range='64', autosummarize='on') valid t"
 		if got := slices.Contains(first, brin); got != (version >= "16") {
 			t.Errorf("an index that finds what is not sent: %t", got)
 		}
@@ -276,7 +276,7 @@ func TestTune(t *testing.T) {
 		}
 		wantDid, brin := 3, ""
 		if version >= "16" {
-			wantDid, brin = 4, "index CREATE INDEX saga_outbox_status ON public.saga_outbox USING brin (status) WITH (pages_per_range='32', autosummarize='on') valid t"
+			wantDid, brin = 4, "index CREATE INDEX saga_outbox_status ON public.saga_outbox USING brin (status) WITH (pages_per_range='64', autosummarize='on') valid t"
 		}
 		if did := tune(t, conn); len(did) != wantDid {
 			t.Errorf("got %q, want %d things: indexes and a fill factor", did, wantDid)

@@ -16,7 +16,7 @@ var hotIndexes = []struct {
 	{name: "idx_outbox_pending", on: "btree (created_at)"},
 	{name: "idx_outbox_claimed_at", on: "btree (claimed_at) WHERE (claimed_at IS NOT NULL)"},
 	// Before 16 an index on status takes away what this is for, even a BRIN index. It is ours alone.
-	{name: "saga_outbox_status", on: "brin (status) WITH (pages_per_range='32', autosummarize='on')", since: 16_00_00},
+	{name: "saga_outbox_status", on: "brin (status) WITH (pages_per_range='64', autosummarize='on')", since: 16_00_00},
 }
 
 // fillfactor leaves room on each page for the version of a row that its mark writes; measured, relay/DESIGN.md "Marks".

@@ -20,6 +20,7 @@ const (
 	Insert               // Decoder.Event holds a row of the outbox table
 	Commit               // the transaction is complete; Decoder.CommitEnd is where it ends
 	Truncate             // the outbox table was truncated
+	Relation             // the outbox table was described: at the first row, and after anything that touched table or publication
 )
 
 // ErrProtocol marks bytes that no PostgreSQL would send.
@@ -144,6 +145,9 @@ func (d *Decoder) rare(msg []byte) (Kind, error) {
 	}
 	if m, ok := parsed.(*pglogrepl.RelationMessage); ok {
 		d.relations[m.RelationID] = newRelation(m)
+		if m.RelationID == d.table {
+			return Relation, nil
+		}
 	}
 	return Other, nil
 }

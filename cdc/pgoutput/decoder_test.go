@@ -25,7 +25,7 @@ const (
 func inTransaction(t testing.TB, columns []wireColumn) *Decoder {
 	t.Helper()
 	d := NewDecoder(tableOID)
-	mustDecode(t, d, relationMessage(tableOID, "saga_outbox", columns), Other)
+	mustDecode(t, d, relationMessage(tableOID, "saga_outbox", columns), Relation)
 	mustDecode(t, d, beginMessage(commitAt, committedAt, xid), Begin)
 	return d
 }
@@ -59,7 +59,7 @@ func TestDecodeTransaction(t *testing.T) {
 		if !d.InTransaction() {
 			t.Error("not in a transaction after Begin")
 		}
-		mustDecode(t, d, relationMessage(tableOID, "saga_outbox", outboxColumns), Other)
+		mustDecode(t, d, relationMessage(tableOID, "saga_outbox", outboxColumns), Relation)
 		first, second := sample(), sample()
 		second.ID[15]++
 		second.AggregateID = "order-43"
@@ -130,7 +130,7 @@ func TestDecodeAfterAlterTable(t *testing.T) {
 	ev := sample()
 	mustDecode(t, d, insertMessage(tableOID, valuesOf(&ev, outboxColumns, true)), Insert)
 	grown := slices.Insert(slices.Clone(outboxColumns), 0, wireColumn{"tenant", oidVarchar})
-	mustDecode(t, d, relationMessage(tableOID, "saga_outbox", grown), Other)
+	mustDecode(t, d, relationMessage(tableOID, "saga_outbox", grown), Relation)
 	mustDecode(t, d, insertMessage(tableOID, valuesOf(&ev, grown, true)), Insert)
 	if want := placed(ev, 1); d.Event != want {
 		t.Errorf("event:\n got %+v\nwant %+v", d.Event, want)

@@ -109,7 +109,7 @@ func FuzzRoundTrip(f *testing.F) {
 		columns := append(slices.Clone(outboxColumns), wireColumn{"retry_count", oidInt4})
 		rand.New(rand.NewPCG(order, 0)).Shuffle(len(columns), func(i, j int) { columns[i], columns[j] = columns[j], columns[i] })
 		d := NewDecoder(tableOID)
-		mustDecode(t, d, relationMessage(tableOID, "saga_outbox", columns), Other)
+		mustDecode(t, d, relationMessage(tableOID, "saga_outbox", columns), Relation)
 		mustDecode(t, d, beginMessage(want.CommitLSN, want.CommittedAt, xid), Begin)
 		mustDecode(t, d, insertMessage(tableOID, valuesOf(&want, columns, isBinary)), Insert)
 		if got := d.Event; got != want {

@@ -27,13 +27,13 @@ wrong, why it matters, and the statement or setting that mends it, all at once. 
 
   ok        all is well
   note      it works; it could be better, or should be known
-  unknown   it could not be found out
+  unknown   it could not be found out; that alone does not change the exit code
   degraded  the relay works, but not as it should, or not for long
   broken    the relay cannot work, or not deliver
 
 Exit codes:
-  0  nothing worse than a note
-  1  something is degraded, or unknown
+  0  nothing is degraded or broken
+  1  something is degraded
   2  something is broken`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -69,8 +69,8 @@ func verdict(r *doctor.Report) error {
 	switch r.Worst() {
 	case doctor.Broken:
 		return configError{fmt.Errorf("doctor: %d broken, %d degraded", r.Counts[doctor.Broken], r.Counts[doctor.Degraded])}
-	case doctor.Degraded, doctor.Unknown:
-		return fmt.Errorf("doctor: %d degraded, %d unknown", r.Counts[doctor.Degraded], r.Counts[doctor.Unknown])
+	case doctor.Degraded:
+		return fmt.Errorf("doctor: %d degraded", r.Counts[doctor.Degraded])
 	default:
 		return nil
 	}
@@ -127,7 +127,7 @@ func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 	}
 }
 
-// reportWidth is what the report is wrapped to; statements are not wrapped, so that they can be copied.
+// reportWidth is what the report is wrapped to; statements and commands are not wrapped, so that they can be copied.
 const reportWidth = 96
 
 func printReport(w io.Writer, r *doctor.Report) error {
@@ -152,7 +152,7 @@ func printReport(w io.Writer, r *doctor.Report) error {
 			if j > 0 {
 				name = ""
 			}
-			text := step.SQL
+			text := step.SQL + step.Run // whole, so that it can be copied
 			if step.Do != "" {
 				text = hang(oneLine(step.Do), label)
 			}

@@ -17,7 +17,7 @@ import (
 type doctorReport struct {
 	Findings []struct {
 		Check, Severity, Summary, Why string
-		Fix                           []struct{ Do, SQL string }
+		Fix                           []struct{ Do, SQL, Run string }
 	}
 	Counts map[string]int
 }
@@ -109,7 +109,7 @@ func TestDoctorVerdict(t *testing.T) {
 	for _, tt := range []struct {
 		worst doctor.Severity
 		code  int
-	}{{doctor.OK, 0}, {doctor.Note, 0}, {doctor.Unknown, exitFailure}, {doctor.Degraded, exitFailure}, {doctor.Broken, exitConfig}} {
+	}{{doctor.OK, 0}, {doctor.Note, 0}, {doctor.Unknown, 0}, {doctor.Degraded, exitFailure}, {doctor.Broken, exitConfig}} {
 		r := &doctor.Report{Findings: []doctor.Finding{{Severity: doctor.OK}, {Severity: tt.worst}, {Severity: doctor.Note}}}
 		if got := codeOf(verdict(r)); got != tt.code {
 			t.Errorf("%s: exit code %d, want %d", tt.worst, got, tt.code)

@@ -66,6 +66,12 @@ func printOverview(w io.Writer, o *store.Overview) error {
 	if len(o.Slots) == 0 {
 		fmt.Fprintln(t, "(no relay has run here yet)")
 	}
+	if len(o.Ledger) > 0 {
+		fmt.Fprintln(t, "\nSINK\tSTATE\tREASON\tENTRIES\tSINCE\tSLOT")
+		for _, e := range o.Ledger {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", e.Sink, e.State, orDash(e.Reason), e.Entries, e.Oldest, e.Slot)
+		}
+	}
 	if o.Rows != nil {
 		fmt.Fprintln(t, "\nSTATUS\tROWS\tOLDEST")
 		for _, r := range o.Rows {

@@ -63,7 +63,8 @@ What is read:
   file          the file of RELAY_FILE_PATH.
 
 An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile does no harm. Headers of a row that
-override event_id hide the event. It takes about 100 bytes of memory an event, and one scan of the table.
+override event_id hide the event. Rows that were deleted (RELAY_MARK=delete, RELAY_RETENTION) cannot be compared; what was delivered of
+them is listed as not in the table. It takes about 100 bytes of memory an event, and one scan of the table.
 
 Exit code 0: nothing is missing, and no sinks disagree (with --strict-order: and nothing is earlier). 1 otherwise.`
 

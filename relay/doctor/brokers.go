@@ -61,10 +61,6 @@ func (ex *exam) checkRoutes(ctx context.Context, check string, sink relay.RouteC
 		return
 	}
 	problems, err := sink.CheckRoutes(ctx, routes)
-	if err != nil {
-		ex.unknown(check, err)
-		return
-	}
 	for _, p := range problems {
 		f := Finding{
 			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s: %s", p.Route.EventType, p.Problem), Why: "Events of this type are refused, and become dead letters.",
@@ -74,7 +70,10 @@ func (ex *exam) checkRoutes(ctx context.Context, check string, sink relay.RouteC
 		}
 		ex.add(f)
 	}
-	if len(problems) == 0 {
+	switch {
+	case err != nil: // of some routes, or of some of what can be wrong with them, it can be known
+		ex.unknown(check, err)
+	case len(problems) == 0:
 		ex.ok(check, "%d destinations of the last day's events are there", len(routes))
 	}
 }

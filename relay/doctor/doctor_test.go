@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +122,9 @@ func mend(t testing.TB, superuser string, f *Finding) {
 	}
 }
 
+// differing are checks whose questions differ by version.
+var differing = []string{"publication", "slot", "other slots", "indexes", "sweep", "origin", "replication"}
+
 const row = `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, status, created_at, claimed_at, retry_count) VALUES `
 
 // ours grants a role what a relay needs, and makes the publication for it.
@@ -190,9 +194,9 @@ func TestFindings(t *testing.T) {
 		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "saga_outbox", severity: Broken, says: "no table", mend: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
 		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, says: "the oldest pending one is 1h0m", mend: `UPDATE saga_outbox SET status = 'sent'`},
 		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, says: "1 have been claimed"},
-		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, says: "1 dead letters without", mend: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
+		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, says: "1 dead letter without", mend: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
 		{name: "LibraryFailed", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'failed', now(), NULL, 1)`, check: "rows", severity: Note, says: "1 failed without", mend: `UPDATE saga_outbox SET status = 'pending'`},
-		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letters of sink kafka", mend: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
+		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letter of sink kafka", mend: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
 		{name: "StrangeSink", provoke: entry("rabbitmq", "%slot", "held"), check: "ledger", severity: Degraded, says: "sink rabbitmq, which BROKER_TYPE does not name", settings: func(c *Config) { c.SinkNames = append(c.SinkNames, "rabbitmq") }},
 		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, says: "which RELAY_SLOT does not name"},
 		{name: "Clock", provoke: `SELECT 1`, config: func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-time.Minute) } }, check: "clock", severity: Degraded, says: "ahead of this host's", settings: func(c *Config) { c.Now = time.Now }},
@@ -200,11 +204,17 @@ func TestFindings(t *testing.T) {
 		{name: "Routes", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
 			c.Sinks = []relay.Sink{sink{problems: []relay.RouteProblem{{Route: relay.Route{EventType: "OrderPlaced"}, Problem: "no topic", Fix: "make it"}}}}
 		}, check: "routes kafka", severity: Degraded, says: "OrderPlaced: no topic", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		{name: "RoutesHalfKnown", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
+			c.Sinks = []relay.Sink{sink{unknown: errors.New("bindings cannot be asked for"), problems: []relay.RouteProblem{{Problem: "no exchange", Fix: "make it"}}}}
+		}, check: "routes kafka", severity: Degraded, says: "no exchange", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
 		{name: "RoutesUnknown", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{unknown: errors.New("not authorized")}} }, check: "routes kafka", severity: Unknown, says: "not authorized", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
 	} {
 		for _, version := range pgtest.Versions() {
 			if tt.min > 15 && version == "15" {
 				continue // that server cannot do it
+			}
+			if version != pgtest.Version() && !slices.Contains(differing, tt.check) {
+				continue // asked in the same way of every version
 			}
 			t.Run(tt.name+"/"+version, func(t *testing.T) {
 				t.Parallel()

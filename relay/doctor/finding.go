@@ -44,15 +44,26 @@ type Finding struct {
 	Fix      []Step   `json:"fix,omitempty"` // in order
 }
 
-// Step is a part of a fix: a statement, or something else to do.
+// Step is a part of a fix: a statement, a command, or something else to do.
 type Step struct {
-	Do  string `json:"do,omitempty"`  // in words; before SQL, who runs it and when
+	Do  string `json:"do,omitempty"`  // in words; before a statement or a command: who runs it, and when
 	SQL string `json:"sql,omitempty"` // one statement, to be run as it is
+	Run string `json:"run,omitempty"` // a command line
 }
 
 func do(format string, args ...any) Step { return Step{Do: fmt.Sprintf(format, args...)} }
 
 func sql(format string, args ...any) Step { return Step{SQL: fmt.Sprintf(format, args...)} }
+
+func run(format string, args ...any) Step { return Step{Run: fmt.Sprintf(format, args...)} }
+
+// count renders a number of things, whose name takes an s.
+func count(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
 
 // Report is all that was found, in the order of the checks.
 type Report struct {

@@ -13,7 +13,10 @@ import (
 	"github.com/sagaz-relay/relay/migrations"
 )
 
-var migrate = do("sagaz-relay migrate, as the owner of saga_outbox")
+var (
+	asOwner = do("as the owner of saga_outbox, or of the database:")
+	migrate = run("sagaz-relay migrate")
+)
 
 const cannotWork = "The relay cannot work without it."
 
@@ -81,7 +84,7 @@ func (ex *exam) checkTables(ctx context.Context) {
 		}
 	}
 	if missing != nil {
-		ex.add(Finding{Check: check, Severity: Broken, Summary: "not there: " + strings.Join(missing, ", "), Why: cannotWork, Fix: []Step{migrate}})
+		ex.add(Finding{Check: check, Severity: Broken, Summary: "not there: " + strings.Join(missing, ", "), Why: cannotWork, Fix: []Step{asOwner, migrate}})
 	} else if len(found) == len(ex.needs()) {
 		ex.ok(check, "%s", strings.Join(found, ", "))
 	}
@@ -206,7 +209,7 @@ func (ex *exam) checkMigrations(ctx context.Context) {
 	}
 	switch newest := all[len(all)-1].Version; {
 	case missing != nil:
-		ex.add(Finding{Check: check, Severity: Broken, Summary: "not applied: " + strings.Join(missing, ", "), Why: "The relay's tables are older than this sagaz-relay.", Fix: []Step{migrate}})
+		ex.add(Finding{Check: check, Severity: Broken, Summary: "not applied: " + strings.Join(missing, ", "), Why: "The relay's tables are older than this sagaz-relay.", Fix: []Step{asOwner, migrate}})
 	case int(done[len(done)-1]) > newest:
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: fmt.Sprintf("up to %04d: applied by a sagaz-relay newer than this one, which knows %04d", done[len(done)-1], newest),
@@ -272,7 +275,7 @@ func (ex *exam) checkPublication(ctx context.Context) {
 	if ex.version >= 15 {
 		whole = sql(`ALTER PUBLICATION %s SET TABLE %s (%s);`, name, ex.tableName, strings.Join(pgoutput.Columns, ", "))
 	}
-	asOwner := do("as the owner of the publication:")
+	itsOwner := do("as the owner of the publication:")
 	wrong := false
 	add := func(severity Severity, summary, why string, fix ...Step) {
 		wrong = true
@@ -289,7 +292,7 @@ func (ex *exam) checkPublication(ctx context.Context) {
 		return
 	}
 	if !inserts {
-		add(severity, "does not publish inserts", "No event would come by it. "+ex.noStream(), asOwner, sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, name))
+		add(severity, "does not publish inserts", "No event would come by it. "+ex.noStream(), itsOwner, sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, name))
 	}
 	var left []string
 	for _, want := range pgoutput.Columns {
@@ -299,14 +302,14 @@ func (ex *exam) checkPublication(ctx context.Context) {
 	}
 	switch {
 	case !member:
-		add(severity, "does not contain "+ex.tableName, "No event would come by it. "+ex.noStream(), asOwner, sql(`ALTER PUBLICATION %s ADD TABLE %s;`, name, ex.tableName))
+		add(severity, "does not contain "+ex.tableName, "No event would come by it. "+ex.noStream(), itsOwner, sql(`ALTER PUBLICATION %s ADD TABLE %s;`, name, ex.tableName))
 	case left != nil:
-		add(severity, "leaves out "+strings.Join(left, ", "), "Events cannot be made without. "+ex.noStream(), asOwner, whole)
+		add(severity, "leaves out "+strings.Join(left, ", "), "Events cannot be made without. "+ex.noStream(), itsOwner, whole)
 	case rowfilter != "":
-		add(Degraded, "passes only rows with "+rowfilter, "Other events do not come by the stream; they wait until the table is looked over, within the hour.", asOwner, whole)
+		add(Degraded, "passes only rows with "+rowfilter, "Other events do not come by the stream; they wait until the table is looked over, within the hour.", itsOwner, whole)
 	}
 	if inserts && more {
-		add(Note, "publishes updates or deletes too", "PostgreSQL decodes and sends every mark of the relay, which then throws it away.", asOwner, sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, name))
+		add(Note, "publishes updates or deletes too", "PostgreSQL decodes and sends every mark of the relay, which then throws it away.", itsOwner, sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, name))
 	}
 	if !wrong {
 		ex.ok(check, "%s: inserts of %s", ex.cfg.Publication, ex.tableName)

@@ -319,6 +319,6 @@ func (ex *exam) checkOwners(ctx context.Context) {
 		ex.ok(check, "%s owns slot %s, lease renewed %s ago", o.Owner, o.Slot, max(o.Renewed, 0).Round(100*time.Millisecond))
 	}
 	if ex.running == nil {
-		ex.add(Finding{Check: check, Severity: Note, Summary: "no relay is running", Fix: []Step{do("sagaz-relay run")}})
+		ex.add(Finding{Check: check, Severity: Note, Summary: "no relay is running", Fix: []Step{run("sagaz-relay run")}})
 	}
 }

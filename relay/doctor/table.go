@@ -59,7 +59,7 @@ func (ex *exam) checkTable(ctx context.Context) {
 	}
 }
 
-var tune = do("sagaz-relay migrate --tune, as the owner of saga_outbox (it locks nobody out)")
+var tune = run("sagaz-relay migrate --tune")
 
 // libraryIndexes are those that "migrate --tune" brings into shape.
 var libraryIndexes = []string{"idx_outbox_pending", "idx_outbox_claimed_at"}
@@ -92,7 +92,7 @@ func (ex *exam) checkIndexes(ctx context.Context) {
 	}
 	for _, name := range bad {
 		if slices.Contains(libraryIndexes, name) {
-			f.Fix = append(f.Fix, tune)
+			f.Fix = append(f.Fix, do("as the owner of saga_outbox (it locks nobody out):"), tune)
 			break
 		}
 	}
@@ -136,7 +136,7 @@ func (ex *exam) checkPages(ctx context.Context) {
 		Fix: []Step{do("as %s (for pages written from now on):", ex.tableOwner), sql(`ALTER TABLE %s SET (fillfactor = 50);`, ex.tableName)},
 	}
 	if fill == 100 {
-		f.Fix = append([]Step{tune, do("or")}, f.Fix...)
+		f.Fix = append([]Step{do("as the owner of saga_outbox (it locks nobody out):"), tune, do("or")}, f.Fix...)
 	}
 	ex.add(f)
 }
@@ -169,7 +169,7 @@ func (ex *exam) checkSweepIndex(ctx context.Context) {
 			Check: check, Severity: Note, Summary: fmt.Sprintf("about %.0f rows, and no index on status", rows),
 			Why: "At its start and once an hour the relay looks over the whole table. A BRIN index makes that cheap, is tiny, and keeps marks HOT on this version.",
 			Fix: []Step{
-				do("sagaz-relay migrate --tune; or, as %s:", ex.tableOwner),
+				do("as %s (it locks nobody out; so does sagaz-relay migrate --tune):", ex.tableOwner),
 				sql(`CREATE INDEX CONCURRENTLY saga_outbox_status ON %s USING brin (status) WITH (pages_per_range = 32, autosummarize = on);`, ex.tableName),
 				sql(`VACUUM %s;`, ex.tableName),
 			},

@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// countTimeout bounds the one query that reads the whole table.
+// countTimeout bounds the one query that reads the whole table, where no index on status helps.
 const countTimeout = 10 * time.Second
 
 func (ex *exam) checkRows(ctx context.Context) {
@@ -24,33 +24,38 @@ func (ex *exam) checkRows(ctx context.Context) {
 	if ex.ledger {
 		entry = "EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)"
 	}
-	var pending, claimed, sent, failed, dead, stuck, lostFailed, lostDead int64
+	var all, pending, claimed, failed, dead, stuck, lostFailed, lostDead int64
 	var oldest float64 // seconds
 	err := pgx.BeginFunc(ctx, ex.conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, countTimeout.Milliseconds())); err != nil {
 			return err
 		}
 		// What a person has discarded (relay/repair) stays a dead letter, and is no news.
-		return tx.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'claimed'), count(*) FILTER (WHERE status = 'sent'),
-				count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'dead_letter'),
+		return tx.QueryRow(ctx, `SELECT (SELECT reltuples::bigint FROM pg_class WHERE oid = $2::bigint::oid),
+				count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'claimed'), count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'dead_letter'),
 				count(*) FILTER (WHERE status = 'claimed' AND claimed_at < now() - $1::float8 * interval '1 second'),
 				count(*) FILTER (WHERE status = 'failed' AND NOT `+entry+`),
 				count(*) FILTER (WHERE status = 'dead_letter' AND NOT `+entry+` AND coalesce(last_error, '') NOT LIKE 'discarded: %'),
 				coalesce(extract(epoch FROM now() - least(greatest(min(created_at) FILTER (WHERE status = 'pending' AND NOT `+entry+`), '0001-01-01'), now())), 0)::float8
-			FROM saga_outbox o`, ex.cfg.ClaimTimeout.Seconds()).Scan(&pending, &claimed, &sent, &failed, &dead, &stuck, &lostFailed, &lostDead, &oldest)
+			FROM saga_outbox o WHERE status IN ('pending', 'claimed', 'failed', 'dead_letter')`, ex.cfg.ClaimTimeout.Seconds(), int64(ex.table)).
+			Scan(&all, &pending, &claimed, &failed, &dead, &stuck, &lostFailed, &lostDead, &oldest)
 	})
 	if err != nil {
 		ex.unknown(check, err)
 		return
 	}
-	ex.ok(check, "%d pending, %d claimed, %d sent, %d failed, %d dead letters", pending, claimed, sent, failed, dead)
+	among := ""
+	if all >= 0 { // an estimate, after the first vacuum
+		among = fmt.Sprintf(", of about %d", max(all, pending+claimed+failed+dead))
+	}
+	ex.ok(check, "%d pending, %d claimed, %d failed, %s%s", pending, claimed, failed, count(dead, "dead letter"), among)
 	if age := time.Duration(oldest * float64(time.Second)); age > ex.cfg.PendingTooLong {
 		f := Finding{
 			Check: check, Severity: Degraded, Summary: fmt.Sprintf("the oldest pending one is %s old", age.Round(time.Second)), Why: "Consumers have been waiting for it for that long.",
 			Fix: []Step{do("see what the relay logs, and the problems of sinks and slots here")},
 		}
 		if ex.running == nil {
-			f.Fix = []Step{do("start a relay: sagaz-relay run")}
+			f.Fix = []Step{do("start a relay:"), run("sagaz-relay run")}
 		}
 		ex.add(f)
 	}
@@ -66,15 +71,23 @@ func (ex *exam) checkRows(ctx context.Context) {
 	}
 	if lostDead > 0 {
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d dead letters without a ledger entry: the Python library's worker gave them up", lostDead),
-			Why: "They are not delivered until a person says so.", Fix: []Step{do("sagaz-relay dead-letter list --sink -"), do("sagaz-relay dead-letter retry --sink -    or    discard --sink -")},
+			Check: check, Severity: Degraded, Summary: count(lostDead, "dead letter") + " without a ledger entry: the Python library's worker gave up",
+			Why: "They are not delivered until a person says so.", Fix: dealWith("-"),
 		})
 	}
 	if lostFailed > 0 {
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: fmt.Sprintf("%d failed without a ledger entry: the Python library's worker tried them last", lostFailed),
-			Why: "A relay that runs takes them over when it looks over the table.", Fix: []Step{do("to have that done soon: sagaz-relay dead-letter retry --state retry --sink -")},
+			Why: "A relay that runs takes them over when it looks over the table.", Fix: []Step{do("to have them count as new:"), run("sagaz-relay dead-letter retry --state retry --sink -")},
 		})
+	}
+}
+
+// dealWith is what a person does about a sink's dead letters.
+func dealWith(sink string) []Step {
+	return []Step{
+		do("see what they are, mend the cause, and then retry or discard them:"),
+		run("sagaz-relay dead-letter list --sink %s", sink), run("sagaz-relay dead-letter retry --sink %s", sink), run("sagaz-relay dead-letter discard --sink %s", sink),
 	}
 }
 
@@ -105,9 +118,9 @@ func (ex *exam) checkLedger(ctx context.Context) {
 		parts = append(parts, fmt.Sprintf("%s %d %s", g.Sink, g.N, g.State))
 		if g.State == string(relay.StateDead) {
 			ex.add(Finding{
-				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d dead letters of sink %s, the oldest for %s", g.N, g.Sink, time.Duration(g.Oldest*float64(time.Second)).Round(time.Second)),
+				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s of sink %s, the oldest for %s", count(g.N, "dead letter"), g.Sink, time.Duration(g.Oldest*float64(time.Second)).Round(time.Second)),
 				Why: "The broker refused them for good. They are not delivered until a person says so; with RELAY_DEAD_LETTER=hold later events of their keys wait for them.",
-				Fix: []Step{do("sagaz-relay dead-letter list --sink %s", g.Sink), do("mend the cause, then: sagaz-relay dead-letter retry --sink %[1]s    or    discard --sink %[1]s", g.Sink)},
+				Fix: dealWith(g.Sink),
 			})
 		}
 		if !slices.Contains(ex.cfg.SinkNames, g.Sink) && !slices.Contains(strangers, g.Sink) {
@@ -120,7 +133,7 @@ func (ex *exam) checkLedger(ctx context.Context) {
 	for _, sink := range strangers {
 		ex.add(Finding{
 			Check: check, Severity: Degraded, Summary: fmt.Sprintf("entries of sink %s, which BROKER_TYPE does not name", sink), Why: "Nobody delivers them, and their rows are never done.",
-			Fix: []Step{do("add %s to BROKER_TYPE, or, if it is gone for good: sagaz-relay dead-letter discard --state all --sink %[1]s", sink)},
+			Fix: []Step{do("add %s to BROKER_TYPE, or, if it is gone for good:", sink), run("sagaz-relay dead-letter discard --state all --sink %s", sink)},
 		})
 	}
 	for slot, n := range strayed {

@@ -85,7 +85,7 @@ func BenchmarkIdleLook(b *testing.B) {
 			}
 			all("ours without BRIN")
 			if db.Version >= "16" {
-				if _, err := db.Pool.Exec(b.Context(), `CREATE INDEX saga_outbox_status ON saga_outbox USING brin (status) WITH (pages_per_range = 32, autosummarize = on)`); err != nil {
+				if _, err := db.Pool.Exec(b.Context(), `CREATE INDEX saga_outbox_status ON saga_outbox USING brin (status) WITH (pages_per_range = 64, autosummarize = on)`); err != nil {
 					b.Fatal(err)
 				}
 				all("ours, BRIN made anew")

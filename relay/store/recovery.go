@@ -94,7 +94,7 @@ func (l *lease) Horizon(ctx context.Context) (relay.Horizon, error) {
 // by now. Its first owner sweeps them and leaves the others to the slot.
 func NoteSlot(ctx context.Context, conn *pgx.Conn, slot string) error {
 	_, err := conn.Exec(ctx, `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, sweep_snapshot, sweep_lsn, released_at)
-		VALUES ($1, 0, '', pg_current_snapshot()::text, (SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1), now())
+		VALUES ($1::text, 0, '', pg_current_snapshot()::text, (SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1::text), now())
 		ON CONFLICT (slot) DO UPDATE SET sweep_owed = true, sweep_cause = 'missing', sweep_snapshot = excluded.sweep_snapshot, sweep_lsn = excluded.sweep_lsn`, slot)
 	if err != nil {
 		return fmt.Errorf("note that slot %q was made: %w", slot, setup(err))

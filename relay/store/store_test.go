@@ -43,6 +43,8 @@ func TestCheck(t *testing.T) {
 			want            []string
 		}{
 			{"NoRelayTable", MarkUpdate, `ALTER TABLE saga_outbox_relay RENAME TO gone`, []string{"saga_outbox_relay", "sagaz-relay migrate"}},
+			{"NoLedger", MarkUpdate, `ALTER TABLE saga_outbox_delivery RENAME TO gone`, []string{"saga_outbox_delivery", "sagaz-relay migrate"}},
+			{"NoReason", MarkUpdate, `ALTER TABLE saga_outbox_delivery RENAME COLUMN reason TO gone`, []string{"reason", "sagaz-relay migrate"}},
 			{"NoOutboxTable", MarkUpdate, `ALTER TABLE saga_outbox RENAME TO gone`, []string{"saga_outbox", "sagaz-relay migrate"}},
 			{"NoArchiveTable", MarkArchive, `ALTER TABLE saga_outbox_archive RENAME TO gone`, []string{"saga_outbox_archive", "sagaz-relay migrate"}},
 			{"NoColumn", MarkUpdate, `ALTER TABLE saga_outbox RENAME COLUMN last_error TO gone`, []string{"last_error", "restore"}},
@@ -216,11 +218,15 @@ func TestReadOverview(t *testing.T) {
 		if len(o.Rows) != 2 || o.Rows[0].Status != "pending" || o.Rows[0].Rows != 2 || o.Rows[1].Status != "sent" || o.Rows[1].Rows != 5 || o.Rows[0].Oldest == "" {
 			t.Errorf("rows: %+v", o.Rows)
 		}
+		mark(t, l, parking(marksOf(events[5:]), refusal("kafka", "no")))
+		if o := read(false); len(o.Ledger) != 1 || o.Ledger[0].Slot != slot || o.Ledger[0].Sink != "kafka" || o.Ledger[0].State != "waiting" || o.Ledger[0].Reason != "rejected" || o.Ledger[0].Entries != 2 || o.Ledger[0].Oldest == "" {
+			t.Errorf("ledger: %+v", o.Ledger)
+		}
 		info, err := l.Slot(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !info.Exists || info.Active || info.WALStatus != "reserved" || info.WALEnd <= info.ConfirmedFlush || info.Restart > info.ConfirmedFlush || info.Restart == 0 {
+		if !info.Exists || info.Active || info.WALStatus != "reserved" || info.WALEnd <= info.ConfirmedFlush || info.Restart > info.ConfirmedFlush || info.Restart == 0 || info.KeepSize != 0 {
 			t.Errorf("slot: %+v", info)
 		}
 		release(t, l)

@@ -35,10 +35,17 @@ const inNoLedger = `NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event
 // id; the upper is such that it lies before the end of our own snapshot. xmin may also be a subtransaction (a savepoint), of which
 // a snapshot says nothing: its id is higher than its transaction's. So, unless $5, what was written after a transaction began that the snapshot has as
 // running, and that has committed since, does not count as seen: it may be its savepoint's.
+//
+// Rows in the ledger are left out, but for pending ones with a dead entry, which are told apart: a dead letter says dead_letter, so a person has
+// set it back to pending.
 func keysSQL(kind relay.SweepKind, since bool) string {
 	window := `$6::timestamptz IS NULL`
 	if since {
 		window = `created_at >= $6::timestamptz`
+	}
+	parked := `l.dead IS NULL`
+	if kind == relay.SweepPending {
+		parked = `l.dead IS DISTINCT FROM false`
 	}
 	return `WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1 AS last),
 		ended AS (SELECT min(x::text::bigint) AS first FROM pg_snapshot_xip($4::text::pg_snapshot) AS x WHERE NOT $5::boolean AND pg_xact_status(x) IS DISTINCT FROM 'in progress' AND pg_xact_status(x) IS DISTINCT FROM 'aborted'),
@@ -46,7 +53,9 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 			WHERE ` + wanted[kind] + ` AND ` + window + `),
 		seen AS MATERIALIZED (SELECT a.created_at, a.command, a.place, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM asking a, now
 			WHERE $7::timestamptz IS NULL OR (a.created_at, a.command, a.place) > ($7, $8::bigint, $9::text::tid))
-		SELECT o.created_at, o.command, o.place::text, o.event_id, o.size FROM seen o LEFT JOIN ended ON true WHERE ` + inNoLedger + `
+		SELECT o.created_at, o.command, o.place::text, o.event_id, o.size, l.dead IS NOT NULL FROM seen o LEFT JOIN ended ON true
+			LEFT JOIN LATERAL (SELECT bool_or(d.state = 'dead' AND NOT d.discarded) AS dead FROM saga_outbox_delivery d WHERE d.event_id = o.event_id) l ON true
+			WHERE ` + parked + `
 			AND ($4 IS NULL OR o.xid < 3 OR pg_visible_in_snapshot(o.xid::text::xid8, $4::text::pg_snapshot) AND (ended.first IS NULL OR o.xid < ended.first))
 		ORDER BY o.created_at, o.command, o.place LIMIT $10`
 }
@@ -55,6 +64,9 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 func pieceSQL(kind relay.SweepKind) string {
 	return `SELECT ` + eventColumns + ` FROM saga_outbox o WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
 }
+
+// reviveSQL makes dead entries ready again, as if they had never been refused.
+const reviveSQL = `UPDATE saga_outbox_delivery SET state = 'retry', next_attempt_at = NULL, attempts = 0 WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND state = 'dead' AND NOT discarded` + owned
 
 // sweepKey is a row that a sweep has noted.
 type sweepKey struct {
@@ -107,22 +119,37 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 		}
 	}
 	for {
-		var keys []sweepKey
-		var k sweepKey
-		var id [16]byte
-		err := each(ctx, conn, []any{&k.at, &k.command, &k.place, &id, &k.size}, func() error {
+		var (
+			keys []sweepKey
+			dead uuids
+			k    sweepKey
+			id   [16]byte
+			back bool
+			n    int
+		)
+		err := each(ctx, conn, []any{&k.at, &k.command, &k.place, &id, &k.size, &back}, func() error {
+			n++
 			k.id = id
-			keys = append(keys, k)
+			if back {
+				dead = append(dead, id)
+			} else {
+				keys = append(keys, k)
+			}
 			return nil
 		}, keysSQL(q.Kind, since != nil), append(kind[:3:3], seen, generous, since, only(looked, after.at), after.command, only(looked, after.place), sweepKeys)...)
 		if err != nil {
 			return err
 		}
-		if len(keys) == 0 {
+		if len(dead) > 0 {
+			if err := l.revive(ctx, dead); err != nil {
+				return err
+			}
+		}
+		if n == 0 {
 			return nil
 		}
-		full := len(keys) == sweepKeys
-		after, looked = keys[len(keys)-1], true
+		full := n == sweepKeys
+		after, looked = k, true
 		if q.Seen == "" { // so that it ends, however fast rows arrive, and finds of each key what is first
 			seen, generous = &before, true
 		}
@@ -135,6 +162,17 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 			return nil
 		}
 	}
+}
+
+// revive gives dead letters, whose rows a person has set back to pending, to the ledger's retries.
+func (l *lease) revive(ctx context.Context, ids uuids) error {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	return l.with(ctx, func(conn *pgx.Conn) error {
+		tx := l.fenced(fence{})
+		tx.queue(nil, reviveSQL, ids, l.slot, l.epoch)
+		return tx.run(ctx, conn)
+	})
 }
 
 // piece reads the rows of the first keys and gives to f what fits; it returns the keys that are left.

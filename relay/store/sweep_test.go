@@ -62,6 +62,32 @@ func TestSweepPending(t *testing.T) {
 	})
 }
 
+// A person sets a dead letter back to pending: it is retried, where it was not delivered.
+func TestSweepRevivesDeadLetters(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		marks := parking(marksOf(insert(t, db, 1, 3)), relay.Parked{Sink: "kafka", State: relay.StateDead, Detached: true, Reason: relay.ReasonTooLarge, Error: "too large", Attempts: 5})
+		mark(t, l, marks)
+		exec(t, db, `UPDATE saga_outbox SET status = 'pending' WHERE event_id <> $1`, id(1).String())
+		exec(t, db, `UPDATE saga_outbox_delivery SET discarded = true WHERE event_id = $1`, id(3).String())
+		if got := swept(t, l, relay.SweepQuery{}); got != "" {
+			t.Errorf("swept %s, want none", got)
+		}
+		if got, want := ledger(t, db, "kafka"), "1 dead, 2 ready, 3 dead"; got != want {
+			t.Errorf("ledger: %s, want %s", got, want)
+		}
+		entries := due(t, l, "kafka", 10)
+		if got, want := numbers(entries), "3 discarded, 2"; got != want || entries[1].Attempts != 0 {
+			t.Fatalf("due %s, want %s", got, want)
+		}
+		resolve(t, l, "kafka", relay.FateDelivered, entries[1])
+		resolve(t, l, "kafka", relay.FateDropped, entries[0])
+		if got, want := counts(t, db), "2 dead_letter, 1 sent"; got != want {
+			t.Errorf("rows: %s, want %s", got, want)
+		}
+	})
+}
+
 var errStop = errors.New("enough")
 
 // What was settled while f was busy is not among the next rows; sizes are bounded; nothing is held meanwhile.

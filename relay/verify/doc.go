@@ -17,4 +17,7 @@
 //	0 1 2 1      the redelivery began with 1 and ended before 2
 //
 // An event that never arrives is missing, and leaves no hole: 0 2 is one missing event and no disorder.
+//
+// Audit is for sagaz-relay verify, which comes later and has only the table to compare with: it knows what is missing and what came
+// twice, and of order only what the table and the sinks can tell (see there).
 package verify

@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -152,4 +153,12 @@ func TestLoginRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The broker's alert about our certificate may be read, and the connection closed, while the handshake still writes.
+func TestHungUpDuringWrite(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.TLSCertFile = "client.pem"
+	err := cfg.connectError("amqps://127.0.0.1:5671/", &net.OpError{Op: "write", Net: "tcp", Err: net.ErrClosed})
+	passing(t, err, "RELAY_RABBITMQ_TLS_CERT_FILE", "127.0.0.1")
 }

@@ -16,7 +16,7 @@
 //   - Connection lost, broker gone: what is not confirmed fails in a passing way; the next Publish connects.
 //   - basic.return: that record is refused as unroutable, and what is behind it of its key is held back.
 //   - basic.nack: that record fails in a passing way, and so do those of its key behind it. When it was nacked at 5 offers in a
-//     row and for 5 s, it is refused.
+//     row and for 5 s, it is refused, and so are others that its route nacks from then on, until it takes one again.
 //   - No confirm in time, or the context ended: the fate is unknown. The channel is closed, and nothing is
 //     published on this connection until the broker has answered the close: from then on all that the channel
 //     carried is in its queues, so what is offered again cannot be overtaken by what was offered before.

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"regexp"
 	"strconv"
 	"syscall"
@@ -64,7 +65,8 @@ func hungUp(err error) bool {
 	if errors.As(err, &ae) {
 		return !ae.Server && (ae.Code == amqp.FrameError || ae == amqp.ErrClosed)
 	}
-	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	// Closed by our own end: amqp091's reader saw the hang-up while the handshake was still writing.
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
 }
 
 // declareError says why there is no exchange to publish to. All of these are trouble of the whole sink.

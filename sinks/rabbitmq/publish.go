@@ -467,9 +467,11 @@ func (a *attempt) resolve(n int) bool {
 	default:
 		// A queue at its limit with overflow reject-publish, a quorum queue without a majority, or a queue
 		// process that died.
-		a.sink.routes.nacked.Store(a.sink.routes.now())
+		now := a.sink.routes.now()
+		a.sink.routes.nacked.Store(now)
 		err := fmt.Errorf("nacked by the broker: a queue bound for routing key %q is full (overflow reject-publish) or not available", a.recs[s.at].RoutingKey)
-		if a.sink.nacks.add(a.recs[s.at].EventID) {
+		if enough := a.sink.nacks.add(a.recs[s.at].EventID); enough || now-s.route.full.Load() < int64(lately) {
+			s.route.full.Store(now)
 			a.refuse(s.at, relay.Refuse(relay.ReasonNacked, err))
 		} else {
 			a.fail(s.at, err)

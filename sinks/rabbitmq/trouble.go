@@ -29,6 +29,7 @@ type routes struct {
 type route struct {
 	confirmed atomic.Int64 // when it last took a message
 	returned  atomic.Int64 // when it last gave one back
+	full      atomic.Int64 // when an event was last refused because of its nacks; 0 once the route takes something
 }
 
 // maxRemembered bounds both memories of this file: routing keys come from rows, and so do events. It is far above what is alive in
@@ -75,6 +76,9 @@ func (r *routes) forget() {
 func (to *route) took(now int64) {
 	if now-to.confirmed.Load() > int64(lately)/10 {
 		to.confirmed.Store(now)
+	}
+	if to.full.Load() > 0 {
+		to.full.Store(0)
 	}
 }
 

@@ -149,6 +149,8 @@ func TestNackedAgainAndAgain(t *testing.T) {
 	}
 	offer(true)
 	offer(true) // by the drainer
+	next := sinktest.Records(bound, "c", 0, 1)
+	refused(t, s.Publish(soon(t), next), relay.ReasonNacked) // the route is known for it
 	if _, err := r.admin.QueuePurge(r.name, false); err != nil {
 		t.Fatal(err)
 	}
@@ -156,6 +158,7 @@ func TestNackedAgainAndAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	offer(false) // it counts from the beginning
+	passing(t, s.Publish(soon(t), next), "nacked")
 	s.nacks.span = time.Hour
 	for range 10 {
 		offer(false) // often enough, not for long enough

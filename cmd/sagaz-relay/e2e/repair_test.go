@@ -74,7 +74,7 @@ func hold(t *testing.T) (w *world, q *queue, env settings, p *process, ids []rel
 func TestDeadLetterRetry(t *testing.T) {
 	t.Parallel()
 	w, q, env, p, ids := hold(t)
-	if out, code := w.command(env, "doctor"); code != 1 || !strings.Contains(out, "1 dead letters of sink rabbitmq") {
+	if out, code := w.command(env, "doctor"); code != 1 || !strings.Contains(out, "1 dead letter of sink rabbitmq") {
 		t.Errorf("doctor says nothing of it, or exits with %d", code)
 	}
 	q.on(func(ch *amqp.Channel) error { return ch.QueueBind(q.name, "payment.*", q.name, false, nil) })

@@ -16,7 +16,7 @@ func (w *world) fails(t *testing.T, env settings, words ...string) {
 	t.Helper()
 	here := *w
 	here.t = t
-	p := launch(t, program(t), "relay", here.env().with(settings{"BROKER_TYPE": "stdout"}).with(env), here.secrets(), "run")
+	p := launch(t, program(t), "relay", here.env().with(settings{"BROKER_TYPE": "stdout", "RELAY_MODE": "cdc"}).with(env), here.secrets(), "run")
 	p.asked = true
 	code := p.end(patience)
 	text := p.stderr.String()
@@ -141,7 +141,8 @@ func TestObjects(t *testing.T) {
 		w.exec(fmt.Sprintf(`CREATE ROLE %s_o LOGIN REPLICATION PASSWORD '%s'`, w.role, w.password))
 		defer w.exec(fmt.Sprintf(`DROP OWNED BY %[1]s_o; DROP ROLE %[1]s_o`, w.role))
 		w.exec(fmt.Sprintf(`GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %[1]s_o; GRANT SELECT, INSERT ON saga_outbox_archive TO %[1]s_o;
-			GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO %[1]s_o`, w.role))
+			GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO %[1]s_o;
+			GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %[1]s_o`, w.role))
 		theirs := strings.Replace(w.url, w.role+":", w.role+"_o:", 1)
 		w.fails(t, settings{"DATABASE_URL": theirs, "RELAY_PUBLICATION": "not_there", "RELAY_SLOT": w.slot + "_o"}, "not_there", "saga_outbox", "CREATE PUBLICATION", w.role)
 

@@ -154,7 +154,7 @@ func (r *round) set(id string) {
 	p.expected.Store(true)
 	<-p.Done()
 	if p.Err() != nil {
-		t.Fatalf("migrate: %v: %s", p.Err(), p.lastLine())
+		r.must(fmt.Errorf("migrate: %w: %s", p.Err(), p.lastLine()))
 	}
 	if r.stand.kafka == nil {
 		return
@@ -177,7 +177,8 @@ func (r *round) set(id string) {
 func (r *round) must(err error) {
 	r.t.Helper()
 	if err != nil {
-		r.t.Fatal(err)
+		r.errorf("%v", err)
+		r.t.FailNow()
 	}
 }
 

@@ -52,14 +52,16 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown []string, err error)
 	for {
 		shelves := make(map[string]*shelf)
 		for i, sink := range p.sinks {
-			p.shelves[i].counts, p.shelves[i].total = nil, 0
+			p.shelves[i].reset()
 			shelves[sink.Name()] = p.shelves[i]
 		}
 		others := make(map[string]int)
 		entries := 0
 		err := p.lease.Blocking(ctx, func(sink string, keyHash uint32, n int) {
 			if s := shelves[sink]; s != nil {
+				s.mu.Lock()
 				s.add(keyHash, n)
+				s.mu.Unlock()
 				entries += n
 			} else {
 				others[sink] += n
@@ -130,7 +132,6 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 			if err := p.owe(ctx, string(gone.Cause)); errors.Is(err, ErrLeaseLost) {
 				return err
 			}
-			continue
 		case errors.As(err, &setup) && setup.Streaming && p.cfg.Mode == ModeAuto:
 			p.log.Error("streaming is impossible, so the table is polled until it is possible", "poll_interval", p.cfg.PollInterval, "error", err)
 			p.poll(ctx, time.Now().Add(retryStreaming), err.Error())

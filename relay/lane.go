@@ -227,13 +227,25 @@ func (l *lane) run(ctx context.Context) error {
 		if !l.failing {
 			l.failing, l.failingFrom = true, started
 		}
-		if l.giveUp(batch) {
+		if l.giveUp(batch) || l.pause(ctx, wait) && l.giveUp(batch) {
 			clear(batch)
 			batch = batch[:0]
 			backoff.Reset()
-			continue
 		}
-		Sleep(ctx, wait)
+	}
+}
+
+// pause waits before a batch is offered again, and reports whether the relay has begun to stop meanwhile.
+func (l *lane) pause(ctx context.Context, wait time.Duration) (stopping bool) {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return false
+	case <-ctx.Done():
+		return false
+	case <-l.shelf.stopping:
+		return true
 	}
 }
 

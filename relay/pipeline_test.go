@@ -669,24 +669,6 @@ func TestShutdown(t *testing.T) {
 		wantTaken(t, sink, "a1 a2 a3")
 	})
 
-	// The broker is down: it still gets offers until the drain is over.
-	bubble(t, "BrokerComesBackDuringTheDrain", func(t *testing.T) {
-		w, sink := newWorld(t), sinktest.NewScript("kafka")
-		sink.Down(errBroker)
-		r := start(t, w, oneLane, sink)
-		w.commit("a")
-		if err := sink.WaitOffered(t.Context(), 2); err != nil {
-			t.Fatal(err)
-		}
-		r.cancel()
-		synctest.Wait()
-		sink.Down(nil)
-		if err := r.stop(); err != nil {
-			t.Error(err)
-		}
-		wantStatus(t, w, "a1", "sent")
-	})
-
 	bubble(t, "NoConnectionJustThen", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()

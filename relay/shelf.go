@@ -17,6 +17,8 @@ import (
 type shelf struct {
 	sink string
 	wake chan struct{} // capacity one: there may be something to drain
+	// stopping is closed when the relay is being stopped: what fails goes to the ledger, to be there when the next owner comes.
+	stopping chan struct{}
 
 	mu     sync.Mutex // guards what follows
 	counts []uint32   // entries by bucket; nil as long as there was none
@@ -28,15 +30,16 @@ type shelf struct {
 	doubtful map[int64]struct{}
 	rounds   int // that have ended
 
-	down     bool // the sink has failed for too long
-	overWAL  bool // the slot holds back too much WAL because of this sink
-	since    time.Time
-	stopping bool // the relay is being stopped: what fails goes to the ledger, to be there when the next owner comes
+	down    bool // the sink has failed for too long
+	overWAL bool // the slot holds back too much WAL because of this sink
+	since   time.Time
 }
 
 const shelfBuckets = 1 << 18
 
-func newShelf(sink string) *shelf { return &shelf{sink: sink, wake: make(chan struct{}, 1)} }
+func newShelf(sink string) *shelf {
+	return &shelf{sink: sink, wake: make(chan struct{}, 1), stopping: make(chan struct{})}
+}
 
 func bucketOf(keyHash uint32) uint32 { return keyHash % shelfBuckets }
 
@@ -126,6 +129,13 @@ func (s *shelf) add(keyHash uint32, entries int) {
 	s.total += entries
 }
 
+// reset forgets all counts.
+func (s *shelf) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts, s.total = nil, 0
+}
+
 // begin notes the entries that are being offered in a round.
 func (s *shelf) begin(entries []Entry) {
 	s.mu.Lock()
@@ -201,14 +211,13 @@ func (s *shelf) isolated() bool {
 }
 
 // stop makes failing lanes give their events to the ledger at once.
-func (s *shelf) stop() {
-	s.mu.Lock()
-	s.stopping = true
-	s.mu.Unlock()
-}
+func (s *shelf) stop() { close(s.stopping) }
 
 func (s *shelf) isStopping() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stopping
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
 }

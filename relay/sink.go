@@ -48,7 +48,7 @@ func (r *Record) Size() int {
 // offers the failed ones again, in the same order, and the consumer sees a suffix repeated, never a gap
 // that closes late. A refused record (see Refuse) holds up those of its key behind it too: they are not sent, with ErrBehind,
 // so that they can follow it when it is retried. A sink that learns of a refusal only after it has sent what follows does its
-// best to learn it earlier the next time.
+// best to learn it earlier the next time; what the broker has taken behind it gets ErrBehind too, and is offered again behind it.
 //
 // Publish is called from several lanes at once, but records of one key always come from one lane, one call
 // at a time. After an error or a restart a record may be offered again. A sink does not retry by

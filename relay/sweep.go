@@ -234,13 +234,10 @@ func (p *pipeline) warnOfSlot(ctx context.Context) {
 // inserted by a subscription. It looks twice. What is visible at the first look was committed before the WAL's end just after it; when the
 // watermark has passed that end, the stream is done with all of it, and whatever of it still asks for delivery is not the stream's.
 func (p *pipeline) sweepBeside(ctx context.Context) error {
-	// The first look is not in the way of a takeover.
-	for i := range kinds {
-		p.looks.whole[i] = time.Now().Add(p.cfg.PollInterval)
-	}
+	var next [SweepFailed + 1]time.Time
 	for Sleep(ctx, p.cfg.PollInterval) {
 		for _, k := range kinds {
-			if ctx.Err() != nil || time.Now().Before(p.looks.whole[k.kind]) || !p.isStreaming() {
+			if ctx.Err() != nil || time.Now().Before(next[k.kind]) || !p.isStreaming() {
 				continue
 			}
 			h, err := p.lease.Horizon(ctx)
@@ -254,7 +251,7 @@ func (p *pipeline) sweepBeside(ctx context.Context) error {
 			p.sweeper.Lock()
 			if p.isStreaming() { // otherwise the feeder may have swept meanwhile
 				var rows int
-				rows, p.looks.whole[k.kind], err = p.look(ctx, SweepQuery{Kind: k.kind, Seen: h.Snapshot}, k.cause, lookShare)
+				rows, next[k.kind], err = p.look(ctx, SweepQuery{Kind: k.kind, Seen: h.Snapshot}, k.cause, lookShare)
 				if rows > 0 {
 					p.log.Info("found rows in the table that the slot does not tell of", "rows", rows, "cause", k.cause)
 				}

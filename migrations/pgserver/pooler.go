@@ -26,8 +26,8 @@ type Pooler struct {
 }
 
 // StartPooler brings up a PgBouncer in front of the server of dsn, a URL, and waits until it takes connections. Where PgBouncer is
-// missing it is installed, if that is ours to do. It logs in as the role of dsn, whoever asks.
-func StartPooler(ctx context.Context, dsn string, log io.Writer) (*Pooler, error) {
+// missing it is installed, if that is ours to do. It logs in as the role of dsn, whoever asks. settings are further lines for its configuration.
+func StartPooler(ctx context.Context, dsn string, log io.Writer, settings ...string) (*Pooler, error) {
 	u, err := url.Parse(dsn)
 	if err != nil || u.User == nil {
 		return nil, errors.New("the DSN of the server is not a URL with a user") // it is not shown: it holds a password
@@ -51,8 +51,8 @@ func StartPooler(ctx context.Context, dsn string, log io.Writer) (*Pooler, error
 	}
 	password, _ := u.User.Password()
 	conf := fmt.Sprintf("[databases]\n* = host=%s port=%s user=%s password='%s'\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\n"+
-		"pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 200\nlogfile = %s\n",
-		u.Hostname(), u.Port(), u.User.Username(), strings.ReplaceAll(password, "'", "''"), ports[0], filepath.Join(p.dir, "log"))
+		"pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 200\nlogfile = %s\n%s\n",
+		u.Hostname(), u.Port(), u.User.Username(), strings.ReplaceAll(password, "'", "''"), ports[0], filepath.Join(p.dir, "log"), strings.Join(settings, "\n"))
 	file := filepath.Join(p.dir, "pgbouncer.ini")
 	if err := errors.Join(os.WriteFile(file, []byte(conf), 0o600), giveTo(file), giveTo(p.dir)); err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -85,12 +85,9 @@ func StartPooler(ctx context.Context, dsn string, log io.Writer) (*Pooler, error
 }
 
 // Close ends the pooler, and all connections through it.
-func (p *Pooler) Close() error {
+func (p *Pooler) Close() (err error) {
 	if p.process != nil {
-		if proc, err := os.FindProcess(p.process.PID()); err == nil {
-			_ = proc.Kill() // it has nothing to save
-		}
-		<-p.process.Done()
+		err = p.process.Stop(context.Background(), os.Kill) // it has nothing to save
 	}
-	return os.RemoveAll(p.dir)
+	return errors.Join(err, os.RemoveAll(p.dir))
 }

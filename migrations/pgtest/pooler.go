@@ -9,12 +9,12 @@ import (
 )
 
 // Pooled starts a PgBouncer in transaction mode in front of the database's server, and returns the database's DSN by way of it. It
-// ends with the test.
-func (db *DB) Pooled(t testing.TB) (dsn string) {
+// ends with the test. settings are further lines for its configuration.
+func (db *DB) Pooled(t testing.TB, settings ...string) (dsn string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	p, err := pgserver.StartPooler(ctx, db.DSN, os.Stderr)
+	p, err := pgserver.StartPooler(ctx, db.DSN, os.Stderr, settings...)
 	if err != nil {
 		t.Fatal(err)
 	}

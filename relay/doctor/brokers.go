@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,24 +27,31 @@ func (ex *exam) checkSink(ctx context.Context, sink relay.Sink) {
 		ex.ok(check, "nothing to reach")
 		return
 	}
-	reaching, cancel := context.WithTimeout(ctx, brokerTimeout)
-	err := checker.Check(reaching)
-	cancel()
-	if err != nil {
-		f := Finding{
-			Check: check, Severity: Broken, Summary: err.Error(), Why: "No event is delivered to it.",
-			Fix: []Step{do("check address and credentials, that the broker runs, and that no firewall or network policy is in between")},
-		}
-		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" {
-			f.Fix = []Step{do("%s", setup.Fix)}
-		}
-		ex.add(f)
-		return
-	}
-	ex.ok(check, "reachable")
+	// Destinations first: to look whether the broker can be reached, a sink may make a connection as for publishing, which declares
+	// the exchange that is missing.
+	sofar := len(ex.report.Findings)
 	if routes, ok := sink.(relay.RouteChecker); ok {
 		ex.checkRoutes(ctx, "routes "+sink.Name(), routes)
 	}
+	routes := slices.Clone(ex.report.Findings[sofar:])
+	ex.report.Findings = ex.report.Findings[:sofar]
+
+	reaching, cancel := context.WithTimeout(ctx, brokerTimeout)
+	err := checker.Check(reaching)
+	cancel()
+	if err == nil {
+		ex.ok(check, "reachable")
+		ex.report.Findings = append(ex.report.Findings, routes...)
+		return
+	}
+	f := Finding{
+		Check: check, Severity: Broken, Summary: err.Error(), Why: "No event is delivered to it.",
+		Fix: []Step{do("check address and credentials, that the broker runs, and that no firewall or network policy is in between")},
+	}
+	if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" {
+		f.Fix = []Step{do("%s", setup.Fix)}
+	}
+	ex.add(f)
 }
 
 // checkRoutes asks a sink whether the events of the last day would arrive if they were sent now.
@@ -60,22 +69,52 @@ func (ex *exam) checkRoutes(ctx context.Context, check string, sink relay.RouteC
 		ex.ok(check, "no event within a day, so no destination to look at")
 		return
 	}
-	problems, err := sink.CheckRoutes(ctx, routes)
-	for _, p := range problems {
-		f := Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s: %s", p.Route.EventType, p.Problem), Why: "Events of this type are refused, and become dead letters.",
-		}
-		if p.Fix != "" {
-			f.Fix = []Step{do("%s", p.Fix)}
-		}
-		ex.add(f)
-	}
+	asking, cancel := context.WithTimeout(ctx, brokerTimeout)
+	defer cancel()
+	problems, err := sink.CheckRoutes(asking, routes)
+	ex.report.Findings = append(ex.report.Findings, grouped(check, problems)...)
 	switch {
 	case err != nil: // of some routes, or of some of what can be wrong with them, it can be known
 		ex.unknown(check, err)
 	case len(problems) == 0:
-		ex.ok(check, "%d destinations of the last day's events are there", len(routes))
+		ex.ok(check, "%s of the last day's events: all there", count(int64(len(routes)), "destination"))
 	}
+}
+
+// shownTypes is how many event types and fixes a finding about many destinations names.
+const shownTypes = 5
+
+// grouped makes one finding of destinations with the same problem.
+func grouped(check string, problems []relay.RouteProblem) []Finding {
+	types := make(map[string][]string) // by problem
+	steps := make(map[string][]Step)
+	var order []string
+	for _, p := range problems {
+		if types[p.Problem] == nil {
+			order = append(order, p.Problem)
+		}
+		if !slices.Contains(types[p.Problem], p.Route.EventType) {
+			types[p.Problem] = append(types[p.Problem], p.Route.EventType)
+		}
+		if step := do("%s", p.Fix); p.Fix != "" && !slices.Contains(steps[p.Problem], step) {
+			steps[p.Problem] = append(steps[p.Problem], step)
+		}
+	}
+	var findings []Finding
+	for _, problem := range order {
+		names, fix := types[problem], steps[problem]
+		whose := strings.Join(names[:min(shownTypes, len(names))], ", ")
+		if more := len(names) - shownTypes; more > 0 {
+			whose += fmt.Sprintf(" and %d more", more)
+		}
+		if more := len(fix) - shownTypes; more > 0 {
+			fix = append(fix[:shownTypes:shownTypes], do("and so on for %d more", more))
+		}
+		findings = append(findings, Finding{
+			Check: check, Severity: Degraded, Summary: whose + ": " + problem, Why: "Events of this type are refused, and become dead letters.", Fix: fix,
+		})
+	}
+	return findings
 }
 
 // routes are the destinations of the newest events of the last day.

@@ -41,7 +41,7 @@ const (
 	DefaultRetainedTooMuch = 1 << 30
 	DefaultPendingTooLong  = 5 * time.Minute
 
-	checkTimeout = 15 * time.Second
+	checkTimeout = 25 * time.Second // more than brokerTimeout twice
 )
 
 // exam is one examination. It is used by one goroutine.

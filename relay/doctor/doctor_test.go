@@ -361,3 +361,19 @@ func TestEachReconnects(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Many event types with one problem are one finding, which does not run over.
+func TestGrouped(t *testing.T) {
+	var problems []relay.RouteProblem
+	for _, name := range []string{"A", "B", "C", "C", "D", "E", "F", "G"} {
+		problems = append(problems, relay.RouteProblem{Route: relay.Route{EventType: name}, Problem: "no exchange", Fix: "bind " + name})
+	}
+	problems = append(problems, relay.RouteProblem{Route: relay.Route{EventType: "B"}, Problem: "not allowed"})
+	got := grouped("routes kafka", problems)
+	if len(got) != 2 || got[0].Summary != "A, B, C, D, E and 2 more: no exchange" || got[1].Summary != "B: not allowed" || len(got[1].Fix) != 0 {
+		t.Errorf("got %+v", got)
+	}
+	if fix := got[0].Fix; len(fix) != 6 || fix[4].Do != "bind E" || fix[5].Do != "and so on for 2 more" {
+		t.Errorf("got %+v", fix)
+	}
+}

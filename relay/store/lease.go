@@ -80,7 +80,13 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 				return nil, err
 			}
 		}
-		if stale := watched.see(seen, sent); stale > s.cfg.LeaseTTL && !seen.pooled {
+		if s.own(slot, seen.epoch) && !seen.pooled {
+			// We know without waiting that it is not renewed any more: its connections are half-open.
+			log.Warn("our own lost lease still holds the slot, ending its connections", "epoch", seen.epoch)
+			if err := s.evict(ctx, conn, slot); err != nil {
+				return nil, err
+			}
+		} else if stale := watched.see(seen, sent); stale > s.cfg.LeaseTTL && !seen.pooled {
 			log.Warn("the owner has not renewed its lease, ending its connections", "owner", seen.owner, "epoch", seen.epoch, "for", stale.Round(time.Millisecond))
 			if err := s.evict(ctx, conn, slot); err != nil {
 				return nil, err
@@ -193,7 +199,23 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 	renewing, stop := context.WithCancel(context.WithoutCancel(ctx)) // it lives as long as the lease
 	l.stop = stop
 	l.renewing.Go(func() { l.renew(renewing) })
+	s.leases.Store(slot, l)
 	return l, nil
+}
+
+// own reports whether the slot's newest epoch is that of a lease which this process had and has given up.
+func (s *Store) own(slot string, epoch int64) bool {
+	found, ok := s.leases.Load(slot)
+	if !ok {
+		return false
+	}
+	l := found.(*lease)
+	select {
+	case <-l.lost:
+		return l.epoch == epoch
+	default:
+		return false
+	}
 }
 
 // endMarks ends the marking session of whoever had the lease before. Frozen in the middle of sending a batch, it would hold the

@@ -91,6 +91,21 @@ func TestPooler(t *testing.T) {
 	})
 }
 
+// A pooler that swallows what it does not know, as some are told to and others always do, is noticed all the same.
+func TestPoolerThatIgnoresSettings(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	cfg := testConfig(db)
+	cfg.DatabaseURL = db.Pooled(t, "ignore_startup_parameters = tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout, "+directSetting)
+	s := newStore(t, cfg, nil)
+	mark(t, acquire(t, s, "outbox"), marksOf(insert(t, db, 1, 3)))
+	if got := counts(t, db); got != "3 sent" || !s.Pooled() {
+		t.Errorf("%s; noticed: %t", got, s.Pooled())
+	}
+	if direct := newStore(t, testConfig(db), nil); direct.Check(t.Context()) != nil || direct.Pooled() {
+		t.Error("a pooler where there is none")
+	}
+}
+
 // waiting contends for a slot until the test says stop, and tells when it has it.
 func waiting(t testing.TB, s *Store, slot string) (got chan *lease, stop context.CancelFunc) {
 	t.Helper()

@@ -37,13 +37,13 @@ const (
 			WHERE f.first) freed
 		WHERE d.event_id = freed.event_id AND d.sink = $4` + owned
 
-	// tellSQL makes rows say what their entries say.
+	// tellSQL makes rows say what their entries say. One that was sent, and is being delivered once more, stays sent.
 	tellSQL = `UPDATE saga_outbox o SET status = l.status, retry_count = l.attempts, last_error = l.error, worker_id = NULL, claimed_at = NULL
 		FROM (SELECT event_id, CASE WHEN bool_or(state = 'dead') THEN 'dead_letter' WHEN bool_or(attempts > 0) OR $4::boolean THEN 'failed' ELSE 'pending' END AS status,
 				max(attempts) AS attempts, bool_or(attempts > 0 OR state = 'dead') AS charged,
 				left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink) FILTER (WHERE attempts > 0 OR state = 'dead'), 2000) AS error
 			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) AND NOT discarded GROUP BY event_id) l
-		WHERE o.event_id = l.event_id AND o.event_id = ANY($1::uuid[]) AND (l.charged OR o.status IN ('failed', 'dead_letter'))
+		WHERE o.event_id = l.event_id AND o.event_id = ANY($1::uuid[]) AND o.status <> 'sent' AND (l.charged OR o.status IN ('failed', 'dead_letter'))
 			AND (o.status, o.retry_count, o.last_error) IS DISTINCT FROM (l.status, l.attempts, l.error)` + owned
 
 	// giveUpSQL is for rows whose last entry a person has discarded: nobody may find them and deliver them again.

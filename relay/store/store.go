@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,7 @@ type Store struct {
 	conn *pgx.ConnConfig
 	log  hclog.Logger
 
+	leases sync.Map     // by slot: the *lease that this process has or had last
 	pooled atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
 }
 

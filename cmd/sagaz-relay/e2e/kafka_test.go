@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -39,18 +40,19 @@ func newTopicName() string { return "e2e-" + strings.ToLower(rand.Text()[:12]) }
 func newTopic(t testing.TB, addr string, partitions int) *topic {
 	t.Helper()
 	k := openTopic(t, addr, newTopicName(), partitions)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	res, err := k.client.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
-		Topic: k.name, NumPartitions: partitions, ReplicationFactor: 1,
-		ConfigEntries: []kafkago.ConfigEntry{{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}},
-	}}})
-	if err == nil {
-		err = res.Errors[k.name]
-	}
-	if err != nil {
-		t.Fatalf("create topic %s: %v", k.name, err)
-	}
+	k.retry("create topic "+k.name, func(ctx context.Context) error { // a broker that has just started has no controller for a moment
+		res, err := k.client.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
+			Topic: k.name, NumPartitions: partitions, ReplicationFactor: 1,
+			ConfigEntries: []kafkago.ConfigEntry{{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}},
+		}}})
+		if err == nil {
+			err = res.Errors[k.name]
+		}
+		if errors.Is(err, kafkago.TopicAlreadyExists) { // the answer to an earlier try was lost
+			return nil
+		}
+		return err
+	})
 	return k
 }
 

@@ -194,3 +194,31 @@ func TestReplay(t *testing.T) {
 		}
 	}
 }
+
+// doctor asks real brokers whether the events of the last day would arrive.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	broker := brokertest.Kafka(t)
+	k := newTopic(t, broker.Plaintext, 1)
+	q := newQueue(t, brokertest.RabbitMQ(t).URL, "#")
+	env := q.env().with(settings{"BROKER_TYPE": "kafka,rabbitmq", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext})
+	w.insert(row{key: "k", topic: k.name, status: "sent"})
+
+	out, code := w.command(env, "doctor")
+	if code != 0 || !strings.Contains(out, "1 destination of the last day's events: all there") || !strings.Contains(out, "ok        sink rabbitmq") {
+		t.Errorf("a healthy system: exit code %d", code)
+	}
+	w.insert(row{key: "k", topic: "no topic", status: "sent"})
+	t.Cleanup(func() { // doctor connects to RabbitMQ as the relay does, which declares the exchange
+		q.on(func(ch *amqp.Channel) error { return ch.ExchangeDelete(q.name+"-other", false, false) })
+	})
+	out, code = w.command(env.with(settings{"RABBITMQ_EXCHANGE": q.name + "-other"}), "doctor")
+	if code != 1 || !strings.Contains(out, "degraded  routes kafka") || !strings.Contains(out, "no topic: ") || !strings.Contains(out, "degraded  routes rabbitmq") || !strings.Contains(out, "rabbitmqadmin declare exchange") {
+		t.Errorf("destinations that are not there: exit code %d", code)
+	}
+	out, code = w.command(env.with(settings{"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), "doctor")
+	if code != 2 || !strings.Contains(out, "broken    sink kafka") || !strings.Contains(out, "ok        sink rabbitmq") {
+		t.Errorf("a broker that is down: exit code %d", code)
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -15,6 +14,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/verify"
 	"github.com/sagaz-relay/relay/sinks/file"
+	"github.com/sagaz-relay/relay/sinks/kafka"
+	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
 
 const partitions = 3
@@ -74,71 +75,23 @@ func (s *stand) allowLarger(ctx context.Context, topic string) error {
 	return nil
 }
 
-// inKafka is what a topic holds, partition by partition.
-func (s *stand) inKafka(ctx context.Context, topic string) ([]verify.Event, error) {
-	c := s.kafkaClient()
-	defer closeClient(c)
-	var ask []kafkago.OffsetRequest
-	for i := range partitions {
-		ask = append(ask, kafkago.LastOffsetOf(i))
-	}
-	res, err := c.ListOffsets(ctx, &kafkago.ListOffsetsRequest{Topics: map[string][]kafkago.OffsetRequest{topic: ask}})
-	if err != nil {
-		return nil, err
-	}
-	var all []verify.Event
-	for _, p := range res.Topics[topic] {
-		if p.Error != nil {
-			return nil, p.Error
-		}
-		for at := int64(0); at < p.LastOffset; {
-			before := at
-			if all, at, err = fetch(ctx, c, all, topic, p.Partition, at); err != nil {
-				return nil, err
-			}
-			if at == before {
-				return nil, fmt.Errorf("topic %s, partition %d: nothing at offset %d of %d", topic, p.Partition, at, p.LastOffset)
-			}
-		}
-	}
-	return all, nil
-}
-
-// fetch appends the events of a partition from an offset on, as many as come at once, and returns the next offset.
-func fetch(ctx context.Context, c *kafkago.Client, all []verify.Event, topic string, partition int, at int64) ([]verify.Event, int64, error) {
-	res, err := c.Fetch(ctx, &kafkago.FetchRequest{Topic: topic, Partition: partition, Offset: at, MinBytes: 1, MaxBytes: 16 << 20, MaxWait: 100 * time.Millisecond})
-	if err == nil {
-		err = res.Error
-	}
-	if err != nil {
-		return all, at, err
-	}
-	for {
-		r, err := res.Records.ReadRecord()
-		if errors.Is(err, io.EOF) {
-			return all, at, nil
-		}
-		if err != nil {
-			return all, at, err
-		}
-		if r.Offset < at { // a batch is fetched from its beginning
-			continue
-		}
-		at = r.Offset + 1
-		text, err := kafkago.ReadAll(r.Key)
-		if err != nil {
-			return all, at, err
-		}
-		e := verify.Event{Key: string(text)}
+// inKafka is what topics hold, partition by partition.
+func (s *stand) inKafka(ctx context.Context, topics []string) (all []verify.Event, err error) {
+	cfg := kafka.DefaultConfig()
+	cfg.Brokers = []string{s.kafka.Plaintext}
+	err = kafka.ReadBack(ctx, cfg, topics, time.Time{}, func(r kafka.Stored) error {
+		e := verify.Event{Key: r.Key}
 		for _, h := range r.Headers {
 			if h.Key == "event_id" {
-				if e.ID, err = relay.ParseUUID(string(h.Value)); err != nil {
-					return all, at, fmt.Errorf("topic %s, partition %d, offset %d: %w", topic, partition, r.Offset, err)
+				if e.ID, err = relay.ParseUUID(h.Value); err != nil {
+					return fmt.Errorf("topic %s, partition %d, offset %d: %w", r.Topic, r.Partition, r.Offset, err)
 				}
 			}
 		}
 		all = append(all, e)
-	}
+		return nil
+	})
+	return all, err
 }
 
 // onRabbit calls f with a channel of its own.
@@ -184,37 +137,22 @@ func (s *stand) deleteQueue(name string) {
 	})
 }
 
-// inRabbit takes everything out of a queue. Nobody may publish meanwhile.
-func (s *stand) inRabbit(ctx context.Context, queue string) ([]verify.Event, error) {
-	var all []verify.Event
-	err := s.onRabbit(func(ch *amqp.Channel) error {
-		info, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
-		if err != nil {
+// inRabbit is what a queue holds.
+func (s *stand) inRabbit(ctx context.Context, queue string) (all []verify.Event, err error) {
+	cfg := rabbitmq.DefaultConfig()
+	cfg.URL = s.rabbit.URL
+	err = rabbitmq.ReadBack(ctx, cfg, queue, func(m rabbitmq.Stored) error {
+		var e verify.Event
+		if e.ID, err = relay.ParseUUID(m.MessageID); err != nil {
 			return err
 		}
-		deliveries, err := ch.ConsumeWithContext(ctx, queue, "", true, true, false, false, nil)
-		if err != nil {
-			return err
+		var body struct {
+			AggregateID string `json:"aggregate_id"`
 		}
-		for len(all) < info.Messages {
-			select {
-			case d, ok := <-deliveries:
-				if !ok {
-					return fmt.Errorf("queue %s: closed after %d of %d messages", queue, len(all), info.Messages)
-				}
-				e := verify.Event{}
-				if e.ID, err = relay.ParseUUID(d.MessageId); err != nil {
-					return err
-				}
-				if e.Key, err = aggregateID(d.Body); err != nil {
-					return err
-				}
-				all = append(all, e)
-			case <-ctx.Done():
-				return fmt.Errorf("queue %s: %d of %d messages: %w", queue, len(all), info.Messages, ctx.Err())
-			}
-		}
-		return nil
+		err = json.Unmarshal(m.Value, &body)
+		e.Key = body.AggregateID
+		all = append(all, e)
+		return err
 	})
 	return all, err
 }
@@ -230,12 +168,4 @@ func inFile(path string) ([]verify.Event, error) {
 		return nil, nil
 	}
 	return all, err
-}
-
-func aggregateID(body []byte) (string, error) {
-	var b struct {
-		AggregateID string `json:"aggregate_id"`
-	}
-	err := json.Unmarshal(body, &b)
-	return b.AggregateID, err
 }

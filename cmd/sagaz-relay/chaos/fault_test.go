@@ -20,6 +20,7 @@ type fault struct {
 	repeats string
 	// stops says that it stops relays cleanly. What a broker does not take meanwhile the stopped one leaves unmarked, for all sinks.
 	stops bool
+	once  bool // at most once in a round for the same sink
 	locks bool // locks rows; see evidence.locked
 	// do makes it happen, mends it, and returns. An error means that the suite itself does not work.
 	do func(*round, step) error

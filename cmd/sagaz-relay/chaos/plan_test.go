@@ -161,6 +161,9 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 			return n < 0
 		})
 		f := usable[i]
+		if f.once && slices.ContainsFunc(p.steps, func(s step) bool { return s.fault.once && s.fault.repeats == f.repeats }) {
+			continue // a broker takes long to come back, on a busy machine most of a minute
+		}
 		at += between(200*time.Millisecond, 2500*time.Millisecond)
 		s := step{fault: f, at: at, hold: between(f.least, f.most), seat: rnd.IntN(p.relays), pick: rnd.Uint64()}
 		if chance(60) {

@@ -92,7 +92,7 @@ func linkFaults() []*fault {
 // brokerFaults happen to the brokers.
 func brokerFaults() []*fault {
 	kind := func(name, sink string, do func(*round, step) error) *fault {
-		return &fault{name: name, weight: 2, most: 5 * time.Second, brokers: true, repeats: sink, do: do}
+		return &fault{name: name, weight: 2, most: 5 * time.Second, brokers: true, once: true, repeats: sink, do: do}
 	}
 	return []*fault{
 		kind("kafka-stop", "kafka", func(r *round, s step) error {

@@ -160,6 +160,9 @@ const (
 	retryStreaming = 30 * time.Second
 )
 
+// modeRecovering is what the status shows while an owed sweep is done.
+const modeRecovering = "recovering"
+
 // became notes what is being done, for the status.
 func (p *pipeline) became(mode string, streaming bool, why string) {
 	p.mu.Lock()
@@ -200,7 +203,7 @@ func (p *pipeline) recover(ctx context.Context) error {
 		return nil
 	}
 	cause := p.recovery.Cause
-	p.became(ModeCDC, false, "recovering: "+cause)
+	p.became(modeRecovering, false, cause)
 	if !p.lease.Valid() {
 		return ErrLeaseLost // a slot is nothing that the epoch protects; if we freeze right here, the next owner finds it gone, or moved
 	}

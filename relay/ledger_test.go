@@ -499,6 +499,16 @@ func TestPolling(t *testing.T) {
 		}
 		w.untilStatus("sent", append(numbered("a", 1, 30), numbered("b", 1, 30)...)...)
 		wantEachOnceInOrder(t, sink, "a", "b")
+		// The backlog is in the table, and the autoscaler hears of it.
+		gate := sink.OnKey("c").Block()
+		for range 40 {
+			w.commit("c")
+		}
+		<-gate.Reached
+		time.Sleep(12 * time.Second)
+		r.wantMetric(40, "outbox_pending_events_total")
+		gate.Release()
+		w.untilStatus("sent", numbered("c", 1, 40)...)
 		if got := r.slot(); got.Mode != "polling" || len(r.relay.Status().Problems()) != 0 {
 			t.Errorf("status: mode %q, problems %q", got.Mode, r.relay.Status().Problems())
 		}

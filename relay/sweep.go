@@ -46,18 +46,9 @@ func (p *pipeline) admitSwept(ctx context.Context, events []Event) (rows int, er
 	p.admitting.Lock()
 	defer p.admitting.Unlock()
 	if p.cfg.Hybrid {
-		// It claims them, so that no other worker takes them meanwhile.
-		settled, err := p.settledRetry(ctx, events)
-		if err != nil {
+		if events, err = p.claimSwept(ctx, events); err != nil {
 			return 0, err
 		}
-		kept := events[:0]
-		for i := range events {
-			if !settled[i] {
-				kept = append(kept, events[i])
-			}
-		}
-		events = kept
 	}
 	for len(events) > 0 {
 		n, err := p.reserve(ctx, events)
@@ -69,6 +60,34 @@ func (p *pipeline) admitSwept(ctx context.Context, events []Event) (rows int, er
 		events = events[n:]
 	}
 	return rows, nil
+}
+
+// claimSwept claims rows, so that no other worker takes them meanwhile, and returns those that are ours. What another worker holds it leaves
+// out: unlike the stream, a sweep comes again.
+func (p *pipeline) claimSwept(ctx context.Context, events []Event) ([]Event, error) {
+	kept := make([]Event, 0, len(events))
+	settled, err := p.lease.Settled(ctx, events)
+	for i := range events {
+		claimed := (*ClaimedError)(nil)
+		if err == nil {
+			if !settled[i] {
+				kept = append(kept, events[i])
+			}
+			continue
+		}
+		if !errors.As(err, &claimed) {
+			return nil, err
+		}
+		// Some are others', and it is not said which.
+		switch one, err := p.lease.Settled(ctx, events[i:i+1]); {
+		case errors.As(err, &claimed):
+		case err != nil:
+			return nil, err
+		case !one[0]:
+			kept = append(kept, events[i])
+		}
+	}
+	return kept, nil
 }
 
 // waitIdle waits until nothing is in flight: whatever was taken is marked, or in the ledger.

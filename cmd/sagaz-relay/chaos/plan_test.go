@@ -129,8 +129,8 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	if hold := chance(60); hold && (p.letters == lettersRetried || p.letters == lettersDiscarded) {
 		p.env["RELAY_DEAD_LETTER"] = "hold"
 	}
-	if chance(30) {
-		p.env["RELAY_WAL_BUDGET"] = fmt.Sprint(1<<20 + rnd.IntN(8<<20))
+	if chance(50) {
+		p.env["RELAY_WAL_BUDGET"] = fmt.Sprint(1<<20 + rnd.IntN(4<<20))
 	}
 	if chance(15) {
 		p.env["RELAY_MODE"] = "polling"

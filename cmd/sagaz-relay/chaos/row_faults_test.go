@@ -21,7 +21,18 @@ func slotFaults() []*fault {
 		{name: "drop-publication", weight: 2, most: time.Millisecond, do: func(r *round, s step) error {
 			return r.sql(`DROP PUBLICATION IF EXISTS sagaz_outbox`)
 		}},
+		{name: "wal", weight: 3, least: time.Second, most: 5 * time.Second, do: (*round).writeWAL},
 	}
+}
+
+// writeWAL is other programs that write much: what the slot holds back is soon more than the relay's budget, if a sink is down.
+func (r *round) writeWAL(s step) error {
+	for end := time.Now().Add(s.hold); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if err := r.sql(`SELECT pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))`); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dropSlot drops the slot, from under its reader if need be.

@@ -154,6 +154,16 @@ func (s *stand) inRabbit(ctx context.Context, queue string) (all []verify.Event,
 		all = append(all, e)
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
+	err = s.onRabbit(func(ch *amqp.Channel) error { // what was read is in the queue still
+		info, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+		if err == nil && info.Messages != len(all) {
+			err = fmt.Errorf("queue %s: %d messages, %d were read", queue, info.Messages, len(all))
+		}
+		return err
+	})
 	return all, err
 }
 

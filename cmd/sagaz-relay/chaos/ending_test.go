@@ -119,7 +119,8 @@ func (r *round) arrived(sink string) (all []verify.Event, err error) {
 	case "kafka":
 		return r.stand.inKafka(ctx, slices.Concat(r.topics, r.extra))
 	case "rabbitmq":
-		return r.stand.inRabbit(ctx, r.slot)
+		err = retry(func() (err error) { all, err = r.stand.inRabbit(ctx, r.slot); return err })
+		return all, err
 	}
 	return inFile(r.filePath())
 }

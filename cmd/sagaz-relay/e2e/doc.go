@@ -8,6 +8,9 @@
 //	large_test.go      one huge transaction in bounded memory
 //	setup_test.go      settings, objects and rights that are wrong
 //	rows_test.go       rows that are odd, and what others do to the table
+//	poll_test.go       where nothing can be streamed
+//	modes_test.go      RELAY_MODE=auto, and restarts in other modes
+//	leftover_test.go   rows that no slot tells of
 //	admin_test.go      metrics and health
 //
 // and, to build those with: binary_test.go (building), process_test.go (a relay), world_test.go (a database with a role of

@@ -55,6 +55,18 @@ test-postgres-inside:
 		SAGAZ_TEST_PG_VERSION=$$v SAGAZ_TEST_PG_VERSIONS=$$v go test -race -timeout 20m $(TESTFLAGS) $(POSTGRES_PKG); \
 	done
 
+# For how long rounds of chaos are begun, from which seed on, of which kinds of faults (all when empty), and where logs stay.
+DURATION  ?= 10m
+SEED      ?=
+FAULTS    ?=
+CHAOS_DIR ?= bin/chaos
+
+.PHONY: chaos
+chaos: bin/testenv ## random faults under load, judged event by event (DURATION=10m, SEED=, FAULTS=kill,pg,kafka-silent)
+	mkdir -p $(CHAOS_DIR)
+	CHAOS_DURATION=$(DURATION) CHAOS_SEED=$(SEED) CHAOS_FAULTS=$(FAULTS) CHAOS_DIR=$(abspath $(CHAOS_DIR)) \
+		bin/testenv -race -postgres=none -- go test -race -count=1 -timeout 0 -run '^TestChaos$$' -v $(TESTFLAGS) ./cmd/sagaz-relay/chaos
+
 .PHONY: check
 check: fmt-check vet staticcheck imports ## formatting, vet, staticcheck and import rules
 

@@ -107,7 +107,10 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait ti
 	case <-ctx.Done():
 		return 0, nil
 	}
-	if err := d.resolve(ctx, r, offered); err != nil {
+	// Nothing got through. Either the sink is down, or these are all of a part of it that is (a partition without a leader), and others
+	// further on would be taken.
+	aside := len(r.failed) > 0 && (len(r.outcomes) > 0 || d.answers(ctx))
+	if err := d.resolve(ctx, r, offered, aside); err != nil {
 		return 0, err
 	}
 	if len(r.failed) == 0 && len(r.outcomes) == 0 {
@@ -128,13 +131,8 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait ti
 func (d *drainer) idle(ctx context.Context, next time.Duration, backoff *Backoff) (time.Duration, error) {
 	if _, down, _ := d.shelf.state(); down {
 		// Nothing to try it with, so it is asked.
-		if c, ok := d.sink.(Checker); ok {
-			asking, cancel := context.WithTimeout(ctx, d.p.cfg.BackoffMax)
-			err := c.Check(asking)
-			cancel()
-			if err != nil {
-				return backoff.Next(), nil
-			}
+		if _, ok := d.sink.(Checker); ok && !d.answers(ctx) {
+			return backoff.Next(), nil
 		}
 		d.recovered()
 	}
@@ -143,6 +141,17 @@ func (d *drainer) idle(ctx context.Context, next time.Duration, backoff *Backoff
 		wait = min(wait, max(next, time.Millisecond))
 	}
 	return wait, nil
+}
+
+// answers reports whether the sink is one that can be asked, and is reachable.
+func (d *drainer) answers(ctx context.Context) bool {
+	c, ok := d.sink.(Checker)
+	if !ok {
+		return false
+	}
+	asking, cancel := context.WithTimeout(ctx, d.p.cfg.BackoffMax)
+	defer cancel()
+	return c.Check(asking) == nil
 }
 
 // recovered notes that the sink answers.
@@ -202,9 +211,9 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 const replayedHeader = "relay-replayed-at"
 
 // resolve writes the outcomes of a round, through passing trouble of the database: what was delivered must not be forgotten.
-func (d *drainer) resolve(ctx context.Context, r *round, offered int) error {
+func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool) error {
 	outcomes := r.outcomes
-	if len(r.failed) > 0 && len(outcomes) > 0 {
+	if aside {
 		// The sink takes others and not these. They step aside for a while, or they would be the first at every round; nothing is charged.
 		first := make(map[string]bool)
 		for _, e := range r.failed {

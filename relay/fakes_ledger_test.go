@@ -287,6 +287,17 @@ func (l *lease) Horizon(context.Context) (relay.Horizon, error) {
 	return l.horizon(), nil
 }
 
+func (l *lease) Backlog(context.Context, int) (n int, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.rows {
+		if r.status == "pending" {
+			n++
+		}
+	}
+	return n, nil
+}
+
 func (l *lease) Sweep(_ context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
 	seen := relay.LSN(1 << 62)
 	if q.Seen != "" {

@@ -239,7 +239,7 @@ func (w source) Check(context.Context) error {
 	return pop(&w.checkErrs)
 }
 
-func (w source) Open(context.Context, string, relay.LSN) (s relay.Stream, err error) {
+func (w source) Open(_ context.Context, _ string, known relay.LSN) (s relay.Stream, err error) {
 	w.change(func() {
 		if err = pop(&w.openErrs); err != nil {
 			w.note("open failed")
@@ -252,6 +252,11 @@ func (w source) Open(context.Context, string, relay.LSN) (s relay.Stream, err er
 		}
 		if w.reading != nil {
 			err = relay.ErrSlotBusy
+			return
+		}
+		if known != 0 && w.confirmed > known {
+			w.note("moved")
+			err = &relay.SlotGoneError{Slot: "slot", Cause: relay.GoneMoved}
 			return
 		}
 		w.note("open")

@@ -55,7 +55,6 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown []string, err error)
 			p.shelves[i].reset()
 			shelves[sink.Name()] = p.shelves[i]
 		}
-		others := make(map[string]int)
 		entries := 0
 		err := p.lease.Blocking(ctx, func(sink string, keyHash uint32, n int) {
 			if s := shelves[sink]; s != nil {
@@ -63,11 +62,19 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown []string, err error)
 				s.add(keyHash, n)
 				s.mu.Unlock()
 				entries += n
-			} else {
-				others[sink] += n
 			}
 		})
+		var counts []LedgerCount
 		if err == nil {
+			counts, err = p.lease.Counts(ctx)
+		}
+		if err == nil {
+			others := make(map[string]int64)
+			for _, c := range counts {
+				if shelves[c.Sink] == nil {
+					others[c.Sink] += c.N
+				}
+			}
 			if entries > 0 {
 				p.log.Info("ledger read", "entries", entries)
 			}
@@ -160,6 +167,9 @@ const (
 	retryStreaming = 30 * time.Second
 )
 
+// modeRecovering is what the status shows while an owed sweep is done.
+const modeRecovering = "recovering"
+
 // became notes what is being done, for the status.
 func (p *pipeline) became(mode string, streaming bool, why string) {
 	p.mu.Lock()
@@ -200,7 +210,7 @@ func (p *pipeline) recover(ctx context.Context) error {
 		return nil
 	}
 	cause := p.recovery.Cause
-	p.became(ModeCDC, false, "recovering: "+cause)
+	p.became(modeRecovering, false, cause)
 	if !p.lease.Valid() {
 		return ErrLeaseLost // a slot is nothing that the epoch protects; if we freeze right here, the next owner finds it gone, or moved
 	}

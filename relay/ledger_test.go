@@ -231,6 +231,14 @@ func TestIsolation(t *testing.T) {
 		}
 		untilTold(w, end)
 		wantStatus(t, w, "a51", "pending")
+		w.commit("c")
+		if err := kafka.WaitTaken(t.Context(), 103); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if strings.Contains(fmt.Sprint(offers(rabbit)), "c1") {
+			t.Error("an isolated sink was offered an event of the stream")
+		}
 		r.wantMetric(0, "outbox_sink_up", "sink=rabbitmq")
 		r.wantMetric(1, "outbox_sink_up", "sink=kafka")
 		if n := r.log.count("sink isolated"); n != 1 {
@@ -238,11 +246,11 @@ func TestIsolation(t *testing.T) {
 		}
 		rabbit.Down(nil)
 		all := append(numbered("a", 1, 51), numbered("b", 1, 51)...)
-		w.untilStatus("sent", all...)
+		w.untilStatus("sent", append(all, "c1")...)
 		w.commit("a", "b")
 		w.untilStatus("sent", "a52", "b52")
-		wantEachOnceInOrder(t, kafka, "a", "b")
-		wantEachOnceInOrder(t, rabbit, "a", "b")
+		wantEachOnceInOrder(t, kafka, "a", "b", "c")
+		wantEachOnceInOrder(t, rabbit, "a", "b", "c")
 		r.wantMetric(1, "outbox_sink_up", "sink=rabbitmq")
 		if got := w.stands("rabbitmq"); got != "" {
 			t.Errorf("ledger: %s", got)
@@ -267,22 +275,49 @@ func TestIsolation(t *testing.T) {
 	// A part of the sink is in trouble (one partition without a leader): its events step aside alone.
 	bubble(t, "PartOfASink", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
-		trouble := sink.OnKey("a").Fail(errBroker)
-		start(t, w, two, sink)
-		stop := make(chan struct{})
-		go func() {
-			defer close(stop)
-			for range 60 {
-				w.commit("a", "b")
-				time.Sleep(500 * time.Millisecond)
+		var bad, beside string // of one lane
+		other := keysOfLanes(2)[1]
+		for c := 'a'; beside == ""; c++ {
+			switch key := string(c); {
+			case int(relay.KeyHash(key)&0x7fffffff)%2 != 0:
+			case bad == "":
+				bad = key
+			default:
+				beside = key
 			}
-		}()
-		<-stop
-		_, end := w.commit("b")
-		w.untilStatus("sent", numbered("b", 1, 61)...)
+		}
+		trouble := sink.OnKey(bad).Fail(errBroker)
+		r := start(t, w, func(cfg *relay.Config) { two(cfg); cfg.Lanes, cfg.InflightEvents = 2, 1000 }, sink)
+		for range 60 {
+			w.commit(bad, beside, other)
+			time.Sleep(500 * time.Millisecond)
+		}
+		_, end := w.commit(beside)
+		w.untilStatus("sent", append(numbered(beside, 1, 61), numbered(other, 1, 60)...)...)
 		untilTold(w, end)
+		if n := r.log.count("sink isolated"); n != 0 {
+			t.Error("the whole sink was isolated")
+		}
 		trouble.Stop()
-		w.untilStatus("sent", numbered("a", 1, 60)...)
+		w.untilStatus("sent", numbered(bad, 1, 60)...)
+		wantEachOnceInOrder(t, sink, bad, beside, other)
+	})
+
+	// The first entries of an isolated sink's ledger are all of a part of it that is still in trouble when the rest is back.
+	bubble(t, "PartOfASinkComesBack", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		sink.Down(errBroker)
+		trouble := sink.OnKey("a").Fail(errBroker)
+		start(t, w, func(cfg *relay.Config) { two(cfg); cfg.InflightEvents = 1000 }, sink)
+		for range 40 {
+			w.commit("a")
+		}
+		w.commit("b")
+		w.until("isolated", func() bool { return len(w.ledger) == 41 })
+		sink.Down(nil)
+		w.untilStatus("sent", "b1")
+		trouble.Stop()
+		w.untilStatus("sent", numbered("a", 1, 40)...)
 		wantEachOnceInOrder(t, sink, "a", "b")
 	})
 
@@ -304,6 +339,12 @@ func TestIsolation(t *testing.T) {
 		w.untilStatus("sent", numbered("a", 1, 30)...)
 		wantEachOnceInOrder(t, kafka, "a")
 		wantEachOnceInOrder(t, rabbit, "a")
+		time.Sleep(6 * time.Second)
+		for _, s := range r.relay.Status().Sinks {
+			if s.Isolated || s.Ledger != 0 {
+				t.Errorf("sink %s: isolated %t, %d entries", s.Sink, s.Isolated, s.Ledger)
+			}
+		}
 	})
 
 	// A relay that is stopped while its sink is down leaves the events to the ledger: nothing is repeated, and nobody waits.
@@ -411,6 +452,40 @@ func TestRecovery(t *testing.T) {
 		r.wantMetric(3, "outbox_recovered_events_total", "cause=missing")
 	})
 
+	// Events are in flight when the slot goes: their rows are pending, and they are not found a second time.
+	bubble(t, "InFlightWhenTheSlotGoes", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		gate := sink.OnCall(1).Block()
+		start(t, w, quick, sink)
+		w.commit("a", "b")
+		<-gate.Reached
+		w.change(func() { w.gone = relay.GoneMissing })
+		w.stream().fail(errConnection)
+		time.Sleep(3 * time.Second)
+		gate.Release()
+		w.untilStatus("sent", "a1", "b1")
+		w.commit("a")
+		w.untilStatus("sent", "a2")
+		wantTaken(t, sink, "a1 b1 a2")
+	})
+
+	// The same when the table is polled from then on.
+	bubble(t, "InFlightWhenPollingBegins", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		gate := sink.OnCall(1).Block()
+		start(t, w, quick, sink)
+		w.commit("a", "b")
+		<-gate.Reached
+		w.change(func() { w.openErrs = []error{&relay.SetupError{Problem: "no rights", Streaming: true}} })
+		w.stream().fail(errConnection)
+		time.Sleep(3 * time.Second)
+		gate.Release()
+		w.untilStatus("sent", "a1", "b1")
+		w.commit("a")
+		w.untilStatus("sent", "a2")
+		wantTaken(t, sink, "a1 b1 a2")
+	})
+
 	// The first start on a table that has rows already.
 	bubble(t, "FirstStart", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -499,6 +574,16 @@ func TestPolling(t *testing.T) {
 		}
 		w.untilStatus("sent", append(numbered("a", 1, 30), numbered("b", 1, 30)...)...)
 		wantEachOnceInOrder(t, sink, "a", "b")
+		// The backlog is in the table, and the autoscaler hears of it.
+		gate := sink.OnKey("c").Block()
+		for range 40 {
+			w.commit("c")
+		}
+		<-gate.Reached
+		time.Sleep(12 * time.Second)
+		r.wantMetric(40, "outbox_pending_events_total")
+		gate.Release()
+		w.untilStatus("sent", numbered("c", 1, 40)...)
 		if got := r.slot(); got.Mode != "polling" || len(r.relay.Status().Problems()) != 0 {
 			t.Errorf("status: mode %q, problems %q", got.Mode, r.relay.Status().Problems())
 		}

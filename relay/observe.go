@@ -17,7 +17,8 @@ const (
 func (p *pipeline) observe(ctx context.Context) error {
 	var unread unreadEstimate
 	var info SlotInfo
-	nextCount := time.Now()
+	nextCount, nextBacklog := time.Now(), time.Now()
+	backlog := 0
 	for n := 0; ; n++ {
 		if n%slotEvery == 0 {
 			looked, err := p.lease.Slot(ctx)
@@ -35,6 +36,12 @@ func (p *pipeline) observe(ctx context.Context) error {
 			}
 			nextCount = now.Add(max(slotEvery*observeInterval, lookShare*time.Since(now)))
 		}
+		if now := time.Now(); p.isPolling() && !now.Before(nextBacklog) {
+			if n, err := p.lease.Backlog(ctx, backlogLimit); err == nil {
+				backlog = n
+			}
+			nextBacklog = now.Add(max(slotEvery*observeInterval, lookShare*time.Since(now)/10))
+		}
 		if p.wantsConfirm() {
 			if err := p.confirm(ctx); err != nil {
 				p.log.Debug("noting the watermark", "error", err)
@@ -50,7 +57,9 @@ func (p *pipeline) observe(ctx context.Context) error {
 			entries, _, _ := s.state()
 			waiting += float64(entries)
 		}
-		if info.Exists && st.Mode != ModePolling {
+		if st.Mode == ModePolling {
+			waiting = max(waiting, float64(backlog)) // in flight, they are pending still
+		} else if info.Exists {
 			waiting += unread.events(info.WALEnd, read, admitted)
 		}
 		p.metrics.lag.WithLabelValues(p.slot).Set(st.LagSeconds)
@@ -61,6 +70,15 @@ func (p *pipeline) observe(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// backlogLimit is where the backlog's exact size does not matter any more.
+const backlogLimit = 1_000_000
+
+func (p *pipeline) isPolling() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.doing.mode == ModePolling
 }
 
 // mindWAL isolates the sinks for which the oldest event waits when the slot holds back more WAL than the budget, so that their events go to

@@ -162,13 +162,13 @@ func (p *pipeline) run(ctx context.Context) error {
 	}
 	group.Go(func() error { return p.marker.run(work) })
 	group.Go(func() error { return p.observe(work) })
-	group.Go(func() error { return p.retain(ctx) })
 	defer p.restoreSinks()
 
-	// The reader also ends with work, so that a lost lease closes the stream.
+	// The reader also ends with work, so that a lost lease closes the stream; and so does who removes old rows.
 	read, endRead := context.WithCancel(ctx)
 	defer endRead()
 	defer context.AfterFunc(work, endRead)()
+	group.Go(func() error { return p.retain(read) })
 	readErr := p.start(read, work, group, func(stream Stream) error {
 		p.draining()
 		p.drain(work)

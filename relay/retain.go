@@ -7,7 +7,7 @@ import (
 
 const (
 	retainBatch = 1000
-	retainEvery = time.Minute
+	retainEvery = time.Minute // at the longest: not longer than RELAY_RETENTION itself
 	// retainPause is the rest after a batch, in multiples of the time that the batch took: marks go first.
 	retainPause = 9
 )
@@ -17,6 +17,7 @@ func (p *pipeline) retain(ctx context.Context) error {
 	if p.cfg.Retention == 0 {
 		return nil
 	}
+	every := min(retainEvery, p.cfg.Retention)
 	for ctx.Err() == nil {
 		began := time.Now()
 		n, err := p.lease.Prune(ctx, p.cfg.Retention, p.cfg.RetentionAction == RetentionArchive, retainBatch)
@@ -25,10 +26,10 @@ func (p *pipeline) retain(ctx context.Context) error {
 			return nil
 		case err != nil:
 			p.log.Warn("removing old rows", "error", err)
-			Sleep(ctx, retainEvery)
+			Sleep(ctx, every)
 		case n < retainBatch:
 			p.metrics.pruned.Add(float64(n))
-			Sleep(ctx, retainEvery)
+			Sleep(ctx, every)
 		default:
 			p.metrics.pruned.Add(float64(n))
 			Sleep(ctx, retainPause*time.Since(began))

@@ -47,7 +47,7 @@ type SlotStatus struct {
 	Watermark  string    `json:"watermark,omitempty"`
 	Read       string    `json:"read,omitempty"`
 	LagSeconds float64   `json:"lag_seconds"`
-	// Mode is how events are found now, cdc or polling; Why says why it polls or does not stream, if it should.
+	// Mode is how events are found now: cdc, polling, or recovering (the table is swept before the slot is read); Why says why it polls or does not stream, if it should.
 	Mode      string `json:"mode,omitempty"`
 	Why       string `json:"why,omitempty"`
 	Streaming bool   `json:"streaming"`
@@ -119,7 +119,7 @@ func (s Status) Problems() []string {
 		case Draining:
 			problems = append(problems, fmt.Sprintf("slot %s: stopping", slot.Slot))
 		case Owner:
-			if slot.Mode != ModePolling && !slot.Streaming && slot.StreamSince > stalledAfter.Seconds() {
+			if slot.Mode == ModeCDC && !slot.Streaming && slot.StreamSince > stalledAfter.Seconds() {
 				problems = append(problems, fmt.Sprintf("slot %s: owned, but no replication connection for %.0f s", slot.Slot, slot.StreamSince))
 			}
 		}

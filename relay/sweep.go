@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -10,6 +11,8 @@ import (
 // often: at most this share of the time is spent on looking.
 const (
 	lookShare = 500
+	// lookCeiling bounds the pause, whatever a look costs.
+	lookCeiling = 10 * time.Minute
 	// A look at the newest rows alone, while polling, may take more: it is what its latency is made of.
 	windowShare = 20
 	// window is how far back such a look goes: rows are seen when their transaction ends, and created_at is the client's clock.
@@ -23,9 +26,28 @@ const (
 
 // looks says when which kind of row is looked for next.
 type looks struct {
-	whole  [SweepFailed + 1]time.Time
-	window time.Time
+	whole  [SweepFailed + 1]schedule
+	window schedule
 	last   time.Time // when the last look at the whole table for pending rows began
+}
+
+// schedule spaces looks by what they cost. A look that took long may only have waited, for a busy machine or for a lock, so the quickest of the last
+// three counts.
+type schedule struct {
+	next time.Time
+	took [3]time.Duration
+	n    int
+}
+
+// due reports whether it is time.
+func (s *schedule) due() bool { return !time.Now().Before(s.next) }
+
+// after notes a look and sets the time of the next, at least pause away.
+func (s *schedule) after(took, pause time.Duration, share int) {
+	s.took[s.n%len(s.took)] = took
+	s.n++
+	least := slices.Min(s.took[:min(s.n, len(s.took))])
+	s.next = time.Now().Add(min(max(pause, time.Duration(share)*least), lookCeiling))
 }
 
 // sweep gives the rows that the query finds to the lanes, and returns how many there were.
@@ -46,18 +68,9 @@ func (p *pipeline) admitSwept(ctx context.Context, events []Event) (rows int, er
 	p.admitting.Lock()
 	defer p.admitting.Unlock()
 	if p.cfg.Hybrid {
-		// It claims them, so that no other worker takes them meanwhile.
-		settled, err := p.settledRetry(ctx, events)
-		if err != nil {
+		if events, err = p.claimSwept(ctx, events); err != nil {
 			return 0, err
 		}
-		kept := events[:0]
-		for i := range events {
-			if !settled[i] {
-				kept = append(kept, events[i])
-			}
-		}
-		events = kept
 	}
 	for len(events) > 0 {
 		n, err := p.reserve(ctx, events)
@@ -69,6 +82,34 @@ func (p *pipeline) admitSwept(ctx context.Context, events []Event) (rows int, er
 		events = events[n:]
 	}
 	return rows, nil
+}
+
+// claimSwept claims rows, so that no other worker takes them meanwhile, and returns those that are ours. What another worker holds it leaves
+// out: unlike the stream, a sweep comes again.
+func (p *pipeline) claimSwept(ctx context.Context, events []Event) ([]Event, error) {
+	kept := make([]Event, 0, len(events))
+	settled, err := p.lease.Settled(ctx, events)
+	for i := range events {
+		claimed := (*ClaimedError)(nil)
+		if err == nil {
+			if !settled[i] {
+				kept = append(kept, events[i])
+			}
+			continue
+		}
+		if !errors.As(err, &claimed) {
+			return nil, err
+		}
+		// Some are others', and it is not said which.
+		switch one, err := p.lease.Settled(ctx, events[i:i+1]); {
+		case errors.As(err, &claimed):
+		case err != nil:
+			return nil, err
+		case !one[0]:
+			kept = append(kept, events[i])
+		}
+	}
+	return kept, nil
 }
 
 // waitIdle waits until nothing is in flight: whatever was taken is marked, or in the ledger.
@@ -102,8 +143,8 @@ func (p *pipeline) waitSwept(ctx context.Context) error {
 }
 
 // look looks for rows of one kind, and waits until they are marked, so that the next look does not find them again. It returns how many there
-// were and when to look next.
-func (p *pipeline) look(ctx context.Context, q SweepQuery, cause string, share int) (rows int, next time.Time, err error) {
+// were.
+func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause string, share int) (rows int, err error) {
 	began, waited := time.Now(), time.Duration(0)
 	whole := wholeKeys(q.Since, edge+began.Sub(p.looks.last))
 	err = p.lease.Sweep(ctx, q, func(events []Event) error {
@@ -117,17 +158,18 @@ func (p *pipeline) look(ctx context.Context, q SweepQuery, cause string, share i
 	if rows > 0 {
 		p.metrics.recovered(cause, rows)
 		if err := p.waitSwept(ctx); err != nil {
-			return rows, time.Now(), err
+			return rows, err
 		}
 	}
-	if err != nil {
-		return rows, time.Now().Add(p.cfg.BackoffMax), err
+	switch {
+	case err != nil:
+		s.next = time.Now().Add(p.cfg.BackoffMax)
+	case rows > 0:
+		s.next = time.Now().Add(p.cfg.PollInterval)
+	default:
+		s.after(took, p.cfg.PollInterval, share)
 	}
-	pause := p.cfg.PollInterval
-	if rows == 0 {
-		pause = max(pause, time.Duration(share)*took)
-	}
-	return rows, time.Now().Add(pause), nil
+	return rows, err
 }
 
 // wholeKeys returns a filter for rows in the order of created_at that leaves out, of a look that begins at since, the keys with a row in the
@@ -172,22 +214,20 @@ func (p *pipeline) poll(ctx context.Context, until time.Time, why string) {
 	for ctx.Err() == nil && (until.IsZero() || time.Now().Before(until)) {
 		rows := 0
 		for _, k := range kinds {
-			if time.Now().Before(p.looks.whole[k.kind]) {
+			if !p.looks.whole[k.kind].due() {
 				continue
 			}
 			cause := k.cause
 			if k.kind == SweepPending {
 				cause, p.looks.last = "polled", time.Now()
 			}
-			n, next, err := p.look(ctx, SweepQuery{Kind: k.kind}, cause, lookShare)
+			n, err := p.look(ctx, &p.looks.whole[k.kind], SweepQuery{Kind: k.kind}, cause, lookShare)
 			rows += n
-			p.looks.whole[k.kind] = next
 			p.lookFailed(ctx, err)
 		}
-		if now := time.Now(); now.Before(p.looks.whole[SweepPending]) && !now.Before(p.looks.window) {
-			n, next, err := p.look(ctx, SweepQuery{Kind: SweepPending, Since: TimestampOf(now.Add(-window))}, "polled", windowShare)
+		if !p.looks.whole[SweepPending].due() && p.looks.window.due() {
+			n, err := p.look(ctx, &p.looks.window, SweepQuery{Kind: SweepPending, Since: TimestampOf(time.Now().Add(-window))}, "polled", windowShare)
 			rows += n
-			p.looks.window = next
 			p.lookFailed(ctx, err)
 		}
 		if time.Since(warned) > time.Minute {
@@ -195,7 +235,7 @@ func (p *pipeline) poll(ctx context.Context, until time.Time, why string) {
 			p.warnOfSlot(ctx)
 		}
 		if rows >= p.cfg.BatchSize { // there is likely more
-			p.looks.whole[SweepPending] = time.Time{}
+			p.looks.whole[SweepPending].next = time.Time{}
 			continue
 		}
 		Sleep(ctx, p.cfg.PollInterval)
@@ -234,10 +274,10 @@ func (p *pipeline) warnOfSlot(ctx context.Context) {
 // inserted by a subscription. It looks twice. What is visible at the first look was committed before the WAL's end just after it; when the
 // watermark has passed that end, the stream is done with all of it, and whatever of it still asks for delivery is not the stream's.
 func (p *pipeline) sweepBeside(ctx context.Context) error {
-	var next [SweepFailed + 1]time.Time
+	var looks [SweepFailed + 1]schedule
 	for Sleep(ctx, p.cfg.PollInterval) {
 		for _, k := range kinds {
-			if ctx.Err() != nil || time.Now().Before(next[k.kind]) || !p.isStreaming() {
+			if ctx.Err() != nil || !looks[k.kind].due() || !p.isStreaming() {
 				continue
 			}
 			h, err := p.lease.Horizon(ctx)
@@ -251,7 +291,7 @@ func (p *pipeline) sweepBeside(ctx context.Context) error {
 			p.sweeper.Lock()
 			if p.isStreaming() { // otherwise the feeder may have swept meanwhile
 				var rows int
-				rows, next[k.kind], err = p.look(ctx, SweepQuery{Kind: k.kind, Seen: h.Snapshot}, k.cause, lookShare)
+				rows, err = p.look(ctx, &looks[k.kind], SweepQuery{Kind: k.kind, Seen: h.Snapshot}, k.cause, lookShare)
 				if rows > 0 {
 					p.log.Info("found rows in the table that the slot does not tell of", "rows", rows, "cause", k.cause)
 				}

@@ -96,6 +96,19 @@ func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Ev
 	return nil
 }
 
+// Backlog implements relay.Sweeper.
+func (l *lease) Backlog(ctx context.Context, limit int) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	err = l.beside(ctx, "backlog", func(conn *pgx.Conn) error {
+		return each(ctx, conn, []any{&n}, func() error { return nil }, `SELECT count(*) FROM (SELECT FROM saga_outbox WHERE status = 'pending' LIMIT $1) p`, limit)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("count the rows of slot %q: %w", l.slot, err)
+	}
+	return n, nil
+}
+
 // stopped carries an error of Sweep's f.
 type stopped struct{ err error }
 

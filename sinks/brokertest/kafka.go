@@ -1,6 +1,7 @@
 package brokertest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -35,6 +36,9 @@ type KafkaOptions struct {
 	CacheDir string    // the jars; default cache.DefaultRoot()
 	Docker   bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
 	Log      io.Writer // progress lines for a person (downloading, starting); default none
+	// Advertise is what the broker tells clients of the listener SASL_PLAINTEXT as its address (host:port), for a proxy in front of
+	// it: a client that has found one broker asks it where the others are. Default: the listener's own.
+	Advertise string
 	// Config are further lines of server.properties; the last of one name counts, so they win over ours.
 	Config []string
 }
@@ -58,6 +62,7 @@ type KafkaServer struct {
 
 	dir       string
 	ownDir    bool
+	advertise string
 	config    []string
 	libs      string         // directory of the jars
 	process   *child.Process // this one,
@@ -67,7 +72,7 @@ type KafkaServer struct {
 // StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and Maven unless the jars
 // are in the cache already (or Docker); the error says how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
-	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, config: opts.Config}
+	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, config: opts.Config}
 	docker := opts.Docker || viaDocker()
 	var err error
 	if !docker {
@@ -197,18 +202,20 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 		return nil, fmt.Errorf("write keystore for kafka: %w", err)
 	}
 
-	advertised := strings.Join([]string{
-		"PLAINTEXT://" + k.Plaintext, "SSL://" + k.SSL, "MTLS://" + k.MTLS,
-		"SASL_PLAINTEXT://" + k.SASLPlaintext, "SASL_SSL://" + k.SASLSSL,
-	}, ",")
+	listeners := func(saslPlaintext string) string {
+		return strings.Join([]string{
+			"PLAINTEXT://" + k.Plaintext, "SSL://" + k.SSL, "MTLS://" + k.MTLS,
+			"SASL_PLAINTEXT://" + saslPlaintext, "SASL_SSL://" + k.SASLSSL,
+		}, ",")
+	}
 	conf := []string{
 		"process.roles=broker,controller",
 		"node.id=1",
 		"controller.quorum.voters=1@" + controller,
 		"controller.listener.names=CONTROLLER",
 		"inter.broker.listener.name=PLAINTEXT",
-		"listeners=" + strings.ReplaceAll(advertised, "//127.0.0.1:", "//"+host+":") + ",CONTROLLER://" + controller,
-		"advertised.listeners=" + advertised,
+		"listeners=" + strings.ReplaceAll(listeners(k.SASLPlaintext), "//127.0.0.1:", "//"+host+":") + ",CONTROLLER://" + controller,
+		"advertised.listeners=" + listeners(cmp.Or(k.advertise, k.SASLPlaintext)),
 		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,MTLS:SSL," +
 			"SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL",
 		"ssl.keystore.type=PEM",

@@ -3,6 +3,8 @@ package brokertest
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -73,11 +75,25 @@ func TestKafkaRestart(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	k, err := StartKafka(ctx, KafkaOptions{Dir: t.TempDir(), Log: t.Output()})
+	const elsewhere = "127.0.0.1:9"
+	k, err := StartKafka(ctx, KafkaOptions{Dir: t.TempDir(), Log: t.Output(), Advertise: elsewhere, Config: []string{"auto.create.topics.enable=false"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer k.Close()
+	through := &kafka.Transport{SASL: plain.Mechanism{Username: k.User, Password: k.Password}}
+	defer through.CloseIdleConnections()
+	asked := &kafka.MetadataRequest{Topics: []string{"not-there"}}
+	told, err := (&kafka.Client{Addr: kafka.TCP(k.SASLPlaintext), Transport: through}).Metadata(ctx, asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%s:%d", told.Brokers[0].Host, told.Brokers[0].Port); got != elsewhere {
+		t.Errorf("the broker says that it is at %s, want %s", got, elsewhere)
+	}
+	if err := told.Topics[0].Error; !errors.Is(err, kafka.UnknownTopicOrPartition) {
+		t.Errorf("a topic that is not there: %v", err)
+	}
 	topic := k.Topic(t, 1)
 	send := func() {
 		t.Helper()

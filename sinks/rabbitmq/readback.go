@@ -88,23 +88,40 @@ func readBack(ctx context.Context, l *link, queue string, f func(Stored) error) 
 				return err
 			}
 		case <-tick.C:
-			// Messages may expire, or be dropped by a length limit, before they come.
+			if silent++; silent < stalled {
+				continue
+			}
 			now, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
-			if err != nil {
-				return err
-			}
-			silent++
 			switch {
-			case now.Messages == 0 && silent >= 3: // what was on its way has come by then: the answer stood behind it
-				return ch.Close()
-			case silent >= stalled:
-				return fmt.Errorf("%d of %d messages came, and no more: a quorum queue sends at most %d without an acknowledgement, and a stream cannot be read in this way", n, info.Messages, maxPrefetch)
+			case err != nil:
+				return err
+			case now.Messages == 0:
+				return complete(l, ch, queue, n)
 			}
+			return fmt.Errorf("%d of %d messages came, and no more: a quorum queue sends at most %d without an acknowledgement, and a stream cannot be read in this way", n, info.Messages, maxPrefetch)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 	return ch.Close()
+}
+
+// complete gives the messages back, and wants no more of them in the queue than the n that came: others may have expired before they came, or
+// been dropped by a length limit. While we have them they do not count, whether they have arrived here or are still on their way.
+func complete(l *link, ch *amqp.Channel, queue string, n int) error {
+	if err := ch.Close(); err != nil {
+		return err
+	}
+	again, err := l.conn.Channel()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = again.Close() }() // nothing was done on it
+	info, err := again.QueueDeclarePassive(queue, true, false, false, false, nil)
+	if err == nil && info.Messages > n {
+		err = fmt.Errorf("%d of %d messages came, and then none for %d s: the broker or this machine is too busy, try again", n, info.Messages, stalled)
+	}
+	return err
 }
 
 const (

@@ -34,9 +34,10 @@ type load struct {
 
 type loadOptions struct {
 	topic   string
-	keys    int // default 20
-	workers int // default 4
-	rate    int // rows per second, default 600
+	odd     string // the topic of one row in twenty, if not empty
+	keys    int    // default 20
+	workers int    // default 4
+	rate    int    // rows per second, default 600
 	// survives makes the workers wait for a database that goes away. Whether a transaction with a lost answer was committed
 	// they see when it is back.
 	survives bool
@@ -199,9 +200,13 @@ func (l *load) transaction(conn *pgx.Conn, rnd *rand.Rand) error {
 		events = append(events, e)
 		payload := fmt.Sprintf(`{"key": %q, "seq": %d, "note": %q, "pad": %q}`, key.name, key.seq+seq[i], l.w.marker, strings.Repeat("x", rnd.IntN(400)))
 		seq[i]++
+		topic := l.opts.topic
+		if l.opts.odd != "" && rnd.IntN(20) == 0 {
+			topic = l.opts.odd
+		}
 		batch.Queue(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at)
 			VALUES ($1, $2, 'order', $3, $4, $5::text::jsonb, '{"traceparent": "00-1-2-01"}', 'pending', clock_timestamp())`, // as from a client's clock, so that a sweep knows the order
-			[16]byte(e.ID), "saga-"+key.name, key.name, l.opts.topic, payload)
+			[16]byte(e.ID), "saga-"+key.name, key.name, topic, payload)
 	}
 	if back {
 		batch.Queue("ROLLBACK")

@@ -1,0 +1,139 @@
+package chaos
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// shortRun is how long rounds are begun for in make test.
+const shortRun = 45 * time.Second
+
+// TestChaos is the suite. CHAOS_DURATION says for how long rounds are begun, CHAOS_SEED which is the first, CHAOS_FAULTS which kinds of faults
+// there are, CHAOS_SINKS whether into file or brokers only, CHAOS_DIR where all logs stay.
+func TestChaos(t *testing.T) {
+	length, err := time.ParseDuration(cmp.Or(os.Getenv("CHAOS_DURATION"), shortRun.String()))
+	if err != nil {
+		t.Fatalf("CHAOS_DURATION: %v", err)
+	}
+	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("CHAOS_SEED"), strconv.Itoa(rand.IntN(1e9))), 10, 64)
+	if err != nil {
+		t.Fatalf("CHAOS_SEED: %v", err)
+	}
+	faults, err := chosenFaults(os.Getenv("CHAOS_FAULTS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sinks := os.Getenv("CHAOS_SINKS")
+	if !slices.Contains([]string{"", "file", "brokers"}, sinks) {
+		t.Fatalf("CHAOS_SINKS=%s: want file or brokers, or nothing for both", sinks)
+	}
+	t.Logf("CHAOS_SEED=%d", seed)
+	stand := newStand(t, sinks != "file")
+	var sum totals
+	start := time.Now()
+	for n := uint64(0); n == 0 || time.Since(start) < length; n++ {
+		p := newPlan(seed+n, faults, sinks)
+		t.Run(fmt.Sprint(p.seed), func(t *testing.T) {
+			t.Log(p)
+			begun := time.Now()
+			v, done := runRound(t, stand, p)
+			t.Logf("CHAOS_SEED=%d: %s, in %s", p.seed, v, time.Since(begun).Round(100*time.Millisecond))
+			sum.add(v, done)
+		})
+	}
+	t.Logf("%s of chaos from CHAOS_SEED=%d on: %s", time.Since(start).Round(time.Second), seed, &sum)
+}
+
+// totals are the sums over rounds.
+type totals struct {
+	rounds                   int
+	events, lost, disordered int
+	deadLetters, replays     int
+	duplicates, faults       map[string]int
+}
+
+func (s *totals) add(v *verdict, done map[string]int) {
+	if s.faults == nil {
+		s.faults, s.duplicates = make(map[string]int), make(map[string]int)
+	}
+	s.rounds++
+	s.events += v.events
+	s.lost += v.lost
+	s.disordered += v.disordered
+	s.deadLetters += v.deadLeft
+	s.replays += v.replays
+	for name, n := range v.duplicates {
+		s.duplicates[name] += n
+	}
+	for name, n := range done {
+		s.faults[name] += n
+	}
+}
+
+func (s *totals) String() string {
+	list := func(counts map[string]int) string {
+		var all []string
+		for _, name := range slices.Sorted(maps.Keys(counts)) {
+			all = append(all, fmt.Sprintf("%d %s", counts[name], name))
+		}
+		return cmp.Or(strings.Join(all, ", "), "none")
+	}
+	return fmt.Sprintf("%d rounds, %d events, %d lost, %d out of order, %d dead letters that were meant to be, %d replays\nfaults: %s\nduplicates, by what explains them: %s",
+		s.rounds, s.events, s.lost, s.disordered, s.deadLetters, s.replays, list(s.faults), list(s.duplicates))
+}
+
+// The same seed is the same plan, and other seeds are others; over many seeds each fault has its turn.
+func TestPlan(t *testing.T) {
+	t.Parallel()
+	faults := allFaults()
+	seen := make(map[string]bool)
+	plans := make(map[string]bool)
+	for seed := range uint64(300) {
+		p := newPlan(seed, faults, "")
+		if again := newPlan(seed, allFaults(), "").String(); again != p.String() {
+			t.Fatalf("seed %d: %s\nand then %s", seed, p, again)
+		}
+		plans[p.String()] = true
+		for i, s := range p.steps {
+			seen[s.fault.name] = true
+			if s.fault.brokers && len(p.sinks) == 1 {
+				t.Errorf("seed %d: %s without brokers", seed, s)
+			}
+			if s.seat < -1 || s.seat >= p.relays || s.hold < s.fault.least || s.hold > s.fault.most || i > 0 && s.at < p.steps[i-1].at {
+				t.Errorf("seed %d: %s", seed, s)
+			}
+		}
+	}
+	if len(plans) != 300 {
+		t.Errorf("%d plans from 300 seeds", len(plans))
+	}
+	for _, f := range faults {
+		if !seen[f.name] {
+			t.Errorf("%s never happens", f.name)
+		}
+	}
+}
+
+func TestChosenFaults(t *testing.T) {
+	t.Parallel()
+	for names, want := range map[string]int{"": len(allFaults()), "kill": 1, "kill,lock": 2, "pg": 7} {
+		if got, err := chosenFaults(names); err != nil || len(got) != want {
+			t.Errorf("%q: %d faults and %v, want %d", names, len(got), err, want)
+		}
+	}
+	if _, err := chosenFaults("kill,earthquake"); err == nil || !strings.Contains(err.Error(), "earthquake") || !strings.Contains(err.Error(), "freeze") {
+		t.Errorf("got %v, want the name and those that there are", err)
+	}
+}

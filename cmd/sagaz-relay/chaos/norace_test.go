@@ -1,0 +1,6 @@
+//go:build !race
+
+package chaos
+
+// raceEnabled says that these tests run with the race detector; the binary is built with it, too.
+const raceEnabled = false

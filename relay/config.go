@@ -75,10 +75,9 @@ type Config struct {
 	// Default 20s. RELAY_DRAIN_TIMEOUT.
 	DrainTimeout time.Duration `env:"RELAY_DRAIN_TIMEOUT"`
 
-	// Hybrid makes the relay look at the row of every event before it publishes it, and leave out what another worker has
-	// sent. It is for the time in which the library's worker hands over (docs/migrating-from-the-python-worker.md):
-	// without it, what that worker sent between the making of the slot and its own end is sent a second time. It
-	// costs a query a batch. It does not keep a worker that still runs from taking a row that the relay is about to send.
+	// Hybrid makes the relay claim the row of every event before it publishes it, and leave out what another worker has claimed or
+	// sent, so that the library's worker may publish from the same table at the same time (docs/migrating-from-the-python-worker.md).
+	// Without it each would send what the other has sent. It costs a query and an update a batch. Order per key holds among what the relay sends.
 	//
 	// Default false. RELAY_HYBRID.
 	Hybrid bool `env:"RELAY_HYBRID"`

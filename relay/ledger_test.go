@@ -321,6 +321,24 @@ func TestIsolation(t *testing.T) {
 		wantEachOnceInOrder(t, sink, "a", "b")
 	})
 
+	// A broker dies while it still answers for half of a batch: the sink as a whole is isolated, not each batch on its own.
+	bubble(t, "DiesInTheMiddleOfABatch", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		sink.OnCall(1).Delay(2 * time.Second)
+		sink.OnKey("a").Fail(errBroker)
+		r := start(t, w, two, sink)
+		w.commit("a", "b")
+		if err := sink.WaitTaken(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		sink.Down(errBroker)
+		w.commit("c")
+		w.until("parked", func() bool { return len(w.ledger) == 2 })
+		if whole, alone := r.log.count("sink isolated"), r.log.count("events isolated"); whole != 1 || alone != 0 {
+			t.Errorf("isolated as a whole %d times, alone %d times; want 1 and 0", whole, alone)
+		}
+	})
+
 	// The slot holds back more WAL than the budget long before the isolation's time: the sink that is behind is isolated at once.
 	bubble(t, "WALBudget", func(t *testing.T) {
 		w := newWorld(t)

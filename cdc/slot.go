@@ -47,6 +47,9 @@ func (sl *slot) ours(name, database string) error {
 	switch {
 	case sl.kind != "logical":
 		fault = fmt.Sprintf("slot %q is a %s slot, a logical one is needed", name, sl.kind)
+	case sl.plugin == "" && sl.database == database:
+		// The server shows a slot from before it knows its plugin (slot.c, ReplicationSlotCreate; logical.c, CreateInitDecodingContext).
+		return fmt.Errorf("%w: slot %q is being made by somebody just now", relay.ErrSlotBusy, name)
 	case sl.plugin != "pgoutput":
 		fault = fmt.Sprintf("slot %q was made for plugin %s, not pgoutput", name, sl.plugin)
 	case sl.database != database:

@@ -43,7 +43,7 @@ func TestReady(t *testing.T) {
 		{"Standby", relay.SlotStatus{Role: relay.Standby}, 200, `{"status":"ready"}`},
 		{"OwnerWhileTheBrokerIsDown", relay.SlotStatus{Role: relay.Owner, Streaming: true, LagSeconds: 1000}, 200, `{"status":"ready"}`},
 		{"OwnerReconnecting", relay.SlotStatus{Role: relay.Owner, StreamSince: 5}, 200, `{"status":"ready"}`},
-		{"OwnerWithoutConnection", relay.SlotStatus{Role: relay.Owner, StreamSince: 60}, 503, "no replication connection for 60 s"},
+		{"OwnerWithoutConnection", relay.SlotStatus{Role: relay.Owner, Mode: relay.ModeCDC, StreamSince: 60}, 503, "no replication connection for 60 s"},
 		{"Starting", relay.SlotStatus{Role: relay.Starting}, 503, "the database has not answered yet"},
 		{"Draining", relay.SlotStatus{Role: relay.Draining}, 503, "stopping"},
 	} {

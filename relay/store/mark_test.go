@@ -484,13 +484,15 @@ func TestMarkOrigin(t *testing.T) {
 			return conn
 		}
 		s = newStore(t, testConfig(db), nil)
+		gone := `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks ` + leased + `' AND datname = current_database())`
+		db.Until(t, gone) // the released lease's session
 		first := busy("a")
 		l = acquire(t, s, leased)
 		if !hasOrigin(t, l) {
 			t.Error("no origin while the first one is in use")
 		}
 		release(t, l)
-		db.Until(t, `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks `+leased+`' AND datname = current_database())`)
+		db.Until(t, gone)
 		second := busy("b")
 		l = acquire(t, s, leased)
 		if hasOrigin(t, l) {

@@ -83,6 +83,7 @@ func (f *fleet) waitAll() (owner *process) {
 func (f *fleet) stopAll() {
 	f.t.Helper()
 	for _, p := range f.relays {
+		p.waitLog("starting") // before that, a signal ends it as any process
 		p.signal(syscall.SIGTERM)
 	}
 	for _, p := range f.relays {

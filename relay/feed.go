@@ -230,8 +230,8 @@ func (p *pipeline) recover(ctx context.Context) error {
 	if err := p.waitIdle(ctx); err != nil {
 		return err
 	}
-	for _, kind := range []SweepKind{SweepPending, SweepClaimed, SweepFailed} {
-		n, err := p.sweep(ctx, SweepQuery{Kind: kind, Seen: from.Snapshot}, cause)
+	for _, k := range kinds {
+		n, err := p.sweep(ctx, SweepQuery{Kind: k.kind, Seen: from.Snapshot}, cause)
 		rows += n
 		if err != nil {
 			return fmt.Errorf("sweep the table: %w", err)

@@ -110,11 +110,9 @@ func (l *lane) triage(batch []*flight) []*flight {
 			}
 			continue
 		}
-		v := offer
+		v := l.shelf.verdict(f.keyHash)
 		if l.asideOf[bucketOf(f.keyHash)] {
 			v = hold // its predecessors are there
-		} else {
-			v = l.shelf.verdict(f.keyHash)
 		}
 		switch {
 		case v == hold:

@@ -114,24 +114,19 @@ func (p *pipeline) claimSwept(ctx context.Context, events []Event) ([]Event, err
 
 // waitIdle waits until nothing is in flight: whatever was taken is marked, or in the ledger.
 func (p *pipeline) waitIdle(ctx context.Context) error {
-	for {
-		p.mu.Lock()
-		left := p.tracker.len()
-		p.mu.Unlock()
-		if left == 0 {
-			return nil
-		}
-		if !Sleep(ctx, 5*time.Millisecond) {
-			return context.Cause(ctx)
-		}
-	}
+	return p.waitNone(ctx, func() int { return p.tracker.len() })
 }
 
 // waitSwept waits until all swept rows are marked, or in the ledger.
 func (p *pipeline) waitSwept(ctx context.Context) error {
+	return p.waitNone(ctx, func() int { return p.sweeping })
+}
+
+// waitNone waits until a count, which is taken under mu, is 0.
+func (p *pipeline) waitNone(ctx context.Context, count func() int) error {
 	for {
 		p.mu.Lock()
-		left := p.sweeping
+		left := count()
 		p.mu.Unlock()
 		if left == 0 {
 			return nil

@@ -170,7 +170,7 @@ func (ex *exam) checkSweepIndex(ctx context.Context) {
 			Why: "At its start and once an hour the relay looks over the whole table. A BRIN index makes that cheap, is tiny, and keeps marks HOT on this version.",
 			Fix: []Step{
 				do("as %s (it locks nobody out; so does sagaz-relay migrate --tune):", ex.tableOwner),
-				sql(`CREATE INDEX CONCURRENTLY saga_outbox_status ON %s USING brin (status) WITH (pages_per_range = 32, autosummarize = on);`, ex.tableName),
+				sql(`CREATE INDEX CONCURRENTLY saga_outbox_status ON %s USING brin (status) WITH (pages_per_range = 64, autosummarize = on);`, ex.tableName),
 				sql(`VACUUM %s;`, ex.tableName),
 			},
 		})

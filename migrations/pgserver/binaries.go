@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -77,6 +78,7 @@ func download(ctx context.Context, release, dir string) error {
 	}()
 	select {
 	case err := <-done:
+		http.DefaultClient.CloseIdleConnections() // the library's; to a test they are leaked goroutines
 		if _, statErr := os.Stat(filepath.Join(dir, "bin", "postgres")); statErr != nil {
 			return errors.Join(err, statErr)
 		}

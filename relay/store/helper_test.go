@@ -27,6 +27,16 @@ func onEach(t *testing.T, test func(t *testing.T, db *pgtest.DB)) {
 	}
 }
 
+// onEachAlone is onEach with a server that no other test uses.
+func onEachAlone(t *testing.T, settings map[string]string, test func(t *testing.T, db *pgtest.DB)) {
+	for _, version := range pgtest.Versions() {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			test(t, pgtest.NewAt(t, pgtest.OwnServer(t, version, settings).DSN("postgres"), pgtest.Migrated()))
+		})
+	}
+}
+
 // testConfig is a relay's, with the database's superuser.
 func testConfig(db *pgtest.DB) Config {
 	cfg := DefaultConfig()

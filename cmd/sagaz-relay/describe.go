@@ -15,20 +15,42 @@ import (
 type variable struct {
 	names    []string
 	fallback string
-	defaults string
+	value    string // in force, or the default
 	secret   bool
 }
 
-// allVariables lists every setting once, in the order of the structs.
-func allVariables() []variable {
-	program, engine, source, rows := defaultProgramConfig(), relay.DefaultConfig(), cdc.DefaultConfig(), store.DefaultConfig()
-	configs := []any{&source, &program, &engine, &rows}
-	for _, k := range sinkKinds {
-		configs = append(configs, k.config())
+// defaultSettings are those of a process that is told nothing.
+func defaultSettings() *settings {
+	s := &settings{
+		program: defaultProgramConfig(),
+		relay:   relay.DefaultConfig(),
+		cdc:     cdc.DefaultConfig(),
+		store:   store.DefaultConfig(),
+		sinks:   make(map[string]any),
 	}
+	for _, k := range sinkKinds {
+		s.sinks[k.name] = k.config()
+	}
+	return s
+}
+
+// configs are pointers to the rooms' structs.
+func (s *settings) configs() []any {
+	configs := []any{&s.cdc, &s.program, &s.relay, &s.store}
+	for _, k := range sinkKinds {
+		configs = append(configs, s.sinks[k.name])
+	}
+	return configs
+}
+
+// allVariables lists every setting once, with its default, in the order of the structs.
+func allVariables() []variable { return defaultSettings().variables() }
+
+// variables lists every setting once, with its value, in the order of the structs.
+func (s *settings) variables() []variable {
 	var all []variable
 	seen := make(map[string]bool)
-	for _, c := range configs {
+	for _, c := range s.configs() {
 		v := reflect.ValueOf(c).Elem()
 		for i := range v.NumField() {
 			f := v.Type().Field(i)
@@ -41,13 +63,13 @@ func allVariables() []variable {
 				continue
 			}
 			seen[names[0]] = true
-			all = append(all, variable{names: names, fallback: f.Tag.Get("fallback"), secret: f.Tag.Get("secret") != "", defaults: showDefault(v.Field(i))})
+			all = append(all, variable{names: names, fallback: f.Tag.Get("fallback"), secret: f.Tag.Get("secret") != "", value: showValue(v.Field(i))})
 		}
 	}
 	return all
 }
 
-func showDefault(v reflect.Value) string {
+func showValue(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case []string:
 		return strings.Join(x, ",")
@@ -65,8 +87,8 @@ func describeVariables() []string {
 		if v.fallback != "" {
 			line += " (else " + v.fallback + ")"
 		}
-		if v.defaults != "" {
-			line += "  [" + v.defaults + "]"
+		if v.value != "" {
+			line += "  [" + v.value + "]"
 		}
 		lines = append(lines, line)
 	}

@@ -46,8 +46,8 @@ func TestReadmeSettings(t *testing.T) {
 			got, listed := defaults[n]
 			if !listed {
 				t.Errorf("README.md does not list %s", n)
-			} else if got != v.defaults {
-				t.Errorf("README.md gives %s the default %q, the code %q", n, got, v.defaults)
+			} else if got != v.value {
+				t.Errorf("README.md gives %s the default %q, the code %q", n, got, v.value)
 			}
 		}
 	}

@@ -53,34 +53,23 @@ type settings struct {
 
 	wrapSink func(relay.Sink) relay.Sink // bench and demo look over the sinks' shoulders; may be nil
 
-	errs []error // about the variables themselves
+	sources map[string]string // by a setting's first name: where its value comes from; without those that have their default
+	errs    []error           // about the variables themselves
 }
 
 // loadSettings reads the variables. Its error is only about what makes them unreadable; each command validates what it uses.
 func loadSettings(lookup func(string) (string, bool), environ []string, configFile string) (*settings, error) {
-	s := &settings{
-		program: defaultProgramConfig(),
-		relay:   relay.DefaultConfig(),
-		cdc:     cdc.DefaultConfig(),
-		store:   store.DefaultConfig(),
-		sinks:   make(map[string]any),
-	}
+	s := defaultSettings()
 	host, err := os.Hostname()
 	if err == nil {
 		s.relay.WorkerID, s.store.Owner = host, host
 	}
 	v := newVariables(lookup, configFile)
-	v.fill(&s.program)
-	v.fill(&s.relay)
-	v.fill(&s.cdc)
-	v.fill(&s.store)
-	for _, kind := range sinkKinds {
-		config := kind.config()
+	for _, config := range s.configs() {
 		v.fill(config)
-		s.sinks[kind.name] = config
 	}
 	v.strangers(environ)
-	s.errs = v.errs
+	s.errs, s.sources = v.errs, v.sources
 	if len(s.errs) > 0 {
 		return nil, configError{errors.Join(s.errs...)}
 	}

@@ -32,10 +32,12 @@ type variables struct {
 	file   map[string]string // the YAML file's
 	known  map[string]bool
 	errs   []error
+
+	sources map[string]string // see settings
 }
 
 func newVariables(lookup func(string) (string, bool), configFile string) *variables {
-	v := &variables{lookup: lookup, known: make(map[string]bool)}
+	v := &variables{lookup: lookup, known: make(map[string]bool), sources: make(map[string]string)}
 	if configFile == "" {
 		return v
 	}
@@ -99,6 +101,22 @@ func (v *variables) get(name string) (string, bool) {
 	return value, value != ""
 }
 
+// source says where a name's value comes from, without the value.
+func (v *variables) source(name string) string {
+	value, _ := v.lookup(name)
+	path, _ := v.lookup(name + "_FILE")
+	switch {
+	case value != "":
+		return name
+	case path != "":
+		return name + "_FILE"
+	case v.file[name] != "":
+		return name + " in --config"
+	default:
+		return name + "_FILE in --config"
+	}
+}
+
 // first returns the value of a setting with several names.
 func (v *variables) first(names []string) (name, value string, set bool) {
 	for _, n := range names {
@@ -132,6 +150,8 @@ func (v *variables) fill(target any) {
 		if !set {
 			continue
 		}
+		first, _, _ := strings.Cut(tag, ",")
+		v.sources[first] = v.source(name)
 		if err := parseInto(s.Field(i), value); err != nil {
 			if field.Tag.Get("secret") != "" {
 				value = "…"

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+// shownSetting is one line of `settings`. Its JSON is what the checks of manifests and compose files compare with.
+type shownSetting struct {
+	Names    []string `json:"names"`              // the first is the setting's own, the others mean the same
+	Fallback string   `json:"fallback,omitempty"` // read when none of them is set
+	Default  string   `json:"default"`
+	Value    string   `json:"value"`            // in force; never a secret's
+	Source   string   `json:"source,omitempty"` // the variable that it comes from; none: the default
+	Secret   bool     `json:"secret,omitempty"`
+}
+
+func newSettings(load func() (*settings, error)) *cobra.Command {
+	var asJSON, all bool
+	cmd := &cobra.Command{
+		Use:   "settings",
+		Short: "Show which settings are in force and where they come from",
+		Long: `settings reads the environment, the files that NAME_FILE variables name, and --config, as run does, and prints what
+is set: the setting, its value, and the variable that it comes from. Secrets are not shown. --all prints those with their
+default, too. It connects to nothing.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := load()
+			if err != nil {
+				return err
+			}
+			shown := s.shown()
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(shown)
+			}
+			return printSettings(cmd.OutOrStdout(), shown, all)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, all of them")
+	cmd.Flags().BoolVar(&all, "all", false, "print settings that have their default, too")
+	return cmd
+}
+
+// shown lists every setting, without secrets.
+func (s *settings) shown() []shownSetting {
+	var list []shownSetting
+	defaults := allVariables()
+	for i, v := range s.variables() {
+		out := shownSetting{Names: v.names, Fallback: v.fallback, Default: defaults[i].value, Value: v.value, Source: s.sources[v.names[0]], Secret: v.secret}
+		// A fallback may be an address with a password, whatever the setting itself is.
+		if out.Source != "" && (v.secret || v.fallback != "" && strings.HasPrefix(out.Source, v.fallback)) {
+			out.Value = "(set)"
+		}
+		list = append(list, out)
+	}
+	return list
+}
+
+func printSettings(w io.Writer, shown []shownSetting, all bool) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "SETTING\tVALUE\tFROM")
+	for _, s := range shown {
+		if s.Source == "" && !all {
+			continue
+		}
+		from := s.Source
+		if from == "" {
+			from = "default"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", s.Names[0], orDash(s.Value), from)
+	}
+	return t.Flush()
+}

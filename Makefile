@@ -13,6 +13,9 @@ ARGS      ?=
 POSTGRES_PKG      := ./relay/store/... ./cdc/... ./migrations/...
 POSTGRES_VERSIONS := 14 15 16 17 18
 
+# Tests of what is not Go, in modules of their own.
+CHECKS := $(patsubst %/go.mod,%,$(wildcard internal/checks/go.mod internal/checks/*/go.mod))
+
 SHELL := /bin/sh
 comma := ,
 
@@ -42,7 +45,16 @@ test-inside:
 	go test -race -timeout 20m $(TESTFLAGS) $(PKG)
 ifeq ($(PKG),./...)
 	SAGAZ_TEST_PG_VERSION=15 SAGAZ_TEST_PG_VERSIONS=15 go test -race -timeout 20m $(TESTFLAGS) $(POSTGRES_PKG)
+	$(MAKE) --no-print-directory test-files-inside
 endif
+
+.PHONY: test-files
+test-files: bin/testenv ## manifests, compose file, image, dashboards and documents against the real binary (TESTFLAGS=)
+	bin/testenv -postgres=17 -- $(MAKE) --no-print-directory test-files-inside
+
+.PHONY: test-files-inside
+test-files-inside:
+	@set -e; for m in $(CHECKS); do echo "go test ($$m)"; (cd $$m && go test -timeout 20m $(TESTFLAGS) ./...); done
 
 .PHONY: test-postgres
 test-postgres: bin/testenv ## what depends on PostgreSQL, on 14 to 18
@@ -86,6 +98,7 @@ fmt-check:
 vet:
 	go vet ./...
 	GOOS=darwin go vet ./...
+	@set -e; for m in $(CHECKS); do echo "go vet ($$m)"; (cd $$m && go vet ./...); done
 
 .PHONY: staticcheck
 staticcheck:

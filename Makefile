@@ -6,6 +6,8 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # What to test, and how: make test PKG=./sinks/... TESTFLAGS='-run Order -v'
 PKG       ?= ./...
 TESTFLAGS ?=
+# What to test of internal/checks: make test-files FILES=./image
+FILES     ?= ./...
 # Arguments for demo and bench: make demo ARGS=--keep
 ARGS      ?=
 
@@ -13,8 +15,9 @@ ARGS      ?=
 POSTGRES_PKG      := ./relay/store/... ./cdc/... ./migrations/...
 POSTGRES_VERSIONS := 14 15 16 17 18
 
-# Tests of what is not Go, in modules of their own.
+# Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv brings them).
 CHECKS := $(patsubst %/go.mod,%,$(wildcard internal/checks/go.mod internal/checks/*/go.mod))
+CHECKS_TOOLS := bwrap,/etc/ssl/certs/ca-certificates.crt
 
 SHELL := /bin/sh
 comma := ,
@@ -37,7 +40,7 @@ bench: ## the relay against the bare replication stream
 
 .PHONY: test
 test: bin/testenv ## everything, with the race detector, on real PostgreSQL 15 and 17, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
-	bin/testenv -race -postgres=15,17 -- $(MAKE) --no-print-directory test-inside
+	bin/testenv -race -postgres=15,17 $(if $(filter ./...,$(PKG)),-tools=$(CHECKS_TOOLS)) -- $(MAKE) --no-print-directory test-inside
 
 # The whole on 17; then again what depends on PostgreSQL, on 15.
 .PHONY: test-inside
@@ -49,12 +52,12 @@ ifeq ($(PKG),./...)
 endif
 
 .PHONY: test-files
-test-files: bin/testenv ## manifests, compose file, image, dashboards and documents against the real binary (TESTFLAGS=)
-	bin/testenv -postgres=17 -- $(MAKE) --no-print-directory test-files-inside
+test-files: bin/testenv ## manifests, compose file, image, dashboards and documents against the real binary (FILES=./image, TESTFLAGS=)
+	bin/testenv -postgres=17 -tools=$(CHECKS_TOOLS) -- $(MAKE) --no-print-directory test-files-inside
 
 .PHONY: test-files-inside
 test-files-inside:
-	@set -e; for m in $(CHECKS); do echo "go test ($$m)"; (cd $$m && go test -timeout 20m $(TESTFLAGS) ./...); done
+	@set -e; for m in $(if $(filter ./...,$(FILES)),$(CHECKS),internal/checks); do echo "go test ($$m)"; (cd $$m && go test -timeout 20m $(TESTFLAGS) $(FILES)); done
 
 .PHONY: test-postgres
 test-postgres: bin/testenv ## what depends on PostgreSQL, on 14 to 18

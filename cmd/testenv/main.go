@@ -43,6 +43,7 @@ func run(args []string, log io.Writer) int {
 	flags.SetOutput(log)
 	versions := flags.String("postgres", cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "15,17"), "major `versions` of PostgreSQL, comma separated; none for none")
 	brokers := flags.String("brokers", "kafka,rabbitmq", "brokers to bring up; none for none")
+	tools := flags.String("tools", "", "`programs` of Debian packages to bring, comma separated: "+toolNames())
 	race := flags.Bool("race", false, "bring a C compiler, too, which go test -race needs")
 	flags.Usage = func() {
 		fmt.Fprintln(log, "usage: testenv [flags] -- command [arguments]\n\nRuns command with PostgreSQL, Kafka and RabbitMQ around it; go doc ./cmd/testenv tells where they come from.")
@@ -79,6 +80,12 @@ func run(args []string, log io.Writer) int {
 		fmt.Fprintln(log, "testenv:", err)
 		return 2
 	}
+	wanted, err := chooseTools(*tools)
+	if err != nil {
+		fmt.Fprintln(log, "testenv:", err)
+		return 2
+	}
+	parts = append(parts, wanted...)
 	if *race {
 		parts = append(parts, part{"C compiler", []source{compiler}})
 	}

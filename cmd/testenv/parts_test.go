@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -169,6 +170,31 @@ func TestUsage(t *testing.T) {
 		var log bytes.Buffer
 		if got := run(tc.args, &log); got != tc.want {
 			t.Errorf("%q: got exit code %d, want %d\n%s", tc.args, got, tc.want, &log)
+		}
+	}
+}
+
+func TestChooseTools(t *testing.T) {
+	parts, err := chooseTools("bwrap, /etc/ssl/certs/ca-certificates.crt")
+	if err != nil || len(parts) != 2 || parts[0].name != "bubblewrap" {
+		t.Errorf("got %v, %v", parts, err)
+	}
+	if parts, err := chooseTools(""); len(parts) != 0 || err != nil {
+		t.Errorf("none: got %v, %v", parts, err)
+	}
+	if _, err := chooseTools("bwarp"); err == nil || !strings.Contains(err.Error(), "bwrap") {
+		t.Errorf("got %v, want an error with the names", err)
+	}
+	here := filepath.Join(t.TempDir(), "there")
+	if err := os.WriteFile(here, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if up, err := toolHere(here)(t.Context(), io.Discard); err != nil || up.from != here {
+		t.Errorf("a file that is there: %v, %v", up, err)
+	}
+	for _, name := range []string{here + "-not", "no-program-of-this-name"} {
+		if _, err := toolHere(name)(t.Context(), io.Discard); !errors.Is(err, errUnavailable) {
+			t.Errorf("%s: got %v, want errUnavailable", name, err)
 		}
 	}
 }

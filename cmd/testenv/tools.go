@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"github.com/sagaz-relay/relay/internal/debian"
+)
+
+// tools are programs and files that tests of images and manifests use, and the Debian package that brings each. One with a / is a file.
+var tools = map[string]string{
+	"bwrap":                              "bubblewrap",
+	"/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
+}
+
+func toolNames() string { return strings.Join(slices.Sorted(maps.Keys(tools)), ", ") }
+
+// chooseTools makes a part of each program in the list.
+func chooseTools(names string) ([]part, error) {
+	var parts []part
+	for _, name := range strings.FieldsFunc(list(names), func(r rune) bool { return r == ',' }) {
+		pkg, ok := tools[name]
+		if !ok {
+			return nil, fmt.Errorf("-tools=%s: no %q here, want some of %s", names, name, toolNames())
+		}
+		parts = append(parts, part{pkg, []source{toolHere(name), toolOfDebian(pkg)}})
+	}
+	return parts, nil
+}
+
+func toolHere(name string) source {
+	return func(context.Context, io.Writer) (taken, error) {
+		path := name
+		var err error
+		if strings.Contains(name, "/") {
+			_, err = os.Stat(name)
+		} else {
+			path, err = exec.LookPath(name)
+		}
+		if err != nil {
+			return taken{}, errUnavailable
+		}
+		return taken{from: path}, nil
+	}
+}
+
+func toolOfDebian(pkg string) source {
+	return func(ctx context.Context, log io.Writer) (taken, error) {
+		if err := debian.Install(ctx, log, pkg); err != nil {
+			return taken{}, err
+		}
+		return taken{from: "installed"}, nil
+	}
+}

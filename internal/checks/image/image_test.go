@@ -351,4 +351,3 @@ func read(t *testing.T, addr, topic string) (all []kafka.Stored) {
 	}
 	return all
 }
-

@@ -140,6 +140,9 @@ type Config struct {
 	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.
 	Topic      string `env:"RELAY_TOPIC"`
 	RoutingKey string `env:"RELAY_ROUTING_KEY"`
+
+	// Tracer is told of what is done, for traces. Default nil: nobody.
+	Tracer Tracer
 }
 
 // Values of Mode, DeadLetter and RetentionAction.

@@ -140,6 +140,8 @@ func (p *pipeline) launch(events []Event, swept bool) {
 			f.unfit, _ = Refused(err)
 			f.rec.EventID, f.rec.EventType, f.rec.Key = ev.ID, ev.EventType, ev.AggregateID
 			p.log.Warn("event refused", "event_id", ev.ID, "error", err)
+		} else {
+			p.cfg.trace(&f.rec, ev)
 		}
 		lane := partitionOf(f.keyHash, p.cfg.Lanes)
 		p.scratch[lane] = append(p.scratch[lane], f)

@@ -76,7 +76,7 @@ Start here:
   sagaz-relay status             look at slots, lag and rows
 
 Settings are environment variables; "sagaz-relay run --help" lists them. Each may also be given as
-NAME_FILE, a file that holds the value, or in the YAML file of --config.
+NAME_FILE, a file that holds the value, as the file NAME in RELAY_SECRETS_DIR, or in the YAML file of --config.
 
 Exit codes:
   0  done, or stopped by a signal after draining

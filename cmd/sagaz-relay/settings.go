@@ -38,6 +38,12 @@ type programConfig struct {
 	//
 	// Default INFO. LOG_LEVEL.
 	LogLevel string `env:"LOG_LEVEL"`
+
+	// SecretsDir is a directory whose files are settings, named as the variables are: DATABASE_URL, for one. A mounted secret with
+	// optional keys, since a file that is not there is a setting that is not set. The environment goes first. Only the environment tells it.
+	//
+	// Default none. RELAY_SECRETS_DIR.
+	SecretsDir string `env:"RELAY_SECRETS_DIR"`
 }
 
 func defaultProgramConfig() programConfig {

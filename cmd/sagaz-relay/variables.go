@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -25,19 +27,23 @@ func (e configError) Unwrap() error { return e.error }
 //	fallback:"C"     used when neither is set
 //	secret:"true"    never shown
 //
-// A value comes from the environment, from the file that NAME_FILE names, or from the YAML file, in this
-// order. Every name is remembered, so that a RELAY_ variable nobody reads can be told.
+// A value comes from the environment, from the file that NAME_FILE names, from the file NAME in RELAY_SECRETS_DIR, or
+// from the YAML file, in this order. Every name is remembered, so that a RELAY_ variable nobody reads can be told.
 type variables struct {
-	lookup func(string) (string, bool)
-	file   map[string]string // the YAML file's
-	known  map[string]bool
-	errs   []error
+	lookup  func(string) (string, bool)
+	secrets map[string]string // those of RELAY_SECRETS_DIR
+	file    map[string]string // the YAML file's
+	known   map[string]bool
+	errs    []error
 
 	sources map[string]string // see settings
 }
 
 func newVariables(lookup func(string) (string, bool), configFile string) *variables {
 	v := &variables{lookup: lookup, known: make(map[string]bool), sources: make(map[string]string)}
+	if dir, _ := lookup(secretsDir); dir != "" {
+		v.readSecrets(dir)
+	}
 	if configFile == "" {
 		return v
 	}
@@ -69,6 +75,32 @@ func newVariables(lookup func(string) (string, bool), configFile string) *variab
 	return v
 }
 
+// secretsDir names a directory with one file a setting, called as the setting is.
+const secretsDir = "RELAY_SECRETS_DIR"
+
+// settingName is what a file of that directory is called if it is meant as a setting.
+var settingName = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
+
+// readSecrets reads a directory as Kubernetes mounts a secret: the files may be links, and beside them lie hidden directories.
+func (v *variables) readSecrets(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		v.fail("%s: %w", secretsDir, err)
+		return
+	}
+	v.secrets = make(map[string]string)
+	for _, entry := range entries {
+		if name := entry.Name(); settingName.MatchString(name) {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				v.fail("%s: %w", secretsDir, err)
+				continue
+			}
+			v.secrets[name] = strings.TrimRight(string(text), "\r\n")
+		}
+	}
+}
+
 // fail notes what is wrong with a variable, once: several rooms may read the same one.
 func (v *variables) fail(format string, args ...any) {
 	err := fmt.Errorf(format, args...)
@@ -83,6 +115,9 @@ func (v *variables) get(name string) (string, bool) {
 	// An empty value counts as not set, as in the library: templates leave many of those behind.
 	value, _ := v.lookup(name)
 	path, _ := v.lookup(name + "_FILE")
+	if value == "" && path == "" {
+		value = v.secrets[name]
+	}
 	if value == "" && path == "" {
 		value, path = v.file[name], v.file[name+"_FILE"]
 	}
@@ -110,6 +145,8 @@ func (v *variables) source(name string) string {
 		return name
 	case path != "":
 		return name + "_FILE"
+	case v.secrets[name] != "":
+		return name + " in " + secretsDir
 	case v.file[name] != "":
 		return name + " in --config"
 	default:
@@ -214,10 +251,18 @@ func parseDuration(value string) (time.Duration, error) {
 
 // strangers reports RELAY_ variables that nothing reads: a typo there would silently be a default.
 func (v *variables) strangers(environ []string) {
+	if path, _ := v.lookup(secretsDir + "_FILE"); path != "" || v.file[secretsDir] != "" || v.file[secretsDir+"_FILE"] != "" {
+		v.fail("%s: want it in the environment: it is read before everything else", secretsDir)
+	}
 	names := make([]string, 0, len(v.file))
 	for name := range v.file {
 		if !v.known[name] {
 			names = append(names, name)
+		}
+	}
+	for name := range v.secrets {
+		if !v.known[name] {
+			names = append(names, name+" in "+secretsDir)
 		}
 	}
 	for _, entry := range environ {
@@ -229,7 +274,7 @@ func (v *variables) strangers(environ []string) {
 	sort.Strings(names)
 	for _, name := range names {
 		hint := ""
-		if near := v.nearest(name); near != "" {
+		if near := v.nearest(strings.TrimSuffix(name, " in "+secretsDir)); near != "" {
 			hint = ": did you mean " + near + "?"
 		}
 		v.fail("%s: no such setting%s", name, hint)

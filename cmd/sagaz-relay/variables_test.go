@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -20,6 +22,7 @@ type sampleConfig struct {
 	Servers string        `env:"KAFKA_BOOTSTRAP_SERVERS" fallback:"BROKER_URL"`
 	PIN     int           `env:"RELAY_PIN" secret:"true"`
 	Other   string        // no setting
+	Secrets string        `env:"RELAY_SECRETS_DIR"`
 }
 
 // loadSample fills a sampleConfig from an environment and the text of a YAML file, which may be empty.
@@ -86,6 +89,67 @@ func TestVariables(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := sampleConfig{Text: "default", Size: 7, Wait: time.Second, Other: "untouched"}
+			tt.want(&want)
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
+// secretsMount is a directory as Kubernetes mounts a secret: the files are links into a hidden directory.
+func secretsMount(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "..data"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, "..data", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestSecretsDir(t *testing.T) {
+	pin := writeFile(t, "pin", "3")
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		env   map[string]string
+		yaml  string
+		want  func(*sampleConfig) // what differs from the defaults
+		err   string              // the whole error
+	}{
+		{name: "Files", files: map[string]string{"RELAY_TEXT": "x\n", "RELAY_PIN": "4", "ca.crt": "-----BEGIN"}, want: func(c *sampleConfig) { c.Text, c.PIN = "x", 4 }},
+		{name: "EnvironmentGoesFirst", files: map[string]string{"RELAY_TEXT": "x"}, env: map[string]string{"RELAY_TEXT": "y"}, want: func(c *sampleConfig) { c.Text = "y" }},
+		{name: "EnvironmentsFileGoesFirst", files: map[string]string{"RELAY_PIN": "4"}, env: map[string]string{"RELAY_PIN_FILE": pin}, want: func(c *sampleConfig) { c.PIN = 3 }},
+		{name: "BeforeYAML", files: map[string]string{"RELAY_TEXT": "x"}, yaml: "RELAY_TEXT: z\nBATCH_SIZE: 12", want: func(c *sampleConfig) { c.Text, c.Size = "x", 12 }},
+		{name: "EmptyIsNotSet", files: map[string]string{"RELAY_TEXT": "\n"}, want: func(*sampleConfig) {}},
+		{name: "Fallback", files: map[string]string{"BROKER_URL": "kafka:9092"}, want: func(c *sampleConfig) { c.Servers = "kafka:9092" }},
+		{name: "NotShown", files: map[string]string{"RELAY_PIN": "98x7"}, err: "RELAY_PIN=…: want a whole number"},
+		{name: "Unknown", files: map[string]string{"RELAY_TXET": "x"}, err: "RELAY_TXET in RELAY_SECRETS_DIR: no such setting: did you mean RELAY_TEXT?"},
+		{name: "ToldByYAML", yaml: "RELAY_SECRETS_DIR: /etc/sagaz", err: "RELAY_SECRETS_DIR: want it in the environment: it is read before everything else"},
+		{name: "NoDirectory", env: map[string]string{"RELAY_SECRETS_DIR": "/nowhere"}, err: "RELAY_SECRETS_DIR: open /nowhere: no such file or directory"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			env := map[string]string{"RELAY_SECRETS_DIR": secretsMount(t, tt.files)}
+			maps.Copy(env, tt.env)
+			got, err := loadSample(t, env, tt.yaml)
+			if tt.err != "" {
+				if err == nil || err.Error() != tt.err {
+					t.Errorf("got %v, want %s", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := sampleConfig{Text: "default", Size: 7, Wait: time.Second, Other: "untouched", Secrets: env["RELAY_SECRETS_DIR"]}
 			tt.want(&want)
 			if !reflect.DeepEqual(got, want) {
 				t.Errorf("got %+v, want %+v", got, want)

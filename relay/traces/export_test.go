@@ -11,8 +11,6 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-func one(spans []otlptest.Span) bool { return len(spans) >= 1 }
-
 // Each way to name a collector: where requests go, with which headers, as whom.
 func TestExport(t *testing.T) {
 	plain := otlptest.New(t)

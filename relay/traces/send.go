@@ -97,7 +97,7 @@ func (t *Tracer) send(o relay.Offer, w *sinkWords, p part) {
 	}
 	l := tally(slices.Values(p.batch))
 	span := t.start(name, trace.SpanKindClient, o.Started, &l)
-	err, failed := p.outcome(o.Err)
+	failed, err := p.outcome(o.Err)
 	if span.IsRecording() {
 		span.SetAttributes(w.attributes(p)...)
 		span.SetAttributes(slot(o.Slot), attribute.String("outbox.sink", o.Sink.Name()))
@@ -108,14 +108,14 @@ func (t *Tracer) send(o relay.Offer, w *sinkWords, p part) {
 	end(span, o.Started.Add(o.Took), err)
 }
 
-// outcome returns the first error of the part, and how many of its records have one.
-func (p *part) outcome(err error) (first error, failed int) {
+// outcome returns how many of the part's records have an error, and the first of those.
+func (p *part) outcome(err error) (failed int, first error) {
+	if err == nil {
+		return 0, nil
+	}
 	var each *relay.BatchError
-	if err == nil || !errors.As(err, &each) {
-		if err != nil {
-			failed = len(p.batch)
-		}
-		return err, failed
+	if !errors.As(err, &each) {
+		return len(p.batch), err
 	}
 	for i := range p.batch {
 		at := i
@@ -129,7 +129,7 @@ func (p *part) outcome(err error) (first error, failed int) {
 			}
 		}
 	}
-	return first, failed
+	return failed, first
 }
 
 // attributes are those of the messaging conventions.

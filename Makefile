@@ -30,6 +30,17 @@ help: ## this list
 build: ## bin/sagaz-relay
 	go build -o bin/sagaz-relay ./cmd/sagaz-relay
 
+# What to call the image, and for which machines (linux/amd64,linux/arm64); several at once need IMAGE_ARGS=--push.
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+IMAGE      ?= sagaz-relay:$(or $(VERSION),dev)
+PLATFORMS  ?=
+IMAGE_ARGS ?= $(if $(findstring $(comma),$(PLATFORMS)),,--load)
+
+.PHONY: image
+image: ## a container image by docker buildx (IMAGE=, PLATFORMS=, VERSION=, IMAGE_ARGS=)
+	docker buildx build -t $(IMAGE) $(if $(PLATFORMS),--platform $(PLATFORMS)) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(IMAGE_ARGS) .
+
 .PHONY: demo
 demo: build ## an outbox, a relay and a load on an embedded PostgreSQL, checked at the end (ARGS=--keep to look inside)
 	bin/sagaz-relay demo $(ARGS)

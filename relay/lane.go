@@ -199,6 +199,7 @@ func (l *lane) run(ctx context.Context) error {
 		cancel()
 		took := time.Since(started)
 		clear(records)
+		l.metrics.offered(len(batch), took)
 
 		rest, trouble := l.outcome(batch, err, took)
 		if len(rest) == 0 {
@@ -309,6 +310,9 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 	for i, f := range batch {
 		e := fate(i)
 		refusal, isRefused := Refused(e)
+		if e != nil && !isRefused {
+			l.metrics.failed(e)
+		}
 		switch {
 		case e == nil:
 			acked = append(acked, f)

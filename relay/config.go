@@ -141,6 +141,14 @@ type Config struct {
 	Topic      string `env:"RELAY_TOPIC"`
 	RoutingKey string `env:"RELAY_ROUTING_KEY"`
 
+	// SagaRules say which event types tell what of their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME with commas between. The
+	// first rule that matches counts. In a type {saga} and {step} stand for a part without a dot, and * for any text; an outcome is started, step, step_failed,
+	// compensated, completed or failed. A saga is named by the row's header saga_name, else by {saga}, else by its aggregate_type. Without a rule for
+	// started, the first event that is seen starts a saga. "none" counts no sagas.
+	//
+	// Default: the library's event types. RELAY_SAGA_RULES.
+	SagaRules []string `env:"RELAY_SAGA_RULES"`
+
 	// Tracer is told of what is done, for traces. Default nil: nobody.
 	Tracer Tracer
 }
@@ -185,6 +193,8 @@ func DefaultConfig() Config {
 
 		Topic:      "{event_type}",
 		RoutingKey: "{event_type}",
+
+		SagaRules: DefaultSagaRules(),
 	}
 }
 
@@ -257,6 +267,9 @@ func (c *Config) Validate() error {
 		if _, err := ParseTemplate(t.text); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
 		}
+	}
+	if _, err := parseSagaRules(c.SagaRules); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -178,6 +178,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 	r = newRound(len(due))
 	certain := d.shelf.certain(due)
 	d.shelf.begin(due)
+	again := 0
 	byLane := make([][]*flight, len(d.lanes))
 	flights := make([]flight, len(due))
 	for i := range due {
@@ -193,6 +194,9 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 				d.log.Warn("ledger entry dropped: its row is not in the table any more", "event_id", e.Event.ID)
 			}
 			continue
+		}
+		if e.Attempts > 0 {
+			again++
 		}
 		f.round, f.entry, f.size, f.keyHash = r, e, e.Event.Size(), e.KeyHash
 		if err := d.p.enc.Encode(&f.rec, &e.Event); err != nil {
@@ -213,6 +217,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 			d.lanes[lane].push(flights)
 		}
 	}
+	d.p.metrics.sink(d.sink.Name()).retry(again)
 	return r, offered
 }
 

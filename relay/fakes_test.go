@@ -545,6 +545,25 @@ func (l *lease) Slot(context.Context) (relay.SlotInfo, error) {
 	return relay.SlotInfo{Exists: l.gone == "", WALEnd: l.next, ConfirmedFlush: l.confirmed, Restart: l.confirmed}, nil
 }
 
+// Updates tells of one update a mark, all of them HOT.
+func (l *lease) Updates(context.Context) (relay.TableUpdates, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := int64(len(l.marks))
+	return relay.TableUpdates{All: n, HOT: n}, nil
+}
+
+// Table counts the rows.
+func (l *lease) Table(context.Context) (relay.TableInfo, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := relay.TableInfo{Rows: make(map[string]int64)}
+	for _, r := range l.rows {
+		t.Rows[r.status]++
+	}
+	return t, nil
+}
+
 func (l *lease) Release(context.Context) error {
 	l.change(func() {
 		l.note("release")

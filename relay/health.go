@@ -94,6 +94,7 @@ func (h *sinkHealth) isolate() {
 	defer h.mu.Unlock()
 	h.isolated = true
 	h.metrics.up.Set(0)
+	h.metrics.isolated.Set(1)
 }
 
 // restore notes that this is over.
@@ -101,6 +102,7 @@ func (h *sinkHealth) restore() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.isolated = false
+	h.metrics.isolated.Set(0)
 	if h.failing == 0 {
 		h.metrics.up.Set(1)
 	}

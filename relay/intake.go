@@ -50,6 +50,7 @@ func (p *pipeline) fresh(ctx context.Context, events []Event) ([]Event, error) {
 	p.mu.Lock()
 	p.counts.skipped += uint64(asked - len(p.pending))
 	p.mu.Unlock()
+	p.metrics.skipped.Add(float64(asked - len(p.pending)))
 	return p.pending, nil
 }
 
@@ -135,10 +136,11 @@ func (p *pipeline) launch(events []Event, swept bool) {
 		p.place++
 		f.position = p.place
 		f.keyHash = KeyHash(ev.AggregateID)
+		f.sagaID, f.aggregateType = ev.SagaID, ev.AggregateType
 		if err := p.enc.Encode(&f.rec, ev); err != nil {
 			// It takes its place on the lanes all the same, which know what is before and behind it.
 			f.unfit, _ = Refused(err)
-			f.rec.EventID, f.rec.EventType, f.rec.Key = ev.ID, ev.EventType, ev.AggregateID
+			f.rec.EventID, f.rec.EventType, f.rec.Key, f.rec.Timestamp = ev.ID, ev.EventType, ev.AggregateID, ev.CreatedAt.Time()
 			p.log.Warn("event refused", "event_id", ev.ID, "error", err)
 		} else {
 			p.cfg.trace(&f.rec, ev)
@@ -148,7 +150,9 @@ func (p *pipeline) launch(events []Event, swept bool) {
 	}
 
 	p.mu.Lock()
+	beside := swept && p.doing.mode == ModeCDC
 	for i := range flights {
+		flights[i].beside = beside
 		p.tracker.admit(&flights[i])
 	}
 	p.counts.admitted += uint64(len(flights))
@@ -159,6 +163,7 @@ func (p *pipeline) launch(events []Event, swept bool) {
 		p.read = max(p.read, events[len(events)-1].CommitLSN)
 	}
 	p.mu.Unlock()
+	p.metrics.received.Add(float64(len(flights)))
 
 	for lane, part := range p.scratch {
 		if len(part) == 0 {
@@ -188,7 +193,7 @@ func (p *pipeline) settle(sink int, batch []*flight, parks []*Parked) {
 
 // marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the server may be told of confirmed.
 func (p *pipeline) marked(batch []*flight, confirmed LSN) {
-	p.metrics.marked(batch)
+	p.metrics.marked(p.slot, batch)
 	p.mu.Lock()
 	for _, f := range batch {
 		p.tracker.mark(f)

@@ -199,6 +199,7 @@ func (l *lane) run(ctx context.Context) error {
 		err := l.sink.Publish(WithFence(pctx, l.valid), records)
 		cancel()
 		took := time.Since(started)
+		l.metrics.offered(len(batch), took)
 
 		rest, trouble := l.outcome(batch, err, took)
 		if l.cfg.Tracer != nil { // not before: those who wait for the outcome come first
@@ -313,6 +314,9 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 	for i, f := range batch {
 		e := fate(i)
 		refusal, isRefused := Refused(e)
+		if e != nil && !isRefused {
+			l.metrics.failed(e)
+		}
 		switch {
 		case e == nil:
 			acked = append(acked, f)

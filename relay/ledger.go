@@ -98,4 +98,6 @@ type LedgerCount struct {
 	Sink  string
 	State State
 	N     int64
+	// Oldest is when the first of them was written.
+	Oldest time.Time
 }

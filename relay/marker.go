@@ -21,6 +21,7 @@ type marker struct {
 	lease   Lease
 	cfg     *Config
 	log     hclog.Logger
+	metrics *Metrics
 	done    func([]*flight, LSN) // tells the tracker, after the commit, and what may be confirmed
 	confirm func() LSN           // the watermark
 
@@ -105,11 +106,13 @@ func (m *marker) run(ctx context.Context) error {
 		case err != nil:
 			// Marks are kept and tried again; nothing has moved meanwhile.
 			failed++
+			m.metrics.markFailures.Inc()
 			wait := backoff.Next()
 			m.log.Warn("mark did not succeed, trying again", "events", len(batch), "attempt", failed, "backoff", wait, "error", err)
 			Sleep(ctx, wait)
 			continue
 		}
+		m.metrics.markSeconds.observe(time.Since(began).Seconds(), 1)
 		if failed > 0 {
 			m.log.Info("marking recovered", "attempts", failed)
 			failed = 0

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -8,8 +9,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are all series that the engine exports; CONTRACT.md lists those that the Python library has too.
-// The hot path pays for an atomic add or two an event: label values are resolved once and kept.
+// Metrics are all series that the engine exports; CONTRACT.md lists those that the Python library has too, README.md all of them.
+// The hot path pays for a few additions a batch: label values are resolved once and kept, and events are counted by runs.
+//
+// What an owner knows of its slots is in slotSeries: it is there while a slot is owned, and gone with it.
 type Metrics struct {
 	workerID string
 
@@ -18,27 +21,34 @@ type Metrics struct {
 	failed      *prometheus.CounterVec
 	deadLetters *prometheus.CounterVec
 	retries     prometheus.Counter
-	pending     prometheus.Gauge
-	pendingName prometheus.Gauge
-	processing  prometheus.Gauge
 	batchSize   prometheus.Gauge
-	duration    *prometheus.HistogramVec
+	duration    *histograms
 
-	lag          *prometheus.GaugeVec
-	slotLag      *prometheus.GaugeVec
-	slotRetained *prometheus.GaugeVec
-	slotSafe     *prometheus.GaugeVec
-	slotActive   *prometheus.GaugeVec
-	slotStatus   *prometheus.GaugeVec
-	ackSeconds   *prometheus.HistogramVec
-	sinkUp       *prometheus.GaugeVec
-	shardsOwned  prometheus.Gauge
+	slots *slotSeries
+	sagas *sagas
+
+	sinkUp        *prometheus.GaugeVec
+	sinkIsolated  *prometheus.GaugeVec
+	attempts      *prometheus.CounterVec
+	acks          *prometheus.CounterVec
+	bytes         *prometheus.CounterVec
+	publishErrors *prometheus.CounterVec
+	parked        *prometheus.CounterVec
+	ackSeconds    *histograms
+	batchSeconds  *histograms
+	batchEvents   *histograms
+
+	received     prometheus.Counter
+	skipped      prometheus.Counter
+	found        *prometheus.CounterVec
+	looks        *histograms
+	marks        prometheus.Counter
+	markSeconds  *histogram
+	markFailures prometheus.Counter
+	pruned       prometheus.Counter
 	leaseChanges prometheus.Counter
 	reconnects   prometheus.Counter
-	marks        prometheus.Counter
-	pruned       prometheus.Counter
-	ledger       *prometheus.GaugeVec
-	found        *prometheus.CounterVec
+	build        *prometheus.GaugeVec
 
 	mu         sync.Mutex // guards what follows
 	eventTypes map[string]*eventTypeMetrics
@@ -50,11 +60,25 @@ type eventTypeMetrics struct {
 	published prometheus.Counter
 	failed    prometheus.Counter
 	dead      prometheus.Counter
-	duration  prometheus.Observer
+	duration  *histogram
+}
+
+// acked counts events that a sink took after the given time.
+func (t *eventTypeMetrics) acked(seconds float64, events int) {
+	t.published.Add(float64(events))
+	t.duration.observe(seconds, events)
 }
 
 // maxEventTypes bounds the values of the label event_type, which come from rows: beyond it, types share "other".
 const maxEventTypes = 200
+
+const otherEventType = "other"
+
+// recoveredCauses are those of outbox_recovered_events_total.
+var recoveredCauses = []string{string(GoneMissing), string(GoneLost), string(GonePublication), string(GoneMoved), "stuck_claim", "failed", "pending", "polled"}
+
+// parkedBehind is the reason of an entry that waits behind another of its key.
+const parkedBehind = "behind"
 
 // NewMetrics builds the collectors and registers them.
 func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
@@ -64,75 +88,92 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 		reg.MustRegister(c)
 		return c
 	}
-	gauge := func(name, help string, labels prometheus.Labels) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels})
-		reg.MustRegister(g)
-		return g
-	}
-	byType := func(name, help string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: worker}, []string{"event_type"})
+	counters := func(name, help string, constant prometheus.Labels, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: constant}, labels)
 		reg.MustRegister(c)
 		return c
 	}
-	gaugeBy := func(name, help, label string) *prometheus.GaugeVec {
-		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{label})
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 		reg.MustRegister(g)
 		return g
 	}
-	slotStatus := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "outbox_slot_wal_status",
-		Help: "1 for the slot's wal_status. lost means that PostgreSQL has removed WAL that the slot needed.",
-	}, []string{"slot", "status"})
-	reg.MustRegister(slotStatus)
-	ledger := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "outbox_ledger_events",
-		Help: "Events in the ledger by sink and state: retry (to be offered), held (behind another of their key), dead (for a person).",
-	}, []string{"sink", "state"})
-	found := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "outbox_recovered_events_total",
-		Help: "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved (slots), stuck_claim, failed, pending (by hand), polled.",
-	}, []string{"cause"})
-	reg.MustRegister(ledger, found)
-	m := &Metrics{
-		slotStatus:   slotStatus,
-		slotLag:      gaugeBy("outbox_slot_confirmed_flush_lag_bytes", "WAL written and not confirmed by the relay. It rises while events wait.", "slot"),
-		slotRetained: gaugeBy("outbox_slot_retained_wal_bytes", "WAL that the slot keeps on the database's disk.", "slot"),
-		slotSafe:     gaugeBy("outbox_slot_safe_wal_size_bytes", "WAL that may still be written before the slot can be lost; absent without max_slot_wal_keep_size.", "slot"),
-		slotActive:   gaugeBy("outbox_slot_active", "1 while a connection reads the slot.", "slot"),
-		workerID:     workerID,
-		batches:      counter("outbox_batch_processed_total", "Batches offered to a sink and acknowledged."),
-		published:    byType("outbox_published_events_total", "Events that a sink has acknowledged; with several sinks an event counts once for each."),
-		failed:       byType("outbox_failed_events_total", "Events that a sink refused for their own fault. A rise means rows with status failed: read last_error."),
-		deadLetters:  byType("outbox_dead_letter_events_total", "Events given up for good. A rise means work for a person."),
-		retries:      counter("outbox_retry_attempts_total", "Events offered again after trouble of a sink. A steady rise means a broker in trouble."),
-		pending: gauge("outbox_pending_events_total", "Events waiting on the slots that this relay owns: in flight, exact, plus an "+
-			"estimate of those in WAL not read yet; 0 on a standby, so that the sum over pods is the backlog. A gauge, despite its name, which the autoscaler knows.", nil),
-		pendingName: gauge("outbox_pending_events", "The same as outbox_pending_events_total, under a gauge's name.", nil),
-		processing:  gauge("outbox_processing_events_total", "Events in flight: read from the slot and not yet marked.", worker),
-		batchSize:   gauge("outbox_batch_size", "Events in the last batch that a sink acknowledged.", worker),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "outbox_publish_duration_seconds", Help: "Time from offering an event's batch to a sink to its acknowledgement.",
-			Buckets:     []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5},
-			ConstLabels: worker,
-		}, []string{"event_type"}),
-		lag: gaugeBy("outbox_replication_lag_seconds", "Age of the oldest commit with an event in flight; 0 when there is none. A steady rise means that delivery stands still.", "slot"),
-		ackSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "outbox_commit_to_ack_seconds", Help: "Time from the commit of an event's transaction to a sink's acknowledgement, by the clocks of database and relay.",
-			Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300},
-		}, []string{"sink"}),
-		sinkUp:       gaugeBy("outbox_sink_up", "1 while the sink takes what it is offered, 0 while its events are being offered again.", "sink"),
-		shardsOwned:  gauge("outbox_shards_owned", "Replication slots whose lease this relay holds; 0 on a standby.", nil),
-		leaseChanges: counter("outbox_lease_changes_total", "Times that this relay has taken or lost a slot. A steady rise means relays that fight or die."),
-		reconnects:   counter("outbox_stream_reconnects_total", "Times that the replication connection had to be made again."),
-		marks:        counter("outbox_marked_events_total", "Rows marked with their event's fate."),
-		pruned:       counter("outbox_pruned_events_total", "Rows removed because RELAY_RETENTION is over."),
-		ledger:       ledger,
-		found:        found,
-		eventTypes:   make(map[string]*eventTypeMetrics),
-		sinks:        make(map[string]*sinkMetrics),
+	histogram := func(name, help string, bounds []float64, constant prometheus.Labels, labels ...string) *histograms {
+		h := newHistograms(name, help, bounds, constant, labels...)
+		reg.MustRegister(h)
+		return h
 	}
-	reg.MustRegister(m.duration, m.ackSeconds)
+	m := &Metrics{workerID: workerID, eventTypes: make(map[string]*eventTypeMetrics), sinks: make(map[string]*sinkMetrics)}
+
+	// The library's names.
+	m.batches = counter("outbox_batch_processed_total", "Batches offered to a sink of which it acknowledged something.")
+	m.published = counters("outbox_published_events_total", "Events that a sink has acknowledged; with several sinks an event counts once for each.", worker, "event_type")
+	m.failed = counters("outbox_failed_events_total", "Times that a sink refused an event for the event's own fault. A rise means rows with status failed: read last_error.", worker, "event_type")
+	m.deadLetters = counters("outbox_dead_letter_events_total", "Events given up for good, once for each sink that does not have them. A rise means work for a person: sagaz-relay dead-letter list.", worker, "event_type")
+	m.retries = counter("outbox_retry_attempts_total", "Events offered again after trouble of a sink, and refused ones tried again. A steady rise means a broker in trouble.")
+	m.batchSize = prometheus.NewGauge(prometheus.GaugeOpts{Name: "outbox_batch_size", Help: "Events in the last batch that a sink acknowledged.", ConstLabels: worker})
+	reg.MustRegister(m.batchSize)
+	m.duration = histogram("outbox_publish_duration_seconds", "Time from offering an event's batch to a sink to its acknowledgement, for each event.",
+		[]float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5}, worker, "event_type")
+
+	// What the owner of slots knows.
+	m.slots = newSlotSeries(workerID)
+	reg.MustRegister(m.slots)
+
+	// Sinks.
+	m.sinkUp = gauges("outbox_sink_up", "1 while the sink takes what it is offered, 0 while its events are being offered again or go to the ledger.", "sink")
+	m.sinkIsolated = gauges("outbox_sink_isolated", "1 while all events of the sink go to the ledger, because it was down for RELAY_SINK_ISOLATION or the slot holds back too much WAL.", "sink")
+	m.attempts = counters("outbox_publish_attempts_total", "Events offered to the sink, counted at each offer.", nil, "sink")
+	m.publishErrors = counters("outbox_publish_errors_total", "Events offered to the sink and not taken, at each offer, by reason: refused for their own fault (unroutable, too_large, nacked, rejected, encode, unknown_topic) "+
+		"or in passing (timeout, connection, other). Divided by outbox_publish_attempts_total it is the error rate.", nil, "sink", "reason")
+	m.acks = counters("outbox_acknowledged_events_total", "Events that the sink has acknowledged.", nil, "sink")
+	m.bytes = counters("outbox_acknowledged_bytes_total", "Bytes of keys and bodies that the sink has acknowledged.", nil, "sink")
+	m.ackSeconds = histogram("outbox_commit_to_ack_seconds", "Time from the commit of an event's transaction to the sink's acknowledgement, by the clocks of database and relay; only events that the slot told of.",
+		[]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}, nil, "sink")
+	m.batchSeconds = histogram("outbox_batch_publish_seconds", "Time that an offer of a batch to the sink took, whatever came of it.",
+		[]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}, nil, "sink")
+	m.batchEvents = histogram("outbox_batch_events", "Events in a batch offered to the sink. Small batches under load mean too many lanes, or a broker that waits for nothing.",
+		[]float64{1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000}, nil, "sink")
+	m.parked = counters("outbox_parked_events_total", "Ledger entries made, by reason: refused (as in outbox_publish_errors_total), sink_down, or behind (another of its key is in the ledger).", nil, "sink", "reason")
+
+	// The stream, the table, the marks.
+	m.received = counter("outbox_received_events_total", "Events taken from the slot or found in the table, to be published.")
+	m.skipped = counter("outbox_skipped_events_total", "Events that the slot told of again although they were settled already: after a crash, or beside other workers.")
+	m.found = counters("outbox_recovered_events_total", "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved (slots), stuck_claim, failed, pending (by hand), polled.", nil, "cause")
+	m.looks = histogram("outbox_table_look_seconds", "Time that a look at the table for rows no slot tells of took, by what is looked for: pending, stuck_claim, failed.",
+		[]float64{0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60}, nil, "kind")
+	m.marks = counter("outbox_marked_events_total", "Rows marked with their event's fate.")
+	marks := histogram("outbox_mark_seconds", "Time that a transaction of marks took.", []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}, worker)
+	m.markSeconds = marks.with()
+	m.markFailures = counter("outbox_mark_failures_total", "Transactions of marks that did not succeed and were tried again.")
+	m.pruned = counter("outbox_pruned_events_total", "Rows removed because RELAY_RETENTION is over.")
+	m.leaseChanges = counter("outbox_lease_changes_total", "Times that this relay has taken or lost a slot. A steady rise means relays that fight or die.")
+	m.reconnects = counter("outbox_stream_reconnects_total", "Times that the replication connection had to be made again.")
+	m.build = gauges("outbox_build_info", "1, with what is running.", "version", "revision", "goversion")
+
+	m.sagas = newSagas(reg)
+
+	for _, cause := range recoveredCauses {
+		m.found.WithLabelValues(cause)
+	}
+	for _, k := range kinds {
+		m.looks.with(k.cause)
+	}
 	return m
+}
+
+// configure tells what New was told; the configuration is valid.
+func (m *Metrics) configure(cfg *Config) {
+	m.slots.slots = cfg.Slots
+	m.sagas.rules, _ = parseSagaRules(cfg.SagaRules)
+	for _, rule := range m.sagas.rules {
+		m.sagas.explicit = m.sagas.explicit || rule.outcome == sagaStarted
+	}
+}
+
+// Build exports which version runs.
+func (m *Metrics) Build(version, revision string) {
+	m.build.WithLabelValues(version, revision, runtime.Version()).Set(1)
 }
 
 // eventType returns the series of an event type, or those of "other" when there are too many types.
@@ -152,70 +193,25 @@ func (m *Metrics) eventType(name string) *eventTypeMetrics {
 		published: m.published.WithLabelValues(name),
 		failed:    m.failed.WithLabelValues(name),
 		dead:      m.deadLetters.WithLabelValues(name),
-		duration:  m.duration.WithLabelValues(name),
+		duration:  m.duration.with(name),
 	}
 	m.eventTypes[name] = t
 	return t
 }
 
-const otherEventType = "other"
-
-// sinkMetrics are the series of one sink, resolved.
-type sinkMetrics struct {
-	m   *Metrics
-	ack prometheus.Observer
-	up  prometheus.Gauge
-}
-
-func (m *Metrics) sink(name string) *sinkMetrics {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s, ok := m.sinks[name]
-	if !ok {
-		s = &sinkMetrics{m: m, ack: m.ackSeconds.WithLabelValues(name), up: m.sinkUp.WithLabelValues(name)}
-		s.up.Set(1)
-		m.sinks[name] = s
-	}
-	return s
-}
-
-// acked counts a batch that a sink took within the given time.
-func (s *sinkMetrics) acked(batch []*flight, took time.Duration) {
-	if len(batch) == 0 {
-		return
-	}
-	s.m.batches.Inc()
-	s.m.batchSize.Set(float64(len(batch)))
-	now := TimestampOf(time.Now())
-	seconds := took.Seconds()
-	var t *eventTypeMetrics
-	last, run := "", 0
-	for _, f := range batch {
-		if t == nil || f.rec.EventType != last {
-			if t != nil {
-				t.published.Add(float64(run))
-			}
-			t, last, run = s.m.eventType(f.rec.EventType), f.rec.EventType, 0
-		}
-		run++
-		t.duration.Observe(seconds)
-		if f.committed != 0 {
-			s.ack.Observe(max(0, float64(now-f.committed)/1e6))
-		}
-	}
-	t.published.Add(float64(run))
-}
-
-func (s *sinkMetrics) refused(f *flight, _ error) { s.m.eventType(f.rec.EventType).failed.Inc() }
-
-func (s *sinkMetrics) retry(events int) { s.m.retries.Add(float64(events)) }
-
 // marked counts a batch whose fates are written.
-func (m *Metrics) marked(batch []*flight) {
+func (m *Metrics) marked(slot string, batch []*flight) {
 	m.marks.Add(float64(len(batch)))
+	m.sagas.marked(slot, batch)
 	for _, f := range batch {
 		for i := range f.parked {
-			if f.parked[i].State == StateDead {
+			p := &f.parked[i]
+			reason := string(p.Reason)
+			if reason == "" {
+				reason = parkedBehind
+			}
+			m.parked.WithLabelValues(p.Sink, reason).Inc()
+			if p.State == StateDead {
 				m.eventType(f.rec.EventType).dead.Inc()
 			}
 		}
@@ -231,34 +227,12 @@ func (m *Metrics) resolved(outcomes []Outcome) {
 	}
 }
 
+// looked notes how long a look at the table took.
+func (m *Metrics) looked(kind SweepKind, took time.Duration) {
+	m.looks.with(kinds[kind].cause).observe(took.Seconds(), 1)
+}
+
 // recovered counts events that were found in the table.
 func (m *Metrics) recovered(cause string, events int) {
 	m.found.WithLabelValues(strings.ReplaceAll(cause, " ", "_")).Add(float64(events))
-}
-
-// ledgerCounts exports how many entries there are.
-func (m *Metrics) ledgerCounts(counts []LedgerCount) {
-	m.ledger.Reset()
-	for _, c := range counts {
-		m.ledger.WithLabelValues(c.Sink, string(c.State)).Set(float64(c.N))
-	}
-}
-
-// slotInfo exports what the server says of a slot.
-func (m *Metrics) slotInfo(slot string, info SlotInfo) {
-	m.slotStatus.DeletePartialMatch(prometheus.Labels{"slot": slot})
-	if !info.Exists {
-		return
-	}
-	m.slotLag.WithLabelValues(slot).Set(float64(info.WALEnd - min(info.WALEnd, info.ConfirmedFlush)))
-	m.slotRetained.WithLabelValues(slot).Set(float64(info.WALEnd - min(info.WALEnd, info.Restart)))
-	m.slotActive.WithLabelValues(slot).Set(0)
-	if info.Active {
-		m.slotActive.WithLabelValues(slot).Set(1)
-	}
-	m.slotSafe.DeleteLabelValues(slot)
-	if info.SafeWALSize != nil {
-		m.slotSafe.WithLabelValues(slot).Set(float64(*info.SafeWALSize))
-	}
-	m.slotStatus.WithLabelValues(slot, info.WALStatus).Set(1)
 }

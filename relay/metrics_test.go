@@ -2,6 +2,8 @@ package relay
 
 import (
 	"fmt"
+	"math"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -10,61 +12,145 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// described keeps what is registered, to be asked for every name, also those that have no series yet.
-type described struct {
-	*prometheus.Registry
-	text []string
+// contractMetrics are the names in CONTRACT.md, with the labels that the library, or the contract, gives them. Of what a relay tells of itself
+// beyond that, README.md has the list.
+var contractMetrics = map[string]string{
+	"outbox_batch_processed_total":          "worker_id",
+	"outbox_published_events_total":         "event_type worker_id",
+	"outbox_failed_events_total":            "event_type worker_id",
+	"outbox_dead_letter_events_total":       "event_type worker_id",
+	"outbox_retry_attempts_total":           "worker_id",
+	"outbox_pending_events_total":           "",
+	"outbox_pending_events":                 "",
+	"outbox_processing_events_total":        "worker_id",
+	"outbox_batch_size":                     "worker_id",
+	"outbox_events_by_state":                "state",
+	"outbox_publish_duration_seconds":       "event_type worker_id",
+	"outbox_slot_confirmed_flush_lag_bytes": "slot",
+	"outbox_slot_retained_wal_bytes":        "slot",
+	"outbox_slot_safe_wal_size_bytes":       "slot",
+	"outbox_slot_active":                    "slot",
+	"outbox_slot_inactive_seconds":          "slot",
+	"outbox_slot_spill_bytes_total":         "slot",
+	"outbox_slot_wal_status":                "slot status",
+	"outbox_replication_lag_seconds":        "slot",
+	"outbox_commit_to_ack_seconds":          "sink",
+	"outbox_sink_up":                        "sink",
+	"outbox_ledger_events":                  "sink state",
+	"outbox_shards_owned":                   "",
+	"outbox_lease_changes_total":            "worker_id",
+	"outbox_recovered_events_total":         "cause",
+	"outbox_marks_hot_ratio":                "",
+	"outbox_build_info":                     "goversion revision version",
 }
 
-func (d *described) MustRegister(collectors ...prometheus.Collector) {
-	for _, c := range collectors {
-		descs := make(chan *prometheus.Desc, 10)
-		c.Describe(descs)
-		close(descs)
-		for desc := range descs {
-			d.text = append(d.text, desc.String())
+// busyMetrics are the metrics of a relay that has seen everything, so that every series is there.
+func busyMetrics() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	m := NewMetrics(reg, "worker-1")
+	cfg := DefaultConfig()
+	m.configure(&cfg)
+	m.Build("1.0", "abc")
+	s := m.sink("kafka")
+	f := &flight{rec: Record{EventType: "order.pay.failed"}, aggregateType: "saga", parked: []Parked{{Sink: "kafka", State: StateDead, Reason: ReasonTooLarge}}}
+	s.acked([]*flight{f}, time.Millisecond)
+	m.marked(cfg.Slots[0], []*flight{f})
+	safe := int64(1 << 30)
+	m.slots.set(cfg.Slots[0], &slotSample{
+		looked: true, budget: 1 << 29, rows: map[string]int64{"sent": 1}, sinks: []string{"kafka"},
+		info: SlotInfo{Exists: true, KeepSize: 1 << 30, SafeWALSize: &safe, Relays: 3, Stats: &SlotStats{}},
+	})
+	return reg
+}
+
+// TestMetricsOfTheContract looks at names and labels, and at README.md, whose table of metrics is made of what is exported
+// (go test ./relay -run Contract -update).
+func TestMetricsOfTheContract(t *testing.T) {
+	families, err := busyMetrics().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table strings.Builder
+	exported := make(map[string]string)
+	for _, f := range families {
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, l.GetName())
+		}
+		slices.Sort(labels)
+		exported[f.GetName()] = strings.Join(labels, " ")
+		if f.GetHelp() == "" {
+			t.Errorf("%s has no help", f.GetName())
+		}
+		if strings.HasSuffix(f.GetName(), "_total") && f.GetType().String() != "COUNTER" && !strings.Contains(f.GetHelp(), "despite its name") {
+			t.Errorf("%s is a %s", f.GetName(), f.GetType())
+		}
+		shown := ""
+		if len(labels) > 0 {
+			shown = "`" + strings.Join(labels, "`, `") + "`"
+		}
+		fmt.Fprintf(&table, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), shown, f.GetHelp())
+	}
+	for name, labels := range contractMetrics {
+		if got, ok := exported[name]; !ok {
+			t.Errorf("%s is not exported", name)
+		} else if got != labels {
+			t.Errorf("%s has the labels %q, want %q", name, got, labels)
 		}
 	}
-	d.Registry.MustRegister(collectors...)
+
+	const begin, end = "<!-- metrics: go test ./relay -run Contract -update -->\n", "<!-- end of metrics -->"
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), begin)
+	old, after, closed := strings.Cut(rest, end)
+	if !ok || !closed {
+		t.Fatal("README.md has no table of metrics between its two comments")
+	}
+	want := "| name | type | labels | meaning |\n|---|---|---|---|\n" + table.String()
+	switch {
+	case old == want:
+	case *update:
+		if err := os.WriteFile("../README.md", []byte(before+begin+want+end+after), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	default:
+		t.Error("README.md does not list what is exported: run go test ./relay -run Contract -update")
+	}
 }
 
-// contractMetrics are the names in CONTRACT.md that this version exports, with the labels that the library has.
-var contractMetrics = map[string][]string{
-	"outbox_batch_processed_total":    {"worker_id"},
-	"outbox_published_events_total":   {"worker_id", "event_type"},
-	"outbox_failed_events_total":      {"worker_id", "event_type"},
-	"outbox_dead_letter_events_total": {"worker_id", "event_type"},
-	"outbox_retry_attempts_total":     {"worker_id"},
-	"outbox_pending_events_total":     nil,
-	"outbox_pending_events":           nil,
-	"outbox_processing_events_total":  {"worker_id"},
-	"outbox_batch_size":               {"worker_id"},
-	"outbox_publish_duration_seconds": {"worker_id", "event_type"},
-	"outbox_replication_lag_seconds":  {"slot"},
-	"outbox_commit_to_ack_seconds":    {"sink"},
-	"outbox_sink_up":                  {"sink"},
-	"outbox_shards_owned":             nil,
-	"outbox_lease_changes_total":      {"worker_id"},
-}
-
-func TestMetricsOfTheContract(t *testing.T) {
-	reg := &described{Registry: prometheus.NewRegistry()}
-	NewMetrics(reg, "worker-1")
-	for name, labels := range contractMetrics {
-		i := slices.IndexFunc(reg.text, func(s string) bool { return strings.Contains(s, `fqName: "`+name+`"`) })
-		if i < 0 {
-			t.Errorf("%s is not exported", name)
-			continue
+// A histogram that is ours shows what the client library's would.
+func TestHistogramAsTheLibrarys(t *testing.T) {
+	bounds := []float64{0.1, 1, 10}
+	ours := newHistograms("h", "help", bounds, prometheus.Labels{"worker_id": "w"}, "kind")
+	theirs := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "h", Help: "help", Buckets: bounds, ConstLabels: prometheus.Labels{"worker_id": "w"}}, []string{"kind"})
+	for _, o := range []struct {
+		kind  string
+		value float64
+		n     int
+	}{{"a", 0, 1}, {"a", 0.1, 3}, {"a", 0.100001, 2}, {"a", 5, 4}, {"b", 11, 2}, {"b", 10, 1}} {
+		ours.with(o.kind).observe(o.value, o.n)
+		for range o.n {
+			theirs.WithLabelValues(o.kind).Observe(o.value)
 		}
-		_, constant, _ := strings.Cut(reg.text[i], "constLabels:")
-		for _, label := range labels {
-			if !strings.Contains(constant, label) {
-				t.Errorf("%s has no label %s: %s", name, label, reg.text[i])
-			}
+	}
+	shown := func(c prometheus.Collector) string {
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(c)
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
 		}
-		if strings.Contains(reg.text[i], `help: ""`) {
-			t.Errorf("%s has no help", name)
+		for _, m := range families[0].GetMetric() {
+			m.Histogram.CreatedTimestamp = nil
+			*m.Histogram.SampleSum = math.Round(m.GetHistogram().GetSampleSum()*1e6) / 1e6 // it is added up in another order
 		}
+		return fmt.Sprint(families)
+	}
+	if got, want := shown(ours), shown(theirs); got != want {
+		t.Errorf("\n got %s\nwant %s", got, want)
 	}
 }
 

@@ -3,8 +3,6 @@ package relay
 import (
 	"context"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -12,64 +10,136 @@ const (
 	slotEvery       = 5 // observations between two looks at the slot
 )
 
+// observer looks at one pipeline, and at the database, for its metrics.
+type observer struct {
+	p      *pipeline
+	unread unreadEstimate
+	sample slotSample // what is known; a copy of it is exported
+	next   struct{ ledger, backlog, table time.Time }
+
+	backlog int
+	oldest  Timestamp // created_at of the oldest pending row at the last look at the table
+	updates TableUpdates
+	first   bool // our slot is the first one: we speak for the whole table
+}
+
 // observe keeps the pipeline's gauges up to date until ctx ends, notes the watermark now and then, and sees to it that the slot does
 // not hold back too much WAL.
 func (p *pipeline) observe(ctx context.Context) error {
-	var unread unreadEstimate
-	var info SlotInfo
-	nextCount, nextBacklog := time.Now(), time.Now()
-	backlog := 0
+	o := &observer{p: p, first: p.slot == p.cfg.Slots[0]}
+	o.sample.epoch, o.sample.limit, o.sample.hotRatio = p.lease.Epoch(), [2]int{p.cfg.InflightEvents, p.cfg.InflightBytes}, -1
+	for _, sink := range p.sinks {
+		o.sample.sinks = append(o.sample.sinks, sink.Name())
+	}
 	for n := 0; ; n++ {
 		if n%slotEvery == 0 {
-			looked, err := p.lease.Slot(ctx)
-			if err != nil {
-				p.log.Debug("looking at the slot", "error", err) // who needs the slot says it louder
-			} else {
-				info = looked
-				p.metrics.slotInfo(p.slot, info)
-				p.mindWAL(info)
-			}
+			o.lookAtSlot(ctx)
 		}
-		if now := time.Now(); !now.Before(nextCount) {
-			if counts, err := p.lease.Counts(ctx); err == nil {
-				p.metrics.ledgerCounts(counts)
-			}
-			nextCount = now.Add(max(slotEvery*observeInterval, lookShare*time.Since(now)))
-		}
-		if now := time.Now(); p.isPolling() && !now.Before(nextBacklog) {
-			if n, err := p.lease.Backlog(ctx, backlogLimit); err == nil {
-				backlog = n
-			}
-			nextBacklog = now.Add(max(slotEvery*observeInterval, lookShare*time.Since(now)/10))
-		}
+		o.lookAtTable(ctx)
 		if p.wantsConfirm() {
 			if err := p.confirm(ctx); err != nil {
 				p.log.Debug("noting the watermark", "error", err)
 			}
 		}
-		var st SlotStatus
-		p.status(&st)
-		p.mu.Lock()
-		read, admitted := max(p.read, info.ConfirmedFlush), p.counts.admitted
-		p.mu.Unlock()
-		waiting := float64(st.Inflight)
-		for _, s := range p.shelves {
-			entries, _, _ := s.state()
-			waiting += float64(entries)
-		}
-		if st.Mode == ModePolling {
-			waiting = max(waiting, float64(backlog)) // in flight, they are pending still
-		} else if info.Exists {
-			waiting += unread.events(info.WALEnd, read, admitted)
-		}
-		p.metrics.lag.WithLabelValues(p.slot).Set(st.LagSeconds)
-		p.metrics.processing.Set(float64(st.Inflight))
-		p.metrics.pending.Set(waiting)
-		p.metrics.pendingName.Set(waiting)
+		o.export()
 		if !Sleep(ctx, observeInterval) {
 			return nil
 		}
 	}
+}
+
+// lookAtSlot asks the server about the slot and the table's updates.
+func (o *observer) lookAtSlot(ctx context.Context) {
+	info, err := o.p.lease.Slot(ctx)
+	if err != nil {
+		o.p.log.Debug("looking at the slot", "error", err) // who needs the slot says it louder
+		return
+	}
+	s := &o.sample
+	s.info, s.looked = info, true
+	switch {
+	case info.Active:
+		s.inactive = time.Time{}
+	case info.InactiveFor != nil:
+		s.inactive = time.Now().Add(-*info.InactiveFor)
+	case s.inactive.IsZero():
+		s.inactive = time.Now()
+	}
+	s.budget = o.p.walBudget(info)
+	o.p.mindWAL(info)
+	if !o.first {
+		return
+	}
+	if now, err := o.p.lease.Updates(ctx); err == nil {
+		if updates := now.All - o.updates.All; o.updates.All > 0 && updates > 0 {
+			s.hotRatio = float64(now.HOT-o.updates.HOT) / float64(updates)
+		}
+		o.updates = now
+	}
+}
+
+// lookAtTable counts the ledger's entries and the table's rows, each as often as its cost allows.
+func (o *observer) lookAtTable(ctx context.Context) {
+	if began := time.Now(); !began.Before(o.next.ledger) {
+		if counts, err := o.p.lease.Counts(ctx); err == nil {
+			o.sample.ledger = counts
+		}
+		o.next.ledger = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)))
+	}
+	if began := time.Now(); o.p.isPolling() && !began.Before(o.next.backlog) {
+		if n, err := o.p.lease.Backlog(ctx, backlogLimit); err == nil {
+			o.backlog = n
+		}
+		o.next.backlog = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)/10))
+	}
+	if began := time.Now(); !began.Before(o.next.table) && (o.first || !o.p.isStreaming()) {
+		if t, err := o.p.lease.Table(ctx); err == nil {
+			o.oldest = t.OldestPending
+			if o.first {
+				o.sample.rows = t.Rows
+			}
+		}
+		o.next.table = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)))
+	}
+}
+
+// export makes what is known now visible.
+func (o *observer) export() {
+	p, s := o.p, o.sample
+	var st SlotStatus
+	p.status(&st)
+	p.mu.Lock()
+	read, admitted := max(p.read, s.info.ConfirmedFlush), p.counts.admitted
+	oldest := time.Time{}
+	if f := p.tracker.oldest(); f != nil {
+		if oldest = f.rec.Timestamp; f.committed != 0 {
+			oldest = f.committed.Time()
+		}
+	}
+	p.mu.Unlock()
+	s.mode, s.streaming, s.inflight, s.bytes, s.lag = st.Mode, st.Streaming, st.Inflight, st.Bytes, st.LagSeconds
+	s.waiting = float64(st.Inflight)
+	for _, shelf := range p.shelves {
+		entries, _, _ := shelf.state()
+		s.waiting += float64(entries)
+	}
+	if st.Mode == ModePolling {
+		s.waiting = max(s.waiting, float64(o.backlog)) // in flight, they are pending still
+	} else if s.info.Exists {
+		s.waiting += o.unread.events(s.info.WALEnd, read, admitted)
+	}
+	for _, c := range s.ledger {
+		if c.State != StateDead && !c.Oldest.IsZero() && (oldest.IsZero() || c.Oldest.Before(oldest)) {
+			oldest = c.Oldest
+		}
+	}
+	if at := o.oldest.Time(); !st.Streaming && o.oldest != 0 && (oldest.IsZero() || at.Before(oldest)) {
+		oldest = at
+	}
+	if !oldest.IsZero() {
+		s.oldest = max(0, time.Since(oldest).Seconds())
+	}
+	p.metrics.slots.set(p.slot, &s)
 }
 
 // backlogLimit is where the backlog's exact size does not matter any more.
@@ -84,10 +154,7 @@ func (p *pipeline) isPolling() bool {
 // mindWAL isolates the sinks for which the oldest event waits when the slot holds back more WAL than the budget, so that their events go to
 // the ledger and the slot goes on; it ends that at half the budget. It sheds WAL, never events.
 func (p *pipeline) mindWAL(info SlotInfo) {
-	budget := int64(p.cfg.WALBudget)
-	if budget == 0 {
-		budget = info.KeepSize / 2
-	}
+	budget := p.walBudget(info)
 	if budget == 0 || !info.Exists {
 		return
 	}
@@ -108,6 +175,14 @@ func (p *pipeline) mindWAL(info SlotInfo) {
 			}
 		}
 	}
+}
+
+// walBudget is how much WAL the slot may hold back; 0 when there is no limit.
+func (p *pipeline) walBudget(info SlotInfo) int64 {
+	if p.cfg.WALBudget != 0 {
+		return int64(p.cfg.WALBudget)
+	}
+	return info.KeepSize / 2
 }
 
 // waitsFor returns a bit for each sink that the oldest event in flight is with, when it was the oldest at the last look already.
@@ -148,15 +223,4 @@ func (u *unreadEstimate) events(walEnd, read LSN, admitted uint64) float64 {
 		return 0
 	}
 	return float64(int64(float64(walEnd-read) / u.perEvent))
-}
-
-// standby sets what only an owner reports to 0: a missing series would keep the autoscaler from scaling down.
-func (m *Metrics) standby() {
-	m.pending.Set(0)
-	m.pendingName.Set(0)
-	m.processing.Set(0)
-	m.lag.Reset()
-	for _, g := range []*prometheus.GaugeVec{m.slotLag, m.slotRetained, m.slotSafe, m.slotActive, m.slotStatus} {
-		g.Reset()
-	}
 }

@@ -114,7 +114,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		p.doing.mode = ModePolling
 	}
 	p.marker = &marker{
-		slot: slot, lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), done: p.marked, confirm: p.watermark,
+		slot: slot, lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), metrics: r.metrics, done: p.marked, confirm: p.watermark,
 		wake: make(chan struct{}, 1),
 	}
 	if r.cfg.Hybrid {

@@ -51,6 +51,7 @@ func New(cfg Config, log hclog.Logger, metrics *Metrics, source Source, store St
 	for _, sink := range sinks {
 		r.health = append(r.health, &sinkHealth{metrics: metrics.sink(sink.Name())})
 	}
+	metrics.configure(&cfg)
 	for _, slot := range cfg.Slots {
 		r.slots[slot] = &slotState{name: slot, role: Starting, since: time.Now()}
 	}
@@ -160,14 +161,10 @@ func (r *Relay) become(slot string, role Role, p *pipeline) {
 		s.since = time.Now()
 	}
 	s.role, s.pipeline = role, p
-	owned := 0
-	for _, s := range r.slots {
-		if s.pipeline != nil {
-			owned++
-		}
-	}
-	r.metrics.shardsOwned.Set(float64(owned))
-	if owned == 0 {
-		r.metrics.standby()
+	if p != nil {
+		r.metrics.slots.own(slot)
+	} else {
+		r.metrics.slots.drop(slot)
+		r.metrics.sagas.drop(slot)
 	}
 }

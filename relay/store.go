@@ -84,8 +84,12 @@ type Lease interface {
 	Settled(ctx context.Context, events []Event) ([]bool, error)
 	// Confirm notes that the slot may be told to pass lsn; see Recovery.Confirmed. Mark does it too.
 	Confirm(ctx context.Context, lsn LSN) error
-	// Slot tells what the server says of the slot.
+	// Slot tells what the server says of the slot. It is cheap.
 	Slot(ctx context.Context) (SlotInfo, error)
+	// Updates counts the table's updates. It is cheap.
+	Updates(ctx context.Context) (TableUpdates, error)
+	// Table counts the whole table's rows. It may take long, and is made on a connection of its own.
+	Table(ctx context.Context) (TableInfo, error)
 	Ledger
 	Sweeper
 	// Prune removes (or, with archive, moves to saga_outbox_archive) at most limit rows that were sent before the given age, on a
@@ -145,4 +149,38 @@ type SlotInfo struct {
 	// SafeWALSize is how many bytes may still be written before the slot is in danger of being lost; nil when there is
 	// no limit, or when it is lost.
 	SafeWALSize *int64
+	// InactiveFor is for how long nobody has read the slot, by the server's clock; nil while it is read, and where the server does not
+	// know (before PostgreSQL 17).
+	InactiveFor *time.Duration
+	// Relays is how many relays own the slot or stand by for it; 0 where that cannot be told (through a pooler).
+	Relays int
+	// Stats is nil where the server has none yet.
+	Stats *SlotStats
 }
+
+// SlotStats counts what the server has decoded for a slot (pg_stat_replication_slots).
+type SlotStats struct {
+	Transactions, Bytes           int64
+	SpillTransactions, SpillBytes int64 // what outgrew logical_decoding_work_mem
+	StreamBytes                   int64 // what was sent before its transaction ended
+}
+
+// lag is how much WAL has been written since a position.
+func (i *SlotInfo) lag(since LSN) LSN { return i.WALEnd - min(i.WALEnd, since) }
+
+func (i *SlotInfo) stats() SlotStats {
+	if i.Stats == nil {
+		return SlotStats{}
+	}
+	return *i.Stats
+}
+
+// TableInfo is what the database says of the whole table.
+type TableInfo struct {
+	// Rows counts the rows by status; sent is an estimate. OldestPending is the created_at of the oldest pending row, 0 when there is none.
+	Rows          map[string]int64
+	OldestPending Timestamp
+}
+
+// TableUpdates counts the table's updates since the server's statistics began, and those of them that were HOT.
+type TableUpdates struct{ All, HOT int64 }

@@ -152,6 +152,7 @@ func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause st
 		return err
 	})
 	took := time.Since(began) - waited
+	p.metrics.looked(q.Kind, took)
 	if rows > 0 {
 		p.metrics.recovered(cause, rows)
 		if err := p.waitSwept(ctx); err != nil {

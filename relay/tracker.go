@@ -14,6 +14,9 @@ type flight struct {
 	position  int64         // in the order in which the slot's owners took events
 	unfit     *RefusedError // it could not be made into a record, so no sink is offered it
 	swept     bool          // found in the table, not told by the slot
+	beside    bool          // … while the slot was being read: no first delivery, most likely
+
+	sagaID, aggregateType string
 
 	// Of a flight that comes from the ledger: its round, and its entry there. The tracker does not know it.
 	round *round
@@ -25,6 +28,9 @@ type flight struct {
 	marked  bool     // its row, and the ledger, say what became of it, committed
 	confirm LSN      // when not 0: the position that is safe once this flight and all before it are done
 }
+
+// created is the row's created_at.
+func (f *flight) created() Timestamp { return TimestampOf(f.rec.Timestamp) }
 
 // tracker knows what is in flight and how far the slot may move. It is a plain value without locks, I/O or
 // clock: the pipeline wraps it with a mutex. (A goroutine of its own, as the house style draws it, was not taken: each of its

@@ -87,10 +87,8 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "outbox_build_info", Help: "1, with what is running.",
-		ConstLabels: prometheus.Labels{"version": v, "revision": revision},
-	}, func() float64 { return 1 }))
+	metrics := relay.NewMetrics(reg, s.relay.WorkerID)
+	metrics.Build(v, revision)
 
 	sinks, err := s.openSinks(log)
 	if err != nil {
@@ -113,7 +111,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 		s.relay.Tracer = tracer
 		defer flushAtEnd(ctx, tracer, s.relay.DrainTimeout)()
 	}
-	r, err := relay.New(s.relay, log, relay.NewMetrics(reg, s.relay.WorkerID), source, rows, sinks...)
+	r, err := relay.New(s.relay, log, metrics, source, rows, sinks...)
 	if err != nil {
 		return configError{err}
 	}

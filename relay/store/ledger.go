@@ -15,7 +15,7 @@ import (
 const (
 	lastPositionSQL = `SELECT coalesce(max(position), 0) FROM saga_outbox_delivery WHERE slot = $1`
 	blockingSQL     = `SELECT sink, key_hash, count(*) FROM saga_outbox_delivery WHERE slot = $1 AND NOT detached GROUP BY 1, 2`
-	countsSQL       = `SELECT sink, state, count(*) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
+	countsSQL       = `SELECT sink, state, count(*), min(parked_at) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
 )
 
 // dueSQL returns entries that may be offered: those whose time has come, those that a person has discarded, then the ready ones, each by
@@ -77,7 +77,7 @@ func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
 		counts []relay.LedgerCount
 		c      relay.LedgerCount
 	)
-	err := l.each(ctx, []any{&c.Sink, &c.State, &c.N}, func() error { counts = append(counts, c); return nil }, countsSQL, l.slot)
+	err := l.each(ctx, []any{&c.Sink, &c.State, &c.N, &c.Oldest}, func() error { counts = append(counts, c); return nil }, countsSQL, l.slot)
 	if err != nil {
 		return nil, fmt.Errorf("count the ledger of slot %q: %w", l.slot, err)
 	}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/sagaz-relay/relay/relay"
 )
 
 // Overview is what the database says of the relays and their work.
@@ -83,22 +81,4 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, er
 		return nil, fmt.Errorf("count the rows: %w", setup(err))
 	}
 	return o, nil
-}
-
-// Slot implements relay.Lease.
-func (l *lease) Slot(ctx context.Context) (relay.SlotInfo, error) {
-	var info relay.SlotInfo
-	var walEnd, flush, restart uint64
-	err := l.with(ctx, func(conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), (pg_current_wal_lsn() - '0/0')::bigint,
-			coalesce(s.confirmed_flush_lsn - '0/0', 0)::bigint, coalesce(s.restart_lsn - '0/0', 0)::bigint, coalesce(s.wal_status, ''), s.safe_wal_size,
-			CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN 0 ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size')) END
-			FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1`, l.slot).
-			Scan(&info.Exists, &info.Active, &walEnd, &flush, &restart, &info.WALStatus, &info.SafeWALSize, &info.KeepSize)
-	})
-	if err != nil {
-		return info, fmt.Errorf("look at slot %q: %w", l.slot, err)
-	}
-	info.WALEnd, info.ConfirmedFlush, info.Restart = relay.LSN(walEnd), relay.LSN(flush), relay.LSN(restart)
-	return info, nil
 }

@@ -17,9 +17,10 @@ ARG TARGETOS
 ARG TARGETARCH
 ARG VERSION
 ARG REVISION
-# Time zones are in the binary (timetzdata), so TZ works without a file.
+# Time zones are in the binary (timetzdata), so TZ works without a file. gRPC without its debug pages (grpcnotrace) is 4 MB less: they use
+# html/template, which makes the linker keep every method.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false -tags timetzdata \
+    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false -tags timetzdata,grpcnotrace \
     -ldflags "-s -w -X main.version=$VERSION -X main.revision=$REVISION" -o /out/sagaz-relay ./cmd/sagaz-relay
 
 FROM scratch

@@ -142,6 +142,8 @@ func (p *pipeline) launch(events []Event, swept bool) {
 			f.unfit, _ = Refused(err)
 			f.rec.EventID, f.rec.EventType, f.rec.Key, f.rec.Timestamp = ev.ID, ev.EventType, ev.AggregateID, ev.CreatedAt.Time()
 			p.log.Warn("event refused", "event_id", ev.ID, "error", err)
+		} else {
+			p.cfg.trace(&f.rec, ev)
 		}
 		lane := partitionOf(f.keyHash, p.cfg.Lanes)
 		p.scratch[lane] = append(p.scratch[lane], f)

@@ -132,7 +132,7 @@ func TestImage(t *testing.T) {
 			for _, s := range info.Settings {
 				settings[s.Key] = s.Value
 			}
-			for key, want := range map[string]string{"-trimpath": "true", "CGO_ENABLED": "0", "GOARCH": arch, "GOOS": "linux", "-tags": "timetzdata"} {
+			for key, want := range map[string]string{"-trimpath": "true", "CGO_ENABLED": "0", "GOARCH": arch, "GOOS": "linux", "-tags": "timetzdata,grpcnotrace"} {
 				if settings[key] != want {
 					t.Errorf("built with %s=%q, want %q", key, settings[key], want)
 				}

@@ -147,18 +147,30 @@ func TestKeeper(t *testing.T) {
 		w.checkErrs = []error{errConnection, errConnection, errSetup}
 		r := start(t, w, oneLane, sink)
 		synctest.Wait()
-		if problems := r.relay.Status().Problems(); len(problems) != 1 {
-			t.Errorf("problems %q while the database is away, want one", problems)
+		if problems := r.relay.Status().Problems(); len(problems) != 1 || !strings.Contains(problems[0], errConnection.Error()) {
+			t.Errorf("problems %q while the database is away, want one, with the cause", problems)
 		}
 		<-r.done
 		if !errors.Is(r.err, errSetup) {
 			t.Errorf("got %v, want the check's SetupError", r.err)
 		}
-		if n := r.log.count("waiting for the database"); n != 2 {
-			t.Errorf("%d log lines about a database that was away twice", n)
+		if n := r.log.count("waiting for the database"); n != 1 {
+			t.Errorf("%d log lines about a database that was away for a moment, want one", n)
 		}
 		if len(w.trace) > 0 {
 			t.Errorf("trace %q, want nothing done", w.trace)
+		}
+	})
+
+	// A database that is away for long is said at intervals, not at every try.
+	bubble(t, "DatabaseAwayForLong", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		w.checkErrs = append(slices.Repeat([]error{errConnection}, 100), errSetup)
+		began, r := time.Now(), start(t, w, oneLane, sink)
+		<-r.done
+		took := time.Since(began)
+		if n, most := r.log.count("waiting for the database"), int(took/(30*time.Second))+1; n > most || n < 2 {
+			t.Errorf("%d log lines in %s, want from 2 to %d", n, took, most)
 		}
 	})
 

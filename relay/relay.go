@@ -23,8 +23,9 @@ type Relay struct {
 	enc     *Encoder
 	started time.Time
 
-	mu    sync.Mutex // guards slots
-	slots map[string]*slotState
+	mu      sync.Mutex // guards what follows
+	slots   map[string]*slotState
+	waiting string // why the database is of no use, until it is
 }
 
 // New builds a relay. The configuration must be valid, and there must be at least one sink; the caller closes the
@@ -80,28 +81,47 @@ func (r *Relay) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// check asks store and source whether they have what they need, through a database that is down or not migrated yet.
+// check asks store and source whether they have what they need, through a database that is down or not migrated yet. The log has the
+// first trouble, then a line at intervals, then the end of it; Status has it all the time.
 func (r *Relay) check(ctx context.Context) error {
 	backoff := Backoff{Min: r.cfg.BackoffMin, Max: r.cfg.BackoffMax}
+	start := time.Now()
+	var logged time.Time
 	for attempt := 1; ; attempt++ {
 		err := r.store.Check(ctx)
 		if err == nil && r.cfg.Mode != ModePolling {
 			err = r.source.Check(ctx)
 		}
 		if setup := (*SetupError)(nil); r.cfg.Mode == ModeAuto && errors.As(err, &setup) && setup.Streaming {
-			return nil // the pipeline says it, and polls
+			err = nil // the pipeline says it, and polls
 		}
 		if err == nil {
+			if attempt > 1 {
+				r.log.Info("the database answers", "attempts", attempt, "after", time.Since(start).Round(time.Millisecond))
+			}
+			r.waitFor("")
 			return nil
 		}
 		var setup *SetupError
 		if errors.As(err, &setup) || ctx.Err() != nil {
 			return err
 		}
+		r.waitFor(err.Error())
 		wait := backoff.Next()
-		r.log.Warn("waiting for the database", "attempt", attempt, "backoff", wait, "error", err)
+		if time.Since(logged) >= healthLogInterval {
+			logged = time.Now()
+			r.log.Warn("waiting for the database", "attempt", attempt, "backoff", wait, "error", err,
+				"mend", "check host and port in DATABASE_URL, that the server runs, and that no firewall or network policy is in between")
+		}
 		Sleep(ctx, wait)
 	}
+}
+
+// waitFor notes why the relay has not begun, for Status.
+func (r *Relay) waitFor(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = why
 }
 
 // keep is the keeper of one slot: it waits for the slot's lease, runs a pipeline while it holds it, and starts over

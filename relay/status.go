@@ -30,6 +30,8 @@ type Status struct {
 	Started  time.Time    `json:"started"`
 	Slots    []SlotStatus `json:"slots"`
 	Sinks    []SinkStatus `json:"sinks"`
+	// Waiting is why the database was not of use at the last try, as long as the relay has not begun.
+	Waiting string `json:"waiting,omitempty"`
 }
 
 // SlotStatus is one slot as this relay sees it. Positions and counts are of the current ownership.
@@ -70,6 +72,7 @@ func (r *Relay) Status() Status {
 	st := Status{WorkerID: r.cfg.WorkerID, Started: r.started}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	st.Waiting = r.waiting
 	for _, name := range r.cfg.Slots {
 		s := r.slots[name]
 		out := SlotStatus{Slot: s.name, Role: s.role, Since: s.since}
@@ -115,7 +118,11 @@ func (s Status) Problems() []string {
 	for _, slot := range s.Slots {
 		switch slot.Role {
 		case Starting:
-			problems = append(problems, fmt.Sprintf("slot %s: the database has not answered yet", slot.Slot))
+			problem := fmt.Sprintf("slot %s: the database has not answered yet", slot.Slot)
+			if s.Waiting != "" {
+				problem += " (DATABASE_URL): " + s.Waiting
+			}
+			problems = append(problems, problem)
 		case Draining:
 			problems = append(problems, fmt.Sprintf("slot %s: stopping", slot.Slot))
 		case Owner:

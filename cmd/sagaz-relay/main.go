@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -38,7 +39,24 @@ func run(args []string) int {
 		return 0
 	}
 	fmt.Fprintln(os.Stderr, "sagaz-relay:", err)
+	if os.Getpid() == 1 { // the container ends; what `kubectl exec` runs in it has another number
+		tellKubernetes(terminationLog, err)
+	}
 	return exitCode(err)
+}
+
+// terminationLog is the file whose content Kubernetes shows as the reason why a container ended (kubectl describe pod). The kubelet makes it.
+const terminationLog = "/dev/termination-log"
+
+// tellKubernetes writes the error to the file, if there is one; Kubernetes reads 4096 bytes.
+func tellKubernetes(path string, err error) {
+	f, openErr := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	if openErr != nil {
+		return // not in Kubernetes
+	}
+	text := err.Error()
+	_, _ = io.WriteString(f, text[:min(len(text), 4096)]) // standard error has it, too
+	_ = f.Close()
 }
 
 // usageError is a command line that cannot be understood.

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -131,6 +132,10 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 		group.Go(func() error { return server.Serve(serving) })
 	}
 	group.Go(func() error {
+		lookForBrokers(ctx, sinks, log)
+		return nil
+	})
+	group.Go(func() error {
 		defer stop()
 		if running != nil {
 			running(r, addr)
@@ -170,5 +175,30 @@ func (s *settings) httpAddr() string {
 		return ""
 	default:
 		return ":" + strconv.Itoa(s.program.MetricsPort)
+	}
+}
+
+// lookTimeout is how long a broker has to answer a relay that starts.
+const lookTimeout = 10 * time.Second
+
+// lookForBrokers asks each broker once whether it is there, so that a wrong address shows in the log at the start and not at the first event. It has no
+// other consequence: the engine finds out for itself, event by event. The sink file is left out: its file may be another relay's to write.
+func lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, sink := range sinks {
+		checker, ok := sink.(relay.Checker)
+		variable := map[string]string{"kafka": "KAFKA_BOOTSTRAP_SERVERS", "rabbitmq": "RABBITMQ_URL"}[sink.Name()]
+		if !ok || variable == "" {
+			continue
+		}
+		all.Go(func() {
+			if err := checker.Check(ctx); err != nil && context.Cause(ctx) != context.Canceled {
+				log.Warn("the broker does not answer, events wait for it", "sink", sink.Name(), "error", err,
+					"mend", "check "+variable+" (or BROKER_URL), that the broker runs, and that no firewall or network policy is in between")
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,9 +65,26 @@ func plainConnectError(err error) error {
 	}
 	var connect *pgconn.ConnectError
 	if errors.As(err, &connect) {
-		return connect.Unwrap()
+		return once(connect.Unwrap())
 	}
 	return err
+}
+
+// once is the first of several errors that read alike: pgconn tries an address with TLS and without, and tells both.
+func once(err error) error {
+	all, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	var first error
+	for _, e := range all.Unwrap() {
+		if first == nil {
+			first = e
+		} else if e.Error() != first.Error() {
+			return err
+		}
+	}
+	return cmp.Or(first, err)
 }
 
 // setup turns what a person has to mend into a *relay.SetupError.

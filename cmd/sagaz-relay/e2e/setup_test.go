@@ -76,6 +76,7 @@ func TestSettings(t *testing.T) {
 		{"DATABASE_URL in words", settings{"DATABASE_URL": "host=localhost password=" + w.password + " 'x"}, []string{"DATABASE_URL"}},
 		{"an option that is not there", settings{"DATABASE_URL": "postgresql://relay:" + w.password + "@localhost/db?sslmode=perhaps"}, []string{"DATABASE_URL"}},
 		{"DATABASE_URL of another kind", settings{"DATABASE_URL": "mysql://relay:" + w.password + "@localhost/db"}, []string{"DATABASE_URL", "postgresql://"}},
+		{"DATABASE_URL that lost its beginning", settings{"DATABASE_URL": "//relay:" + w.password + "@localhost/db?sslmode=disable"}, []string{"DATABASE_URL", "postgresql://"}},
 		{"wrong password", settings{"DATABASE_URL": elsewhere(func(u *url.URL) { u.User = url.UserPassword(w.role, "wrong-"+w.password) })}, []string{"DATABASE_URL", "password", w.role}},
 		{"no such role", settings{"DATABASE_URL": elsewhere(func(u *url.URL) { u.User = url.UserPassword("nobody", w.password) })}, []string{"DATABASE_URL", "nobody"}},
 		{"no such database", settings{"DATABASE_URL": elsewhere(func(u *url.URL) { u.Path = "/nowhere" })}, []string{"DATABASE_URL", "nowhere", "create it"}},

@@ -22,7 +22,8 @@ const (
 
 // built is a root directory with exactly what the final stage copies, and what the image says of itself.
 type built struct {
-	root string
+	root   string
+	mounts map[string]string // more of an engine's files, by where they appear, that may be written
 	shipped
 }
 

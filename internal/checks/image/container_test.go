@@ -64,6 +64,9 @@ func (b *built) start(t *testing.T, env map[string]string, args ...string) *cont
 	for _, name := range []string{"/etc/hosts", "/etc/resolv.conf"} { // which an engine adds
 		flags = append(flags, "--ro-bind-try", name, name)
 	}
+	for at, here := range b.mounts {
+		flags = append(flags, "--bind", here, at)
+	}
 	flags = append(flags, "--remount-ro", "/", "--chdir", "/", "--clearenv")
 	for name, value := range b.env {
 		flags = append(flags, "--setenv", name, value)

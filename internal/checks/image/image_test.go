@@ -303,9 +303,9 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// A missing or wrong setting ends the container at once, with a line that says what to do.
+// A missing or wrong setting ends the container at once, with a line that says what to do, which is also where `kubectl describe pod` finds it.
 func TestMistakes(t *testing.T) {
-	b := runnable(t)
+	image := runnable(t)
 	for name, c := range map[string]struct {
 		env  map[string]string
 		want []string
@@ -314,9 +314,18 @@ func TestMistakes(t *testing.T) {
 		"a secret's file": {map[string]string{"DATABASE_URL_FILE": "/etc/sagaz/db/connection-string", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, []string{"DATABASE_URL_FILE", "/etc/sagaz/db/connection-string"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			termination := filepath.Join(t.TempDir(), "termination-log")
+			if err := os.WriteFile(termination, nil, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			b := &built{root: image.root, mounts: map[string]string{"/dev/termination-log": termination}, shipped: image.shipped}
 			text, code := b.run(t, c.env)
 			if code != 2 {
 				t.Errorf("exit code %d, want 2", code)
+			}
+			told, err := os.ReadFile(termination)
+			if err != nil || "sagaz-relay: "+string(told)+"\n" != text {
+				t.Errorf("the termination log has %q (%v), want the message %q", told, err, text)
 			}
 			for _, want := range c.want {
 				if !strings.Contains(text, want) {

@@ -17,7 +17,7 @@ POSTGRES_VERSIONS := 14 15 16 17 18
 
 # Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv brings them).
 CHECKS := $(patsubst %/go.mod,%,$(wildcard internal/checks/go.mod internal/checks/*/go.mod))
-CHECKS_TOOLS := bwrap,/etc/ssl/certs/ca-certificates.crt
+CHECKS_TOOLS := bwrap,psql,/etc/ssl/certs/ca-certificates.crt
 
 SHELL := /bin/sh
 comma := ,
@@ -29,6 +29,17 @@ help: ## this list
 .PHONY: build
 build: ## bin/sagaz-relay
 	go build -o bin/sagaz-relay ./cmd/sagaz-relay
+
+# What to call the image, and for which machines (linux/amd64,linux/arm64); several at once need IMAGE_ARGS=--push.
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+IMAGE      ?= sagaz-relay:$(or $(VERSION),dev)
+PLATFORMS  ?=
+IMAGE_ARGS ?= $(if $(findstring $(comma),$(PLATFORMS)),,--load)
+
+.PHONY: image
+image: ## a container image by docker buildx (IMAGE=, PLATFORMS=, VERSION=, IMAGE_ARGS=)
+	docker buildx build -t $(IMAGE) $(if $(PLATFORMS),--platform $(PLATFORMS)) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(IMAGE_ARGS) .
 
 .PHONY: demo
 demo: build ## an outbox, a relay and a load on an embedded PostgreSQL, checked at the end (ARGS=--keep to look inside)

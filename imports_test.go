@@ -36,9 +36,18 @@ var allowed = []struct {
 	{"migrations/pgtest", []string{"migrations", "migrations/pgserver"}},
 }
 
+// confined are modules that only some of our packages may use, tests aside: the engine and the sinks are to know nothing of them.
+var confined = []struct {
+	prefix string
+	rooms  []string
+}{
+	{"go.opentelemetry.io/", []string{"relay/traces", "internal/otlptest"}},
+	{"google.golang.org/grpc", []string{"relay/traces", "internal/otlptest"}},
+}
+
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
-	"relay", "relay/verify", "sinks/sinktest", "sinks/brokertest", "migrations", "migrations/pgtest", "migrations/pgserver",
+	"relay", "relay/verify", "sinks/sinktest", "sinks/brokertest", "migrations", "migrations/pgtest", "migrations/pgserver", "internal/otlptest",
 }
 
 func TestImportsPointInward(t *testing.T) {
@@ -79,6 +88,11 @@ func TestImportsPointInward(t *testing.T) {
 		for _, imported := range p.Imports {
 			if !may(name, imported, allowed[i].imports) {
 				t.Errorf("%s imports %s, and may import only %v of ours", name, ours(imported), allowed[i].imports)
+			}
+			for _, c := range confined {
+				if strings.HasPrefix(imported, c.prefix) && !slices.Contains(c.rooms, name) {
+					t.Errorf("%s imports %s, which only %v may", name, imported, c.rooms)
+				}
 			}
 		}
 		for _, imported := range append(p.TestImports, p.XTestImports...) {

@@ -148,6 +148,9 @@ type Config struct {
 	//
 	// Default: the library's event types. RELAY_SAGA_RULES.
 	SagaRules []string `env:"RELAY_SAGA_RULES"`
+
+	// Tracer is told of what is done, for traces. Default nil: nobody.
+	Tracer Tracer
 }
 
 // Values of Mode, DeadLetter and RetentionAction.

@@ -97,6 +97,7 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait ti
 	}
 	defer d.p.endRound()
 
+	began := time.Now()
 	r, offered := d.launch(due)
 	if offered == 0 {
 		d.shelf.end(nil)
@@ -106,6 +107,11 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait ti
 	case <-r.done:
 	case <-ctx.Done():
 		return 0, nil
+	}
+	if t := d.p.cfg.Tracer; t != nil {
+		t.Drained(Drained{
+			Slot: d.p.slot, Sink: d.sink.Name(), Offered: offered, Settled: len(r.outcomes), Failing: len(r.failed), Started: began, Took: time.Since(began),
+		})
 	}
 	// Nothing got through. Either the sink is down, or these are all of a part of it that is (a partition without a leader), and others
 	// further on would be taken.
@@ -198,8 +204,11 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 			refusal, _ := Refused(err)
 			f.rec.EventID, f.rec.EventType, f.rec.Key = e.Event.ID, e.Event.EventType, e.Event.AggregateID
 			f.unfit = refusal
-		} else if !e.ReplayedAt.IsZero() {
-			f.rec.Headers = append(f.rec.Headers, Header{replayedHeader, e.ReplayedAt.UTC().Format(time.RFC3339)})
+		} else {
+			d.p.cfg.trace(&f.rec, &e.Event)
+			if !e.ReplayedAt.IsZero() {
+				f.rec.Headers = append(f.rec.Headers, Header{replayedHeader, e.ReplayedAt.UTC().Format(time.RFC3339)})
+			}
 		}
 		lane := partition(e.Event.AggregateID, len(d.lanes))
 		byLane[lane] = append(byLane[lane], f)

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"encoding/hex"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -14,10 +15,10 @@ import (
 //	       └──▶ refused (WARNING), parked ───────────▶ marked ─▶ retried ─▶ published, or refused again ─▶ resolved
 //	                                                                          … and in the end given up (ERROR)
 //
-// Each line has saga_id, and correlation_id, saga_name and step_name where the row's headers have them, so any of these finds the whole
-// way of a saga. Whoever writes one asks IsDebug first: at INFO a batch costs the question.
+// Each line has saga_id, and correlation_id, saga_name, step_name and the trace_id of a traceparent where the row's headers have them, so any of
+// these finds the whole way of a saga. Whoever writes one asks IsDebug first: at INFO a batch costs the question.
 
-// facts are the pairs that tell an event, with more behind them. Of the row's headers only those three are told.
+// facts are the pairs that tell an event, with more behind them. Of the row's headers only those four are told.
 func (f *flight) facts(more ...any) []any {
 	return facts(f.rec.EventID, f.rec.EventType, f.sagaID, f.rec.Key, f.rec.Headers, more)
 }
@@ -29,11 +30,15 @@ func (e *Event) facts(more ...any) []any {
 }
 
 func facts(id UUID, eventType, saga, key string, headers []Header, more []any) []any {
-	pairs := append(make([]any, 0, 14+len(more)), "saga_id", saga, "event_id", id, "event_type", eventType, "key", key)
+	pairs := append(make([]any, 0, 16+len(more)), "saga_id", saga, "event_id", id, "event_type", eventType, "key", key)
 	for _, h := range headers {
 		switch h.Key {
 		case "correlation_id", "saga_name", "step_name":
 			pairs = append(pairs, h.Key, h.Value)
+		case TraceParent:
+			if c, ok := ParseTraceParent(h.Value); ok {
+				pairs = append(pairs, "trace_id", hex.EncodeToString(c.TraceID[:]))
+			}
 		}
 	}
 	return append(pairs, more...)

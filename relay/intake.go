@@ -141,6 +141,8 @@ func (p *pipeline) launch(events []Event, swept bool) {
 			// It takes its place on the lanes all the same, which know what is before and behind it.
 			f.unfit, _ = Refused(err)
 			f.rec.EventID, f.rec.EventType, f.rec.Key, f.rec.Timestamp = ev.ID, ev.EventType, ev.AggregateID, ev.CreatedAt.Time()
+		} else {
+			p.cfg.trace(&f.rec, ev)
 		}
 		lane := partitionOf(f.keyHash, p.cfg.Lanes)
 		p.scratch[lane] = append(p.scratch[lane], f)

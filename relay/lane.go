@@ -19,6 +19,7 @@ import (
 // The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose key has entries in the ledger goes there
 // too (shelf.verdict), or waits aside for as long as all of them are being offered.
 type lane struct {
+	slot    string
 	sink    Sink
 	index   int // of the sink
 	health  *sinkHealth
@@ -207,10 +208,13 @@ func (l *lane) run(ctx context.Context) error {
 		err := l.sink.Publish(WithFence(pctx, l.valid), records)
 		cancel()
 		took := time.Since(started)
-		clear(records)
 		l.metrics.offered(len(batch), took)
 
 		rest, trouble := l.outcome(batch, err, took)
+		if l.cfg.Tracer != nil { // not before: those who wait for the outcome come first
+			l.cfg.Tracer.Sent(Offer{Slot: l.slot, Sink: l.sink, Batch: records, Started: started, Took: took, Err: err})
+		}
+		clear(records)
 		if len(rest) == 0 {
 			backoff.Reset()
 			if !trouble && l.failing {

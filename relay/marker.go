@@ -17,6 +17,7 @@ import (
 // before the slot has moved: the stream tells of the event again, the next owner looks its row up
 // (Lease.MarkedLSN) and skips it.
 type marker struct {
+	slot    string
 	lease   Lease
 	cfg     *Config
 	log     hclog.Logger
@@ -94,6 +95,9 @@ func (m *marker) run(ctx context.Context) error {
 		confirm := m.confirm()
 		began := time.Now()
 		later, err := m.lease.Mark(ctx, MarkBatch{Marks: marks, Confirm: confirm})
+		if m.cfg.Tracer != nil {
+			m.cfg.Tracer.Marked(Marking{Slot: m.slot, Events: len(batch), Records: recordsOf(batch), Started: began, Took: time.Since(began), Err: err})
+		}
 		switch {
 		case errors.Is(err, ErrLeaseLost):
 			return err

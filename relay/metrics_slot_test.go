@@ -80,4 +80,3 @@ func TestSlotSeriesAddUp(t *testing.T) {
 	m.slots.drop("two")
 	want("standing by again", standby, gone...)
 }
-

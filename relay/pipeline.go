@@ -114,7 +114,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		p.doing.mode = ModePolling
 	}
 	p.marker = &marker{
-		lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), metrics: r.metrics, done: p.marked, confirm: p.watermark,
+		slot: slot, lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), metrics: r.metrics, done: p.marked, confirm: p.watermark,
 		wake: make(chan struct{}, 1),
 	}
 	if r.cfg.Hybrid {
@@ -126,7 +126,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		lanes := make([]*lane, r.cfg.Lanes)
 		for j := range lanes {
 			lanes[j] = &lane{
-				sink: sink, index: i, health: r.health[i], shelf: shelf, cfg: &r.cfg, metrics: r.metrics.sink(sink.Name()),
+				slot: slot, sink: sink, index: i, health: r.health[i], shelf: shelf, cfg: &r.cfg, metrics: r.metrics.sink(sink.Name()),
 				log: log, valid: lease.Valid, settle: p.settle,
 				wake: make(chan struct{}, 1),
 			}

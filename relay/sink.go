@@ -24,6 +24,8 @@ type Record struct {
 	Headers     []Header // a name occurs once
 	ContentType string
 	Timestamp   time.Time // created_at
+	// Trace is what the row's traceparent says. It is looked at only where there is a Tracer.
+	Trace TraceContext
 }
 
 // Size is the number of bytes of the record's variable parts; brokers add framing of their own.

@@ -52,6 +52,7 @@ func (s *schedule) after(took, pause time.Duration, share int) {
 
 // sweep gives the rows that the query finds to the lanes, and returns how many there were.
 func (p *pipeline) sweep(ctx context.Context, q SweepQuery, cause string) (rows int, err error) {
+	defer p.traceSweep(time.Now(), cause, &rows, &err)
 	err = p.lease.Sweep(ctx, q, func(events []Event) error {
 		n, err := p.admitSwept(ctx, events)
 		rows += n
@@ -141,6 +142,7 @@ func (p *pipeline) waitNone(ctx context.Context, count func() int) error {
 // were.
 func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause string, share int) (rows int, err error) {
 	began, waited := time.Now(), time.Duration(0)
+	defer p.traceSweep(began, cause, &rows, &err)
 	whole := wholeKeys(q.Since, edge+began.Sub(p.looks.last))
 	err = p.lease.Sweep(ctx, q, func(events []Event) error {
 		at := time.Now()
@@ -166,6 +168,13 @@ func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause st
 		s.after(took, p.cfg.PollInterval, share)
 	}
 	return rows, err
+}
+
+// traceSweep tells the tracer of a look at the table, unless there was nothing to find.
+func (p *pipeline) traceSweep(began time.Time, cause string, rows *int, err *error) {
+	if t := p.cfg.Tracer; t != nil && (*rows > 0 || *err != nil) {
+		t.Swept(Swept{Slot: p.slot, Cause: cause, Rows: *rows, Started: began, Took: time.Since(began), Err: *err})
+	}
 }
 
 // wholeKeys returns a filter for rows in the order of created_at that leaves out, of a look that begins at since, the keys with a row in the

@@ -9,6 +9,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
+	"github.com/sagaz-relay/relay/relay/traces"
 )
 
 // variable is one setting as --help and the README's table show it.
@@ -26,6 +27,7 @@ func defaultSettings() *settings {
 		relay:   relay.DefaultConfig(),
 		cdc:     cdc.DefaultConfig(),
 		store:   store.DefaultConfig(),
+		traces:  traces.DefaultConfig(),
 		sinks:   make(map[string]any),
 	}
 	for _, k := range sinkKinds {
@@ -40,7 +42,7 @@ func (s *settings) configs() []any {
 	for _, k := range sinkKinds {
 		configs = append(configs, s.sinks[k.name])
 	}
-	return configs
+	return append(configs, &s.traces)
 }
 
 // allVariables lists every setting once, with its default, in the order of the structs.

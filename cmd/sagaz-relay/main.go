@@ -100,7 +100,7 @@ Exit codes:
 		return usageError{fmt.Errorf("%w\nsee: %s --help", err, cmd.CommandPath())}
 	})
 	load := func() (*settings, error) { return loadSettings(os.LookupEnv, os.Environ(), configFile) }
-	root.AddCommand(newRun(load), newMigrate(load), newStatus(load), newSettings(load), newDoctor(load), newDeadLetter(load), newReplay(load), newVerify(load),
+	root.AddCommand(newRun(load), newMigrate(load), newStatus(load), newHealth(load), newSettings(load), newDoctor(load), newDeadLetter(load), newReplay(load), newVerify(load),
 		newBench(load), newDemo(), newVersion())
 	return root
 }

@@ -39,8 +39,12 @@ func TestReadmeSettings(t *testing.T) {
 			}
 		}
 	}
-	known := []string{"BROKER_URL"}
+	var known []string
 	for _, v := range allVariables() {
+		known = append(known, v.fallback)
+		if _, listed := defaults[v.fallback]; v.fallback != "" && !listed {
+			t.Errorf("README.md does not list %s", v.fallback)
+		}
 		for _, n := range v.names {
 			known = append(known, n)
 			got, listed := defaults[n]

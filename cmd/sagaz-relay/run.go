@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +21,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/store"
+	"github.com/sagaz-relay/relay/relay/traces"
 )
 
 func newRun(load func() (*settings, error)) *cobra.Command {
@@ -100,6 +103,14 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	if err != nil {
 		return configError{err}
 	}
+	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.relay.Topic, RoutingKey: s.relay.RoutingKey}, log)
+	if err != nil {
+		return configError{err}
+	}
+	if tracer != nil {
+		s.relay.Tracer = tracer
+		defer flushAtEnd(ctx, tracer, s.relay.DrainTimeout)()
+	}
 	r, err := relay.New(s.relay, log, metrics, source, rows, sinks...)
 	if err != nil {
 		return configError{err}
@@ -131,6 +142,23 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 		log.Info("stopped")
 	}
 	return err
+}
+
+// flushAtEnd returns what exports the last spans, in what is left of the drain that began when ctx ended: between one second and five, because
+// no other relay waits for us any more, but the end of the process does.
+func flushAtEnd(ctx context.Context, tracer *traces.Tracer, drain time.Duration) func() {
+	var deadline atomic.Int64 // Unix nanoseconds
+	unwatch := context.AfterFunc(ctx, func() { deadline.Store(time.Now().Add(drain).UnixNano()) })
+	return func() {
+		unwatch()
+		left := drain
+		if at := deadline.Load(); at != 0 {
+			left = time.Until(time.Unix(0, at))
+		}
+		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(max(left, time.Second), 5*time.Second))
+		defer cancel()
+		tracer.Close(flush)
+	}
 }
 
 // httpAddr is the address to bind, or empty for none.

@@ -14,6 +14,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
+	"github.com/sagaz-relay/relay/relay/traces"
 )
 
 // programConfig is what the program itself can be told, beside its rooms.
@@ -55,6 +56,7 @@ type settings struct {
 	relay   relay.Config
 	cdc     cdc.Config
 	store   store.Config
+	traces  traces.Config
 	sinks   map[string]any // by name: every sink's config, also of those not used
 
 	wrapSink func(relay.Sink) relay.Sink // bench and demo look over the sinks' shoulders; may be nil
@@ -105,7 +107,7 @@ func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, erro
 // all validates everything that run uses, and reports every problem at once.
 func (s *settings) all() error {
 	var errs []error
-	errs = append(errs, s.relay.Validate(), s.cdc.Validate())
+	errs = append(errs, s.relay.Validate(), s.cdc.Validate(), s.traces.Validate())
 	if s.cdc.DatabaseURL != "" { // said once is enough
 		errs = append(errs, s.store.Validate())
 	}

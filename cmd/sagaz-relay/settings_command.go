@@ -54,8 +54,8 @@ func (s *settings) shown() []shownSetting {
 	defaults := allVariables()
 	for i, v := range s.variables() {
 		out := shownSetting{Names: v.names, Fallback: v.fallback, Default: defaults[i].value, Value: v.value, Source: s.sources[v.names[0]], Secret: v.secret}
-		// A fallback may be an address with a password, whatever the setting itself is.
-		if out.Source != "" && (v.secret || v.fallback != "" && strings.HasPrefix(out.Source, v.fallback)) {
+		// BROKER_URL may be an address with a password, whatever the setting itself is.
+		if out.Source != "" && (v.secret || v.fallback == "BROKER_URL" && strings.HasPrefix(out.Source, v.fallback)) {
 			out.Value = "(set)"
 		}
 		list = append(list, out)

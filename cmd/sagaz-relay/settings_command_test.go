@@ -11,6 +11,7 @@ func TestSettingsCommand(t *testing.T) {
 	config := writeFile(t, "relay.yaml", "RELAY_LANES: 9\n")
 	env := map[string]string{
 		"DATABASE_URL_FILE": secret, "BROKER_URL": "amqp://relay:hush2@mq/", "WORKER_BATCH_SIZE": "17", "KAFKA_SASL_PASSWORD": "hush3", "BROKER_TYPE": "rabbitmq,file",
+		"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_HEADERS": "authorization=hush4",
 	}
 	var environ []string
 	for name, value := range env {
@@ -46,6 +47,8 @@ func TestSettingsCommand(t *testing.T) {
 		"KAFKA_BOOTSTRAP_SERVERS (set) BROKER_URL",
 		"KAFKA_SASL_PASSWORD (set) KAFKA_SASL_PASSWORD",
 		"RABBITMQ_URL (set) BROKER_URL",
+		"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL grpc OTEL_EXPORTER_OTLP_PROTOCOL",
+		"OTEL_EXPORTER_OTLP_TRACES_HEADERS (set) OTEL_EXPORTER_OTLP_HEADERS",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -8,28 +8,28 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the release build: -ldflags "-X main.version=1.2.3".
-var version = ""
+// version and revision are set by the build of a release or image: -ldflags "-X main.version=1.2.3 -X main.revision=4f2a…".
+var version, revision string
 
 // buildVersion is the release's version, or what Go knows of the source.
-func buildVersion() (v, revision string) {
-	v = version
+func buildVersion() (v, rev string) {
+	v, rev = version, revision
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return v, ""
+		return v, rev
 	}
 	if v == "" {
 		v = info.Main.Version
 	}
 	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = s.Value
+		if s.Key == "vcs.revision" && rev == "" {
+			rev = s.Value
 		}
 	}
 	if v == "" {
 		v = "(devel)"
 	}
-	return v, revision
+	return v, rev
 }
 
 func newVersion() *cobra.Command {

@@ -18,7 +18,7 @@ import (
 func sagaRows(saga, id string, types ...string) (rows []row) {
 	for _, t := range types {
 		rows = append(rows, row{
-			saga: id, aggregate: "saga", key: id, topic: saga + "." + t, headers: fmt.Sprintf(`{"correlation_id": %q, "secret_header": "not for logs"}`, "corr-"+id),
+			saga: id, aggregate: "saga", key: id, topic: saga + "." + t, headers: fmt.Sprintf(`{"correlation_id": %q, "secret_header": "not for logs", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}`, "corr-"+id),
 		})
 	}
 	return rows
@@ -200,9 +200,9 @@ func TestSagasInMetricsAndLogs(t *testing.T) {
 		}
 		slices.Sort(keys)
 		want := map[string]string{
-			"event received":  "correlation_id epoch event_id event_type from key level logger lsn message saga_id slot timestamp",
-			"event published": "attempt correlation_id duration_ms event_id event_type key level logger message saga_id sink timestamp",
-			"event marked":    "correlation_id epoch event_id event_type key level logger message saga_id slot status timestamp",
+			"event received":  "correlation_id epoch event_id event_type from key level logger lsn message saga_id slot timestamp trace_id",
+			"event published": "attempt correlation_id duration_ms event_id event_type key level logger message saga_id sink timestamp trace_id",
+			"event marked":    "correlation_id epoch event_id event_type key level logger message saga_id slot status timestamp trace_id",
 		}[l.text("message")]
 		if got := strings.Join(keys, " "); got != want {
 			t.Errorf("%s has the keys %s, want %s", l.text("message"), got, want)

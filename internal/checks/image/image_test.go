@@ -1,0 +1,353 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"debug/buildinfo"
+	"debug/elf"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/internal/checks/product"
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/sinks/kafka"
+)
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "sagaz-image-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	images.dir = dir
+	return brokertest.Run(pgtest.Closing(m))
+}
+
+// What Kubernetes and people rely on.
+func TestDockerfile(t *testing.T) {
+	d := parse(t)
+	if base := d.final.BaseName; base != "scratch" {
+		t.Errorf("the image is made from %s, want scratch: no shell, no libc", base)
+	}
+	base := d.expand(t, d.build.BaseName, d.args)
+	mod := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindSubmatch(product.Read(t, "go.mod"))
+	if want := "golang:" + string(mod[1]); base != want {
+		t.Errorf("it is built by %s, want %s as go.mod has it", base, want)
+	}
+	if d.build.Platform != "$BUILDPLATFORM" {
+		t.Errorf("it is built on %q, want $BUILDPLATFORM: the compiler need not be emulated", d.build.Platform)
+	}
+	s := d.shipped(t, variables{"VERSION": testVersion, "REVISION": testRevision})
+	for what, c := range map[string]struct{ got, want any }{
+		"USER":       {s.user, "1000:1000"},
+		"STOPSIGNAL": {s.stopSignal, "SIGTERM"},
+		"ENTRYPOINT": {fmt.Sprint(s.entrypoint), "[sagaz-relay]"},
+		"CMD":        {fmt.Sprint(s.cmd), "[run]"},
+		"EXPOSE":     {fmt.Sprint(s.ports), "[" + product.Settings(t)["METRICS_PORT"].Default + "]"},
+		"version":    {s.labels["org.opencontainers.image.version"], testVersion},
+		"revision":   {s.labels["org.opencontainers.image.revision"], testRevision},
+		"licenses":   {s.labels["org.opencontainers.image.licenses"], "Apache-2.0"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s is %v, want %v", what, c.got, c.want)
+		}
+	}
+	for _, label := range []string{"title", "description", "source"} {
+		if s.labels["org.opencontainers.image."+label] == "" {
+			t.Errorf("the image has no label org.opencontainers.image.%s", label)
+		}
+	}
+}
+
+// make image gives the build what the Dockerfile asks for.
+func TestMakeImage(t *testing.T) {
+	args := []string{"-n", "image", "IMAGE=registry.example.com/sagaz-relay:1", "VERSION=" + testVersion, "PLATFORMS=linux/amd64,linux/arm64", "IMAGE_ARGS=--push"}
+	cmd := exec.Command("make", args...)
+	cmd.Dir = product.Root()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("make %v: %v\n%s", args, err, out)
+	}
+	got := string(out)
+	for _, want := range []string{"docker buildx build ", "-t registry.example.com/sagaz-relay:1 ", "--platform linux/amd64,linux/arm64", "--build-arg VERSION=" + testVersion, "--build-arg REVISION=", "--push ."} {
+		if !strings.Contains(got, want) {
+			t.Errorf("make image does not say %q:\n%s", want, got)
+		}
+	}
+}
+
+// The image of each architecture is small, and its program needs nothing of the machine.
+func TestImage(t *testing.T) {
+	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
+		t.Run(arch, func(t *testing.T) {
+			b := build(t, arch)
+			size := int64(0)
+			for _, name := range b.files(t) {
+				info, err := os.Stat(filepath.Join(b.root, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("%9d  %s", info.Size(), name)
+				size += info.Size()
+			}
+			if size > 30_000_000 {
+				t.Errorf("the image has %d bytes, want less than 30 MB", size)
+			}
+			if got, want := b.files(t), []string{"etc/ssl/certs/ca-certificates.crt", "usr/local/bin/sagaz-relay"}; !slices.Equal(got, want) {
+				t.Errorf("the image holds %v, want %v", got, want)
+			}
+			path := filepath.Join(b.root, "usr/local/bin/sagaz-relay")
+			file, err := elf.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			if file.Machine != machine {
+				t.Errorf("the program is for %s, want %s", file.Machine, machine)
+			}
+			for _, p := range file.Progs {
+				if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+					t.Errorf("the program is not static: it has %s", p.Type)
+				}
+			}
+			info, err := buildinfo.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			settings := map[string]string{}
+			for _, s := range info.Settings {
+				settings[s.Key] = s.Value
+			}
+			for key, want := range map[string]string{"-trimpath": "true", "CGO_ENABLED": "0", "GOARCH": arch, "GOOS": "linux", "-tags": "timetzdata,grpcnotrace"} {
+				if settings[key] != want {
+					t.Errorf("built with %s=%q, want %q", key, settings[key], want)
+				}
+			}
+		})
+	}
+}
+
+// runnable is the image for this machine.
+func runnable(t *testing.T) *built {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOARCH").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return build(t, strings.TrimSpace(string(out)))
+}
+
+func TestVersion(t *testing.T) {
+	text, code := runnable(t).run(t, nil, "version")
+	if want := "sagaz-relay " + testVersion + " go"; code != 0 || !strings.HasPrefix(text, want) || !strings.Contains(text, testRevision) {
+		t.Errorf("exit code %d, %q: want 0 and %q with %s", code, text, want, testRevision)
+	}
+}
+
+// The life of a deployment: migrate, run until a row is in Kafka, look at it, stop. Nothing of it needs a shell, a file or root.
+func TestDelivers(t *testing.T) {
+	b := runnable(t)
+	db := pgtest.New(t)
+	role, _, dsn := db.Role(t, "REPLICATION")
+	exec := func(sql string, args ...any) {
+		t.Helper()
+		if _, err := db.Pool.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	exec(fmt.Sprintf("ALTER DATABASE %q OWNER TO %s", db.Name, role))
+	broker := brokertest.Kafka(t)
+	env := map[string]string{"DATABASE_URL": dsn, "RELAY_SLOT": "image_" + strings.ToLower(role), "RELAY_HTTP_ADDR": "127.0.0.1:0", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext}
+	with := func(more map[string]string) map[string]string {
+		all := maps.Clone(env)
+		maps.Copy(all, more)
+		return all
+	}
+
+	for range 2 {
+		if text, code := b.run(t, env, "migrate", "--slot"); code != 0 {
+			t.Fatalf("migrate: exit code %d: %s", code, text)
+		}
+	}
+	insert := func(topic string) {
+		t.Helper()
+		exec(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload)
+			VALUES (gen_random_uuid(), 'saga-1', 'order', 'order-42', $1, '{"total": 99.5}')`, topic)
+	}
+	topic := broker.Topic(t, 1)
+	c := b.start(t, env)
+	insert(topic)
+	sent(t, db, topic)
+	if got := read(t, broker.Plaintext, topic); len(got) != 1 || got[0].Key != "order-42" {
+		t.Errorf("Kafka has %v, want one record with key order-42", got)
+	}
+
+	// What restricted Pod Security and readOnlyRootFilesystem ask for is so here.
+	uid, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", c.pid))
+	if err != nil || strings.Fields(string(uid))[0] != "1000" {
+		t.Errorf("the relay's user is %q (%v), want 1000", uid, err)
+	}
+	for field, want := range map[string]string{"CapEff": "0000000000000000", "NoNewPrivs": "1"} {
+		if got := c.process(field); got != want {
+			t.Errorf("%s of the relay is %s, want %s", field, got, want)
+		}
+	}
+	if pids := strings.Fields(c.process("NSpid")); pids[len(pids)-1] != "1" {
+		t.Errorf("the relay is process %v, want 1", pids)
+	}
+
+	if text, code := b.run(t, env, "status"); code != 0 || !strings.Contains(text, "sent") || !strings.Contains(text, "pod-1") {
+		t.Errorf("status: exit code %d: %s", code, text)
+	}
+	if text, code := b.run(t, env, "doctor"); code != 0 {
+		t.Errorf("doctor: exit code %d: %s", code, text)
+	}
+	address := regexp.MustCompile(`"message":"serving metrics and health","address":"([^"]+)"`).FindStringSubmatch(c.stderr.String())
+	if address == nil {
+		t.Fatal("the log does not say where metrics are")
+	}
+	eventually(t, "health says ready", func() string {
+		if text, code := b.run(t, with(map[string]string{"RELAY_HTTP_ADDR": address[1]}), "health"); code != 0 {
+			return "health: " + text
+		}
+		return ""
+	})
+	c.stop(b.stopSignal)
+
+	t.Run("ReadOnly", func(t *testing.T) { // that the sandbox holds is checked too: a write is refused
+		c := b.start(t, with(map[string]string{"BROKER_TYPE": "file", "RELAY_FILE_PATH": "/usr/local/bin/events.jsonl"}))
+		insert(topic)
+		eventually(t, "the relay is refused to write", func() string {
+			if text := c.stderr.String(); !strings.Contains(text, "read-only file system") {
+				return "log: " + text
+			}
+			return ""
+		})
+		c.stop(b.stopSignal)
+	})
+
+	// The bundle that the image has is the one that is looked at: with the broker's authority in it, the broker is trusted.
+	t.Run("TLS", func(t *testing.T) {
+		tls := with(map[string]string{"KAFKA_BOOTSTRAP_SERVERS": broker.SSL, "KAFKA_SECURITY_PROTOCOL": "SSL"})
+		secure := broker.Topic(t, 1)
+		stranger := b.start(t, tls)
+		insert(secure)
+		eventually(t, "a stranger's certificate is refused", func() string {
+			if text := stranger.stderr.String(); !strings.Contains(text, "certificate signed by unknown authority") {
+				return "log: " + text
+			}
+			return ""
+		})
+		stranger.stop(b.stopSignal)
+
+		trusting := &built{root: t.TempDir(), shipped: b.shipped}
+		for _, name := range b.files(t) {
+			if err := copyFile(filepath.Join(b.root, name), filepath.Join(trusting.root, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bundle := filepath.Join(trusting.root, "etc/ssl/certs/ca-certificates.crt")
+		known, err := os.ReadFile(bundle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		authority, err := os.ReadFile(broker.CAFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(bundle, slices.Concat(known, []byte("\n"), authority), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c := trusting.start(t, tls)
+		sent(t, db, secure)
+		c.stop(b.stopSignal)
+		if got := read(t, broker.Plaintext, secure); len(got) != 1 {
+			t.Errorf("Kafka has %d records, want one", len(got))
+		}
+	})
+}
+
+// The bundle is one: with the authorities that sign public certificates.
+func TestCertificates(t *testing.T) {
+	rest, err := os.ReadFile(filepath.Join(runnable(t).root, "etc/ssl/certs/ca-certificates.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			t.Errorf("certificate %d: %v", n, err)
+		}
+		n++
+	}
+	if n < 50 || len(bytes.TrimSpace(rest)) > 0 {
+		t.Errorf("the bundle has %d certificates and %d other bytes, want at least 50 and none", n, len(rest))
+	}
+}
+
+// A missing or wrong setting ends the container at once, with a line that says what to do.
+func TestMistakes(t *testing.T) {
+	b := runnable(t)
+	for name, c := range map[string]struct {
+		env  map[string]string
+		want []string
+	}{
+		"nothing is set":  {nil, []string{"DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"}},
+		"a secret's file": {map[string]string{"DATABASE_URL_FILE": "/etc/sagaz/db/connection-string", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, []string{"DATABASE_URL_FILE", "/etc/sagaz/db/connection-string"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text, code := b.run(t, c.env)
+			if code != 2 {
+				t.Errorf("exit code %d, want 2", code)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("the message does not name %s: %s", want, text)
+				}
+			}
+		})
+	}
+}
+
+// sent waits until the one row for a topic says so.
+func sent(t *testing.T, db *pgtest.DB, topic string) {
+	t.Helper()
+	eventually(t, "the row is sent", func() string {
+		var status string
+		if err := db.Pool.QueryRow(t.Context(), `SELECT status FROM saga_outbox WHERE event_type = $1`, topic).Scan(&status); err != nil || status != "sent" {
+			return fmt.Sprintf("it is %q (%v)", status, err)
+		}
+		return ""
+	})
+}
+
+func read(t *testing.T, addr, topic string) (all []kafka.Stored) {
+	t.Helper()
+	cfg := kafka.DefaultConfig()
+	cfg.Brokers = []string{addr}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := kafka.ReadBack(ctx, cfg, []string{topic}, time.Time{}, func(s kafka.Stored) error { all = append(all, s); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}

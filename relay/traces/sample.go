@@ -1,0 +1,63 @@
+package traces
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"math/rand/v2"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// deciderKey is where a context has the span context that decides about a span which begins a trace of its own, and only links to others.
+type deciderKey struct{}
+
+// byEvents asks the configured sampler about such a span as if the decider were its parent: so a batch is recorded when one of its events is,
+// and the parentbased_ samplers mean what they say.
+type byEvents struct{ sdktrace.Sampler }
+
+// ShouldSample implements sdktrace.Sampler.
+func (s byEvents) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
+	decider, ok := p.ParentContext.Value(deciderKey{}).(trace.SpanContext)
+	if !ok {
+		return s.Sampler.ShouldSample(p)
+	}
+	p.ParentContext = trace.ContextWithRemoteSpanContext(p.ParentContext, decider)
+	result := s.Sampler.ShouldSample(p)
+	result.Tracestate = trace.TraceState{} // that of another trace
+	return result
+}
+
+// eventKey is where a context has the id of the event whose trace begins.
+type eventKey struct{}
+
+// ids makes trace and span ids: random ones, but for the trace of an event, whose id follows from the event's, so that a redelivery is
+// found in the same trace.
+type ids struct{}
+
+// NewIDs implements sdktrace.IDGenerator.
+func (g ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
+	var id trace.TraceID
+	if event, ok := ctx.Value(eventKey{}).(relay.UUID); ok {
+		// Hashed: samplers count on all bits being random, and those that tell a UUID's version are not.
+		sum := sha256.Sum256(event[:])
+		copy(id[:], sum[:])
+	}
+	for !id.IsValid() {
+		binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
+		binary.NativeEndian.PutUint64(id[8:], rand.Uint64())
+	}
+	return id, g.NewSpanID(ctx, id)
+}
+
+// NewSpanID implements sdktrace.IDGenerator.
+func (ids) NewSpanID(context.Context, trace.TraceID) trace.SpanID {
+	var id trace.SpanID
+	for !id.IsValid() {
+		binary.NativeEndian.PutUint64(id[:], rand.Uint64())
+	}
+	return id
+}

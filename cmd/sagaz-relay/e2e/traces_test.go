@@ -3,7 +3,9 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +49,26 @@ func wantSpan(t *testing.T, s otlptest.Span, want map[string]string) {
 			t.Errorf("span %q: %s is %q, want %q", s.Name, name, s.Attributes[name], value)
 		}
 	}
+}
+
+// openMetrics is /metrics in OpenMetrics' form.
+func (p *process) openMetrics() string {
+	p.t.Helper()
+	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, "http://"+p.addr+"/metrics", nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(text)
 }
 
 func amqpHeader(d amqp.Delivery, name string) string {
@@ -156,6 +178,17 @@ func TestTraceContinues(t *testing.T) {
 			})
 			if a := spansNamed(spans, toRabbit, traced)[0].Attributes; a["server.address"] == "" || a["server.port"] == "" {
 				t.Errorf("RabbitMQ's address is not told: %v", a)
+			}
+
+			// Latencies name the trace as an exemplar, for who asks for OpenMetrics.
+			for _, series := range []string{`outbox_commit_to_ack_seconds_bucket{sink="kafka"`, `outbox_commit_to_ack_seconds_bucket{sink="rabbitmq"`, `outbox_publish_duration_seconds_bucket{event_type="` + k.name + `"`} {
+				found := false
+				for l := range strings.Lines(p.openMetrics()) {
+					found = found || strings.HasPrefix(l, series) && strings.Contains(l, `trace_id="`+traced+`"`)
+				}
+				if !found {
+					t.Errorf("no line %s… has the trace as its exemplar", series)
+				}
 			}
 
 			// Many traces in one batch: each is linked to, or counted.

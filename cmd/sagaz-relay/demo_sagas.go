@@ -180,11 +180,12 @@ func (t *demoTx) add(of, key, kind string, version int, payload any) {
 
 // flush inserts what was written since the last flush, in one round trip.
 func (t *demoTx) flush(ctx context.Context) error {
-	headers := fmt.Sprintf(`{"correlation_id": %q, "traceparent": "00-%s-%016x-01"}`, t.order.id, t.order.trace, t.writer.rng.Uint64())
 	batch := &pgx.Batch{}
 	for _, e := range t.written[t.flushed:] {
+		headers := fmt.Sprintf(`{"correlation_id": %q, "saga_name": "order", "step_name": %q, "traceparent": "00-%s-%016x-01"}`,
+			t.order.id, e.kind, t.order.trace, t.writer.rng.Uint64())
 		batch.Queue(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers)
-			VALUES ($1, $2, $3, $4, $5, $6, $7)`, [16]byte(e.id), t.order.saga, e.of, e.key, e.kind, string(e.payload), headers)
+			VALUES ($1, $2, $3, $4, $5, $6, $7)`, e.id.String(), t.order.saga, e.of, e.key, e.kind, string(e.payload), headers)
 	}
 	t.flushed = len(t.written)
 	if err := t.SendBatch(ctx, batch).Close(); err != nil {

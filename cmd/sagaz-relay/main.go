@@ -101,7 +101,7 @@ Exit codes:
 	})
 	load := func() (*settings, error) { return loadSettings(os.LookupEnv, os.Environ(), configFile) }
 	root.AddCommand(newRun(load), newMigrate(load), newStatus(load), newHealth(load), newSettings(load), newDoctor(load), newDeadLetter(load), newReplay(load), newVerify(load),
-		newBench(load), newDemo(), newVersion())
+		newBench(load), newDemo(), newLoad(load), newVersion())
 	return root
 }
 

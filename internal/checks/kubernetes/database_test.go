@@ -35,11 +35,17 @@ func newDatabase(t *testing.T, more map[string]string) *database {
 	t.Helper()
 	all := file(t, "postgresql.yaml")
 	image := find[*appsv1.StatefulSet](t, all, "postgresql").Spec.Template.Spec.Containers[0].Image
+	_, version, _ := strings.Cut(image, ":")
+	return newDatabaseOf(t, version, more)
+}
+
+func newDatabaseOf(t *testing.T, version string, more map[string]string) *database {
+	t.Helper()
+	all := file(t, "postgresql.yaml")
 	settings := parameters(t, all)
 	for name, value := range more {
 		settings[name] = value
 	}
-	_, version, _ := strings.Cut(image, ":")
 	db := &database{Server: pgtest.OwnServer(t, version, settings), scripts: t.TempDir(), secrets: t.TempDir()}
 	for name, text := range find[*corev1.ConfigMap](t, all, "postgresql-scripts").Data {
 		write(t, db.scripts, name, text)
@@ -54,18 +60,24 @@ func write(t *testing.T, dir, name, text string) {
 	}
 }
 
-// script runs one of the StatefulSet's scripts as its pod would, only that the server is found by TCP.
-func (db *database) script(t *testing.T, name string, args ...string) (string, error) {
+// environment leads psql and its like to the server, as the superuser.
+func (db *database) environment(t *testing.T) []string {
 	t.Helper()
 	super, err := pgx.ParseConfig(db.DSN("postgres"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("bash", append([]string{filepath.Join(db.scripts, name)}, args...)...)
-	cmd.Env = []string{
+	return []string{
 		"PATH=" + os.Getenv("PATH"), "SECRETS_DIR=" + db.secrets, "POSTGRES_USER=postgres",
 		"PGHOST=127.0.0.1", fmt.Sprintf("PGPORT=%d", db.Port()), "PGPASSWORD=" + super.Password,
 	}
+}
+
+// script runs one of the StatefulSet's scripts as its pod would, only that the server is found by TCP.
+func (db *database) script(t *testing.T, name string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command("bash", append([]string{filepath.Join(db.scripts, name)}, args...)...)
+	cmd.Env = db.environment(t)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

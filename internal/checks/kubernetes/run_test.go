@@ -254,7 +254,7 @@ func TestMissingSettings(t *testing.T) {
 		env     map[string]string
 		says    string
 	}{
-		{"NoBrokerSecret", map[string]string{url: db}, nil, "KAFKA_BOOTSTRAP_SERVERS"},
+		{"NoBrokerSecret", map[string]string{url: db}, nil, "KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL) is not set"},
 		{"WrongKey", map[string]string{url: db, "sagaz-broker-credentials servers": "kafka:9092"}, nil, "KAFKA_BOOTSTRAP_SERVERS"},
 		{"EmptyConnectionString", map[string]string{url: "\n", "sagaz-broker-credentials bootstrap-servers": "kafka:9092"}, nil, "DATABASE_URL"},
 		{"RubbishInConnectionString", map[string]string{url: "change-me", "sagaz-broker-credentials bootstrap-servers": "kafka:9092"}, nil, "DATABASE_URL"},
@@ -268,6 +268,9 @@ func TestMissingSettings(t *testing.T) {
 			out := strings.TrimSpace(regexp.MustCompile(`(?m)^\{.*"level":"INFO".*\n`).ReplaceAllString(p.out.String(), ""))
 			if strings.Count(out, "\n") != 0 || !strings.Contains(out, tt.says) || strings.Contains(out, "change-me") {
 				t.Errorf("got %s, want one line with %s", out, tt.says)
+			}
+			if strings.Contains(tt.says, " ") && !strings.Contains(string(product.Read(t, "k8s/README.md")), tt.says) {
+				t.Errorf("k8s/README.md does not explain %q", tt.says)
 			}
 		})
 	}

@@ -1,0 +1,341 @@
+package docs
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/cli"
+
+	"github.com/sagaz-relay/relay/internal/checks/product"
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// Every command in every document.
+func TestCommands(t *testing.T) {
+	l := newLookUp(t)
+	n := 0
+	for _, b := range blocks(t) {
+		for _, c := range b.commands(t) {
+			n++
+			if wrong := l.check(c); wrong != "" {
+				t.Errorf("%s:%d: %s: %s", c.file, c.line, strings.Join(c.words, " "), wrong)
+			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("%d commands found: the test looks in the wrong place", n)
+	}
+	t.Logf("%d commands", n)
+}
+
+// That the test can tell wrong from right.
+func TestWrongCommands(t *testing.T) {
+	l := newLookUp(t)
+	for text, right := range map[string]bool{
+		"sagaz-relay doctor --json":                                   true,
+		"sagaz-relay dead-letter retry --older-than 7d":               true,
+		"sagaz-relay docter":                                          false,
+		"bin/sagaz-relay status --jsn":                                false,
+		"sagaz-relay dead-letter rettry":                              false,
+		"sagaz-relay load --for soon":                                 false,
+		"RELAY_HYBRID=true sagaz-relay run":                           true,
+		"RELAY_HYBIRD=true sagaz-relay run":                           false,
+		"export KAFKA_BOOTSTRAP=x":                                    false,
+		"make demo ARGS=--keep":                                       true,
+		"make demo ARGS=--kepe":                                       false,
+		"make dmeo":                                                   false,
+		"make test PACKAGE=x":                                         false,
+		"kubectl apply -f k8s/namespace.yaml":                         true,
+		"kubectl apply -f k8s/namespaces.yaml":                        false,
+		"kubectl aply -k k8s/":                                        false,
+		"kubectl -n sagaz exec deploy/outbox-worker -- sagaz-relay x": false,
+		"kubectl -n sagaz logs deploy/outbox-wroker":                  false,
+		"docker compose up -d load":                                   true,
+		"docker compose up laod":                                      false,
+		"go build ./cmd/nothing":                                      false,
+		`psql "$DATABASE_URL" -c "SELECT stauts FROM saga_outbox"`:    false,
+		"frobnicate":                                                  false,
+	} {
+		for _, c := range (block{file: "test", lang: "sh", text: text}).commands(t) {
+			if wrong := l.check(c); (wrong == "") != right {
+				t.Errorf("%s: got %q, want right: %v", text, wrong, right)
+			}
+		}
+	}
+}
+
+// SQL blocks work on a database as migrate makes it.
+func TestSQL(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	if _, err := db.Pool.Exec(t.Context(), `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, b := range blocks(t) {
+		if b.lang != "sql" {
+			continue
+		}
+		n++
+		conn := db.Conn(t)
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// It is all undone afterwards, so it may not end the transaction itself.
+		text := regexp.MustCompile(`(?m)^(BEGIN|COMMIT);$`).ReplaceAllString(b.text, "")
+		if _, err := conn.PgConn().Exec(t.Context(), text).ReadAll(); err != nil {
+			t.Errorf("%s:%d: %v", b.file, b.line, err)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if n < 3 {
+		t.Errorf("%d blocks of SQL found: the test looks in the wrong place", n)
+	}
+}
+
+// Links within the tree lead somewhere.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
+	for _, name := range documents(t) {
+		for i, line := range strings.Split(string(product.Read(t, name)), "\n") {
+			for _, m := range link.FindAllStringSubmatch(line, -1) {
+				if _, err := os.Stat(filepath.Join(product.Root(), filepath.Dir(name), m[1])); err != nil {
+					t.Errorf("%s:%d: the link to %s leads nowhere", name, i+1, m[1])
+				}
+			}
+		}
+	}
+}
+
+// lookUp knows where commands come from.
+type lookUp struct {
+	t        *testing.T
+	db       *pgtest.DB
+	settings map[string]product.Setting
+	makefile string
+	objects  map[string]bool // by name: what the manifests make
+	services []string        // of docker-compose.yml
+	helped   map[string]string
+}
+
+func newLookUp(t *testing.T) *lookUp {
+	t.Helper()
+	l := &lookUp{t: t, db: pgtest.New(t, pgtest.Migrated()), settings: product.Settings(t), makefile: string(product.Read(t, "Makefile")), objects: map[string]bool{}, helped: map[string]string{}}
+	named := regexp.MustCompile(`(?m)^  name: "?([\w.-]+)"?`)
+	for _, dir := range []string{"k8s", "monitoring"} {
+		_ = filepath.WalkDir(filepath.Join(product.Root(), dir), func(path string, _ os.DirEntry, err error) error {
+			if text, readErr := os.ReadFile(path); err == nil && readErr == nil && strings.HasSuffix(path, ".yaml") {
+				for _, m := range named.FindAllStringSubmatch(string(text), -1) {
+					l.objects[m[1]] = true
+				}
+			}
+			return nil
+		})
+	}
+	options, err := cli.NewProjectOptions(nil, cli.WithWorkingDirectory(product.Root()), cli.WithDefaultConfigPath, cli.WithProfiles([]string{"*"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := options.LoadProject(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.services = project.ServiceNames()
+	return l
+}
+
+var ourVariable = regexp.MustCompile(`^(RELAY|KAFKA|RABBITMQ|BROKER|DATABASE)_`)
+
+// check says what is wrong with a command; "" for nothing.
+func (l *lookUp) check(c command) string {
+	for _, name := range c.set {
+		if _, ok := l.settings[strings.TrimSuffix(name, "_FILE")]; !ok && ourVariable.MatchString(name) {
+			return name + " is no setting"
+		}
+	}
+	if len(c.words) == 0 {
+		return ""
+	}
+	// What another command is to run: kubectl exec … -- sagaz-relay doctor, docker compose exec relay sagaz-relay doctor.
+	if i := slices.Index(c.words, "sagaz-relay"); i > 0 && slices.Contains(c.words[:i], "exec") {
+		if wrong := l.relay(c.words[i+1:]); wrong != "" {
+			return wrong
+		}
+	}
+	switch args := c.words[1:]; c.words[0] {
+	case "sagaz-relay", "bin/sagaz-relay":
+		return l.relay(args)
+	case "make":
+		return l.make(args)
+	case "kubectl":
+		return l.kubectl(args)
+	case "docker":
+		return l.docker(args)
+	case "go":
+		return l.paths(args)
+	case "psql", "pg_restore", "pg_dump":
+		return l.sql(args)
+	case "git", "cd", "export", "curl", "helm", "velero", "promtool", "amtool", "jq", "grep", "base64", "openssl", "vault", "sed", "python", "pip", "cp", "mkdir", "cat", "echo":
+		return ""
+	}
+	return "a command that this test does not know: where does it come from?"
+}
+
+// relay asks the binary itself: with --help at the end it reads everything before, and does nothing.
+func (l *lookUp) relay(args []string) string {
+	help := func(words []string) string {
+		key := strings.Join(words, "\x00")
+		if _, ok := l.helped[key]; !ok {
+			cmd := exec.Command(product.Binary(l.t), append(slices.Clone(words), "--help")...)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				l.helped[key] = "error: " + string(out)
+			} else {
+				l.helped[key] = string(out)
+			}
+		}
+		return l.helped[key]
+	}
+	path := ""
+	for _, word := range args {
+		if strings.HasPrefix(word, "-") || path != "" && !strings.Contains(help(strings.Fields(path)), "Available Commands:") {
+			break
+		}
+		path = strings.TrimSpace(path + " " + word)
+	}
+	text := help(args)
+	if wrong, ok := strings.CutPrefix(text, "error: "); ok {
+		return strings.TrimSpace(wrong)
+	}
+	if !strings.Contains(text, "Usage:\n  sagaz-relay "+path) {
+		return fmt.Sprintf("there is no command %q", path)
+	}
+	return ""
+}
+
+func (l *lookUp) make(args []string) string {
+	for i, word := range args {
+		if name, value, ok := strings.Cut(word, "="); ok {
+			if !regexp.MustCompile(`(?m)^` + name + `\s*\??=`).MatchString(l.makefile) {
+				return "the Makefile has no variable " + name
+			}
+			if name == "ARGS" && i > 0 {
+				if wrong := l.relay(append([]string{args[0]}, strings.Fields(value)...)); wrong != "" {
+					return wrong
+				}
+			}
+		} else if !strings.HasPrefix(word, "-") && !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(word)+`:`).MatchString(l.makefile) {
+			return "the Makefile has no target " + word
+		}
+	}
+	return ""
+}
+
+var (
+	kubectlVerbs = strings.Fields("annotate api-resources apply cluster-info config cp create delete describe diff edit exec explain expose get kustomize label logs patch port-forward replace rollout run scale set top version wait")
+	kubectlKinds = strings.Fields("deploy deployment statefulset job svc service hpa secret configmap pod scaledobject prometheusrule podmonitor servicemonitor pdb networkpolicy")
+)
+
+func (l *lookUp) kubectl(args []string) string {
+	if i := slices.Index(args, "--"); i >= 0 { // what runs in the pod
+		inside := command{words: args[i+1:]}
+		args = args[:i]
+		if len(inside.words) > 0 && (inside.words[0] == "psql" || inside.words[0] == "pg_restore" || inside.words[0] == "pg_dump") {
+			if wrong := l.check(inside); wrong != "" {
+				return wrong
+			}
+		}
+	}
+	for i := 0; i < len(args); i++ {
+		switch {
+		case args[i] == "-n":
+			i++
+		case strings.HasPrefix(args[i], "-"):
+		case !slices.Contains(kubectlVerbs, args[i]):
+			return "kubectl has no command " + args[i]
+		default:
+			i = len(args)
+		}
+	}
+	for i, word := range args {
+		kind, name, ok := strings.Cut(word, "/")
+		switch {
+		case (word == "-f" || word == "-k") && i+1 < len(args) && !slices.Contains(args, "logs"):
+			if wrong := l.path(args[i+1]); wrong != "" {
+				return wrong
+			}
+		case ok && slices.Contains(kubectlKinds, kind) && !l.objects[name]:
+			return "no manifest makes " + word
+		}
+	}
+	return ""
+}
+
+func (l *lookUp) docker(args []string) string {
+	if len(args) == 0 || args[0] != "compose" {
+		return ""
+	}
+	verb := ""
+	for i := 1; i < len(args); i++ {
+		switch word := args[i]; {
+		case word == "--profile":
+			i++
+		case strings.HasPrefix(word, "-"):
+		case verb == "":
+			verb = word
+			if !slices.Contains(strings.Fields("up down exec logs ps run stop start restart build pull config"), verb) {
+				return "docker compose has no command " + verb
+			}
+		case !slices.Contains(l.services, word):
+			return "docker-compose.yml has no service " + word
+		case verb == "exec" || verb == "run":
+			return "" // the rest runs in the container
+		}
+	}
+	return ""
+}
+
+// paths looks for every ./path.
+func (l *lookUp) paths(args []string) string {
+	for _, word := range args {
+		if strings.HasPrefix(word, "./") {
+			if wrong := l.path(strings.TrimSuffix(word, "...")); wrong != "" {
+				return wrong
+			}
+		}
+	}
+	return ""
+}
+
+func (l *lookUp) path(path string) string {
+	if path == "-" || strings.HasPrefix(path, "https://") {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(product.Root(), path)); err != nil {
+		return path + " is not in the tree"
+	}
+	return ""
+}
+
+// sql has the server parse what -c says, and look up tables and columns; nothing is run.
+func (l *lookUp) sql(args []string) string {
+	for i, word := range args {
+		if word == "-c" && i+1 < len(args) {
+			conn := l.db.Conn(l.t)
+			if _, err := conn.Prepare(l.t.Context(), "", args[i+1]); err != nil {
+				return err.Error()
+			}
+		}
+	}
+	return ""
+}

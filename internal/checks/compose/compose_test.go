@@ -4,12 +4,14 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/compose-spec/compose-go/v2/cli"
 	"github.com/compose-spec/compose-go/v2/types"
+	"sigs.k8s.io/yaml"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
@@ -123,5 +125,56 @@ func TestRelay(t *testing.T) {
 	}
 	if grace := time.Duration(*relay.StopGracePeriod); grace < drain+10*time.Second {
 		t.Errorf("relay has %s to stop, and drains for %s", grace, drain)
+	}
+}
+
+// Prometheus scrapes the relay, and Grafana asks Prometheus, each at the address that it has in the file.
+func TestMonitoring(t *testing.T) {
+	p := load(t)
+	address := func(host string) bool {
+		name, port, _ := strings.Cut(host, ":")
+		s, ok := p.Services[name]
+		return ok && slices.ContainsFunc(s.Ports, func(c types.ServicePortConfig) bool { return strconv.Itoa(int(c.Target)) == port })
+	}
+	var prometheus struct {
+		Global  map[string]string `json:"global"`
+		Scrapes []struct {
+			Job     string `json:"job_name"`
+			Targets []struct {
+				Targets []string          `json:"targets"`
+				Labels  map[string]string `json:"labels"`
+			} `json:"static_configs"`
+		} `json:"scrape_configs"`
+	}
+	if err := yaml.UnmarshalStrict(product.Read(t, "testdata/compose/prometheus.yml"), &prometheus); err != nil {
+		t.Fatal(err)
+	}
+	if len(prometheus.Scrapes) != 1 || prometheus.Scrapes[0].Job != "outbox-worker" || len(prometheus.Scrapes[0].Targets) != 1 {
+		t.Fatalf("Prometheus scrapes %+v, want the job outbox-worker", prometheus.Scrapes)
+	}
+	for _, target := range prometheus.Scrapes[0].Targets[0].Targets {
+		if !address(target) {
+			t.Errorf("Prometheus scrapes %s, which is nowhere", target)
+		}
+	}
+	var grafana struct {
+		Version int `json:"apiVersion"`
+		Sources []struct {
+			Name, UID, Type, Access, URL string
+			Default                      bool `json:"isDefault"`
+		} `json:"datasources"`
+	}
+	if err := yaml.UnmarshalStrict(product.Read(t, "testdata/compose/grafana/datasources.yml"), &grafana); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range grafana.Sources {
+		if host, ok := strings.CutPrefix(s.URL, "http://"); !ok || !address(host) {
+			t.Errorf("Grafana's %s is at %s, which is nowhere", s.Name, s.URL)
+		}
+	}
+	for _, name := range []string{"prometheus", "grafana"} {
+		if got := p.Services[name].Profiles; !slices.Equal(got, []string{"monitoring"}) {
+			t.Errorf("%s has profiles %v, want monitoring alone", name, got)
+		}
 	}
 }

@@ -180,6 +180,18 @@ func TestTraceContinues(t *testing.T) {
 				t.Errorf("RabbitMQ's address is not told: %v", a)
 			}
 
+			// So do the lines of the log about the event.
+			for message, want := range map[string]int{"event received": 1, "event published": 2, "event marked": 1} {
+				got := 0
+				for _, l := range p.logged(message) {
+					if l["trace_id"] == traced {
+						got++
+					}
+				}
+				if got != want {
+					t.Errorf("%d lines %q have the trace_id, want %d", got, message, want)
+				}
+			}
 			// Latencies name the trace as an exemplar, for who asks for OpenMetrics.
 			for _, series := range []string{`outbox_commit_to_ack_seconds_bucket{sink="kafka"`, `outbox_commit_to_ack_seconds_bucket{sink="rabbitmq"`, `outbox_publish_duration_seconds_bucket{event_type="` + k.name + `"`} {
 				found := false

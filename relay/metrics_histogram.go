@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"encoding/hex"
 	"math"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -28,6 +30,15 @@ type histogram struct {
 	mu     sync.Mutex // guards what follows
 	counts []uint64   // by bucket; the last one has no bound
 	sum    float64
+	// examples are the newest recorded trace of each bucket; nil as long as there is none.
+	examples []example
+}
+
+// example is one observation with its trace, which OpenMetrics calls an exemplar.
+type example struct {
+	value float64
+	trace [16]byte
+	at    time.Time
 }
 
 func newHistograms(name, help string, bounds []float64, constant prometheus.Labels, labels ...string) *histograms {
@@ -62,6 +73,17 @@ func (h *histogram) add(value float64, n int) {
 	h.sum += value * float64(n)
 }
 
+// exemplify notes the trace of a value that was observed.
+func (h *histogram) exemplify(value float64, trace [16]byte, at time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.examples == nil {
+		h.examples = make([]example, len(h.counts))
+	}
+	bucket, _ := slices.BinarySearch(h.bounds, value)
+	h.examples[bucket] = example{value, trace, at}
+}
+
 // Describe implements prometheus.Collector.
 func (h *histograms) Describe(descs chan<- *prometheus.Desc) { descs <- h.desc }
 
@@ -86,5 +108,15 @@ func (h *histogram) metric(desc *prometheus.Desc) prometheus.Metric {
 			cumulative[bound] = total
 		}
 	}
-	return prometheus.MustNewConstHistogram(desc, total, h.sum, cumulative, h.labels...)
+	m := prometheus.MustNewConstHistogram(desc, total, h.sum, cumulative, h.labels...)
+	var exemplars []prometheus.Exemplar
+	for _, e := range h.examples {
+		if !e.at.IsZero() {
+			exemplars = append(exemplars, prometheus.Exemplar{Value: e.value, Labels: prometheus.Labels{"trace_id": hex.EncodeToString(e.trace[:])}, Timestamp: e.at})
+		}
+	}
+	if exemplars == nil {
+		return m
+	}
+	return prometheus.MustNewMetricWithExemplars(m, exemplars...)
 }

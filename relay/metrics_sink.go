@@ -76,17 +76,22 @@ func (s *sinkMetrics) acked(batch []*flight, took time.Duration) {
 	s.m.batches.Inc()
 	s.m.batchSize.Set(float64(len(batch)))
 	s.acks.Add(float64(len(batch)))
-	now := TimestampOf(time.Now())
+	at := time.Now()
+	now := TimestampOf(at)
 	seconds := took.Seconds()
 
 	// A batch is counted by runs: of one type, and of one commit. Where types take turns, the few that do are kept at hand.
 	var types typeCounts
 	bytes := 0
+	var traced *flight // the first whose trace is recorded, if traces are on: an example of the batch
 	committed, run := Timestamp(0), 0
 	s.ack.mu.Lock()
 	for _, f := range batch {
 		bytes += len(f.rec.Key) + len(f.rec.Value)
 		types.count(s.m, f.rec.EventType, seconds)
+		if traced == nil && f.rec.Trace.Flags != 0 && f.rec.Trace.Sampled() {
+			traced = f
+		}
 		if f.committed != committed {
 			s.ackRun(now, committed, run)
 			committed, run = f.committed, 0
@@ -97,6 +102,12 @@ func (s *sinkMetrics) acked(batch []*flight, took time.Duration) {
 	s.ack.mu.Unlock()
 	types.flush(seconds)
 	s.bytes.Add(float64(bytes))
+	if traced != nil {
+		s.m.eventType(traced.rec.EventType).duration.exemplify(seconds, traced.rec.Trace.TraceID, at)
+		if traced.committed != 0 {
+			s.ack.exemplify(max(0, float64(now-traced.committed)/1e6), traced.rec.Trace.TraceID, at)
+		}
+	}
 }
 
 // ackRun counts events of one transaction. It is called with the histogram's lock held.

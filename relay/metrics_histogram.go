@@ -30,14 +30,13 @@ type histogram struct {
 	mu     sync.Mutex // guards what follows
 	counts []uint64   // by bucket; the last one has no bound
 	sum    float64
-	// examples are the newest recorded trace of each bucket; nil as long as there is none.
-	examples []example
+	traced []exemplar // by bucket, the newest of each; nil until there is one
 }
 
-// example is one observation with its trace, which OpenMetrics calls an exemplar.
-type example struct {
+// exemplar is an observation of an event whose trace is recorded.
+type exemplar struct {
 	value float64
-	trace [16]byte
+	trace TraceContext
 	at    time.Time
 }
 
@@ -73,15 +72,13 @@ func (h *histogram) add(value float64, n int) {
 	h.sum += value * float64(n)
 }
 
-// exemplify notes the trace of a value that was observed.
-func (h *histogram) exemplify(value float64, trace [16]byte, at time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.examples == nil {
-		h.examples = make([]example, len(h.counts))
+// example notes an event's trace as the exemplar of the bucket that a value falls into. It is called with mu held.
+func (h *histogram) example(value float64, trace *TraceContext) {
+	if h.traced == nil {
+		h.traced = make([]exemplar, len(h.counts))
 	}
-	bucket, _ := slices.BinarySearch(h.bounds, value)
-	h.examples[bucket] = example{value, trace, at}
+	at, _ := slices.BinarySearch(h.bounds, value)
+	h.traced[at] = exemplar{value, *trace, time.Now()}
 }
 
 // Describe implements prometheus.Collector.
@@ -110,9 +107,11 @@ func (h *histogram) metric(desc *prometheus.Desc) prometheus.Metric {
 	}
 	m := prometheus.MustNewConstHistogram(desc, total, h.sum, cumulative, h.labels...)
 	var exemplars []prometheus.Exemplar
-	for _, e := range h.examples {
-		if !e.at.IsZero() {
-			exemplars = append(exemplars, prometheus.Exemplar{Value: e.value, Labels: prometheus.Labels{"trace_id": hex.EncodeToString(e.trace[:])}, Timestamp: e.at})
+	for i := range h.traced {
+		if e := &h.traced[i]; e.trace.IsValid() {
+			exemplars = append(exemplars, prometheus.Exemplar{Value: e.value, Timestamp: e.at, Labels: prometheus.Labels{
+				"trace_id": hex.EncodeToString(e.trace.TraceID[:]), "span_id": hex.EncodeToString(e.trace.SpanID[:]),
+			}})
 		}
 	}
 	if exemplars == nil {

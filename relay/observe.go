@@ -56,7 +56,7 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 		return
 	}
 	s := &o.sample
-	s.info, s.looked = info, true
+	s.info, s.looked = info, info.Exists || o.p.cfg.Mode != ModePolling // who only polls has no slot, and misses none
 	switch {
 	case info.Active:
 		s.inactive = time.Time{}

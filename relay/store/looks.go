@@ -77,7 +77,7 @@ func (l *lease) Table(ctx context.Context) (relay.TableInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, tableTimeout)
 	defer cancel()
 	t := relay.TableInfo{Rows: make(map[string]int64)}
-	err := l.beside(ctx, "rows", func(conn *pgx.Conn) error {
+	err := l.beside(ctx, "backlog", func(conn *pgx.Conn) error {
 		var status string
 		var n int64
 		var oldest *timestamp

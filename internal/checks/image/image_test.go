@@ -213,7 +213,8 @@ func TestDelivers(t *testing.T) {
 	if text, code := b.run(t, env, "status"); code != 0 || !strings.Contains(text, "sent") || !strings.Contains(text, "pod-1") {
 		t.Errorf("status: exit code %d: %s", code, text)
 	}
-	if text, code := b.run(t, env, "doctor"); code != 0 {
+	// Another test's slot that nobody reads degrades the server, and the server is shared.
+	if text, code := b.run(t, env, "doctor"); code > 1 || !strings.Contains(text, "sink kafka      reachable") {
 		t.Errorf("doctor: exit code %d: %s", code, text)
 	}
 	address := regexp.MustCompile(`"message":"serving metrics and health","address":"([^"]+)"`).FindStringSubmatch(c.stderr.String())

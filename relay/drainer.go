@@ -191,7 +191,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 		if e.Gone || e.Discarded {
 			r.settle(Outcome{Entry: e, Fate: FateDropped})
 			if e.Gone {
-				d.log.Warn("ledger entry dropped: its row is not in the table any more", "event_id", e.Event.ID)
+				d.log.Warn("ledger entry dropped: its row is not in the table any more", e.Event.facts("sink", d.sink.Name())...)
 			}
 			continue
 		}
@@ -199,6 +199,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 			again++
 		}
 		f.round, f.entry, f.size, f.keyHash = r, e, e.Event.Size(), e.KeyHash
+		f.sagaID, f.aggregateType = e.Event.SagaID, e.Event.AggregateType
 		if err := d.p.enc.Encode(&f.rec, &e.Event); err != nil {
 			refusal, _ := Refused(err)
 			f.rec.EventID, f.rec.EventType, f.rec.Key = e.Event.ID, e.Event.EventType, e.Event.AggregateID
@@ -214,6 +215,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 	}
 	for lane, flights := range byLane {
 		if len(flights) > 0 {
+			logRetried(d.log, d.sink.Name(), flights)
 			d.lanes[lane].push(flights)
 		}
 	}
@@ -264,6 +266,7 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool
 		signal(l.wake)
 	}
 	d.p.metrics.resolved(outcomes)
+	logResolved(d.log, d.sink.Name(), outcomes)
 	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
 	return nil
 }

@@ -141,13 +141,14 @@ func (p *pipeline) launch(events []Event, swept bool) {
 			// It takes its place on the lanes all the same, which know what is before and behind it.
 			f.unfit, _ = Refused(err)
 			f.rec.EventID, f.rec.EventType, f.rec.Key, f.rec.Timestamp = ev.ID, ev.EventType, ev.AggregateID, ev.CreatedAt.Time()
-			p.log.Warn("event refused", "event_id", ev.ID, "error", err)
 		} else {
 			p.cfg.trace(&f.rec, ev)
 		}
 		lane := partitionOf(f.keyHash, p.cfg.Lanes)
 		p.scratch[lane] = append(p.scratch[lane], f)
 	}
+
+	logReceived(p.log, flights)
 
 	p.mu.Lock()
 	beside := swept && p.doing.mode == ModeCDC
@@ -194,6 +195,7 @@ func (p *pipeline) settle(sink int, batch []*flight, parks []*Parked) {
 // marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the server may be told of confirmed.
 func (p *pipeline) marked(batch []*flight, confirmed LSN) {
 	p.metrics.marked(p.slot, batch)
+	logMarked(p.log, batch)
 	p.mu.Lock()
 	for _, f := range batch {
 		p.tracker.mark(f)

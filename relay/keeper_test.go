@@ -41,6 +41,12 @@ func TestKeeper(t *testing.T) {
 		if lag, _ := r.metric("outbox_replication_lag_seconds"); lag < 1 || lag > 2 {
 			t.Errorf("replication lag %v s after two seconds", lag)
 		}
+		if age, _ := r.metric("outbox_oldest_pending_seconds"); age < 1 || age > 2 {
+			t.Errorf("the oldest waits for %v s after two seconds", age)
+		}
+		r.wantMetric(1, "outbox_mode", "mode=cdc")
+		r.wantMetric(1, "outbox_stream_up")
+		r.wantMetric(2, "outbox_received_events_total")
 		w.takenOver()
 		first.lose(errConnection)
 		w.until("the lease is released", func() bool { return slices.Contains(w.trace, "release") })
@@ -56,6 +62,11 @@ func TestKeeper(t *testing.T) {
 		r.wantMetric(0, "outbox_pending_events_total")
 		r.wantMetric(0, "outbox_pending_events")
 		r.wantMetric(0, "outbox_processing_events_total")
+		for _, name := range []string{"outbox_replication_lag_seconds", "outbox_slot_active", "outbox_ledger_events", "outbox_events_by_state", "outbox_mode"} {
+			if _, there := r.metric(name); there {
+				t.Errorf("a standby exports %s", name)
+			}
+		}
 		wantOffers(t, sink, "a1! b1!") // cut short; the stream is closed before the lease is released
 		if got, want := fmt.Sprint(w.trace), "[acquire open close release]"; got != want {
 			t.Errorf("trace: got %s, want %s", got, want)

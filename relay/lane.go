@@ -33,6 +33,7 @@ type lane struct {
 	wake chan struct{} // capacity one: "the queue was empty and is not any more", or a round has ended
 
 	// Owned by run.
+	offers      int             // of what is being offered, this one included
 	failing     bool            // the last offer was not taken; known to health
 	failingFrom time.Time       // when the offer was made that began the failing
 	aside       []*flight       // wait for the end of a round, in order
@@ -93,7 +94,7 @@ func (l *lane) unshelve() {
 // triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it parks, leaves in the ledger, or puts
 // aside.
 func (l *lane) triage(batch []*flight) []*flight {
-	var parked []*flight
+	var parked, unfit []*flight
 	var parks []*Parked
 	kept := batch[:0]
 	l.shelf.mu.Lock()
@@ -105,6 +106,7 @@ func (l *lane) triage(batch []*flight) []*flight {
 				f.round.leave(f.entry, nil)
 			case f.unfit != nil:
 				l.metrics.refused(f, f.unfit)
+				unfit = append(unfit, f)
 				f.round.settle(l.cfg.refusedAgain(f.entry, f.unfit))
 			default:
 				kept = append(kept, f)
@@ -131,6 +133,7 @@ func (l *lane) triage(batch []*flight) []*flight {
 			parked, parks = append(parked, f), append(parks, park)
 		case f.unfit != nil:
 			l.metrics.refused(f, f.unfit)
+			unfit = append(unfit, f)
 			park := l.refusal(f.unfit)
 			l.shelf.parkRefused(f, park)
 			parked, parks = append(parked, f), append(parks, park)
@@ -140,7 +143,11 @@ func (l *lane) triage(batch []*flight) []*flight {
 	}
 	l.shelf.mu.Unlock()
 	clear(batch[len(kept):])
+	for _, f := range unfit {
+		logRefused(l.log, l.sink.Name(), f, 1, f.unfit)
+	}
 	if len(parked) > 0 {
+		logParked(l.log, parked, parks)
 		l.settle(l.index, parked, parks)
 	}
 	return kept
@@ -181,6 +188,7 @@ func (l *lane) run(ctx context.Context) error {
 				}
 			}
 			batch = l.triage(batch)
+			l.offers = 0
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -193,9 +201,10 @@ func (l *lane) run(ctx context.Context) error {
 		for _, f := range batch {
 			records = append(records, &f.rec)
 		}
+		l.offers++
 		started := time.Now()
 		limit := min(l.cfg.PublishTimeout, l.cfg.SinkIsolation)
-		pctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("publish to %s: no answer within %s", l.sink.Name(), limit))
+		pctx, cancel := context.WithTimeoutCause(ctx, limit, noAnswer{l.sink.Name(), limit})
 		err := l.sink.Publish(WithFence(pctx, l.valid), records)
 		cancel()
 		took := time.Since(started)
@@ -227,6 +236,7 @@ func (l *lane) run(ctx context.Context) error {
 		wait := backoff.Next()
 		l.metrics.retry(len(rest))
 		l.health.failed(l.log, !l.failing, err, started, len(rest), wait)
+		logNotTaken(l.log, l.sink.Name(), rest, l.offers, err)
 		if !l.failing {
 			l.failing, l.failingFrom = true, started
 		}
@@ -237,6 +247,18 @@ func (l *lane) run(ctx context.Context) error {
 		}
 	}
 }
+
+// noAnswer is why an offer is broken off. It is a context.DeadlineExceeded, for those who count timeouts.
+type noAnswer struct {
+	sink  string
+	limit time.Duration
+}
+
+func (e noAnswer) Error() string {
+	return fmt.Sprintf("publish to %s: no answer within %s", e.sink, e.limit)
+}
+
+func (noAnswer) Is(target error) bool { return target == context.DeadlineExceeded }
 
 // pause waits before a batch is offered again, and reports whether the relay has begun to stop meanwhile.
 func (l *lane) pause(ctx context.Context, wait time.Duration) (stopping bool) {
@@ -283,6 +305,7 @@ func (l *lane) giveUp(batch []*flight) bool {
 		}
 	}
 	l.shelf.mu.Unlock()
+	logParked(l.log, batch, parks)
 	l.settle(l.index, batch, parks)
 	l.failing = false
 	l.health.left()
@@ -327,7 +350,7 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 			}
 		case isRefused:
 			l.metrics.refused(f, e)
-			l.log.Warn("event refused", "sink", l.sink.Name(), "event_id", f.rec.EventID, "error", e)
+			logRefused(l.log, l.sink.Name(), f, l.offers, e)
 			if f.round != nil {
 				f.round.settle(l.cfg.refusedAgain(f.entry, refusal))
 				continue
@@ -361,8 +384,10 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 	if len(acked) > 0 {
 		l.metrics.acked(acked, took)
 		l.health.acked()
+		logPublished(l.log, l.sink.Name(), acked, l.offers, took)
 	}
 	if len(settled) > 0 {
+		logParked(l.log, settled, parks)
 		l.settle(l.index, settled, parks)
 	}
 	return rest, trouble

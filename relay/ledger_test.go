@@ -72,7 +72,7 @@ func TestLedger(t *testing.T) {
 	bubble(t, "DeadLetterHold", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("rabbitmq")
 		sink.OnEvent(id("a1")).Times(4).Refuse(relay.ReasonUnroutable, errNoQueue)
-		start(t, w, func(cfg *relay.Config) { quick(cfg); cfg.DeadLetter = relay.DeadLetterHold }, sink)
+		r := start(t, w, func(cfg *relay.Config) { quick(cfg); cfg.DeadLetter = relay.DeadLetterHold }, sink)
 		w.commit("a", "a")
 		w.untilStatus("dead_letter", "a1")
 		w.commit("a", "b")
@@ -82,6 +82,17 @@ func TestLedger(t *testing.T) {
 		wantStatus(t, w, "a2", "pending")
 		if got := w.stands("rabbitmq"); got != "a1 dead, a2 held, a3 held" {
 			t.Errorf("ledger: %s", got)
+		}
+		r.wantMetric(1, "outbox_dead_letter_events_total")
+		r.wantMetric(4, "outbox_failed_events_total")
+		r.wantMetric(3, "outbox_retry_attempts_total")
+		r.wantMetric(1, "outbox_ledger_events", "state=dead")
+		r.wantMetric(2, "outbox_ledger_events", "state=held")
+		r.wantMetric(1, "outbox_parked_events_total", "reason=unroutable")
+		r.wantMetric(2, "outbox_parked_events_total", "reason=behind")
+		r.wantMetric(4, "outbox_publish_errors_total", "reason=unroutable")
+		if n := r.log.count("event given up"); n != 1 {
+			t.Errorf("%d lines tell of the dead letter", n)
 		}
 		w.change(func() { w.ledger[0].state, w.ledger[0].attempts = relay.StateRetry, 0 })
 		w.untilStatus("sent", "a1", "a2", "a3")

@@ -50,6 +50,8 @@ type Metrics struct {
 	reconnects   prometheus.Counter
 	build        *prometheus.GaugeVec
 
+	exemplars bool // records' trace contexts are known, so histograms may name them; set before anything is counted
+
 	mu         sync.Mutex // guards what follows
 	eventTypes map[string]*eventTypeMetrics
 	sinks      map[string]*sinkMetrics
@@ -64,9 +66,15 @@ type eventTypeMetrics struct {
 }
 
 // acked counts events that a sink took after the given time.
-func (t *eventTypeMetrics) acked(seconds float64, events int) {
+// acked counts events that took equally long; traced, if not nil, is of one of them.
+func (t *eventTypeMetrics) acked(seconds float64, events int, traced *TraceContext) {
 	t.published.Add(float64(events))
-	t.duration.observe(seconds, events)
+	t.duration.mu.Lock()
+	t.duration.add(seconds, events)
+	if traced != nil {
+		t.duration.example(seconds, traced)
+	}
+	t.duration.mu.Unlock()
 }
 
 // maxEventTypes bounds the values of the label event_type, which come from rows: beyond it, types share "other".

@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"encoding/hex"
 	"math"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -28,6 +30,14 @@ type histogram struct {
 	mu     sync.Mutex // guards what follows
 	counts []uint64   // by bucket; the last one has no bound
 	sum    float64
+	traced []exemplar // by bucket, the newest of each; nil until there is one
+}
+
+// exemplar is an observation of an event whose trace is recorded.
+type exemplar struct {
+	value float64
+	trace TraceContext
+	at    time.Time
 }
 
 func newHistograms(name, help string, bounds []float64, constant prometheus.Labels, labels ...string) *histograms {
@@ -62,6 +72,15 @@ func (h *histogram) add(value float64, n int) {
 	h.sum += value * float64(n)
 }
 
+// example notes an event's trace as the exemplar of the bucket that a value falls into. It is called with mu held.
+func (h *histogram) example(value float64, trace *TraceContext) {
+	if h.traced == nil {
+		h.traced = make([]exemplar, len(h.counts))
+	}
+	at, _ := slices.BinarySearch(h.bounds, value)
+	h.traced[at] = exemplar{value, *trace, time.Now()}
+}
+
 // Describe implements prometheus.Collector.
 func (h *histograms) Describe(descs chan<- *prometheus.Desc) { descs <- h.desc }
 
@@ -86,5 +105,17 @@ func (h *histogram) metric(desc *prometheus.Desc) prometheus.Metric {
 			cumulative[bound] = total
 		}
 	}
-	return prometheus.MustNewConstHistogram(desc, total, h.sum, cumulative, h.labels...)
+	m := prometheus.MustNewConstHistogram(desc, total, h.sum, cumulative, h.labels...)
+	var exemplars []prometheus.Exemplar
+	for i := range h.traced {
+		if e := &h.traced[i]; e.trace.IsValid() {
+			exemplars = append(exemplars, prometheus.Exemplar{Value: e.value, Timestamp: e.at, Labels: prometheus.Labels{
+				"trace_id": hex.EncodeToString(e.trace.TraceID[:]), "span_id": hex.EncodeToString(e.trace.SpanID[:]),
+			}})
+		}
+	}
+	if exemplars == nil {
+		return m
+	}
+	return prometheus.MustNewMetricWithExemplars(m, exemplars...)
 }

@@ -83,35 +83,45 @@ func (s *sinkMetrics) acked(batch []*flight, took time.Duration) {
 	var types typeCounts
 	bytes := 0
 	committed, run := Timestamp(0), 0
+	var traced *TraceContext // of an event of the run whose trace is recorded
 	s.ack.mu.Lock()
 	for _, f := range batch {
 		bytes += len(f.rec.Key) + len(f.rec.Value)
 		types.count(s.m, f.rec.EventType, seconds)
 		if f.committed != committed {
-			s.ackRun(now, committed, run)
-			committed, run = f.committed, 0
+			s.ackRun(now, committed, run, traced)
+			committed, run, traced = f.committed, 0, nil
+		}
+		if s.m.exemplars && f.rec.Trace.Sampled() {
+			traced = &f.rec.Trace
+			types.example(&f.rec)
 		}
 		run++
 	}
-	s.ackRun(now, committed, run)
+	s.ackRun(now, committed, run, traced)
 	s.ack.mu.Unlock()
 	types.flush(seconds)
 	s.bytes.Add(float64(bytes))
 }
 
 // ackRun counts events of one transaction. It is called with the histogram's lock held.
-func (s *sinkMetrics) ackRun(now, committed Timestamp, events int) {
+func (s *sinkMetrics) ackRun(now, committed Timestamp, events int, traced *TraceContext) {
 	if events > 0 && committed != 0 {
-		s.ack.add(max(0, float64(now-committed)/1e6), events)
+		seconds := max(0, float64(now-committed)/1e6)
+		s.ack.add(seconds, events)
+		if traced != nil {
+			s.ack.example(seconds, traced)
+		}
 	}
 }
 
 // typeCounts counts a batch's events by type.
 type typeCounts struct {
 	kept [8]struct {
-		t    *eventTypeMetrics
-		name string
-		n    int
+		t      *eventTypeMetrics
+		name   string
+		n      int
+		traced *TraceContext // of an event whose trace is recorded
 	}
 	used, last int
 }
@@ -130,7 +140,7 @@ func (c *typeCounts) count(m *Metrics, name string, seconds float64) {
 	}
 	t := m.eventType(name)
 	if c.used == len(c.kept) {
-		t.acked(seconds, 1)
+		t.acked(seconds, 1, nil)
 		return
 	}
 	at := &c.kept[c.used]
@@ -139,9 +149,16 @@ func (c *typeCounts) count(m *Metrics, name string, seconds float64) {
 	c.used++
 }
 
+// example notes the trace of an event that was just counted.
+func (c *typeCounts) example(rec *Record) {
+	if at := &c.kept[c.last]; at.traced == nil && at.name == rec.EventType {
+		at.traced = &rec.Trace
+	}
+}
+
 func (c *typeCounts) flush(seconds float64) {
 	for i := range c.used {
-		c.kept[i].t.acked(seconds, c.kept[i].n)
+		c.kept[i].t.acked(seconds, c.kept[i].n, c.kept[i].traced)
 	}
 }
 

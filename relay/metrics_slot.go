@@ -133,7 +133,7 @@ var slotDefinitions = []slotDefinition{
 	},
 	{
 		"outbox_relays", "Relays that live, the owner and those that stand by for the slot; 1 means that nobody would take over. Absent through a pooler.", prometheus.GaugeValue,
-		func(s *slotSample) (float64, bool) { return float64(s.info.Relays), s.looked && s.info.Relays > 0 },
+		func(s *slotSample) (float64, bool) { return float64(s.info.Relays), s.info.Relays > 0 },
 	},
 	{
 		"outbox_stream_up", "1 while the replication connection is open.", prometheus.GaugeValue,

@@ -17,6 +17,8 @@ type observer struct {
 	sample slotSample // what is known; a copy of it is exported
 	next   struct{ ledger, backlog, table time.Time }
 
+	looking <-chan tableLook // the table's rows are being counted
+
 	backlog int
 	oldest  Timestamp // created_at of the oldest pending row at the last look at the table
 	updates TableUpdates
@@ -31,6 +33,11 @@ func (p *pipeline) observe(ctx context.Context) error {
 	for _, sink := range p.sinks {
 		o.sample.sinks = append(o.sample.sinks, sink.Name())
 	}
+	defer func() {
+		if o.looking != nil {
+			<-o.looking // it ends with ctx
+		}
+	}()
 	for n := 0; ; n++ {
 		if n%slotEvery == 0 {
 			o.lookAtSlot(ctx)
@@ -56,7 +63,7 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 		return
 	}
 	s := &o.sample
-	s.info, s.looked = info, true
+	s.info, s.looked = info, info.Exists || o.p.cfg.Mode != ModePolling // who only polls has no slot, and misses none
 	switch {
 	case info.Active:
 		s.inactive = time.Time{}
@@ -92,16 +99,39 @@ func (o *observer) lookAtTable(ctx context.Context) {
 		}
 		o.next.backlog = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)/10))
 	}
-	if began := time.Now(); !began.Before(o.next.table) && (o.first || !o.p.isStreaming()) {
-		if t, err := o.p.lease.Table(ctx); err == nil {
-			o.oldest = t.OldestPending
+	if o.looking == nil && !time.Now().Before(o.next.table) && (o.first || !o.p.isStreaming()) {
+		// It may take a minute, and the others have to go on meanwhile.
+		done := make(chan tableLook, 1)
+		o.looking = done
+		go func() {
+			began := time.Now()
+			t, err := o.p.lease.Table(ctx)
+			done <- tableLook{t, err, time.Since(began)}
+		}()
+	}
+	select {
+	case l := <-o.looking:
+		o.looking = nil
+		if l.err == nil {
+			o.oldest = l.table.OldestPending
 			if o.first {
-				o.sample.rows = t.Rows
+				o.sample.rows = l.table.Rows
 			}
 		}
-		o.next.table = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)))
+		o.next.table = time.Now().Add(max(slotEvery*observeInterval, min(lookShare*l.took, tableCeiling)))
+	default:
 	}
 }
+
+// tableLook is what came of counting the table's rows.
+type tableLook struct {
+	table TableInfo
+	err   error
+	took  time.Duration
+}
+
+// tableCeiling bounds the pause between two counts of the table's rows, whatever they cost.
+const tableCeiling = time.Hour
 
 // export makes what is known now visible.
 func (o *observer) export() {

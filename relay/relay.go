@@ -48,6 +48,7 @@ func New(cfg Config, log hclog.Logger, metrics *Metrics, source Source, store St
 		cfg: cfg, log: log.Named("relay"), metrics: metrics, source: source, store: store, sinks: sinks,
 		enc: NewEncoder(topic, key), slots: make(map[string]*slotState), started: time.Now(),
 	}
+	metrics.exemplars = cfg.Tracer != nil
 	for _, sink := range sinks {
 		r.health = append(r.health, &sinkHealth{metrics: metrics.sink(sink.Name())})
 	}

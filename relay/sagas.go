@@ -58,7 +58,8 @@ type trackedSaga struct {
 	of          *sagaType
 	slot        string
 	first       Timestamp // created_at of its first event; by the application's clock, as that of the last
-	active      bool      // counted in of.active
+	events      int
+	active      bool // counted in of.active
 	started     bool
 	compensated bool
 	ended       bool
@@ -171,8 +172,8 @@ func (s *sagas) end(t *trackedSaga, f *flight, count prometheus.Counter, duratio
 	t.ended = true
 	count.Inc()
 	s.rest(t)
-	if last := f.created(); t.first != last { // a lone event has no duration
-		duration.observe(max(0, float64(last-t.first)/1e6), 1)
+	if t.events > 1 { // a lone event has no duration
+		duration.observe(max(0, float64(f.created()-t.first)/1e6), 1)
 	}
 }
 
@@ -198,6 +199,7 @@ func (s *sagas) track(slot string, f *flight, name string) *trackedSaga {
 		t.of.active++
 		s.tracked[id] = t
 	}
+	t.events++
 	t.prev, t.next = &s.order, s.order.next
 	t.prev.next, t.next.prev = t, t
 	return t

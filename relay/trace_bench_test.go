@@ -3,6 +3,7 @@ package relay
 import (
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -25,7 +26,7 @@ func launcher(tracer Tracer) func() {
 	}
 	plain, _ := ParseTemplate("{event_type}")
 	p := &pipeline{
-		cfg: &cfg, enc: NewEncoder(plain, plain), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"), lanes: [][]*lane{lanes},
+		cfg: &cfg, log: hclog.NewNullLogger(), enc: NewEncoder(plain, plain), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"), lanes: [][]*lane{lanes},
 		tracker: newTracker(1), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]Event, 1000)

@@ -69,9 +69,12 @@ const tableSQL = `SELECT 'pending', count(*), min(created_at) FROM saga_outbox W
 	UNION ALL SELECT 'dead_letter', count(*), NULL FROM saga_outbox WHERE status = 'dead_letter'
 	UNION ALL SELECT 'sent', greatest(0, reltuples)::bigint, NULL FROM pg_class WHERE oid = to_regclass('saga_outbox')`
 
+// tableTimeout bounds the counting of a large table; its numbers are not exported then.
+const tableTimeout = time.Minute
+
 // Table implements relay.Lease.
 func (l *lease) Table(ctx context.Context) (relay.TableInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	ctx, cancel := context.WithTimeout(ctx, tableTimeout)
 	defer cancel()
 	t := relay.TableInfo{Rows: make(map[string]int64)}
 	err := l.beside(ctx, "backlog", func(conn *pgx.Conn) error {

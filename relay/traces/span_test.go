@@ -98,6 +98,16 @@ func TestSendBatchOfOneTrace(t *testing.T) {
 	}
 }
 
+// One of several traces lies in none of them.
+func TestSendBatchOfSeveralTraces(t *testing.T) {
+	s := only(t, spansOf(t, DefaultConfig(), about, func(tr *Tracer) {
+		tr.Sent(offer(kafka, nil, traced("A", "1", parent(7, 1, "01")), traced("A", "1", parent(8, 2, "01"))))
+	}))
+	if id := s.SpanContext().TraceID().String(); s.Parent().IsValid() || id == traceOf(7) || id == traceOf(8) || len(s.Links()) != 2 {
+		t.Errorf("trace %s, parent %s, %d links", id, s.Parent().SpanID(), len(s.Links()))
+	}
+}
+
 func TestLinksAreLimited(t *testing.T) {
 	var batch []*relay.Record
 	for i := range 300 {

@@ -12,6 +12,7 @@
 //	modes_test.go      RELAY_MODE=auto, and restarts in other modes
 //	leftover_test.go   rows that no slot tells of
 //	admin_test.go      metrics and health
+//	traces_test.go     rows' traces go on, and spans reach a collector
 //
 // and, to build those with: binary_test.go (building), process_test.go (a relay), world_test.go (a database with a role of
 // its own), load_test.go (transactions whose commit order is known), kafka_test.go and rabbitmq_test.go (what arrived).

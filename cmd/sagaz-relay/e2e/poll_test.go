@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -84,6 +85,15 @@ func TestPolling(t *testing.T) {
 				}
 			}
 			l.finish(p)
+			// Nobody who only polls misses a slot: an alert on lost or idle ones must not fire.
+			p.waitMetric(`outbox_mode{mode="polling",slot="`+w.slot+`"}`, "1")
+			p.waitMetric(`outbox_events_by_state{state="pending"}`, "0")
+			p.waitMetric(`outbox_oldest_pending_seconds{slot="`+w.slot+`"}`, "0")
+			for name := range p.families() {
+				if strings.HasPrefix(name, "outbox_slot_") && name != "outbox_slot_owned" && name != "outbox_slot_epoch" {
+					t.Errorf("%s is exported without a slot", name)
+				}
+			}
 			p.stop()
 			for sink, got := range d.got() {
 				l.judge(sink, got, 0)

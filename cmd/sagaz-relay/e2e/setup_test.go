@@ -95,6 +95,11 @@ func TestSettings(t *testing.T) {
 		{"port that is none", settings{"RELAY_HTTP_ADDR": "", "METRICS_PORT": "80000"}, []string{"METRICS_PORT=80000"}},
 		{"value and file", settings{"DATABASE_URL_FILE": "/nowhere"}, []string{"DATABASE_URL", "DATABASE_URL_FILE"}},
 		{"file that is not there", settings{"DATABASE_URL": "", "DATABASE_URL_FILE": "/nowhere"}, []string{"DATABASE_URL_FILE", "/nowhere"}},
+		{"no sampler", settings{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318", "OTEL_TRACES_SAMPLER": "always"}, []string{"OTEL_TRACES_SAMPLER=always", "parentbased_always_on"}},
+		{"no collector's address", settings{"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318"}, []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "http://host:4318"}},
+		{"password in the collector's address", settings{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:" + w.password + "@localhost:4318"}, []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"}},
+		{"header of the collector", settings{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318", "OTEL_EXPORTER_OTLP_HEADERS": w.password}, []string{"OTEL_EXPORTER_OTLP_HEADERS", "name=value"}},
+		{"timeout of the collector", settings{"OTEL_EXPORTER_OTLP_TIMEOUT": "10s"}, []string{"OTEL_EXPORTER_OTLP_TIMEOUT=10s", "whole number"}},
 		{"no slot's name", settings{"RELAY_SLOT": "Not A Slot"}, []string{"RELAY_SLOT=Not A Slot", "a-z"}},
 	} {
 		t.Run(c.name, func(t *testing.T) { w.fails(t, c.env, c.words...) })

@@ -204,7 +204,7 @@ func (l *lane) run(ctx context.Context) error {
 		l.offers++
 		started := time.Now()
 		limit := min(l.cfg.PublishTimeout, l.cfg.SinkIsolation)
-		pctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("publish to %s: no answer within %s", l.sink.Name(), limit))
+		pctx, cancel := context.WithTimeoutCause(ctx, limit, noAnswer{l.sink.Name(), limit})
 		err := l.sink.Publish(WithFence(pctx, l.valid), records)
 		cancel()
 		took := time.Since(started)
@@ -247,6 +247,18 @@ func (l *lane) run(ctx context.Context) error {
 		}
 	}
 }
+
+// noAnswer is why an offer is broken off. It is a context.DeadlineExceeded, for those who count timeouts.
+type noAnswer struct {
+	sink  string
+	limit time.Duration
+}
+
+func (e noAnswer) Error() string {
+	return fmt.Sprintf("publish to %s: no answer within %s", e.sink, e.limit)
+}
+
+func (noAnswer) Is(target error) bool { return target == context.DeadlineExceeded }
 
 // pause waits before a batch is offered again, and reports whether the relay has begun to stop meanwhile.
 func (l *lane) pause(ctx context.Context, wait time.Duration) (stopping bool) {

@@ -164,7 +164,7 @@ func TestLane(t *testing.T) {
 		if took := time.Since(offered); took != 7*time.Second {
 			t.Errorf("the offer ended after %s, want 7s", took)
 		}
-		if got := sink.Offered()[0].Err; got == nil || !strings.Contains(got.Error(), "publish to kafka: no answer within 7s") {
+		if got := sink.Offered()[0].Err; got == nil || !strings.Contains(got.Error(), "publish to kafka: no answer within 7s") || !errors.Is(got, context.DeadlineExceeded) {
 			t.Errorf("the sink saw %v, want the timeout's cause", got)
 		}
 		w.untilStatus("sent", "a1", "b1")

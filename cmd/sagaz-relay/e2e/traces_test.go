@@ -180,6 +180,18 @@ func TestTraceContinues(t *testing.T) {
 				t.Errorf("RabbitMQ's address is not told: %v", a)
 			}
 
+			// So do the lines of the log about the event.
+			for message, want := range map[string]int{"event received": 1, "event published": 2, "event marked": 1} {
+				got := 0
+				for _, l := range p.logged(message) {
+					if l["trace_id"] == traced {
+						got++
+					}
+				}
+				if got != want {
+					t.Errorf("%d lines %q have the trace_id, want %d", got, message, want)
+				}
+			}
 			// Latencies name the trace as an exemplar, for who asks for OpenMetrics.
 			for _, series := range []string{`outbox_commit_to_ack_seconds_bucket{sink="kafka"`, `outbox_commit_to_ack_seconds_bucket{sink="rabbitmq"`, `outbox_publish_duration_seconds_bucket{event_type="` + k.name + `"`} {
 				found := false
@@ -368,32 +380,8 @@ func TestCollectorInTrouble(t *testing.T) {
 // Without an endpoint, or switched off, nothing is sent: not even to where OpenTelemetry's libraries would send by default.
 func TestTracesOff(t *testing.T) {
 	t.Parallel()
-	listen := func(addr string, seen *atomic.Int32) string {
-		var l net.Listener
-		eventually(t, patience, "listening at "+addr, func() string { // another test may have the port for a moment
-			var err error
-			if l, err = net.Listen("tcp", addr); err != nil {
-				return err.Error()
-			}
-			return ""
-		})
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					return
-				}
-				seen.Add(1)
-				conn.Close()
-			}
-		}()
-		return l.Addr().String()
-	}
-	var byDefault, asked atomic.Int32
-	listen("127.0.0.1:4317", &byDefault)
-	listen("127.0.0.1:4318", &byDefault)
-	endpoint := "http://" + listen("127.0.0.1:0", &asked)
+	asked := listener(t, "127.0.0.1:0")
+	endpoint := "http://" + asked.addr
 	for name, env := range map[string]settings{
 		"NoEndpoint": {"OTEL_SERVICE_NAME": "x", "OTEL_TRACES_SAMPLER": "always_on", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_BSP_SCHEDULE_DELAY": "10"},
 		"Disabled":   {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SDK_DISABLED": "true", "OTEL_TRACES_SAMPLER": "what is this", "OTEL_BSP_SCHEDULE_DELAY": "10"},
@@ -401,6 +389,10 @@ func TestTracesOff(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, d := newWorld(t), toFile(t)
+			listeners := []*counted{asked}
+			if name == "NoEndpoint" {
+				listeners = append(listeners, listener(t, "127.0.0.1:4317"), listener(t, "127.0.0.1:4318"))
+			}
 			p := w.relay("relay", d.env.with(env))
 			p.waitStreaming()
 			w.insert(row{key: "k", topic: "T", headers: traceHeaders(traceNumber(1), "01")}, row{key: "k", topic: "T"})
@@ -409,9 +401,43 @@ func TestTracesOff(t *testing.T) {
 			if len(p.logged("traces")) != 0 {
 				t.Errorf("the log tells of traces: %v", p.logged("traces"))
 			}
+			for _, l := range listeners {
+				if n := l.seen.Load(); n != 0 {
+					t.Errorf("%d connections to %s", n, l.addr)
+				}
+			}
 		})
 	}
-	if byDefault.Load() != 0 || asked.Load() != 0 {
-		t.Errorf("%d connections to the ports of a local collector, %d to the one that is switched off", byDefault.Load(), asked.Load())
-	}
+}
+
+// counted is a listener that only counts who comes.
+type counted struct {
+	addr string
+	seen atomic.Int32
+}
+
+// listener listens until the end of the test. It waits for the port: another run of this test may have it for a moment.
+func listener(t *testing.T, addr string) *counted {
+	t.Helper()
+	var l net.Listener
+	eventually(t, 3*patience, "listening at "+addr, func() string {
+		var err error
+		if l, err = net.Listen("tcp", addr); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	c := &counted{addr: l.Addr().String()}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.seen.Add(1)
+			conn.Close()
+		}
+	}()
+	return c
 }

@@ -97,7 +97,7 @@ func TestResolve(t *testing.T) {
 		all, err := l.Counts(t.Context())
 		for i := range all {
 			if age := time.Since(all[i].Oldest); age < -time.Minute || age > time.Hour {
-				t.Errorf("%s: the oldest is from %s", all[i].State, all[i].Oldest)
+				t.Errorf("the oldest in state %s is %s old", all[i].State, age)
 			}
 			all[i].Oldest = time.Time{}
 		}

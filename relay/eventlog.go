@@ -15,7 +15,7 @@ import (
 //	       └──▶ refused (WARNING), parked ───────────▶ marked ─▶ retried ─▶ published, or refused again ─▶ resolved
 //	                                                                          … and in the end given up (ERROR)
 //
-// Each line has saga_id, and correlation_id, saga_name, step_name and the trace_id of a traceparent where the row's headers have them, so any of
+// Each line has saga_id, and correlation_id, saga_name, step_name, and trace_id and span_id of a traceparent where the row's headers have them, so any of
 // these finds the whole way of a saga. Whoever writes one asks IsDebug first: at INFO a batch costs the question.
 
 // facts are the pairs that tell an event, with more behind them. Of the row's headers only those four are told.
@@ -30,14 +30,14 @@ func (e *Event) facts(more ...any) []any {
 }
 
 func facts(id UUID, eventType, saga, key string, headers []Header, more []any) []any {
-	pairs := append(make([]any, 0, 16+len(more)), "saga_id", saga, "event_id", id, "event_type", eventType, "key", key)
+	pairs := append(make([]any, 0, 18+len(more)), "saga_id", saga, "event_id", id, "event_type", eventType, "key", key)
 	for _, h := range headers {
 		switch h.Key {
 		case "correlation_id", "saga_name", "step_name":
 			pairs = append(pairs, h.Key, h.Value)
 		case TraceParent:
 			if c, ok := ParseTraceParent(h.Value); ok {
-				pairs = append(pairs, "trace_id", hex.EncodeToString(c.TraceID[:]))
+				pairs = append(pairs, "trace_id", hex.EncodeToString(c.TraceID[:]), "span_id", hex.EncodeToString(c.SpanID[:]))
 			}
 		}
 	}

@@ -95,6 +95,12 @@ func TestResolve(t *testing.T) {
 			t.Errorf("passed: %s, want %s", got, want)
 		}
 		all, err := l.Counts(t.Context())
+		for i := range all {
+			if age := time.Since(all[i].Oldest); age < -time.Minute || age > time.Hour {
+				t.Errorf("the oldest in state %s is %s old", all[i].State, age)
+			}
+			all[i].Oldest = time.Time{}
+		}
 		if err != nil || !slices.Equal(all, []relay.LedgerCount{{Sink: "kafka", State: relay.StateDead, N: 1}, {Sink: "kafka", State: relay.StateRetry, N: 1}}) {
 			t.Errorf("counts %v, %v", all, err)
 		}

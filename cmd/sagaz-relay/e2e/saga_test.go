@@ -200,9 +200,9 @@ func TestSagasInMetricsAndLogs(t *testing.T) {
 		}
 		slices.Sort(keys)
 		want := map[string]string{
-			"event received":  "correlation_id epoch event_id event_type from key level logger lsn message saga_id slot timestamp trace_id",
-			"event published": "attempt correlation_id duration_ms event_id event_type key level logger message saga_id sink timestamp trace_id",
-			"event marked":    "correlation_id epoch event_id event_type key level logger message saga_id slot status timestamp trace_id",
+			"event received":  "correlation_id epoch event_id event_type from key level logger lsn message saga_id slot span_id timestamp trace_id",
+			"event published": "attempt correlation_id duration_ms event_id event_type key level logger message saga_id sink span_id timestamp trace_id",
+			"event marked":    "correlation_id epoch event_id event_type key level logger message saga_id slot span_id status timestamp trace_id",
 		}[l.text("message")]
 		if got := strings.Join(keys, " "); got != want {
 			t.Errorf("%s has the keys %s, want %s", l.text("message"), got, want)

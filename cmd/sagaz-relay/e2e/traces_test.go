@@ -184,12 +184,12 @@ func TestTraceContinues(t *testing.T) {
 			for message, want := range map[string]int{"event received": 1, "event published": 2, "event marked": 1} {
 				got := 0
 				for _, l := range p.logged(message) {
-					if l["trace_id"] == traced {
+					if l["trace_id"] == traced && l["span_id"] == "00f067aa0ba902b7" {
 						got++
 					}
 				}
 				if got != want {
-					t.Errorf("%d lines %q have the trace_id, want %d", got, message, want)
+					t.Errorf("%d lines %q have trace_id and span_id, want %d", got, message, want)
 				}
 			}
 			// Latencies name the trace as an exemplar, for who asks for OpenMetrics.

@@ -16,6 +16,7 @@ import (
 // tools are programs and files that tests of images and manifests use, and the Debian package that brings each. One with a / is a file.
 var tools = map[string]string{
 	"bwrap":                              "bubblewrap",
+	"promtool":                           "prometheus",
 	"psql":                               "postgresql-client",
 	"/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
 }

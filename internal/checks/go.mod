@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/compose-spec/compose-go/v2 v2.9.0
+	github.com/grafana/alloy/syntax v0.1.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/moby/buildkit v0.26.0
 	github.com/moby/patternmatcher v0.6.1

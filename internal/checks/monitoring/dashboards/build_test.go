@@ -82,7 +82,7 @@ func build(uid, title, description, source string, variables []variable, rows []
 	if source == "prometheus" {
 		d.Annotations.List = append(d.Annotations.List, annotation{
 			Name: "Handovers", Datasource: templated, Enable: true, IconColor: "blue", TitleFmt: "Handover of {{slot}}",
-			Expr: promql(`changes(max by (slot) (outbox_slot_epoch{@})[1m:15s]) > 0`),
+			Expr: promql(`max by (slot) (outbox_slot_epoch{@}) > min by (slot) (min_over_time(outbox_slot_epoch{@}[1m]))`),
 		})
 	}
 	id, y := 0, 0

@@ -63,7 +63,7 @@ func outbox() dashboard {
 				}, toLogs("event")),
 				timeseries("Error rate, by event type", "Refusals for the event's own fault as a share of all offers that were decided. Such rows are failed and say why in last_error.", "percentunit", []target{
 					q(`topk(15, sum by (event_type) (rate(outbox_failed_events_total{@}[$__rate_interval])) / (sum by (event_type) (rate(outbox_failed_events_total{@}[$__rate_interval])) + (sum by (event_type) (rate(outbox_published_events_total{@}[$__rate_interval])) or sum by (event_type) (rate(outbox_failed_events_total{@}[$__rate_interval])) * 0)))`, "{{event_type}}"),
-				}, maximum(1), toLogs("event+refused")),
+				}, maximum(1), alarm(0.01), toLogs("event+refused")),
 				timeseries("Offered again", "After trouble of a sink, and refused events tried again. A steady rise means a broker in trouble.", "ops", []target{
 					q(`sum by (pod) (rate(outbox_retry_attempts_total{@}[$__rate_interval]))`, "{{pod}}"),
 				}),

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -64,5 +65,33 @@ func TestShown(t *testing.T) {
 		if got := shown(in); got != want {
 			t.Errorf("%.40q: got %q, want %q", in, got, want)
 		}
+	}
+}
+
+func TestSamples(t *testing.T) {
+	var s samples
+	tell := func(at int64) string {
+		var words []string
+		for _, v := range s.upTo(at)[historySamples-6:] {
+			words = append(words, fmt.Sprint(v))
+		}
+		return strings.Join(words, " ")
+	}
+	if got, want := tell(7), "NaN NaN NaN NaN NaN NaN"; got != want {
+		t.Errorf("before the first: got %s, want %s", got, want)
+	}
+	for tick := range int64(1000) {
+		s.put(tick+1, float64(tick+1))
+	}
+	if got, want := tell(1000), "995 996 997 998 999 1000"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	s.put(1003, 1003) // the machine slept meanwhile: what stood there is a quarter of an hour old
+	if got, want := tell(1004), "999 1000 NaN NaN 1003 NaN"; got != want {
+		t.Errorf("after a sleep: got %s, want %s", got, want)
+	}
+	s.put(5000, 1)
+	if got, want := tell(5000), "NaN NaN NaN NaN NaN 1"; got != want {
+		t.Errorf("after a long one: got %s, want %s", got, want)
 	}
 }

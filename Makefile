@@ -17,7 +17,7 @@ POSTGRES_VERSIONS := 14 15 16 17 18
 
 # Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv brings them).
 CHECKS := $(patsubst %/go.mod,%,$(wildcard internal/checks/go.mod internal/checks/*/go.mod))
-CHECKS_TOOLS := bwrap,promtool,psql,/etc/ssl/certs/ca-certificates.crt
+CHECKS_TOOLS := bwrap,chromium,promtool,psql,/etc/ssl/certs/ca-certificates.crt,/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
 
 SHELL := /bin/sh
 comma := ,

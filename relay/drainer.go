@@ -266,6 +266,7 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool
 		signal(l.wake)
 	}
 	d.p.metrics.resolved(outcomes)
+	d.noteDead(outcomes)
 	logResolved(d.log, d.sink.Name(), outcomes)
 	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
 	return nil

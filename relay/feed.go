@@ -39,7 +39,7 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 		group.Go(func() error { return p.dropDiscarded(ctx, unknown) })
 	}
 	if p.cfg.Mode == ModePolling {
-		p.poll(ctx, time.Time{}, "RELAY_MODE=polling")
+		p.poll(ctx, time.Time{}, wantsPolling)
 		return finish(nil)
 	}
 	group.Go(func() error { return p.sweepBeside(ctx) })
@@ -136,6 +136,7 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 		switch {
 		case errors.As(err, &gone):
 			p.log.Error("the slot cannot tell everything any more: rows will be found in the table, and the slot made anew", "cause", gone.Cause, "error", err)
+			p.changes.add(Change{Kind: ChangeSlotGone, Level: LevelBroken, Slot: p.slot, Text: "it cannot tell everything any more: " + string(gone.Cause)})
 			if err := p.owe(ctx, string(gone.Cause)); errors.Is(err, ErrLeaseLost) {
 				return err
 			}
@@ -167,6 +168,9 @@ const (
 	retryStreaming = 30 * time.Second
 )
 
+// wantsPolling is why the table is polled when that is what was asked for.
+const wantsPolling = "RELAY_MODE=polling"
+
 // modeRecovering is what the status shows while an owed sweep is done.
 const modeRecovering = "recovering"
 
@@ -176,8 +180,25 @@ func (p *pipeline) became(mode string, streaming bool, why string) {
 	defer p.mu.Unlock()
 	if p.doing.streaming != streaming || p.doing.mode != mode {
 		p.doing.since = time.Now()
+		p.changes.add(modeChange(p.slot, mode, streaming, why))
 	}
 	p.doing.mode, p.doing.streaming, p.doing.why = mode, streaming, why
+}
+
+func modeChange(slot, mode string, streaming bool, why string) Change {
+	c := Change{Kind: ChangeStreaming, Level: LevelOK, Slot: slot, Text: "from the slot"}
+	switch {
+	case mode == ModePolling:
+		c.Kind, c.Level, c.Text = ChangePolling, LevelDegraded, why
+		if why == wantsPolling {
+			c.Level = LevelOK
+		}
+	case mode == modeRecovering:
+		c.Kind, c.Level, c.Text = ChangeRecovering, LevelDegraded, "looking in the table for what the slot does not tell: "+why
+	case !streaming:
+		c.Kind, c.Level, c.Text = ChangeBroken, LevelDegraded, why
+	}
+	return c
 }
 
 func (p *pipeline) isStreaming() bool {

@@ -10,7 +10,9 @@ import (
 // sinkHealth is what the lanes of one sink know together of its broker: it is down while any lane has to offer
 // again. It keeps the log quiet: the first trouble, then one line at intervals, then the recovery.
 type sinkHealth struct {
+	sink    string
 	metrics *sinkMetrics
+	changes *changeLog
 
 	mu        sync.Mutex // guards what follows
 	failing   int        // lanes
@@ -20,6 +22,9 @@ type sinkHealth struct {
 	silent    time.Time  // since when no lane has got anything through
 	logged    time.Time
 	lastError string
+	erred     time.Time // when
+	changed   time.Time // when up or isolated last changed; zero: never
+	pace      pace
 }
 
 const healthLogInterval = 30 * time.Second
@@ -35,24 +40,29 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 	if h.failing == 0 {
 		h.silent = offered
 		h.metrics.up.Set(0)
+		if !h.isolated {
+			h.became(now, Change{Kind: ChangeSinkDown, Level: LevelDegraded, Text: err.Error()})
+		}
 	}
 	if first {
 		h.failing++
 	}
 	h.attempts++
-	h.lastError = err.Error()
+	h.lastError, h.erred = err.Error(), now
 	if now.Sub(h.logged) >= healthLogInterval {
 		h.logged = now
 		log.Warn("publish did not succeed, offering again", "events", events, "attempt", h.attempts, "backoff", wait, "error", err)
 	}
 }
 
-// acked notes that some lane has got something through.
-func (h *sinkHealth) acked() {
+// acked notes that some lane has got events through, in one batch that took so long.
+func (h *sinkHealth) acked(events int, took time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	now := time.Now()
+	h.pace.add(now, events, took)
 	if h.failing > 0 {
-		h.silent = time.Now()
+		h.silent = now
 	}
 }
 
@@ -74,6 +84,7 @@ func (h *sinkHealth) recovered(log hclog.Logger) {
 	if h.failing == 0 && !h.isolated {
 		log.Info("sink recovered", "attempts", h.attempts, "after", time.Since(h.since).Round(time.Millisecond))
 		h.metrics.up.Set(1)
+		h.became(time.Now(), Change{Kind: ChangeSinkUp, Level: LevelOK, Text: "it takes events again"})
 	}
 }
 
@@ -85,6 +96,7 @@ func (h *sinkHealth) left() {
 	h.failing--
 	if h.failing == 0 && !h.isolated {
 		h.metrics.up.Set(1)
+		h.became(time.Now(), Change{Kind: ChangeSinkUp, Level: LevelInfo, Text: "nothing is offered to it any more"})
 	}
 }
 
@@ -95,6 +107,7 @@ func (h *sinkHealth) isolate() {
 	h.isolated = true
 	h.metrics.up.Set(0)
 	h.metrics.isolated.Set(1)
+	h.became(time.Now(), Change{Kind: ChangeIsolated, Level: LevelBroken, Text: "its events go to the ledger"})
 }
 
 // restore notes that this is over.
@@ -105,12 +118,29 @@ func (h *sinkHealth) restore() {
 	h.metrics.isolated.Set(0)
 	if h.failing == 0 {
 		h.metrics.up.Set(1)
+		h.became(time.Now(), Change{Kind: ChangeSinkUp, Level: LevelOK, Text: "its isolation is over"})
 	}
 }
 
-// state is for the status page.
-func (h *sinkHealth) state() (up bool, lastError string) {
+// became notes a change of state. It is called with mu held.
+func (h *sinkHealth) became(at time.Time, c Change) {
+	h.changed, c.Sink = at, h.sink
+	h.changes.add(c)
+}
+
+// status is for the status page.
+func (h *sinkHealth) status() SinkStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.failing == 0 && !h.isolated, h.lastError
+	st := SinkStatus{Sink: h.sink, Up: h.failing == 0 && !h.isolated, LastError: shown(h.lastError), Acked: h.pace.total}
+	if !h.erred.IsZero() {
+		at := h.erred
+		st.LastErrorAt = &at
+	}
+	if !h.changed.IsZero() {
+		at := h.changed
+		st.Since = &at
+	}
+	st.Rate, st.P99 = h.pace.read(time.Now())
+	return st
 }

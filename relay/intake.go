@@ -195,6 +195,7 @@ func (p *pipeline) settle(sink int, batch []*flight, parks []*Parked) {
 // marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the server may be told of confirmed.
 func (p *pipeline) marked(batch []*flight, confirmed LSN) {
 	p.metrics.marked(p.slot, batch)
+	p.noteDead(batch)
 	logMarked(p.log, batch)
 	p.mu.Lock()
 	for _, f := range batch {

@@ -383,7 +383,7 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 	}
 	if len(acked) > 0 {
 		l.metrics.acked(acked, took)
-		l.health.acked()
+		l.health.acked(len(acked), took)
 		logPublished(l.log, l.sink.Name(), acked, l.offers, took)
 	}
 	if len(settled) > 0 {

@@ -73,6 +73,7 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 		s.inactive = time.Now()
 	}
 	s.budget = o.p.walBudget(info)
+	defer func() { o.p.saw(info, s.hotRatio) }()
 	o.p.mindWAL(info)
 	if !o.first {
 		return
@@ -169,6 +170,7 @@ func (o *observer) export() {
 	if !oldest.IsZero() {
 		s.oldest = max(0, time.Since(oldest).Seconds())
 	}
+	p.awaits(s.waiting)
 	p.metrics.slots.set(p.slot, &s)
 }
 

@@ -26,6 +26,7 @@ type pipeline struct {
 	enc     *Encoder
 	sinks   []Sink
 	health  []*sinkHealth
+	changes *changeLog
 
 	draining func() // called when the reading has ended and the drain begins; set before run
 
@@ -61,6 +62,9 @@ type pipeline struct {
 	counts    pipelineCounts
 	doing     doing
 	stuck     *flight // the oldest in flight at the last look at the slot
+	seen      SlotInfo
+	waiting   float64  // events
+	hot       *float64 // share of HOT updates, lately
 
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight, and no round under way
@@ -100,6 +104,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		enc:      r.enc,
 		sinks:    r.sinks,
 		health:   r.health,
+		changes:  r.changes,
 		lookupTo: lease.MarkedLSN(),
 		place:    lease.LastPosition(),
 		recovery: lease.Recovery(),

@@ -22,6 +22,8 @@ type Relay struct {
 	health  []*sinkHealth
 	enc     *Encoder
 	started time.Time
+	changes *changeLog
+	history history
 
 	mu      sync.Mutex // guards what follows
 	slots   map[string]*slotState
@@ -48,10 +50,11 @@ func New(cfg Config, log hclog.Logger, metrics *Metrics, source Source, store St
 	r := &Relay{
 		cfg: cfg, log: log.Named("relay"), metrics: metrics, source: source, store: store, sinks: sinks,
 		enc: NewEncoder(topic, key), slots: make(map[string]*slotState), started: time.Now(),
+		changes: &changeLog{},
 	}
 	metrics.exemplars = cfg.Tracer != nil
 	for _, sink := range sinks {
-		r.health = append(r.health, &sinkHealth{metrics: metrics.sink(sink.Name())})
+		r.health = append(r.health, &sinkHealth{sink: sink.Name(), metrics: metrics.sink(sink.Name()), changes: r.changes})
 	}
 	metrics.configure(&cfg)
 	for _, slot := range cfg.Slots {
@@ -70,6 +73,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.watch(ctx) })
 	for _, slot := range r.cfg.Slots {
 		group.Go(func() error {
 			err := r.keep(ctx, slot)
@@ -135,6 +139,7 @@ func (r *Relay) keep(ctx context.Context, slot string) error {
 	backoff := Backoff{Min: r.cfg.BackoffMin, Max: r.cfg.BackoffMax}
 	for ctx.Err() == nil {
 		r.become(slot, Standby, nil)
+		r.changes.add(Change{Kind: ChangeStandby, Level: LevelInfo, Slot: slot, Text: "waiting for the lease"})
 		lease, err := r.store.Acquire(ctx, slot)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -143,8 +148,14 @@ func (r *Relay) keep(ctx context.Context, slot string) error {
 			return err
 		}
 		p := newPipeline(r, slot, lease)
-		p.draining = func() { r.become(slot, Draining, p) }
+		p.draining = func() {
+			r.become(slot, Draining, p)
+			if ctx.Err() != nil { // and not because the lease is lost
+				r.changes.add(Change{Kind: ChangeDraining, Level: LevelInfo, Slot: slot, Text: "finishing what is in flight"})
+			}
+		}
 		r.become(slot, Owner, p)
+		r.changes.add(Change{Kind: ChangeLeaseTaken, Level: LevelOK, Slot: slot, Text: fmt.Sprintf("epoch %d", lease.Epoch())})
 		r.log.Info("lease taken", "slot", slot, "owner", r.cfg.WorkerID, "epoch", lease.Epoch(), "marked_lsn", lease.MarkedLSN())
 		err = p.run(ctx)
 		r.become(slot, Draining, nil)
@@ -159,9 +170,11 @@ func (r *Relay) keep(ctx context.Context, slot string) error {
 		switch {
 		case err == nil:
 			r.log.Info("slot released", "slot", slot, "epoch", lease.Epoch())
+			r.changes.add(Change{Kind: ChangeReleased, Level: LevelInfo, Slot: slot, Text: "on the way out"})
 			backoff.Reset()
 		case errors.Is(err, ErrLeaseLost):
 			r.log.Warn("lease lost, standing by", "slot", slot, "epoch", lease.Epoch(), "error", err)
+			r.changes.add(Change{Kind: ChangeLeaseLost, Level: LevelDegraded, Slot: slot, Text: err.Error()})
 			Sleep(ctx, backoff.Next())
 		default:
 			return err

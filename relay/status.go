@@ -22,12 +22,15 @@ type slotState struct {
 	role     Role
 	since    time.Time
 	pipeline *pipeline // while owner, and while draining
+	progress progress  // at the last look
+	moved    time.Time // when it was last seen to move, or to have nothing to do
 }
 
 // Status is one look at the relay, for health checks and the status page.
 type Status struct {
 	WorkerID string       `json:"worker_id"`
 	Started  time.Time    `json:"started"`
+	Wanted   string       `json:"wanted_mode"` // RELAY_MODE
 	Slots    []SlotStatus `json:"slots"`
 	Sinks    []SinkStatus `json:"sinks"`
 	// Waiting is why the database was not of use at the last try, as long as the relay has not begun.
@@ -55,13 +58,34 @@ type SlotStatus struct {
 	Streaming bool   `json:"streaming"`
 	// StreamSince is for how many seconds the replication connection has been as Streaming says.
 	StreamSince float64 `json:"stream_since_seconds,omitempty"`
+	// Stalled is for how many seconds nothing has moved though there is work: events in flight, or WAL that was not read.
+	Stalled float64 `json:"stalled_seconds,omitempty"`
+	// Waiting are the events to be delivered: in flight, in the ledger, and an estimate of those not read yet.
+	Waiting        float64 `json:"waiting"`
+	InflightLimit  int     `json:"inflight_limit,omitempty"`
+	InflightBudget int     `json:"inflight_bytes_limit,omitempty"`
+	// What the server says of the slot, at most some seconds ago; null on a standby, and where there is no slot.
+	LagBytes      *int64 `json:"lag_bytes"`      // WAL written and not confirmed
+	RetainedBytes *int64 `json:"retained_bytes"` // WAL that the slot keeps on the database's disk
+	SafeBytes     *int64 `json:"safe_bytes"`     // WAL that may be written before the slot can be lost; null without a limit
+	CapBytes      *int64 `json:"cap_bytes"`      // max_slot_wal_keep_size; null without a limit
+	WALStatus     string `json:"wal_status,omitempty"`
+	// HOTShare is the share of the table's updates that were HOT when there last were any; null on a standby.
+	HOTShare *float64 `json:"hot_share,omitempty"`
 }
 
 // SinkStatus is one sink's health.
 type SinkStatus struct {
 	Sink      string `json:"sink"`
 	Up        bool   `json:"up"`
-	LastError string `json:"last_error,omitempty"`
+	LastError string `json:"last_error,omitempty"` // of the last trouble, also when that is over; never a payload
+	// Since is when the sink last went up, down or into isolation; null when it never did.
+	Since       *time.Time `json:"since"`
+	LastErrorAt *time.Time `json:"last_error_at"`
+	// Rate is events acknowledged a second, over 10 s; P99 how long an event's batch took, in seconds, over a minute; null without any.
+	Rate  float64  `json:"rate"`
+	P99   *float64 `json:"p99_seconds"`
+	Acked uint64   `json:"acknowledged"`
 	// Ledger is how many entries of the ledger hold up later events of their keys; Isolated says that all events go there.
 	Ledger   int  `json:"ledger"`
 	Isolated bool `json:"isolated"`
@@ -69,7 +93,7 @@ type SinkStatus struct {
 
 // Status returns a consistent look at each slot; it is cheap and may be called at any time.
 func (r *Relay) Status() Status {
-	st := Status{WorkerID: r.cfg.WorkerID, Started: r.started}
+	st := Status{WorkerID: r.cfg.WorkerID, Started: r.started, Wanted: r.cfg.Mode}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st.Waiting = r.waiting
@@ -78,12 +102,14 @@ func (r *Relay) Status() Status {
 		out := SlotStatus{Slot: s.name, Role: s.role, Since: s.since}
 		if s.pipeline != nil {
 			s.pipeline.status(&out)
+			if !s.moved.IsZero() {
+				out.Stalled = time.Since(s.moved).Seconds()
+			}
 		}
 		st.Slots = append(st.Slots, out)
 	}
-	for i, sink := range r.sinks {
-		up, lastError := r.health[i].state()
-		out := SinkStatus{Sink: sink.Name(), Up: up, LastError: lastError}
+	for i := range r.sinks {
+		out := r.health[i].status()
 		for _, s := range r.slots {
 			if s.pipeline != nil {
 				entries, down, overWAL := s.pipeline.shelves[i].state()
@@ -106,6 +132,9 @@ func (p *pipeline) status(out *SlotStatus) {
 	out.Admitted, out.Marked, out.Skipped = p.counts.admitted, p.counts.marked, p.counts.skipped
 	out.Swept = p.counts.swept
 	out.Watermark, out.Read = p.tracker.watermark.String(), p.read.String()
+	out.Waiting, out.InflightLimit, out.InflightBudget = max(p.waiting, float64(out.Inflight)), p.cfg.InflightEvents, p.cfg.InflightBytes
+	out.HOTShare = p.hot
+	p.seen.status(out)
 	if f := p.tracker.oldest(); f != nil && f.committed != 0 {
 		out.LagSeconds = max(0, time.Since(f.committed.Time()).Seconds())
 	}
@@ -115,6 +144,10 @@ func (p *pipeline) status(out *SlotStatus) {
 // ready, and so is an owner whose broker is down: it moves as far as it can, and a restart would not mend the broker.
 func (s Status) Problems() []string {
 	var problems []string
+	allUp := true // a sink that is down explains a standstill
+	for _, sink := range s.Sinks {
+		allUp = allUp && sink.Up
+	}
 	for _, slot := range s.Slots {
 		switch slot.Role {
 		case Starting:
@@ -126,7 +159,11 @@ func (s Status) Problems() []string {
 		case Draining:
 			problems = append(problems, fmt.Sprintf("slot %s: stopping", slot.Slot))
 		case Owner:
-			if slot.Mode == ModeCDC && !slot.Streaming && slot.StreamSince > stalledAfter.Seconds() {
+			switch {
+			case slot.Mode != ModeCDC:
+			case slot.Streaming && allUp && slot.Stalled > standstillAfter.Seconds():
+				problems = append(problems, fmt.Sprintf("slot %s: WAL is written and nothing has moved for %.0f s", slot.Slot, slot.Stalled))
+			case !slot.Streaming && slot.StreamSince > stalledAfter.Seconds():
 				problems = append(problems, fmt.Sprintf("slot %s: owned, but no replication connection for %.0f s", slot.Slot, slot.StreamSince))
 			}
 		}
@@ -134,5 +171,22 @@ func (s Status) Problems() []string {
 	return problems
 }
 
-// stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
-const stalledAfter = 15 * time.Second
+const (
+	// stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
+	stalledAfter = 15 * time.Second
+	// standstillAfter is how long an owner with a connection and work may stand still. The server decodes a transaction
+	// when it ends, and sends nothing of others meanwhile, so it is longer.
+	standstillAfter = 60 * time.Second
+)
+
+// status shows a look at the slot.
+func (i *SlotInfo) status(out *SlotStatus) {
+	if !i.Exists {
+		return
+	}
+	lag, retained := int64(i.WALEnd-min(i.WALEnd, i.ConfirmedFlush)), int64(i.WALEnd-min(i.WALEnd, i.Restart))
+	out.LagBytes, out.RetainedBytes, out.SafeBytes, out.WALStatus = &lag, &retained, i.SafeWALSize, i.WALStatus
+	if limit := i.KeepSize; limit > 0 {
+		out.CapBytes = &limit
+	}
+}

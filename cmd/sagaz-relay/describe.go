@@ -8,6 +8,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
 )
@@ -24,6 +25,7 @@ type variable struct {
 func defaultSettings() *settings {
 	s := &settings{
 		program: defaultProgramConfig(),
+		admin:   admin.DefaultConfig(),
 		relay:   relay.DefaultConfig(),
 		cdc:     cdc.DefaultConfig(),
 		store:   store.DefaultConfig(),
@@ -38,7 +40,7 @@ func defaultSettings() *settings {
 
 // configs are pointers to the rooms' structs.
 func (s *settings) configs() []any {
-	configs := []any{&s.cdc, &s.program, &s.relay, &s.store}
+	configs := []any{&s.cdc, &s.program, &s.admin, &s.relay, &s.store}
 	for _, k := range sinkKinds {
 		configs = append(configs, s.sinks[k.name])
 	}

@@ -16,6 +16,13 @@ import (
 	"github.com/sagaz-relay/relay/relay/admin"
 )
 
+// relayThat is one in a certain state.
+type relayThat struct{ status relay.Status }
+
+func (r relayThat) Status() relay.Status    { return r.status }
+func (r relayThat) History() relay.History  { return relay.History{} }
+func (r relayThat) Changes() []relay.Change { return nil }
+
 func TestHealth(t *testing.T) {
 	ready := relay.Status{Slots: []relay.SlotStatus{{Slot: "s", Role: relay.Standby}}}
 	starting := relay.Status{Slots: []relay.SlotStatus{{Slot: "s", Role: relay.Starting}}}
@@ -30,11 +37,11 @@ func TestHealth(t *testing.T) {
 		{"LiveThoughNotReady", "/health/live", starting, "alive\n", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := httptest.NewServer(admin.Handler(func() relay.Status { return c.status }, prometheus.NewRegistry()))
+			s := httptest.NewServer(admin.Handler(admin.DefaultConfig(), relayThat{c.status}, prometheus.NewRegistry()))
 			defer s.Close()
 			_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
 			var out bytes.Buffer
-			err := askHealth(t.Context(), &out, "127.0.0.1:"+port, c.path)
+			err := askHealth(t.Context(), &out, "127.0.0.1:"+port, c.path, false)
 			if c.wrong == "" && err != nil || c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
 				t.Errorf("got error %v, want %q", err, c.wrong)
 			}
@@ -48,14 +55,22 @@ func TestHealth(t *testing.T) {
 		defer s.Close()
 		_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
 		for _, bind := range []string{":" + port, "0.0.0.0:" + port, "[::]:" + port} {
-			if err := askHealth(t.Context(), &bytes.Buffer{}, bind, "/health/ready"); err == nil || !strings.Contains(err.Error(), "404") {
+			if err := askHealth(t.Context(), &bytes.Buffer{}, bind, "/health/ready", false); err == nil || !strings.Contains(err.Error(), "404") {
 				t.Errorf("%s: got %v, want the server's 404", bind, err)
 			}
 		}
 	})
+	t.Run("Encrypted", func(t *testing.T) {
+		s := httptest.NewTLSServer(admin.Handler(admin.DefaultConfig(), relayThat{ready}, prometheus.NewRegistry()))
+		defer s.Close()
+		var out bytes.Buffer
+		if err := askHealth(t.Context(), &out, s.Listener.Addr().String(), "/health/ready", true); err != nil || out.String() != "ready\n" {
+			t.Errorf("got %q, %v", out.String(), err)
+		}
+	})
 	t.Run("None", func(t *testing.T) {
 		var config configError
-		if err := askHealth(context.Background(), &bytes.Buffer{}, "", "/health/ready"); !errors.As(err, &config) || !strings.Contains(err.Error(), "METRICS_PORT") {
+		if err := askHealth(context.Background(), &bytes.Buffer{}, "", "/health/ready", false); !errors.As(err, &config) || !strings.Contains(err.Error(), "METRICS_PORT") {
 			t.Errorf("got %v, want a configuration error", err)
 		}
 	})

@@ -123,12 +123,12 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	var group errgroup.Group
 	addr := ""
 	if bind := s.httpAddr(); bind != "" {
-		server, err := admin.Listen(bind, r.Status, reg, log)
+		server, err := admin.Listen(s.httpSide(bind, v, revision), r, reg, log)
 		if err != nil {
 			return configError{err}
 		}
 		addr = server.Addr()
-		log.Info("serving metrics and health", "address", addr)
+		log.Info("serving metrics and health", "address", addr, "url", server.URL(), "token", s.admin.Token != "")
 		group.Go(func() error { return server.Serve(serving) })
 	}
 	group.Go(func() error {
@@ -164,6 +164,37 @@ func flushAtEnd(ctx context.Context, tracer *traces.Tracer, drain time.Duration)
 		defer cancel()
 		tracer.Close(flush)
 	}
+}
+
+// httpSide is what the HTTP side is told.
+func (s *settings) httpSide(bind, version, revision string) admin.Config {
+	cfg := s.admin
+	cfg.Addr, cfg.Version, cfg.Revision = bind, version, revision
+	cfg.Database = s.lookAtDatabase
+	return cfg
+}
+
+// lookAtDatabase reads for the status page what relays share. A connection of its own each time: nobody looks at most times.
+func (s *settings) lookAtDatabase(ctx context.Context) (*admin.Database, error) {
+	conn, err := s.connect(ctx, "page")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx) //nolint:errcheck // read only
+	o, err := store.ReadOverview(ctx, conn, false)
+	if err != nil {
+		return nil, err
+	}
+	d := &admin.Database{Updates: o.Updates, HOTUpdates: o.HOTUpdates, Slots: []admin.DatabaseSlot{}, Ledger: []admin.DatabaseLedger{}}
+	for _, slot := range o.Slots {
+		d.Slots = append(d.Slots, admin.DatabaseSlot{
+			Slot: slot.Slot, Owner: slot.Owner, Epoch: slot.Epoch, Active: slot.Active, LagBytes: slot.BehindBytes, RetainedBytes: slot.RetainedBytes, WALStatus: slot.WALStatus,
+		})
+	}
+	for _, e := range o.Ledger {
+		d.Ledger = append(d.Ledger, admin.DatabaseLedger{Slot: e.Slot, Sink: e.Sink, State: e.State, Reason: e.Reason, Entries: e.Entries, Oldest: e.OldestTime})
+	}
+	return d, nil
 }
 
 // httpAddr is the address to bind, or empty for none.

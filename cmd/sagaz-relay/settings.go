@@ -13,6 +13,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
 )
@@ -24,7 +25,7 @@ type programConfig struct {
 	// Default kafka. BROKER_TYPE.
 	Sinks []string `env:"BROKER_TYPE"`
 
-	// MetricsPort is the port of /metrics, /health/live, /health/ready and /status.json on all addresses; 0 serves nothing.
+	// MetricsPort is the port of /metrics, /health/live, /health/ready, the status page / and /status.json on all addresses; 0 serves nothing.
 	//
 	// Default 8000. METRICS_PORT.
 	MetricsPort int `env:"METRICS_PORT"`
@@ -53,6 +54,7 @@ func defaultProgramConfig() programConfig {
 // settings are all settings of one process.
 type settings struct {
 	program programConfig
+	admin   admin.Config
 	relay   relay.Config
 	cdc     cdc.Config
 	store   store.Config
@@ -107,7 +109,7 @@ func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, erro
 // all validates everything that run uses, and reports every problem at once.
 func (s *settings) all() error {
 	var errs []error
-	errs = append(errs, s.relay.Validate(), s.cdc.Validate(), s.traces.Validate())
+	errs = append(errs, s.admin.Validate(), s.relay.Validate(), s.cdc.Validate(), s.traces.Validate())
 	if s.cdc.DatabaseURL != "" { // said once is enough
 		errs = append(errs, s.store.Validate())
 	}

@@ -16,9 +16,11 @@ import (
 // tools are programs and files that tests of images and manifests use, and the Debian package that brings each. One with a / is a file.
 var tools = map[string]string{
 	"bwrap":                              "bubblewrap",
+	"chromium":                           "chromium",
 	"promtool":                           "prometheus",
 	"psql":                               "postgresql-client",
 	"/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
+	"/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core", // a browser without a font shows boxes
 }
 
 func toolNames() string { return strings.Join(slices.Sorted(maps.Keys(tools)), ", ") }

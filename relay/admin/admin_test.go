@@ -18,12 +18,25 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func statusOf(slot relay.SlotStatus) func() relay.Status {
-	slot.Slot = "sagaz_outbox"
-	return func() relay.Status {
-		return relay.Status{WorkerID: "worker-1", Slots: []relay.SlotStatus{slot}, Sinks: []relay.SinkStatus{{Sink: "kafka", Up: false, LastError: "no leader"}}}
-	}
+// shown is a relay in a certain state.
+type shown struct {
+	status  func() relay.Status
+	history relay.History
+	changes []relay.Change
 }
+
+func (s shown) Status() relay.Status    { return s.status() }
+func (s shown) History() relay.History  { return s.history }
+func (s shown) Changes() []relay.Change { return s.changes }
+
+func statusOf(slot relay.SlotStatus) shown {
+	slot.Slot = "sagaz_outbox"
+	return shown{status: func() relay.Status {
+		return relay.Status{WorkerID: "worker-1", Slots: []relay.SlotStatus{slot}, Sinks: []relay.SinkStatus{{Sink: "kafka", Up: false, LastError: "no leader"}}}
+	}}
+}
+
+func handler(r Relay) http.Handler { return Handler(DefaultConfig(), r, prometheus.NewRegistry()) }
 
 func get(t *testing.T, h http.Handler, method, path string) (code int, header http.Header, body string) {
 	t.Helper()
@@ -48,7 +61,7 @@ func TestReady(t *testing.T) {
 		{"Draining", relay.SlotStatus{Role: relay.Draining}, 503, "stopping"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			h := Handler(statusOf(tt.slot), prometheus.NewRegistry())
+			h := handler(statusOf(tt.slot))
 			code, header, body := get(t, h, "GET", "/health/ready")
 			if code != tt.code || !strings.Contains(body, tt.says) || header.Get("Content-Type") != "application/json" || header.Get("Cache-Control") != "no-store" {
 				t.Errorf("/health/ready: got %d %s %v, want %d and %s", code, body, header, tt.code, tt.says)
@@ -62,7 +75,7 @@ func TestReady(t *testing.T) {
 }
 
 func TestStatusJSON(t *testing.T) {
-	h := Handler(statusOf(relay.SlotStatus{Role: relay.Owner, Epoch: 7, Watermark: "16/B374D848"}), prometheus.NewRegistry())
+	h := handler(statusOf(relay.SlotStatus{Role: relay.Owner, Epoch: 7, Watermark: "16/B374D848"}))
 	code, _, body := get(t, h, "GET", "/status.json")
 	var got struct {
 		WorkerID string `json:"worker_id"`
@@ -90,14 +103,14 @@ func TestStatusJSON(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	relay.NewMetrics(reg, "worker-1")
-	code, _, body := get(t, Handler(statusOf(relay.SlotStatus{}), reg), "GET", "/metrics")
+	code, _, body := get(t, Handler(DefaultConfig(), statusOf(relay.SlotStatus{}), reg), "GET", "/metrics")
 	if code != 200 || !strings.Contains(body, "\noutbox_pending_events_total 0\n") || !strings.Contains(body, `outbox_batch_size{worker_id="worker-1"} 0`) {
 		t.Errorf("got %d %s", code, body)
 	}
 }
 
 func TestOthers(t *testing.T) {
-	h := Handler(statusOf(relay.SlotStatus{}), prometheus.NewRegistry())
+	h := handler(statusOf(relay.SlotStatus{}))
 	for _, tt := range []struct {
 		method, path string
 		code         int
@@ -106,11 +119,16 @@ func TestOthers(t *testing.T) {
 		{"GET", "/health", 404},
 		{"POST", "/health/live", 405},
 		{"DELETE", "/status.json", 405},
+		{"POST", "/", 405},
+		{"PUT", "/nowhere", 405},
+		{"HEAD", "/", 200},
+		{"GET", "/index.html", 404},
+		{"GET", "/page/", 404},
 		{"HEAD", "/health/ready", 503},
 	} {
 		h := h
 		if tt.method == "HEAD" {
-			h = Handler(statusOf(relay.SlotStatus{Role: relay.Starting}), prometheus.NewRegistry())
+			h = handler(statusOf(relay.SlotStatus{Role: relay.Starting}))
 		}
 		if code, _, body := get(t, h, tt.method, tt.path); code != tt.code {
 			t.Errorf("%s %s: got %d %s, want %d", tt.method, tt.path, code, body, tt.code)
@@ -118,9 +136,9 @@ func TestOthers(t *testing.T) {
 	}
 }
 
-func listen(t *testing.T, status func() relay.Status) *Server {
+func listen(t *testing.T, r Relay) *Server {
 	t.Helper()
-	s, err := Listen("127.0.0.1:0", status, prometheus.NewRegistry(), hclog.NewNullLogger())
+	s, err := Listen(Config{Addr: "127.0.0.1:0"}, r, prometheus.NewRegistry(), hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,11 +148,11 @@ func listen(t *testing.T, status func() relay.Status) *Server {
 // A request that is under way when the server is told to stop gets its answer before Serve returns.
 func TestServeFinishesRequests(t *testing.T) {
 	inside, answer := make(chan struct{}), make(chan struct{})
-	s := listen(t, func() relay.Status {
+	s := listen(t, shown{status: func() relay.Status {
 		close(inside)
 		<-answer
 		return relay.Status{WorkerID: "worker-1"}
-	})
+	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx) }()
@@ -191,7 +209,7 @@ func TestServeAfterTheEnd(t *testing.T) {
 func TestListenSaysWhichSetting(t *testing.T) {
 	s := listen(t, statusOf(relay.SlotStatus{}))
 	defer s.listener.Close()
-	_, err := Listen(s.Addr(), nil, nil, hclog.NewNullLogger())
+	_, err := Listen(Config{Addr: s.Addr()}, nil, nil, hclog.NewNullLogger())
 	if err == nil || !strings.Contains(err.Error(), s.Addr()) || !strings.Contains(err.Error(), "METRICS_PORT") {
 		t.Errorf("got %v, want the address and METRICS_PORT", err)
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -12,6 +13,9 @@ type Overview struct {
 	Slots  []SlotOverview  `json:"slots"`
 	Ledger []LedgerSummary `json:"ledger"`
 	Rows   []RowCount      `json:"rows,omitempty"`
+	// Updates are those of the outbox table since its statistics were reset, HOTUpdates those that touched no index.
+	Updates    int64 `json:"updates"`
+	HOTUpdates int64 `json:"hot_updates"`
 }
 
 // LedgerSummary counts the entries of the ledger that have the same sink, state and reason.
@@ -22,6 +26,8 @@ type LedgerSummary struct {
 	Reason  string `json:"reason"` // empty for those that only wait behind another
 	Entries int64  `json:"entries"`
 	Oldest  string `json:"oldest"` // when it was written
+
+	OldestTime time.Time `json:"-"` // the same
 }
 
 // SlotOverview is one slot that relays share. The byte counts are null when the slot does not exist.
@@ -60,7 +66,11 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, er
 	if err != nil {
 		return nil, fmt.Errorf("read the slots: %w", setup(err))
 	}
-	found, err = conn.Query(ctx, `SELECT slot, sink, CASE WHEN state <> 'retry' THEN state WHEN next_attempt_at IS NULL THEN 'ready' ELSE 'waiting' END, coalesce(reason, ''), count(*), min(parked_at)::text
+	err = conn.QueryRow(ctx, `SELECT coalesce(max(n_tup_upd), 0), coalesce(max(n_tup_hot_upd), 0) FROM pg_stat_user_tables WHERE relid = to_regclass('saga_outbox')`).Scan(&o.Updates, &o.HOTUpdates)
+	if err != nil {
+		return nil, fmt.Errorf("read the table's statistics: %w", setup(err))
+	}
+	found, err = conn.Query(ctx, `SELECT slot, sink, CASE WHEN state <> 'retry' THEN state WHEN next_attempt_at IS NULL THEN 'ready' ELSE 'waiting' END, coalesce(reason, ''), count(*), min(parked_at)::text, min(parked_at)
 		FROM saga_outbox_delivery GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4`)
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", setup(err))

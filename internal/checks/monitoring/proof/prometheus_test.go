@@ -1,0 +1,195 @@
+package proof
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/internal/child"
+)
+
+// patience is for each thing that must come: it comes within seconds, and later on a machine that runs other tests too.
+const patience = 2 * time.Minute
+
+// prometheus is a server of its own, which scrapes every second.
+type prometheus struct {
+	t     *testing.T
+	url   string
+	began time.Time
+}
+
+// scraped is a relay as monitoring/'s configuration would label it in a cluster.
+type scraped struct{ pod, address string }
+
+// startPrometheus has the rules evaluated as often as it scrapes.
+func startPrometheus(t *testing.T, rules string, targets []scraped) *prometheus {
+	t.Helper()
+	program, err := exec.LookPath("prometheus")
+	if err != nil {
+		t.Fatal("there is no prometheus here: make test brings it where it may, else install it (Debian: apt-get install prometheus)")
+	}
+	ports, err := child.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	config := "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+	if rules != "" {
+		config += "rule_files: [rules.yaml]\n"
+		put(t, filepath.Join(dir, "rules.yaml"), strings.ReplaceAll(rules, "interval: 15s", "interval: 1s"))
+	}
+	config += "scrape_configs:\n  - job_name: outbox-worker\n    static_configs:\n"
+	for _, s := range targets {
+		config += fmt.Sprintf("      - {targets: [%q], labels: {namespace: sagaz, pod: %s}}\n", s.address, s.pod)
+	}
+	put(t, filepath.Join(dir, "prometheus.yml"), config)
+	p := &prometheus{t: t, url: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), began: time.Now()}
+	start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+		"--web.listen-address="+strings.TrimPrefix(p.url, "http://"), "--log.level=warn"))
+	eventually(t, "Prometheus answers", func() bool {
+		resp, err := http.Get(p.url + "/-/ready")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	return p
+}
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// get asks the API and returns what is in data.
+func (p *prometheus) get(path string, query url.Values, data any) error {
+	resp, err := http.PostForm(p.url+path, query)
+	if strings.Contains(path, "/label/") || strings.HasSuffix(path, "/rules") {
+		resp, err = http.Get(p.url + path + "?" + query.Encode())
+	}
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		Status, Error string
+		Warnings      []string
+		Data          json.RawMessage
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	if answer.Status != "success" || len(answer.Warnings) > 0 {
+		return fmt.Errorf("%s %v", answer.Error, answer.Warnings)
+	}
+	return json.Unmarshal(answer.Data, data)
+}
+
+// answer is a series that a query gave.
+type answer struct {
+	Metric map[string]string
+	Values [][2]any // time, and the value as text
+}
+
+// ask evaluates an expression at every second since the start. data says whether it was ever a number.
+func (p *prometheus) ask(expr string) (series []answer, data bool, err error) {
+	var result struct{ Result []answer }
+	err = p.get("/api/v1/query_range", url.Values{
+		"query": {expr}, "step": {"1"},
+		"start": {fmt.Sprint(p.began.Unix())}, "end": {fmt.Sprint(time.Now().Unix())},
+	}, &result)
+	for _, s := range result.Result {
+		for _, v := range s.Values {
+			text, _ := v[1].(string)
+			if n, err := strconv.ParseFloat(text, 64); err == nil && !math.IsNaN(n) {
+				data = true
+			}
+		}
+	}
+	return result.Result, data, err
+}
+
+// now is an expression's value at this moment; not ok where it has none, or several.
+func (p *prometheus) now(expr string) (value float64, ok bool) {
+	p.t.Helper()
+	var result struct {
+		Result []struct{ Value [2]any }
+	}
+	if err := p.get("/api/v1/query", url.Values{"query": {expr}}, &result); err != nil {
+		p.t.Fatalf("%s: %v", expr, err)
+	}
+	if len(result.Result) != 1 {
+		return 0, false
+	}
+	text, _ := result.Result[0].Value[1].(string)
+	value, err := strconv.ParseFloat(text, 64)
+	return value, err == nil
+}
+
+// until waits for an expression to be true (to have a sample other than 0).
+func (p *prometheus) until(expr string) {
+	p.t.Helper()
+	eventually(p.t, expr, func() bool {
+		value, ok := p.now("max(" + expr + ")")
+		return ok && value != 0
+	})
+}
+
+// eventually waits for something that must come, on a machine that runs other tests too.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for !is() {
+		if time.Now().After(deadline) {
+			t.Fatalf("still not: %s", what)
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal(t.Context().Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// start runs a program until the test ends; what it says is shown if the test fails.
+func start(t *testing.T, name string, cmd *exec.Cmd) *child.Process {
+	t.Helper()
+	said, err := os.Create(filepath.Join(t.TempDir(), "said"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr, cmd.Dir = said, said, "/"
+	p, err := child.Start(cmd, syscall.SIGKILL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if p.Running() {
+			_ = p.Kill()
+			<-p.Done()
+		}
+		if text, err := os.ReadFile(said.Name()); err == nil && t.Failed() {
+			t.Logf("%s said\n%s", name, text[max(0, len(text)-4000):])
+		}
+		said.Close()
+	})
+	return p
+}

@@ -1,0 +1,72 @@
+package admin
+
+import (
+	"crypto/tls"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// pair is the server's certificate and key. Files that change are read again: issuers of short-lived certificates replace them.
+type pair struct {
+	certFile, keyFile string
+	log               hclog.Logger
+
+	mu   sync.Mutex // guards what follows
+	cert *tls.Certificate
+	seen [2]stamp // of the files that cert, or the last failure, came from
+}
+
+// stamp tells a file from an older one at the same place. A mounted secret is a link that moves; os.Stat follows it.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+// loadPair reads the files; the error names the settings.
+func loadPair(certFile, keyFile string, log hclog.Logger) (*pair, error) {
+	p := &pair{certFile: certFile, keyFile: keyFile, log: log}
+	p.seen = p.stamps()
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("RELAY_HTTP_TLS_CERT_FILE, RELAY_HTTP_TLS_KEY_FILE: %w", err)
+	}
+	p.cert = &cert
+	return p, nil
+}
+
+func (p *pair) config() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get(), nil }}
+}
+
+// get returns the certificate, after a look at the files. What cannot be used is told once, and the last good one serves on: half of a pair may
+// be written, and the other half on its way.
+func (p *pair) get() *tls.Certificate {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.stamps()
+	if now == p.seen {
+		return p.cert
+	}
+	p.seen = now
+	cert, err := tls.LoadX509KeyPair(p.certFile, p.keyFile)
+	if err != nil {
+		p.log.Warn("the new certificate cannot be used, the one before it stays", "error", err)
+		return p.cert
+	}
+	p.cert = &cert
+	p.log.Info("certificate read again", "file", p.certFile)
+	return p.cert
+}
+
+func (p *pair) stamps() (s [2]stamp) {
+	for i, name := range []string{p.certFile, p.keyFile} {
+		if info, err := os.Stat(name); err == nil {
+			s[i] = stamp{info.ModTime(), info.Size()}
+		}
+	}
+	return s
+}

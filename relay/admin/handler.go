@@ -1,0 +1,121 @@
+package admin
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Relay is what is shown. *relay.Relay is one.
+type Relay interface {
+	Status() relay.Status
+	History() relay.History
+	Changes() []relay.Change
+}
+
+var _ Relay = (*relay.Relay)(nil)
+
+// Report is /status.json.
+type Report struct {
+	Time     time.Time `json:"time"` // the relay's clock
+	Version  string    `json:"version"`
+	Revision string    `json:"revision,omitempty"`
+	relay.Status
+	Ready    bool           `json:"ready"` // what /health/ready says
+	Verdict  relay.Verdict  `json:"verdict"`
+	Database *sight         `json:"database"` // at most some seconds old
+	Changes  []relay.Change `json:"changes"`  // the newest first
+	History  relay.History  `json:"history"`
+}
+
+// Handler answers the paths that the package's comment lists.
+func Handler(cfg Config, shown Relay, metrics prometheus.Gatherer) http.Handler {
+	open, closed := http.NewServeMux(), http.NewServeMux()
+	closed.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	look := &lookout{look: cfg.Database}
+	closed.HandleFunc("GET /status.json", func(w http.ResponseWriter, r *http.Request) {
+		database := look.get(r.Context()) // first: it may take a moment
+		reply(w, http.StatusOK, report(cfg, shown, database))
+	})
+	for _, f := range files {
+		closed.Handle("GET "+f.path, f)
+	}
+	open.HandleFunc("GET /health/live", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, map[string]string{"status": "alive"})
+	})
+	open.HandleFunc("GET /health/ready", func(w http.ResponseWriter, _ *http.Request) {
+		problems := shown.Status().Problems()
+		if len(problems) > 0 {
+			reply(w, http.StatusServiceUnavailable, map[string]any{"status": "not ready", "problems": problems})
+			return
+		}
+		reply(w, http.StatusOK, map[string]string{"status": "ready"})
+	})
+	open.Handle("/", guarded(cfg.Token, readOnly(closed)))
+	return hardened(open)
+}
+
+// report gathers everything that the page shows.
+func report(cfg Config, shown Relay, database *sight) Report {
+	st := shown.Status()
+	rep := Report{
+		Time: time.Now().UTC(), Version: cfg.Version, Revision: cfg.Revision, Status: st, Ready: len(st.Problems()) == 0, Verdict: st.Verdict(),
+		Database: database, Changes: shown.Changes(), History: shown.History(),
+	}
+	if database == nil || database.Database == nil {
+		return rep
+	}
+	var dead int64
+	for _, e := range database.Ledger {
+		if e.State == string(relay.StateDead) {
+			dead += e.Entries
+		}
+	}
+	switch {
+	case dead == 1:
+		rep.Verdict.Add("1 dead letter waits for a person")
+	case dead > 1:
+		rep.Verdict.Add(fmt.Sprintf("%d dead letters wait for a person", dead))
+	}
+	return rep
+}
+
+// readOnly answers 405 to everything but GET and HEAD, also where nothing is.
+func readOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "read only", http.StatusMethodNotAllowed)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// hardened sets the headers that keep a browser from doing more than it has to.
+func hardened(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", policy)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		next.ServeHTTP(w, r)
+	})
+}
+
+func reply(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body) // the peer has gone; there is nobody to tell
+}

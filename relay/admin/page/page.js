@@ -1,0 +1,274 @@
+// The status page: asks for status.json and shows it. Everything that comes from rows, brokers or the server is put into text nodes
+// or attributes by the DOM, never parsed as markup.
+
+import { chart, gauge, known, sign, spark } from "./chart.js";
+
+const every = 2000, slowest = 10000, patience = 8000;
+const byId = id => document.getElementById(id);
+
+// el makes an element. Strings among the children become text nodes.
+function el(name, attributes, ...children) {
+  const e = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) if (value !== null && value !== undefined) e.setAttribute(key, value);
+  e.append(...children.flat().filter(c => c !== null && c !== undefined));
+  return e;
+}
+
+// patch makes old like fresh and leaves alone what is equal, so that focus and selection stay.
+function patch(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeType === Node.TEXT_NODE && fresh.nodeType === Node.TEXT_NODE) {
+    old.data = fresh.data;
+    return;
+  }
+  if (old.nodeName !== fresh.nodeName || old.nodeType !== Node.ELEMENT_NODE) {
+    old.replaceWith(fresh);
+    return;
+  }
+  for (const a of [...old.attributes]) if (!fresh.hasAttribute(a.name)) old.removeAttribute(a.name);
+  for (const a of fresh.attributes) if (old.getAttribute(a.name) !== a.value) old.setAttribute(a.name, a.value);
+  fill(old, [...fresh.childNodes]);
+}
+
+function fill(parent, children) {
+  const had = [...parent.childNodes];
+  children.forEach((c, i) => (i < had.length ? patch(had[i], c) : parent.append(c)));
+  had.slice(children.length).forEach(c => c.remove());
+}
+
+const show = (id, ...children) => fill(byId(id), children.flat().map(c => (typeof c === "string" ? document.createTextNode(c) : c)));
+
+// Numbers for people.
+const none = "–";
+const count = n => (n === null || n === undefined ? none : Math.round(n).toLocaleString("en"));
+function bytes(n) {
+  if (n === null || n === undefined) return none;
+  if (n < 1024) return `${Math.round(n)} B`;
+  for (const unit of ["kB", "MB", "GB", "TB"]) {
+    n /= 1024;
+    if (n < 1000 || unit === "TB") return `${n < 10 ? n.toFixed(1) : Math.round(n)} ${unit}`;
+  }
+}
+function duration(s) {
+  if (s === null || s === undefined || Number.isNaN(s)) return none;
+  if (s < 0.0005) return "0 s";
+  if (s < 1) return `${s < 0.01 ? (s * 1000).toFixed(1) : Math.round(s * 1000)} ms`;
+  if (s < 10) return `${s.toFixed(1)} s`;
+  if (s < 120) return `${Math.round(s)} s`;
+  if (s < 7200) return `${Math.round(s / 60)} min`;
+  if (s < 172800) return `${Math.round(s / 3600)} h`;
+  return `${Math.round(s / 86400)} days`;
+}
+const rate = n => (n > 0 && n < 10 ? n.toFixed(1) : count(n)) + "/s";
+const age = (r, time) => Math.max(0, (Date.parse(r.time) - Date.parse(time)) / 1000);
+const clock = time => new Date(time).toLocaleTimeString("en-GB");
+const full = time => new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const when = time => el("time", { datetime: time, title: full(time) }, clock(time));
+
+const tag = (level, text) => el("span", { class: "tag", "data-level": level }, sign(level), text);
+const fact = (name, value, wide) => (value === null || value === "" ? null : el("div", { class: wide ? "wide" : null }, el("dt", {}, name), el("dd", {}, value)));
+const empty = text => el("div", { class: "card" }, el("p", { class: "empty" }, text));
+
+// table makes one that a narrow screen shows as a list: its cells carry their column's name, and everything its role.
+function table(label, columns, rows) {
+  const cell = (column, content, first) => el(first ? "th" : "td", {
+    role: first ? "rowheader" : "cell", scope: first ? "row" : null, class: column.class, "data-label": column.name,
+  }, content);
+  return el("div", { class: "card" }, el("table", { role: "table", "aria-label": label },
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, columns.map(c => el("th", { role: "columnheader", scope: "col", class: c.class }, c.name)))),
+    el("tbody", { role: "rowgroup" }, rows.map(row => el("tr", { role: "row" }, row.map((content, i) => cell(columns[i], content, i === 0)))))));
+}
+
+const words = { ok: "all well", info: "", degraded: "degraded", broken: "not ready" };
+
+function verdict(r) {
+  const v = r.verdict, box = byId("verdict");
+  box.dataset.level = v.level;
+  const word = words[v.level] ?? v.level;
+  fill(box, [
+    sign(v.level),
+    el("h1", { id: "summary" }, v.summary, el("span", { class: "word" }, word)),
+    v.reasons.length ? el("ul", {}, v.reasons.map(text => el("li", {}, text))) : el("p", { class: "soft" }, calm(r)),
+  ]);
+  document.title = `${v.level === "ok" ? "" : word + " · "}${v.summary} · ${r.worker_id}`;
+}
+
+function calm(r) {
+  const owned = r.slots.filter(s => s.role === "owner").map(s => s.slot);
+  if (owned.length) return `Owns ${owned.join(", ")}, and every sink takes what it is offered.`;
+  return "Ready to take over. " + r.slots.map(s => owner(r, s.slot)).join(" ");
+}
+
+function owner(r, slot) {
+  const found = (r.database?.slots || []).find(s => s.slot === slot);
+  if (!found) return r.database?.error ? `Who owns ${slot} is not known: the database does not answer.` : `Nobody has owned ${slot} yet.`;
+  return found.owner ? `${found.owner} owns ${slot}.` : `Nobody owns ${slot} just now.`;
+}
+
+function figures(r) {
+  const owned = r.slots.filter(s => s.role === "owner" || s.role === "draining");
+  const sum = f => owned.reduce((n, s) => n + (f(s) ?? 0), 0);
+  const dead = (r.database?.ledger || []).filter(e => e.state === "dead").reduce((n, e) => n + e.entries, 0);
+  const knows = f => owned.some(s => f(s) !== null);
+  const lag = Math.max(0, ...owned.map(s => s.lag_seconds));
+  const one = (name, value, note, level) => el("div", { "data-level": level || null }, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note));
+  show("figures",
+    one("Waiting", owned.length ? count(sum(s => s.waiting)) : none, owned.length ? `events, ${count(sum(s => s.inflight))} in flight` : "this relay owns no slot"),
+    one("Lag", owned.length ? duration(lag) : none, "age of the oldest in flight"),
+    one("WAL behind", owned.length && knows(s => s.lag_bytes) ? bytes(sum(s => s.lag_bytes)) : none, "written, not confirmed"),
+    one("Rate", rate(r.sinks.reduce((n, s) => n + s.rate, 0)), r.sinks.length > 1 ? "events, all sinks together" : "events acknowledged"),
+    one("Dead letters", r.database?.ledger === undefined ? none : count(dead), dead ? "sagaz-relay dead-letter list" : "none waits for a person", dead ? "degraded" : null));
+}
+
+function figure(r, title, values, now, format, options) {
+  const seen = known(values);
+  const peak = seen.length ? Math.max(...seen) : null;
+  const minutes = Math.round(values.length * r.history.every_seconds / 60);
+  const { el: drawing, top } = chart(values, { ...options, label: `${title} over the last ${minutes} minutes: now ${now}, highest ${format(peak)}` });
+  return el("figure", {}, el("figcaption", {}, title, el("b", {}, now)), drawing,
+    el("div", { class: "axis", "aria-hidden": "true" }, el("span", {}, `${minutes} min ago`), el("span", {}, peak === null ? "no samples yet" : `scale ${format(top)}, highest ${format(peak)}`), el("span", {}, "now")));
+}
+
+const roles = { owner: "ok", standby: "info", draining: "degraded", starting: "info" };
+const walLevels = { reserved: "ok", extended: "degraded", unreserved: "broken", lost: "broken" };
+
+function slot(r, s) {
+  const owns = s.role === "owner" || s.role === "draining";
+  const shared = (r.database?.slots || []).find(d => d.slot === s.slot);
+  const lag = s.lag_bytes ?? shared?.lag_bytes ?? null, retained = s.retained_bytes ?? shared?.retained_bytes ?? null;
+  const status = s.wal_status || shared?.wal_status || "";
+  const h = r.history.slots[s.slot];
+  const mode = { cdc: s.streaming ? "streaming" : "connecting", polling: "polling", recovering: "recovering" }[s.mode];
+  const share = s.cap_bytes ? retained / s.cap_bytes : 0;
+  const level = share > 0.9 ? "broken" : share > 0.5 ? "degraded" : "info";
+  const held = s.cap_bytes
+    ? [`${bytes(retained)} of ${bytes(s.cap_bytes)} (${Math.round(share * 100)} %)`, gauge(share, level, `${Math.round(share * 100)} % of max_slot_wal_keep_size is held`)]
+    : owns && retained !== null ? `${bytes(retained)}, without a limit` : bytes(retained);
+  const facts = [
+    fact("Owner", owns ? el("span", { class: "mono" }, r.worker_id) : shared?.owner ? el("span", { class: "mono" }, shared.owner) : "nobody known"),
+    fact("Epoch", count(s.epoch || shared?.epoch || null)),
+    fact(owns ? "Owned for" : "Standing by for", duration(age(r, s.since))),
+    owns ? fact("Finds events by", [mode || s.mode, s.stream_since_seconds ? ` for ${duration(s.stream_since_seconds)}` : ""].join("")) : null,
+    fact("RELAY_MODE", r.wanted_mode),
+    owns ? fact("In flight", `${count(s.inflight)} of ${count(s.inflight_limit)} events, ${bytes(s.inflight_bytes)} of ${bytes(s.inflight_bytes_limit)}`) : null,
+    fact("WAL held", held),
+    fact("WAL status", status ? tag(walLevels[status] || "info", status) : none),
+    owns ? fact("WAL left before loss", s.safe_bytes === null ? "no limit" : bytes(s.safe_bytes)) : fact("WAL behind", bytes(lag)),
+    owns ? fact("Since the lease was taken", `${count(s.marked)} marked, ${count(s.swept)} found in the table`) : null,
+    owns ? fact("Confirmed up to", el("span", { class: "mono" }, s.watermark)) : null,
+    owns && s.why ? fact("Why", el("span", { class: "said" }, s.why), true) : null,
+  ];
+  const charts = owns && h ? el("div", { class: "charts" },
+    figure(r, "WAL behind", h.lag_bytes, bytes(lag), bytes, { least: 1024 * 1024 }),
+    figure(r, "Lag", h.lag_seconds, duration(s.lag_seconds), duration, { least: 1 }),
+    figure(r, "WAL held", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, cap: s.cap_bytes })) : null;
+  return el("article", { class: "card slot", "aria-label": `Slot ${s.slot}` },
+    el("header", {}, el("h3", { class: "mono" }, s.slot), tag(roles[s.role] || "info", s.role), mode ? tag(s.streaming || s.why === "RELAY_MODE=polling" ? "ok" : "degraded", mode) : null),
+    charts, el("dl", { class: "facts" }, facts));
+}
+
+function sinks(r) {
+  const columns = [{ name: "Sink" }, { name: "State" }, { name: "Rate", class: "number" }, { name: "Last 15 min", class: "trend" }, { name: "p99 to acknowledge", class: "number" },
+    { name: "In ledger", class: "number" }, { name: "Last error", class: "error" }];
+  show("sinks", table("Sinks", columns, r.sinks.map(s => {
+    const [level, state] = s.isolated ? ["broken", "isolated"] : s.up ? ["ok", "up"] : ["degraded", "down"];
+    const series = r.history.sinks[s.sink]?.rate || [];
+    return [
+      s.sink,
+      el("span", {}, tag(level, state), s.since ? el("span", { class: "soft" }, ` for ${duration(age(r, s.since))}`) : ""),
+      rate(s.rate),
+      spark(series, `Events a second to ${s.sink}: now ${rate(s.rate)}, highest ${rate(Math.max(0, ...known(series)))}`),
+      s.p99_seconds === null ? none : duration(s.p99_seconds),
+      count(s.ledger),
+      s.last_error ? el("span", {}, el("span", { class: "said" }, s.last_error), el("span", { class: "soft" }, ` ${duration(age(r, s.last_error_at))} ago`)) : el("span", { class: "soft" }, "none"),
+    ];
+  })));
+}
+
+function ledger(r) {
+  const d = r.database;
+  if (!d?.ledger) return show("ledger", empty(d?.error ? `The database does not answer: ${d.error}` : "Not known yet."));
+  if (!d.ledger.length) return show("ledger", empty("Empty: every event so far was delivered at the first try, or since."));
+  const columns = [{ name: "State" }, { name: "Sink" }, { name: "Reason" }, { name: "Entries", class: "number" }, { name: "Oldest" }];
+  const meaning = { ready: "to be offered", waiting: "waits for its next try", held: "behind another of its key", dead: "dead letter" };
+  show("ledger", table("Ledger by state and reason", columns, d.ledger.map(e => [
+    tag(e.state === "dead" ? "broken" : "degraded", meaning[e.state] || e.state), e.sink, el("span", { class: "mono" }, e.reason || none), count(e.entries), `${duration(age(r, e.oldest))} ago`])));
+}
+
+function marks(r) {
+  const d = r.database;
+  if (!d || d.updates === undefined) return show("marks", empty("Not known yet."));
+  if (d.updates < 100) return show("marks", empty("Too few updates of the table to tell whether they are HOT."));
+  const share = d.hot_updates / d.updates, hot = share >= 0.9;
+  show("marks", el("div", { class: "card marks" }, el("p", {}, el("b", {}, `${(Math.floor(share * 1000) / 10).toFixed(1)} % `), tag(hot ? "ok" : "degraded", hot ? "HOT" : "not HOT")),
+    el("p", { class: "soft" }, hot ? `of ${count(d.updates)} updates of the table touched no index.` : `of ${count(d.updates)} updates touched no index; each other one writes to all of them. sagaz-relay doctor says what helps.`)));
+}
+
+const kinds = {
+  standby: "standby", lease_taken: "lease taken", lease_lost: "lease lost", released: "lease released", draining: "stopping", streaming: "streaming", interrupted: "interrupted",
+  polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", dead_letter: "dead letter",
+};
+
+function changes(r) {
+  if (!r.changes.length) return show("changes", empty("None yet."));
+  show("changes", el("ol", { class: "card log", reversed: "" }, r.changes.map(c => el("li", { "data-level": c.level },
+    when(c.time),
+    el("span", { class: "what" }, sign(c.level), kinds[c.kind] || c.kind),
+    el("span", { class: "said" }, c.text, c.times > 1 ? el("b", {}, ` ×${count(c.times)}`) : null),
+    el("span", { class: "about soft" }, [c.sink, c.slot].filter(Boolean).join(" · "))))));
+}
+
+// announce tells a screen reader what has changed, and only that.
+let told = null;
+function announce(r) {
+  const newest = r.changes[0], now = `${r.verdict.summary}, ${words[r.verdict.level]}`;
+  const key = JSON.stringify([now, newest?.time]);
+  if (told !== null && told !== key) byId("announce").textContent = newest ? `${now}. ${[newest.sink || newest.slot, kinds[newest.kind] || newest.kind, newest.text].filter(Boolean).join(", ")}` : now;
+  told = key;
+}
+
+let last = null; // the last answer
+function render(r) {
+  last = r;
+  byId("worker").textContent = r.worker_id;
+  verdict(r);
+  figures(r);
+  show("slots", r.slots.map(s => slot(r, s)));
+  sinks(r);
+  ledger(r);
+  marks(r);
+  changes(r);
+  show("build", `Version ${r.version}${r.revision ? ` (${r.revision.slice(0, 12)})` : ""}, up for ${duration(age(r, r.started))}`);
+  announce(r);
+}
+
+function live(on, text) {
+  byId("live").dataset.on = on ? "yes" : "no";
+  byId("live").textContent = text;
+  document.body.dataset.stale = on || !last ? "no" : "yes";
+}
+
+let wait = every, timer = 0, asking = false;
+async function ask() {
+  if (asking) return;
+  asking = true;
+  clearTimeout(timer);
+  try {
+    const answer = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(patience) });
+    if (answer.status === 401) throw new Error("a token is needed: reload the page");
+    if (!answer.ok) throw new Error(`status.json: ${answer.status}`);
+    const r = await answer.json();
+    render(r);
+    live(true, `live, ${clock(r.time)}`);
+    wait = every;
+  } catch (e) {
+    const why = e instanceof TypeError || e.name === "TimeoutError" ? "no answer" : e.message;
+    live(false, last ? `${why} since ${clock(last.time)}` : why);
+    wait = Math.min(slowest, wait * 1.5);
+  }
+  asking = false;
+  if (!document.hidden) timer = setTimeout(ask, wait);
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
+ask();

@@ -1,0 +1,68 @@
+package relay
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPace(t *testing.T) {
+	var p pace
+	at := time.Unix(1_800_000_000, 0)
+	if rate, p99 := p.read(at); rate != 0 || p99 != nil {
+		t.Errorf("nothing yet: %v, %v", rate, p99)
+	}
+	for range 10 { // 100 events a second, each batch in 10 ms
+		p.add(at, 100, 10*time.Millisecond)
+		at = at.Add(time.Second)
+	}
+	rate, p99 := p.read(at)
+	if rate != 100 || p99 == nil || *p99 < 0.010 || *p99 > 0.0119 {
+		t.Errorf("got %v/s, p99 %v; want 100/s and 10 to 11.9 ms", rate, *p99)
+	}
+	p.add(at, 11, time.Second) // more than a hundredth of them
+	if _, p99 := p.read(at); *p99 < 1 || *p99 > 1.19 {
+		t.Errorf("p99 %v s, want a second", *p99)
+	}
+	at = at.Add(30 * time.Second)
+	if rate, p99 := p.read(at); rate != 0 || p99 == nil {
+		t.Errorf("after half a minute: %v/s, p99 %v; want no rate, and the minute's p99", rate, p99)
+	}
+	at = at.Add(time.Minute)
+	if _, p99 := p.read(at); p99 != nil || p.total != 1011 {
+		t.Errorf("after more than a minute: p99 %v, total %d", *p99, p.total)
+	}
+	p.add(at, 1, 24*time.Hour) // not out of range
+}
+
+func TestChangeLog(t *testing.T) {
+	var l changeLog
+	for range 200 { // what flaps is counted
+		l.add(Change{Kind: ChangeSinkDown, Sink: "kafka", Text: "sink down"})
+		l.add(Change{Kind: ChangeSinkUp, Sink: "kafka", Text: "sink up again"})
+	}
+	if got := l.newest(); len(got) != 2 || got[0].Kind != ChangeSinkUp || got[0].Times != 200 || got[1].Times != 200 {
+		t.Errorf("got %+v", got)
+	}
+	for i := range 200 { // what does not is bounded
+		l.add(Change{Kind: ChangeLeaseTaken, Text: strings.Repeat("x", i)})
+	}
+	got := l.newest()
+	if len(got) != changesKept || len(got[0].Text) != 199 {
+		t.Errorf("%d changes, the newest %q", len(got), got[0].Text)
+	}
+}
+
+func TestShown(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                 "",
+		"one\n  two\r\n\tthree\x00\x1b[0m": "one two three [0m",
+		"bad \xff byte":                    "bad \uFFFD byte",
+		strings.Repeat("é", 1000):          strings.Repeat("é", shownLength) + "…",
+		"<script>alert(1)</script>":        "<script>alert(1)</script>", // the page escapes, once
+	} {
+		if got := shown(in); got != want {
+			t.Errorf("%.40q: got %q, want %q", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,101 @@
+package relay
+
+import (
+	"fmt"
+	"time"
+)
+
+// Verdict is the state of a relay in one look.
+type Verdict struct {
+	Level   Level    `json:"level"`
+	Summary string   `json:"summary"`
+	Reasons []string `json:"reasons"` // why it is not LevelOK; no error texts
+}
+
+// Verdict judges the status: broken is an owner that is not ready, degraded what a person should look at though it goes on.
+func (s Status) Verdict() Verdict {
+	v := Verdict{Level: LevelOK, Summary: s.summary(), Reasons: []string{}}
+	level := LevelDegraded // starting and stopping pass
+	for i := range s.Slots {
+		if s.Slots[i].Role == Owner {
+			level = LevelBroken
+		}
+	}
+	for _, p := range s.Problems() {
+		v.add(level, p)
+	}
+	for i := range s.Slots {
+		s.Slots[i].judge(&v)
+	}
+	for _, sink := range s.Sinks {
+		switch {
+		case sink.Isolated:
+			v.add(LevelDegraded, fmt.Sprintf("sink %s is isolated: its events go to the ledger", sink.Sink))
+		case !sink.Up:
+			v.add(LevelDegraded, fmt.Sprintf("sink %s is down: its events are offered again", sink.Sink))
+		}
+	}
+	return v
+}
+
+// add notes a reason.
+func (v *Verdict) add(level Level, reason string) {
+	v.Reasons = append(v.Reasons, reason)
+	if v.Level != LevelBroken {
+		v.Level = level
+	}
+}
+
+// Add notes a reason that is known to somebody else; it makes the relay degraded at least.
+func (v *Verdict) Add(reason string) { v.add(LevelDegraded, reason) }
+
+func (s *SlotStatus) judge(v *Verdict) {
+	if s.Role != Owner {
+		return
+	}
+	switch {
+	case s.Mode == ModePolling && s.Why != "" && s.Why != wantsPolling:
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: streaming is impossible, the table is polled", s.Slot))
+	case s.Mode == modeRecovering:
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: what the slot does not tell is being found in the table", s.Slot))
+	case s.Mode == ModeCDC && !s.Streaming && s.StreamSince <= stalledAfter.Seconds():
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: the replication connection is being made", s.Slot))
+	}
+	switch s.WALStatus {
+	case "extended":
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: it holds back more WAL than max_wal_size", s.Slot))
+	case "unreserved":
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: it is about to lose WAL that it needs", s.Slot))
+	case "lost":
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: PostgreSQL has removed WAL that it needed", s.Slot))
+	}
+}
+
+// summary is what the relay does, in a few words.
+func (s Status) summary() string {
+	roles := make(map[Role]int)
+	polling, recovering := 0, 0
+	for i := range s.Slots {
+		roles[s.Slots[i].Role]++
+		if s.Slots[i].Role == Owner && s.Slots[i].Mode == ModePolling {
+			polling++
+		}
+		if s.Slots[i].Role == Owner && s.Slots[i].Mode == modeRecovering {
+			recovering++
+		}
+	}
+	switch {
+	case roles[Owner] > 0 && recovering > 0:
+		return "Recovering"
+	case roles[Owner] > 0 && polling > 0:
+		return "Polling the table"
+	case roles[Owner] > 0:
+		return "Relaying"
+	case roles[Draining] > 0:
+		return "Stopping"
+	case roles[Standby] > 0:
+		return "Standing by"
+	default:
+		return "Starting for " + time.Since(s.Started).Round(time.Second).String()
+	}
+}

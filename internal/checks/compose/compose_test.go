@@ -138,6 +138,7 @@ func TestMonitoring(t *testing.T) {
 	}
 	var prometheus struct {
 		Global  map[string]string `json:"global"`
+		Rules   []string          `json:"rule_files"`
 		Scrapes []struct {
 			Job     string `json:"job_name"`
 			Targets []struct {
@@ -155,6 +156,30 @@ func TestMonitoring(t *testing.T) {
 	for _, target := range prometheus.Scrapes[0].Targets[0].Targets {
 		if !address(target) {
 			t.Errorf("Prometheus scrapes %s, which is nowhere", target)
+		}
+	}
+	mounted := func(service, target string) bool {
+		return slices.ContainsFunc(p.Services[service].Volumes, func(v types.ServiceVolumeConfig) bool { return v.Target == target })
+	}
+	if len(prometheus.Rules) == 0 {
+		t.Error("Prometheus has no rules")
+	}
+	for _, file := range prometheus.Rules {
+		if !mounted("prometheus", "/etc/prometheus/"+file) {
+			t.Errorf("Prometheus wants %s, which is not mounted", file)
+		}
+	}
+	var providers struct {
+		Providers []struct {
+			Options struct{ Path string }
+		}
+	}
+	if err := yaml.Unmarshal(product.Read(t, "monitoring/config/dashboards.yaml"), &providers); err != nil || len(providers.Providers) != 1 {
+		t.Fatalf("monitoring/config/dashboards.yaml: %v, %+v", err, providers)
+	}
+	for _, name := range []string{"outbox", "replication", "saga"} { // the dashboard of the logs needs Loki
+		if target := providers.Providers[0].Options.Path + "/" + name + ".json"; !mounted("grafana", target) {
+			t.Errorf("nothing is mounted at Grafana's %s", target)
 		}
 	}
 	var grafana struct {

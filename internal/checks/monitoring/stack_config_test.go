@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"bytes"
+	"flag"
 	"net/url"
 	"os"
 	"os/exec"
@@ -192,7 +193,7 @@ func TestPrometheusConfig(t *testing.T) {
 			}
 		}
 	}
-	if out, err := exec.Command(promtool, "check", "config", filepath.Join(dir, "prometheus.yml")).CombinedOutput(); err != nil {
+	if out, err := exec.Command(promtool, "check", "config", filepath.Join(dir, "prometheus.yml")).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("1 rule file")) {
 		t.Errorf("promtool check config: %v\n%s", err, out)
 	}
 }
@@ -239,6 +240,60 @@ type ruleFile struct {
 			Annotations   map[string]string `json:"annotations,omitempty"`
 		} `json:"rules"`
 	} `json:"groups"`
+}
+
+var update = flag.Bool("update", false, "write monitoring/components/prometheus-operator/prometheus-rule.yaml from monitoring/prometheus-alerts.yaml")
+
+const ruleHead = `# Made from prometheus-alerts.yaml: cd internal/checks && go test ./monitoring -run OperatorRules -update
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: outbox-worker
+  namespace: sagaz
+  labels:
+    app: outbox-worker
+    app.kubernetes.io/name: outbox-worker
+    app.kubernetes.io/part-of: sagaz
+    # kube-prometheus-stack looks only at what carries its release's name; kube-prometheus at these two.
+    release: kube-prometheus-stack
+    prometheus: k8s
+    role: alert-rules
+spec:
+`
+
+// The operator's rules are those of the plain file, indented below spec.
+func TestOperatorRules(t *testing.T) {
+	var plain ruleFile
+	strictly(t, "prometheus-alerts.yaml", &plain)
+	text := ruleHead
+	for line := range strings.Lines(string(product.Read(t, "monitoring/prometheus-alerts.yaml"))) {
+		if line != "\n" {
+			line = "  " + line
+		}
+		text += line
+	}
+	path := filepath.Join(product.Root(), "monitoring", "components", "prometheus-operator", "prometheus-rule.yaml")
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := product.Read(t, "monitoring/components/prometheus-operator/prometheus-rule.yaml"); string(got) != text {
+		t.Error("prometheus-rule.yaml is not prometheus-alerts.yaml: cd internal/checks && go test ./monitoring -run OperatorRules -update")
+	}
+	var rule prometheusRule
+	strictly(t, "components/prometheus-operator/prometheus-rule.yaml", &rule)
+	a, err := yaml.Marshal(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := yaml.Marshal(rule.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(plain.Groups) == 0 || !bytes.Equal(a, b) {
+		t.Error("the rules below spec differ from the plain ones")
+	}
 }
 
 // lokiConfig has the keys of Loki 3.7 that are used, and no other: limits_config.enforce_metric_name, for one, ended with 3.0.

@@ -68,7 +68,7 @@ func stackDecode(t *testing.T, from string, text []byte) (all []stackObject) {
 }
 
 // stackComponents are those of monitoring/components.
-var stackComponents = []string{"own-password", "promtail", "saga-id-labels"}
+var stackComponents = []string{"own-password", "prometheus-operator", "promtail", "saga-id-labels"}
 
 // stackBuild runs kustomize on monitoring/ with some of its components over it; alone builds components without monitoring/.
 func stackBuild(t *testing.T, alone bool, components ...string) []stackObject {
@@ -164,6 +164,7 @@ func TestStackBuilds(t *testing.T) {
 	if len(entries) != len(stackComponents) {
 		t.Errorf("monitoring/components has %v, this test knows %v", entries, stackComponents)
 	}
+	stackBuild(t, true, "prometheus-operator") // for those who have the rest
 	everyStack(t, func(t *testing.T, component string, all []stackObject) {
 		seen := make(map[string]bool)
 		for _, o := range all {

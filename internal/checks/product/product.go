@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 )
@@ -31,7 +32,7 @@ func Read(t testing.TB, path string) []byte {
 var build = sync.OnceValues(func() (string, error) {
 	// Not a directory of its own each time: nobody would remove it. Processes that build at once write the same bytes.
 	path := filepath.Join(Root(), "bin", "checks", "sagaz-relay")
-	temporary := path + "." + filepath.Base(os.Args[0])
+	temporary := path + "." + strconv.Itoa(os.Getpid())
 	cmd := exec.Command("go", "build", "-o", temporary, "./cmd/sagaz-relay")
 	cmd.Dir = Root()
 	if out, err := cmd.CombinedOutput(); err != nil {

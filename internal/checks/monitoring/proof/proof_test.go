@@ -2,10 +2,8 @@ package proof
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
@@ -16,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
@@ -32,9 +32,7 @@ func TestEveryExpression(t *testing.T) {
 	t.Run("metrics", func(t *testing.T) { s.metrics(t, known) })
 	t.Run("formats", s.formats)
 	t.Run("dashboards", s.dashboards)
-	if s.alerts != "" {
-		t.Run("rules", s.rules)
-	}
+	t.Run("rules", s.rules)
 }
 
 // documented are the labels of each series in README's table, by name.
@@ -223,12 +221,13 @@ func (s *scene) rules(t *testing.T) {
 	}
 }
 
-// rulesOf reads the rule file, once there is one.
+// rulesOf reads the rule file, which must be YAML of groups.
 func rulesOf(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(product.Root(), "monitoring", "prometheus-alerts.yaml"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
+	text := product.Read(t, "monitoring/prometheus-alerts.yaml")
+	var file struct{ Groups []any }
+	if err := yaml.Unmarshal(text, &file); err != nil || len(file.Groups) == 0 {
+		t.Fatalf("prometheus-alerts.yaml: %d groups, %v", len(file.Groups), err)
 	}
 	return string(text)
 }

@@ -136,9 +136,7 @@ func (s *scene) play() {
 	s.rabbit.Freeze()
 	p.until(`max(outbox_sink_isolated{sink="rabbitmq"}) == 1`)
 	p.until(`sum(outbox_ledger_events{state="retry"}) > 0`)
-	if s.alerts != "" {
-		p.until(`ALERTS{alertname="OutboxSinkIsolated"}`)
-	}
+	p.until(`ALERTS{alertname="OutboxSinkIsolated"}`)
 	s.rabbit.Thaw()
 	s.rabbit.Cut()
 	eventually(t, "the ledger is empty, but for dead letters", func() bool {

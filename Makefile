@@ -56,9 +56,9 @@ test: bin/testenv ## everything, with the race detector, on real PostgreSQL 15 a
 # The whole on 17; then again what depends on PostgreSQL, on 15.
 .PHONY: test-inside
 test-inside:
-	go test -race -timeout 20m $(TESTFLAGS) $(PKG)
+	go test -race -timeout 40m $(TESTFLAGS) $(PKG)
 ifeq ($(PKG),./...)
-	SAGAZ_TEST_PG_VERSION=15 SAGAZ_TEST_PG_VERSIONS=15 go test -race -timeout 20m $(TESTFLAGS) $(POSTGRES_PKG)
+	SAGAZ_TEST_PG_VERSION=15 SAGAZ_TEST_PG_VERSIONS=15 go test -race -timeout 40m $(TESTFLAGS) $(POSTGRES_PKG)
 	$(MAKE) --no-print-directory test-files-inside
 endif
 
@@ -69,7 +69,7 @@ test-files: bin/testenv ## manifests, compose file, image, dashboards and docume
 # -count=1: what these tests read lies outside their modules, where go test does not see it change.
 .PHONY: test-files-inside
 test-files-inside:
-	@set -e; for m in $(if $(filter ./...,$(FILES)),$(CHECKS),internal/checks); do echo "go test ($$m)"; (cd $$m && go test -count=1 -timeout 20m $(TESTFLAGS) $(FILES)); done
+	@set -e; for m in $(if $(filter ./...,$(FILES)),$(CHECKS),internal/checks); do echo "go test ($$m)"; (cd $$m && go test -count=1 -timeout 40m $(TESTFLAGS) $(FILES)); done
 
 .PHONY: test-postgres
 test-postgres: bin/testenv ## what depends on PostgreSQL, on 14 to 18
@@ -79,7 +79,7 @@ test-postgres: bin/testenv ## what depends on PostgreSQL, on 14 to 18
 test-postgres-inside:
 	@set -e; for v in $(POSTGRES_VERSIONS); do \
 		echo "PostgreSQL $$v"; \
-		SAGAZ_TEST_PG_VERSION=$$v SAGAZ_TEST_PG_VERSIONS=$$v go test -race -timeout 20m $(TESTFLAGS) $(POSTGRES_PKG); \
+		SAGAZ_TEST_PG_VERSION=$$v SAGAZ_TEST_PG_VERSIONS=$$v go test -race -timeout 40m $(TESTFLAGS) $(POSTGRES_PKG); \
 	done
 
 # For how long rounds of chaos are begun, from which seed on, of which kinds of faults (all when empty), and where logs stay.

@@ -55,7 +55,7 @@ func TestRetention(t *testing.T) {
 			}
 			gone := func(p *process) {
 				t.Helper()
-				eventually(t, patience, "rows that were sent long ago are gone", func() string {
+				eventually(t, 4*patience, "rows that were sent long ago are gone", func() string {
 					if n := value[int](w, `SELECT count(*) FROM saga_outbox WHERE status = 'sent' AND sent_at < clock_timestamp() - interval '10 seconds'`); n != 0 {
 						return p.mustRun(fmt.Sprintf("%d are there", n))
 					}

@@ -53,17 +53,15 @@ func TestRetention(t *testing.T) {
 					}
 				}
 			}
-			gone := func(p *process) {
-				t.Helper()
-				eventually(t, 4*patience, "rows that were sent long ago are gone", func() string {
-					if n := value[int](w, `SELECT count(*) FROM saga_outbox WHERE status = 'sent' AND sent_at < clock_timestamp() - interval '10 seconds'`); n != 0 {
-						return p.mustRun(fmt.Sprintf("%d are there", n))
-					}
-					return ""
-				})
-			}
 			watch(owner, 1500)
-			gone(owner)
+			// Not those of the load: removing takes a tenth of the time, and on a machine that is slow enough the load is faster. They are asked for
+			// when it has ended.
+			eventually(t, patience, "rows that were sent long ago are gone", func() string {
+				if n := value[int](w, `SELECT count(*) FROM saga_outbox WHERE status = 'sent' AND aggregate_id LIKE 'old-%'`); n != 0 {
+					return owner.mustRun(fmt.Sprintf("%d are there", n))
+				}
+				return ""
+			})
 			eventually(t, patience, "the owner has removed rows of the load, too", func() string {
 				if n, err := strconv.Atoi(owner.pruned()); err != nil || n <= old {
 					return owner.mustRun(owner.pruned() + " rows removed")
@@ -76,7 +74,6 @@ func TestRetention(t *testing.T) {
 			owner.stop()
 			standby.waitStreaming()
 			watch(standby, 600)
-			gone(standby)
 			l.stop()
 			w.db.Until(t, `SELECT count(*) = 9 FROM saga_outbox`)
 			t.Logf("%d rows committed under load, the longest lag %.1f s; removed by the second owner: %s", l.committed(), lag, standby.pruned())

@@ -173,8 +173,19 @@ func TestSwitchFromKilledWorker(t *testing.T) {
 		AND claimed_at > now() - interval '5 minutes'`).Scan(&fresh); err != nil {
 		t.Fatal(err)
 	}
-	if got := statuses(t, s.db); fresh != 3 || got["sent"] != 4 {
-		t.Errorf("while claims are fresh: %d rows are the worker's, of %v, want 3, and what is behind them not sent", fresh, got)
+	// What is in front of the first fresh claim may have gone out: the stream brings it with what is behind, or in a batch of its own.
+	behind := 0
+	for _, w := range s.rows[8:] {
+		var sent bool
+		if err := s.db.Pool.QueryRow(t.Context(), `SELECT status = 'sent' FROM saga_outbox WHERE event_id = $1`, w.EventID).Scan(&sent); err != nil {
+			t.Fatal(err)
+		}
+		if sent {
+			behind++
+		}
+	}
+	if fresh != 3 || behind != 0 {
+		t.Errorf("while claims are fresh: %d rows are the worker's, want 3; %d of what is behind them are sent, want none (%v)", fresh, behind, statuses(t, s.db))
 	}
 	// The worker is gone, says the operator.
 	if _, err := s.db.Pool.Exec(t.Context(), `UPDATE saga_outbox SET status = 'pending', worker_id = NULL, claimed_at = NULL

@@ -174,30 +174,13 @@ type running struct {
 	url  string
 	cmd  *exec.Cmd
 	done chan struct{}
-	log  *logText
-}
-
-type logText struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	log  *product.Output
 }
 
 // relay starts one, with more variables.
 func (s *site) relay(name string, more ...string) *running {
 	s.t.Helper()
-	r := &running{t: s.t, done: make(chan struct{}), log: &logText{}}
+	r := &running{t: s.t, done: make(chan struct{}), log: &product.Output{}}
 	r.cmd = exec.Command(product.Binary(s.t), "run")
 	r.cmd.Env = append([]string{
 		"DATABASE_URL=" + s.dsn, "RELAY_SLOT=" + s.slot, "WORKER_ID=" + name, "BROKER_TYPE=kafka,rabbitmq", "KAFKA_BOOTSTRAP_SERVERS=" + from(s.t, "SAGAZ_TEST_KAFKA"),

@@ -54,7 +54,7 @@ func TestPlay(t *testing.T) {
 	relay := s.start("relay", map[string]string{"RELAY_HTTP_ADDR": "127.0.0.1:0"})
 	listening := regexp.MustCompile(`"message":"serving metrics and health","address":"([^"]+)"`)
 	var address []string
-	eventually(t, "the relay serves health", func() string {
+	product.Eventually(t, patience, "the relay serves health", func() string {
 		address = listening.FindStringSubmatch(relay.text())
 		return relay.missing(address == nil)
 	})
@@ -62,7 +62,7 @@ func TestPlay(t *testing.T) {
 	if check[0] != "CMD" || check[1] != "sagaz-relay" {
 		t.Fatalf("the relay's health check is %v, and its image has nothing but sagaz-relay", check)
 	}
-	eventually(t, "the relay is healthy", func() string {
+	product.Eventually(t, patience, "the relay is healthy", func() string {
 		text, code := s.run("relay", map[string]string{"RELAY_HTTP_ADDR": address[1]}, check[2:]).end()
 		if code == 0 {
 			return ""
@@ -71,7 +71,7 @@ func TestPlay(t *testing.T) {
 	})
 
 	writer := s.start("load", nil)
-	eventually(t, "sagas are written and sent", func() string {
+	product.Eventually(t, patience, "sagas are written and sent", func() string {
 		var sent int
 		if err := s.db.QueryRow(t.Context(), `SELECT count(*) FROM saga_outbox WHERE status = 'sent'`).Scan(&sent); err != nil {
 			return err.Error()
@@ -81,7 +81,7 @@ func TestPlay(t *testing.T) {
 	if code := writer.stop(); code != 0 {
 		t.Errorf("load: exit code %d after SIGTERM, want 0", code)
 	}
-	eventually(t, "all is sent", func() string {
+	product.Eventually(t, patience, "all is sent", func() string {
 		var left int
 		if err := s.db.QueryRow(t.Context(), `SELECT count(*) FROM saga_outbox WHERE status <> 'sent'`).Scan(&left); err != nil {
 			return err.Error()
@@ -343,23 +343,4 @@ func eventID(body []byte) string {
 	}
 	_ = json.Unmarshal(body, &event) // what is none has no id
 	return event.ID
-}
-
-// eventually calls look until it returns "".
-func eventually(t *testing.T, what string, look func() (wrong string)) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); ; {
-		wrong := look()
-		if wrong == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s: %s", what, patience, wrong)
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-t.Context().Done():
-			t.Fatalf("%s: the test ended: %s", what, wrong)
-		}
-	}
 }

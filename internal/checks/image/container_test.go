@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,11 +9,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/child"
 )
 
@@ -26,24 +25,7 @@ type container struct {
 	t *testing.T
 	*child.Process
 	pid            int // of the program, as seen from here
-	stdout, stderr output
-}
-
-type output struct {
-	mu    sync.Mutex
-	bytes bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.bytes.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.bytes.String()
+	stdout, stderr product.Output
 }
 
 // start runs the image as a container engine would: its entrypoint, with these arguments in place of CMD (none: CMD's), its environment and
@@ -182,23 +164,4 @@ func (c *container) process(field string) string {
 		}
 	}
 	return ""
-}
-
-// eventually calls look until it returns "".
-func eventually(t *testing.T, what string, look func() (wrong string)) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); ; {
-		wrong := look()
-		if wrong == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s: %s", what, patience, wrong)
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-t.Context().Done():
-			t.Fatalf("%s: the test ended: %s", what, wrong)
-		}
-	}
 }

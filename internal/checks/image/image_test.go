@@ -221,7 +221,7 @@ func TestDelivers(t *testing.T) {
 	if address == nil {
 		t.Fatal("the log does not say where metrics are")
 	}
-	eventually(t, "health says ready", func() string {
+	product.Eventually(t, patience, "health says ready", func() string {
 		if text, code := b.run(t, with(map[string]string{"RELAY_HTTP_ADDR": address[1]}), "health"); code != 0 {
 			return "health: " + text
 		}
@@ -232,7 +232,7 @@ func TestDelivers(t *testing.T) {
 	t.Run("ReadOnly", func(t *testing.T) { // that the sandbox holds is checked too: a write is refused
 		c := b.start(t, with(map[string]string{"BROKER_TYPE": "file", "RELAY_FILE_PATH": "/usr/local/bin/events.jsonl"}))
 		insert(topic)
-		eventually(t, "the relay is refused to write", func() string {
+		product.Eventually(t, patience, "the relay is refused to write", func() string {
 			if text := c.stderr.String(); !strings.Contains(text, "read-only file system") {
 				return "log: " + text
 			}
@@ -247,7 +247,7 @@ func TestDelivers(t *testing.T) {
 		secure := broker.Topic(t, 1)
 		stranger := b.start(t, tls)
 		insert(secure)
-		eventually(t, "a stranger's certificate is refused", func() string {
+		product.Eventually(t, patience, "a stranger's certificate is refused", func() string {
 			if text := stranger.stderr.String(); !strings.Contains(text, "certificate signed by unknown authority") {
 				return "log: " + text
 			}
@@ -340,7 +340,7 @@ func TestMistakes(t *testing.T) {
 // sent waits until the one row for a topic says so.
 func sent(t *testing.T, db *pgtest.DB, topic string) {
 	t.Helper()
-	eventually(t, "the row is sent", func() string {
+	product.Eventually(t, patience, "the row is sent", func() string {
 		var status string
 		if err := db.Pool.QueryRow(t.Context(), `SELECT status FROM saga_outbox WHERE event_type = $1`, topic).Scan(&status); err != nil || status != "sent" {
 			return fmt.Sprintf("it is %q (%v)", status, err)

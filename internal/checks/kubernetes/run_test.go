@@ -1,7 +1,6 @@
 package kubernetes
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -12,7 +11,6 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,24 +28,7 @@ import (
 // container is a process with the arguments and the environment of a container, and nothing else.
 type container struct {
 	*child.Process
-	out *output
-}
-
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
+	out *product.Output
 }
 
 // run starts the product as a container of that pod. secrets are the contents of the secrets, by "secret key"; what a pod requires and is
@@ -88,7 +69,7 @@ func run(t *testing.T, spec corev1.PodSpec, secrets, env map[string]string) *con
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
 	cmd.Dir = "/"
-	p := &container{out: new(output)}
+	p := &container{out: new(product.Output)}
 	cmd.Stdout, cmd.Stderr = p.out, p.out
 	var err error
 	if p.Process, err = child.Start(cmd, syscall.SIGKILL); err != nil {

@@ -12,10 +12,23 @@ import (
 	"github.com/grafana/loki/v3/pkg/logql/syntax"
 )
 
-// monitoring is the directory of dashboards and documents.
-func monitoring() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "..", "..", "..", "monitoring")
+// files are those of monitoring/ with names like that.
+func files(t *testing.T, pattern string) map[string]string {
+	t.Helper()
+	_, here, _, _ := runtime.Caller(0)
+	paths, err := filepath.Glob(filepath.Join(filepath.Dir(here), "..", "..", "..", "monitoring", pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := make(map[string]string)
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[filepath.Base(path)] = string(text)
+	}
+	return texts
 }
 
 func TestParserIsStrict(t *testing.T) {
@@ -28,18 +41,10 @@ func TestParserIsStrict(t *testing.T) {
 
 // The blocks of the documents, an expression a line.
 func TestDocuments(t *testing.T) {
-	names, err := filepath.Glob(filepath.Join(monitoring(), "*.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	n := 0
-	for _, name := range names {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for name, text := range files(t, "*.md") {
 		inside := false
-		for i, line := range strings.Split(string(text), "\n") {
+		for i, line := range strings.Split(text, "\n") {
 			if strings.HasPrefix(line, "```") {
 				inside = line == "```logql"
 				continue
@@ -49,7 +54,7 @@ func TestDocuments(t *testing.T) {
 			}
 			n++
 			if _, err := syntax.ParseExpr(line); err != nil {
-				t.Errorf("%s:%d: %s: %v", filepath.Base(name), i+1, line, err)
+				t.Errorf("%s:%d: %s: %v", name, i+1, line, err)
 			}
 		}
 	}
@@ -60,24 +65,16 @@ func TestDocuments(t *testing.T) {
 
 // What a dashboard asks of Loki, with something in the place of Grafana's variables.
 func TestDashboards(t *testing.T) {
-	names, err := filepath.Glob(filepath.Join(monitoring(), "grafana-dashboard-*.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	n := 0
-	for _, name := range names {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for name, text := range files(t, "grafana-dashboard-*.json") {
 		var dashboard any
-		if err := json.Unmarshal(text, &dashboard); err != nil {
+		if err := json.Unmarshal([]byte(text), &dashboard); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		for _, asked := range expressions(dashboard) {
 			n++
 			if _, err := syntax.ParseExpr(filled(asked)); err != nil {
-				t.Errorf("%s: %s: %v", filepath.Base(name), asked, err)
+				t.Errorf("%s: %s: %v", name, asked, err)
 			}
 		}
 	}

@@ -212,6 +212,7 @@ func TestLaneHealth(t *testing.T) {
 		}
 		sink.Down(nil)
 		w.untilStatus("sent", "a2")
+		synctest.Wait() // it is told right after the mark
 		r.wantMetric(1, "outbox_sink_up", "sink=kafka")
 		if n := r.log.count("sink is back"); n != 1 {
 			t.Errorf("%d log lines about the recovery", n)
@@ -242,6 +243,7 @@ func TestLaneHealth(t *testing.T) {
 		w.until("the lease is released", func() bool { return slices.Contains(w.trace, "release") })
 		sink.Down(nil)
 		w.untilStatus("sent", "a1")
+		synctest.Wait()
 		r.wantMetric(1, "outbox_sink_up", "sink=kafka")
 	})
 }

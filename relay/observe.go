@@ -22,6 +22,7 @@ type observer struct {
 	backlog int
 	oldest  Timestamp // created_at of the oldest pending row at the last look at the table
 	updates TableUpdates
+	recent  recentUpdates
 	first   bool // our slot is the first one: we speak for the whole table
 }
 
@@ -73,7 +74,7 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 		s.inactive = time.Now()
 	}
 	s.budget = o.p.walBudget(info)
-	defer func() { o.p.saw(info, s.hotRatio) }()
+	defer func() { o.p.saw(info, o.recent.hotShare()) }()
 	o.p.mindWAL(info)
 	if !o.first {
 		return
@@ -83,6 +84,7 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 			s.hotRatio = float64(now.HOT-o.updates.HOT) / float64(updates)
 		}
 		o.updates = now
+		o.recent.add(now)
 	}
 }
 

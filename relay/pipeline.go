@@ -63,8 +63,9 @@ type pipeline struct {
 	doing     doing
 	stuck     *flight // the oldest in flight at the last look at the slot
 	seen      SlotInfo
-	waiting   float64  // events
 	hot       *float64 // share of HOT updates, lately
+	// pendingEvents are to be delivered, at the last look.
+	pendingEvents float64
 
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight, and no round under way

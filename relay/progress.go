@@ -58,20 +58,16 @@ func deadLetter(slot, sink string, reason Reason) Change {
 	return Change{Kind: ChangeDeadLetter, Level: LevelDegraded, Slot: slot, Sink: sink, Text: string(reason)}
 }
 
-// saw keeps the newest look at the slot, for the status.
-// hot is the share of the table's updates that were HOT since the look before; negative when it is not known.
-func (p *pipeline) saw(info SlotInfo, hot float64) {
+// saw keeps the newest look at the slot, for the status. hot is the share of the table's updates that were HOT lately; nil when it is not known.
+func (p *pipeline) saw(info SlotInfo, hot *float64) {
 	p.mu.Lock()
-	p.seen = info
-	if hot >= 0 {
-		p.hot = &hot
-	}
+	p.seen, p.hot = info, hot
 	p.mu.Unlock()
 }
 
 // awaits keeps how many events wait, for the status.
 func (p *pipeline) awaits(events float64) {
 	p.mu.Lock()
-	p.waiting = events
+	p.pendingEvents = events
 	p.mu.Unlock()
 }

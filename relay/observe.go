@@ -199,12 +199,12 @@ func (p *pipeline) mindWAL(info SlotInfo) {
 		switch {
 		case !over && retained > budget && waitsFor&(1<<i) != 0:
 			s.isolate(true)
-			p.health[i].isolate()
+			p.health[i].isolate(isolatedWAL)
 			p.log.Error("the slot holds back more WAL than its budget because of a sink: its events go to the ledger", "sink", s.sink,
 				"retained_bytes", retained, "budget_bytes", budget)
 		case over && retained <= budget/2:
 			if ended, after := s.up(true); ended {
-				p.health[i].restore()
+				p.health[i].restore(restoredWAL)
 				p.log.Info("the slot is within its WAL budget again", "sink", s.sink, "isolated_for", after.Round(time.Second))
 			}
 		}

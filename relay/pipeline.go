@@ -77,6 +77,7 @@ type doing struct {
 	why       string // of polling though a stream is wanted, or of a recovery
 	streaming bool   // the replication connection is open
 	since     time.Time
+	told      bool // there is a change of state that says so
 }
 
 // position is an event's place in commit order.
@@ -261,7 +262,7 @@ func (p *pipeline) endRound() {
 func (p *pipeline) restoreSinks() {
 	for i, s := range p.shelves {
 		if s.isolated() {
-			p.health[i].restore()
+			p.health[i].restore(restoredOwner)
 		}
 	}
 }

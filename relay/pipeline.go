@@ -60,6 +60,8 @@ type pipeline struct {
 	rounds    int  // of ledger entries, under way
 	stopping  bool
 	counts    pipelineCounts
+	told      uint64 // times that the stream has brought anything, if only a sign of life
+	claimed   bool   // the stream waits for rows that another worker has claimed
 	doing     doing
 	stuck     *flight // the oldest in flight at the last look at the slot
 	seen      SlotInfo

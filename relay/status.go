@@ -24,6 +24,8 @@ type slotState struct {
 	pipeline *pipeline // while owner, and while draining
 	progress progress  // at the last look
 	moved    time.Time // when it was last seen to move, or to have nothing to do
+	waitsFor string    // whom it waits for, at one place
+	waits    time.Time // since when
 }
 
 // Status is one look at the relay, for health checks and the status page.
@@ -60,6 +62,10 @@ type SlotStatus struct {
 	StreamSince float64 `json:"stream_since_seconds,omitempty"`
 	// Stalled is for how many seconds nothing has moved though there is work: events in flight, or WAL that was not read.
 	Stalled float64 `json:"stalled_seconds,omitempty"`
+	// WaitsFor says that it stands at one place for others to move, with nothing in flight: for the "server", or for "claims" of another worker on
+	// the rows that come next; Waits is for how many seconds. Both are there from 5 s on.
+	WaitsFor string  `json:"waits_for,omitempty"`
+	Waits    float64 `json:"waits_seconds,omitempty"`
 	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the ledger, and an estimate of those not read yet.
 	Pending        float64 `json:"pending_events"`
 	InflightLimit  int     `json:"inflight_limit,omitempty"`
@@ -105,6 +111,9 @@ func (r *Relay) Status() Status {
 			s.pipeline.status(&out)
 			if !s.moved.IsZero() {
 				out.Stalled = time.Since(s.moved).Seconds()
+			}
+			if waits := time.Since(s.waits); s.waitsFor != "" && waits >= waitsShown {
+				out.WaitsFor, out.Waits = s.waitsFor, waits.Seconds()
 			}
 		}
 		st.Slots = append(st.Slots, out)
@@ -175,9 +184,11 @@ func (s Status) Problems() []string {
 const (
 	// stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
 	stalledAfter = 15 * time.Second
-	// standstillAfter is how long an owner with a connection and work may stand still. The server decodes a transaction
-	// when it ends, and sends nothing of others meanwhile, so it is longer.
+	// standstillAfter is how long an owner with a connection and work may stand still, and how long waiting for others may take until it is
+	// something to look at.
 	standstillAfter = 60 * time.Second
+	// waitsShown keeps the moments out in which the server is a little ahead of what it has told.
+	waitsShown = 5 * time.Second
 )
 
 // status shows a look at the slot.

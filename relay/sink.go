@@ -58,8 +58,8 @@ func (r *Record) Size() int {
 // the lane retries, so that backoff and metrics tell the truth. A sink connects when first needed and
 // reconnects by itself at the next Publish.
 //
-// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink that keeps
-// records back, because others are under way, asks Fence right before it writes them.
+// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink asks Fence right
+// before it writes to its broker, after every lock and buffer.
 // Close ends all connections; a Publish in progress returns an error. Close may be called once.
 type Sink interface {
 	// Name is the label in logs, metrics and the status page.

@@ -88,7 +88,7 @@ func (b *batch) run(ctx context.Context) {
 			if limit > 0 {
 				b.link.limit.Store(limit)
 			}
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !errors.Is(err, relay.ErrFence) {
 				err = b.link.lost(exception)
 			}
 		case a.head == len(a.sent):
@@ -325,8 +325,12 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 	if rec.Timestamp.Unix() > 0 { // AMQP's timestamp has no sign
 		msg.Timestamp = rec.Timestamp
 	}
-	confirm, err := a.c.ch.PublishWithDeferredConfirm(a.sink.cfg.Exchange, rec.RoutingKey, true, false, msg)
+	confirm, err := a.link.publish(a.c.ch, &a.fence, a.sink.cfg.Exchange, rec.RoutingKey, msg)
 	if err != nil {
+		if errors.Is(err, relay.ErrFence) { // with the message in amqp091's buffer, so the connection cannot be used again
+			a.link.kill("the slot is not ours any more")
+			return err
+		}
 		if !errors.Is(err, amqp.ErrClosed) {
 			// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
 			a.link.kill(fmt.Sprintf("write: %v", err))

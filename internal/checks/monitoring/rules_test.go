@@ -170,7 +170,7 @@ var targetLabels = []string{"job", "instance", "namespace", "pod", "__name__"}
 func rulesSeries(t *testing.T) map[string][]string {
 	t.Helper()
 	series := map[string][]string{"up": nil}
-	row := regexp.MustCompile("(?m)^\\| `(outbox_\\w+)` \\| (\\w+) \\| ([^|]*)\\|")
+	row := regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_\\w+)` \\| (\\w+) \\| ([^|]*)\\|")
 	name := regexp.MustCompile("`(\\w+)`")
 	for _, m := range row.FindAllStringSubmatch(string(product.Read(t, "README.md")), -1) {
 		var own []string

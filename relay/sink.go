@@ -23,6 +23,7 @@ type Record struct {
 	Value       []byte
 	Headers     []Header // a name occurs once
 	ContentType string
+	CloudEvent  bool      // the headers with CloudEventPrefix are attributes, which each protocol names in its way
 	Timestamp   time.Time // created_at
 	// Trace is what the row's traceparent says. It is looked at only where there is a Tracer.
 	Trace TraceContext
@@ -58,8 +59,8 @@ func (r *Record) Size() int {
 // the lane retries, so that backoff and metrics tell the truth. A sink connects when first needed and
 // reconnects by itself at the next Publish.
 //
-// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink that keeps
-// records back, because others are under way, asks Fence right before it writes them.
+// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink asks Fence right
+// before it writes to its broker, after every lock and buffer.
 // Close ends all connections; a Publish in progress returns an error. Close may be called once.
 type Sink interface {
 	// Name is the label in logs, metrics and the status page.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/produce"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 const (
@@ -220,6 +222,19 @@ type request struct {
 	deadline time.Time
 }
 
+// fence reports whether all of it may still be sent. It is asked last, so that a process which was frozen while it composed
+// the request does not write it when it thaws.
+func (r *request) fence() bool {
+	for _, c := range r.chunks {
+		for i := range c.segs {
+			if !c.segs[i].g.call.fence() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 func (l *link) broken() bool {
 	select {
 	case <-l.down:
@@ -256,6 +271,10 @@ func (l *link) send(buf []byte, req *request) {
 	}
 	_ = l.conn.SetWriteDeadline(req.deadline)
 	l.mu.Unlock()
+	if !req.fence() {
+		l.close(relay.ErrFence) // read settles it; the broker has seen nothing of it
+		return
+	}
 	if _, err := l.conn.Write(buf); err != nil {
 		l.close(fmt.Errorf("write to kafka at %s: %w", l.addr, err))
 	}

@@ -3,14 +3,19 @@ package rabbitmq
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // boundedConn bounds each write: amqp091 writes without a deadline, so a broker that stops reading would
-// hold a publisher, and with it the library's locks, for ever (amqp091-go#111).
+// hold a publisher, and with it the library's locks, for ever (amqp091-go#111). It also asks the fence of who
+// publishes as late as can be, after the library's locks, encoding and buffers.
 type boundedConn struct {
 	net.Conn
 	timeout time.Duration
+	fence   atomic.Pointer[func() bool] // nil: nobody publishes
 
 	mu    sync.Mutex
 	limit time.Time // guarded by mu: the deadline that amqp091 or TLS asked for; zero: none
@@ -33,6 +38,10 @@ func (c *boundedConn) Write(b []byte) (int, error) {
 		c.set = deadline
 	}
 	c.mu.Unlock()
+	// A process frozen before this line writes nothing when it thaws; one frozen after it had written.
+	if fence := c.fence.Load(); fence != nil && !(*fence)() {
+		return 0, relay.ErrFence
+	}
 	return c.Conn.Write(b)
 }
 

@@ -43,6 +43,8 @@ type link struct {
 	// connection, since the broker's setting may change with a restart.
 	limit atomic.Int64
 
+	writing sync.Mutex // held while a message is written; taken before amqp091's own locks
+
 	mu sync.Mutex
 	// Guarded by mu.
 	err       error
@@ -190,6 +192,16 @@ func (l *link) cause() error {
 		return errors.New("connection closed")
 	}
 	return l.err
+}
+
+// publish hands a message to amqp091, whose flush asks fence before it writes. One at a time: amqp091 writes one at a time
+// too, and who waits for its locks has passed no fence yet.
+func (l *link) publish(ch *amqp.Channel, fence *func() bool, exchange, key string, msg amqp.Publishing) (*amqp.DeferredConfirmation, error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.raw.fence.Store(fence)
+	defer l.raw.fence.Store(nil)
+	return ch.PublishWithDeferredConfirm(exchange, key, true, false, msg)
 }
 
 // kill drops the connection without a word to the broker; amqp091's reader notices and ends everything else.

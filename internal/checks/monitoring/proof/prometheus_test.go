@@ -56,7 +56,8 @@ func startPrometheus(t *testing.T, rules string, targets []scraped) *prometheus 
 	put(t, filepath.Join(dir, "prometheus.yml"), config)
 	p := &prometheus{t: t, url: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), began: time.Now()}
 	start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
-		"--web.listen-address="+strings.TrimPrefix(p.url, "http://"), "--log.level=warn"))
+		"--web.listen-address="+strings.TrimPrefix(p.url, "http://"), "--log.level=warn",
+		"--enable-feature=exemplar-storage")) // as monitoring-stack.yaml has it
 	eventually(t, "Prometheus answers", func() bool {
 		resp, err := http.Get(p.url + "/-/ready")
 		if err != nil {

@@ -33,6 +33,7 @@ func TestEveryExpression(t *testing.T) {
 	t.Run("formats", s.formats)
 	t.Run("dashboards", s.dashboards)
 	t.Run("rules", s.rules)
+	t.Run("exemplars", s.exemplars)
 }
 
 // documented are the labels of each series in README's table, by name.
@@ -70,16 +71,26 @@ func (s *scene) formats(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text, err := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			if got := resp.Header.Get("Content-Type"); err != nil || !strings.HasPrefix(got, want) {
-				t.Errorf("%s: asked for %s, got %s (%v)", pod, accept, got, err)
+			text := body(t, resp)
+			if got := resp.Header.Get("Content-Type"); !strings.HasPrefix(got, want) {
+				t.Errorf("%s: asked for %s, got %s", pod, accept, got)
 			}
-			if ends := strings.HasSuffix(string(text), "# EOF\n"); ends != (want != "text/plain") {
+			if ends := strings.HasSuffix(text, "# EOF\n"); ends != (want != "text/plain") {
 				t.Errorf("%s: %s ends with # EOF: %v", pod, want, ends)
 			}
 		}
 	}
+}
+
+// body reads an answer whole, and closes it.
+func body(t *testing.T, resp *http.Response) string {
+	t.Helper()
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // metrics: Prometheus has stored every series of README's table, with its labels and no others.

@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/otlptest"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
@@ -22,13 +23,14 @@ type scene struct {
 	relays     map[string]*child.Process
 	env        map[string]map[string]string // of each relay, by pod
 	prometheus *prometheus
+	spans      *otlptest.Collector // what the relays send traces to
 	alerts     string
 }
 
 func setTheScene(t *testing.T) *scene {
 	t.Helper()
 	server := pgtest.OwnServer(t, "17", map[string]string{"max_slot_wal_keep_size": "1GB", "logical_decoding_work_mem": "64kB"})
-	s := &scene{t: t, db: pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()), relays: map[string]*child.Process{}, env: map[string]map[string]string{}}
+	s := &scene{t: t, db: pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()), relays: map[string]*child.Process{}, env: map[string]map[string]string{}, spans: otlptest.New(t)}
 	kafka, rabbit := brokertest.Kafka(t), brokertest.RabbitMQ(t)
 	s.rabbit = pgtest.NewProxy(t, rabbit.URL)
 	unique := fmt.Sprintf("proof-%d", time.Now().UnixNano())
@@ -49,6 +51,7 @@ func setTheScene(t *testing.T) *scene {
 			"RABBITMQ_EXCHANGE": unique, "RELAY_TOPIC": unique + ".{event_type}", "RELAY_HTTP_ADDR": address, "WORKER_ID": pod,
 			"MAX_RETRIES": "2", "INITIAL_RETRY_DELAY_SECONDS": "1", "MAX_RETRY_DELAY_SECONDS": "1", "RELAY_SINK_ISOLATION": "5s",
 			"RELAY_RABBITMQ_CONFIRM_TIMEOUT": "3s", "RELAY_PUBLISH_TIMEOUT": "5s",
+			"OTEL_EXPORTER_OTLP_ENDPOINT": s.spans.HTTP(), "OTEL_BSP_SCHEDULE_DELAY": "100",
 			"RELAY_SAGA_RULES": "order.created=started,order.completed=completed,order.cancelled=failed,payment.refunded=compensated," +
 				"{saga}.{step}.success=step,{saga}.{step}.failed=step_failed",
 		}

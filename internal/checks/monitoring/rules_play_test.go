@@ -38,7 +38,8 @@ type play struct {
 		Values string `yaml:"values"`
 	} `yaml:"input_series"`
 	Cases []playCase `yaml:"alert_rule_test"`
-	input *memory `yaml:"-"`
+	Exprs []playExpr `yaml:"promql_expr_test"`
+	input *memory    `yaml:"-"`
 }
 
 type playCase struct {
@@ -48,6 +49,16 @@ type playCase struct {
 		Labels      map[string]string `yaml:"exp_labels"`
 		Annotations map[string]string `yaml:"exp_annotations"`
 	} `yaml:"exp_alerts"`
+}
+
+// playExpr is what an expression gives at a time; recording rules are tested so.
+type playExpr struct {
+	Expr    string `yaml:"expr"`
+	At      string `yaml:"eval_time"`
+	Samples []struct {
+		Labels string  `yaml:"labels"`
+		Value  float64 `yaml:"value"`
+	} `yaml:"exp_samples"`
 }
 
 // when is the case's time in milliseconds.
@@ -174,9 +185,10 @@ func (s *memorySet) Warnings() annotations.Annotations { return nil }
 
 var engine = promql.NewEngine(promql.EngineOpts{MaxSamples: 1e7, Timeout: time.Minute, EnableAtModifier: true, EnableNegativeOffset: true})
 
-// query evaluates an expression at a time.
-func (m *memory) query(expr string, at int64) (promql.Vector, error) {
-	q, err := engine.NewInstantQuery(context.Background(), m, nil, expr, time.UnixMilli(at))
+// steps evaluates an expression at each step until a time, and returns what it gives at each. All of it in one query: an expression does not see what its
+// own rule has made of it before.
+func (m *memory) steps(expr string, until int64) ([]promql.Vector, error) {
+	q, err := engine.NewRangeQuery(context.Background(), m, nil, expr, time.UnixMilli(0), time.UnixMilli(until), playEvery*time.Millisecond)
 	if err != nil {
 		return nil, err
 	}
@@ -185,35 +197,39 @@ func (m *memory) query(expr string, at int64) (promql.Vector, error) {
 	if result.Err != nil {
 		return nil, result.Err
 	}
-	switch v := result.Value.(type) {
-	case promql.Vector:
-		return slices.Clone(v), nil
-	case promql.Scalar:
-		return promql.Vector{{F: v.V}}, nil
+	matrix, err := result.Matrix()
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("%s is a %s", expr, result.Value.Type())
+	steps := make([]promql.Vector, until/playEvery+1)
+	for _, s := range matrix {
+		for _, p := range s.Floats {
+			steps[p.T/playEvery] = append(steps[p.T/playEvery], promql.Sample{T: p.T, F: p.F, Metric: s.Metric})
+		}
+	}
+	return steps, nil
 }
 
 // record evaluates recording rules in their order, and returns what they give on top of the play's own series.
 func (p *play) record(recorded []rule, until int64) (*memory, error) {
 	m := &memory{over: p.input}
-	last := make([]promql.Vector, len(recorded))
-	for at := int64(0); at <= until; at += playEvery {
-		for i, r := range recorded {
-			result, err := m.query(r.Expr, at)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", r.Record, err)
-			}
+	for _, r := range recorded {
+		steps, err := m.steps(r.Expr, until)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", r.Record, err)
+		}
+		var last promql.Vector
+		for i, result := range steps {
 			for j := range result {
 				result[j].Metric = labels.NewBuilder(result[j].Metric).Set("__name__", r.Record).Labels()
-				m.add(result[j].Metric, at, result[j].F)
+				m.add(result[j].Metric, int64(i)*playEvery, result[j].F)
 			}
-			for _, old := range last[i] {
+			for _, old := range last { // what is not there any more ends at once, not after five minutes
 				if !slices.ContainsFunc(result, func(s promql.Sample) bool { return labels.Equal(s.Metric, old.Metric) }) {
-					m.add(old.Metric, at, math.Float64frombits(value.StaleNaN))
+					m.add(old.Metric, int64(i)*playEvery, math.Float64frombits(value.StaleNaN))
 				}
 			}
-			last[i] = result
+			last = result
 		}
 	}
 	return m, nil
@@ -231,12 +247,13 @@ func (p *play) wrong(t *testing.T, r rule, m *memory) string {
 	t.Helper()
 	wait, stay := playDuration(t, r.For), playDuration(t, r.KeepFiringFor)
 	until := p.until(t, r.Alert)
+	steps, err := m.steps(r.Expr, until)
+	if err != nil {
+		return err.Error()
+	}
 	active := map[string]*firing{}
-	for at := int64(0); at <= until; at += playEvery {
-		result, err := m.query(r.Expr, at)
-		if err != nil {
-			return err.Error()
-		}
+	for i, result := range steps {
+		at := int64(i) * playEvery
 		seen := map[string]bool{}
 		for _, s := range result {
 			own := s.Metric.Map()
@@ -291,6 +308,43 @@ func (p *play) wrong(t *testing.T, r rule, m *memory) string {
 	return ""
 }
 
+// wrongExpr plays the cases of expressions that need a recording rule.
+func (p *play) wrongExpr(t *testing.T, recorded []rule, name string) string {
+	t.Helper()
+	for i := range p.Exprs {
+		e := &p.Exprs[i]
+		if !strings.Contains(e.Expr, name) {
+			continue
+		}
+		until := playDuration(t, e.At)
+		m, err := p.record(recordedFor(recorded, rule{Expr: e.Expr}), until)
+		if err != nil {
+			return err.Error()
+		}
+		steps, err := m.steps(e.Expr, until)
+		if err != nil {
+			return err.Error()
+		}
+		var got, want []string
+		for _, s := range steps[len(steps)-1] {
+			got = append(got, fmt.Sprintf("%s %.6g", s.Metric, s.F))
+		}
+		for _, s := range e.Samples {
+			of, err := parser.ParseMetric(s.Labels)
+			if err != nil {
+				return err.Error()
+			}
+			want = append(want, fmt.Sprintf("%s %.6g", of, s.Value))
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			return fmt.Sprintf("%s, at %s: got %q, want %q", p.Name, e.At, got, want)
+		}
+	}
+	return ""
+}
+
 // until is when the last case of an alert is, in milliseconds; -1 when there is none.
 func (p *play) until(t *testing.T, alert string) int64 {
 	last := int64(-1)
@@ -336,6 +390,9 @@ func playDuration(t *testing.T, text string) int64 {
 func TestRulesPlay(t *testing.T) {
 	recorded, alerts := rules(t)
 	for _, p := range plays(t) {
+		if wrong := p.wrongExpr(t, recorded, ""); wrong != "" {
+			t.Error(wrong)
+		}
 		for _, r := range alerts {
 			until := p.until(t, r.Alert)
 			if until < 0 {

@@ -141,6 +141,13 @@ type Config struct {
 	Topic      string `env:"RELAY_TOPIC"`
 	RoutingKey string `env:"RELAY_ROUTING_KEY"`
 
+	// Envelope is how an event stands on the wire: EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium or EnvelopeRaw. CloudEventsSource
+	// is the attribute source of CloudEvents, a URI or its path: where the events come from.
+	//
+	// Defaults sagaz, /saga_outbox. RELAY_ENVELOPE, RELAY_CLOUDEVENTS_SOURCE.
+	Envelope          string `env:"RELAY_ENVELOPE"`
+	CloudEventsSource string `env:"RELAY_CLOUDEVENTS_SOURCE"`
+
 	// SagaRules say which event types tell what of their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME with commas between. The
 	// first rule that matches counts. In a type {saga} and {step} stand for a part without a dot, and * for any text; an outcome is started, step, step_failed,
 	// compensated, completed or failed. A saga is named by the row's header saga_name, else by {saga}, else by its aggregate_type. Without a rule for
@@ -191,8 +198,10 @@ func DefaultConfig() Config {
 		SinkIsolation:   30 * time.Second,
 		RetentionAction: RetentionDelete,
 
-		Topic:      "{event_type}",
-		RoutingKey: "{event_type}",
+		Topic:             "{event_type}",
+		RoutingKey:        "{event_type}",
+		Envelope:          EnvelopeSagaz,
+		CloudEventsSource: "/saga_outbox",
 
 		SagaRules: DefaultSagaRules(),
 	}
@@ -267,6 +276,10 @@ func (c *Config) Validate() error {
 		if _, err := ParseTemplate(t.text); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
 		}
+	}
+	oneOf("RELAY_ENVELOPE", c.Envelope, EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw)
+	if err := checkSource(c.CloudEventsSource); err != nil {
+		errs = append(errs, err)
 	}
 	if _, err := parseSagaRules(c.SagaRules); err != nil {
 		errs = append(errs, err)

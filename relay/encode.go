@@ -7,16 +7,24 @@ import (
 	"unsafe"
 )
 
-// Encoder makes records of events, in the wire format of the Python library (CONTRACT, "Wire"): a JSON object
-// with the keys event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, timestamp in
-// this order. It holds no state, so one serves all goroutines.
+// Encoder makes records of events. It holds no state, so one serves all goroutines.
 type Encoder struct {
 	topic, routingKey Template
+	envelope          string
+	source            string // of CloudEvents
 }
 
-// NewEncoder returns an encoder that names topics and routing keys by the two templates.
-func NewEncoder(topic, routingKey Template) *Encoder {
-	return &Encoder{topic: topic, routingKey: routingKey}
+// NewEncoder returns the encoder for Topic, RoutingKey, Envelope and CloudEventsSource of a configuration.
+func NewEncoder(cfg *Config) (*Encoder, error) {
+	topic, err := ParseTemplate(cfg.Topic)
+	if err != nil {
+		return nil, fmt.Errorf("RELAY_TOPIC: %w", err)
+	}
+	key, err := ParseTemplate(cfg.RoutingKey)
+	if err != nil {
+		return nil, fmt.Errorf("RELAY_ROUTING_KEY: %w", err)
+	}
+	return &Encoder{topic: topic, routingKey: key, envelope: cfg.Envelope, source: cfg.CloudEventsSource}, nil
 }
 
 const hexDigits = "0123456789abcdef"
@@ -24,9 +32,48 @@ const hexDigits = "0123456789abcdef"
 // Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the event's own fault
 // (see Refused); rec then holds nothing to publish.
 func (e *Encoder) Encode(rec *Record, ev *Event) error {
+	if ev.Payload == "" {
+		*rec = Record{}
+		return Refuse(ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
+	}
+	*rec = Record{
+		EventID:     ev.ID,
+		EventType:   ev.EventType,
+		Topic:       e.topic.expand(ev),
+		RoutingKey:  e.routingKey.expand(ev),
+		Key:         ev.AggregateID,
+		ContentType: jsonContent,
+		CloudEvent:  e.envelope == EnvelopeCloudEvents,
+		Timestamp:   ev.CreatedAt.Time(),
+	}
+	var headers []Header
+	if more := countHeaders(ev.Headers); e.envelope == EnvelopeSagaz {
+		var id string
+		rec.Value, id = sagazBody(ev)
+		headers = make([]Header, 4, 4+more)
+		headers[0] = Header{"event_id", id}
+		headers[1] = Header{"saga_id", ev.SagaID}
+		headers[2] = Header{"event_type", ev.EventType}
+		headers[3] = Header{"content_type", jsonContent}
+	} else {
+		rec.Value = []byte(ev.Payload)
+		headers = e.envelopeHeaders(ev, more)
+	}
+	headers, err := appendHeaders(headers, ev.Headers)
+	if err != nil {
+		*rec = Record{}
+		return Refuse(ReasonEncode, fmt.Errorf("column headers: %w", err))
+	}
+	rec.Headers = headers
+	return nil
+}
+
+// sagazBody is the body of the Python library (CONTRACT, "Wire"): a JSON object with the keys event_id, saga_id, aggregate_type,
+// aggregate_id, event_type, payload, timestamp in this order. id is the event's, and shares the body's memory, which nobody
+// writes to from here on.
+func sagazBody(ev *Event) (body []byte, id string) {
 	size := 176 + len(ev.SagaID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) + len(ev.Payload)
 	b := make([]byte, 0, size)
-
 	b = append(b, `{"event_id":"`...)
 	idAt := len(b)
 	b = ev.ID.AppendText(b)
@@ -41,41 +88,12 @@ func (e *Encoder) Encode(rec *Record, ev *Event) error {
 	b = append(b, `,"payload":`...)
 	b = append(b, ev.Payload...)
 	b = append(b, `,"timestamp":"`...)
-	created := ev.CreatedAt.Time()
-	b = appendISOFormat(b, created)
+	b = appendISOFormat(b, ev.CreatedAt.Time())
 	if ev.CreatedAt == Infinity || ev.CreatedAt == NegativeInfinity {
 		b = b[:len(b)-len(utcOffset)] // the library reads them as datetime.max and .min, which have no zone
 	}
 	b = append(b, `"}`...)
-
-	if ev.Payload == "" {
-		return Refuse(ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
-	}
-
-	// The id's text is shared with the body, which nobody writes to from here on.
-	id := unsafe.String(&b[idAt], 36)
-	*rec = Record{
-		EventID:     ev.ID,
-		EventType:   ev.EventType,
-		Topic:       e.topic.expand(ev),
-		RoutingKey:  e.routingKey.expand(ev),
-		Key:         ev.AggregateID,
-		Value:       b,
-		ContentType: "application/json",
-		Timestamp:   created,
-	}
-	headers := make([]Header, 4, 4+countHeaders(ev.Headers))
-	headers[0] = Header{"event_id", id}
-	headers[1] = Header{"saga_id", ev.SagaID}
-	headers[2] = Header{"event_type", ev.EventType}
-	headers[3] = Header{"content_type", "application/json"}
-	headers, err := appendHeaders(headers, ev.Headers)
-	if err != nil {
-		*rec = Record{}
-		return Refuse(ReasonEncode, fmt.Errorf("column headers: %w", err))
-	}
-	rec.Headers = headers
-	return nil
+	return b, unsafe.String(&b[idAt], 36)
 }
 
 // appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction, or none when it is zero. Written out,

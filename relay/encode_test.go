@@ -35,15 +35,18 @@ func golden(t *testing.T, name string, got []byte) {
 
 func encoder(t testing.TB, topic, key string) *Encoder {
 	t.Helper()
-	a, err := ParseTemplate(topic)
+	return encoderOf(t, func(cfg *Config) { cfg.Topic, cfg.RoutingKey = topic, key })
+}
+
+func encoderOf(t testing.TB, change func(*Config)) *Encoder {
+	t.Helper()
+	cfg := DefaultConfig()
+	change(&cfg)
+	enc, err := NewEncoder(&cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := ParseTemplate(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return NewEncoder(a, b)
+	return enc
 }
 
 func sample() Event {

@@ -39,17 +39,13 @@ func New(cfg Config, log hclog.Logger, metrics *Metrics, source Source, store St
 	if len(sinks) == 0 {
 		return nil, errors.New("a relay needs at least one sink")
 	}
-	topic, err := ParseTemplate(cfg.Topic)
-	if err != nil {
-		return nil, err
-	}
-	key, err := ParseTemplate(cfg.RoutingKey)
+	enc, err := NewEncoder(&cfg)
 	if err != nil {
 		return nil, err
 	}
 	r := &Relay{
 		cfg: cfg, log: log.Named("relay"), metrics: metrics, source: source, store: store, sinks: sinks,
-		enc: NewEncoder(topic, key), slots: make(map[string]*slotState), started: time.Now(),
+		enc: enc, slots: make(map[string]*slotState), started: time.Now(),
 		changes: &changeLog{},
 	}
 	metrics.exemplars = cfg.Tracer != nil

@@ -23,6 +23,7 @@ type Record struct {
 	Value       []byte
 	Headers     []Header // a name occurs once
 	ContentType string
+	CloudEvent  bool      // the headers with CloudEventPrefix are attributes, which each protocol names in its way
 	Timestamp   time.Time // created_at
 	// Trace is what the row's traceparent says. It is looked at only where there is a Tracer.
 	Trace TraceContext

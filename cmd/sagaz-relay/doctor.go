@@ -112,10 +112,9 @@ func (s *settings) sinksThatOpen(log hclog.Logger) (sinks []relay.Sink, problems
 
 // examined is what the doctor needs to know of the settings.
 func (s *settings) examined(sinks []relay.Sink) doctor.Config {
-	topic, terr := relay.ParseTemplate(s.relay.Topic)
-	key, kerr := relay.ParseTemplate(s.relay.RoutingKey)
-	if terr != nil || kerr != nil { // told by settings.all
-		topic, key = relay.Template{}, relay.Template{}
+	encoder, err := relay.NewEncoder(&s.relay)
+	if err != nil { // told by settings.all
+		encoder = &relay.Encoder{}
 	}
 	return doctor.Config{
 		DatabaseURL: s.cdc.DatabaseURL, Mode: s.relay.Mode, Slots: s.relay.Slots, Publication: s.cdc.Publication, Failover: s.cdc.Failover,
@@ -123,7 +122,7 @@ func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 		Retention:    s.relay.Retention > 0,
 		Archive:      s.store.Mark == store.MarkArchive || s.relay.Retention > 0 && s.relay.RetentionAction == relay.RetentionArchive,
 		ClaimTimeout: s.store.ClaimTimeout, LeaseTTL: s.store.LeaseTTL,
-		SinkNames: s.program.Sinks, Sinks: sinks, Encoder: relay.NewEncoder(topic, key),
+		SinkNames: s.program.Sinks, Sinks: sinks, Encoder: encoder,
 		RetainedTooMuch: doctor.DefaultRetainedTooMuch, PendingTooLong: doctor.DefaultPendingTooLong, Now: time.Now,
 	}
 }

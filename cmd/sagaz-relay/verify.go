@@ -188,11 +188,10 @@ func (v *verification) run(ctx context.Context) error {
 }
 
 func (v *verification) readTable(ctx context.Context) error {
-	topic, err := relay.ParseTemplate(v.settings.relay.Topic)
+	encoder, err := relay.NewEncoder(&v.settings.relay)
 	if err != nil {
-		return configError{fmt.Errorf("RELAY_TOPIC: %w", err)}
+		return configError{err}
 	}
-	encoder := relay.NewEncoder(topic, topic) // routing keys are not looked at
 	v.audit = verify.NewAudit()
 	sealed := false
 	seal := func() {
@@ -253,24 +252,14 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 		}
 		return unknown.note(ctx, id)
 	}
+	idNames := relay.EventIDHeaders(v.settings.relay.Envelope)
 	byHeaders := func(headers []relay.Header) error {
-		var id relay.UUID
-		found, replayed := false, false
-		for _, h := range headers {
-			switch h.Key {
-			case "event_id":
-				var err error
-				id, err = relay.ParseUUID(h.Value)
-				found = err == nil
-			case replayedHeader:
-				replayed = true
-			}
-		}
+		id, found := deliveredID(headers, idNames)
 		if !found {
 			unknown.noID++
 			return nil
 		}
-		return arrived(id, replayed)
+		return arrived(id, slices.ContainsFunc(headers, func(h relay.Header) bool { return h.Key == replayedHeader }))
 	}
 	switch cfg := v.settings.sinks[name].(type) {
 	case *kafka.Config:
@@ -284,6 +273,20 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 		})
 	}
 	return fmt.Errorf("sink %s cannot be read back", name)
+}
+
+// deliveredID is the event_id in the first of the headers by these names that holds one.
+func deliveredID(headers []relay.Header, names []string) (id relay.UUID, found bool) {
+	for _, name := range names {
+		for _, h := range headers {
+			if h.Key == name {
+				if id, err := relay.ParseUUID(h.Value); err == nil {
+					return id, true
+				}
+			}
+		}
+	}
+	return id, false
 }
 
 // stranger gathers deliveries whose event is not among the rows, and keeps those that are not in the table at all: events that were

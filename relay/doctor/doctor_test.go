@@ -44,7 +44,8 @@ func (s sink) CheckRoutes(_ context.Context, routes []relay.Route) ([]relay.Rout
 // configFor is what cmd makes of the default settings. The slot's name is the test's own: slots are the server's, not the database's.
 func configFor(t testing.TB, dsn string) Config {
 	t.Helper()
-	topic, err := relay.ParseTemplate("{event_type}")
+	cfg := relay.DefaultConfig()
+	encoder, err := relay.NewEncoder(&cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,7 @@ func configFor(t testing.TB, dsn string) Config {
 	return Config{
 		DatabaseURL: dsn, Mode: relay.ModeAuto, Slots: []string{name[max(0, len(name)-60):] + "_s1"}, Publication: "sagaz_outbox", Failover: true,
 		WALSenderTimeout: 10 * time.Second, Mark: "update", ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second,
-		SinkNames: []string{"kafka"}, Sinks: []relay.Sink{sink{}}, Encoder: relay.NewEncoder(topic, topic),
+		SinkNames: []string{"kafka"}, Sinks: []relay.Sink{sink{}}, Encoder: encoder,
 		RetainedTooMuch: DefaultRetainedTooMuch, PendingTooLong: DefaultPendingTooLong, Now: time.Now,
 	}
 }

@@ -283,10 +283,11 @@ func (a *attempt) check(rec *relay.Record) error {
 	header := headerFrameFixed + len(rec.ContentType) + len(rec.EventType)
 	for i := range rec.Headers {
 		h := &rec.Headers[i]
-		if len(h.Key) > maxShortString {
+		name := headerName(rec, h.Key)
+		if len(name) > maxShortString {
 			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("the name of header %d has %d bytes, AMQP allows 255", i, len(h.Key)))
 		}
-		header += headerFixed + len(h.Key) + len(h.Value)
+		header += headerFixed + len(name) + len(h.Value)
 	}
 	if limit := a.link.conn.Config.FrameSize; limit > 0 && header > limit {
 		return refuseSize(int64(header), int64(limit), "headers above the connection's frame_max: AMQP sends all of them in one frame")
@@ -310,7 +311,9 @@ const (
 func (a *attempt) send(i int, rec *relay.Record) error {
 	clear(a.c.headers)
 	for j := range rec.Headers {
-		a.c.headers[rec.Headers[j].Key] = rec.Headers[j].Value
+		if name := headerName(rec, rec.Headers[j].Key); name != "" {
+			a.c.headers[name] = rec.Headers[j].Value
+		}
 	}
 	msg := amqp.Publishing{
 		Headers:      a.c.headers,

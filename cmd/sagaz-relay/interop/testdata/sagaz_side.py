@@ -232,5 +232,25 @@ async def archive(dsn):
     await storage.close()
 
 
+async def cloudevents(path):
+    """Reads deliveries, one JSON object a line, by the SDK of CloudEvents, and tells what events they are."""
+    from cloudevents.core.bindings import amqp, kafka
+    from cloudevents.core.formats.json import JSONFormat
+
+    with open(path, encoding="utf-8") as lines:
+        for d in map(json.loads, lines):
+            body, headers = d["body"].encode("utf-8"), dict(d["headers"])
+            if d["content_type"]:
+                message = amqp.AMQPMessage({"content-type": d["content_type"]}, headers, body)
+                event = amqp.from_binary(message, JSONFormat())
+            else:
+                key = None if d["key"] is None else d["key"].encode("utf-8")
+                message = kafka.KafkaMessage({k: v.encode("utf-8") for k, v in headers.items()}, key, body)
+                event = kafka.from_binary(message, JSONFormat())
+            time = event.get_time()
+            attributes = {k: v for k, v in event.get_attributes().items() if isinstance(v, str)}
+            say(attributes=attributes, time=time and time.isoformat(), data=event.get_data())
+
+
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,83 @@
+package relay
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// TestEnvelopes compares whole records with what is recorded in testdata: they are a contract with consumers, too.
+func TestEnvelopes(t *testing.T) {
+	change := func(f func(*Event)) Event { ev := sample(); f(&ev); return ev }
+	var out bytes.Buffer
+	for _, envelope := range []string{EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw} {
+		enc := encoderOf(t, func(cfg *Config) { cfg.Envelope, cfg.CloudEventsSource = envelope, "https://shop.example/orders" })
+		for _, c := range []struct {
+			name string
+			ev   Event
+		}{
+			{"as usual", sample()},
+			{"no headers, no fraction", change(func(ev *Event) { ev.Headers, ev.CreatedAt = "", 849_000_000_000_000 })},
+			{"numbers keep their digits", change(func(ev *Event) { ev.Payload = `{"a": 1.10, "b": 123456789012345678901234567890}` })},
+			{"headers override", change(func(ev *Event) {
+				ev.Headers = `{"ce_source": "/of/the/row", "ce_dataschema": "/v2", "eventType": "Renamed", "event_type": "Renamed", "n": 1.50, "traceparent": "00-1-2-01"}`
+			})},
+			{"infinity", change(func(ev *Event) { ev.CreatedAt = Infinity })},
+			{"empty texts", change(func(ev *Event) { ev.SagaID, ev.AggregateID, ev.AggregateType, ev.Headers = "", "", "", "{}" })},
+		} {
+			var rec Record
+			if err := enc.Encode(&rec, &c.ev); err != nil {
+				t.Fatalf("%s, %s: %v", envelope, c.name, err)
+			}
+			if rec.EventID != c.ev.ID || rec.EventType != c.ev.EventType || rec.Key != c.ev.AggregateID || !rec.Timestamp.Equal(c.ev.CreatedAt.Time()) {
+				t.Errorf("%s, %s: record %+v does not say which event it is", envelope, c.name, rec)
+			}
+			if rec.CloudEvent != (envelope == EnvelopeCloudEvents) {
+				t.Errorf("%s, %s: CloudEvent is %t", envelope, c.name, rec.CloudEvent)
+			}
+			fmt.Fprintf(&out, "# %s: %s\n%s\n", envelope, c.name, rec.Value)
+			for _, h := range rec.Headers {
+				fmt.Fprintf(&out, "\t%q = %q\n", h.Key, h.Value)
+			}
+			out.WriteByte('\n')
+
+			names := EventIDHeaders(envelope)
+			found := ""
+			for _, h := range rec.Headers {
+				if h.Key == names[0] {
+					found = h.Value
+				}
+			}
+			if found != c.ev.ID.String() {
+				t.Errorf("%s, %s: header %s is %q, want the event_id", envelope, c.name, names[0], found)
+			}
+		}
+		ev, rec := change(func(ev *Event) { ev.Payload = "" }), Record{}
+		if refused, ok := Refused(enc.Encode(&rec, &ev)); !ok || refused.Reason != ReasonEncode {
+			t.Errorf("%s: a payload of NULL was not refused", envelope)
+		}
+	}
+	golden(t, "envelopes.txt", out.Bytes())
+}
+
+func TestEnvelopeSettings(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Config)
+		says   string
+	}{
+		{func(cfg *Config) { cfg.Envelope = "cloudevent" }, "RELAY_ENVELOPE=cloudevent: want sagaz, cloudevents, debezium or raw"},
+		{func(cfg *Config) { cfg.CloudEventsSource = "" }, "RELAY_CLOUDEVENTS_SOURCE=: it is empty"},
+		{func(cfg *Config) { cfg.CloudEventsSource = "my shop" }, "RELAY_CLOUDEVENTS_SOURCE=my shop: it has spaces"},
+		{func(cfg *Config) { cfg.CloudEventsSource = "http://shop:port/" }, "invalid port"},
+		{func(cfg *Config) { cfg.CloudEventsSource = "urn:shop:orders" }, ""},
+	} {
+		cfg := DefaultConfig()
+		cfg.WorkerID = "w"
+		tt.change(&cfg)
+		err := cfg.Validate()
+		if tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {
+			t.Errorf("got %v, want %q", err, tt.says)
+		}
+	}
+}

@@ -37,6 +37,9 @@ const (
 	ChangeSinkDown   ChangeKind = "sink_down"
 	ChangeSinkUp     ChangeKind = "sink_up"
 	ChangeIsolated   ChangeKind = "sink_isolated"
+	ChangeSetAside   ChangeKind = "events_isolated" // a part of a sink
+	ChangeSinkAdded  ChangeKind = "sink_added"
+	ChangeSinkGone   ChangeKind = "sink_removed"
 	ChangeDeadLetter ChangeKind = "dead_letter"
 )
 

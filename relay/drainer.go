@@ -167,7 +167,7 @@ func (d *drainer) recovered() {
 		d.health.recovered(d.log)
 	}
 	if ended, after := d.shelf.up(false); ended {
-		d.health.restore()
+		d.health.restore(restoredUp)
 		entries, _, _ := d.shelf.state()
 		d.log.Info("sink is back, its ledger is being drained", "isolated_for", after.Round(time.Second), "entries", entries)
 	}

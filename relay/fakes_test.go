@@ -49,6 +49,7 @@ type world struct {
 	opened    []*stream
 	marks     []markCall
 	lookUps   [][]string
+	sinks     []string // of the last owner
 	trace     []string
 
 	// Scripts, set before they are needed.
@@ -536,6 +537,14 @@ func (l *lease) Settled(_ context.Context, events []relay.Event) ([]bool, error)
 		}
 	}
 	return settled, nil
+}
+
+// NoteSinks returns the sinks of the owner before.
+func (l *lease) NoteSinks(_ context.Context, sinks []string) (before []string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before, l.sinks = l.sinks, sinks
+	return before, nil
 }
 
 // Slot tells how far the WAL goes, and from where it is kept.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,11 +34,12 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 		}
 		return err
 	}
+	p.noteSinks(ctx, unknown)
 	for _, d := range p.drainers {
 		group.Go(func() error { return d.run(work, ctx) })
 	}
 	if len(unknown) > 0 {
-		group.Go(func() error { return p.dropDiscarded(ctx, unknown) })
+		group.Go(func() error { return p.dropDiscarded(ctx, slices.Sorted(maps.Keys(unknown))) })
 	}
 	if p.cfg.Mode == ModePolling {
 		p.poll(ctx, time.Time{}, wantsPolling)
@@ -46,8 +49,8 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 	return p.readStream(ctx, finish)
 }
 
-// loadLedger counts the entries that hold up later events, and returns the sinks that have entries and are not configured any more.
-func (p *pipeline) loadLedger(ctx context.Context) (unknown []string, err error) {
+// loadLedger counts the entries that hold up later events, and returns the sinks that are not configured any more, with how many entries they have.
+func (p *pipeline) loadLedger(ctx context.Context) (unknown map[string]int64, err error) {
 	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
 	for {
 		shelves := make(map[string]*shelf)
@@ -69,17 +72,16 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown []string, err error)
 			counts, err = p.lease.Counts(ctx)
 		}
 		if err == nil {
-			others := make(map[string]int64)
+			unknown := make(map[string]int64)
 			for _, c := range counts {
 				if shelves[c.Sink] == nil {
-					others[c.Sink] += c.N
+					unknown[c.Sink] += c.N
 				}
 			}
 			if entries > 0 {
 				p.log.Info("ledger read", "entries", entries)
 			}
-			for sink, n := range others {
-				unknown = append(unknown, sink)
+			for sink, n := range unknown {
 				p.log.Warn("the ledger has events for a sink that is not configured; they stay until it is, or until they are discarded",
 					"sink", sink, "entries", n, "mend", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all")
 			}
@@ -91,6 +93,40 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown []string, err error)
 		wait := backoff.Next()
 		p.log.Warn("reading the ledger", "backoff", wait, "error", err)
 		Sleep(ctx, wait)
+	}
+}
+
+// noteSinks tells which sinks the slot's last owner did not have, and which it had that we have not; unknown are those of the latter that have
+// entries in the ledger. What it cannot find out is left out: no event depends on it.
+func (p *pipeline) noteSinks(ctx context.Context, unknown map[string]int64) {
+	var now []string
+	for _, sink := range p.sinks {
+		now = append(now, sink.Name())
+	}
+	before, err := p.lease.NoteSinks(ctx, now)
+	if err != nil && ctx.Err() == nil {
+		p.log.Debug("noting the sinks", "error", err)
+	}
+	for _, sink := range now {
+		if len(before) > 0 && !slices.Contains(before, sink) {
+			p.log.Info("a sink was added: it gets what is committed from now on", "sink", sink, "mend", "for older events: sagaz-relay replay --since 2h --sink "+sink)
+			p.changes.add(Change{Kind: ChangeSinkAdded, Level: LevelInfo, Slot: p.slot, Sink: sink, Text: "it gets what is committed from now on, older events only by replay"})
+		}
+	}
+	gone := slices.Collect(maps.Keys(unknown))
+	for _, sink := range before {
+		if !slices.Contains(now, sink) && unknown[sink] == 0 {
+			p.log.Info("a sink was removed", "sink", sink)
+			gone = append(gone, sink)
+		}
+	}
+	slices.Sort(gone)
+	for _, sink := range gone {
+		c := Change{Kind: ChangeSinkGone, Level: LevelInfo, Slot: p.slot, Sink: sink, Text: "it is not configured any more"}
+		if n := unknown[sink]; n > 0 {
+			c.Level, c.Text = LevelDegraded, fmt.Sprintf("it is not configured any more, and has %d entries in the ledger", n)
+		}
+		p.changes.add(c)
 	}
 }
 
@@ -178,11 +214,15 @@ const modeRecovering = "recovering"
 func (p *pipeline) became(mode string, streaming bool, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.doing.streaming != streaming || p.doing.mode != mode {
-		p.doing.since = time.Now()
+	d := &p.doing
+	changed := d.streaming != streaming || d.mode != mode
+	if changed {
+		d.since = time.Now()
+	}
+	if changed || !d.told || mode == ModePolling && d.why != why {
 		p.changes.add(modeChange(p.slot, mode, streaming, why))
 	}
-	p.doing.mode, p.doing.streaming, p.doing.why = mode, streaming, why
+	d.mode, d.streaming, d.why, d.told = mode, streaming, why, true
 }
 
 func modeChange(slot, mode string, streaming bool, why string) Change {

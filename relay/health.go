@@ -100,26 +100,42 @@ func (h *sinkHealth) left() {
 	}
 }
 
+// Why a sink is isolated, and why no more.
+const (
+	isolatedDown  = "it was down for RELAY_SINK_ISOLATION: its events go to the ledger"
+	isolatedWAL   = "the slot holds back more WAL than its budget because of it: its events go to the ledger"
+	restoredUp    = "it takes events again, and its ledger is drained"
+	restoredWAL   = "the slot is within its WAL budget again"
+	restoredOwner = "nothing is offered to it any more"
+)
+
 // isolate notes that nothing but the ledger's drainer offers to the sink.
-func (h *sinkHealth) isolate() {
+func (h *sinkHealth) isolate(why string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.isolated = true
 	h.metrics.up.Set(0)
 	h.metrics.isolated.Set(1)
-	h.became(time.Now(), Change{Kind: ChangeIsolated, Level: LevelBroken, Text: "its events go to the ledger"})
+	h.became(time.Now(), Change{Kind: ChangeIsolated, Level: LevelBroken, Text: why})
 }
 
-// restore notes that this is over.
-func (h *sinkHealth) restore() {
+// restore notes that this is over. The sink may be down all the same.
+func (h *sinkHealth) restore(why string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.isolated = false
 	h.metrics.isolated.Set(0)
-	if h.failing == 0 {
-		h.metrics.up.Set(1)
-		h.became(time.Now(), Change{Kind: ChangeSinkUp, Level: LevelOK, Text: "its isolation is over"})
+	if h.failing > 0 {
+		h.became(time.Now(), Change{Kind: ChangeSinkDown, Level: LevelDegraded, Text: "not isolated any more, and still down: " + why})
+		return
 	}
+	h.metrics.up.Set(1)
+	h.became(time.Now(), Change{Kind: ChangeSinkUp, Level: LevelOK, Text: why})
+}
+
+// setAside notes that the sink takes events, but not all.
+func (h *sinkHealth) setAside() {
+	h.changes.add(Change{Kind: ChangeSetAside, Level: LevelDegraded, Sink: h.sink, Text: "it takes others and not these, which go to the ledger"})
 }
 
 // became notes a change of state. It is called with mu held.

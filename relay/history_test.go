@@ -220,6 +220,74 @@ func TestStandstill(t *testing.T) {
 		}
 	})
 
+	// The server decodes a large transaction that has nothing for us: its keepalives repeat one position.
+	bubble(t, "NotWhileTheServerDecodes", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		r := start(t, w, oneLane, sink)
+		time.Sleep(10 * time.Second)
+		var at relay.LSN
+		w.change(func() { at = w.next; w.next += 2 << 30 })
+		for range 120 {
+			time.Sleep(5 * time.Second)
+			w.stream().in.Pass(at)
+		}
+		st := r.relay.Status()
+		if p := st.Problems(); len(p) > 0 {
+			t.Errorf("after ten minutes: %q", p)
+		}
+		if s := st.Slots[0]; s.WaitsFor != relay.WaitsForServer || s.Waits < 590 || s.Stalled > 6 {
+			t.Errorf("waits for %q for %.0f s, stalled for %.0f s", s.WaitsFor, s.Waits, s.Stalled)
+		}
+		if v := st.Verdict(); v.Level != relay.LevelDegraded || !strings.Contains(strings.Join(v.Reasons, " "), "decodes a large transaction") {
+			t.Errorf("verdict %+v", v)
+		}
+		// An event that was in flight before it is as much ours as ever.
+		w.change(func() {
+			w.onMark = func(context.Context, int, []relay.Mark) ([]int, error) { return nil, errors.New("disk full") }
+		})
+		w.commit("a")
+		for range 15 {
+			time.Sleep(5 * time.Second)
+			w.stream().in.Pass(at)
+		}
+		if p := r.relay.Status().Problems(); len(p) != 1 || !strings.Contains(p[0], "nothing has moved") {
+			t.Errorf("with an event in flight that is not marked: %q, want a standstill", p)
+		}
+		w.change(func() { w.onMark = nil })
+		w.untilStatus("sent", "a1")
+		time.Sleep(10 * time.Second)
+		if st := r.relay.Status(); st.Slots[0].WaitsFor != "" || st.Verdict().Level != relay.LevelOK {
+			t.Errorf("it is over, and yet: %+v", st)
+		}
+	})
+
+	// In hybrid mode the next row is claimed by the library's worker, which takes its time.
+	bubble(t, "NotWhileAnotherWorkerHasTheRow", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		w.onSettled = func(n int) error {
+			if n < 400 {
+				return &relay.ClaimedError{Rows: 1, Worker: "python", AtMost: 5 * time.Minute}
+			}
+			return nil
+		}
+		r := start(t, w, func(c *relay.Config) { oneLane(c); c.Hybrid = true }, sink)
+		w.commit("a")
+		w.change(func() { w.next += 2 << 20 })
+		time.Sleep(150 * time.Second)
+		st := r.relay.Status()
+		if p := st.Problems(); len(p) > 0 {
+			t.Errorf("got %q, want none", p)
+		}
+		if v := st.Verdict(); st.Slots[0].WaitsFor != relay.WaitsForClaims || v.Level != relay.LevelDegraded || !strings.Contains(strings.Join(v.Reasons, " "), "claimed by another worker") {
+			t.Errorf("%+v, verdict %+v", st.Slots[0], v)
+		}
+		w.untilStatus("sent", "a1")
+		time.Sleep(10 * time.Second)
+		if s := r.slot(); s.WaitsFor == relay.WaitsForClaims {
+			t.Errorf("it is over, and yet: %+v", s)
+		}
+	})
+
 	bubble(t, "NotWithoutWork", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, oneLane, sink)

@@ -10,6 +10,9 @@ import (
 func (p *pipeline) Admit(ctx context.Context, events []Event) error {
 	p.admitting.Lock()
 	defer p.admitting.Unlock()
+	p.mu.Lock()
+	p.told++
+	p.mu.Unlock()
 	events, err := p.fresh(ctx, events)
 	if err != nil {
 		return err
@@ -75,6 +78,7 @@ func (p *pipeline) keep(kept, events []Event, want func(i int) bool) []Event {
 // settledRetry looks rows up, through passing trouble of the database.
 func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, error) {
 	backoff := Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
+	defer p.waitForClaims(false)
 	for waits := 0; ; {
 		settled, err := p.lease.Settled(ctx, events)
 		if err == nil {
@@ -84,7 +88,9 @@ func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, er
 			return nil, err
 		}
 		wait := backoff.Next()
-		if claimed := (*ClaimedError)(nil); errors.As(err, &claimed) {
+		claimed := (*ClaimedError)(nil)
+		p.waitForClaims(errors.As(err, &claimed))
+		if claimed != nil {
 			// A worker that lives is through with its batch in a moment; where both publish, that happens many times a second. What is told
 			// is a wait of a second or two, and then every 10 s.
 			if waits++; waits%20 == 5 {
@@ -96,6 +102,13 @@ func (p *pipeline) settledRetry(ctx context.Context, events []Event) ([]bool, er
 		p.log.Warn("look-up did not succeed, trying again", "events", len(events), "backoff", wait, "error", err)
 		Sleep(ctx, wait)
 	}
+}
+
+// waitForClaims notes whether the stream waits for another worker, for the status.
+func (p *pipeline) waitForClaims(is bool) {
+	p.mu.Lock()
+	p.claimed = is
+	p.mu.Unlock()
 }
 
 // claimPause is how often claimed rows are looked at again: the library's worker needs some 100 ms for a batch.
@@ -226,6 +239,7 @@ func (p *pipeline) marked(batch []*flight, confirmed LSN) {
 // Pass implements Intake.
 func (p *pipeline) Pass(lsn LSN) {
 	p.mu.Lock()
+	p.told++
 	p.tracker.pass(lsn)
 	p.read = max(p.read, lsn)
 	p.heard = max(p.heard, lsn)
@@ -235,6 +249,7 @@ func (p *pipeline) Pass(lsn LSN) {
 // Heard implements Intake.
 func (p *pipeline) Heard(lsn LSN) {
 	p.mu.Lock()
+	p.told++
 	p.heard = max(p.heard, lsn)
 	p.mu.Unlock()
 }

@@ -283,11 +283,12 @@ func (l *lane) giveUp(batch []*flight) bool {
 	case l.health.downFor() >= l.cfg.SinkIsolation:
 		if l.shelf.isolate(false) {
 			l.log.Error("sink isolated: its events go to the ledger until it is back", "failing_for", l.health.downFor().Round(time.Second))
-			l.health.isolate()
+			l.health.isolate(isolatedDown)
 		}
 	case time.Since(l.failingFrom) >= l.cfg.SinkIsolation && l.health.downFor() < l.cfg.SinkIsolation/2: // or else the sink is on its way to the case above
 		alone = true
 		l.log.Warn("events isolated: the sink takes others and not these, which go to the ledger", "events", len(batch), "failing_for", time.Since(l.failingFrom).Round(time.Second))
+		l.health.setAside()
 	case l.shelf.isStopping():
 	default:
 		return false

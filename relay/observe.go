@@ -23,6 +23,7 @@ type observer struct {
 	backlog int
 	oldest  Timestamp // created_at of the oldest pending row at the last look at the table
 	updates TableUpdates
+	recent  recentUpdates
 	first   bool // our slot is the first one: we speak for the whole table
 }
 
@@ -74,7 +75,7 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 		s.inactive = time.Now()
 	}
 	s.budget = o.p.walBudget(info)
-	defer func() { o.p.saw(info, s.hotRatio) }()
+	defer func() { o.p.saw(info, o.recent.hotShare()) }()
 	o.p.mindWAL(info)
 	if !o.first {
 		return
@@ -84,6 +85,7 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 			s.hotRatio = float64(now.HOT-o.updates.HOT) / float64(updates)
 		}
 		o.updates = now
+		o.recent.add(now)
 	}
 }
 
@@ -205,12 +207,12 @@ func (p *pipeline) mindWAL(info SlotInfo) {
 		switch {
 		case !over && retained > budget && waitsFor&(1<<i) != 0:
 			s.isolate(true)
-			p.health[i].isolate()
+			p.health[i].isolate(isolatedWAL)
 			p.log.Error("the slot holds back more WAL than its budget because of a sink: its events go to the ledger", "sink", s.sink,
 				"retained_bytes", retained, "budget_bytes", budget)
 		case over && retained <= budget/2:
 			if ended, after := s.up(true); ended {
-				p.health[i].restore()
+				p.health[i].restore(restoredWAL)
 				p.log.Info("the slot is within its WAL budget again", "sink", s.sink, "isolated_for", after.Round(time.Second))
 			}
 		}

@@ -60,11 +60,14 @@ type pipeline struct {
 	rounds    int  // of ledger entries, under way
 	stopping  bool
 	counts    pipelineCounts
+	told      uint64 // times that the stream has brought anything, if only a sign of life
+	claimed   bool   // the stream waits for rows that another worker has claimed
 	doing     doing
 	stuck     *flight // the oldest in flight at the last look at the slot
 	seen      SlotInfo
-	waiting   float64  // events
 	hot       *float64 // share of HOT updates, lately
+	// pendingEvents are to be delivered, at the last look.
+	pendingEvents float64
 
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight, and no round under way
@@ -76,6 +79,7 @@ type doing struct {
 	why       string // of polling though a stream is wanted, or of a recovery
 	streaming bool   // the replication connection is open
 	since     time.Time
+	told      bool // there is a change of state that says so
 }
 
 // position is an event's place in commit order.
@@ -260,7 +264,7 @@ func (p *pipeline) endRound() {
 func (p *pipeline) restoreSinks() {
 	for i, s := range p.shelves {
 		if s.isolated() {
-			p.health[i].restore()
+			p.health[i].restore(restoredOwner)
 		}
 	}
 }

@@ -25,9 +25,10 @@ type Relay struct {
 	changes *changeLog
 	history history
 
-	mu      sync.Mutex // guards what follows
-	slots   map[string]*slotState
-	waiting string // why the database is of no use, until it is
+	mu    sync.Mutex // guards what follows
+	slots map[string]*slotState
+	// startError is why the database is of no use, until it is.
+	startError string
 }
 
 // New builds a relay. The configuration must be valid, and there must be at least one sink; the caller closes the
@@ -101,14 +102,14 @@ func (r *Relay) check(ctx context.Context) error {
 			if attempt > 1 {
 				r.log.Info("the database answers", "attempts", attempt, "after", time.Since(start).Round(time.Millisecond))
 			}
-			r.waitFor("")
+			r.noteStartError("")
 			return nil
 		}
 		var setup *SetupError
 		if errors.As(err, &setup) || ctx.Err() != nil {
 			return err
 		}
-		r.waitFor(err.Error())
+		r.noteStartError(err.Error())
 		wait := backoff.Next()
 		if time.Since(logged) >= healthLogInterval {
 			logged = time.Now()
@@ -119,11 +120,11 @@ func (r *Relay) check(ctx context.Context) error {
 	}
 }
 
-// waitFor notes why the relay has not begun, for Status.
-func (r *Relay) waitFor(why string) {
+// noteStartError notes why the relay has not begun, for Status.
+func (r *Relay) noteStartError(why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.waiting = why
+	r.startError = why
 }
 
 // keep is the keeper of one slot: it waits for the slot's lease, runs a pipeline while it holds it, and starts over

@@ -24,6 +24,8 @@ type slotState struct {
 	pipeline *pipeline // while owner, and while draining
 	progress progress  // at the last look
 	moved    time.Time // when it was last seen to move, or to have nothing to do
+	waitsFor string    // whom it waits for, at one place
+	waits    time.Time // since when
 }
 
 // Status is one look at the relay, for health checks and the status page.
@@ -33,8 +35,8 @@ type Status struct {
 	Wanted   string       `json:"wanted_mode"` // RELAY_MODE
 	Slots    []SlotStatus `json:"slots"`
 	Sinks    []SinkStatus `json:"sinks"`
-	// Waiting is why the database was not of use at the last try, as long as the relay has not begun.
-	Waiting string `json:"waiting,omitempty"`
+	// StartError is why the database was not of use at the last try, as long as the relay has not begun.
+	StartError string `json:"start_error,omitempty"`
 }
 
 // SlotStatus is one slot as this relay sees it. Positions and counts are of the current ownership.
@@ -60,8 +62,12 @@ type SlotStatus struct {
 	StreamSince float64 `json:"stream_since_seconds,omitempty"`
 	// Stalled is for how many seconds nothing has moved though there is work: events in flight, or WAL that was not read.
 	Stalled float64 `json:"stalled_seconds,omitempty"`
-	// Waiting are the events to be delivered: in flight, in the ledger, and an estimate of those not read yet.
-	Waiting        float64 `json:"waiting"`
+	// WaitsFor says that it stands at one place for others to move, with nothing in flight: for the "server", or for "claims" of another worker on
+	// the rows that come next; Waits is for how many seconds. Both are there from 5 s on.
+	WaitsFor string  `json:"waits_for,omitempty"`
+	Waits    float64 `json:"waits_seconds,omitempty"`
+	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the ledger, and an estimate of those not read yet.
+	Pending        float64 `json:"pending_events"`
 	InflightLimit  int     `json:"inflight_limit,omitempty"`
 	InflightBudget int     `json:"inflight_bytes_limit,omitempty"`
 	// What the server says of the slot, at most some seconds ago; null on a standby, and where there is no slot.
@@ -70,7 +76,8 @@ type SlotStatus struct {
 	SafeBytes     *int64 `json:"safe_bytes"`     // WAL that may be written before the slot can be lost; null without a limit
 	CapBytes      *int64 `json:"cap_bytes"`      // max_slot_wal_keep_size; null without a limit
 	WALStatus     string `json:"wal_status,omitempty"`
-	// HOTShare is the share of the table's updates that were HOT when there last were any; null on a standby.
+	// HOTShare is the share of the table's updates in the last five minutes that were HOT; null without any, and where another relay, or the owner
+	// of the first slot, speaks for the table.
 	HOTShare *float64 `json:"hot_share,omitempty"`
 }
 
@@ -96,7 +103,7 @@ func (r *Relay) Status() Status {
 	st := Status{WorkerID: r.cfg.WorkerID, Started: r.started, Wanted: r.cfg.Mode}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	st.Waiting = r.waiting
+	st.StartError = r.startError
 	for _, name := range r.cfg.Slots {
 		s := r.slots[name]
 		out := SlotStatus{Slot: s.name, Role: s.role, Since: s.since}
@@ -104,6 +111,9 @@ func (r *Relay) Status() Status {
 			s.pipeline.status(&out)
 			if !s.moved.IsZero() {
 				out.Stalled = time.Since(s.moved).Seconds()
+			}
+			if waits := time.Since(s.waits); s.waitsFor != "" && waits >= waitsShown {
+				out.WaitsFor, out.Waits = s.waitsFor, waits.Seconds()
 			}
 		}
 		st.Slots = append(st.Slots, out)
@@ -132,7 +142,7 @@ func (p *pipeline) status(out *SlotStatus) {
 	out.Admitted, out.Marked, out.Skipped = p.counts.admitted, p.counts.marked, p.counts.skipped
 	out.Swept = p.counts.swept
 	out.Watermark, out.Read = p.tracker.watermark.String(), p.read.String()
-	out.Waiting, out.InflightLimit, out.InflightBudget = max(p.waiting, float64(out.Inflight)), p.cfg.InflightEvents, p.cfg.InflightBytes
+	out.Pending, out.InflightLimit, out.InflightBudget = max(p.pendingEvents, float64(out.Inflight)), p.cfg.InflightEvents, p.cfg.InflightBytes
 	out.HOTShare = p.hot
 	p.seen.status(out)
 	if f := p.tracker.oldest(); f != nil && f.committed != 0 {
@@ -152,8 +162,8 @@ func (s Status) Problems() []string {
 		switch slot.Role {
 		case Starting:
 			problem := fmt.Sprintf("slot %s: the database has not answered yet", slot.Slot)
-			if s.Waiting != "" {
-				problem += " (DATABASE_URL): " + s.Waiting
+			if s.StartError != "" {
+				problem += " (DATABASE_URL): " + s.StartError
 			}
 			problems = append(problems, problem)
 		case Draining:
@@ -174,9 +184,11 @@ func (s Status) Problems() []string {
 const (
 	// stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
 	stalledAfter = 15 * time.Second
-	// standstillAfter is how long an owner with a connection and work may stand still. The server decodes a transaction
-	// when it ends, and sends nothing of others meanwhile, so it is longer.
+	// standstillAfter is how long an owner with a connection and work may stand still, and how long waiting for others may take until it is
+	// something to look at.
 	standstillAfter = 60 * time.Second
+	// waitsShown keeps the moments out in which the server is a little ahead of what it has told.
+	waitsShown = 5 * time.Second
 )
 
 // status shows a look at the slot.

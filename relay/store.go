@@ -84,6 +84,8 @@ type Lease interface {
 	Settled(ctx context.Context, events []Event) ([]bool, error)
 	// Confirm notes that the slot may be told to pass lsn; see Recovery.Confirmed. Mark does it too.
 	Confirm(ctx context.Context, lsn LSN) error
+	// NoteSinks notes which sinks this owner has, and returns those that the one before had; none when there was none, or it did not say.
+	NoteSinks(ctx context.Context, sinks []string) (before []string, err error)
 	// Slot tells what the server says of the slot. It is cheap.
 	Slot(ctx context.Context) (SlotInfo, error)
 	// Updates counts the table's updates. It is cheap.

@@ -61,6 +61,14 @@ func (s *SlotStatus) judge(v *Verdict) {
 	case s.Mode == ModeCDC && !s.Streaming && s.StreamSince <= stalledAfter.Seconds():
 		v.add(LevelDegraded, fmt.Sprintf("slot %s: the replication connection is being made", s.Slot))
 	}
+	if s.Waits > standstillAfter.Seconds() {
+		switch s.WaitsFor {
+		case WaitsForServer:
+			v.add(LevelDegraded, fmt.Sprintf("slot %s: WAL is written, and PostgreSQL has told nothing new for %.0f s: it decodes a large transaction, or waits for a standby", s.Slot, s.Waits))
+		case WaitsForClaims:
+			v.add(LevelDegraded, fmt.Sprintf("slot %s: the next rows have been claimed by another worker for %.0f s", s.Slot, s.Waits))
+		}
+	}
 	switch s.WALStatus {
 	case "extended":
 		v.add(LevelDegraded, fmt.Sprintf("slot %s: it holds back more WAL than max_wal_size", s.Slot))

@@ -36,7 +36,7 @@ func troubled() shown {
 				Slots: []relay.SlotStatus{
 					{
 						Slot: "sagaz_outbox", Role: relay.Owner, Since: at.Add(time.Minute), Epoch: 7, Inflight: 3, Bytes: 1500, Admitted: 10, Marked: 7, Swept: 2, Watermark: "0/16B3748",
-						Read: "0/16B3760", LagSeconds: 1.5, Mode: relay.ModeCDC, Streaming: true, StreamSince: 60, Waiting: 4, InflightLimit: 16384, InflightBudget: 1 << 24,
+						Read: "0/16B3760", LagSeconds: 1.5, Mode: relay.ModeCDC, Streaming: true, StreamSince: 60, Pending: 4, InflightLimit: 16384, InflightBudget: 1 << 24,
 						LagBytes: ptr[int64](4096), RetainedBytes: ptr[int64](1 << 20), SafeBytes: ptr[int64](1 << 30), CapBytes: ptr[int64](2 << 30), WALStatus: "reserved", HOTShare: ptr(0.999),
 					},
 					{Slot: "other", Role: relay.Standby, Since: at},

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -22,6 +23,9 @@ const (
 		marked_lsn = pg_current_wal_insert_lsn(), confirmed_lsn = '0/0'::pg_lsn + $3::numeric WHERE slot = $1 AND epoch = $2
 		RETURNING (marked_lsn - '0/0')::bigint`
 
+	noteSinksSQL = `WITH before AS (SELECT sinks FROM saga_outbox_relay WHERE slot = $1)
+		UPDATE saga_outbox_relay SET sinks = $3 WHERE slot = $1 AND epoch = $2 RETURNING (SELECT coalesce(sinks, '') FROM before)`
+
 	horizonSQL = `SELECT pg_current_snapshot()::text, (pg_current_wal_insert_lsn() - '0/0')::bigint`
 )
 
@@ -40,6 +44,18 @@ func (l *lease) note(ctx context.Context, dest []any, sql string, args ...any) e
 		}
 		return err
 	})
+}
+
+// NoteSinks implements relay.Lease.
+func (l *lease) NoteSinks(ctx context.Context, sinks []string) (before []string, err error) {
+	var list string
+	if err := l.note(ctx, []any{&list}, noteSinksSQL, strings.Join(sinks, ",")); err != nil {
+		return nil, fmt.Errorf("note the sinks of slot %q: %w", l.slot, err)
+	}
+	if list == "" {
+		return nil, nil
+	}
+	return strings.Split(list, ","), nil
 }
 
 // OweSweep implements relay.Sweeper.

@@ -238,3 +238,33 @@ func TestReadOverview(t *testing.T) {
 		wantSetup(t, err, "saga_outbox_relay", "sagaz-relay migrate")
 	})
 }
+
+// An owner hears which sinks the one before had; a zombie's note is refused.
+func TestNoteSinks(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		for _, s := range []*Store{newStore(t, testConfig(db), nil), behindPooler(t, db, nil)} {
+			exec(t, db, `DELETE FROM saga_outbox_relay`)
+			note := func(l *lease, want string, sinks ...string) {
+				t.Helper()
+				before, err := l.NoteSinks(t.Context(), sinks)
+				if err != nil || strings.Join(before, " ") != want {
+					t.Errorf("got %q, %v; want %q", before, err, want)
+				}
+			}
+			l := acquire(t, s, "outbox")
+			note(l, "", "kafka", "rabbitmq")
+			note(l, "kafka rabbitmq", "kafka", "rabbitmq")
+			release(t, l)
+			l = acquire(t, s, "outbox")
+			note(l, "kafka rabbitmq", "file")
+			exec(t, db, `UPDATE saga_outbox_relay SET epoch = epoch + 1`)
+			if _, err := l.NoteSinks(t.Context(), []string{"stdout"}); !errors.Is(err, relay.ErrFenced) {
+				t.Errorf("a zombie: got %v, want ErrFenced", err)
+			}
+			if got := value[string](t, db.Pool, `SELECT sinks FROM saga_outbox_relay`); got != "file" {
+				t.Errorf("the table says %q", got)
+			}
+			release(t, l)
+		}
+	})
+}

@@ -22,7 +22,6 @@ var survivors = []struct{ rule, change, reason string }{
 	{"OutboxLatencyHigh", ">= for >", "a quantile of rates is not exactly its limit, and if it were, Prometheus 2 and 3 would not agree"},
 	{"OutboxPublishSlow", ">= for >", "the same"},
 	{"OutboxCPUSaturated", ">= for >", "the same for a rate"},
-	{"OutboxLowThroughput", "<= for <", "the same for a rate"},
 	{"OutboxMemoryHigh", `no job="outbox-worker" in go_memstats_sys_bytes`, "the others name the job, and all must have the same labels"},
 	{"OutboxMemoryHigh", `no job="outbox-worker" in go_memstats_heap_released_bytes`, "the same"},
 	{"OutboxMemoryHigh", `no job="outbox-worker" in go_gc_gomemlimit_bytes`, "the same"},

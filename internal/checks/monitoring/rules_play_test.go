@@ -33,6 +33,7 @@ import (
 // play is one entry of the file of tests: series, and what alerts they raise.
 type play struct {
 	Name   string `yaml:"name"`
+	Every  string `yaml:"interval"` // between samples
 	Series []struct {
 		Series string `yaml:"series"`
 		Values string `yaml:"values"`
@@ -70,7 +71,7 @@ func (c *playCase) when(t *testing.T) int64 {
 	return time.Duration(d).Milliseconds()
 }
 
-const playEvery = 15_000 // milliseconds between scrapes, and between evaluations
+const playEvery = 15_000 // milliseconds between evaluations
 
 func plays(t *testing.T) []*play {
 	t.Helper()
@@ -86,6 +87,10 @@ func plays(t *testing.T) []*play {
 	}
 	for _, p := range file.Tests {
 		p.input = &memory{}
+		every := playDuration(t, p.Every)
+		if every == 0 {
+			t.Fatalf("%s: no interval", p.Name)
+		}
 		for _, s := range p.Series {
 			of, values, err := parser.ParseSeriesDesc(s.Series + " " + s.Values)
 			if err != nil {
@@ -93,7 +98,7 @@ func plays(t *testing.T) []*play {
 			}
 			for i, v := range values {
 				if !v.Omitted {
-					p.input.add(of, int64(i)*playEvery, v.Value)
+					p.input.add(of, int64(i)*every, v.Value)
 				}
 			}
 		}

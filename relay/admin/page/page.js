@@ -113,7 +113,7 @@ function figures(r) {
   const lag = Math.max(0, ...owned.map(s => s.lag_seconds));
   const one = (name, value, note, level) => el("div", { "data-level": level || null }, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note));
   show("figures",
-    one("Waiting", owned.length ? count(sum(s => s.waiting)) : none, owned.length ? `events, ${count(sum(s => s.inflight))} in flight` : "this relay owns no slot"),
+    one("Waiting", owned.length ? count(sum(s => s.pending_events)) : none, owned.length ? `events, ${count(sum(s => s.inflight))} in flight` : "this relay owns no slot"),
     one("Lag", owned.length ? duration(lag) : none, "age of the oldest in flight"),
     one("WAL behind", owned.length && knows(s => s.lag_bytes) ? bytes(sum(s => s.lag_bytes)) : none, "written, not confirmed"),
     one("Rate", rate(r.sinks.reduce((n, s) => n + s.rate, 0)), r.sinks.length > 1 ? "events, all sinks together" : "events acknowledged"),
@@ -195,18 +195,25 @@ function ledger(r) {
     tag(e.state === "dead" ? "broken" : "degraded", meaning[e.state] || e.state), e.sink, el("span", { class: "mono" }, e.reason || none), count(e.entries), `${duration(age(r, e.oldest))} ago`])));
 }
 
+const percent = share => `${(Math.floor(share * 1000) / 10).toFixed(1)} %`; // never rounded up to all of them
+
+// marks tells how many of the table's updates were HOT: lately, which only the table's speaker knows, and since its statistics began.
 function marks(r) {
   const d = r.database;
-  if (!d || d.updates === undefined) return show("marks", empty("Not known yet."));
-  if (d.updates < 100) return show("marks", empty("Too few updates of the table to tell whether they are HOT."));
-  const share = d.hot_updates / d.updates, hot = share >= 0.9;
-  show("marks", el("div", { class: "card marks" }, el("p", {}, el("b", {}, `${(Math.floor(share * 1000) / 10).toFixed(1)} % `), tag(hot ? "ok" : "degraded", hot ? "HOT" : "not HOT")),
-    el("p", { class: "soft" }, hot ? `of ${count(d.updates)} updates of the table touched no index.` : `of ${count(d.updates)} updates touched no index; each other one writes to all of them. sagaz-relay doctor says what helps.`)));
+  const recent = r.slots.map(s => s.hot_share).find(s => s !== null && s !== undefined);
+  const total = d?.updates >= 100 ? d.hot_updates / d.updates : undefined;
+  const share = recent ?? total;
+  if (share === undefined) return show("marks", empty(d?.updates === undefined ? "Not known yet." : "Too few updates of the table to tell whether they are HOT."));
+  const hot = share >= 0.9;
+  const all = total === undefined ? null : `${percent(total)} of all ${count(d.updates)}`;
+  show("marks", el("div", { class: "card marks" }, el("p", {}, el("b", {}, percent(share) + " "), tag(hot ? "ok" : "degraded", hot ? "HOT" : "not HOT")),
+    el("p", { class: "soft" }, recent === undefined ? `of all ${count(d.updates)} updates of the table touched no index.` : "of the table's updates in the last 5 minutes touched no index" + (all ? `; ${all}.` : ".")),
+    hot ? null : el("p", { class: "soft" }, "Each other one writes to all of them: ", el("span", { class: "mono" }, "sagaz-relay doctor"), " says what helps.")));
 }
 
 const kinds = {
   standby: "standby", lease_taken: "lease taken", lease_lost: "lease lost", released: "lease released", draining: "stopping", streaming: "streaming", interrupted: "interrupted",
-  polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", dead_letter: "dead letter",
+  polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", events_isolated: "events isolated", sink_added: "sink added", sink_removed: "sink removed", dead_letter: "dead letter",
 };
 
 function changes(r) {

@@ -2,17 +2,15 @@ package compose
 
 import (
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/compose-spec/compose-go/v2/cli"
 	"github.com/compose-spec/compose-go/v2/types"
-	"sigs.k8s.io/yaml"
-
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
@@ -20,10 +18,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(brokertest.Run(pgtest.Closing(m))) }
 
-// load reads the file as `docker compose` does, with all profiles. What Compose does not know is an error.
-func load(t *testing.T) *types.Project {
+// load reads the file as `docker compose` does, with all profiles and with variables (NAME=value) set. What Compose does not know is an error.
+func load(t *testing.T, variables ...string) *types.Project {
 	t.Helper()
-	options, err := cli.NewProjectOptions(nil, cli.WithWorkingDirectory(product.Root()), cli.WithConfigFileEnv, cli.WithDefaultConfigPath, cli.WithProfiles([]string{"*"}))
+	options, err := cli.NewProjectOptions(nil, cli.WithWorkingDirectory(product.Root()), cli.WithEnv(variables), cli.WithConfigFileEnv, cli.WithDefaultConfigPath,
+		cli.WithProfiles([]string{"*"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +114,15 @@ func TestRelay(t *testing.T) {
 		}
 	}
 	relay := p.Services["relay"]
+	// With no variable of the user's set, too: some of the relay's are then empty.
+	cmd := exec.Command(product.Binary(t), "settings")
+	cmd.Env = []string{"HOME=/nonexistent"}
+	for name, value := range relay.Environment {
+		cmd.Env = append(cmd.Env, name+"="+*value)
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("the relay refuses its variables: %v\n%s", err, out)
+	}
 	port := settings["METRICS_PORT"].Default
 	if len(relay.Ports) != 1 || relay.Ports[0].Published != port {
 		t.Errorf("relay publishes %v, want %s", relay.Ports, port)
@@ -125,81 +133,5 @@ func TestRelay(t *testing.T) {
 	}
 	if grace := time.Duration(*relay.StopGracePeriod); grace < drain+10*time.Second {
 		t.Errorf("relay has %s to stop, and drains for %s", grace, drain)
-	}
-}
-
-// Prometheus scrapes the relay, and Grafana asks Prometheus, each at the address that it has in the file.
-func TestMonitoring(t *testing.T) {
-	p := load(t)
-	address := func(host string) bool {
-		name, port, _ := strings.Cut(host, ":")
-		s, ok := p.Services[name]
-		return ok && slices.ContainsFunc(s.Ports, func(c types.ServicePortConfig) bool { return strconv.Itoa(int(c.Target)) == port })
-	}
-	var prometheus struct {
-		Global  map[string]string `json:"global"`
-		Rules   []string          `json:"rule_files"`
-		Scrapes []struct {
-			Job     string `json:"job_name"`
-			Targets []struct {
-				Targets []string          `json:"targets"`
-				Labels  map[string]string `json:"labels"`
-			} `json:"static_configs"`
-		} `json:"scrape_configs"`
-	}
-	if err := yaml.UnmarshalStrict(product.Read(t, "testdata/compose/prometheus.yml"), &prometheus); err != nil {
-		t.Fatal(err)
-	}
-	if len(prometheus.Scrapes) != 1 || prometheus.Scrapes[0].Job != "outbox-worker" || len(prometheus.Scrapes[0].Targets) != 1 {
-		t.Fatalf("Prometheus scrapes %+v, want the job outbox-worker", prometheus.Scrapes)
-	}
-	for _, target := range prometheus.Scrapes[0].Targets[0].Targets {
-		if !address(target) {
-			t.Errorf("Prometheus scrapes %s, which is nowhere", target)
-		}
-	}
-	mounted := func(service, target string) bool {
-		return slices.ContainsFunc(p.Services[service].Volumes, func(v types.ServiceVolumeConfig) bool { return v.Target == target })
-	}
-	if len(prometheus.Rules) == 0 {
-		t.Error("Prometheus has no rules")
-	}
-	for _, file := range prometheus.Rules {
-		if !mounted("prometheus", "/etc/prometheus/"+file) {
-			t.Errorf("Prometheus wants %s, which is not mounted", file)
-		}
-	}
-	var providers struct {
-		Providers []struct {
-			Options struct{ Path string }
-		}
-	}
-	if err := yaml.Unmarshal(product.Read(t, "monitoring/config/dashboards.yaml"), &providers); err != nil || len(providers.Providers) != 1 {
-		t.Fatalf("monitoring/config/dashboards.yaml: %v, %+v", err, providers)
-	}
-	for _, name := range []string{"outbox", "replication", "saga"} { // the dashboard of the logs needs Loki
-		if target := providers.Providers[0].Options.Path + "/" + name + ".json"; !mounted("grafana", target) {
-			t.Errorf("nothing is mounted at Grafana's %s", target)
-		}
-	}
-	var grafana struct {
-		Version int `json:"apiVersion"`
-		Sources []struct {
-			Name, UID, Type, Access, URL string
-			Default                      bool `json:"isDefault"`
-		} `json:"datasources"`
-	}
-	if err := yaml.UnmarshalStrict(product.Read(t, "testdata/compose/grafana/datasources.yml"), &grafana); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range grafana.Sources {
-		if host, ok := strings.CutPrefix(s.URL, "http://"); !ok || !address(host) {
-			t.Errorf("Grafana's %s is at %s, which is nowhere", s.Name, s.URL)
-		}
-	}
-	for _, name := range []string{"prometheus", "grafana"} {
-		if got := p.Services[name].Profiles; !slices.Equal(got, []string{"monitoring"}) {
-			t.Errorf("%s has profiles %v, want monitoring alone", name, got)
-		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/otlptest"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
 	"github.com/sagaz-relay/relay/sinks/kafka"
@@ -42,8 +43,12 @@ type stage struct {
 
 // What `docker compose up`, then `docker compose up load consumer` do: the tables are made, the relay becomes healthy, sagas are written, and each
 // event is in Kafka and in RabbitMQ, where the documented commands look.
+//
+// The relay sends traces, as the monitoring stack's users are told to have it do.
 func TestPlay(t *testing.T) {
-	s := setUp(t, load(t))
+	traces := otlptest.New(t)
+	endpoint := traceEndpoints(t)[0]
+	s := setUp(t, load(t, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+endpoint), endpoint, strings.TrimPrefix(traces.HTTP(), "http://"))
 	if text, code := s.start("migrate", nil).end(); code != 0 {
 		t.Fatalf("migrate: exit code %d: %s", code, text)
 	}
@@ -101,10 +106,24 @@ func TestPlay(t *testing.T) {
 	if code := relay.stop(); code != 0 {
 		t.Errorf("relay: exit code %d after SIGTERM, want 0", code)
 	}
+	// It has exported all that was left.
+	seen := map[string]bool{}
+	for _, span := range traces.Spans() {
+		seen[span.TraceID] = true
+		for _, link := range span.Links {
+			seen[link.TraceID] = true
+		}
+	}
+	for _, header := range s.column(`SELECT DISTINCT headers->>'traceparent' FROM saga_outbox`) {
+		if id := strings.Split(header, "-"); len(id) != 4 || !seen[id[1]] {
+			t.Errorf("no span belongs or links to the saga's trace %q", header)
+		}
+	}
 }
 
-// setUp starts PostgreSQL of the file's version with the file's settings and first script, and RabbitMQ with the file's definitions.
-func setUp(t *testing.T, p *types.Project) *stage {
+// setUp starts PostgreSQL of the file's version with the file's settings and first script, and RabbitMQ with the file's definitions. hosts are more
+// addresses of services, each followed by the real one.
+func setUp(t *testing.T, p *types.Project, hosts ...string) *stage {
 	t.Helper()
 	s := &stage{t: t, project: p, kafka: brokertest.Kafka(t).Plaintext}
 	postgres := p.Services["postgres"]
@@ -163,7 +182,7 @@ func setUp(t *testing.T, p *types.Project) *stage {
 	if err != nil {
 		t.Fatal("the broker's URL is none")
 	}
-	s.hosts = strings.NewReplacer("postgres:5432", at.Host, "kafka:9092", s.kafka, "rabbitmq:5672", rabbitAt.Host)
+	s.hosts = strings.NewReplacer(append([]string{"postgres:5432", at.Host, "kafka:9092", s.kafka, "rabbitmq:5672", rabbitAt.Host}, hosts...)...)
 	s.rabbit = s.hosts.Replace(*p.Services["relay"].Environment["RABBITMQ_URL"])
 	return s
 }

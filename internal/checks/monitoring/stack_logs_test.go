@@ -96,13 +96,19 @@ func alloyMakes(t *testing.T, names ...string) collected {
 	return c
 }
 
-var base, withSagaIDs = []string{"config/config.alloy", "config/labels.alloy"}, []string{"config/config.alloy", "components/saga-id-labels/labels.alloy"}
+// The files that make up a configuration: of the cluster, with the component, and of docker-compose.yml.
+var (
+	base        = []string{"config/config.alloy", "config/labels.alloy"}
+	withSagaIDs = []string{"config/config.alloy", "components/saga-id-labels/labels.alloy"}
+	inCompose   = []string{"../testdata/compose/config.alloy", "config/labels.alloy"}
+)
 
 // Alloy's files parse, use components that are there, and what they name leads to the next.
 func TestAlloyConfig(t *testing.T) {
-	known := strings.Fields("logging discovery.kubernetes discovery.relabel loki.source.kubernetes loki.process loki.write namespaces rule endpoint " +
+	known := strings.Fields("logging discovery.kubernetes discovery.docker discovery.relabel loki.source.kubernetes loki.source.docker loki.process loki.write " +
+		"namespaces filter rule endpoint " +
 		"stage.json stage.timestamp stage.labels stage.structured_metadata")
-	for _, files := range [][]string{base, withSagaIDs} {
+	for _, files := range [][]string{base, withSagaIDs, inCompose} {
 		there := make(map[string]bool)
 		alloyBlocks(t, files, func(file, name string, b *ast.BlockStmt) {
 			if !slices.Contains(known, name) {
@@ -152,6 +158,9 @@ func TestLabels(t *testing.T) {
 	}
 	if want := slices.Sorted(slices.Values(append([]string{"saga_id", "correlation_id", "step_name"}, bounded...))); !slices.Equal(ids.labels, want) {
 		t.Errorf("component: labels %v, want %v", ids.labels, want)
+	}
+	if compose := alloyMakes(t, inCompose...); !slices.Equal(compose.labels, bounded) || !slices.Equal(compose.metadata, plain.metadata) {
+		t.Errorf("docker-compose.yml: %+v, want what the cluster has: %+v", compose, plain)
 	}
 	readme := string(product.Read(t, "README.md"))
 	for _, c := range []collected{plain, ids} {

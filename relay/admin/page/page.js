@@ -161,9 +161,9 @@ function slot(r, s) {
     owns && s.why ? fact("Why", el("span", { class: "said" }, s.why), true) : null,
   ];
   const charts = owns && h ? el("div", { class: "charts" },
-    figure(r, "WAL behind", h.lag_bytes, bytes(lag), bytes, { least: 1024 * 1024 }),
+    figure(r, "WAL behind", h.lag_bytes, bytes(lag), bytes, { least: 1024 * 1024, base: 1024 }),
     figure(r, "Lag", h.lag_seconds, duration(s.lag_seconds), duration, { least: 1 }),
-    figure(r, "WAL held", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, cap: s.cap_bytes })) : null;
+    figure(r, "WAL held", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, base: 1024, cap: s.cap_bytes })) : null;
   return el("article", { class: "card slot", "aria-label": `Slot ${s.slot}` },
     el("header", {}, el("h3", { class: "mono" }, s.slot), tag(roles[s.role] || "info", s.role), mode ? tag(s.streaming || s.why === "RELAY_MODE=polling" ? "ok" : "degraded", mode) : null),
     charts, el("dl", { class: "facts" }, facts));

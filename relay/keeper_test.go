@@ -58,6 +58,7 @@ func TestKeeper(t *testing.T) {
 		if problems := r.relay.Status().Problems(); len(problems) > 0 {
 			t.Errorf("problems %q, want none: a standby is ready", problems)
 		}
+		r.wantMetric(1, "outbox_ready")
 		r.wantMetric(0, "outbox_shards_owned")
 		r.wantMetric(0, "outbox_pending_events_total")
 		r.wantMetric(0, "outbox_pending_events")
@@ -161,6 +162,7 @@ func TestKeeper(t *testing.T) {
 		if problems := r.relay.Status().Problems(); len(problems) != 1 || !strings.Contains(problems[0], errConnection.Error()) {
 			t.Errorf("problems %q while the database is away, want one, with the cause", problems)
 		}
+		r.wantMetric(0, "outbox_ready")
 		<-r.done
 		if !errors.Is(r.err, errSetup) {
 			t.Errorf("got %v, want the check's SetupError", r.err)
@@ -222,10 +224,12 @@ func TestKeeper(t *testing.T) {
 		if problems := r.relay.Status().Problems(); len(problems) != 0 {
 			t.Errorf("problems %q after 14 s without a connection, want none yet", problems)
 		}
+		r.wantMetric(1, "outbox_ready")
 		time.Sleep(2 * time.Second)
 		if problems := r.relay.Status().Problems(); len(problems) != 1 || !strings.Contains(problems[0], "no replication connection for 16 s") {
 			t.Errorf("problems %q after 16 s without a connection", problems)
 		}
+		r.wantMetric(0, "outbox_ready")
 	})
 
 	bubble(t, "StoppedWhileStandingBy", func(t *testing.T) {

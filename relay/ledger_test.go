@@ -521,11 +521,13 @@ func TestRecovery(t *testing.T) {
 		w.recovery = relay.Recovery{Owed: true, Cause: "first start"}
 		w.gone = relay.GoneMissing
 		w.commit("a", "a")
-		start(t, w, quick, sink)
+		r := start(t, w, quick, sink)
 		w.untilStatus("sent", "a1", "a2")
 		w.commit("a")
 		w.untilStatus("sent", "a3")
 		wantTaken(t, sink, "a1 a2 a3")
+		r.wantMetric(2, "outbox_recovered_events_total") // and no gap was
+		r.wantMetric(2, "outbox_recovered_events_total", "cause=first_start")
 	})
 
 	// The owner dies in the middle of the sweep: the next one knows that it is owed, and does not read the slot before it is done.
@@ -616,6 +618,8 @@ func TestPolling(t *testing.T) {
 		if got := r.slot(); got.Mode != "polling" || len(r.relay.Status().Problems()) != 0 {
 			t.Errorf("status: mode %q, problems %q", got.Mode, r.relay.Status().Problems())
 		}
+		r.wantMetric(1, "outbox_wanted_mode", "mode=polling")
+		r.wantMetric(1, "outbox_wanted_mode")
 	})
 
 	// Streaming is impossible at first: auto says why, polls, and streams when it is possible; nothing is repeated.
@@ -634,6 +638,9 @@ func TestPolling(t *testing.T) {
 		if got := r.slot(); got.Mode != "polling" || !strings.Contains(got.Why, "wal_level") {
 			t.Errorf("status: mode %q, why %q", got.Mode, got.Why)
 		}
+		r.wantMetric(1, "outbox_mode", "mode=polling")
+		r.wantMetric(1, "outbox_wanted_mode", "mode=auto")
+		r.wantMetric(1, "outbox_wanted_mode")
 		time.Sleep(110 * time.Second)
 		w.untilStatus("sent", append(numbered("a", 1, 200), numbered("b", 1, 200)...)...)
 		if got := r.slot(); got.Mode != "cdc" || !got.Streaming {

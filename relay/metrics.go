@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,6 +50,9 @@ type Metrics struct {
 	leaseChanges prometheus.Counter
 	reconnects   prometheus.Counter
 	build        *prometheus.GaugeVec
+	wanted       *prometheus.GaugeVec
+	memoryLimit  *prometheus.GaugeVec
+	isReady      atomic.Pointer[func() bool]
 
 	exemplars bool // records' trace contexts are known, so histograms may name them; set before anything is counted
 
@@ -83,7 +87,7 @@ const maxEventTypes = 200
 const otherEventType = "other"
 
 // recoveredCauses are those of outbox_recovered_events_total.
-var recoveredCauses = []string{string(GoneMissing), string(GoneLost), string(GonePublication), string(GoneMoved), "stuck_claim", "failed", "pending", "polled"}
+var recoveredCauses = []string{string(GoneMissing), string(GoneLost), string(GonePublication), string(GoneMoved), "first_start", "stuck_claim", "failed", "pending", "polled"}
 
 // parkedBehind is the reason of an entry that waits behind another of its key.
 const parkedBehind = "behind"
@@ -147,7 +151,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 	// The stream, the table, the marks.
 	m.received = counter("outbox_received_events_total", "Events taken from the slot or found in the table, to be published.")
 	m.skipped = counter("outbox_skipped_events_total", "Events that the slot told of again although they were settled already: after a crash, or beside other workers.")
-	m.found = counters("outbox_recovered_events_total", "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved (slots), stuck_claim, failed, pending (by hand), polled.", nil, "cause")
+	m.found = counters("outbox_recovered_events_total", "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved (a gap in what the slot tells), first_start (rows older than the slot), stuck_claim, failed, pending (by hand), polled.", nil, "cause")
 	m.looks = histogram("outbox_table_look_seconds", "Time that a look at the table for rows no slot tells of took, by what is looked for: pending, stuck_claim, failed.",
 		[]float64{0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60}, nil, "kind")
 	m.marks = counter("outbox_marked_events_total", "Rows marked with their event's fate.")
@@ -158,6 +162,14 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 	m.leaseChanges = counter("outbox_lease_changes_total", "Times that this relay has taken or lost a slot. A steady rise means relays that fight or die.")
 	m.reconnects = counter("outbox_stream_reconnects_total", "Times that the replication connection had to be made again.")
 	m.build = gauges("outbox_build_info", "1, with what is running.", "version", "revision", "goversion")
+	m.wanted = gauges("outbox_wanted_mode", "1 for what RELAY_MODE asks for (auto, cdc, polling), 0 for the others. outbox_mode is what came of it.", "mode")
+	m.memoryLimit = gauges("outbox_memory_limit_bytes", "Memory that this process may use: the least limit of its control groups, or the machine's memory. Beyond it the kernel ends the relay.")
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "outbox_ready", Help: "1 while /health/ready says yes, 0 while this relay does not do its part. A standby is ready, and so is an owner whose broker is down.",
+	}, func() float64 {
+		ready := m.isReady.Load()
+		return oneIf(ready != nil && (*ready)())
+	}))
 
 	m.sagas = newSagas(reg)
 
@@ -173,6 +185,9 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 // configure tells what New was told; the configuration is valid.
 func (m *Metrics) configure(cfg *Config) {
 	m.slots.slots = cfg.Slots
+	for _, mode := range []string{ModeAuto, ModeCDC, ModePolling} {
+		m.wanted.WithLabelValues(mode).Set(oneIf(mode == cfg.Mode))
+	}
 	m.sagas.rules, _ = parseSagaRules(cfg.SagaRules)
 	for _, rule := range m.sagas.rules {
 		m.sagas.explicit = m.sagas.explicit || rule.outcome == sagaStarted
@@ -183,6 +198,16 @@ func (m *Metrics) configure(cfg *Config) {
 func (m *Metrics) Build(version, revision string) {
 	m.build.WithLabelValues(version, revision, runtime.Version()).Set(1)
 }
+
+// MemoryLimit exports how much memory the process may use; 0 is not known, and exports nothing.
+func (m *Metrics) MemoryLimit(bytes uint64) {
+	if bytes > 0 {
+		m.memoryLimit.WithLabelValues().Set(float64(bytes))
+	}
+}
+
+// readiness tells how to find out whether the relay is ready, at each scrape.
+func (m *Metrics) readiness(ready func() bool) { m.isReady.Store(&ready) }
 
 // eventType returns the series of an event type, or those of "other" when there are too many types.
 func (m *Metrics) eventType(name string) *eventTypeMetrics {

@@ -51,6 +51,7 @@ func busyMetrics() *prometheus.Registry {
 	cfg := DefaultConfig()
 	m.configure(&cfg)
 	m.Build("1.0", "abc")
+	m.MemoryLimit(1 << 29)
 	s := m.sink("kafka")
 	f := &flight{rec: Record{EventType: "order.pay.failed"}, aggregateType: "saga", parked: []Parked{{Sink: "kafka", State: StateDead, Reason: ReasonTooLarge}}}
 	s.acked([]*flight{f}, time.Millisecond)

@@ -15,7 +15,8 @@ type observer struct {
 	p      *pipeline
 	unread unreadEstimate
 	sample slotSample // what is known; a copy of it is exported
-	next   struct{ ledger, backlog, table time.Time }
+	next   struct{ backlog, table time.Time }
+	ledger schedule
 
 	looking <-chan tableLook // the table's rows are being counted
 
@@ -90,11 +91,14 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 
 // lookAtTable counts the ledger's entries and the table's rows, each as often as its cost allows.
 func (o *observer) lookAtTable(ctx context.Context) {
-	if began := time.Now(); !began.Before(o.next.ledger) {
+	if began := time.Now(); o.ledger.due() {
 		if counts, err := o.p.lease.Counts(ctx); err == nil {
 			o.sample.ledger = counts
 		}
-		o.next.ledger = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)))
+		o.ledger.after(time.Since(began), slotEvery*observeInterval, lookShare)
+		if latest := time.Now().Add(ledgerCeiling); o.ledger.next.After(latest) {
+			o.ledger.next = latest
+		}
 	}
 	if began := time.Now(); o.p.isPolling() && !began.Before(o.next.backlog) {
 		if n, err := o.p.lease.Backlog(ctx, backlogLimit); err == nil {
@@ -132,6 +136,10 @@ type tableLook struct {
 	err   error
 	took  time.Duration
 }
+
+// ledgerCeiling bounds the pause between two counts of the ledger, whatever they cost: alerts hang on them. One that had to wait for a busy machine says
+// little of the next.
+const ledgerCeiling = time.Minute
 
 // tableCeiling bounds the pause between two counts of the table's rows, whatever they cost.
 const tableCeiling = time.Hour

@@ -54,6 +54,7 @@ func New(cfg Config, log hclog.Logger, metrics *Metrics, source Source, store St
 		r.health = append(r.health, &sinkHealth{sink: sink.Name(), metrics: metrics.sink(sink.Name()), changes: r.changes})
 	}
 	metrics.configure(&cfg)
+	metrics.readiness(func() bool { return len(r.Status().Problems()) == 0 })
 	for _, slot := range cfg.Slots {
 		r.slots[slot] = &slotState{name: slot, role: Starting, since: time.Now()}
 	}

@@ -19,11 +19,11 @@ type sagas struct {
 	rules    []sagaRule
 	explicit bool // a rule tells which events start a saga; otherwise the first one seen does
 
-	started, completed, failed, compensated *prometheus.CounterVec
-	steps                                   *prometheus.CounterVec
-	duration                                *histograms
-	active, oldest                          *prometheus.Desc
-	dropped, unmatched                      prometheus.Counter
+	started, completed, failed, compensated, uncompensated *prometheus.CounterVec
+	steps                                                  *prometheus.CounterVec
+	duration                                               *histograms
+	active, oldest                                         *prometheus.Desc
+	dropped, unmatched                                     prometheus.Counter
 
 	seed maphash.Seed
 
@@ -45,24 +45,25 @@ const (
 
 // sagaType are the series of the sagas of one name, resolved.
 type sagaType struct {
-	started, completed, failed, compensated prometheus.Counter
-	durationCompleted, durationFailed       *histogram
-	active                                  int
+	started, completed, failed, compensated, uncompensated prometheus.Counter
+	durationCompleted, durationFailed                      *histogram
+	active                                                 int
 }
 
-type sagaSteps struct{ success, failed, compensated prometheus.Counter }
+type sagaSteps struct{ success, failed, compensated, uncompensated prometheus.Counter }
 
 // trackedSaga is a saga of which an event was seen.
 type trackedSaga struct {
-	id          uint64
-	of          *sagaType
-	slot        string
-	first       Timestamp // created_at of its first event; by the application's clock, as that of the last
-	events      int
-	active      bool // counted in of.active
-	started     bool
-	compensated bool
-	ended       bool
+	id            uint64
+	of            *sagaType
+	slot          string
+	first         Timestamp // created_at of its first event; by the application's clock, as that of the last
+	events        int
+	active        bool // counted in of.active
+	started       bool
+	compensated   bool
+	uncompensated bool
+	ended         bool
 
 	prev, next *trackedSaga
 }
@@ -87,7 +88,9 @@ func newSagas(reg prometheus.Registerer) *sagas {
 	s.completed = counters("outbox_saga_completed_total", "Sagas that ended well, by their events (RELAY_SAGA_RULES).", "saga_name")
 	s.failed = counters("outbox_saga_failed_total", "Sagas that ended otherwise, compensated or not.", "saga_name")
 	s.compensated = counters("outbox_saga_compensated_total", "Sagas in which at least one step was compensated.", "saga_name")
-	s.steps = counters("outbox_saga_steps_total", "Steps of sagas by outcome: success, failed, compensated.", "saga_name", "step_name", "outcome")
+	s.uncompensated = counters("outbox_saga_compensation_failed_total", "Sagas in which at least one step could not be compensated, so that what it did stands. "+
+		"The library's own listener tells of none: see README, Metrics.", "saga_name")
+	s.steps = counters("outbox_saga_steps_total", "Steps of sagas by outcome: success, failed, compensated, compensation_failed.", "saga_name", "step_name", "outcome")
 	s.duration = newHistograms("outbox_saga_duration_seconds", "Time from a saga's first event to its last by their created_at, by how it ended (completed, failed); only sagas whose first event this owner saw.",
 		[]float64{0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}, nil, "saga_name", "status")
 	s.active = prometheus.NewDesc("outbox_saga_active", "Sagas of which this owner saw the first event and not the last. Sagas whose types tell of no end stay in it until others push them out.", []string{"saga_name"}, nil)
@@ -156,6 +159,12 @@ func (s *sagas) count(slot string, f *flight, outcome sagaOutcome, name, step st
 		if !t.compensated {
 			t.compensated = true
 			t.of.compensated.Inc()
+		}
+	case sagaUncompensated:
+		s.step(name, step).uncompensated.Inc()
+		if !t.uncompensated {
+			t.uncompensated = true
+			t.of.uncompensated.Inc()
 		}
 	case sagaCompleted:
 		s.end(t, f, t.of.completed, t.of.durationCompleted)
@@ -255,6 +264,7 @@ func (s *sagas) name(name string) *sagaType {
 	t := &sagaType{
 		started: s.started.WithLabelValues(name), completed: s.completed.WithLabelValues(name),
 		failed: s.failed.WithLabelValues(name), compensated: s.compensated.WithLabelValues(name),
+		uncompensated:     s.uncompensated.WithLabelValues(name),
 		durationCompleted: s.duration.with(name, "completed"), durationFailed: s.duration.with(name, "failed"),
 	}
 	s.names[name] = t
@@ -276,7 +286,7 @@ func (s *sagas) step(saga, step string) *sagaSteps {
 	key = [2]string{validLabel(key[0]), validLabel(key[1])}
 	c := &sagaSteps{
 		success: s.steps.WithLabelValues(key[0], key[1], "success"), failed: s.steps.WithLabelValues(key[0], key[1], "failed"),
-		compensated: s.steps.WithLabelValues(key[0], key[1], "compensated"),
+		compensated: s.steps.WithLabelValues(key[0], key[1], "compensated"), uncompensated: s.steps.WithLabelValues(key[0], key[1], "compensation_failed"),
 	}
 	s.stepSets[key] = c
 	return c

@@ -13,21 +13,23 @@ type sagaOutcome string
 
 // Outcomes that a rule may name.
 const (
-	sagaStarted     sagaOutcome = "started"
-	sagaStep        sagaOutcome = "step"        // a step has succeeded
-	sagaStepFailed  sagaOutcome = "step_failed" // a step has failed; compensation, if any, follows
-	sagaCompensated sagaOutcome = "compensated" // a step was compensated
-	sagaCompleted   sagaOutcome = "completed"   // the saga has ended well
-	sagaFailed      sagaOutcome = "failed"      // the saga has ended otherwise, compensated or not
+	sagaStarted       sagaOutcome = "started"
+	sagaStep          sagaOutcome = "step"                // a step has succeeded
+	sagaStepFailed    sagaOutcome = "step_failed"         // a step has failed; compensation, if any, follows
+	sagaCompensated   sagaOutcome = "compensated"         // a step was compensated
+	sagaUncompensated sagaOutcome = "compensation_failed" // a step could not be compensated: what it did stands
+	sagaCompleted     sagaOutcome = "completed"           // the saga has ended well
+	sagaFailed        sagaOutcome = "failed"              // the saga has ended otherwise, compensated or not
 )
 
-var sagaOutcomes = []sagaOutcome{sagaStarted, sagaStep, sagaStepFailed, sagaCompensated, sagaCompleted, sagaFailed}
+var sagaOutcomes = []sagaOutcome{sagaStarted, sagaStep, sagaStepFailed, sagaCompensated, sagaUncompensated, sagaCompleted, sagaFailed}
 
-// DefaultSagaRules are the event types of the library's OutboxSagaListener.
+// DefaultSagaRules are the event types of the library's OutboxSagaListener, and one for what that does not tell: a compensation that failed.
 func DefaultSagaRules() []string {
 	return []string{
 		"{saga}.completed=completed", "{saga}.failed=failed",
 		"{saga}.{step}.success=step", "{saga}.{step}.failed=step_failed", "{saga}.{step}.compensated=compensated",
+		"{saga}.{step}.compensation_failed=compensation_failed",
 	}
 }
 
@@ -45,7 +47,7 @@ func parseSagaRule(text string) (sagaRule, error) {
 	case !ok || pattern == "":
 		return sagaRule{}, errors.New("want EVENT_TYPE=OUTCOME, such as {saga}.completed=completed")
 	case !slices.Contains(sagaOutcomes, sagaOutcome(outcome)):
-		return sagaRule{}, fmt.Errorf("no such outcome %q: want started, step, step_failed, compensated, completed or failed", outcome)
+		return sagaRule{}, fmt.Errorf("no such outcome %q: want started, step, step_failed, compensated, compensation_failed, completed or failed", outcome)
 	}
 	var expr strings.Builder
 	expr.WriteString("^")

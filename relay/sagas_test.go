@@ -77,6 +77,7 @@ func TestSagaRules(t *testing.T) {
 		{"", "order.pay.success", "step order pay"},
 		{"", "order.pay.failed", "step_failed order pay"},
 		{"", "order.pay.compensated", "compensated order pay"},
+		{"", "order.pay.compensation_failed", "compensation_failed order pay"},
 		{"", "order-processing.create_order.success", "step order-processing create_order"},
 		{"", "OrderCreated", "  "},
 		{"", "a.b.c.failed", "  "}, // {saga} and {step} have no dots
@@ -191,6 +192,17 @@ func TestSagasByName(t *testing.T) {
 	none.see("1", "order.completed")
 	none.want("completed_total", "")
 	none.want("unmatched_events_total", "")
+}
+
+// A step that could not be compensated is no compensated one, and makes its saga count once.
+func TestSagasCompensationFailed(t *testing.T) {
+	r := newSagaRig(t)
+	r.see("1", "order.reserve.success", "order.bill.success", "order.pay.failed", "order.bill.compensation_failed", "order.reserve.compensation_failed", "order.failed")
+	r.see("2", "order.reserve.success", "order.pay.failed", "order.reserve.compensated", "order.failed")
+	r.want("compensation_failed_total", "order=1")
+	r.want("compensated_total", "order=1")
+	r.want("failed_total", "order=2")
+	r.want("steps_total", "compensated/order/reserve=1 compensation_failed/order/bill=1 compensation_failed/order/reserve=1 failed/order/pay=2 success/order/bill=1 success/order/reserve=2")
 }
 
 // Memory and labels are bounded, whatever comes: the sagas heard of least recently are dropped, and counted if they were under way.

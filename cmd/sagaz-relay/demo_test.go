@@ -91,13 +91,16 @@ type meddler struct {
 	relay.Sink
 	mu     sync.Mutex // guards faults
 	faults []func([]*relay.Record) (changed []*relay.Record, did bool)
+	all    func() // called when there are none left
 }
 
 func (m *meddler) Publish(ctx context.Context, batch []*relay.Record) error {
 	m.mu.Lock()
 	if len(m.faults) > 0 {
 		if changed, did := m.faults[0](slices.Clone(batch)); did {
-			m.faults, batch = m.faults[1:], changed
+			if m.faults, batch = m.faults[1:], changed; len(m.faults) == 0 {
+				m.all()
+			}
 		}
 	}
 	m.mu.Unlock()
@@ -129,18 +132,24 @@ func swap(batch []*relay.Record) ([]*relay.Record, bool) {
 }
 
 // deadSink takes nothing.
-type deadSink struct{ relay.Sink }
+type deadSink struct {
+	relay.Sink
+	asked func()
+}
 
-func (deadSink) Publish(context.Context, []*relay.Record) error { return errors.New("no space left") }
+func (s deadSink) Publish(context.Context, []*relay.Record) error {
+	s.asked()
+	return errors.New("no space left")
+}
 
 func TestDemoSeesFaults(t *testing.T) {
 	for _, tc := range []struct {
 		name string
-		wrap func(relay.Sink) relay.Sink
+		wrap func(sink relay.Sink, enough func()) relay.Sink
 		want []string
 	}{
-		{"OneOfEach", func(sink relay.Sink) relay.Sink {
-			return &meddler{Sink: sink, faults: []func([]*relay.Record) ([]*relay.Record, bool){lose, repeat, invent, swap}}
+		{"OneOfEach", func(sink relay.Sink, enough func()) relay.Sink {
+			return &meddler{Sink: sink, all: enough, faults: []func([]*relay.Record) ([]*relay.Record, bool){lose, repeat, invent, swap}}
 		}, []string{
 			"4 of 6 promises did not hold",
 			"✗ every committed event delivered", "sink file: 1 missing: ",
@@ -149,17 +158,20 @@ func TestDemoSeesFaults(t *testing.T) {
 			"✗ commit order within each key", "sink file: 1 out of order: ",
 			"✓ every row marked sent", "✓ slot lag 0",
 		}},
-		{"Dead", func(sink relay.Sink) relay.Sink { return deadSink{sink} }, []string{
+		{"Dead", func(sink relay.Sink, enough func()) relay.Sink { return deadSink{sink, enough} }, []string{
 			"3 of 6 promises did not hold", "✗ every committed event delivered", "✗ every row marked sent", "✗ slot lag 0", " missing: ",
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := demoTempDir(t)
 			var out bytes.Buffer
+			loading, enough := context.WithCancel(t.Context())
+			defer enough()
 			d := &demo{
-				opts: demoOptions{duration: time.Second, rate: 500, writers: 4}, screen: newScreen(&out), patience: 3 * time.Second, wrapSink: tc.wrap,
+				opts: demoOptions{duration: time.Minute, rate: 500, writers: 4}, screen: newScreen(&out), patience: 3 * time.Second,
+				wrapSink: func(sink relay.Sink) relay.Sink { return tc.wrap(sink, enough) },
 			}
-			err := d.run(t.Context(), t.Context())
+			err := d.run(loading, t.Context())
 			if err == nil {
 				t.Fatalf("got no error\n%s", out.String())
 			}

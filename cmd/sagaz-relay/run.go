@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -86,10 +84,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	v, revision := buildVersion()
 	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.program.Sinks, "mark", s.store.Mark)
 
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	metrics := relay.NewMetrics(reg, s.relay.WorkerID)
-	metrics.Build(v, revision)
+	reg, metrics := newRegistry(s.relay.WorkerID)
 
 	sinks, err := s.openSinks(log)
 	if err != nil {

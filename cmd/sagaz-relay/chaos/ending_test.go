@@ -3,9 +3,11 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,7 +15,8 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// settle waits until every row has its fate, and the ledger holds nothing but dead letters.
+// settle waits until every row has its fate, and the ledger holds nothing but dead letters. It gives up when for as long as patience
+// nothing more has got there: how many do in a while depends on the machine.
 func (r *round) settle() bool {
 	unsettled := `SELECT count(*) || ' rows ' || status FROM saga_outbox WHERE status NOT IN ('sent', 'dead_letter') GROUP BY status
 		UNION ALL SELECT count(*) || ' entries ' || state || ' of ' || sink || coalesce(' for ' || reason, '') FROM saga_outbox_delivery WHERE state <> 'dead' GROUP BY state, sink, reason`
@@ -21,7 +24,7 @@ func (r *round) settle() bool {
 		unsettled = strings.ReplaceAll(unsettled, `state <> 'dead'`, `true`)
 	}
 	var left []string
-	asked := time.Now()
+	asked, least := time.Now(), math.MaxInt
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		var err error
 		if left, err = query[string](r, unsettled); err != nil {
@@ -30,6 +33,9 @@ func (r *round) settle() bool {
 		}
 		if len(left) == 0 {
 			return true
+		}
+		if n := total(left); n < least {
+			least, deadline = n, time.Now().Add(patience)
 		}
 		if r.byHand() && time.Since(asked) > time.Second {
 			asked = time.Now()
@@ -42,8 +48,18 @@ func (r *round) settle() bool {
 		'| ledger:', d.sink, d.state, d.reason, d.attempts, d.position, d.last_error) FROM saga_outbox o LEFT JOIN saga_outbox_delivery d USING (event_id)
 		WHERE o.status NOT IN ('sent', 'dead_letter') OR d.state <> 'dead' ORDER BY d.position, o.created_at LIMIT 5`) // for people
 	state, _ := query[string](r, `SELECT 'relay state: ' || r::text FROM saga_outbox_relay r UNION ALL SELECT 'slot: ' || s::text FROM pg_replication_slots s WHERE database = current_database()`)
-	r.errorf("not settled after %s: %s; the first of them:\n%s\n%s", patience, strings.Join(left, ", "), strings.Join(some, "\n"), strings.Join(state, "\n"))
+	r.errorf("not settled, and no nearer to it for %s: %s; the first of them:\n%s\n%s", patience, strings.Join(left, ", "), strings.Join(some, "\n"), strings.Join(state, "\n"))
 	return false
+}
+
+// total adds up the counts that the lines begin with.
+func total(lines []string) (sum int) {
+	for _, l := range lines {
+		count, _, _ := strings.Cut(l, " ")
+		n, _ := strconv.Atoi(count)
+		sum += n
+	}
+	return sum
 }
 
 // byHand says that dead letters are dealt with by a person.

@@ -26,6 +26,8 @@ var limits = []struct {
 	{"sagaz-outbox", "Backlog", 1000, "OutboxLowThroughput", "> 1000"},
 	{"sagaz-outbox", "Commit to acknowledgement", 5, "OutboxLatencyHigh", "> 5"},
 	{"sagaz-outbox", "Relays, by slot", 2, "OutboxStandbyMissing", "< 2"},
+	{"sagaz-outbox", "Memory, of the limit", 0.9, "OutboxMemoryHigh", "> 0.9"},
+	{"sagaz-outbox", "CPU, of GOMAXPROCS", 0.9, "OutboxCPUSaturated", "> 0.9"},
 	{"sagaz-outbox", "Marks that are HOT", 0.9, "OutboxMarksNotHot", "< 0.9"},
 	{"sagaz-replication", "Oldest event waiting", 60, "OutboxLagElevated", "> 60"},
 	{"sagaz-replication", "Oldest event waiting", 300, "OutboxHighLag", "> 300"},
@@ -33,7 +35,7 @@ var limits = []struct {
 	{"sagaz-replication", "WAL kept, of the cap", 0.9, "OutboxSlotWALCritical", "< 0.1"},
 	{"sagaz-replication", "Not read for", 300, "OutboxSlotInactive", "> 300"},
 	{"sagaz-replication", "Relays, by slot", 2, "OutboxStandbyMissing", "< 2"},
-	{"sagaz-saga", "Failure ratio", 0.1, "OutboxSagaFailureRateHigh", "> 0.1"},
+	{"sagaz-saga", "Failure ratio", 0.05, "OutboxSagaFailureRateHigh", "> 0.05"},
 	{"sagaz-saga", "Oldest in progress", 3600, "OutboxSagaStuck", "> 3600"},
 	{"sagaz-saga", "Oldest in progress, by saga", 3600, "OutboxSagaStuck", "> 3600"},
 }

@@ -92,7 +92,7 @@ type exported struct {
 func series(t *testing.T) map[string]exported {
 	t.Helper()
 	known := map[string]exported{"up": {"gauge", nil}}
-	line := regexp.MustCompile("(?m)^\\| `(outbox_[a-z_]+)` \\| (counter|gauge|histogram) \\| ([^|]*)\\|")
+	line := regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_[a-z_]+)` \\| (counter|gauge|histogram) \\| ([^|]*)\\|")
 	name := regexp.MustCompile("`([a-z_]+)`")
 	for _, m := range line.FindAllStringSubmatch(string(product.Read(t, "README.md")), -1) {
 		var labels []string

@@ -95,7 +95,7 @@ func outbox() dashboard {
 				timeseries("Oldest event waiting", "Age of the oldest event that is not delivered, by slot; dead letters do not count.", "s", []target{
 					q(`max by (slot) (outbox_oldest_pending_seconds{@})`, "{{slot}}"),
 				}, above(60, 300)),
-				timeseries("Found in the table", "Events that no slot told of, by cause: a slot that was missing or lost, rows set back to pending, stuck claims, polling.", "ops", []target{
+				timeseries("Found in the table", "Events that no slot told of, by cause: a slot that was missing or lost, rows older than the slot (first_start), rows set back to pending, stuck claims, polling.", "ops", []target{
 					q(`sum by (cause) (rate(outbox_recovered_events_total{@}[$__rate_interval]))`, "{{cause}}"),
 				}),
 				timeseries("Told again and left out", "Events that were settled already: after a crash, or beside other workers.", "ops", []target{
@@ -122,6 +122,25 @@ func outbox() dashboard {
 				timeseries("Leases taken and lost", "A rolling update makes two a slot. A steady rate means relays that fight or die.", "short", []target{
 					q(`sum by (pod) (increase(outbox_lease_changes_total{@}[$__rate_interval]))`, "{{pod}}"),
 				}, toLogs("lease")),
+			}},
+			{"Resources", []panel{
+				timeline("Ready", "What /health/ready of each pod says. A standby is ready, and so is an owner whose broker is down.", []target{
+					q(`max by (pod) (outbox_ready{@})`, "{{pod}}"),
+				}, states("not ready,orange", "ready,green"), width(12)),
+				timeline("Mode asked for", "RELAY_MODE of each pod. If auto is asked for and events are found by polling, streaming is impossible: sagaz-relay doctor says why.", []target{
+					q(`max by (pod) (outbox_wanted_mode{@, mode="auto"}) + 2 * max by (pod) (outbox_wanted_mode{@, mode="cdc"}) + 3 * max by (pod) (outbox_wanted_mode{@, mode="polling"})`, "{{pod}}"),
+				}, states("none,transparent", "auto,green", "cdc,green", "polling,yellow"), width(12)),
+				timeseries("Memory", "Resident, and what Go counts against GOMEMLIMIT, which the collector tries to stay within.", "bytes", []target{
+					q(`max by (pod) (process_resident_memory_bytes{@})`, "{{pod}} resident"),
+					q(`max by (pod) (go_memstats_sys_bytes{@} - go_memstats_heap_released_bytes{@})`, "{{pod}} Go"),
+					q(`min(go_gc_gomemlimit_bytes{@})`, "GOMEMLIMIT"),
+				}),
+				timeseries("Memory, of the limit", "Resident memory as a share of what the container, or the machine, allows. Beyond it the kernel ends the relay.", "percentunit", []target{
+					q(`max by (pod) (process_resident_memory_bytes{@} / outbox_memory_limit_bytes{@})`, "{{pod}}"),
+				}, maximum(1), warn(0.9)),
+				timeseries("CPU, of GOMAXPROCS", "CPU time used, as a share of what GOMAXPROCS lets the relay have. All of it for long means that the relay is what is slow.", "percentunit", []target{
+					q(`max by (pod) (rate(process_cpu_seconds_total{@}[$__rate_interval]) / go_sched_gomaxprocs_threads{@})`, "{{pod}}"),
+				}, maximum(1), warn(0.9)),
 			}},
 			{"Sinks, marks, version", []panel{
 				timeline("Sinks", "Whether each sink takes what it is offered. isolated: its events go to the ledger, so that the others and the slot move on.", []target{

@@ -21,7 +21,7 @@ var (
 
 	selectors = regexp.MustCompile(`\b([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}]*\})`)
 	matchers  = regexp.MustCompile(`([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"([^"]*)"`)
-	ourNames  = regexp.MustCompile(`\boutbox_[a-z_]+`)
+	ourNames  = regexp.MustCompile(`\b(?:outbox|go|process)_[a-z_]+`)
 	grouping  = regexp.MustCompile(`\b(?:by|on|without|ignoring) \(([^)]*)\)`)
 	legends   = regexp.MustCompile(`\{\{\s*([a-z_]+)\s*\}\}`)
 	rated     = regexp.MustCompile(`\b(i?rate|increase)\(\s*[a-zA-Z_:]+(?:\{[^}]*\})?\[([^\]]*)\]`)

@@ -40,7 +40,7 @@ func TestEveryExpression(t *testing.T) {
 func documented(t *testing.T) map[string][]string {
 	t.Helper()
 	known := map[string][]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `(outbox_[a-z_]+)` \\| (counter|gauge|histogram) \\| ([^|]*)\\|").FindAllStringSubmatch(string(product.Read(t, "README.md")), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_[a-z_]+)` \\| (counter|gauge|histogram) \\| ([^|]*)\\|").FindAllStringSubmatch(string(product.Read(t, "README.md")), -1) {
 		labels := []string{}
 		for _, l := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(m[3], -1) {
 			labels = append(labels, l[1])

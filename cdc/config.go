@@ -53,6 +53,13 @@ func DefaultConfig() Config {
 	}
 }
 
+// askAfter is after how much silence the server is asked for a sign of life, which also tells how far it has come.
+//
+// While it decodes a large transaction it looks at what we say only every half of its timeout (walsender.c, WalSndUpdateProgress). So its answer
+// comes up to this, one interval and half the timeout later, which has to be well within the timeout: else we would give up the
+// connection, and the next one begin the same transaction again, for ever.
+func (c *Config) askAfter() time.Duration { return max(0, c.WALSenderTimeout/4-c.StatusInterval) }
+
 // Validate reports everything that is wrong at once.
 func (c *Config) Validate() error {
 	var errs []error

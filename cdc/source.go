@@ -28,8 +28,9 @@ type Source struct {
 	log       hclog.Logger
 	lookEvery time.Duration // see stream.watch
 
-	mu    sync.Mutex // guards slots
-	slots map[string]memory
+	mu       sync.Mutex // guards what follows
+	slots    map[string]memory
+	silences map[string]silence
 }
 
 var _ relay.Source = (*Source)(nil)
@@ -65,7 +66,7 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 	// The server's death must show within seconds, not after the kernel's two hours.
 	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
 	conn.DialFunc = dialer.DialContext
-	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory)}, nil
+	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence)}, nil
 }
 
 // withoutDSN drops the connection string that pgconn's parse error quotes: it holds the password.

@@ -63,7 +63,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	defer cancel(nil)
 
 	netConn := s.conn.Conn()
-	s.in.conn, s.in.silence, s.in.lowWater = netConn, s.cfg.WALSenderTimeout, lowWater(netConn)
+	s.in.conn, s.in.silence, s.in.lowWater = netConn, s.source.silenceOf(s.slot), lowWater(netConn)
 	s.in.before = func() error {
 		if err := s.handOn(ctx); err != nil {
 			return err
@@ -120,7 +120,8 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	case errors.As(err, &gone):
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("receive from slot %q: the server has been silent for %s", s.slot, s.cfg.WALSenderTimeout)
+		s.source.wasSilent(s.slot)
+		return fmt.Errorf("receive from slot %q: the server has been silent for %s", s.slot, s.in.silence)
 	case hasCode(err, codeUndefinedObject):
 		// The publication is not there as of the position that pgoutput decodes.
 		return s.source.gone(s.slot, relay.GonePublication, err)
@@ -145,8 +146,9 @@ func (s *stream) receive(ctx context.Context) error {
 		case *pgproto3.ErrorResponse:
 			return pgconn.ErrorResponseToPgError(m)
 		case *pgproto3.NoticeResponse:
-			// From PostgreSQL 18 on, "skipped loading publication": it goes on without the rows.
-			if m.Code == codePrerequisite && m.SeverityUnlocalized == "WARNING" {
+			// From PostgreSQL 18 on, "skipped loading publication": it goes on without the rows. The code alone would not do: a standby of
+			// synchronized_standby_slots that is away has the same (slot.c), and holds everything up without losing anything.
+			if m.Code == codePrerequisite && m.SeverityUnlocalized == "WARNING" && m.File == "pgoutput.c" {
 				return s.source.gone(s.slot, relay.GonePublication, pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m)))
 			}
 		case *pgproto3.CopyDone:
@@ -241,8 +243,7 @@ func (s *stream) feedback(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		// A quiet server is asked for a sign of life; its answer also tells how far it has come.
-		quiet := !s.deaf.Load() && time.Since(time.Unix(0, s.last.Load())) > s.cfg.WALSenderTimeout/3
+		quiet := !s.deaf.Load() && time.Since(time.Unix(0, s.last.Load())) > s.cfg.askAfter()
 		if err := s.report(quiet); err != nil {
 			return err
 		}

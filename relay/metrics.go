@@ -49,6 +49,7 @@ type Metrics struct {
 	pruned       prometheus.Counter
 	leaseChanges prometheus.Counter
 	reconnects   prometheus.Counter
+	spansDropped *prometheus.CounterVec
 	build        *prometheus.GaugeVec
 	wanted       *prometheus.GaugeVec
 	memoryLimit  *prometheus.GaugeVec
@@ -161,6 +162,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 	m.pruned = counter("outbox_pruned_events_total", "Rows removed because RELAY_RETENTION is over.")
 	m.leaseChanges = counter("outbox_lease_changes_total", "Times that this relay has taken or lost a slot. A steady rise means relays that fight or die.")
 	m.reconnects = counter("outbox_stream_reconnects_total", "Times that the replication connection had to be made again.")
+	m.spansDropped = counters("outbox_trace_spans_dropped_total", "Spans that no collector got, by reason: queue_full (OTEL_BSP_MAX_QUEUE_SIZE waited already), export (the collector did not take them). Events are delivered all the same.", nil, "reason")
 	m.build = gauges("outbox_build_info", "1, with what is running.", "version", "revision", "goversion")
 	m.wanted = gauges("outbox_wanted_mode", "1 for what RELAY_MODE asks for (auto, cdc, polling), 0 for the others. outbox_mode is what came of it.", "mode")
 	m.memoryLimit = gauges("outbox_memory_limit_bytes", "Memory that this process may use: the least limit of its control groups, or the machine's memory. Beyond it the kernel ends the relay.")
@@ -175,6 +177,9 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 
 	for _, cause := range recoveredCauses {
 		m.found.WithLabelValues(cause)
+	}
+	for _, reason := range []string{"queue_full", "export"} {
+		m.spansDropped.WithLabelValues(reason)
 	}
 	for _, k := range kinds {
 		m.looks.with(k.cause)
@@ -197,6 +202,11 @@ func (m *Metrics) configure(cfg *Config) {
 // Build exports which version runs.
 func (m *Metrics) Build(version, revision string) {
 	m.build.WithLabelValues(version, revision, runtime.Version()).Set(1)
+}
+
+// SpansDropped counts spans that are not exported. It may be called from any goroutine.
+func (m *Metrics) SpansDropped(reason string, spans int) {
+	m.spansDropped.WithLabelValues(reason).Add(float64(spans))
 }
 
 // MemoryLimit exports how much memory the process may use; 0 is not known, and exports nothing.

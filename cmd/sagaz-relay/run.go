@@ -99,7 +99,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	if err != nil {
 		return configError{err}
 	}
-	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.relay.Topic, RoutingKey: s.relay.RoutingKey}, log)
+	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.relay.Topic, RoutingKey: s.relay.RoutingKey, Dropped: metrics.SpansDropped}, log)
 	if err != nil {
 		return configError{err}
 	}

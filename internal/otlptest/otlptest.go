@@ -69,6 +69,7 @@ type Span struct {
 // Link is a link of a span.
 type Link struct {
 	TraceID, SpanID string
+	State           string // tracestate
 	Attributes      map[string]string
 }
 
@@ -272,7 +273,7 @@ func spanOf(s *wire.Span, resource map[string]string) Span {
 		Attributes: attributes(s.Attributes), Resource: resource,
 	}
 	for _, l := range s.Links {
-		out.Links = append(out.Links, Link{TraceID: hex.EncodeToString(l.TraceId), SpanID: hex.EncodeToString(l.SpanId), Attributes: attributes(l.Attributes)})
+		out.Links = append(out.Links, Link{TraceID: hex.EncodeToString(l.TraceId), SpanID: hex.EncodeToString(l.SpanId), State: l.TraceState, Attributes: attributes(l.Attributes)})
 	}
 	if s.Status.GetCode() == wire.Status_STATUS_CODE_ERROR {
 		if out.Error = s.Status.GetMessage(); out.Error == "" {

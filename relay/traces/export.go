@@ -60,7 +60,9 @@ func milliseconds(n int) time.Duration { return time.Duration(n) * time.Millisec
 type quiet struct {
 	sdktrace.SpanExporter
 	log     hclog.Logger
-	secrets []string        // parts of headers that a collector's answer may repeat
+	secrets []string // parts of headers that a collector's answer may repeat
+	dropped func(reason string, spans int)
+	took    func(spans int) // is told of what comes out of the queue
 	over    context.Context // ends when the time to export is over, and with it what is under way
 
 	mu     sync.Mutex // guards what follows
@@ -74,7 +76,8 @@ const quietFor = 5 * time.Minute
 
 // ExportSpans implements sdktrace.SpanExporter. It returns nil always: the trouble is told here.
 func (q *quiet) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
-	ctx, cancel := context.WithCancel(ctx)
+	q.took(len(spans))
+	ctx, cancel := context.WithCancel(withStates(ctx, spans))
 	defer cancel()
 	defer context.AfterFunc(q.over, cancel)()
 	err := q.SpanExporter.ExportSpans(ctx, spans)
@@ -92,6 +95,7 @@ func (q *quiet) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) 
 		q.since, q.logged = now, time.Time{}
 	}
 	q.lost += len(spans)
+	q.dropped(droppedExport, len(spans))
 	if now.Sub(q.logged) >= quietFor {
 		q.logged = now
 		q.log.Warn("traces are not exported, events are delivered all the same", "spans_lost", q.lost, "error", q.clean(err.Error()))

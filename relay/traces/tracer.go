@@ -25,6 +25,7 @@ type Tracer struct {
 	cfg      Config
 	log      hclog.Logger
 	provider *sdktrace.TracerProvider
+	queue    *queue
 	end      context.CancelFunc // of the time to export
 	tracer   trace.Tracer
 
@@ -39,6 +40,8 @@ var _ relay.Tracer = (*Tracer)(nil)
 type About struct {
 	WorkerID, Version string
 	Topic, RoutingKey string // RELAY_TOPIC and RELAY_ROUTING_KEY
+	// Dropped, if not nil, is told of spans that no collector will get, and why; see relay.Metrics.SpansDropped. It must not block.
+	Dropped func(reason string, spans int)
 }
 
 // New returns the tracer, or nil where the configuration says that there is none. It does not connect.
@@ -61,7 +64,7 @@ func New(cfg Config, about About, log hclog.Logger) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	exporter, err := otlptrace.New(context.Background(), client)
+	exporter, err := otlptrace.New(context.Background(), linkStates{client})
 	if err != nil {
 		return nil, fmt.Errorf("export traces to %s: %w", to, err)
 	}
@@ -91,10 +94,17 @@ func newTracer(cfg Config, about About, exporter sdktrace.SpanExporter, log hclo
 	t := &Tracer{cfg: cfg, log: log, topic: about.Topic, routingKey: about.RoutingKey}
 	over, end := context.WithCancel(context.Background())
 	t.end = end
+	dropped := about.Dropped
+	if dropped == nil {
+		dropped = func(string, int) {}
+	}
+	t.queue = &queue{limit: int64(cfg.QueueSize), log: log, dropped: dropped}
+	t.queue.SpanProcessor = sdktrace.NewBatchSpanProcessor(
+		&quiet{SpanExporter: exporter, log: log, secrets: secretsOf(headers), over: over, dropped: dropped, took: t.queue.took},
+		sdktrace.WithMaxQueueSize(cfg.QueueSize), sdktrace.WithMaxExportBatchSize(cfg.BatchSize),
+		sdktrace.WithBatchTimeout(milliseconds(cfg.ScheduleDelay)), sdktrace.WithExportTimeout(milliseconds(cfg.ExportTimeout)))
 	t.provider = sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(&quiet{SpanExporter: exporter, log: log, secrets: secretsOf(headers), over: over},
-			sdktrace.WithMaxQueueSize(cfg.QueueSize), sdktrace.WithMaxExportBatchSize(cfg.BatchSize),
-			sdktrace.WithBatchTimeout(milliseconds(cfg.ScheduleDelay)), sdktrace.WithExportTimeout(milliseconds(cfg.ExportTimeout))),
+		sdktrace.WithSpanProcessor(t.queue),
 		sdktrace.WithSampler(byEvents{sampler}),
 		sdktrace.WithIDGenerator(ids{}),
 		sdktrace.WithResource(attrs),
@@ -135,6 +145,7 @@ func (t *Tracer) Close(ctx context.Context) {
 			t.log.Warn("some traces were not exported before the end", "error", err)
 		}
 		t.end()
+		t.queue.ended()
 	})
 }
 

@@ -39,7 +39,12 @@ func newTopicName() string { return "e2e-" + strings.ToLower(rand.Text()[:12]) }
 
 func newTopic(t testing.TB, addr string, partitions int) *topic {
 	t.Helper()
-	k := openTopic(t, addr, newTopicName(), partitions)
+	return newNamedTopic(t, addr, newTopicName(), partitions)
+}
+
+func newNamedTopic(t testing.TB, addr, name string, partitions int) *topic {
+	t.Helper()
+	k := openTopic(t, addr, name, partitions)
 	k.retry("create topic "+k.name, func(ctx context.Context) error { // a broker that has just started has no controller for a moment
 		res, err := k.client.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
 			Topic: k.name, NumPartitions: partitions, ReplicationFactor: 1,

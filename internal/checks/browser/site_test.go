@@ -147,7 +147,7 @@ func (s *site) insert(eventType string, n int) {
 	}
 }
 
-// load inserts for as long as SAGAZ_SCREENSHOTS_AFTER says, in waves, with RabbitMQ away for a moment now and then: for screenshots with a
+// load inserts for as long as SAGAZ_SCREENSHOTS_AFTER says, in waves, with RabbitMQ away for a minute in the middle: for screenshots with a
 // history. Without the variable it does nothing.
 func (s *site) load() {
 	s.t.Helper()
@@ -158,7 +158,7 @@ func (s *site) load() {
 	for began := time.Now(); time.Since(began) < span; {
 		elapsed := time.Since(began).Seconds()
 		s.insert("OrderCreated", int(30+25*math.Sin(elapsed/70)+10*math.Sin(elapsed/13)))
-		if away := math.Mod(elapsed, 290); away > 270 && away < 285 {
+		if away := elapsed - span.Seconds()/2; away > 0 && away < 60 {
 			s.door.close()
 		} else {
 			s.door.open()

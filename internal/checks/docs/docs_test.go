@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/compose-spec/compose-go/v2/cli"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
@@ -72,32 +73,51 @@ func TestWrongCommands(t *testing.T) {
 	}
 }
 
-// SQL blocks work on a database as migrate makes it.
+// SQL blocks work on a database as migrate makes it, each document's one after the other.
 func TestSQL(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
-	if _, err := db.Pool.Exec(t.Context(), `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`); err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, b := range blocks(t) {
-		if b.lang != "sql" {
-			continue
-		}
-		n++
-		conn := db.Conn(t)
-		tx, err := conn.Begin(t.Context())
-		if err != nil {
+	for _, there := range []string{
+		`CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`,
+		`CREATE TABLE outboxevent (id uuid, aggregatetype text, aggregateid text, type text, payload jsonb)`, // Debezium's
+	} {
+		if _, err := db.Pool.Exec(t.Context(), there); err != nil {
 			t.Fatal(err)
 		}
-		// It is all undone afterwards, so it may not end the transaction itself.
-		text := regexp.MustCompile(`(?m)^(BEGIN|COMMIT);$`).ReplaceAllString(b.text, "")
-		if _, err := conn.PgConn().Exec(t.Context(), text).ReadAll(); err != nil {
-			t.Errorf("%s:%d: %v", b.file, b.line, err)
+	}
+	n := 0
+	var tx pgx.Tx // of one document
+	document := ""
+	undo := func() {
+		if tx == nil {
+			return
 		}
 		if err := tx.Rollback(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
+	for _, b := range blocks(t) {
+		if b.lang != "sql" {
+			continue
+		}
+		n++
+		if b.file != document {
+			undo()
+			document = b.file
+			var err error
+			if tx, err = db.Conn(t).Begin(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// It is all undone afterwards, so it may not end the transaction itself.
+		text := regexp.MustCompile(`(?m)^(BEGIN|COMMIT);$`).ReplaceAllString(b.text, "")
+		if _, err := tx.Conn().PgConn().Exec(t.Context(), "SAVEPOINT block; "+text).ReadAll(); err != nil {
+			t.Errorf("%s:%d: %v", b.file, b.line, err)
+			if _, err := tx.Exec(t.Context(), "ROLLBACK TO block"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	undo()
 	if n < 3 {
 		t.Errorf("%d blocks of SQL found: the test looks in the wrong place", n)
 	}

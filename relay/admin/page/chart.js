@@ -11,10 +11,12 @@ export function svg(name, attributes, ...children) {
 
 const W = 360, H = 64;
 
-// A round number at or above the largest value, so that the scale does not jump with each sample.
-export function ceiling(max, least) {
+// A round number at or above the largest value, so that the scale does not jump with each sample. base is 1024 for bytes, which are round in
+// their units.
+export function ceiling(max, least, base = 1) {
   if (!(max > least)) return least;
-  const unit = 10 ** Math.floor(Math.log10(max));
+  const whole = base > 1 ? base ** Math.floor(Math.log(max) / Math.log(base)) : 1;
+  const unit = whole * 10 ** Math.floor(Math.log10(max / whole));
   for (const step of [1, 2, 5, 10]) if (max <= step * unit) return step * unit;
   return max;
 }
@@ -45,10 +47,10 @@ export function known(values) {
 }
 
 // A chart over its whole box. label is its text alternative; cap, if given and in reach, is a limit that is drawn.
-export function chart(values, { label, least, cap }) {
+export function chart(values, { label, least, base, cap }) {
   const max = Math.max(0, ...known(values));
   const near = cap && max > cap / 2;
-  const top = near ? Math.max(cap, max) * 1.05 : ceiling(max, least);
+  const top = near ? Math.max(cap, max) * 1.05 : ceiling(max, least, base);
   const el = svg("svg", { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none", role: "img", "aria-label": label },
     svg("line", { class: "rule", x1: 0, x2: W, y1: H, y2: H }), svg("line", { class: "rule", x1: 0, x2: W, y1: 1, y2: 1 }));
   el.append(...runs(values, top));

@@ -60,6 +60,7 @@ function duration(s) {
   return `${Math.round(s / 86400)} days`;
 }
 const rate = n => (n > 0 && n < 10 ? n.toFixed(1) : count(n)) + "/s";
+const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "the browser's time zone";
 const age = (r, time) => Math.max(0, (Date.parse(r.time) - Date.parse(time)) / 1000);
 const clock = time => new Date(time).toLocaleTimeString("en-GB");
 const full = time => new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
@@ -114,10 +115,10 @@ function figures(r) {
   const one = (name, value, note, level) => el("div", { "data-level": level || null }, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note));
   show("figures",
     one("Waiting", owned.length ? count(sum(s => s.pending_events)) : none, owned.length ? `events, ${count(sum(s => s.inflight))} in flight` : "this relay owns no slot"),
-    one("Lag", owned.length ? duration(lag) : none, "age of the oldest in flight"),
-    one("WAL behind", owned.length && knows(s => s.lag_bytes) ? bytes(sum(s => s.lag_bytes)) : none, "written, not confirmed"),
+    one("Lag", owned.length ? duration(lag) : none, owned.length ? "age of the oldest in flight" : ""),
+    one("WAL behind", owned.length && knows(s => s.lag_bytes) ? bytes(sum(s => s.lag_bytes)) : none, owned.length ? "written, not confirmed" : ""),
     one("Rate", rate(r.sinks.reduce((n, s) => n + s.rate, 0)), r.sinks.length > 1 ? "events, all sinks together" : "events acknowledged"),
-    one("Dead letters", r.database?.ledger === undefined ? none : count(dead), dead ? "sagaz-relay dead-letter list" : "none waits for a person", dead ? "degraded" : null));
+    one("Dead letters", r.database?.ledger === undefined ? none : count(dead), dead ? "sagaz-relay dead-letter list" : r.database?.ledger === undefined ? "not known" : "none waits for a person", dead ? "degraded" : null));
 }
 
 function figure(r, title, values, now, format, options) {
@@ -142,26 +143,27 @@ function slot(r, s) {
   const share = s.cap_bytes ? retained / s.cap_bytes : 0;
   const level = share > 0.9 ? "broken" : share > 0.5 ? "degraded" : "info";
   const held = s.cap_bytes
-    ? [`${bytes(retained)} of ${bytes(s.cap_bytes)} (${Math.round(share * 100)} %)`, gauge(share, level, `${Math.round(share * 100)} % of max_slot_wal_keep_size is held`)]
+    ? [`${bytes(retained)} of ${bytes(s.cap_bytes)} (${Math.round(share * 100)}\u00a0%)`, gauge(share, level, `${Math.round(share * 100)} % of max_slot_wal_keep_size is held`)]
     : owns && retained !== null ? `${bytes(retained)}, without a limit` : bytes(retained);
   const facts = [
     fact("Owner", owns ? el("span", { class: "mono" }, r.worker_id) : shared?.owner ? el("span", { class: "mono" }, shared.owner) : "nobody known"),
     fact("Epoch", count(s.epoch || shared?.epoch || null)),
-    fact(owns ? "Owned for" : "Standing by for", duration(age(r, s.since))),
+    fact(owns ? "Owned for" : s.role === "starting" ? "Starting for" : "Standing by for", duration(age(r, s.since))),
     owns ? fact("Finds events by", [mode || s.mode, s.stream_since_seconds ? ` for ${duration(s.stream_since_seconds)}` : ""].join("")) : null,
+    owns && s.waits_for ? fact("Waits for", [{ server: "PostgreSQL", claims: "another worker's claims" }[s.waits_for] || s.waits_for, `for ${duration(s.waits_seconds)}`].join(", ")) : null,
     fact("RELAY_MODE", r.wanted_mode),
     owns ? fact("In flight", `${count(s.inflight)} of ${count(s.inflight_limit)} events, ${bytes(s.inflight_bytes)} of ${bytes(s.inflight_bytes_limit)}`) : null,
     fact("WAL held", held),
     fact("WAL status", status ? tag(walLevels[status] || "info", status) : none),
-    owns ? fact("WAL left before loss", s.safe_bytes === null ? "no limit" : bytes(s.safe_bytes)) : fact("WAL behind", bytes(lag)),
+    owns ? fact("WAL left before loss", s.safe_bytes !== null ? bytes(s.safe_bytes) : status === "lost" ? "none" : status && s.cap_bytes === null ? "no limit" : none) : fact("WAL behind", bytes(lag)),
     owns ? fact("Since the lease was taken", `${count(s.marked)} marked, ${count(s.swept)} found in the table`) : null,
     owns ? fact("Confirmed up to", el("span", { class: "mono" }, s.watermark)) : null,
     owns && s.why ? fact("Why", el("span", { class: "said" }, s.why), true) : null,
   ];
   const charts = owns && h ? el("div", { class: "charts" },
-    figure(r, "WAL behind", h.lag_bytes, bytes(lag), bytes, { least: 1024 * 1024 }),
+    figure(r, "WAL behind", h.lag_bytes, bytes(lag), bytes, { least: 1024 * 1024, base: 1024 }),
     figure(r, "Lag", h.lag_seconds, duration(s.lag_seconds), duration, { least: 1 }),
-    figure(r, "WAL held", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, cap: s.cap_bytes })) : null;
+    figure(r, "WAL held", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, base: 1024, cap: s.cap_bytes })) : null;
   return el("article", { class: "card slot", "aria-label": `Slot ${s.slot}` },
     el("header", {}, el("h3", { class: "mono" }, s.slot), tag(roles[s.role] || "info", s.role), mode ? tag(s.streaming || s.why === "RELAY_MODE=polling" ? "ok" : "degraded", mode) : null),
     charts, el("dl", { class: "facts" }, facts));
@@ -175,7 +177,7 @@ function sinks(r) {
     const series = r.history.sinks[s.sink]?.rate || [];
     return [
       s.sink,
-      el("span", {}, tag(level, state), s.since ? el("span", { class: "soft" }, ` for ${duration(age(r, s.since))}`) : ""),
+      el("span", {}, tag(level, state), s.since ? el("span", { class: "soft whole" }, ` for ${duration(age(r, s.since))}`) : ""),
       rate(s.rate),
       spark(series, `Events a second to ${s.sink}: now ${rate(s.rate)}, highest ${rate(Math.max(0, ...known(series)))}`),
       s.p99_seconds === null ? none : duration(s.p99_seconds),
@@ -225,13 +227,17 @@ function changes(r) {
     el("span", { class: "about soft" }, [c.sink, c.slot].filter(Boolean).join(" · "))))));
 }
 
-// announce tells a screen reader what has changed, and only that.
-let told = null;
+// announce tells a screen reader what has changed, and only that: a new verdict at once, what flaps not more than every ten seconds.
+const pause = 10000;
+let told = null, state = null, spoken = -pause;
 function announce(r) {
   const newest = r.changes[0], now = `${r.verdict.summary}, ${words[r.verdict.level]}`;
   const key = JSON.stringify([now, newest?.time]);
-  if (told !== null && told !== key) byId("announce").textContent = newest ? `${now}. ${[newest.sink || newest.slot, kinds[newest.kind] || newest.kind, newest.text].filter(Boolean).join(", ")}` : now;
+  if (told === key || now === state && performance.now() - spoken < pause) return;
+  if (told !== null) byId("announce").textContent = newest ? `${now}. ${[newest.sink || newest.slot, kinds[newest.kind] || newest.kind, newest.text].filter(Boolean).join(", ")}` : now;
+  if (told !== null) spoken = performance.now();
   told = key;
+  state = now;
 }
 
 let last = null; // the last answer
@@ -245,7 +251,7 @@ function render(r) {
   ledger(r);
   marks(r);
   changes(r);
-  show("build", `Version ${r.version}${r.revision ? ` (${r.revision.slice(0, 12)})` : ""}, up for ${duration(age(r, r.started))}`);
+  show("build", `Version ${r.version}${r.revision ? ` (${r.revision.slice(0, 12)})` : ""}, up for ${duration(age(r, r.started))}. Times are in ${zone}.`);
   announce(r);
 }
 

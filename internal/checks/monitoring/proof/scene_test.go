@@ -20,6 +20,7 @@ type scene struct {
 	t          *testing.T
 	db         *pgtest.DB
 	rabbit     *pgtest.Proxy // in front of RabbitMQ
+	channel    *amqp.Channel // that bind has opened
 	relays     map[string]*child.Process
 	env        map[string]map[string]string // of each relay, by pod
 	prometheus *prometheus
@@ -79,13 +80,20 @@ func (s *scene) bind(url, exchange string) {
 	if err == nil {
 		_, err = ch.QueueDeclare(exchange, false, true, true, false, amqp.Table{"x-max-length": int32(1000)})
 	}
-	for _, key := range []string{"order.#", "stock.#", "payment.#", "shipment.#"} {
-		if err == nil {
-			err = ch.QueueBind(exchange, key, exchange, false, nil)
-		}
-	}
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	s.bindKeys(ch, exchange, "order.#", "stock.#", "payment.#", "shipment.#")
+	s.channel = ch
+}
+
+// bindKeys has the queue get events of more types. The channel is the one that made it: the queue is exclusive.
+func (s *scene) bindKeys(ch *amqp.Channel, exchange string, keys ...string) {
+	s.t.Helper()
+	for _, key := range keys {
+		if err := ch.QueueBind(exchange, key, exchange, false, nil); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 }
 

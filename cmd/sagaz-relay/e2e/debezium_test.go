@@ -1,0 +1,186 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay/verify"
+	"github.com/sagaz-relay/relay/sinks/brokertest"
+)
+
+// debeziumSQL are the SQL blocks of docs/migrating-from-debezium.md: there, has it finished, back.
+func debeziumSQL(t testing.TB) (there, finished, back string) {
+	t.Helper()
+	text, err := os.ReadFile("../../../docs/migrating-from-debezium.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	if len(blocks) != 3 {
+		t.Fatalf("%d blocks of SQL in the document, want 3", len(blocks))
+	}
+	return blocks[0][1], blocks[1][1], blocks[2][1]
+}
+
+// outboxWriter inserts into outboxevent as applications do that came from Debezium: a row a transaction, which every second one deletes at once,
+// as the Quarkus extension does.
+type outboxWriter struct {
+	w       *world
+	stop    context.CancelFunc
+	done    sync.WaitGroup
+	mu      sync.Mutex
+	written []verify.Event // in commit order per key: each key has one writer
+	err     error
+}
+
+func (w *world) writeOutbox(writers int) *outboxWriter {
+	ctx, stop := context.WithCancel(w.t.Context())
+	o := &outboxWriter{w: w, stop: stop}
+	for k := range writers {
+		key := fmt.Sprintf("order-%d", k)
+		o.done.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				if err := o.insert(key, n); err != nil {
+					o.mu.Lock()
+					o.err = err
+					o.mu.Unlock()
+					return
+				}
+				time.Sleep(2 * time.Millisecond)
+			}
+		})
+	}
+	return o
+}
+
+func (o *outboxWriter) insert(key string, n int) error {
+	ctx := context.Background()
+	tx, err := o.w.db.Pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx) //nolint:errcheck // after a commit it is none
+	id := newID()
+	if _, err := tx.Exec(ctx, `INSERT INTO outboxevent (id, aggregatetype, aggregateid, type, payload) VALUES ($1, 'order', $2, 'OrderPaid', $3)`, id.String(), key, fmt.Sprintf(`{"n": %d}`, n)); err != nil {
+		return fmt.Errorf("insert: %w", err)
+	}
+	if n%2 == 1 {
+		gone, err := tx.Exec(ctx, `DELETE FROM outboxevent WHERE id = $1`, id.String())
+		if err != nil || gone.RowsAffected() != 1 {
+			return fmt.Errorf("delete: %d rows: %w", gone.RowsAffected(), err)
+		}
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	o.written = append(o.written, verify.Event{ID: id, Key: key})
+	o.mu.Unlock()
+	return nil
+}
+
+func (o *outboxWriter) count() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.written)
+}
+
+// The way that docs/migrating-from-debezium.md describes, under load: no insert fails, each row is in one table or the other, and what came after the switch is
+// delivered as the outbox event router does it. Then back.
+func TestFromDebezium(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	broker := brokertest.Kafka(t)
+	prefix := newTopicName()
+	k := newNamedTopic(t, broker.Plaintext, prefix+".order", 2)
+	there, finished, back := debeziumSQL(t)
+	w.exec(`CREATE TABLE outboxevent (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload text)`)
+	w.exec(`ALTER TABLE outboxevent OWNER TO ` + w.role)
+	// The old table keeps its rows for the test to count, whatever applications delete.
+	w.exec(`CREATE TABLE kept AS SELECT id FROM outboxevent`)
+	w.exec(`CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO kept VALUES (NEW.id); RETURN NEW; END'`)
+	w.exec(`CREATE TRIGGER keep AFTER INSERT ON outboxevent FOR EACH ROW EXECUTE FUNCTION keep()`)
+
+	load := w.writeOutbox(4)
+	eventually(t, patience, "rows of before", func() string { return atLeast(load.count(), 100) })
+	w.exec(there)
+	middle := load.count()
+	eventually(t, patience, "rows between the switch and the relay", func() string { return atLeast(load.count(), middle+100) })
+	w.exec(strings.TrimSuffix(strings.TrimSpace(finished), ";"))
+	p := w.relay("relay", settings{
+		"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext, "RELAY_ENVELOPE": "debezium",
+		"RELAY_TOPIC": prefix + ".{aggregate_type}", // the document's, but for the name
+	})
+	p.waitStreaming()
+	middle = load.count()
+	eventually(t, patience, "rows after the start of the relay", func() string { return atLeast(load.count(), middle+100) })
+	load.stop()
+	load.done.Wait()
+	if load.err != nil {
+		t.Fatalf("an application's transaction failed: %v", load.err)
+	}
+	w.waitNonePending(p)
+	p.stop()
+
+	old := map[string]bool{}
+	rows, err := w.db.Pool.Query(t.Context(), `SELECT id::text FROM kept`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		old[id] = true
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]string{} // by key
+	for _, e := range load.written {
+		if !old[e.ID.String()] {
+			want[e.Key] = append(want[e.Key], e.ID.String())
+		}
+	}
+	got := map[string][]string{}
+	for _, r := range k.read() {
+		if r.header("eventType") != "OrderPaid" || !strings.HasPrefix(string(r.value), `{"n": `) {
+			t.Fatalf("a record with headers %v and value %s", r.headers, r.value)
+		}
+		got[r.key] = append(got[r.key], r.header("id"))
+	}
+	total := 0
+	for key, ids := range want {
+		total += len(ids)
+		if strings.Join(got[key], " ") != strings.Join(ids, " ") {
+			t.Errorf("key %s: %d events arrived, want these %d in order", key, len(got[key]), len(ids))
+		}
+	}
+	t.Logf("%d rows were Debezium's, %d ours", len(old), total)
+	if len(old) < 100 || total < 200 || len(old)+total != len(load.written) {
+		t.Errorf("%d rows in the old table and %d in saga_outbox, of %d", len(old), total, len(load.written))
+	}
+
+	w.exec(back)
+	again := w.writeOutbox(1)
+	eventually(t, patience, "rows in the old table again", func() string { return atLeast(again.count(), 10) })
+	again.stop()
+	again.done.Wait()
+	if n := value[int](w, `SELECT count(*) FROM kept`); again.err != nil || n != len(old)+again.count() {
+		t.Errorf("back: %d rows in the old table, want %d: %v", n, len(old)+again.count(), again.err)
+	}
+}
+
+func atLeast(n, want int) string {
+	if n >= want {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d", n, want)
+}

@@ -125,13 +125,13 @@ func TestExitCodeOfErrors(t *testing.T) {
 // run reports every problem of every part at once.
 func TestRunTellsEverything(t *testing.T) {
 	_, err := execute(t, map[string]string{
-		"RELAY_LANES": "0", "RELAY_MODE": "magic", "METRICS_PORT": "70000", "LOG_LEVEL": "LOUD", "BROKER_TYPE": "stdout,Stdout", "RELAY_STATUS_INTERVAL": "1h",
+		"RELAY_LANES": "0", "RELAY_MODE": "magic", "METRICS_PORT": "70000", "RELAY_HTTP_ADDR": "127.0.0.1", "LOG_LEVEL": "LOUD", "BROKER_TYPE": "stdout,Stdout", "RELAY_STATUS_INTERVAL": "1h",
 	}, "run")
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		"RELAY_LANES=0", "DATABASE_URL: not set", "RELAY_MODE=magic", "METRICS_PORT=70000", "LOG_LEVEL=LOUD", "BROKER_TYPE: stdout occurs twice", "RELAY_STATUS_INTERVAL=1h0m0s",
+		"RELAY_LANES=0", "DATABASE_URL: not set", "RELAY_MODE=magic", "METRICS_PORT=70000", "RELAY_HTTP_ADDR=127.0.0.1: want host:port", "LOG_LEVEL=LOUD", "BROKER_TYPE: stdout occurs twice", "RELAY_STATUS_INTERVAL=1h0m0s",
 	} {
 		if n := strings.Count(err.Error(), want); n != 1 {
 			t.Errorf("%s is told %d times, want once, in:\n%v", want, n, err)

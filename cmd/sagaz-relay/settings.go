@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -115,6 +116,11 @@ func (s *settings) all() error {
 	}
 	if s.program.MetricsPort < 0 || s.program.MetricsPort > 65535 {
 		errs = append(errs, fmt.Errorf("METRICS_PORT=%d: want a port, or 0 for none", s.program.MetricsPort))
+	}
+	if s.program.HTTPAddr != "" {
+		if _, _, err := net.SplitHostPort(s.program.HTTPAddr); err != nil {
+			errs = append(errs, fmt.Errorf("RELAY_HTTP_ADDR=%s: want host:port, such as 127.0.0.1:8000, or :8000 for all addresses", s.program.HTTPAddr))
+		}
 	}
 	if _, err := parseLevel(s.program.LogLevel); err != nil {
 		errs = append(errs, err)

@@ -18,6 +18,7 @@ type pair struct {
 	mu   sync.Mutex // guards what follows
 	cert *tls.Certificate
 	seen [2]stamp // of the files that cert, or the last failure, came from
+	told bool     // that the time of cert is over, or has not come
 }
 
 // stamp tells a file from an older one at the same place. A mounted secret is a link that moves; os.Stat follows it.
@@ -35,6 +36,7 @@ func loadPair(certFile, keyFile string, log hclog.Logger) (*pair, error) {
 		return nil, fmt.Errorf("RELAY_HTTP_TLS_CERT_FILE, RELAY_HTTP_TLS_KEY_FILE: %w", err)
 	}
 	p.cert = &cert
+	p.mindTime()
 	return p, nil
 }
 
@@ -49,6 +51,7 @@ func (p *pair) get() *tls.Certificate {
 	defer p.mu.Unlock()
 	now := p.stamps()
 	if now == p.seen {
+		p.mindTime()
 		return p.cert
 	}
 	p.seen = now
@@ -57,9 +60,21 @@ func (p *pair) get() *tls.Certificate {
 		p.log.Warn("the new certificate cannot be used, the one before it stays", "error", err)
 		return p.cert
 	}
-	p.cert = &cert
+	p.cert, p.told = &cert, false
 	p.log.Info("certificate read again", "file", p.certFile)
+	p.mindTime()
 	return p.cert
+}
+
+// mindTime says once of a certificate that its time is over or has not come: peers refuse it, and their side of the log is all that would
+// tell. It serves on, because some do not mind. It is called with mu held, or before others know of p.
+func (p *pair) mindTime() {
+	leaf, now := p.cert.Leaf, time.Now()
+	if p.told || leaf == nil || !now.Before(leaf.NotBefore) && !now.After(leaf.NotAfter) {
+		return
+	}
+	p.told = true
+	p.log.Warn("the certificate is not valid now, peers will refuse it", "file", p.certFile, "not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "mend", "renew it; the new file is read by itself")
 }
 
 func (p *pair) stamps() (s [2]stamp) {

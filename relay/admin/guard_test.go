@@ -128,13 +128,18 @@ func TestHeaders(t *testing.T) {
 // pairOf writes a certificate for a name, and its key.
 func pairOf(t *testing.T, dir, name string) (cert, key string) {
 	t.Helper()
+	return pairUntil(t, dir, name, time.Now().Add(time.Hour))
+}
+
+func pairUntil(t *testing.T, dir, name string, end time.Time) (cert, key string) {
+	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: end.Add(-24 * time.Hour), NotAfter: end,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
@@ -218,6 +223,47 @@ func TestTLS(t *testing.T) {
 	}
 	if !strings.HasPrefix(s.URL(), "https://127.0.0.1:") {
 		t.Errorf("URL %s", s.URL())
+	}
+}
+
+// A certificate whose time is over serves on, and the log says so, once.
+func TestTLSExpired(t *testing.T) {
+	var text bytes.Buffer
+	log := hclog.New(&hclog.LoggerOptions{Output: &text, Level: hclog.Info})
+	dir := t.TempDir()
+	load := func(end time.Time) *pair {
+		t.Helper()
+		cert, key := pairUntil(t, dir, "relay.example", end)
+		p, err := loadPair(cert, key, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	load(time.Now().Add(time.Minute)).get()
+	if text.Len() != 0 {
+		t.Errorf("of a good one: %s", text.String())
+	}
+	p := load(time.Now().Add(-time.Minute))
+	for range 3 {
+		if p.get() == nil {
+			t.Error("it does not serve")
+		}
+	}
+	if n := strings.Count(text.String(), "the certificate is not valid now"); n != 1 {
+		t.Errorf("%d lines: %s", n, text.String())
+	}
+	text.Reset()
+	load(time.Now().Add(48 * time.Hour))
+	if !strings.Contains(text.String(), "not_before") {
+		t.Errorf("of one whose time has not come: %s", text.String())
+	}
+	pairUntil(t, dir, "relay.example", time.Now().Add(time.Hour)) // renewed
+	text.Reset()
+	p.get()
+	p.get()
+	if got := text.String(); !strings.Contains(got, "read again") || strings.Contains(got, "not valid now") {
+		t.Errorf("renewed: %s", got)
 	}
 }
 

@@ -50,7 +50,7 @@ func Listen(cfg Config, shown Relay, metrics prometheus.Gatherer, log hclog.Logg
 	}
 	var err error
 	if s.listener, err = net.Listen("tcp", cfg.Addr); err != nil {
-		return nil, fmt.Errorf("serve metrics on %s: %w: set METRICS_PORT or RELAY_HTTP_ADDR to an address that is free", cfg.Addr, err)
+		return nil, fmt.Errorf("serve metrics on %s: %w: set METRICS_PORT or RELAY_HTTP_ADDR to an address of this machine that is free", cfg.Addr, err)
 	}
 	return s, nil
 }

@@ -71,10 +71,7 @@ except RuntimeError as e:
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	var got []string
-	for _, line := range regexp.MustCompile(`(?m)^(?:event|failed) .*$`).FindAllString(string(out), -1) {
-		got = append(got, line)
-	}
+	got := regexp.MustCompile(`(?m)^(?:event|failed) .*$`).FindAllString(string(out), -1)
 	want := []string{
 		"event order.reserve.success", "event order.bill.success", "event order.pay.failed", "event order.bill.compensated",
 		"event order.failed", "event order.reserve.compensation_failed", "failed no money 1", // of one saga

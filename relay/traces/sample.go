@@ -42,15 +42,21 @@ type ids struct{}
 func (g ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 	var id trace.TraceID
 	if event, ok := ctx.Value(eventKey{}).(relay.UUID); ok {
-		// Hashed: samplers count on all bits being random, and those that tell a UUID's version are not.
-		sum := sha256.Sum256(event[:])
-		copy(id[:], sum[:])
+		id = traceOfEvent(event)
 	}
 	for !id.IsValid() {
 		binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
 		binary.NativeEndian.PutUint64(id[8:], rand.Uint64())
 	}
 	return id, g.NewSpanID(ctx, id)
+}
+
+// traceOfEvent is the id of the trace that begins with an event. It is hashed: samplers count on all bits being random, and those that tell a
+// UUID's version are not.
+func traceOfEvent(event relay.UUID) (id trace.TraceID) {
+	sum := sha256.Sum256(event[:])
+	copy(id[:], sum[:])
+	return id
 }
 
 // NewSpanID implements sdktrace.IDGenerator.

@@ -71,6 +71,19 @@ test-files: bin/testenv ## manifests, compose file, image, dashboards and docume
 test-files-inside:
 	@set -e; for m in $(if $(filter ./...,$(FILES)),$(CHECKS),internal/checks); do echo "go test ($$m)"; (cd $$m && go test -count=1 -timeout 40m $(TESTFLAGS) $(FILES)); done
 
+# Of Prometheus' discoveries only the one that monitoring/ uses: the others bring most of what it would have to compile.
+STACK      := internal/checks/stack
+STACK_TAGS := remove_all_sd,enable_kubernetes_sd
+
+.PHONY: test-stack
+test-stack: bin/testenv ## monitoring/ with the Prometheus that it names, built from source: CONTRIBUTING.md (TESTFLAGS=)
+	cd $(STACK)/prometheus && go build -tags $(STACK_TAGS) -o $(abspath bin/stack)/ tool
+	PATH="$(abspath bin/stack):$$PATH" bin/testenv -postgres=17 -tools=psql -- $(MAKE) --no-print-directory test-stack-inside
+
+.PHONY: test-stack-inside
+test-stack-inside:
+	cd internal/checks && go test -tags stack -count=1 -timeout 40m $(TESTFLAGS) ./stack ./monitoring/...
+
 .PHONY: test-postgres
 test-postgres: bin/testenv ## what depends on PostgreSQL, on 14 to 18
 	bin/testenv -race -brokers=none -postgres=$(subst $() ,$(comma),$(POSTGRES_VERSIONS)) -- $(MAKE) --no-print-directory test-postgres-inside
@@ -114,6 +127,7 @@ vet:
 	go vet ./...
 	GOOS=darwin go vet ./...
 	@set -e; for m in $(CHECKS); do echo "go vet ($$m)"; (cd $$m && go vet ./...); done
+	cd internal/checks && go vet -tags stack ./stack
 
 .PHONY: staticcheck
 staticcheck:

@@ -187,7 +187,7 @@ func (s *scene) dashboards(t *testing.T) {
 
 // filled puts values in place of Grafana's variables: all of everything.
 func filled(expr string) string {
-	expr = strings.NewReplacer("$__rate_interval", "10s", "$__range", "5m").Replace(expr)
+	expr = strings.NewReplacer("$__rate_interval", "30s", "$__range", "5m").Replace(expr)
 	return regexp.MustCompile(`\$[a-z_]+`).ReplaceAllString(expr, ".+")
 }
 

@@ -15,8 +15,9 @@ type observer struct {
 	p      *pipeline
 	unread unreadEstimate
 	sample slotSample // what is known; a copy of it is exported
-	next   struct{ backlog, table time.Time }
+	next   struct{ backlog time.Time }
 	ledger schedule
+	table  schedule
 
 	looking <-chan tableLook // the table's rows are being counted
 
@@ -95,10 +96,7 @@ func (o *observer) lookAtTable(ctx context.Context) {
 		if counts, err := o.p.lease.Counts(ctx); err == nil {
 			o.sample.ledger = counts
 		}
-		o.ledger.after(time.Since(began), slotEvery*observeInterval, lookShare)
-		if latest := time.Now().Add(ledgerCeiling); o.ledger.next.After(latest) {
-			o.ledger.next = latest
-		}
+		o.ledger.after(time.Since(began), slotEvery*observeInterval, lookShare, ledgerCeiling)
 	}
 	if began := time.Now(); o.p.isPolling() && !began.Before(o.next.backlog) {
 		if n, err := o.p.lease.Backlog(ctx, backlogLimit); err == nil {
@@ -106,7 +104,7 @@ func (o *observer) lookAtTable(ctx context.Context) {
 		}
 		o.next.backlog = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)/10))
 	}
-	if o.looking == nil && !time.Now().Before(o.next.table) && (o.first || !o.p.isStreaming()) {
+	if o.looking == nil && o.table.due() && (o.first || !o.p.isStreaming()) {
 		// It may take a minute, and the others have to go on meanwhile.
 		done := make(chan tableLook, 1)
 		o.looking = done
@@ -125,7 +123,11 @@ func (o *observer) lookAtTable(ctx context.Context) {
 				o.sample.rows = l.table.Rows
 			}
 		}
-		o.next.table = time.Now().Add(max(slotEvery*observeInterval, min(lookShare*l.took, tableCeiling)))
+		ceiling := tableCeiling
+		if l.err == nil && l.table.counted() < smallTable {
+			ceiling = smallTableCeiling
+		}
+		o.table.after(l.took, slotEvery*observeInterval, lookShare, ceiling)
 	default:
 	}
 }
@@ -141,8 +143,24 @@ type tableLook struct {
 // little of the next.
 const ledgerCeiling = time.Minute
 
-// tableCeiling bounds the pause between two counts of the table's rows, whatever they cost.
-const tableCeiling = time.Hour
+const (
+	// tableCeiling bounds the pause between two counts of the table's rows, whatever they cost.
+	tableCeiling = time.Hour
+	// smallTable is how many rows, the sent ones apart, cost next to nothing to count: if it took long, the machine was busy.
+	smallTable = 10_000
+	// smallTableCeiling bounds the pause between two counts of so few.
+	smallTableCeiling = 15 * time.Second
+)
+
+// counted is the number of rows that were counted one by one.
+func (t *TableInfo) counted() (n int64) {
+	for status, rows := range t.Rows {
+		if status != "sent" {
+			n += rows
+		}
+	}
+	return n
+}
 
 // export makes what is known now visible.
 func (o *observer) export() {

@@ -42,12 +42,12 @@ type schedule struct {
 // due reports whether it is time.
 func (s *schedule) due() bool { return !time.Now().Before(s.next) }
 
-// after notes a look and sets the time of the next, at least pause away.
-func (s *schedule) after(took, pause time.Duration, share int) {
+// after notes a look and sets the time of the next: at least pause away, and at most ceiling, whatever it cost.
+func (s *schedule) after(took, pause time.Duration, share int, ceiling time.Duration) {
 	s.took[s.n%len(s.took)] = took
 	s.n++
 	least := slices.Min(s.took[:min(s.n, len(s.took))])
-	s.next = time.Now().Add(min(max(pause, time.Duration(share)*least), lookCeiling))
+	s.next = time.Now().Add(min(max(pause, time.Duration(share)*least), ceiling))
 }
 
 // sweep gives the rows that the query finds to the lanes, and returns how many there were.
@@ -165,7 +165,7 @@ func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause st
 	case rows > 0:
 		s.next = time.Now().Add(p.cfg.PollInterval)
 	default:
-		s.after(took, p.cfg.PollInterval, share)
+		s.after(took, p.cfg.PollInterval, share, lookCeiling)
 	}
 	return rows, err
 }

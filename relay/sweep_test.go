@@ -36,20 +36,20 @@ func TestSchedule(t *testing.T) {
 	if !s.due() {
 		t.Error("the first look is not due at once")
 	}
-	s.after(100*time.Millisecond, time.Second, 500)
+	s.after(100*time.Millisecond, time.Second, 500, lookCeiling)
 	if got := wait(); got != 50*time.Second || s.due() {
 		t.Errorf("after a look of 100 ms: next in %s, want 50s", got)
 	}
-	s.after(time.Millisecond, time.Second, 500)
+	s.after(time.Millisecond, time.Second, 500, lookCeiling)
 	if got := wait(); got != time.Second {
 		t.Errorf("after a look of 1 ms: next in %s, want the pause", got)
 	}
-	s.after(3*time.Second, time.Second, 500) // it waited for something
+	s.after(3*time.Second, time.Second, 500, lookCeiling) // it waited for something
 	if got := wait(); got != time.Second {
 		t.Errorf("after a slow look among quick ones: next in %s, want the pause", got)
 	}
 	for range 3 {
-		s.after(3*time.Second, time.Second, 500)
+		s.after(3*time.Second, time.Second, 500, lookCeiling)
 	}
 	if got := wait(); got != lookCeiling {
 		t.Errorf("after slow looks only: next in %s, want %s", got, lookCeiling)

@@ -238,7 +238,8 @@ func TestRestoredFromDump(t *testing.T) {
 		w.exec(`SELECT pg_switch_wal()`)
 	}
 	s := newScene(t, w, nil)
-	s.l.stop() // what is committed after the dump the restore loses, and no relay can help that
+	s.l.stop()             // what is committed after the dump the restore loses, and no relay can help that
+	w.waitNonePending(s.p) // what is pending in the dump comes again
 	d := w.dump(ctx, 30)
 	s.l.check.Commit(d.unseen...)
 	other = w.restore(ctx, d, server, dir)

@@ -46,20 +46,13 @@ func (e *Encoder) Encode(rec *Record, ev *Event) error {
 		CloudEvent:  e.envelope == EnvelopeCloudEvents,
 		Timestamp:   ev.CreatedAt.Time(),
 	}
-	var headers []Header
-	if more := countHeaders(ev.Headers); e.envelope == EnvelopeSagaz {
-		var id string
+	var id string
+	if e.envelope == EnvelopeSagaz {
 		rec.Value, id = sagazBody(ev)
-		headers = make([]Header, 4, 4+more)
-		headers[0] = Header{"event_id", id}
-		headers[1] = Header{"saga_id", ev.SagaID}
-		headers[2] = Header{"event_type", ev.EventType}
-		headers[3] = Header{"content_type", jsonContent}
 	} else {
-		rec.Value = []byte(ev.Payload)
-		headers = e.envelopeHeaders(ev, more)
+		rec.Value, id = []byte(ev.Payload), ev.ID.String()
 	}
-	headers, err := appendHeaders(headers, ev.Headers)
+	headers, err := appendHeaders(e.envelopeHeaders(ev, id, countHeaders(ev.Headers)), ev.Headers)
 	if err != nil {
 		*rec = Record{}
 		return Refuse(ReasonEncode, fmt.Errorf("column headers: %w", err))

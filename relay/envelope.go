@@ -31,9 +31,8 @@ const CloudEventPrefix = "ce_"
 // CloudEventContentType is the one header of such a record that is no attribute: what its body is.
 const CloudEventContentType = "content-type"
 
-// envelopeHeaders returns the headers of an envelope whose body is the payload alone, with room for more.
-func (e *Encoder) envelopeHeaders(ev *Event, more int) []Header {
-	id := ev.ID.String()
+// envelopeHeaders returns the envelope's own headers, with room for more.
+func (e *Encoder) envelopeHeaders(ev *Event, id string, more int) []Header {
 	switch e.envelope {
 	case EnvelopeDebezium:
 		return append(make([]Header, 0, 2+more), Header{"id", id}, Header{"eventType", ev.EventType})

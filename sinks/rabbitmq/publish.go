@@ -285,7 +285,7 @@ func (a *attempt) check(rec *relay.Record) error {
 		h := &rec.Headers[i]
 		name := headerName(rec, h.Key)
 		if len(name) > maxShortString {
-			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("the name of header %d has %d bytes, AMQP allows 255", i, len(h.Key)))
+			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("the name of header %d has %d bytes, AMQP allows 255", i, len(name)))
 		}
 		header += headerFixed + len(name) + len(h.Value)
 	}

@@ -36,19 +36,26 @@ func (a *accident) down() relay.LSN {
 	return a.in.Watermark()
 }
 
-// open returns the error of Open, when it is not that the slot is busy any more.
+// whileBusy calls f until its error is not that the slot is busy: the server may not be done with a connection that was closed.
+func whileBusy(f func() error) error {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		if err := f(); !errors.Is(err, relay.ErrSlotBusy) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// open returns the error of Open.
 func (a *accident) open(src *Source, known relay.LSN) error {
 	a.t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	return whileBusy(func() error {
 		st, err := src.Open(a.t.Context(), a.db.Name, known)
 		if err == nil {
 			_ = st.Close(a.t.Context())
 			a.t.Fatal("Open works")
 		}
-		if !errors.Is(err, relay.ErrSlotBusy) || time.Now().After(end) {
-			return err
-		}
-	}
+		return err
+	})
 }
 
 // recovers makes the slot and opens it, by this relay or by another one that knows nothing of the accident. What is
@@ -56,14 +63,11 @@ func (a *accident) open(src *Source, known relay.LSN) error {
 func (a *accident) recovers(src *Source) {
 	a.t.Helper()
 	var at relay.LSN
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		var err error
-		if at, err = src.Create(a.t.Context(), a.db.Name); err == nil {
-			break
-		}
-		if !errors.Is(err, relay.ErrSlotBusy) || time.Now().After(end) {
-			a.t.Fatalf("Create: %v", err)
-		}
+	if err := whileBusy(func() (err error) {
+		at, err = src.Create(a.t.Context(), a.db.Name)
+		return err
+	}); err != nil {
+		a.t.Fatalf("Create: %v", err)
 	}
 	if got := confirmed(a.t, a.db); got != at {
 		a.t.Errorf("Create says that the slot stands at %s, the server says %s", at, got)
@@ -351,15 +355,14 @@ func TestSlotMoved(t *testing.T) {
 			t.Fatalf("got %s confirmed, want the watermark %s", got, known)
 		}
 		for _, known := range []relay.LSN{known, known + 1, 0} { // 0: nobody knows
-			st, err := a.src.Open(t.Context(), a.db.Name, known)
-			for end := time.Now().Add(patience); errors.Is(err, relay.ErrSlotBusy) && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-				st, err = a.src.Open(t.Context(), a.db.Name, known) // the server is not done with the connection before
-			}
-			if err != nil {
+			if err := whileBusy(func() error {
+				st, err := a.src.Open(t.Context(), a.db.Name, known)
+				if err == nil {
+					err = st.Close(t.Context())
+				}
+				return err
+			}); err != nil {
 				t.Fatalf("known %s: %v", known, err)
-			}
-			if err := st.Close(t.Context()); err != nil {
-				t.Error(err)
 			}
 		}
 	})

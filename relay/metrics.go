@@ -178,7 +178,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 	for _, cause := range recoveredCauses {
 		m.found.WithLabelValues(cause)
 	}
-	for _, reason := range []string{"queue_full", "export"} {
+	for _, reason := range []string{SpansQueueFull, SpansExport} {
 		m.spansDropped.WithLabelValues(reason)
 	}
 	for _, k := range kinds {
@@ -203,6 +203,12 @@ func (m *Metrics) configure(cfg *Config) {
 func (m *Metrics) Build(version, revision string) {
 	m.build.WithLabelValues(version, revision, runtime.Version()).Set(1)
 }
+
+// Why spans are dropped: the reasons of outbox_trace_spans_dropped_total.
+const (
+	SpansQueueFull = "queue_full" // as many as may wait do
+	SpansExport    = "export"     // the collector did not take them
+)
 
 // SpansDropped counts spans that are not exported. It may be called from any goroutine.
 func (m *Metrics) SpansDropped(reason string, spans int) {

@@ -12,6 +12,8 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // newClient makes the client of a configuration that is valid. It does not connect. Every option is given, so that nothing in the
@@ -95,7 +97,7 @@ func (q *quiet) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) 
 		q.since, q.logged = now, time.Time{}
 	}
 	q.lost += len(spans)
-	q.dropped(droppedExport, len(spans))
+	q.dropped(relay.SpansExport, len(spans))
 	if now.Sub(q.logged) >= quietFor {
 		q.logged = now
 		q.log.Warn("traces are not exported, events are delivered all the same", "spans_lost", q.lost, "error", q.clean(err.Error()))

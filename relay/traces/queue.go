@@ -7,12 +7,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-)
 
-// Why a span is dropped; values of outbox_trace_spans_dropped_total's reason.
-const (
-	droppedFull   = "queue_full" // as many as may wait do
-	droppedExport = "export"     // the collector did not take it
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // queue counts the spans that wait to be exported, and lets no more than limit wait. The processor behind it would drop the others by itself, and
@@ -48,7 +44,7 @@ func (q *queue) OnEnd(s sdktrace.ReadOnlySpan) {
 
 // drop counts a span that has no place. The log has the first of an episode.
 func (q *queue) drop() {
-	q.dropped(droppedFull, 1)
+	q.dropped(relay.SpansQueueFull, 1)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.lost == 0 {

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/child"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
@@ -139,21 +137,8 @@ func relayLines(t *testing.T) func() string {
 		"HOME=/nonexistent", "DATABASE_URL=" + db.DSN, "BROKER_TYPE=rabbitmq", "RABBITMQ_URL=" + proxy.DSN, "RABBITMQ_EXCHANGE=" + exchange, "RELAY_HTTP_ADDR=127.0.0.1:0",
 		"LOG_LEVEL=DEBUG", "MAX_RETRIES=3", "INITIAL_RETRY_DELAY_SECONDS=1", "MAX_RETRY_DELAY_SECONDS=1", "RELAY_RABBITMQ_CONFIRM_TIMEOUT=1s", "RELAY_PUBLISH_TIMEOUT=3s",
 	}
-	said := &product.Output{}
-	cmd.Stdout, cmd.Stderr, cmd.Dir = said, said, t.TempDir()
-	p, err := child.Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if p.Running() {
-			_ = p.Kill()
-			<-p.Done()
-		}
-		if text := said.String(); t.Failed() {
-			t.Logf("the relay said\n%s", text[max(0, len(text)-4000):])
-		}
-	})
+	cmd.Dir = t.TempDir()
+	_, said := product.Start(t, "the relay", cmd)
 	insert := func(eventType string) {
 		t.Helper()
 		_, err := db.Pool.Exec(t.Context(), `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, headers) VALUES (gen_random_uuid(), 'abc-123', $1, $1, '{}',

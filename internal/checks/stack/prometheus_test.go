@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -157,7 +156,7 @@ func startRelay(t *testing.T) (address string) {
 	address = fmt.Sprintf("127.0.0.1:%d", ports[0])
 	cmd := exec.Command(product.Binary(t), "run")
 	cmd.Env = []string{"HOME=/nonexistent", "DATABASE_URL=postgresql://nobody@127.0.0.1:1/none", "BROKER_TYPE=stdout", "RELAY_HTTP_ADDR=" + address}
-	start(t, cmd)
+	product.Start(t, filepath.Base(cmd.Path), cmd)
 	return address
 }
 
@@ -196,7 +195,7 @@ func startPrometheus(t *testing.T, api string) *server {
 		t.Fatal(err)
 	}
 	p := &server{url: fmt.Sprintf("http://127.0.0.1:%d", ports[0])}
-	start(t, exec.Command(program(t, "prometheus"), append(args, "--web.listen-address="+strings.TrimPrefix(p.url, "http://"))...))
+	product.Start(t, "prometheus", exec.Command(program(t, "prometheus"), append(args, "--web.listen-address="+strings.TrimPrefix(p.url, "http://"))...))
 	p.eventually(t, "Prometheus is ready", func() error {
 		resp, err := http.Get(p.url + "/-/ready")
 		if err != nil {
@@ -247,24 +246,4 @@ func put(t *testing.T, path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// start runs a program until the test ends; what it says is shown if the test fails.
-func start(t *testing.T, cmd *exec.Cmd) {
-	t.Helper()
-	said := &product.Output{}
-	cmd.Stdout, cmd.Stderr, cmd.Dir = said, said, "/"
-	p, err := child.Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if p.Running() {
-			_ = p.Kill()
-			<-p.Done()
-		}
-		if text := said.String(); t.Failed() {
-			t.Logf("%s said\n%s", filepath.Base(cmd.Path), text[max(0, len(text)-4000):])
-		}
-	})
 }

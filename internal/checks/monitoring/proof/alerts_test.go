@@ -127,20 +127,7 @@ func setTheStage(t *testing.T) *scene {
 	exchange := fmt.Sprintf("alerts-%d", time.Now().UnixNano())
 	s.bind(rabbit, exchange)
 	s.insert("order.reserve.success", 3) // from before the slot
-	ports, err := child.FreePorts(3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var targets []scraped
-	for i, port := range ports {
-		pod, address := fmt.Sprintf("outbox-worker-%d", i), fmt.Sprintf("127.0.0.1:%d", port)
-		targets = append(targets, scraped{pod, address})
-		s.env[pod] = map[string]string{
-			"DATABASE_URL": s.db.DSN, "BROKER_TYPE": "rabbitmq", "RABBITMQ_URL": s.rabbit.DSN, "RABBITMQ_EXCHANGE": exchange, "RELAY_HTTP_ADDR": address, "WORKER_ID": pod,
-			"MAX_RETRIES": "2", "INITIAL_RETRY_DELAY_SECONDS": "1", "MAX_RETRY_DELAY_SECONDS": "1", "RELAY_SINK_ISOLATION": "5s",
-			"RELAY_RABBITMQ_CONFIRM_TIMEOUT": "3s", "RELAY_PUBLISH_TIMEOUT": "5s",
-		}
-	}
+	targets := s.pods(3, exchange, nil)
 	s.alerts = quick(t, rulesOf(t))
 	s.prometheus = startPrometheus(t, s.alerts, targets)
 	return s

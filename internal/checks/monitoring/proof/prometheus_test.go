@@ -12,10 +12,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/child"
 )
 
@@ -55,7 +55,7 @@ func startPrometheus(t *testing.T, rules string, targets []scraped) *prometheus 
 	}
 	put(t, filepath.Join(dir, "prometheus.yml"), config)
 	p := &prometheus{t: t, url: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), began: time.Now()}
-	start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	product.Start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+strings.TrimPrefix(p.url, "http://"), "--log.level=warn",
 		"--enable-feature=exemplar-storage")) // as monitoring-stack.yaml has it
 	eventually(t, "Prometheus answers", func() bool {
@@ -168,29 +168,4 @@ func eventually(t *testing.T, what string, is func() bool) {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-}
-
-// start runs a program until the test ends; what it says is shown if the test fails.
-func start(t *testing.T, name string, cmd *exec.Cmd) *child.Process {
-	t.Helper()
-	said, err := os.Create(filepath.Join(t.TempDir(), "said"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stdout, cmd.Stderr, cmd.Dir = said, said, "/"
-	p, err := child.Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if p.Running() {
-			_ = p.Kill()
-			<-p.Done()
-		}
-		if text, err := os.ReadFile(said.Name()); err == nil && t.Failed() {
-			t.Logf("%s said\n%s", name, text[max(0, len(text)-4000):])
-		}
-		said.Close()
-	})
-	return p
 }

@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/child"
 	"github.com/sagaz-relay/relay/internal/otlptest"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
@@ -39,30 +40,38 @@ func setTheScene(t *testing.T) *scene {
 	// From before the slot.
 	s.insert("order.reserve.success", 3)
 
-	ports, err := child.FreePorts(2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var targets []scraped
-	for i, port := range ports {
-		pod, address := fmt.Sprintf("outbox-worker-%d", i), fmt.Sprintf("127.0.0.1:%d", port)
-		targets = append(targets, scraped{pod, address})
-		s.env[pod] = map[string]string{
-			"DATABASE_URL": s.db.DSN, "BROKER_TYPE": "kafka,rabbitmq", "KAFKA_BOOTSTRAP_SERVERS": kafka.Plaintext, "RABBITMQ_URL": s.rabbit.DSN,
-			"RABBITMQ_EXCHANGE": unique, "RELAY_TOPIC": unique + ".{event_type}", "RELAY_HTTP_ADDR": address, "WORKER_ID": pod,
-			"MAX_RETRIES": "2", "INITIAL_RETRY_DELAY_SECONDS": "1", "MAX_RETRY_DELAY_SECONDS": "1", "RELAY_SINK_ISOLATION": "5s",
-			"RELAY_RABBITMQ_CONFIRM_TIMEOUT": "3s", "RELAY_PUBLISH_TIMEOUT": "5s",
-			"OTEL_EXPORTER_OTLP_ENDPOINT": s.spans.HTTP(), "OTEL_BSP_SCHEDULE_DELAY": "100",
-			"RELAY_SAGA_RULES": "order.created=started,order.completed=completed,order.cancelled=failed,payment.refunded=compensated," +
-				"{saga}.{step}.success=step,{saga}.{step}.failed=step_failed",
-		}
-	}
+	targets := s.pods(2, unique, map[string]string{
+		"BROKER_TYPE": "kafka,rabbitmq", "KAFKA_BOOTSTRAP_SERVERS": kafka.Plaintext, "RELAY_TOPIC": unique + ".{event_type}",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": s.spans.HTTP(), "OTEL_BSP_SCHEDULE_DELAY": "100",
+		"RELAY_SAGA_RULES": "order.created=started,order.completed=completed,order.cancelled=failed,payment.refunded=compensated," +
+			"{saga}.{step}.success=step,{saga}.{step}.failed=step_failed",
+	})
 	s.alerts = rulesOf(t)
 	s.prometheus = startPrometheus(t, s.alerts, targets)
 	for pod := range s.env {
 		s.run(pod)
 	}
 	return s
+}
+
+// pods gives so many relays their variables, more beside those that all scenes have, and says where they will be scraped.
+func (s *scene) pods(n int, exchange string, more map[string]string) (targets []scraped) {
+	s.t.Helper()
+	ports, err := child.FreePorts(n)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i, port := range ports {
+		pod, address := fmt.Sprintf("outbox-worker-%d", i), fmt.Sprintf("127.0.0.1:%d", port)
+		targets = append(targets, scraped{pod, address})
+		s.env[pod] = map[string]string{
+			"DATABASE_URL": s.db.DSN, "BROKER_TYPE": "rabbitmq", "RABBITMQ_URL": s.rabbit.DSN, "RABBITMQ_EXCHANGE": exchange, "RELAY_HTTP_ADDR": address, "WORKER_ID": pod,
+			"MAX_RETRIES": "2", "INITIAL_RETRY_DELAY_SECONDS": "1", "MAX_RETRY_DELAY_SECONDS": "1", "RELAY_SINK_ISOLATION": "5s",
+			"RELAY_RABBITMQ_CONFIRM_TIMEOUT": "3s", "RELAY_PUBLISH_TIMEOUT": "5s",
+		}
+		maps.Copy(s.env[pod], more)
+	}
+	return targets
 }
 
 // bind makes a queue for all events of the load and of insert, but not for those of type lost.
@@ -109,7 +118,7 @@ func (s *scene) insert(eventType string, n int) {
 
 func (s *scene) run(pod string) {
 	s.t.Helper()
-	s.relays[pod] = start(s.t, pod, relayCommand(s.t, s.env[pod], "run"))
+	s.relays[pod], _ = product.Start(s.t, pod, relayCommand(s.t, s.env[pod], "run"))
 	eventually(s.t, pod+" serves", func() bool {
 		resp, err := http.Get("http://" + s.env[pod]["RELAY_HTTP_ADDR"] + "/health/live")
 		if err != nil {
@@ -132,7 +141,7 @@ func (s *scene) count(sql string) (n int) {
 // play lets things go well, and then badly: each fault is over when Prometheus has seen what it does.
 func (s *scene) play() {
 	t, p := s.t, s.prometheus
-	load := start(t, "load", relayCommand(t, map[string]string{"DATABASE_URL": s.db.DSN}, "load", "--rate", "50"))
+	load, _ := product.Start(t, "load", relayCommand(t, map[string]string{"DATABASE_URL": s.db.DSN}, "load", "--rate", "50"))
 	p.until(`sum(up) == 2`)
 	p.until(`sum(outbox_shards_owned) == 1`)
 	p.until(`sum(outbox_published_events_total) > 50`)

@@ -16,6 +16,7 @@ import (
 	"github.com/grafana/alloy/syntax/ast"
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/sagaz-relay/relay/internal/checks/beside"
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
@@ -138,7 +139,7 @@ func relayLines(t *testing.T) func() string {
 		"LOG_LEVEL=DEBUG", "MAX_RETRIES=3", "INITIAL_RETRY_DELAY_SECONDS=1", "MAX_RETRY_DELAY_SECONDS=1", "RELAY_RABBITMQ_CONFIRM_TIMEOUT=1s", "RELAY_PUBLISH_TIMEOUT=3s",
 	}
 	cmd.Dir = t.TempDir()
-	_, said := product.Start(t, "the relay", cmd)
+	_, said := beside.Start(t, "the relay", cmd)
 	insert := func(eventType string) {
 		t.Helper()
 		_, err := db.Pool.Exec(t.Context(), `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, headers) VALUES (gen_random_uuid(), 'abc-123', $1, $1, '{}',

@@ -2,13 +2,9 @@ package product
 
 import (
 	"bytes"
-	"os/exec"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"github.com/sagaz-relay/relay/internal/child"
 )
 
 // Output keeps what a process writes. It may be read while the process writes.
@@ -29,31 +25,6 @@ func (o *Output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.bytes.String()
-}
-
-// Start runs a program until the test ends, with the root as its folder unless cmd says otherwise. What it says is kept, and shown under the name
-// if the test fails.
-func Start(t testing.TB, name string, cmd *exec.Cmd) (*child.Process, *Output) {
-	t.Helper()
-	said := &Output{}
-	cmd.Stdout, cmd.Stderr = said, said
-	if cmd.Dir == "" {
-		cmd.Dir = "/"
-	}
-	p, err := child.Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if p.Running() {
-			_ = p.Kill()
-			<-p.Done()
-		}
-		if text := said.String(); t.Failed() {
-			t.Logf("%s said\n%s", name, text[max(0, len(text)-4000):])
-		}
-	})
-	return p, said
 }
 
 // Eventually calls look until it returns "", which means that all is well, and fails the test when it does not within the time. What look

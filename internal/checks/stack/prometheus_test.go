@@ -19,6 +19,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/sagaz-relay/relay/internal/checks/beside"
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/child"
 )
@@ -156,7 +157,7 @@ func startRelay(t *testing.T) (address string) {
 	address = fmt.Sprintf("127.0.0.1:%d", ports[0])
 	cmd := exec.Command(product.Binary(t), "run")
 	cmd.Env = []string{"HOME=/nonexistent", "DATABASE_URL=postgresql://nobody@127.0.0.1:1/none", "BROKER_TYPE=stdout", "RELAY_HTTP_ADDR=" + address}
-	product.Start(t, filepath.Base(cmd.Path), cmd)
+	beside.Start(t, filepath.Base(cmd.Path), cmd)
 	return address
 }
 
@@ -195,7 +196,7 @@ func startPrometheus(t *testing.T, api string) *server {
 		t.Fatal(err)
 	}
 	p := &server{url: fmt.Sprintf("http://127.0.0.1:%d", ports[0])}
-	product.Start(t, "prometheus", exec.Command(program(t, "prometheus"), append(args, "--web.listen-address="+strings.TrimPrefix(p.url, "http://"))...))
+	beside.Start(t, "prometheus", exec.Command(program(t, "prometheus"), append(args, "--web.listen-address="+strings.TrimPrefix(p.url, "http://"))...))
 	p.eventually(t, "Prometheus is ready", func() error {
 		resp, err := http.Get(p.url + "/-/ready")
 		if err != nil {

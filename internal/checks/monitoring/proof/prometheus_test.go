@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/checks/product"
+	"github.com/sagaz-relay/relay/internal/checks/beside"
 	"github.com/sagaz-relay/relay/internal/child"
 )
 
@@ -55,7 +55,7 @@ func startPrometheus(t *testing.T, rules string, targets []scraped) *prometheus 
 	}
 	put(t, filepath.Join(dir, "prometheus.yml"), config)
 	p := &prometheus{t: t, url: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), began: time.Now()}
-	product.Start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	beside.Start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+strings.TrimPrefix(p.url, "http://"), "--log.level=warn",
 		"--enable-feature=exemplar-storage")) // as monitoring-stack.yaml has it
 	eventually(t, "Prometheus answers", func() bool {

@@ -9,7 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/sagaz-relay/relay/internal/checks/product"
+	"github.com/sagaz-relay/relay/internal/checks/beside"
 	"github.com/sagaz-relay/relay/internal/child"
 	"github.com/sagaz-relay/relay/internal/otlptest"
 	"github.com/sagaz-relay/relay/migrations/pgtest"
@@ -118,7 +118,7 @@ func (s *scene) insert(eventType string, n int) {
 
 func (s *scene) run(pod string) {
 	s.t.Helper()
-	s.relays[pod], _ = product.Start(s.t, pod, relayCommand(s.t, s.env[pod], "run"))
+	s.relays[pod], _ = beside.Start(s.t, pod, relayCommand(s.t, s.env[pod], "run"))
 	eventually(s.t, pod+" serves", func() bool {
 		resp, err := http.Get("http://" + s.env[pod]["RELAY_HTTP_ADDR"] + "/health/live")
 		if err != nil {
@@ -141,7 +141,7 @@ func (s *scene) count(sql string) (n int) {
 // play lets things go well, and then badly: each fault is over when Prometheus has seen what it does.
 func (s *scene) play() {
 	t, p := s.t, s.prometheus
-	load, _ := product.Start(t, "load", relayCommand(t, map[string]string{"DATABASE_URL": s.db.DSN}, "load", "--rate", "50"))
+	load, _ := beside.Start(t, "load", relayCommand(t, map[string]string{"DATABASE_URL": s.db.DSN}, "load", "--rate", "50"))
 	p.until(`sum(up) == 2`)
 	p.until(`sum(outbox_shards_owned) == 1`)
 	p.until(`sum(outbox_published_events_total) > 50`)

@@ -176,6 +176,7 @@ func (s *scene) play() {
 	p.until(`max(outbox_relays) == 2`)
 
 	// The new owner has done everything that an owner does.
+	p.until(`max(outbox_slot_epoch) > min(min_over_time(outbox_slot_epoch[30s]))`) // a second after it owns
 	p.until(`sum(rate(outbox_saga_completed_total[10s])) > 0`)
 	p.until(`sum(outbox_marks_hot_ratio) > 0`)
 	if !load.Running() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -25,6 +26,9 @@ type drainer struct {
 	lanes   []*lane
 	log     hclog.Logger
 	failing bool // the last round got nothing through
+
+	healed bool  // all lines were looked at since the lease was taken
+	healAt int32 // where the next look at them begins
 }
 
 // A round is large enough for its round trips not to show and small enough for memory.
@@ -79,6 +83,11 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait ti
 	if stopping.Err() != nil {
 		<-ctx.Done()
 		return 0, nil
+	}
+	if !d.healed {
+		if _, err := d.heal(ctx); err != nil {
+			return 0, err
+		}
 	}
 	limit := roundEntries
 	if d.failing {
@@ -142,11 +151,31 @@ func (d *drainer) idle(ctx context.Context, next time.Duration, backoff *Backoff
 		}
 		d.recovered()
 	}
+	if freed, err := d.heal(ctx); err != nil || freed > 0 {
+		return 0, err
+	}
 	wait := d.p.cfg.PollInterval
 	if next >= 0 {
 		wait = min(wait, max(next, time.Millisecond))
 	}
 	return wait, nil
+}
+
+// heal has some lines looked at for entries that are held behind nothing: nobody else would ever offer those.
+func (d *drainer) heal(ctx context.Context) (freed int, err error) {
+	if entries, _, _ := d.shelf.state(); entries == 0 {
+		d.healed = true
+		return 0, nil
+	}
+	freed, d.healAt, err = d.p.lease.Heal(ctx, d.sink.Name(), d.healAt)
+	if err != nil {
+		return 0, err
+	}
+	d.healed = d.healed || d.healAt == math.MinInt32
+	if freed > 0 {
+		d.log.Warn("ledger entries were held behind nothing, and go out now", "entries", freed)
+	}
+	return freed, nil
 }
 
 // answers reports whether the sink is one that can be asked, and is reachable.

@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -10,76 +11,22 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// entry is a row of the ledger in memory.
-type entry struct {
-	id        relay.UUID
-	sink, key string
-	position  int64
-	state     relay.State
-	next      time.Time // of a waiting one; zero: ready
-	reason    relay.Reason
-	lastError string
-	attempts  int
-	detached  bool
-	discarded bool
-	replayed  time.Time
-}
-
-func (e *entry) waiting() bool { return e.state == relay.StateRetry && !e.next.IsZero() }
-func (e *entry) ready() bool   { return e.state == relay.StateRetry && e.next.IsZero() }
-
-// blocks reports whether later entries of the key are held behind it.
-func (e *entry) blocks() bool { return !e.detached && (e.waiting() || e.state != relay.StateRetry) }
-
-// entriesOf returns the entries of one event. mu is held, as in all that follows.
-func (w *world) entriesOf(id relay.UUID) (of []*entry) {
-	for _, e := range w.ledger {
-		if e.id == id {
-			of = append(of, e)
-		}
-	}
-	return of
-}
-
 // stands describes the ledger of a sink, by position: "a1 retry, a2 held".
 func (w *world) stands(sink string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var all []string
-	for _, e := range w.ledger {
-		if e.sink != sink {
+	for _, e := range w.ledger.Entries {
+		if e.Sink != sink {
 			continue
 		}
-		state := string(e.state)
-		if e.ready() {
+		state := string(w.ledger.State(e))
+		if state == string(relay.StateRetry) && e.Next.IsZero() {
 			state = "ready"
 		}
-		all = append(all, label(e.id)+" "+state)
+		all = append(all, label(e.ID)+" "+state)
 	}
 	return strings.Join(all, ", ")
-}
-
-// park writes the entries of a mark.
-func (w *world) park(m *relay.Mark) {
-	for _, p := range m.Parked {
-		if slices.ContainsFunc(w.ledger, func(e *entry) bool { return e.id == m.ID && e.sink == p.Sink }) {
-			continue
-		}
-		e := &entry{
-			id: m.ID, sink: p.Sink, key: m.Key, position: m.Position, state: p.State, reason: p.Reason, lastError: p.Error,
-			attempts: p.Attempts, detached: p.Detached,
-		}
-		if p.State == relay.StateRetry {
-			e.next = time.Now().Add(p.Delay)
-		}
-		if p.State == relay.StateHeld && !slices.ContainsFunc(w.ledger, func(o *entry) bool {
-			return o.sink == e.sink && o.key == e.key && o.position < e.position && o.blocks()
-		}) {
-			e.state = relay.StateRetry
-		}
-		w.ledger = append(w.ledger, e)
-		slices.SortFunc(w.ledger, func(a, b *entry) int { return int(a.position - b.position) })
-	}
 }
 
 // tell makes a row say what its entries say.
@@ -87,17 +34,17 @@ func (w *world) tell(id relay.UUID) {
 	r := w.rows[id]
 	r.status, r.lastError = "sent", ""
 	var errs []string
-	for _, e := range w.entriesOf(id) {
+	for _, e := range w.ledger.Of(id) {
 		switch {
-		case e.state == relay.StateDead:
+		case e.Dead:
 			r.status = "dead_letter"
-		case e.attempts > 0 && r.status != "dead_letter":
+		case e.Attempts > 0 && r.status != "dead_letter":
 			r.status = "failed"
 		case r.status == "sent":
 			r.status = "pending"
 		}
-		if e.lastError != "" {
-			errs = append(errs, e.sink+": "+e.lastError)
+		if e.Error != "" {
+			errs = append(errs, e.Sink+": "+e.Error)
 		}
 	}
 	slices.Sort(errs)
@@ -107,8 +54,8 @@ func (w *world) tell(id relay.UUID) {
 func (l *lease) LastPosition() (last int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, e := range l.ledger {
-		last = max(last, e.position)
+	for _, e := range l.ledger.Entries {
+		last = max(last, e.Position)
 	}
 	return last
 }
@@ -116,9 +63,9 @@ func (l *lease) LastPosition() (last int64) {
 func (l *lease) Blocking(_ context.Context, f func(sink string, keyHash uint32, entries int)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, e := range l.ledger {
-		if !e.detached {
-			f(e.sink, relay.KeyHash(e.key), 1)
+	for _, e := range l.ledger.Entries {
+		if !e.Detached {
+			f(e.Sink, relay.KeyHash(e.Key), 1)
 		}
 	}
 	return nil
@@ -127,26 +74,14 @@ func (l *lease) Blocking(_ context.Context, f func(sink string, keyHash uint32, 
 func (l *lease) Due(_ context.Context, sink string, limit, _ int) (due []relay.Entry, next time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	next = -1
-	for _, e := range l.ledger {
-		if e.sink != sink || e.state != relay.StateRetry {
-			continue
-		}
-		if left := time.Until(e.next); e.waiting() && left > 0 {
-			if next < 0 || left < next {
-				next = left
-			}
-			continue
-		}
-		if len(due) == limit {
-			break
-		}
-		_, there := l.rows[e.id]
-		ev := l.content[e.id]
+	found, next := l.ledger.Due(sink, limit, time.Now())
+	for _, e := range found {
+		_, there := l.rows[e.ID]
+		ev := l.content[e.ID]
 		ev.CommitLSN, ev.XID, ev.CommittedAt, ev.CommitEnd = 0, 0, 0, 0
 		due = append(due, relay.Entry{
-			Event: ev, Position: e.position, KeyHash: relay.KeyHash(e.key), Attempts: e.attempts, Detached: e.detached,
-			ReplayedAt: e.replayed, Gone: !there, Discarded: e.discarded,
+			Event: ev, Position: e.Position, KeyHash: relay.KeyHash(e.Key), Attempts: e.Attempts, Detached: e.Detached,
+			ReplayedAt: e.Replayed, Gone: !there, Discarded: e.Discarded,
 		})
 	}
 	return due, next, nil
@@ -164,65 +99,31 @@ func (l *lease) Resolve(_ context.Context, sink string, outcomes []relay.Outcome
 			return
 		}
 		for i := range outcomes {
-			l.resolve(sink, &outcomes[i])
-		}
-		for i := range outcomes {
-			l.free(sink, outcomes[i].Entry.Event.AggregateID)
+			id := outcomes[i].Entry.Event.ID
+			if !l.ledger.Resolve(sink, &outcomes[i], time.Now()) {
+				l.t.Errorf("resolved %s of %s, which is not in the ledger", label(id), sink)
+			} else if l.rows[id] != nil {
+				l.tell(id)
+			}
 		}
 	})
 	return err
 }
 
-func (l *lease) resolve(sink string, o *relay.Outcome) {
-	at := slices.IndexFunc(l.ledger, func(e *entry) bool { return e.sink == sink && e.id == o.Entry.Event.ID })
-	if at < 0 {
-		l.t.Errorf("resolved %s of %s, which is not in the ledger", label(o.Entry.Event.ID), sink)
-		return
-	}
-	e := l.ledger[at]
-	switch o.Fate {
-	case relay.FateDelivered, relay.FateDropped:
-		l.ledger = slices.Delete(l.ledger, at, at+1)
-	case relay.FateRefused:
-		e.state, e.next = relay.StateRetry, time.Now().Add(o.Delay)
-		e.reason, e.lastError, e.attempts = o.Reason, o.Error, o.Attempts
-		for _, behind := range l.ledger[at+1:] {
-			if behind.sink == sink && behind.key == e.key && behind.ready() && !behind.detached && !e.detached {
-				behind.state = relay.StateHeld
-			}
-		}
-	case relay.FateDead:
-		e.state, e.next = relay.StateDead, time.Time{}
-		e.reason, e.lastError, e.attempts = o.Reason, o.Error, o.Attempts
-		e.detached = e.detached || o.Detach
-	}
-	if l.rows[e.id] != nil {
-		l.tell(e.id)
-	}
-}
-
-// free lets the held entries of a key go, up to the next one that blocks.
-func (l *lease) free(sink, key string) {
-	for _, e := range l.ledger {
-		if e.sink != sink || e.key != key || e.detached {
-			continue
-		}
-		if e.waiting() || e.state == relay.StateDead {
-			return
-		}
-		e.state = relay.StateRetry
-	}
+func (l *lease) Heal(context.Context, string, int32) (int, int32, error) {
+	return 0, math.MinInt32, nil
 }
 
 func (l *lease) Counts(context.Context) ([]relay.LedgerCount, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var counts []relay.LedgerCount
-	for _, e := range l.ledger {
-		at := slices.IndexFunc(counts, func(c relay.LedgerCount) bool { return c.Sink == e.sink && c.State == e.state })
+	for _, e := range l.ledger.Entries {
+		state := l.ledger.State(e)
+		at := slices.IndexFunc(counts, func(c relay.LedgerCount) bool { return c.Sink == e.Sink && c.State == state })
 		if at < 0 {
 			at = len(counts)
-			counts = append(counts, relay.LedgerCount{Sink: e.sink, State: e.state})
+			counts = append(counts, relay.LedgerCount{Sink: e.Sink, State: state})
 		}
 		counts[at].N++
 	}
@@ -323,7 +224,7 @@ func (l *lease) Sweep(_ context.Context, q relay.SweepQuery, f func([]relay.Even
 		var found []relay.Event
 		l.mu.Lock()
 		for _, id := range ids[:n] {
-			if r := l.rows[id]; r != nil && r.status == wanted && len(l.entriesOf(id)) == 0 {
+			if r := l.rows[id]; r != nil && r.status == wanted && len(l.ledger.Of(id)) == 0 {
 				ev := l.content[id]
 				ev.CommitLSN, ev.XID, ev.CommittedAt, ev.CommitEnd, ev.Ordinal = 0, 0, 0, 0, 0
 				found = append(found, ev)

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/ledgertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
@@ -29,7 +30,7 @@ type world struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	changed   chan struct{} // closed and replaced at every change
-	ledger    []*entry
+	ledger    ledgertest.Ledger
 	content   map[relay.UUID]relay.Event
 	recovery  relay.Recovery
 	byHand    map[relay.UUID]bool // set back to pending by a person
@@ -61,7 +62,6 @@ type world struct {
 	onResolve func() error    // under the lock
 	gone      relay.GoneCause // what the next Open finds instead of a slot
 	sweepErrs []error         // what the next sweeps return
-	away      error           // why a standby could not take the lease
 	poison    error           // what each connection breaks with at once
 	passEnds  bool            // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
 	batch     int             // the most events in one Admit; 0: all there are
@@ -376,7 +376,7 @@ func (s *stream) report() {
 		}
 		// The promise that matters most: the slot never passes a row that is not settled.
 		for _, ev := range s.wal {
-			if ev.CommitLSN < s.confirmed && s.rows[ev.ID] != nil && s.rows[ev.ID].status == "pending" && !s.byHand[ev.ID] && len(s.entriesOf(ev.ID)) == 0 {
+			if ev.CommitLSN < s.confirmed && s.rows[ev.ID] != nil && s.rows[ev.ID].status == "pending" && !s.byHand[ev.ID] && len(s.ledger.Of(ev.ID)) == 0 {
 				s.t.Errorf("confirmed %s, and row %s, committed at %s, is still pending", s.confirmed, label(ev.ID), ev.CommitLSN)
 			}
 		}
@@ -405,12 +405,6 @@ type store struct{ *world }
 var _ relay.Store = store{}
 
 func (w store) Check(context.Context) error { return nil }
-
-func (w store) Waiting(string) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.away
-}
 
 func (w store) Acquire(ctx context.Context, _ string) (relay.Lease, error) {
 	for {
@@ -515,7 +509,7 @@ func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, e
 			if m.CommitLSN == 0 {
 				l.marked = l.next
 			}
-			l.park(m)
+			l.ledger.Park(m, time.Now())
 			if slices.Contains(later, i) {
 				continue
 			}
@@ -533,7 +527,7 @@ func (l *lease) Settled(_ context.Context, events []relay.Event) ([]bool, error)
 		var asked []string
 		for i := range events {
 			asked = append(asked, label(events[i].ID))
-			settled[i] = l.rows[events[i].ID].status != "pending" || len(l.entriesOf(events[i].ID)) > 0
+			settled[i] = l.rows[events[i].ID].status != "pending" || len(l.ledger.Of(events[i].ID)) > 0
 		}
 		l.lookUps = append(l.lookUps, asked)
 		n = len(l.lookUps)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,6 +75,13 @@ func (l *lane) take(buf []*flight) []*flight {
 	return buf
 }
 
+// untake puts events that were taken back to the front of the queue.
+func (l *lane) untake(flights []*flight) {
+	l.mu.Lock()
+	l.queue = slices.Insert(l.queue, 0, flights...)
+	l.mu.Unlock()
+}
+
 // unshelve puts what waits aside back to the front of the queue, once the round has ended.
 func (l *lane) unshelve() {
 	if len(l.aside) == 0 {
@@ -85,25 +93,29 @@ func (l *lane) unshelve() {
 	if !ended {
 		return
 	}
-	l.mu.Lock()
-	l.queue = append(l.aside, l.queue...)
-	l.mu.Unlock()
+	l.untake(l.aside)
 	l.aside, l.asideOf = nil, nil
 }
 
 // triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it parks, leaves in the ledger, or puts
 // aside.
+//
+// Nothing is parked past what is still to be offered: the sink may not take that, it would come to the ledger later, and be behind. So
+// the batch ends in front of an event that has to go to the ledger while one of its key (or bucket: their counts are one) is kept, and
+// the rest goes back to the queue until the kept ones have their fates.
 func (l *lane) triage(batch []*flight) []*flight {
 	var parked, unfit []*flight
 	var parks []*Parked
-	kept := batch[:0]
+	kept, keeps := batch[:0], keeping{}
 	l.shelf.mu.Lock()
 	isolated := l.shelf.down || l.shelf.overWAL
-	for _, f := range batch {
+	for i, f := range batch {
 		if f.round != nil {
 			switch {
 			case f.round.haltedKey(f.rec.Key):
 				f.round.leave(f.entry, nil)
+			case f.unfit != nil && keeps.entry(kept, f):
+				f.round.leave(f.entry, nil) // its turn comes when those in front of it have their fates
 			case f.unfit != nil:
 				l.metrics.refused(f, f.unfit)
 				unfit = append(unfit, f)
@@ -116,6 +128,10 @@ func (l *lane) triage(batch []*flight) []*flight {
 		v := l.shelf.verdict(f.keyHash)
 		if l.asideOf[bucketOf(f.keyHash)] {
 			v = hold // its predecessors are there
+		}
+		if (v == toShelf || v == offer && f.unfit != nil) && keeps.event(kept, f) {
+			l.untake(batch[i:])
+			break
 		}
 		switch {
 		case v == hold:
@@ -151,6 +167,39 @@ func (l *lane) triage(batch []*flight) []*flight {
 		l.settle(l.index, parked, parks)
 	}
 	return kept
+}
+
+// keeping knows of what is kept of a batch, so far as it was asked.
+type keeping struct {
+	seen    int
+	buckets map[uint32]bool // of events that the stream or the table brought
+	keys    map[string]bool // of ledger entries
+}
+
+func (k *keeping) see(kept []*flight) {
+	if k.buckets == nil {
+		k.buckets, k.keys = make(map[uint32]bool), make(map[string]bool)
+	}
+	for _, f := range kept[k.seen:] {
+		if f.round != nil {
+			k.keys[f.rec.Key] = true
+		} else {
+			k.buckets[bucketOf(f.keyHash)] = true
+		}
+	}
+	k.seen = len(kept)
+}
+
+// event reports whether an event of f's bucket is among the kept ones. Entries do not count: what is parked has its place behind them.
+func (k *keeping) event(kept []*flight, f *flight) bool {
+	k.see(kept)
+	return k.buckets[bucketOf(f.keyHash)]
+}
+
+// entry reports whether an entry of f's key is among them.
+func (k *keeping) entry(kept []*flight, f *flight) bool {
+	k.see(kept)
+	return k.keys[f.rec.Key]
 }
 
 // refusal is the ledger entry for an event that was refused for the first time.
@@ -333,6 +382,7 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		parks   = make([]*Parked, 0, len(batch))
 		acked   = make([]*flight, 0, len(batch))
 		refused map[string]bool // keys with a refused record in this batch; true: those behind it wait for it
+		again   map[string]bool // keys with a record that is to be offered again
 	)
 	rest = batch[:0]
 	for i, f := range batch {
@@ -349,6 +399,9 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 			} else {
 				settled, parks = append(settled, f), append(parks, nil)
 			}
+		case isRefused && f.round == nil && again[f.rec.Key]:
+			// Parked now, it would be in the ledger before those of its key that are still to be offered.
+			rest = append(rest, f)
 		case isRefused:
 			l.metrics.refused(f, e)
 			logRefused(l.log, l.sink.Name(), f, l.offers, e)
@@ -378,6 +431,10 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 			l.shelf.mu.Unlock()
 			settled, parks = append(settled, f), append(parks, &Parked{Sink: l.sink.Name(), State: StateHeld})
 		default:
+			if again == nil {
+				again = make(map[string]bool)
+			}
+			again[f.rec.Key] = true
 			rest = append(rest, f)
 			trouble = true
 		}

@@ -9,8 +9,9 @@ import (
 // slot's owner is the only one that adds and removes entries, each time in a transaction that first checks the epoch; what a person does
 // on the command line changes entries and never removes any.
 //
-// Of one key and sink, the entries that are not detached stand in one of two orders: all ready, to be offered by position; or the
-// first one waiting for its next attempt (or dead, with RELAY_DEAD_LETTER=hold), and all behind it held.
+// Of one key and sink, the entries that are not detached make a line, by position, whichever was written first. An entry that waits for its
+// next attempt blocks those behind it, and so does a dead one with RELAY_DEAD_LETTER=hold: these are held. What is in front of the first
+// that blocks is ready, and is offered before it. The SQL of this order is in relay/store/order.go; relay/ledgertest is its plain twin.
 type Ledger interface {
 	// LastPosition is the highest position in the slot's ledger when the lease was taken; new events count on from it.
 	LastPosition() int64
@@ -26,6 +27,9 @@ type Ledger interface {
 	// entry that is refused again makes those behind it held; a delivered, dropped or (unless it holds) dead one frees a first
 	// thousand of those that were held behind it, and further ones are freed as these go. It returns ErrFenced like Mark.
 	Resolve(ctx context.Context, sink string, outcomes []Outcome) error
+	// Heal looks, by hash from from on, at some thousands of lines in which something blocks, and frees entries that are held behind
+	// nothing. The next look is to begin at next, which is math.MinInt32 when it came to the end.
+	Heal(ctx context.Context, sink string, from int32) (freed int, next int32, err error)
 	// Counts returns how many entries there are by sink and state.
 	Counts(ctx context.Context) ([]LedgerCount, error)
 }
@@ -47,7 +51,7 @@ const ReasonSinkDown Reason = "sink_down"
 type Parked struct {
 	Sink string
 	// State is StateRetry or StateDead for a refused event. StateHeld means that the event was not offered, or not by its own fault: the store
-	// makes it held when an entry of its key and sink that is not detached is waiting, held, or dead and not detached; otherwise ready.
+	// makes it held when something in front of it blocks, otherwise ready.
 	State    State
 	Detached bool // with StateDead: later events of the key do not wait
 	Reason   Reason

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/ledgertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
@@ -64,7 +65,7 @@ func TestLedger(t *testing.T) {
 		r.wantMetric(1, "outbox_dead_letter_events_total", "event_type=Happened")
 		// A person tries again: it goes out on its own.
 		sink.OnEvent(id("a1")).Stop()
-		w.change(func() { w.ledger[0].state, w.ledger[0].attempts = relay.StateRetry, 0 })
+		w.change(func() { w.ledger.Retry(w.ledger.Entries[0], time.Now()) })
 		w.untilStatus("dead_letter", "a1")
 	})
 
@@ -94,7 +95,7 @@ func TestLedger(t *testing.T) {
 		if n := r.log.count("event given up"); n != 1 {
 			t.Errorf("%d lines tell of the dead letter", n)
 		}
-		w.change(func() { w.ledger[0].state, w.ledger[0].attempts = relay.StateRetry, 0 })
+		w.change(func() { w.ledger.Retry(w.ledger.Entries[0], time.Now()) })
 		w.untilStatus("sent", "a1", "a2", "a3")
 		wantTaken(t, sink, "b1 a1 a2 a3")
 	})
@@ -106,7 +107,7 @@ func TestLedger(t *testing.T) {
 		start(t, w, func(cfg *relay.Config) { quick(cfg); cfg.MaxRetries, cfg.DeadLetter = 1, relay.DeadLetterHold }, sink)
 		w.commit("a", "a")
 		w.untilStatus("dead_letter", "a1")
-		w.change(func() { w.ledger[0].state, w.ledger[0].discarded = relay.StateRetry, true })
+		w.change(func() { w.ledger.Discard(w.ledger.Entries[0]) })
 		w.untilStatus("sent", "a2")
 		w.commit("a")
 		w.untilStatus("sent", "a3")
@@ -120,7 +121,7 @@ func TestLedger(t *testing.T) {
 		start(t, w, quick, sink)
 		w.commit("a", "a", "b")
 		w.untilStatus("sent", "b1")
-		w.until("parked", func() bool { return len(w.ledger) == 2 })
+		w.until("parked", func() bool { return len(w.ledger.Entries) == 2 })
 		w.lease().lose(errConnection)
 		w.commit("a", "b")
 		w.untilStatus("sent", "a1", "a2", "a3", "b2")
@@ -182,7 +183,7 @@ func TestLedger(t *testing.T) {
 		w.untilStatus("sent", "a1", "a2")
 		at := time.Date(2026, 11, 23, 7, 0, 0, 0, time.UTC)
 		w.change(func() {
-			w.ledger = append(w.ledger, &entry{id: id("a1"), sink: "kafka", key: "a", position: 9, state: relay.StateRetry, detached: true, replayed: at})
+			w.ledger.Add(&ledgertest.Entry{ID: id("a1"), Sink: "kafka", Key: "a", Position: 9, Detached: true, Replayed: at})
 		})
 		if err := sink.WaitTaken(t.Context(), 3); err != nil {
 			t.Fatal(err)
@@ -191,7 +192,7 @@ func TestLedger(t *testing.T) {
 		if got := headers[len(headers)-1]; got != (relay.Header{Key: "relay-replayed-at", Value: "2026-11-23T07:00:00Z"}) {
 			t.Errorf("last header: %v", got)
 		}
-		w.until("the ledger is empty", func() bool { return len(w.ledger) == 0 })
+		w.until("the ledger is empty", func() bool { return len(w.ledger.Entries) == 0 })
 		wantStatus(t, w, "a1", "sent")
 	})
 
@@ -324,7 +325,7 @@ func TestIsolation(t *testing.T) {
 			w.commit("a")
 		}
 		w.commit("b")
-		w.until("isolated", func() bool { return len(w.ledger) == 41 })
+		w.until("isolated", func() bool { return len(w.ledger.Entries) == 41 })
 		sink.Down(nil)
 		w.untilStatus("sent", "b1")
 		trouble.Stop()
@@ -344,7 +345,7 @@ func TestIsolation(t *testing.T) {
 		}
 		sink.Down(errBroker)
 		w.commit("c")
-		w.until("parked", func() bool { return len(w.ledger) == 2 })
+		w.until("parked", func() bool { return len(w.ledger.Entries) == 2 })
 		if whole, alone := r.log.count("sink isolated"), r.log.count("events isolated"); whole != 1 || alone != 0 {
 			t.Errorf("isolated as a whole %d times, alone %d times; want 1 and 0", whole, alone)
 		}
@@ -409,7 +410,7 @@ func TestIsolation(t *testing.T) {
 		rabbit.Down(errBroker)
 		r := start(t, w, two, kafka, rabbit)
 		w.commit("a")
-		w.until("parked", func() bool { return len(w.ledger) == 1 })
+		w.until("parked", func() bool { return len(w.ledger.Entries) == 1 })
 		if err := r.stop(); err != nil {
 			t.Fatal(err)
 		}

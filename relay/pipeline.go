@@ -142,7 +142,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		}
 		p.lanes = append(p.lanes, lanes)
 		p.shelves = append(p.shelves, shelf)
-		p.drainers = append(p.drainers, &drainer{p: p, sink: sink, health: r.health[i], shelf: shelf, lanes: lanes, log: log})
+		p.drainers = append(p.drainers, &drainer{p: p, sink: sink, health: r.health[i], shelf: shelf, lanes: lanes, log: log, healAt: math.MinInt32})
 	}
 	return p
 }

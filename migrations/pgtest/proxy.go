@@ -1,10 +1,8 @@
 package pgtest
 
 import (
-	"bytes"
 	"net"
 	"net/url"
-	"strings"
 	"sync"
 	"testing"
 )
@@ -13,7 +11,6 @@ import (
 //
 //	passes -- Freeze --> silent: what is sent is swallowed up by buffers, nothing is closed -- Thaw --> passes
 //	any state -- Strand --> the connections of now stay silent for ever, nothing is closed, not even when one end closes; new ones pass
-//	any state -- StrandNamed --> the same for connections of one application_name
 //	any state -- Cut --> all connections are reset; new ones pass
 type Proxy struct {
 	DSN string // the same database, by way of the proxy
@@ -25,15 +22,11 @@ type Proxy struct {
 	mu     sync.Mutex // guards what follows
 	thawed *sync.Cond
 	frozen bool
+	age    int // of new connections; those below alive are silent for ever
+	alive  int
 	left   int64 // bytes to pass to the server before it freezes; negative: no limit
-	conns  map[net.Conn]*link
+	conns  map[net.Conn]bool
 	closed bool
-}
-
-// link is a connection that passes; guarded by Proxy.mu.
-type link struct {
-	application string // application_name, once the client has told it
-	stranded    bool   // it is silent for ever
 }
 
 // NewProxy starts a proxy in front of the server of dsn, a URL. It ends with the test.
@@ -43,7 +36,7 @@ func NewProxy(t testing.TB, dsn string) *Proxy {
 	if err != nil {
 		t.Fatal("the DSN of the test database is not a URL") // it is not shown: it holds a password
 	}
-	p := &Proxy{target: u.Host, left: -1, conns: make(map[net.Conn]*link)}
+	p := &Proxy{target: u.Host, left: -1, conns: make(map[net.Conn]bool)}
 	p.thawed = sync.NewCond(&p.mu)
 	if p.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
@@ -81,23 +74,8 @@ func (p *Proxy) FreezeAfter(bytes int64) {
 func (p *Proxy) Strand() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, l := range p.conns {
-		l.stranded = true
-	}
-}
-
-// StrandNamed makes those connections half-open whose application_name begins with the prefix, and returns how many.
-func (p *Proxy) StrandNamed(prefix string) (stranded int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	seen := make(map[*link]bool)
-	for _, l := range p.conns {
-		if strings.HasPrefix(l.application, prefix) && !l.stranded && !seen[l] {
-			seen[l], l.stranded = true, true
-			stranded++
-		}
-	}
-	return stranded
+	p.age++
+	p.alive = p.age
 }
 
 // Thaw goes on where Freeze has stopped; nothing is lost.
@@ -137,30 +115,15 @@ func (p *Proxy) accept() {
 			client.Close()
 			server.Close()
 		}
-		l := &link{}
-		p.conns[client], p.conns[server] = l, l
+		p.conns[client], p.conns[server] = true, true
+		age := p.age
 		p.mu.Unlock()
-		p.copying.Go(func() { p.forward(server, client, true, l) })
-		p.copying.Go(func() { p.forward(client, server, false, l) })
+		p.copying.Go(func() { p.forward(server, client, true, age) })
+		p.copying.Go(func() { p.forward(client, server, false, age) })
 	}
 }
 
-// note reads the application_name in what a client of PostgreSQL says first.
-func (p *Proxy) note(l *link, said []byte) {
-	const key = "\x00application_name\x00"
-	at := bytes.Index(said, []byte(key))
-	if at < 0 {
-		return
-	}
-	name, _, _ := bytes.Cut(said[at+len(key):], []byte{0})
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if l.application == "" {
-		l.application = string(name)
-	}
-}
-
-func (p *Proxy) forward(to, from net.Conn, up bool, l *link) {
+func (p *Proxy) forward(to, from net.Conn, up bool, age int) {
 	defer func() {
 		to.Close()
 		from.Close()
@@ -168,28 +131,25 @@ func (p *Proxy) forward(to, from net.Conn, up bool, l *link) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
-		if up {
-			p.note(l, buf[:n])
-		}
 		for at := 0; at < n; {
-			pass := p.wait(n-at, up, l)
+			pass := p.wait(n-at, up, age)
 			if _, err := to.Write(buf[at : at+pass]); err != nil {
 				return
 			}
 			at += pass
 		}
 		if err != nil {
-			p.wait(0, false, l)
+			p.wait(0, false, age)
 			return
 		}
 	}
 }
 
 // wait blocks while frozen or stranded, and returns how much of n may pass.
-func (p *Proxy) wait(n int, up bool, l *link) int {
+func (p *Proxy) wait(n int, up bool, age int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for (p.frozen || l.stranded) && !p.closed {
+	for (p.frozen || age < p.alive) && !p.closed {
 		p.thawed.Wait()
 	}
 	if up && p.left >= 0 && !p.closed {

@@ -18,24 +18,19 @@ const (
 	countsSQL       = `SELECT sink, state, count(*), min(parked_at) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
 )
 
-// dueSQL returns entries that may be offered: those whose time has come, those that a person has discarded, then the ready ones, each by
-// position, so that neither has to wait for the end of a long line of ready ones. No key is in two of these turns: one that waits is not
-// offered before the others of its key that stand in front of it, and behind it none is ready. A ready entry with something in front of it that blocks the key (hold) is one that
-// a refusal has left ready, because it holds only so many at once. A row that is missing while the transaction that inserted it is
-// not visible in this statement's own snapshot will come; without such a transaction it is gone. size is what the row's large columns
-// take on disk.
-const dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.attempts, d.detached, d.replayed_at, d.discarded, d.hold,
+// dueSQL returns entries that may be offered, in three turns, so that none has to wait for the end of a long line of another kind. First
+// come those whose time has come, if nothing of their line is in front of them. Then those that a person has discarded, wherever they
+// are. Then the ready ones by position; one that has something blocking in front of it (hold) has to be held first. No line has entries
+// in both the first and the third turn. A row that is missing while the transaction that inserted it is not visible in this
+// statement's own snapshot will come; without such a transaction it is gone. size is what the row's large columns take on disk.
+var dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.attempts, d.detached, d.replayed_at, d.discarded, d.hold,
 		o.event_id IS NULL, coalesce(o.event_id IS NULL AND NOT pg_visible_in_snapshot(d.xid, pg_current_snapshot()), false),
 		coalesce(pg_column_size(o.payload) + pg_column_size(o.headers), 0)
-	FROM (SELECT *, 3 AS turn, NOT detached AND coalesce((SELECT true FROM saga_outbox_delivery b WHERE b.slot = $1 AND b.sink = $2 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
-				AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false) AS hold
+	FROM (SELECT *, 3 AS turn, NOT detached AND ` + anyInFront(blocking, "r") + ` AS hold
 			FROM (SELECT * FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at IS NULL AND NOT discarded ORDER BY position LIMIT $3) r
 		UNION ALL
 		(SELECT *, 1, false FROM saga_outbox_delivery r WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at <= clock_timestamp() AND NOT discarded
-			AND (detached OR NOT coalesce((SELECT true FROM saga_outbox_delivery b WHERE b.slot = $1 AND b.sink = $2 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
-					AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false)
-				AND NOT coalesce((SELECT true FROM saga_outbox_delivery b WHERE b.slot = $1 AND b.sink = $2 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
-					AND ` + ready + ` AND b.position < r.position ORDER BY b.position LIMIT 1), false)) ORDER BY next_attempt_at LIMIT $3)
+			AND (detached OR NOT ` + anyInFront(blocking, "r") + ` AND NOT ` + anyInFront(ready, "r") + `) ORDER BY next_attempt_at LIMIT $3)
 		UNION ALL
 		(SELECT *, 2, false FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND discarded ORDER BY position LIMIT $3)) d
 	LEFT JOIN saga_outbox o ON o.event_id = d.event_id
@@ -46,10 +41,8 @@ const nextSQL = `SELECT extract(epoch FROM next_attempt_at - clock_timestamp()):
 	WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at > clock_timestamp() AND NOT discarded ORDER BY next_attempt_at LIMIT 1`
 
 // holdAgainSQL makes those held that dueSQL has found to be, if that is still so.
-const holdAgainSQL = `UPDATE saga_outbox_delivery r SET state = 'held' WHERE r.event_id = ANY($1::uuid[]) AND r.sink = $4 AND r.slot = $2
-	AND r.state = 'retry' AND r.next_attempt_at IS NULL AND NOT r.detached
-	AND (SELECT true FROM saga_outbox_delivery b WHERE b.slot = $2 AND b.sink = $4 AND b.key_hash = r.key_hash AND b.partition_key = r.partition_key
-		AND ` + blocking + ` AND b.position < r.position ORDER BY b.position LIMIT 1)` + owned
+var holdAgainSQL = `UPDATE saga_outbox_delivery r SET state = 'held' WHERE r.event_id = ANY($1::uuid[]) AND r.sink = $4 AND r.slot = $2
+	AND r.state = 'retry' AND r.next_attempt_at IS NULL AND NOT r.detached AND ` + anyInFront(blocking, "r") + owned
 
 // invisibleSoon is when to ask again for entries whose rows are not visible yet.
 const invisibleSoon = 50 * time.Millisecond
@@ -84,11 +77,11 @@ func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
 	return counts, nil
 }
 
-// each calls f for each row of a query, on a connection that marks do not use.
+// each calls f for each row of a query.
 func (l *lease) each(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	return l.beside(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
+	return l.with(ctx, func(conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
 }
 
 func each(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql string, args ...any) error {
@@ -112,7 +105,7 @@ type found struct {
 func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due []relay.Entry, next time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = l.with(ctx, func(conn *pgx.Conn) error {
 		// A refusal holds what is behind it some thousands at a time; the others are met here, and held then.
 		for range 10 {
 			all, held, err := l.due(ctx, conn, sink, limit)

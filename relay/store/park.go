@@ -7,26 +7,19 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// blocking is true for the entries that later ones of their key wait for, and for those that wait. Its form is the index's.
-const blocking = `NOT detached AND (state <> 'retry' OR next_attempt_at IS NOT NULL)`
-
-// ready is true for the entries that are not blocked; in the same way.
-const ready = `NOT detached AND state = 'retry' AND next_attempt_at IS NULL`
-
-// parkSQL writes entries. An entry that was not refused is held when something of its key blocks it, else ready. The look for that is an
-// index probe for each, by a subquery that cannot be planned as a hash over the whole ledger; when nothing blocks at all, which is
-// asked once, there is none. xid becomes the whole transaction id, of which the stream tells the lower half.
-const parkSQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, next_attempt_at, reason, last_error, detached)
-	SELECT p.event_id, p.sink, $2, p.position, p.partition_key, p.key_hash, p.event_type, CASE WHEN p.commit_lsn > 0 THEN '0/0'::pg_lsn + p.commit_lsn END,
+// parkSQL writes entries. One that was not refused ("free") is held when something in front of it blocks, else ready. The look for that is
+// an index probe for each; when nothing blocks at all, which is asked once, there is none. xid becomes the whole transaction id, of which
+// the stream tells the lower half.
+var parkSQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, next_attempt_at, reason, last_error, detached)
+	SELECT p.event_id, p.sink, p.slot, p.position, p.partition_key, p.key_hash, p.event_type, CASE WHEN p.commit_lsn > 0 THEN '0/0'::pg_lsn + p.commit_lsn END,
 		CASE WHEN p.xid > 0 THEN (now.xmax + ((((p.xid - now.xmax) % 4294967296) + 6442450944) % 4294967296 - 2147483648))::text::xid8 END,
 		CASE WHEN p.state <> 'free' THEN p.state
 			WHEN NOT (SELECT EXISTS (SELECT FROM saga_outbox_delivery WHERE slot = $2 AND ` + blocking + `)) THEN 'retry'
-			WHEN (SELECT true FROM saga_outbox_delivery d WHERE d.slot = $2 AND d.sink = p.sink AND d.key_hash = p.key_hash AND d.partition_key = p.partition_key
-				AND ` + blocking + ` ORDER BY d.position LIMIT 1) THEN 'held'
+			WHEN ` + anyInFront(blocking, "p") + ` THEN 'held'
 			ELSE 'retry' END,
 		p.attempts, CASE WHEN p.delay > 0 THEN clock_timestamp() + make_interval(secs => p.delay) END, nullif(p.reason, ''), nullif(p.error, ''), p.detached
-	FROM unnest($1::uuid[], $4::text[], $5::bigint[], $6::text[], $7::int[], $8::text[], $9::bigint[], $10::bigint[], $11::text[], $12::int[], $13::float8[], $14::text[], $15::text[], $16::boolean[])
-		AS p (event_id, sink, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, delay, reason, error, detached),
+	FROM (SELECT *, $2::text AS slot FROM unnest($1::uuid[], $4::text[], $5::bigint[], $6::text[], $7::int[], $8::text[], $9::bigint[], $10::bigint[], $11::text[], $12::int[], $13::float8[], $14::text[], $15::text[], $16::boolean[])
+		AS u (event_id, sink, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, delay, reason, error, detached)) p,
 		(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax) AS now
 	WHERE true` + owned + `
 	ON CONFLICT (event_id, sink) DO NOTHING`

@@ -9,7 +9,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-const (
+var (
 	takeOutSQL = `DELETE FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = $4` + owned
 
 	chargeSQL = `UPDATE saga_outbox_delivery d SET state = CASE WHEN r.dead THEN 'dead' ELSE 'retry' END, attempts = r.attempts,
@@ -21,19 +21,18 @@ const (
 	// behindSQL holds what is ready behind entries that were refused: at most $7 of each, the rest when Due meets it. One key can have
 	// a million entries, and the slot's row is locked meanwhile.
 	behindSQL = `UPDATE saga_outbox_delivery d SET state = 'held' FROM (
-			SELECT r.event_id FROM unnest($1::text[], $5::int[], $6::bigint[]) AS k (key, hash, position) CROSS JOIN LATERAL (
-				SELECT event_id FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key AND position > k.position
-					AND ` + ready + ` ORDER BY position LIMIT $7) r) held
+			SELECT r.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[], $6::bigint[]) AS u (partition_key, key_hash, position)) k
+			CROSS JOIN LATERAL (SELECT event_id FROM saga_outbox_delivery b WHERE ` + inFront("k", "b") + ` AND ` + ready + ` ORDER BY position LIMIT $7) r) held
 		WHERE d.event_id = held.event_id AND d.sink = $4` + owned
 
-	// freeSQL makes ready what is held first in its line, until $6 of a key are ready.
+	// freeSQL makes ready what is held and has nothing but ready entries in front, until $6 of a line are ready. What was found ready
+	// behind an entry that blocks does not count: it is held again when Due meets it.
 	freeSQL = `UPDATE saga_outbox_delivery d SET state = 'retry', next_attempt_at = NULL FROM (
-			SELECT f.event_id FROM unnest($1::text[], $5::int[]) AS k (key, hash)
-			CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key
-				AND ` + ready + ` LIMIT $6) r) ready
+			SELECT f.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[]) AS u (partition_key, key_hash)) k
+			CROSS JOIN LATERAL (SELECT b.* FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + ` ORDER BY position LIMIT 1) head
+			CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM saga_outbox_delivery b WHERE ` + inFront("b", "head") + ` AND ` + ready + ` LIMIT $6) r) ready
 			CROSS JOIN LATERAL (SELECT event_id, bool_and(state = 'held') OVER (ORDER BY position) AS first FROM (
-				SELECT event_id, state, position FROM saga_outbox_delivery WHERE slot = $2 AND sink = $4 AND key_hash = k.hash AND partition_key = k.key
-					AND ` + blocking + ` ORDER BY position LIMIT greatest($6 - ready.n, 0)) b) f
+				SELECT event_id, state, position FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + ` ORDER BY position LIMIT greatest($6 - ready.n, 0)) b) f
 			WHERE f.first) freed
 		WHERE d.event_id = freed.event_id AND d.sink = $4` + owned
 
@@ -51,12 +50,19 @@ const (
 		WHERE event_id = ANY($1::uuid[]) AND status IN ('pending', 'claimed', 'failed')` + owned
 )
 
-// heldAtOnce and freedAtOnce bound what one Resolve changes behind the entries that it is about.
+// heldAtOnce, freedAtOnce and freedOfKey bound what one transaction changes behind the entries that it is about.
 const (
 	heldAtOnce  = 10_000
 	freedAtOnce = 10_000
 	freedOfKey  = 1_000
 )
+
+// bounds are these; a test takes smaller ones.
+type bounds struct{ held, freed, ofKey int }
+
+// heldOf and freedOf are how many entries of a line are held, and how many stand ready, when so many lines are changed at once.
+func (s *Store) heldOf(lines int) int  { return max(1, s.bounds.held/lines) }
+func (s *Store) freedOf(lines int) int { return min(s.bounds.ofKey, max(10, s.bounds.freed/lines)) }
 
 // lines are lines in which something waits, a column each.
 type lines struct {
@@ -87,7 +93,7 @@ func (l *lease) Resolve(ctx context.Context, sink string, outcomes []relay.Outco
 	}
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return l.resolution(sink, outcomes).run(ctx, conn) })
+	err := l.with(ctx, func(conn *pgx.Conn) error { return l.resolution(sink, outcomes).run(ctx, conn) })
 	if err != nil {
 		return fmt.Errorf("resolve %d entries of sink %s: %w", len(outcomes), sink, err)
 	}
@@ -135,10 +141,10 @@ func (l *lease) resolution(sink string, outcomes []relay.Outcome) *fencedTx {
 		tx.queue(nil, chargeSQL, charged, l.slot, l.epoch, sink, dead, attempts, delays, reasons, errors, detach)
 	}
 	if len(refused.keys) > 0 {
-		tx.queue(nil, behindSQL, refused.keys, l.slot, l.epoch, sink, refused.hashes, refused.positions, max(1, heldAtOnce/len(refused.keys)))
+		tx.queue(nil, behindSQL, refused.keys, l.slot, l.epoch, sink, refused.hashes, refused.positions, l.store.heldOf(len(refused.keys)))
 	}
 	if len(freed.keys) > 0 {
-		tx.queue(nil, freeSQL, freed.keys, l.slot, l.epoch, sink, freed.hashes, min(freedOfKey, max(10, freedAtOnce/len(freed.keys))))
+		tx.queue(nil, freeSQL, freed.keys, l.slot, l.epoch, sink, freed.hashes, l.store.freedOf(len(freed.keys)))
 	}
 	if len(delivered) > 0 {
 		tx.queue(nil, withoutEntries(l.store.deliveredSQL()), delivered, l.slot, l.epoch)

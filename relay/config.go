@@ -156,6 +156,9 @@ type Config struct {
 	// Default: the library's event types. RELAY_SAGA_RULES.
 	SagaRules []string `env:"RELAY_SAGA_RULES"`
 
+	// SinksByDefault says that nobody has named the sinks, so that they must be those of the relay before (CheckSinks). Default nil: they are named.
+	SinksByDefault *SinksByDefault
+
 	// Tracer is told of what is done, for traces. Default nil: nobody.
 	Tracer Tracer
 }

@@ -51,6 +51,7 @@ type world struct {
 	marks     []markCall
 	lookUps   [][]string
 	sinks     []string // of the last owner
+	before    before   // see sinkset_test.go
 	trace     []string
 
 	// Scripts, set before they are needed.

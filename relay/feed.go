@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -116,7 +117,8 @@ func (p *pipeline) noteSinks(ctx context.Context, unknown map[string]int64) {
 	gone := slices.Collect(maps.Keys(unknown))
 	for _, sink := range before {
 		if !slices.Contains(now, sink) && unknown[sink] == 0 {
-			p.log.Info("a sink was removed", "sink", sink)
+			p.log.Warn("a sink was removed: what is committed from now on does not go there", "sink", sink, "before", before, "now", now,
+				"mend", "if that is a mistake, set BROKER_TYPE="+strings.Join(before, ","))
 			gone = append(gone, sink)
 		}
 	}

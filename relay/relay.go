@@ -98,6 +98,9 @@ func (r *Relay) check(ctx context.Context) error {
 		if setup := (*SetupError)(nil); r.cfg.Mode == ModeAuto && errors.As(err, &setup) && setup.Streaming {
 			err = nil // the pipeline says it, and polls
 		}
+		for i := 0; err == nil && i < len(r.cfg.Slots); i++ {
+			err = r.checkSinks(ctx, r.cfg.Slots[i])
+		}
 		if err == nil {
 			if attempt > 1 {
 				r.log.Info("the database answers", "attempts", attempt, "after", time.Since(start).Round(time.Millisecond))
@@ -155,7 +158,9 @@ func (r *Relay) keep(ctx context.Context, slot string) error {
 		r.become(slot, Owner, p)
 		r.changes.add(Change{Kind: ChangeLeaseTaken, Level: LevelOK, Slot: slot, Text: fmt.Sprintf("epoch %d", lease.Epoch())})
 		r.log.Info("lease taken", "slot", slot, "owner", r.cfg.WorkerID, "epoch", lease.Epoch(), "marked_lsn", lease.MarkedLSN())
-		err = p.run(ctx)
+		if err = r.mayDeliver(ctx, slot, lease); err == nil {
+			err = p.run(ctx)
+		}
 		r.become(slot, Draining, nil)
 
 		// The lease goes last, whatever has ended the work, so that a successor finds the slot free. A stop must not

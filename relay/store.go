@@ -53,6 +53,8 @@ type Store interface {
 	// Check verifies once what the relay needs of the database: that it is reachable, that the tables are there.
 	// It returns a *SetupError for what a person has to mend.
 	Check(ctx context.Context) error
+	// Before tells where events went before this relay, for one whose BROKER_TYPE is not set.
+	Before(ctx context.Context, slot string) (Before, error)
 }
 
 // Lease is the ownership of one slot, from Acquire to Release or loss. While it is held, no other relay

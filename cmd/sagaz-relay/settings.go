@@ -21,7 +21,8 @@ import (
 
 // programConfig is what the program itself can be told, beside its rooms.
 type programConfig struct {
-	// Sinks are the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several with commas between.
+	// Sinks are the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several with commas between. Where nobody names them, a
+	// relay does not start if events went elsewhere before, or may have: another worker's sent rows, an address of another broker.
 	//
 	// Default kafka. BROKER_TYPE.
 	Sinks []string `env:"BROKER_TYPE"`
@@ -125,6 +126,11 @@ func (s *settings) all() error {
 	if _, err := parseLevel(s.program.LogLevel); err != nil {
 		errs = append(errs, err)
 	}
+	byDefault, wrongBroker := s.sinksByDefault()
+	s.relay.SinksByDefault = byDefault
+	if wrongBroker != nil {
+		errs = append(errs, wrongBroker)
+	}
 	if len(s.program.Sinks) == 0 {
 		errs = append(errs, fmt.Errorf("BROKER_TYPE: empty: want %s", strings.Join(sinkNames(), ", ")))
 	}
@@ -137,7 +143,7 @@ func (s *settings) all() error {
 			errs = append(errs, fmt.Errorf("BROKER_TYPE=%s: want %s, or several with commas between", name, strings.Join(sinkNames(), ", ")))
 		case slices.Contains(s.program.Sinks[:i], name):
 			errs = append(errs, fmt.Errorf("BROKER_TYPE: %s occurs twice", name))
-		default:
+		case wrongBroker == nil: // else its address is missing, which would say the same in other words
 			errs = append(errs, kind.validate(s.sinks[name]))
 		}
 	}

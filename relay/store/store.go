@@ -129,7 +129,7 @@ func (s *Store) statements() []string {
 	all := []string{
 		acquireSQL, lastPositionSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
 		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, tellSQL, giveUpSQL,
-		noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
+		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
 	}
 	for kind := range wanted {
 		all = append(all, keysSQL(kind, false), keysSQL(kind, true), pieceSQL(kind))

@@ -1,0 +1,98 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Nobody's broker changes in silence. A relay whose BROKER_TYPE is not set delivers to Kafka, and that may be the mistake: the variable was in a
+// Deployment that another one has replaced. So such a relay asks the table first where events went before, and refuses to deliver elsewhere.
+// It asks when it starts, so that a rolling update stops at the first new pod while the old ones go on, and again with each lease, before
+// it notes its own sinks: somebody else may have had the slot meanwhile. With BROKER_TYPE set the change is somebody's will, and is only told.
+
+// Before is what the database knows of deliveries by others than this process.
+type Before struct {
+	Sinks []string // of the slot's last owner, else of the last owner of any other slot; none when nobody has noted any
+	Sent  bool     // no relay has had a slot here yet, and still there are rows that were sent
+}
+
+// SinksByDefault tells that BROKER_TYPE is not set.
+type SinksByDefault struct {
+	// Hint is a setting that only another sink reads, such as RABBITMQ_URL; empty for none.
+	Hint string
+}
+
+// CheckSinks returns a *SetupError when the sinks that a relay has by default are not, or may not be, where events went before.
+func CheckSinks(now []string, by SinksByDefault, before Before) error {
+	problem := ""
+	fix := "set BROKER_TYPE to the broker that this table's events go to"
+	switch {
+	case len(before.Sinks) > 0:
+		if !slices.ContainsFunc(before.Sinks, func(s string) bool { return !slices.Contains(now, s) }) {
+			return nil
+		}
+		were := strings.Join(before.Sinks, ",")
+		problem = fmt.Sprintf("but the relay before this one delivered to %s", were)
+		fix = fmt.Sprintf("set BROKER_TYPE=%s to go on as before, or BROKER_TYPE=%s to deliver there from now on", were, strings.Join(now, ","))
+	case by.Hint != "":
+		problem = fmt.Sprintf("but %s is set, which only another broker needs", by.Hint)
+	case before.Sent:
+		problem = "and another worker has sent rows of saga_outbox before, nothing here says where to"
+		fix += ": that worker's environment tells"
+	default:
+		return nil
+	}
+	return &SetupError{Problem: fmt.Sprintf("BROKER_TYPE is not set, which means %s, %s", strings.Join(now, ","), problem), Fix: fix}
+}
+
+// sinkNames are the names of the relay's sinks.
+func (r *Relay) sinkNames() []string {
+	var names []string
+	for _, sink := range r.sinks {
+		names = append(names, sink.Name())
+	}
+	return names
+}
+
+// checkSinks asks once where events of the slot went before. It returns nil at once where BROKER_TYPE is set.
+func (r *Relay) checkSinks(ctx context.Context, slot string) error {
+	if r.cfg.SinksByDefault == nil {
+		return nil
+	}
+	before, err := r.store.Before(ctx, slot)
+	if err != nil {
+		return err
+	}
+	return CheckSinks(r.sinkNames(), *r.cfg.SinksByDefault, before)
+}
+
+// mayDeliver is checkSinks for an owner: it delivers nothing before it knows, so it asks until it is told, ctx ends or the lease is lost.
+func (r *Relay) mayDeliver(ctx context.Context, slot string, lease Lease) error {
+	backoff := Backoff{Min: r.cfg.BackoffMin, Max: r.cfg.BackoffMax}
+	var logged time.Time
+	for {
+		err := r.checkSinks(ctx, slot)
+		var setup *SetupError
+		switch {
+		case ctx.Err() != nil:
+			return nil // the pipeline ends by itself
+		case err == nil || errors.As(err, &setup):
+			return err
+		}
+		wait := backoff.Next()
+		if time.Since(logged) >= healthLogInterval {
+			logged = time.Now()
+			r.log.Warn("waiting to be told where events went before, nothing is delivered until then", "slot", slot, "backoff", wait, "error", err)
+		}
+		select {
+		case <-lease.Lost():
+			return fmt.Errorf("%w: %w", ErrLeaseLost, lease.Err())
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}

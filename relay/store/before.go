@@ -1,0 +1,59 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// notedSQL returns the sinks that were noted, best of this slot, and whether a relay has ever had a slot here.
+const notedSQL = `SELECT coalesce((SELECT sinks FROM saga_outbox_relay WHERE sinks <> '' ORDER BY slot = $1 DESC, renewed_at DESC LIMIT 1), ''),
+	EXISTS (SELECT FROM saga_outbox_relay WHERE epoch > 0)`
+
+// anySentSQL looks for a row that was sent. It may read a table of any size, once: only a relay that starts where none has been asks it.
+const anySentSQL = `SELECT EXISTS (SELECT FROM saga_outbox WHERE status = 'sent')`
+
+const (
+	beforeTimeout = 10 * time.Second
+	sentTimeout   = 30 * time.Second
+)
+
+// Before implements relay.Store.
+func (s *Store) Before(ctx context.Context, slot string) (relay.Before, error) {
+	var b relay.Before
+	conn, err := s.connect(ctx, "check")
+	if err != nil {
+		return b, setup(err)
+	}
+	defer closeConn(conn)
+
+	asking, cancel := context.WithTimeout(ctx, beforeTimeout)
+	defer cancel()
+	var sinks string
+	var worked bool
+	if err := conn.QueryRow(asking, notedSQL, slot).Scan(&sinks, &worked); err != nil {
+		return b, fmt.Errorf("ask which sinks the last relay had: %w", setup(err))
+	}
+	if sinks != "" {
+		b.Sinks = strings.Split(sinks, ",")
+	}
+	if worked {
+		return b, nil
+	}
+	looking, cancel := context.WithTimeout(ctx, sentTimeout)
+	defer cancel()
+	err = conn.QueryRow(looking, anySentSQL).Scan(&b.Sent)
+	if errors.Is(looking.Err(), context.DeadlineExceeded) && ctx.Err() == nil {
+		// So many rows and no answer: the table is in use, and where its events go is a question worth asking.
+		b.Sent = true
+		return b, nil
+	}
+	if err != nil {
+		return b, fmt.Errorf("ask whether any row was sent: %w", setup(err))
+	}
+	return b, nil
+}

@@ -29,8 +29,9 @@ var allowed = []struct {
 	{"cdc", []string{"relay", "cdc/pgoutput"}},
 	{"cdc/*", []string{"relay"}},
 	{"sinks/stdout", []string{"relay", "sinks/file"}}, // the same lines, to another writer
+	{"sinks/halve", nil},                              // numbers only
 	{"sinks/brokertest", []string{"internal/*"}},      // brokers as processes: it knows no relay
-	{"sinks/*", []string{"relay"}},
+	{"sinks/*", []string{"relay", "sinks/halve"}},
 	{"migrations", nil},
 	{"migrations/pgserver", []string{"internal/*"}},
 	{"migrations/pgtest", []string{"migrations", "migrations/pgserver"}},

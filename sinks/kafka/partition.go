@@ -12,10 +12,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/produce"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/sinks/halve"
 )
-
-// wideAgain is the number of records per chunk from which the search for a culprit counts as over.
-const wideAgain = 4096
 
 // maxMoves is how often a group follows its leader, movePause apart from the second time on: just after a
 // topic was made or a leader elected, brokers need a moment to agree. After that the lane decides.
@@ -57,11 +55,11 @@ type partition struct {
 	inflight int      // chunks
 	link     *link    // that they are on
 	id       producerID
-	numbered bool  // id is set; 0, epoch 0, is an id like any other
-	seq      int32 // of the next record under id
-	resync   bool  // a chunk failed: id's epoch ends when nothing is in flight
-	moves    int   // how often the leader was not where it was said to be, since it last was
-	most     int   // records per chunk while a culprit is looked for, 0 is no limit
+	numbered bool        // id is set; 0, epoch 0, is an id like any other
+	seq      int32       // of the next record under id
+	resync   bool        // a chunk failed: id's epoch ends when nothing is in flight
+	moves    int         // how often the leader was not where it was said to be, since it last was
+	piece    halve.Piece // records per chunk while a culprit is looked for
 }
 
 // group is the part of one Publish that goes to one partition. Guarded by the partition's mutex.
@@ -117,7 +115,7 @@ func (p *partition) route() {
 
 // ready says whether a chunk may be sent now, as far as the partition itself goes.
 func (p *partition) ready() bool {
-	if p.inflight > 0 && (p.resync || p.most > 0 || p.stale) {
+	if p.inflight > 0 && (p.resync || p.piece.Most() > 0 || p.stale) {
 		return false // settle looks again
 	}
 	return len(p.again) > 0 || (len(p.queue) > 0 && !p.queue[0].flying)
@@ -171,7 +169,7 @@ func (p *partition) take(f *frame, w *batchWriter) *chunk {
 	c := &chunk{p: p, id: p.id, seq: p.seq}
 	mark := f.partition(p.topic.name, p.index)
 	w.begin(f.buf)
-	full := false
+	full, most := false, p.piece.Most()
 	for len(p.queue) > 0 && !full {
 		g := p.queue[0]
 		if g.flying {
@@ -179,7 +177,7 @@ func (p *partition) take(f *frame, w *batchWriter) *chunk {
 		}
 		from := g.next
 		for g.next < len(g.recs) && !full {
-			if full = (p.most > 0 && c.n == p.most) || !w.add(g.recs[g.next], limit); !full {
+			if full = (most > 0 && c.n == most) || !w.add(g.recs[g.next], limit); !full {
 				g.next++
 				c.n++
 			}
@@ -262,9 +260,7 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 		for _, s := range c.segs {
 			s.g.settle(s.to, nil)
 		}
-		if p.most *= 2; p.most > wideAgain {
-			p.most = 0
-		}
+		p.piece.Taken(c.n)
 	case moved:
 		p.stale = true
 		p.follow(c, err)
@@ -285,15 +281,14 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 		if v == oversized {
 			p.sink.refresher.learnLimit(p.topic)
 		}
-		if c.n > 1 {
-			p.most = (c.n + 1) / 2
-			if i, ok := named(res, c.n); ok { // what stands before the culprit goes first, then it alone
-				p.most = max(1, i)
+		if !p.piece.Refused(c.n) {
+			if i, ok := named(res, c.n); ok {
+				p.piece.Named(i)
 			}
 			p.requeue(c)
 			break
 		}
-		p.most = 0
+		p.piece = halve.Piece{} // an answer costs no connection here, so the rest goes out at full width
 		s := c.segs[0]
 		if v == oversized {
 			err = tooLarge(c.size, 0, err)
@@ -426,7 +421,7 @@ func (p *partition) failAll(err error) {
 		g.settle(len(g.recs), err)
 	}
 	p.queue = flying
-	p.most = 0
+	p.piece = halve.Piece{}
 }
 
 func (p *partition) dequeue(g *group) {

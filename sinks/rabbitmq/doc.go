@@ -25,9 +25,12 @@
 //     since both connections carry the same records in the same order.
 //   - Connection blocked (memory or disk alarm): nothing is sent until it is unblocked; Publish gives up after
 //     a short wait when nothing is under way, and after the confirm timeout when something is.
-//   - Channel exception: the channel is gone with all that was under way on it. Where the broker blames a message
+//   - Channel exception: the channel is gone with all that was under way on it. Where the broker's words blame a message
 //     (too large, topic not allowed), that record is refused and the rest is published on a new channel.
 //     Where the exchange is gone, it is declared again.
+//   - Channel or connection closed for one message, without a word about which: the batch is halved until the message stands
+//     alone, and that record is refused. blame.go sorts the codes, search.go does the search, on a connection of its own
+//     where the whole connection was closed. When the broker refuses a bare message too, no record is at fault.
 //
 // # Order behind a record that comes back
 //

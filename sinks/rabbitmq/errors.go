@@ -178,6 +178,7 @@ func refuseSize(size, limit int64, what string) error {
 // check_topic_authorisation. The tests ask a real broker for these texts.
 var (
 	tooLargeText     = regexp.MustCompile(`message size (\d+) (?:is )?larger than (?:configured )?max size (\d+)`)
+	topicText        = regexp.MustCompile(`access to topic '`) // at the front: the texts are cut at 255 bytes
 	refusedTopicText = regexp.MustCompile(`access to topic '(.*)' in exchange '`)
 )
 

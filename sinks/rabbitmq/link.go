@@ -31,10 +31,11 @@ const (
 
 // link is one connection and its channels. It is used by all lanes at once, until dead is closed.
 type link struct {
-	cfg  Config
-	log  hclog.Logger
-	conn *amqp.Connection
-	raw  *boundedConn
+	cfg     Config
+	log     hclog.Logger
+	address string // without credentials
+	conn    *amqp.Connection
+	raw     *boundedConn
 
 	dead      chan struct{}          // closed when the connection is gone; err says why
 	isBlocked atomic.Bool            // the same as blocked != "", without the lock
@@ -76,7 +77,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("not done after %s", connectTimeout))
 	defer cancel()
-	l := &link{cfg: cfg, log: log, dead: make(chan struct{})}
+	l := &link{cfg: cfg, log: log, address: address(uri), dead: make(chan struct{})}
 	name := "sagaz-relay"
 	if cfg.WorkerID != "" {
 		name += " " + cfg.WorkerID
@@ -111,7 +112,6 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, 16))
 	closes := l.conn.NotifyClose(make(chan *amqp.Error, 1))
 	l.running.Go(func() { l.watch(blocks, closes) })
-	log.Info("connected", "broker", address(uri), "exchange", cfg.Exchange)
 	return l, nil
 }
 

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/sinks/halve"
 )
 
 // windowBytes is how many bytes of bodies a channel may have under way. The broker sends a returned
@@ -26,6 +28,11 @@ type batch struct {
 	failed bool // some fate is an error
 	// held are the keys with a record that failed or was refused: what comes later of theirs is not sent.
 	held map[string]hold
+
+	piece   halve.Piece // how much may be under way at once
+	search  search
+	ownLink *link                // the batch's own, while it searches
+	current atomic.Pointer[link] // link, for whoever has to end it
 
 	timer *time.Timer // reused for each wait
 }
@@ -49,15 +56,25 @@ type sent struct {
 }
 
 func newBatch(ctx context.Context, s *Sink, l *link, recs []*relay.Record) *batch {
-	b := &batch{sink: s, link: l, recs: recs, fence: relay.Fence(ctx), fates: make([]error, len(recs))}
+	b := &batch{sink: s, recs: recs, fence: relay.Fence(ctx), fates: make([]error, len(recs))}
+	b.setLink(l)
+	if crowded := s.culprits.crowded.Load(); crowded > 0 && s.routes.now()-crowded < int64(lately) {
+		b.piece = halve.Of(1)
+	}
 	for i := range b.fates {
 		b.fates[i] = errPending
 	}
 	return b
 }
 
+func (b *batch) setLink(l *link) {
+	b.link = l
+	b.current.Store(l)
+}
+
 // run publishes all records, and gives each its fate.
 func (b *batch) run(ctx context.Context) {
+	defer b.endSearch()
 	for {
 		c, err := b.link.take(ctx)
 		if err != nil {
@@ -65,40 +82,30 @@ func (b *batch) run(ctx context.Context) {
 			return
 		}
 		a := attempt{batch: b, c: c, sent: c.sent[:0]}
-		err = a.run(ctx)
-		clear(a.sent)
-		c.sent = a.sent[:0]
-		if err == nil {
-			b.link.put(c)
-			return
-		}
-		again := false
+		more, err := a.run(ctx)
 		switch {
+		case err == nil:
+			b.link.put(c)
+			b.piece.Taken(len(a.sent))
 		case c.ch.IsClosed():
 			// By the broker, or with the connection.
-			exception := b.exception(ctx, c)
-			if exception != nil && exception.Code == amqp.NotFound {
-				b.link.undeclared()
-				b.sink.routes.forget()
-			}
-			refuse, limit := b.sink.cfg.blame(exception)
-			if refuse != nil {
-				again = b.refuseThose(refuse)
-			}
-			if limit > 0 {
-				b.link.limit.Store(limit)
-			}
-			if ctx.Err() == nil && !errors.Is(err, relay.ErrFence) {
-				err = b.link.lost(exception)
-			}
+			err = b.closed(ctx, &a, err)
+			more = err == nil
 		case a.head == len(a.sent):
 			b.link.put(c) // nothing is in doubt
 		default:
 			b.link.settle(c)
 		}
-		// Each further round has at least one record less.
-		if !again || ctx.Err() != nil {
+		clear(a.sent)
+		c.sent = a.sent[:0]
+		if ctx.Err() != nil && err == nil && more {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
 			b.giveUp(err)
+			return
+		}
+		if !more {
 			return
 		}
 	}
@@ -201,6 +208,7 @@ type attempt struct {
 	sent  []sent // all that was sent, in order
 	head  int    // sent[:head] is done
 	bytes int    // under way
+	full  bool   // the piece is sent, and something is left
 	now   int64  // as routes has it, about
 
 	routingKey string // whose route was last looked up
@@ -211,36 +219,43 @@ type attempt struct {
 // channel in doubt or closed.
 //
 // A record whose route is not known to be good may come back or be nacked when what follows is long in a queue. So the next
-// of its key is sent only when it is confirmed, in another pass; other keys do not wait.
-func (a *attempt) run(ctx context.Context) error {
+// of its key is sent only when it is confirmed, in another pass; other keys do not wait. While the batch looks for a record that
+// closes channels an attempt is one piece, and more says that it was not the last.
+func (a *attempt) run(ctx context.Context) (more bool, err error) {
 	for {
 		waiting, err := a.pass(ctx)
 		if err != nil {
-			return err
+			return false, err
 		}
 		for a.head < len(a.sent) {
 			if err := a.await(ctx); err != nil {
-				return err
+				return false, err
 			}
 		}
-		if !waiting {
+		if !waiting || a.full {
+			more = waiting
 			break
 		}
 	}
 	if a.c.ch.IsClosed() {
 		// All is known, but a channel that is gone must not go back to the pool.
-		return errors.New("channel closed")
+		return false, errors.New("channel closed")
 	}
-	return nil
+	return more, nil
 }
 
 // pass sends what is pending and need not wait for another record of its key, and reports whether something has to.
 func (a *attempt) pass(ctx context.Context) (waiting bool, err error) {
 	a.now = a.sink.routes.now()
 	var unsure map[string]struct{} // keys with a record under way whose fate must be known first
+	most, alone := a.piece.Most(), a.sink.culprits.some.Load()
 	for i, rec := range a.recs {
 		if a.fates[i] != errPending || a.isHeld(i) {
 			continue
+		}
+		if most > 0 && len(a.sent) >= most {
+			a.full = true
+			return true, nil
 		}
 		if unsure != nil {
 			if _, wait := unsure[rec.Key]; wait {
@@ -251,6 +266,14 @@ func (a *attempt) pass(ctx context.Context) (waiting bool, err error) {
 		if err := a.check(rec); err != nil {
 			a.refuse(i, err)
 			continue
+		}
+		if alone && a.sink.culprits.refusal(rec.EventID) != nil {
+			// It would take the others with it again.
+			if len(a.sent) > 0 {
+				a.full = true
+				return true, nil
+			}
+			most = 1
 		}
 		if err := a.makeRoom(ctx, len(rec.Value)); err != nil {
 			return false, err
@@ -288,6 +311,13 @@ func (a *attempt) check(rec *relay.Record) error {
 			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("the name of header %d has %d bytes, AMQP allows 255", i, len(name)))
 		}
 		header += headerFixed + len(name) + len(h.Value)
+		if isRoutes(name) {
+			list, err := moreRoutes(name, h.Value)
+			if err != nil {
+				return err
+			}
+			header += (headerFixed - 1) * (len(list) + 1)
+		}
 	}
 	if limit := a.link.conn.Config.FrameSize; limit > 0 && header > limit {
 		return refuseSize(int64(header), int64(limit), "headers above the connection's frame_max: AMQP sends all of them in one frame")
@@ -311,7 +341,15 @@ const (
 func (a *attempt) send(i int, rec *relay.Record) error {
 	clear(a.c.headers)
 	for j := range rec.Headers {
-		if name := headerName(rec, rec.Headers[j].Key); name != "" {
+		switch name := headerName(rec, rec.Headers[j].Key); {
+		case name == "":
+		case isRoutes(name):
+			list, err := moreRoutes(name, rec.Headers[j].Value)
+			if err != nil {
+				return err // check has refused it before
+			}
+			a.c.headers[name] = list
+		default:
 			a.c.headers[name] = rec.Headers[j].Value
 		}
 	}
@@ -465,7 +503,9 @@ func (a *attempt) resolve(n int) bool {
 	case s.confirm.Acked() && s.returned == "":
 		a.fates[s.at] = nil
 		s.route.took(a.now)
+		a.search.taken++
 		a.sink.nacks.confirmed(a.recs[s.at].EventID)
+		a.sink.culprits.confirmed(a.recs[s.at].EventID)
 	case s.confirm.Acked():
 		s.route.returned.Store(a.sink.routes.now())
 		a.refuse(s.at, unroutable(a.sink.cfg.Exchange, a.recs[s.at].RoutingKey, s.returned))

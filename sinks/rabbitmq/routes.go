@@ -30,7 +30,7 @@ func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.R
 	if err != nil {
 		return nil, err
 	}
-	c := routeCheck{link: l, cfg: s.cfg}
+	c := routeCheck{link: l, cfg: s.cfg, patience: rpcTimeout}
 	defer context.AfterFunc(ctx, func() { l.kill("check routes: context ended") })() // amqp091's questions know no context
 	problems, err := c.run(routes)
 	if ctx.Err() != nil {
@@ -40,14 +40,15 @@ func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.R
 }
 
 type routeCheck struct {
-	link *link
-	cfg  Config
+	link     *link
+	cfg      Config
+	patience time.Duration // for each question
 }
 
 // ask runs a question on a channel of its own, since a refusal closes it. It returns the broker's refusal, and an error when there was
 // no answer.
 func (c *routeCheck) ask(what string, question func(*amqp.Channel) error) (refusal *amqp.Error, err error) {
-	timer := c.link.killAfter(rpcTimeout, what)
+	timer := c.link.killAfter(c.patience, what)
 	defer timer.Stop()
 	ch, err := c.link.conn.Channel()
 	if err != nil {
@@ -61,7 +62,7 @@ func (c *routeCheck) ask(what string, question func(*amqp.Channel) error) (refus
 		return nil, nil
 	}
 	// A message is refused without an answer of its own: the next question finds the channel closed.
-	wait := time.NewTimer(rpcTimeout)
+	wait := time.NewTimer(c.patience)
 	defer wait.Stop()
 	select {
 	case refusal = <-closes:
@@ -119,7 +120,13 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 		}
 		refusal, asked := byKey[r.RoutingKey]
 		if !asked {
-			if refusal, err = c.ask("ask for the right to publish", func(ch *amqp.Channel) error { return c.tryWrite(ch, r.RoutingKey) }); err != nil {
+			refusal, err = c.ask("ask for the right to publish", func(ch *amqp.Channel) error {
+				if err := ch.Tx(); err != nil {
+					return err
+				}
+				return c.tryWrite(ch, r.RoutingKey)
+			})
+			if err != nil {
 				return nil, err
 			}
 			byKey[r.RoutingKey] = refusal
@@ -139,11 +146,8 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 	return problems, ErrBindingsUnknown
 }
 
-// tryWrite has the broker judge a message that is never published.
+// tryWrite has the broker judge a message that is never published, within a transaction that has begun.
 func (c *routeCheck) tryWrite(ch *amqp.Channel, routingKey string) error {
-	if err := ch.Tx(); err != nil {
-		return err
-	}
 	if err := ch.Publish(c.cfg.Exchange, routingKey, false, false, amqp.Publishing{}); err != nil {
 		return err
 	}

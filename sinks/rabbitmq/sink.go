@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,8 +20,13 @@ type Sink struct {
 	ctx context.Context // ends with cause ErrClosed
 	end context.CancelCauseFunc
 
-	routes routes
-	nacks  nacks
+	routes   routes
+	nacks    nacks
+	culprits culprits
+
+	noControl atomic.Bool // the broker knows no transactions, as it seems
+
+	searchTurn chan struct{} // holds one token: who has it may open a connection of its own
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -46,7 +52,8 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Sink{cfg: cfg, log: log, routes: routes{started: time.Now()}, nacks: nacks{times: 5, span: 5 * time.Second}}
+	s := &Sink{cfg: cfg, log: log, routes: routes{started: time.Now()}, nacks: nacks{times: 5, span: 5 * time.Second}, culprits: culprits{span: unclearSpan}, searchTurn: make(chan struct{}, 1)}
+	s.searchTurn <- struct{}{}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return s, nil
 }
@@ -66,6 +73,7 @@ func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {
 		return err
 	}
 	// What waits, waits for ctx too, but a write into a full socket does not.
+	b := newBatch(ctx, s, l, recs)
 	finished := make(chan struct{})
 	defer close(finished)
 	defer context.AfterFunc(ctx, func() {
@@ -74,10 +82,9 @@ func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {
 		select {
 		case <-finished:
 		case <-timer.C:
-			l.kill("a write held up a publish whose context had ended")
+			b.current.Load().kill("a write held up a publish whose context had ended")
 		}
 	})()
-	b := newBatch(ctx, s, l, recs)
 	b.run(ctx)
 	if b.timer != nil {
 		b.timer.Stop()
@@ -158,6 +165,9 @@ func (s *Sink) connect(c *connecting, old *link) {
 	}
 	l, err := connect(s.ctx, s.cfg, s.log)
 	s.routes.forget()
+	if err == nil {
+		s.log.Info("connected", "broker", l.address, "exchange", s.cfg.Exchange)
+	}
 	s.mu.Lock()
 	s.connecting = nil
 	closed := s.closed

@@ -65,6 +65,19 @@ func (r *routes) sure(to *route, now int64) bool {
 		now-to.returned.Load() >= int64(lately) && now-r.nacked.Load() >= int64(lately)
 }
 
+// takes returns a routing key other than this one that took a message lately; empty when none is known.
+func (r *routes) takes(other string) string {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	now := r.now()
+	for key, to := range r.known {
+		if at := to.confirmed.Load(); key != other && at > 0 && now-at < int64(lately) {
+			return key
+		}
+	}
+	return ""
+}
+
 // forget is for an exchange that is made anew, and for another connection: bindings may have gone.
 func (r *routes) forget() {
 	r.mu.Lock()

@@ -63,6 +63,7 @@ type world struct {
 	onResolve func() error    // under the lock
 	gone      relay.GoneCause // what the next Open finds instead of a slot
 	sweepErrs []error         // what the next sweeps return
+	away      error           // why a standby could not take the lease
 	poison    error           // what each connection breaks with at once
 	passEnds  bool            // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
 	batch     int             // the most events in one Admit; 0: all there are
@@ -406,6 +407,12 @@ type store struct{ *world }
 var _ relay.Store = store{}
 
 func (w store) Check(context.Context) error { return nil }
+
+func (w store) Waiting(string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.away
+}
 
 func (w store) Acquire(ctx context.Context, _ string) (relay.Lease, error) {
 	for {

@@ -212,15 +212,15 @@ func (p *pipeline) marked(batch []*flight, confirmed LSN) {
 	logMarked(p.log, batch)
 	p.mu.Lock()
 	for _, f := range batch {
-		p.tracker.mark(f)
+		if p.tracker.mark(f) {
+			p.settled = true
+		}
 		if f.swept {
 			p.sweeping--
 		}
 	}
 	p.counts.marked += uint64(len(batch))
 	p.confirmed = max(p.confirmed, confirmed)
-	advanced := p.tracker.advance()
-	p.settled = p.settled || advanced
 	empty := p.tracker.len() == 0 && p.rounds == 0
 	p.mu.Unlock()
 	for _, s := range p.shelves {
@@ -228,9 +228,7 @@ func (p *pipeline) marked(batch []*flight, confirmed LSN) {
 			signal(s.wake)
 		}
 	}
-	if advanced {
-		signal(p.freed)
-	}
+	signal(p.freed)
 	if empty {
 		signal(p.drained)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,6 +191,37 @@ func TestWatermark(t *testing.T) {
 		w.untilStatus("sent", "a1")
 		wantWatermark(t, r, end)
 		wantOffers(t, sink, "a1")
+	})
+
+	// A row whose mark does not come about holds the watermark, and none of the others, however many they are.
+	bubble(t, "StuckRowHoldsNoOther", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		var locked atomic.Bool
+		locked.Store(true)
+		w.onMark = func(_ context.Context, _ int, marks []relay.Mark) (later []int, err error) {
+			for i := range marks {
+				if locked.Load() && marks[i].ID == id("stuck1") {
+					later = append(later, i)
+				}
+			}
+			return later, nil
+		}
+		r := start(t, w, func(cfg *relay.Config) { cfg.Lanes, cfg.InflightEvents = 1, 4 }, sink)
+		_, first := w.commit("first")
+		w.untilStatus("sent", "first1")
+		w.commit("stuck")
+		var end relay.LSN
+		for range 10 {
+			_, end = w.commit("a", "a", "a", "a")
+		}
+		w.untilStatus("sent", numbered("a", 1, 40)...)
+		wantWatermark(t, r, first)
+		if got := inflight(r); got != 1 {
+			t.Errorf("%d events in flight, want the stuck one", got)
+		}
+		locked.Store(false)
+		w.untilStatus("sent", "stuck1")
+		wantWatermark(t, r, end)
 	})
 
 	// Rows that are not ours to publish carry their transaction's end all the same: behind an event in flight it waits for it.

@@ -50,6 +50,9 @@ type Store interface {
 	// Acquire waits until this relay owns the slot and returns the lease. It fails only when ctx ends
 	// or with a *SetupError; it waits through a database that is down.
 	Acquire(ctx context.Context, slot string) (Lease, error)
+	// Waiting is why Acquire, which waits for the slot, could not take it if it were free: the database does not answer. It is nil when
+	// another relay has the slot, and while nobody waits.
+	Waiting(slot string) error
 	// Check verifies once what the relay needs of the database: that it is reachable, that the tables are there.
 	// It returns a *SetupError for what a person has to mend.
 	Check(ctx context.Context) error

@@ -51,7 +51,6 @@ func launcher(tracer Tracer) func() {
 			f := p.tracker.oldest()
 			p.tracker.settle(f, 0, nil)
 			p.tracker.mark(f)
-			p.tracker.advance()
 		}
 	}
 }

@@ -27,6 +27,8 @@ type flight struct {
 	parked  []Parked // the ledger entries of sinks that did not take it, at most one for each
 	marked  bool     // its row, and the ledger, say what became of it, committed
 	confirm LSN      // when not 0: the position that is safe once this flight and all before it are done
+
+	before, behind *flight // its neighbours in the order of admission
 }
 
 // created is the row's created_at.
@@ -40,39 +42,35 @@ func (f *flight) created() Timestamp { return TimestampOf(f.rec.Timestamp) }
 // end of a transaction, or the server's keepalive.
 //
 // Invariant: watermark is a position such that every event committed before it is marked, or in the ledger (or was never
-// ours). Flights leave only from the front, so one that is stuck holds the watermark, not the others.
+// ours). An event that is stuck holds the watermark and nothing else: those behind it leave when they
+// are done, however many they are, and cost neither budget nor memory. What is left of one is the
+// position that it carried, which goes to the event before it.
 type tracker struct {
 	sinks int
 
-	ring  []*flight // power of two long; the live part is [head, tail)
-	head  int
-	tail  int
-	bytes int
+	first, last *flight // those in flight, in the order of their admission
+	n           int
+	bytes       int
 
 	watermark LSN
 }
 
-func newTracker(sinks int) *tracker {
-	return &tracker{sinks: sinks, ring: make([]*flight, 1024)}
-}
+func newTracker(sinks int) *tracker { return &tracker{sinks: sinks} }
 
 // len is the number of events in flight.
-func (t *tracker) len() int { return t.tail - t.head }
+func (t *tracker) len() int { return t.n }
 
 // admit takes an event behind all those admitted before.
 func (t *tracker) admit(f *flight) {
-	if t.len() == len(t.ring) {
-		grown := make([]*flight, 2*len(t.ring))
-		for i := t.head; i < t.tail; i++ {
-			grown[i-t.head] = t.ring[i&(len(t.ring)-1)]
-		}
-		t.tail -= t.head
-		t.head = 0
-		t.ring = grown
-	}
 	f.open = 1<<t.sinks - 1
-	t.ring[t.tail&(len(t.ring)-1)] = f
-	t.tail++
+	f.before = t.last
+	if t.last == nil {
+		t.first = f
+	} else {
+		t.last.behind = f
+	}
+	t.last = f
+	t.n++
 	t.bytes += f.size
 }
 
@@ -90,45 +88,40 @@ func (t *tracker) settle(f *flight, sink int, park *Parked) (resolved bool) {
 	return f.open == 0
 }
 
-// mark notes that the event's row, and the ledger, tell its fate, committed.
-func (t *tracker) mark(f *flight) {
+// mark notes that the event's row, and the ledger, tell its fate, committed: it is not in flight any
+// more. It reports whether the event was the oldest, which lets the watermark move.
+func (t *tracker) mark(f *flight) (oldest bool) {
 	if f.marked {
 		panic("tracker: event " + f.rec.EventID.String() + " marked twice")
 	}
 	f.marked = true
+	if oldest = f.before == nil; oldest {
+		t.first = f.behind
+		t.watermark = max(t.watermark, f.confirm)
+	} else {
+		// What f carries is safe once all before it are done, too.
+		f.before.behind = f.behind
+		f.before.confirm = max(f.before.confirm, f.confirm)
+	}
+	if f.behind == nil {
+		t.last = f.before
+	} else {
+		f.behind.before = f.before
+	}
+	f.before, f.behind = nil, nil
+	t.n--
+	t.bytes -= f.size
+	return oldest
 }
 
 // pass notes that the stream has delivered everything committed before lsn: those events were admitted or were not ours.
 func (t *tracker) pass(lsn LSN) {
-	if t.len() > 0 {
-		last := t.ring[(t.tail-1)&(len(t.ring)-1)]
-		last.confirm = max(last.confirm, lsn)
+	if t.last != nil {
+		t.last.confirm = max(t.last.confirm, lsn)
 		return
 	}
 	t.watermark = max(t.watermark, lsn)
 }
 
-// advance lets go of the events at the front that are done, and reports whether there were any.
-func (t *tracker) advance() bool {
-	from := t.head
-	for t.head < t.tail {
-		at := t.head & (len(t.ring) - 1)
-		f := t.ring[at]
-		if !f.marked {
-			break
-		}
-		t.ring[at] = nil
-		t.head++
-		t.bytes -= f.size
-		t.watermark = max(t.watermark, f.confirm)
-	}
-	return t.head > from
-}
-
-// oldest returns the event at the front, or nil when nothing is in flight.
-func (t *tracker) oldest() *flight {
-	if t.len() == 0 {
-		return nil
-	}
-	return t.ring[t.head&(len(t.ring)-1)]
-}
+// oldest returns the event that was admitted first of those in flight, or nil when there is none.
+func (t *tracker) oldest() *flight { return t.first }

@@ -21,7 +21,7 @@ type twinEntry struct {
 	marked  bool
 }
 
-// state walks the history up to the first event that is not marked.
+// state walks the history: the watermark is what was passed before the first event that is not marked.
 func (w *twin) state() (watermark LSN, inflight, bytes int) {
 	stuck := false
 	for _, e := range w.history {
@@ -30,7 +30,7 @@ func (w *twin) state() (watermark LSN, inflight, bytes int) {
 		}
 		if !stuck {
 			watermark = max(watermark, e.confirm)
-		} else if e.f != nil {
+		} else if e.f != nil && !e.marked {
 			inflight++
 			bytes += e.f.size
 		}
@@ -107,15 +107,14 @@ func TestTrackerAgainstTwin(t *testing.T) {
 						unmarked = append(unmarked, f)
 					}
 				case len(unmarked) > 0:
-					_, before, _ := tw.state()
+					oldest, advanced := tr.oldest(), false
 					for range 1 + r.IntN(len(unmarked)) {
 						f := pick(&unmarked)
-						tr.mark(f)
+						advanced = tr.mark(f) || advanced
 						tw.find(f).marked = true
 					}
-					advanced := tr.advance()
-					if _, after, _ := tw.state(); advanced != (after < before) {
-						t.Fatalf("step %d: advance says %t, the twin went from %d to %d in flight", step, advanced, before, after)
+					if moved := tw.find(oldest).marked; advanced != moved {
+						t.Fatalf("step %d: marks say that the oldest is done: %t, want %t", step, advanced, moved)
 					}
 				}
 
@@ -143,47 +142,26 @@ func TestTrackerAgainstTwin(t *testing.T) {
 	}
 }
 
-// The ring grows while its live part wraps around, and keeps the order.
-func TestTrackerRingGrows(t *testing.T) {
+// An event that is stuck holds the watermark, and nothing else: of those behind it that are done, nothing is kept.
+func TestTrackerDoneEventsAreNotKept(t *testing.T) {
 	tr := newTracker(1)
-	first := len(tr.ring)
-	var flights []*flight
-	admit := func() {
-		f := &flight{size: 1, confirm: LSN(len(flights) + 1)}
-		flights = append(flights, f)
+	stuck := &flight{size: 10, confirm: 10}
+	tr.admit(stuck)
+	for n := range 1_000_000 {
+		f := &flight{size: 1000, confirm: LSN(20 + n)}
 		tr.admit(f)
-	}
-	finish := func(f *flight) { tr.settle(f, 0, nil); tr.mark(f) }
-	for range first {
-		admit()
-	}
-	const gone = 700
-	for _, f := range flights[:gone] {
-		finish(f)
-	}
-	tr.advance()
-	for len(flights) < gone+3*first {
-		admit()
-	}
-	if len(tr.ring) <= first || tr.len() != 3*first || tr.bytes != 3*first {
-		t.Fatalf("ring of %d with %d events and %d bytes", len(tr.ring), tr.len(), tr.bytes)
-	}
-	for i, f := range flights[gone:] {
-		if tr.oldest() != f {
-			t.Fatalf("event %d is not at the front when those before it are done", gone+i)
+		tr.settle(f, 0, nil)
+		if tr.mark(f) {
+			t.Fatal("an event behind the stuck one is the oldest")
 		}
-		finish(f)
-		if !tr.advance() || tr.watermark != f.confirm {
-			t.Fatalf("event %d: watermark %d, want %d", gone+i, tr.watermark, f.confirm)
+		if tr.len() != 1 || tr.bytes != 10 || tr.watermark != 0 || stuck.behind != nil {
+			t.Fatalf("after %d: %d in flight with %d bytes, watermark %s", n, tr.len(), tr.bytes, tr.watermark)
 		}
 	}
-	if tr.len() != 0 || tr.bytes != 0 {
-		t.Errorf("%d events and %d bytes are left", tr.len(), tr.bytes)
-	}
-	for i, f := range tr.ring {
-		if f != nil {
-			t.Fatalf("slot %d of the ring still holds an event", i)
-		}
+	tr.pass(5_000_000)
+	tr.settle(stuck, 0, nil)
+	if !tr.mark(stuck) || tr.watermark != 5_000_000 || tr.len() != 0 || tr.bytes != 0 || tr.oldest() != nil {
+		t.Errorf("at the end: %d in flight with %d bytes, watermark %s", tr.len(), tr.bytes, tr.watermark)
 	}
 }
 

@@ -1,8 +1,10 @@
 package pgtest
 
 import (
+	"bytes"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -11,6 +13,7 @@ import (
 //
 //	passes -- Freeze --> silent: what is sent is swallowed up by buffers, nothing is closed -- Thaw --> passes
 //	any state -- Strand --> the connections of now stay silent for ever, nothing is closed, not even when one end closes; new ones pass
+//	any state -- StrandNamed --> the same for connections of one application_name
 //	any state -- Cut --> all connections are reset; new ones pass
 type Proxy struct {
 	DSN string // the same database, by way of the proxy
@@ -22,11 +25,15 @@ type Proxy struct {
 	mu     sync.Mutex // guards what follows
 	thawed *sync.Cond
 	frozen bool
-	age    int // of new connections; those below alive are silent for ever
-	alive  int
 	left   int64 // bytes to pass to the server before it freezes; negative: no limit
-	conns  map[net.Conn]bool
+	conns  map[net.Conn]*link
 	closed bool
+}
+
+// link is a connection that passes; guarded by Proxy.mu.
+type link struct {
+	application string // application_name, once the client has told it
+	stranded    bool   // it is silent for ever
 }
 
 // NewProxy starts a proxy in front of the server of dsn, a URL. It ends with the test.
@@ -36,7 +43,7 @@ func NewProxy(t testing.TB, dsn string) *Proxy {
 	if err != nil {
 		t.Fatal("the DSN of the test database is not a URL") // it is not shown: it holds a password
 	}
-	p := &Proxy{target: u.Host, left: -1, conns: make(map[net.Conn]bool)}
+	p := &Proxy{target: u.Host, left: -1, conns: make(map[net.Conn]*link)}
 	p.thawed = sync.NewCond(&p.mu)
 	if p.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
@@ -74,8 +81,23 @@ func (p *Proxy) FreezeAfter(bytes int64) {
 func (p *Proxy) Strand() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.age++
-	p.alive = p.age
+	for _, l := range p.conns {
+		l.stranded = true
+	}
+}
+
+// StrandNamed makes those connections half-open whose application_name begins with the prefix, and returns how many.
+func (p *Proxy) StrandNamed(prefix string) (stranded int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	seen := make(map[*link]bool)
+	for _, l := range p.conns {
+		if strings.HasPrefix(l.application, prefix) && !l.stranded && !seen[l] {
+			seen[l], l.stranded = true, true
+			stranded++
+		}
+	}
+	return stranded
 }
 
 // Thaw goes on where Freeze has stopped; nothing is lost.
@@ -115,15 +137,30 @@ func (p *Proxy) accept() {
 			client.Close()
 			server.Close()
 		}
-		p.conns[client], p.conns[server] = true, true
-		age := p.age
+		l := &link{}
+		p.conns[client], p.conns[server] = l, l
 		p.mu.Unlock()
-		p.copying.Go(func() { p.forward(server, client, true, age) })
-		p.copying.Go(func() { p.forward(client, server, false, age) })
+		p.copying.Go(func() { p.forward(server, client, true, l) })
+		p.copying.Go(func() { p.forward(client, server, false, l) })
 	}
 }
 
-func (p *Proxy) forward(to, from net.Conn, up bool, age int) {
+// note reads the application_name in what a client of PostgreSQL says first.
+func (p *Proxy) note(l *link, said []byte) {
+	const key = "\x00application_name\x00"
+	at := bytes.Index(said, []byte(key))
+	if at < 0 {
+		return
+	}
+	name, _, _ := bytes.Cut(said[at+len(key):], []byte{0})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l.application == "" {
+		l.application = string(name)
+	}
+}
+
+func (p *Proxy) forward(to, from net.Conn, up bool, l *link) {
 	defer func() {
 		to.Close()
 		from.Close()
@@ -131,25 +168,28 @@ func (p *Proxy) forward(to, from net.Conn, up bool, age int) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
+		if up {
+			p.note(l, buf[:n])
+		}
 		for at := 0; at < n; {
-			pass := p.wait(n-at, up, age)
+			pass := p.wait(n-at, up, l)
 			if _, err := to.Write(buf[at : at+pass]); err != nil {
 				return
 			}
 			at += pass
 		}
 		if err != nil {
-			p.wait(0, false, age)
+			p.wait(0, false, l)
 			return
 		}
 	}
 }
 
 // wait blocks while frozen or stranded, and returns how much of n may pass.
-func (p *Proxy) wait(n int, up bool, age int) int {
+func (p *Proxy) wait(n int, up bool, l *link) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for (p.frozen || age < p.alive) && !p.closed {
+	for (p.frozen || l.stranded) && !p.closed {
 		p.thawed.Wait()
 	}
 	if up && p.left >= 0 && !p.closed {

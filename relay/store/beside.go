@@ -9,7 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// beside are the lease's connections for what takes long: sweeps and pruning. They are made when needed and kept for the next time.
+// beside are the lease's connections for what must not wait for marks, nor marks for it: looks at the slot, counts, sweeps, pruning. They
+// are made when needed and kept for the next time.
 type beside struct {
 	mu     sync.Mutex // guards the fields below
 	idle   map[string]*pgx.Conn
@@ -17,7 +18,8 @@ type beside struct {
 }
 
 // beside runs f on a connection for a purpose, which nobody else uses meanwhile.
-func (l *lease) beside(ctx context.Context, purpose string, f func(*pgx.Conn) error) error {
+// The deadline of each statement is f's to set.
+func (l *lease) beside(ctx context.Context, purpose string, f func(context.Context, *pgx.Conn) error) error {
 	b := &l.aside
 	b.mu.Lock()
 	if b.closed {
@@ -29,36 +31,61 @@ func (l *lease) beside(ctx context.Context, purpose string, f func(*pgx.Conn) er
 	b.mu.Unlock()
 	if conn == nil || conn.IsClosed() {
 		var err error
-		if conn, err = l.store.connect(ctx, purpose+" "+l.slot); err != nil {
-			return setup(err)
-		}
-		if !isPooled(conn) {
-			if _, err := conn.Exec(ctx, `SET jit = off`); err != nil {
-				closeConn(conn)
-				return err
-			}
+		if conn, err = l.openBeside(ctx, purpose); err != nil {
+			return err
 		}
 	}
-	err := f(conn)
+	err := f(ctx, conn)
+	if !b.keep(purpose, conn) {
+		closeConn(conn)
+	}
+	return err
+}
+
+func (l *lease) openBeside(ctx context.Context, purpose string) (*pgx.Conn, error) {
+	conn, err := l.store.connect(ctx, purpose+" "+l.slot)
+	if err != nil {
+		return nil, setup(err)
+	}
+	if isPooled(conn) {
+		return conn, nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, factLeast)
+	defer cancel()
+	if _, err := conn.Exec(bounded, `SET jit = off`); err != nil {
+		closeConn(conn)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// keep keeps a connection for the next time, unless it is of no use any more.
+func (b *beside) keep(purpose string, conn *pgx.Conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed || b.idle[purpose] != nil || conn.IsClosed() {
-		closeConn(conn)
-		return err
+		return false
 	}
 	if b.idle == nil {
 		b.idle = make(map[string]*pgx.Conn)
 	}
 	b.idle[purpose] = conn
-	return err
+	return true
 }
 
 func (b *beside) close() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
-	for _, conn := range b.idle {
-		closeConn(conn)
+	idle := b.idle
+	b.closed, b.idle = true, nil
+	b.mu.Unlock()
+	var all sync.WaitGroup
+	for _, conn := range idle {
+		all.Go(func() { closeConn(conn) })
 	}
-	b.idle = nil
+	all.Wait()
+}
+
+// fact runs a quick look on the connection for such looks. A cut connection of the marks does not touch it, nor it them.
+func (l *lease) fact(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
+	return l.facts.within(ctx, func(ctx context.Context) error { return l.beside(ctx, "facts", f) })
 }

@@ -46,7 +46,7 @@ func (l *lease) Settled(ctx context.Context, events []relay.Event) ([]bool, erro
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	var settled []bool
-	err := l.with(ctx, func(conn *pgx.Conn) error {
+	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		claimed, err := l.claim(ctx, conn, events)
 		if err != nil {
 			return err

@@ -43,6 +43,9 @@ func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) 
 	cfg.RuntimeParams["datestyle"] = "ISO" // for the text form, in which pooled connections read
 	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: 2 * time.Second, Count: 3}}
 	cfg.DialFunc = dialer.DialContext
+	// ConnectTimeout is for one address, and not for the first statement.
+	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout+factLeast)
+	defer cancel()
 	direct := cfg.Copy()
 	direct.RuntimeParams["tcp_keepalives_idle"] = "3"
 	direct.RuntimeParams["tcp_keepalives_interval"] = "2"

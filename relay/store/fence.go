@@ -94,7 +94,7 @@ func (t *fencedTx) run(ctx context.Context, conn *pgx.Conn) (err error) {
 func (l *lease) Confirm(ctx context.Context, lsn relay.LSN) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err := l.with(ctx, func(conn *pgx.Conn) error { return l.fenced(fence{confirm: lsn}).run(ctx, conn) })
+	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return l.fenced(fence{confirm: lsn}).run(ctx, conn) })
 	if err != nil {
 		return fmt.Errorf("note position %s of slot %q: %w", lsn, l.slot, err)
 	}

@@ -32,7 +32,7 @@ const healAtOnce = 2000
 func (l *lease) Heal(ctx context.Context, sink string, from int32) (freed int, next int32, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err = l.with(ctx, func(conn *pgx.Conn) error {
+	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		var (
 			key    *string
 			hash   *int32

@@ -34,6 +34,7 @@ func (s *Store) Acquire(ctx context.Context, slot string) (relay.Lease, error) {
 	troubled := false
 	for {
 		l, err := s.contend(ctx, slot, log)
+		s.noteWaiting(slot, err)
 		if err == nil {
 			return l, nil
 		}
@@ -53,6 +54,23 @@ func (s *Store) Acquire(ctx context.Context, slot string) (relay.Lease, error) {
 	}
 }
 
+// Waiting implements relay.Store.
+func (s *Store) Waiting(slot string) error {
+	if err, ok := s.waiting.Load(slot); ok {
+		return err.(error)
+	}
+	return nil
+}
+
+// noteWaiting notes what keeps a standby of the slot from taking the lease, were it free; nil for nothing.
+func (s *Store) noteWaiting(slot string, err error) {
+	if err == nil {
+		s.waiting.Delete(slot)
+	} else {
+		s.waiting.Store(slot, err)
+	}
+}
+
 // contend waits for the lease on one connection, which becomes the lease's.
 func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *lease, err error) {
 	conn, err := s.connect(ctx, "lease "+slot)
@@ -64,7 +82,11 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 			closeConn(conn)
 		}
 	}()
-	var watched rival
+	var (
+		watched rival
+		ended   sighting // the owner whose connections we have ended
+		warned  time.Time
+	)
 	for {
 		sent := time.Now()
 		taken, seen, err := s.try(ctx, conn, slot)
@@ -82,22 +104,41 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 		}
 		if s.own(slot, seen.epoch) && !seen.pooled {
 			// We know without waiting that it is not renewed any more: its connections are half-open.
-			log.Warn("our own lost lease still holds the slot, ending its connections", "epoch", seen.epoch)
+			if time.Since(warned) > warnEvery {
+				warned = time.Now()
+				log.Warn("our own lost lease still holds the slot, ending its connections", "epoch", seen.epoch)
+			}
 			if err := s.evict(ctx, conn, slot); err != nil {
 				return nil, err
 			}
+			ended = seen
+			s.noteWaiting(slot, s.holdsOn(ctx, conn, slot))
 		} else if stale := watched.see(seen, sent); stale > s.cfg.LeaseTTL && !seen.pooled {
 			log.Warn("the owner has not renewed its lease, ending its connections", "owner", seen.owner, "epoch", seen.epoch, "for", stale.Round(time.Millisecond))
 			if err := s.evict(ctx, conn, slot); err != nil {
 				return nil, err
 			}
-			watched = rival{}
+			ended = seen
+			s.noteWaiting(slot, s.holdsOn(ctx, conn, slot))
+			watched.since = sent
+		} else if stale > s.cfg.LeaseTTL/2 && !seen.pooled {
+			life, err := s.lives(ctx, conn, slot)
+			if err != nil {
+				return nil, err
+			}
+			watched.alive(life, sent)
+		}
+		if seen != ended {
+			s.noteWaiting(slot, nil)
 		}
 		if !relay.Sleep(ctx, s.cfg.AcquireInterval) {
 			return nil, ctx.Err()
 		}
 	}
 }
+
+// warnEvery is how often the log repeats what a standby waits for.
+const warnEvery = 10 * time.Second
 
 // sighting is what a standby reads of the owner.
 type sighting struct {
@@ -110,19 +151,56 @@ type sighting struct {
 // rival measures, by our own clock, for how long the owner has given no sign of life.
 type rival struct {
 	last  sighting
+	life  string // of the session that has the lock
 	since time.Time
 }
 
 func (r *rival) see(s sighting, at time.Time) (unchanged time.Duration) {
 	if s != r.last || r.since.IsZero() {
-		r.last, r.since = s, at
+		r.last, r.life, r.since = s, "", at
 	}
 	return at.Sub(r.since)
 }
 
+// alive notes what the owner's session shows. Another thing than before is a sign of life.
+func (r *rival) alive(life string, at time.Time) {
+	if life != "" && r.life != "" && life != r.life {
+		r.since = at
+	}
+	r.life = life
+}
+
+// lives returns what changes with each statement of the session that has the slot's lock; nothing if we may not see it. An owner
+// that cannot write the slot's row, because another session holds it, still asks.
+func (s *Store) lives(ctx context.Context, conn *pgx.Conn, slot string) (life string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
+	err = conn.QueryRow(ctx, `SELECT coalesce(max(pid || ' ' || query_start), '') FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE `+holdsLock+`)`,
+		int64(lockClass), slot).Scan(&life)
+	if err != nil {
+		return "", fmt.Errorf("look at the owner of slot %q: %w", slot, setup(err))
+	}
+	return life, nil
+}
+
+// holdsOn returns an error that names the session which has the slot's lock, though it was told to end; nil when there is none.
+func (s *Store) holdsOn(ctx context.Context, conn *pgx.Conn, slot string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
+	var pid *int32
+	err := conn.QueryRow(ctx, `SELECT min(pid) FROM pg_locks WHERE `+holdsLock, int64(lockClass), slot).Scan(&pid)
+	if err != nil || pid == nil {
+		return nil // the next try says it
+	}
+	return fmt.Errorf("backend %d holds the lock of slot %q for an owner that is no more, and does not end: is its process stopped?", *pid, slot)
+}
+
+// holdsLock is true for the lock of the slot $2 in pg_locks, when a session has it.
+const holdsLock = `locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+	AND classid = $1::bigint::oid AND objid = (hashtext($2)::bigint & 4294967295)::oid AND objsubid = 2`
+
 // lockHeld is true while a session has the slot's advisory lock.
-const lockHeld = `EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-	AND classid = $1::bigint::oid AND objid = (hashtext($2)::bigint & 4294967295)::oid AND objsubid = 2)`
+const lockHeld = `EXISTS (SELECT FROM pg_locks WHERE ` + holdsLock + `)`
 
 // trySQL looks at the slot's row, and whether an owner behind a pooler has it.
 const trySQL = `coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(s.renewed_at::text, ''), coalesce(s.pooled, false),
@@ -154,15 +232,17 @@ func (s *Store) unlock(ctx context.Context, conn *pgx.Conn, slot string) error {
 	if isPooled(conn) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
 	_, err := conn.Exec(ctx, `SELECT pg_advisory_unlock($1, hashtext($2))`, int32(lockClass), slot)
 	return err
 }
 
 // evict ends the backends that hold the slot's advisory lock.
 func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
-	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
-		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND classid = $1::bigint::oid AND objid = (hashtext($2)::bigint & 4294967295)::oid AND objsubid = 2`,
-		int64(lockClass), slot)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
+	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE pid <> pg_backend_pid() AND `+holdsLock, int64(lockClass), slot)
 	if err != nil {
 		return fmt.Errorf("end the frozen owner of slot %q: %w", slot, setup(err))
 	}
@@ -176,7 +256,7 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 	if err := s.endMarks(ctx, conn, slot); err != nil {
 		return nil, err
 	}
-	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{})}
+	l := newLease(s, slot, log, conn)
 	var marked, confirmed int64
 	r := &l.recovery
 	err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner, seen, isPooled(conn), s.cfg.LeaseTTL.Seconds()).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
@@ -192,6 +272,9 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 	l.renewed.Store(&sent)
 	if err := conn.QueryRow(ctx, lastPositionSQL, slot).Scan(&l.lastPosition); err != nil {
 		return nil, fmt.Errorf("read the ledger of slot %q: %w", slot, setup(err))
+	}
+	if err := l.prepareRenewals(ctx); err != nil {
+		return nil, err
 	}
 	if err := l.openMarks(ctx); err != nil {
 		return nil, err
@@ -251,11 +334,24 @@ type lease struct {
 	lost chan struct{}
 	err  error // readable once lost is closed
 
-	marks marks
-	aside beside
+	marks    marks
+	aside    beside
+	facts    patience
+	sweeping struct{ whole, window, piece patience }
+	pruning  pruning
+}
 
-	walked  walk // of Prune; guarded by pruning
-	pruning sync.Mutex
+func newLease(s *Store, slot string, log hclog.Logger, conn *pgx.Conn) *lease {
+	l := &lease{store: s, slot: slot, log: log, conn: conn, lost: make(chan struct{})}
+	l.marks.turn, l.pruning.turn = relay.NewTurn(), relay.NewTurn()
+	set := func(p *patience, least, most time.Duration) { p.least, p.most = least, most }
+	set(&l.marks.patience, markLeast, markTimeout)
+	set(&l.facts, factLeast, factMost)
+	set(&l.sweeping.whole, sweepLeast, sweepMost)
+	set(&l.sweeping.window, windowLeast, sweepMost)
+	set(&l.sweeping.piece, windowLeast, sweepMost)
+	set(&l.pruning.patience, windowLeast, sweepMost)
+	return l
 }
 
 var _ relay.Lease = (*lease)(nil)
@@ -310,16 +406,18 @@ func (l *lease) renew(ctx context.Context) {
 		case !over:
 			continue
 		}
-		// One renewal may take until the lease's end, no longer.
+		// One renewal may take until the lease's end, no longer; and not long once the lease is being released.
 		sent := time.Now()
 		bounded, cancel := context.WithDeadline(context.WithoutCancel(ctx), l.renewed.Load().Add(l.store.cfg.LeaseTTL*5/6))
-		tag, err := l.conn.Exec(bounded, `UPDATE saga_outbox_relay SET renewed_at = clock_timestamp() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
+		released := context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, cancel) })
+		ours, err := l.renewOnce(bounded)
+		released()
 		cancel()
 		switch {
 		case err != nil:
 			l.losing(fmt.Errorf("renew the lease of slot %q: %w", l.slot, err))
 			return
-		case tag.RowsAffected() == 0:
+		case !ours:
 			l.losing(relay.ErrFenced)
 			return
 		}
@@ -327,12 +425,40 @@ func (l *lease) renew(ctx context.Context) {
 	}
 }
 
+// renewOnce writes that we live, and reports whether the slot is still ours.
+//
+// A transaction of ours may hold the row's lock: a mark whose commit waits for a disk or a standby, or whose backend was
+// stopped. Then we only look whether the epoch is ours. A standby sees on the backend that holds the slot's lock that it
+// has asked (Store.lives). Behind a pooler there is no such backend, so there the wait has the whole of the time.
+func (l *lease) renewOnce(ctx context.Context) (ours bool, err error) {
+	tag, err := l.conn.Exec(ctx, `UPDATE saga_outbox_relay SET renewed_at = clock_timestamp() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
+	if !isLocked(err) || isPooled(l.conn) {
+		return tag.RowsAffected() > 0, err
+	}
+	l.log.Debug("the lease was renewed without writing it: the slot's row is locked")
+	err = l.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $1 AND epoch = $2)`, l.slot, l.epoch).Scan(&ours)
+	return ours, err
+}
+
+// prepareRenewals sets up the session for them, after the epoch was moved. A renewal says only that we live at this moment, so its
+// commit need not wait for the server's disk, nor for its standbys.
+func (l *lease) prepareRenewals(ctx context.Context) error {
+	if isPooled(l.conn) {
+		return nil
+	}
+	_, err := l.conn.Exec(ctx, fmt.Sprintf(`SET lock_timeout = %d; SET synchronous_commit = off`, l.store.cfg.LeaseTTL.Milliseconds()/9))
+	if err != nil {
+		return fmt.Errorf("prepare the session of slot %q's lease: %w", l.slot, err)
+	}
+	return nil
+}
+
 // Release implements relay.Lease. The lock goes with the connection, whatever else fails.
 func (l *lease) Release(ctx context.Context) error {
 	l.stop()
 	l.renewing.Wait()
 	l.losing(errors.New("released"))
-	l.marks.close()
+	l.marks.close(ctx)
 	l.aside.close()
 	conn, err := l.conn, error(nil)
 	if isPooled(conn) && conn.IsClosed() { // the row would stay ours until its time is over

@@ -296,29 +296,6 @@ func TestLeaseRenewedWhileMarkWaits(t *testing.T) {
 	})
 }
 
-// The row's lock is held by somebody: the owner cannot renew, and stops trusting its lease in time.
-func TestLeaseRenewalBlocked(t *testing.T) {
-	db := pgtest.New(t, pgtest.Migrated())
-	cfg := testConfig(db)
-	cfg.LeaseTTL = time.Second
-	l := acquire(t, newStore(t, cfg, nil), "outbox")
-	person, err := db.Conn(t).Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := person.Exec(t.Context(), `SELECT FROM saga_outbox_relay FOR UPDATE`); err != nil {
-		t.Fatal(err)
-	}
-	within(t, 5*time.Second, "the loss", l.Lost())
-	if err := person.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	next := acquire(t, newStore(t, cfg, nil), "outbox")
-	if next.Epoch() != 2 {
-		t.Errorf("epoch %d, want 2", next.Epoch())
-	}
-}
-
 // A restart of PostgreSQL takes the lease away, and Acquire waits through it.
 func TestLeaseServerRestart(t *testing.T) {
 	server := pgtest.OwnServer(t, pgtest.Version(), nil)

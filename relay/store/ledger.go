@@ -77,11 +77,11 @@ func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
 	return counts, nil
 }
 
-// each calls f for each row of a query.
+// each calls f for each row of a query, on a connection that marks do not use.
 func (l *lease) each(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	return l.with(ctx, func(conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
+	return l.beside(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
 }
 
 func each(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql string, args ...any) error {
@@ -105,7 +105,7 @@ type found struct {
 func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due []relay.Entry, next time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err = l.with(ctx, func(conn *pgx.Conn) error {
+	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		// A refusal holds what is behind it some thousands at a time; the others are met here, and held then.
 		for range 10 {
 			all, held, err := l.due(ctx, conn, sink, limit)

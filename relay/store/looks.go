@@ -28,7 +28,7 @@ func (l *lease) Slot(ctx context.Context) (relay.SlotInfo, error) {
 		inactive               *float64
 		stats                  [5]*int64
 	)
-	err := l.with(ctx, func(conn *pgx.Conn) error {
+	err := l.fact(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		err := conn.QueryRow(ctx, slotSQL, l.slot, applicationName("lease "+l.slot)).
 			Scan(&info.Exists, &info.Active, &walEnd, &flush, &restart, &info.WALStatus, &info.SafeWALSize, &info.KeepSize,
 				&inactive, &info.Relays, &stats[0], &stats[1], &stats[2], &stats[3], &stats[4])
@@ -53,7 +53,7 @@ func (l *lease) Slot(ctx context.Context) (relay.SlotInfo, error) {
 
 // Updates implements relay.Lease.
 func (l *lease) Updates(ctx context.Context) (u relay.TableUpdates, err error) {
-	err = l.with(ctx, func(conn *pgx.Conn) error {
+	err = l.fact(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `SELECT coalesce(sum(n_tup_upd), 0)::bigint, coalesce(sum(n_tup_hot_upd), 0)::bigint FROM pg_stat_all_tables WHERE relid = to_regclass('saga_outbox')`).Scan(&u.All, &u.HOT)
 	})
 	if err != nil {
@@ -77,7 +77,7 @@ func (l *lease) Table(ctx context.Context) (relay.TableInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, tableTimeout)
 	defer cancel()
 	t := relay.TableInfo{Rows: make(map[string]int64)}
-	err := l.beside(ctx, "backlog", func(conn *pgx.Conn) error {
+	err := l.beside(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
 		var status string
 		var n int64
 		var oldest *timestamp

@@ -69,7 +69,7 @@ const markTimeout = 30 * time.Second
 func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err = l.with(ctx, func(conn *pgx.Conn) error {
+	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		w := l.store.writes(b.Marks)
 		found, err := l.write(ctx, conn, &b, w)
 		if isLocked(err) && !l.marks.skip {

@@ -403,7 +403,7 @@ func (s *syncBuffer) String() string {
 func hasOrigin(t testing.TB, l *lease) bool {
 	t.Helper()
 	var is bool
-	err := l.with(t.Context(), func(conn *pgx.Conn) error {
+	err := l.with(t.Context(), func(_ context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(t.Context(), `SELECT pg_replication_origin_session_is_setup()`).Scan(&is)
 	})
 	if err != nil {

@@ -158,7 +158,7 @@ func TestPoolerLease(t *testing.T) {
 			// It dies without a word: it renews no more, and says nothing.
 			second.stop()
 			second.renewing.Wait()
-			second.marks.close()
+			second.marks.close(t.Context())
 			closeConn(second.conn)
 			third := acquire(t, stores[0], "outbox")
 			if third.Epoch() != second.Epoch()+1 {

@@ -41,6 +41,13 @@ func pruneSQL(found string, archive bool) string {
 // prunePages is how many pages of the table are read at a time.
 const prunePages = 512
 
+// pruning is the state of Prune.
+type pruning struct {
+	patience patience
+	turn     relay.Turn // one walk at a time; whoever has it owns walked
+	walked   walk
+}
+
 // walk is how far pruning by place has come.
 type walk struct {
 	page   int64         // where it goes on
@@ -53,23 +60,25 @@ type walk struct {
 // through, waits until a row comes of age that it has met on the way; and for long enough that walking takes a hundredth of the time.
 func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limit int) (int, error) {
 	var pruned int
-	err := l.beside(ctx, "prune", func(conn *pgx.Conn) error {
+	err := l.beside(ctx, "prune", func(ctx context.Context, conn *pgx.Conn) error {
 		var ours, indexed bool
-		if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $1 AND epoch = $2)`, l.slot, l.epoch).Scan(&ours); err != nil {
+		err := l.facts.within(ctx, func(ctx context.Context) error {
+			return conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $1 AND epoch = $2)`, l.slot, l.epoch).Scan(&ours)
+		})
+		if err != nil {
 			return setup(err)
 		}
 		if !ours {
 			return relay.ErrFenced
 		}
-		if err := conn.QueryRow(ctx, hasAgeIndexSQL).Scan(&indexed); err != nil {
+		err = l.facts.within(ctx, func(ctx context.Context) error { return conn.QueryRow(ctx, hasAgeIndexSQL).Scan(&indexed) })
+		if err != nil {
 			return err
 		}
 		if indexed {
-			tag, err := conn.Exec(ctx, pruneSQL(oldestSQL, archive), limit, age.Seconds(), l.slot, l.epoch)
-			pruned = int(tag.RowsAffected())
+			pruned, err = l.prune(ctx, conn, pruneSQL(oldestSQL, archive), limit, age.Seconds(), l.slot, l.epoch)
 			return setup(err)
 		}
-		var err error
 		pruned, err = l.pruneByPlace(ctx, conn, age, archive, limit)
 		return setup(err)
 	})
@@ -79,10 +88,22 @@ func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limi
 	return pruned, nil
 }
 
+// prune removes rows by one statement.
+func (l *lease) prune(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (pruned int, err error) {
+	err = l.pruning.patience.within(ctx, func(ctx context.Context) error {
+		tag, err := conn.Exec(ctx, sql, args...)
+		pruned = int(tag.RowsAffected())
+		return err
+	})
+	return pruned, err
+}
+
 func (l *lease) pruneByPlace(ctx context.Context, conn *pgx.Conn, age time.Duration, archive bool, limit int) (pruned int, err error) {
-	l.pruning.Lock()
-	defer l.pruning.Unlock()
-	w, began := &l.walked, time.Now()
+	if err := l.pruning.turn.Take(ctx); err != nil {
+		return 0, err
+	}
+	defer l.pruning.turn.Give()
+	w, began := &l.pruning.walked, time.Now()
 	if w.page == 0 {
 		if began.Before(w.rest) {
 			return 0, nil
@@ -90,22 +111,26 @@ func (l *lease) pruneByPlace(ctx context.Context, conn *pgx.Conn, age time.Durat
 		*w = walk{oldest: began.Add(age)}
 	}
 	var pages int64
-	if err := conn.QueryRow(ctx, pagesSQL).Scan(&pages); err != nil {
+	err = l.facts.within(ctx, func(ctx context.Context) error { return conn.QueryRow(ctx, pagesSQL).Scan(&pages) })
+	if err != nil {
 		return 0, err
 	}
 	for w.page < pages {
 		from, to := fmt.Sprintf("(%d,0)", w.page), fmt.Sprintf("(%d,0)", w.page+prunePages)
-		tag, err := conn.Exec(ctx, pruneSQL(placeSQL, archive), limit-pruned, age.Seconds(), l.slot, l.epoch, from, to)
+		n, err := l.prune(ctx, conn, pruneSQL(placeSQL, archive), limit-pruned, age.Seconds(), l.slot, l.epoch, from, to)
 		if err != nil {
 			return pruned, err
 		}
-		pruned += int(tag.RowsAffected())
+		pruned += n
 		if pruned >= limit {
 			w.took += time.Since(began)
 			return pruned, nil
 		}
 		var young float64
-		if err := conn.QueryRow(ctx, youngSQL, age.Seconds(), from, to).Scan(&young); err != nil {
+		err = l.pruning.patience.within(ctx, func(ctx context.Context) error {
+			return conn.QueryRow(ctx, youngSQL, age.Seconds(), from, to).Scan(&young)
+		})
+		if err != nil {
 			return pruned, err
 		}
 		if at := time.Now().Add(time.Duration(min(young, age.Seconds()) * float64(time.Second))); at.Before(w.oldest) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -18,8 +19,9 @@ import (
 func TestMarkBesideResolve(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
-		twin := &lease{store: l.store, slot: l.slot, log: l.log, epoch: l.epoch} // the same owner's, with a marking connection of its own
-		t.Cleanup(twin.marks.close)
+		twin := newLease(l.store, l.slot, l.log, nil)
+		twin.epoch = l.epoch // the same owner's, with a marking connection of its own
+		t.Cleanup(func() { twin.marks.close(context.WithoutCancel(t.Context())) })
 		const n, keys = 2000, 5
 		marks := marksOf(insert(t, db, 1, n))
 		for i := range marks {

@@ -36,7 +36,7 @@ func (l *lease) Recovery() relay.Recovery { return l.recovery }
 func (l *lease) note(ctx context.Context, dest []any, sql string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	return l.with(ctx, func(conn *pgx.Conn) error {
+	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		rows := 0
 		err := each(ctx, conn, dest, func() error { rows++; return nil }, sql, append([]any{l.slot, l.epoch}, args...)...)
 		if err == nil && rows == 0 {
@@ -99,7 +99,10 @@ func (l *lease) Horizon(ctx context.Context) (relay.Horizon, error) {
 		h   relay.Horizon
 		wal int64
 	)
-	if err := l.each(ctx, []any{&h.Snapshot, &wal}, func() error { return nil }, horizonSQL); err != nil {
+	err := l.fact(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, horizonSQL).Scan(&h.Snapshot, &wal)
+	})
+	if err != nil {
 		return h, fmt.Errorf("take a snapshot: %w", err)
 	}
 	h.WAL = relay.LSN(wal)

@@ -93,7 +93,7 @@ func (l *lease) Resolve(ctx context.Context, sink string, outcomes []relay.Outco
 	}
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err := l.with(ctx, func(conn *pgx.Conn) error { return l.resolution(sink, outcomes).run(ctx, conn) })
+	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return l.resolution(sink, outcomes).run(ctx, conn) })
 	if err != nil {
 		return fmt.Errorf("resolve %d entries of sink %s: %w", len(outcomes), sink, err)
 	}

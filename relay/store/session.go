@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/jackc/pgx/v5"
 
@@ -13,10 +12,11 @@ import (
 
 // marks is the lease's connection for marks and look-ups. It is made again when it breaks; the lease does not depend on it.
 type marks struct {
-	mu     sync.Mutex // one statement at a time; guards conn
-	conn   *pgx.Conn
-	closed bool
-	skip   bool // somebody holds the locks of rows that we want: mark the others
+	turn     relay.Turn // one transaction at a time; whoever has it owns the rest
+	patience patience
+	conn     *pgx.Conn
+	closed   bool
+	skip     bool // somebody holds the locks of rows that we want: mark the others
 }
 
 // openMarks makes the connection.
@@ -62,26 +62,34 @@ func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
 		"mend", "as a superuser, grant EXECUTE on pg_replication_origin_create(text), pg_replication_origin_session_setup(text) and SELECT on pg_replication_origin")
 }
 
-func (m *marks) close() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// close ends the connection, once whoever uses it is through or ctx has ended.
+func (m *marks) close(ctx context.Context) {
+	if m.turn.Take(ctx) != nil {
+		return // its statement has a deadline, and the process may have none left
+	}
+	defer m.turn.Give()
 	m.closed = true
 	if m.conn != nil {
 		closeConn(m.conn)
 	}
 }
 
-// with runs f on the connection, which it makes again first if need be.
-func (l *lease) with(ctx context.Context, f func(*pgx.Conn) error) error {
-	l.marks.mu.Lock()
-	defer l.marks.mu.Unlock()
+// with runs f on the connection, which it makes again first if need be. A connection on which f gets no answer in time is
+// given up, and made again by the next call.
+func (l *lease) with(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
+	if err := l.marks.turn.Take(ctx); err != nil {
+		return err
+	}
+	defer l.marks.turn.Give()
 	if l.marks.closed {
 		return relay.ErrLeaseLost
 	}
-	if l.marks.conn == nil || l.marks.conn.IsClosed() {
-		if err := l.openMarks(ctx); err != nil {
-			return err
+	return l.marks.patience.within(ctx, func(ctx context.Context) error {
+		if l.marks.conn == nil || l.marks.conn.IsClosed() {
+			if err := l.openMarks(ctx); err != nil {
+				return err
+			}
 		}
-	}
-	return f(l.marks.conn)
+		return f(ctx, l.marks.conn)
+	})
 }

@@ -25,9 +25,10 @@ type Store struct {
 	conn *pgx.ConnConfig
 	log  hclog.Logger
 
-	leases sync.Map // by slot: the *lease that this process has or had last
-	bounds bounds
-	pooled atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
+	leases  sync.Map // by slot: the *lease that this process has or had last
+	waiting sync.Map // by slot: the error that keeps Acquire from even asking
+	bounds  bounds
+	pooled  atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
 }
 
 var _ relay.Store = (*Store)(nil)
@@ -137,6 +138,9 @@ func (s *Store) statements() []string {
 	return all
 }
 
+// checkTimeout bounds the look at the tables at the start, which is made again.
+const checkTimeout = 30 * time.Second
+
 // Check implements relay.Store.
 func (s *Store) Check(ctx context.Context) error {
 	conn, err := s.connect(ctx, "check")
@@ -145,6 +149,14 @@ func (s *Store) Check(ctx context.Context) error {
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
 	// Planning looks at every table, column and right that the lease's statements need; nothing is read.
+	// Planning waits for whoever alters a table. That shall be said, not waited for in silence.
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if !isPooled(conn) {
+		if _, err := conn.Exec(ctx, fmt.Sprintf(`SET lock_timeout = %d`, (checkTimeout/6).Milliseconds())); err != nil {
+			return fmt.Errorf("check the tables: %w", err)
+		}
+	}
 	for _, sql := range s.statements() {
 		if _, err := conn.Prepare(ctx, "", sql); err != nil {
 			return fmt.Errorf("check the tables: %w", setup(err))

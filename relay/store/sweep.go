@@ -83,7 +83,7 @@ type sweepKey struct {
 // it are among those found, and the slot, which is read afterwards, is asked for no row that is settled by then. With any
 // other it is taken strictly: what may not have been visible is left for a later sweep, because the stream may be telling of it.
 func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
-	err := l.beside(ctx, "sweep", func(conn *pgx.Conn) error {
+	err := l.beside(ctx, "sweep", func(ctx context.Context, conn *pgx.Conn) error {
 		return l.sweep(ctx, conn, q, f)
 	})
 	var stop *stopped
@@ -100,7 +100,7 @@ func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Ev
 func (l *lease) Backlog(ctx context.Context, limit int) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err = l.beside(ctx, "backlog", func(conn *pgx.Conn) error {
+	err = l.beside(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
 		return each(ctx, conn, []any{&n}, func() error { return nil }, `SELECT count(*) FROM (SELECT FROM saga_outbox WHERE status = 'pending' LIMIT $1) p`, limit)
 	})
 	if err != nil {
@@ -126,8 +126,15 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 		looked   bool
 	)
 	var before string // a snapshot from before the first look
+	looking := &l.sweeping.whole
+	if q.Since != 0 {
+		looking = &l.sweeping.window
+	}
 	if q.Seen == "" {
-		if err := conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&before); err != nil {
+		err := l.facts.within(ctx, func(ctx context.Context) error {
+			return conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&before)
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -140,16 +147,18 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 			back bool
 			n    int
 		)
-		err := each(ctx, conn, []any{&k.at, &k.command, &k.place, &id, &k.size, &back}, func() error {
-			n++
-			k.id = id
-			if back {
-				dead = append(dead, id)
-			} else {
-				keys = append(keys, k)
-			}
-			return nil
-		}, keysSQL(q.Kind, since != nil), append(kind[:3:3], seen, generous, since, only(looked, after.at), after.command, only(looked, after.place), sweepKeys)...)
+		err := looking.within(ctx, func(ctx context.Context) error {
+			return each(ctx, conn, []any{&k.at, &k.command, &k.place, &id, &k.size, &back}, func() error {
+				n++
+				k.id = id
+				if back {
+					dead = append(dead, id)
+				} else {
+					keys = append(keys, k)
+				}
+				return nil
+			}, keysSQL(q.Kind, since != nil), append(kind[:3:3], seen, generous, since, only(looked, after.at), after.command, only(looked, after.place), sweepKeys)...)
+		})
 		if err != nil {
 			return err
 		}
@@ -181,7 +190,7 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 func (l *lease) revive(ctx context.Context, ids uuids) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	return l.with(ctx, func(conn *pgx.Conn) error {
+	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		tx := l.fenced(fence{})
 		tx.queue(nil, reviveSQL, ids, l.slot, l.epoch)
 		return tx.run(ctx, conn)
@@ -198,7 +207,10 @@ func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind,
 		n++
 	}
 	var events []relay.Event
-	if err := readRows(ctx, conn, func(ev relay.Event) { events = append(events, ev) }, pieceSQL(kind), append(args[:3:3], ids)...); err != nil {
+	err := l.sweeping.piece.within(ctx, func(ctx context.Context) error {
+		return readRows(ctx, conn, func(ev relay.Event) { events = append(events, ev) }, pieceSQL(kind), append(args[:3:3], ids)...)
+	})
+	if err != nil {
 		return nil, err
 	}
 	// Compressed rows may be many times as large here. What does not fit is read again, so that it is fresh when its turn comes.

@@ -8,7 +8,8 @@ import (
 
 // Config says where the lines go.
 type Config struct {
-	// Path is the file that lines are appended to. It is made when it is not there; its directory is not.
+	// Path is the file that lines are appended to. It is made when it is not there, with mode
+	// 0600 since it holds payloads (one that exists keeps its mode); its directory is not.
 	// A relative path starts at the working directory. One process at a time may write it.
 	//
 	// Default "outbox-events.jsonl". RELAY_FILE_PATH.

@@ -32,13 +32,16 @@ type disk struct {
 	size int64  // Invariant: the file has size bytes, and the last of them ends a line
 }
 
+// newFileMode is for a file that we make: it holds payloads. One that exists keeps its mode.
+const newFileMode = 0o600
+
 // openFile opens for reading too, since a torn tail must be looked for.
 func openFile(path string) (handle, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return wrap(f, err)
 	}
-	f, err = os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o644)
+	f, err = os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, newFileMode)
 	if err != nil {
 		return nil, err
 	}

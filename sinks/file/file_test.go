@@ -78,9 +78,24 @@ type flaky struct {
 type faults struct {
 	writes, syncs, cuts atomic.Int64 // how many more of them fail
 	met                 atomic.Int64
+	gate                atomic.Pointer[chan struct{}] // not nil: a disk that stalls until it is closed
+}
+
+func (f *faults) pass() {
+	if gate := f.gate.Load(); gate != nil {
+		<-*gate
+	}
+}
+
+// stall makes every write, sync and open hang until resume.
+func (f *faults) stall(testing.TB) (resume func()) {
+	gate := make(chan struct{})
+	f.gate.Store(&gate)
+	return sync.OnceFunc(func() { close(gate) })
 }
 
 func (f flaky) Write(b []byte) (int, error) {
+	f.faults.pass()
 	if f.faults.writes.Add(-1) >= 0 {
 		f.faults.met.Add(1)
 		n, err := f.handle.Write(b[:len(b)*2/3])
@@ -90,6 +105,7 @@ func (f flaky) Write(b []byte) (int, error) {
 }
 
 func (f flaky) Sync() error {
+	f.faults.pass()
 	if f.faults.syncs.Add(-1) >= 0 {
 		f.faults.met.Add(1)
 		return syscall.EIO
@@ -109,6 +125,7 @@ func newFlaky(t testing.TB, cfg Config) (*Sink, *faults) {
 	t.Helper()
 	var f faults
 	d := &disk{path: cfg.Path, fsync: cfg.Fsync, log: hclog.NewNullLogger(), open: func(path string) (handle, error) {
+		f.pass()
 		h, err := openFile(path)
 		if err != nil {
 			return nil, err
@@ -139,6 +156,7 @@ func TestSinkContract(t *testing.T) {
 				target := &sinktest.Target{
 					Sink: sink, Topic: "OrderCreated",
 					Consume: func(t testing.TB) []sinktest.Delivered { return readAll(t, cfg.Path) },
+					Stall:   f.stall,
 					Faults:  map[string]func(testing.TB){"disk full": fail(&f.writes)},
 				}
 				if fsync {
@@ -154,13 +172,16 @@ func TestSinkContract(t *testing.T) {
 type gatedWriter struct {
 	mu   sync.Mutex
 	open chan struct{} // guarded by mu; closed: writes pass
-	out  bytes.Buffer  // guarded by mu
+
+	entered atomic.Bool  // a write has begun
+	out     bytes.Buffer // guarded by mu
 }
 
 func (w *gatedWriter) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	open := w.open
 	w.mu.Unlock()
+	w.entered.Store(true)
 	<-open
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -484,6 +505,94 @@ func TestGroupCommit(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// The lines of a group wait for the group before it. Whoever commits asks each fence right before it writes, so what belongs to
+// somebody else by then is left out, and the others of the group are not.
+func TestFenceOfAGroupThatWaited(t *testing.T) {
+	w := &gatedWriter{open: make(chan struct{})}
+	s := NewWriter("stdout", w)
+	defer func() { _ = s.Close() }()
+	var ours atomic.Bool
+	ours.Store(true)
+	publish := func(ctx context.Context, key string) <-chan error {
+		result := make(chan error, 1)
+		go func() { result <- s.Publish(ctx, sinktest.Records("t", key, 0, 3)) }()
+		return result
+	}
+	joined := func(n int) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			s.mu.Lock()
+			waiting := 0
+			if s.group != nil {
+				waiting = len(s.group.members)
+			}
+			s.mu.Unlock()
+			if waiting == n {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d batches wait, want %d", waiting, n)
+			}
+		}
+	}
+	first := publish(t.Context(), "first")
+	for deadline := time.Now().Add(time.Minute); !w.entered.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the first group is not written")
+		}
+	}
+	fenced := publish(relay.WithFence(t.Context(), ours.Load), "fenced")
+	joined(1)
+	ended, cancel := context.WithCancel(t.Context())
+	givenUp := publish(ended, "given up")
+	joined(2)
+	free := publish(t.Context(), "free")
+	joined(3)
+	ours.Store(false) // the process freezes here, and thaws
+	cancel()
+	if err := <-givenUp; !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	close(w.open)
+	if err := <-first; err != nil {
+		t.Errorf("first: %v", err)
+	}
+	if err := <-fenced; !errors.Is(err, relay.ErrFence) {
+		t.Errorf("fenced: got %v, want ErrFence", err)
+	}
+	if err := <-free; err != nil {
+		t.Errorf("free: %v", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if out := w.out.String(); strings.Count(out, "\n") != 6 || strings.Contains(out, `"fenced"`) || strings.Contains(out, `"given up"`) {
+		t.Errorf("got lines %s, want those of first and free", out)
+	}
+}
+
+func TestFileMode(t *testing.T) {
+	cfg := config(t)
+	for _, want := range []os.FileMode{0o600, 0o644} { // made by us, and as somebody has it
+		s := newSink(t, cfg)
+		if err := s.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(cfg.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("mode %o, want %o", got, want)
+		}
+		if err := os.Chmod(cfg.Path, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestFsyncOff(t *testing.T) {

@@ -31,26 +31,34 @@ type target interface {
 // Sink appends records as lines. Publish may be called from any number of goroutines.
 type Sink struct {
 	name   string
-	target target // used by the writer goroutine, and by Check and Close when it has ended or not begun
+	target target // owned by the writer goroutine, which may hang in it; everybody else asks and waits
 
-	stop chan struct{} // closed by Close
-	done chan struct{} // closed when the writer goroutine has ended
-	wake chan struct{} // capacity one, coalesces: there is a group to commit
+	stop     chan struct{}   // closed by Close
+	done     chan struct{}   // closed when the writer goroutine has ended
+	wake     chan struct{}   // capacity one, coalesces: there is a group to commit
+	checks   chan chan error // each has capacity one
+	closeErr error           // the target's, set before done is closed
 
 	mu sync.Mutex
 	// Guarded by mu.
 	closed bool
 	group  *group // the one that new batches join; nil when there is none
 	spare  []byte // the buffer of a committed group, for the next one
-
-	targetMu sync.Mutex // held around every use of target
 }
 
 // group is the lines of all batches that share a commit.
 type group struct {
-	lines []byte
-	done  chan struct{} // closed when err is set
-	err   error
+	lines   []byte
+	members []*member     // in the order of their lines
+	done    chan struct{} // closed when the members' errors are set
+}
+
+// member is one Publish in a group.
+type member struct {
+	ctx   context.Context
+	fence func() bool
+	end   int   // of its lines in the group
+	err   error // set before the group's done is closed
 }
 
 var (
@@ -73,7 +81,7 @@ func NewWriter(name string, w io.Writer) *Sink {
 }
 
 func start(name string, t target) *Sink {
-	s := &Sink{name: name, target: t, stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	s := &Sink{name: name, target: t, stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1), checks: make(chan chan error)}
 	go s.run() // ends with Close, which waits for it
 	return s
 }
@@ -81,17 +89,24 @@ func start(name string, t target) *Sink {
 // Name returns "file" or what NewWriter was given.
 func (s *Sink) Name() string { return s.name }
 
-// Check opens the file, or finds out why that cannot be done.
-func (s *Sink) Check(context.Context) error {
-	s.mu.Lock()
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
+// Check opens the file, or finds out why that cannot be done. It waits no longer than ctx for a disk that hangs.
+func (s *Sink) Check(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case s.checks <- answer:
+	case <-s.stop:
+		return ErrClosed
+	case <-ctx.Done():
+		return fmt.Errorf("check %s: a write is still under way: %w", s.name, context.Cause(ctx))
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("check %s: no answer from the disk: %w", s.name, context.Cause(ctx))
+	case <-s.stop:
 		return ErrClosed
 	}
-	s.targetMu.Lock()
-	defer s.targetMu.Unlock()
-	return s.target.check()
 }
 
 // Publish appends the batch and returns when it is durable. A batch is acknowledged whole or not at all.
@@ -107,10 +122,8 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	for _, rec := range batch {
 		lines = AppendLine(lines, rec)
 	}
-	if !relay.Fence(ctx)() {
-		return fmt.Errorf("append %d records: %w", len(batch), relay.ErrFence)
-	}
-	g, err := s.join(lines)
+	m := &member{ctx: ctx, fence: relay.Fence(ctx)}
+	g, err := s.join(m, lines)
 	if cap(lines) <= maxBuffer {
 		*buf = lines
 		buffers.Put(buf)
@@ -120,14 +133,14 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	}
 	select {
 	case <-g.done:
-		return g.err
+		return m.err
 	case <-ctx.Done():
-		return fmt.Errorf("append %d records: %w", len(batch), context.Cause(ctx))
+		return fmt.Errorf("append %d records to %s: %w", len(batch), s.name, context.Cause(ctx))
 	case <-s.stop:
 	}
 	select { // the group may have been committed before the close
 	case <-g.done:
-		return g.err
+		return m.err
 	case <-s.done:
 		return ErrClosed
 	case <-time.After(closePatience):
@@ -143,7 +156,7 @@ const maxBuffer = 4 << 20
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // join adds a batch's lines to the group that is to be committed next.
-func (s *Sink) join(lines []byte) (*group, error) {
+func (s *Sink) join(m *member, lines []byte) (*group, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -155,6 +168,8 @@ func (s *Sink) join(lines []byte) (*group, error) {
 	}
 	g := s.group
 	g.lines = append(g.lines, lines...)
+	m.end = len(g.lines)
+	g.members = append(g.members, m)
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -162,13 +177,17 @@ func (s *Sink) join(lines []byte) (*group, error) {
 	return g, nil
 }
 
-// run commits one group after the other; the next gathers in the meantime.
+// run owns the target: it commits one group after the other, while the next gathers, and closes it at the end.
 func (s *Sink) run() {
 	defer close(s.done)
+	defer func() { s.closeErr = s.target.close() }()
 	for {
 		select {
 		case <-s.stop:
 			return
+		case answer := <-s.checks:
+			answer <- s.target.check()
+			continue
 		case <-s.wake:
 		}
 		s.mu.Lock()
@@ -178,15 +197,41 @@ func (s *Sink) run() {
 		if g == nil { // woken twice for one group
 			continue
 		}
-		s.targetMu.Lock()
-		g.err = s.target.commit(g.lines)
-		s.targetMu.Unlock()
+		s.commit(g)
 		close(g.done)
 		s.mu.Lock()
 		if cap(g.lines) <= maxBuffer {
 			s.spare = g.lines
 		}
 		s.mu.Unlock()
+	}
+}
+
+// commit writes the lines of all members that may still be sent. The fences are asked here and not where the lines were
+// made: while a group waits for the one before it, the process may freeze and its slot go to somebody else. What
+// its caller has given up meanwhile is left out too, since it is offered again.
+func (s *Sink) commit(g *group) {
+	lines, from := g.lines[:0], 0
+	for _, m := range g.members {
+		own := g.lines[from:m.end]
+		from = m.end
+		switch {
+		case m.ctx.Err() != nil:
+			m.err = fmt.Errorf("append to %s: %w", s.name, context.Cause(m.ctx))
+		case !m.fence():
+			m.err = fmt.Errorf("append to %s: %w", s.name, relay.ErrFence)
+		default:
+			lines = append(lines, own...) // moves them to the front, if anything before was left out
+		}
+	}
+	if len(lines) == 0 {
+		return
+	}
+	err := s.target.commit(lines)
+	for _, m := range g.members {
+		if m.err == nil {
+			m.err = err
+		}
 	}
 }
 
@@ -204,12 +249,10 @@ func (s *Sink) Close() error {
 	defer timer.Stop()
 	select {
 	case <-s.done:
+		return s.closeErr
 	case <-timer.C:
 		return fmt.Errorf("close %s sink: a write is still under way after %s", s.name, closePatience)
 	}
-	s.targetMu.Lock()
-	defer s.targetMu.Unlock()
-	return s.target.close()
 }
 
 // stream is a target that cannot be cut back: standard output.

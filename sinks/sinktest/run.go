@@ -92,6 +92,7 @@ func Run(t *testing.T, h Harness) {
 		{"CancelledBefore", testCancelledBefore},
 		{"CancelledDuring", testCancelledDuring},
 		{"CancelledWhileStalled", testCancelledWhileStalled},
+		{"CheckWhileStalled", testCheckWhileStalled},
 		{"CloseUnused", testCloseUnused},
 		{"CloseWhilePublishing", testCloseWhilePublishing},
 		{"CloseWhileStalled", testCloseWhileStalled},
@@ -504,6 +505,37 @@ func testCancelledWhileStalled(t *testing.T, h Harness) {
 		t.Fatalf("publish after the stall: %v", err)
 	}
 	CheckOrder(t, target.Consume(t), map[string]int{"a": 55}, true)
+}
+
+// A check obeys its context while the broker hangs, whatever a publish under way waits for.
+func testCheckWhileStalled(t *testing.T, h Harness) {
+	target := h.open(t)
+	checker, ok := target.Sink.(*closeOnce).Sink.(relay.Checker)
+	if target.Stall == nil || !ok {
+		t.Log("this broker cannot be stalled, or its sink cannot be checked")
+		return
+	}
+	recs := Records(target.Topic, "a", 0, 10)
+	if err := target.Sink.Publish(h.ctx(t), recs[:5]); err != nil {
+		t.Fatalf("publish: %v", err)
+	}
+	resume := target.Stall(t)
+	defer resume()
+	publishing, cancel := context.WithCancel(h.ctx(t))
+	result := make(chan error, 1)
+	go func() { result <- target.Sink.Publish(publishing, recs[5:]) }()
+	for range 2 { // the second finds what the first left behind
+		ctx, cancel := context.WithTimeout(h.ctx(t), 300*time.Millisecond)
+		within(t, h.Soon+300*time.Millisecond, "check while the broker is stalled", func() { _ = checker.Check(ctx) })
+		cancel()
+	}
+	cancel()
+	within(t, h.Soon, "publish to a stalled broker, cancelled", func() { <-result })
+	resume()
+	if _, err := Offer(h.ctx(t), target.Sink, recs[5:]); err != nil {
+		t.Fatalf("publish after the stall: %v", err)
+	}
+	CheckOrder(t, target.Consume(t), map[string]int{"a": 10}, true)
 }
 
 func testCloseUnused(t *testing.T, h Harness) {

@@ -185,6 +185,9 @@ func (l *lease) EndSweep(_ context.Context, confirmed relay.LSN) (marked relay.L
 func (l *lease) Horizon(context.Context) (relay.Horizon, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err := pop(&l.horizonErrs); err != nil {
+		return relay.Horizon{}, err
+	}
 	return l.horizon(), nil
 }
 
@@ -199,7 +202,7 @@ func (l *lease) Backlog(context.Context, int) (n int, err error) {
 	return n, nil
 }
 
-func (l *lease) Sweep(_ context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
+func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
 	seen := relay.LSN(1 << 62)
 	if q.Seen != "" {
 		if _, err := fmt.Sscan(q.Seen, (*uint64)(&seen)); err != nil {
@@ -210,12 +213,16 @@ func (l *lease) Sweep(_ context.Context, q relay.SweepQuery, f func([]relay.Even
 	var ids []relay.UUID
 	l.mu.Lock()
 	err := pop(&l.sweepErrs)
+	cost := l.sweepCost
 	for _, ev := range l.wal {
-		if ev.CommitLSN < seen {
+		if ev.CommitLSN < seen && ev.CommittedAt >= q.Since {
 			ids = append(ids, ev.ID)
 		}
 	}
 	l.mu.Unlock()
+	if cost != nil && !relay.Sleep(ctx, cost(q)) {
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -226,6 +233,7 @@ func (l *lease) Sweep(_ context.Context, q relay.SweepQuery, f func([]relay.Even
 		for _, id := range ids[:n] {
 			if r := l.rows[id]; r != nil && r.status == wanted && len(l.ledger.Of(id)) == 0 {
 				ev := l.content[id]
+				ev.CreatedAt = max(ev.CreatedAt, ev.CommittedAt)
 				ev.CommitLSN, ev.XID, ev.CommittedAt, ev.CommitEnd, ev.Ordinal = 0, 0, 0, 0, 0
 				found = append(found, ev)
 			}

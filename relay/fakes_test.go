@@ -58,15 +58,18 @@ type world struct {
 	openErrs  []error // what the next calls of Open return
 	checkErrs []error // and of Source.Check
 	// onMark, if set, decides about the n-th call of Mark, from 1: an error writes nothing, later is left out.
-	onMark    func(ctx context.Context, n int, marks []relay.Mark) (later []int, err error)
-	onSettled func(n int) error
-	onResolve func() error    // under the lock
-	gone      relay.GoneCause // what the next Open finds instead of a slot
-	sweepErrs []error         // what the next sweeps return
-	away      error           // why a standby could not take the lease
-	poison    error           // what each connection breaks with at once
-	passEnds  bool            // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
-	batch     int             // the most events in one Admit; 0: all there are
+	onMark      func(ctx context.Context, n int, marks []relay.Mark) (later []int, err error)
+	onSettled   func(n int) error
+	onResolve   func() error    // under the lock
+	gone        relay.GoneCause // what the next Open finds instead of a slot
+	sweepErrs   []error         // what the next sweeps return
+	horizonErrs []error         // what the next horizons return
+	// sweepCost, if set, is how long a look at the table takes.
+	sweepCost func(relay.SweepQuery) time.Duration
+	away      error // why a standby could not take the lease
+	poison    error // what each connection breaks with at once
+	passEnds  bool  // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
+	batch     int   // the most events in one Admit; 0: all there are
 }
 
 type row struct {

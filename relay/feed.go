@@ -43,7 +43,7 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 		group.Go(func() error { return p.dropDiscarded(ctx, slices.Sorted(maps.Keys(unknown))) })
 	}
 	if p.cfg.Mode == ModePolling {
-		p.poll(ctx, time.Time{}, wantsPolling)
+		p.poll(ctx, nil, wantsPolling)
 		return finish(nil)
 	}
 	group.Go(func() error { return p.sweepBeside(ctx) })
@@ -180,7 +180,7 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 			}
 		case errors.As(err, &setup) && setup.Streaming && p.cfg.Mode == ModeAuto:
 			p.log.Error("streaming is impossible, so the table is polled until it is possible", "poll_interval", p.cfg.PollInterval, "error", err)
-			p.poll(ctx, time.Now().Add(retryStreaming), err.Error())
+			p.poll(ctx, timeUp(retryStreaming), err.Error())
 			if ctx.Err() != nil {
 				return finish(nil)
 			}
@@ -287,8 +287,10 @@ func (p *pipeline) recover(ctx context.Context) error {
 	}
 	began := time.Now()
 	rows := 0
-	p.sweeper.Lock()
-	defer p.sweeper.Unlock()
+	if err := p.sweeper.Take(ctx); err != nil {
+		return err
+	}
+	defer p.sweeper.Give()
 	// What the old slot told is on its way, and its rows are pending as long.
 	if err := p.waitIdle(ctx); err != nil {
 		return err
@@ -307,12 +309,14 @@ func (p *pipeline) recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("end the sweep: %w", err)
 	}
-	p.admitting.Lock()
+	if err := p.admitting.Take(ctx); err != nil {
+		return err
+	}
 	if !p.cfg.Hybrid {
 		p.lookupTo = marked
 	}
 	p.last = position{} // a restored database counts its WAL from elsewhere
-	p.admitting.Unlock()
+	p.admitting.Give()
 	p.mu.Lock()
 	p.confirmed, p.tracker.watermark = at, at
 	p.mu.Unlock()

@@ -8,8 +8,10 @@ import (
 
 // Admit implements Intake.
 func (p *pipeline) Admit(ctx context.Context, events []Event) error {
-	p.admitting.Lock()
-	defer p.admitting.Unlock()
+	if err := p.admitting.Take(ctx); err != nil {
+		return err
+	}
+	defer p.admitting.Give()
 	p.mu.Lock()
 	p.told++
 	p.mu.Unlock()

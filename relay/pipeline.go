@@ -39,13 +39,13 @@ type pipeline struct {
 	recovery Recovery
 	opened   bool // the slot could be read at least once
 
-	sweeper sync.Mutex // one at a time goes through the table: the feeder, or the sweep beside the stream; guards what follows
+	sweeper Turn // one at a time goes through the table: the feeder, or the sweep beside the stream; whoever has it owns what follows
 	looks   looks
 
-	admitting sync.Mutex // one feeder at a time: the stream, or a sweep beside it; guards what follows
-	last      position   // of the newest event admitted from the stream
-	lookupTo  LSN        // up to here, rows may be settled though the stream tells of them
-	place     int64      // Position of the newest event
+	admitting Turn     // one feeder at a time: the stream, or a sweep beside it; whoever has it owns what follows
+	last      position // of the newest event admitted from the stream
+	lookupTo  LSN      // up to here, rows may be settled though the stream tells of them
+	place     int64    // Position of the newest event
 	scratch   [][]*flight
 	pending   []Event // events that are not known already, reused
 
@@ -112,11 +112,12 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		lookupTo: lease.MarkedLSN(),
 		place:    lease.LastPosition(),
 		recovery: lease.Recovery(),
-		scratch:  make([][]*flight, r.cfg.Lanes),
-		tracker:  newTracker(len(r.sinks)),
-		freed:    make(chan struct{}, 1),
-		drained:  make(chan struct{}, 1),
-		doing:    doing{mode: ModeCDC, since: time.Now()},
+		sweeper:  NewTurn(), admitting: NewTurn(),
+		scratch: make([][]*flight, r.cfg.Lanes),
+		tracker: newTracker(len(r.sinks)),
+		freed:   make(chan struct{}, 1),
+		drained: make(chan struct{}, 1),
+		doing:   doing{mode: ModeCDC, since: time.Now()},
 	}
 	p.confirmed = p.recovery.Confirmed
 	if r.cfg.Mode == ModePolling {

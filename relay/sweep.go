@@ -15,20 +15,24 @@ const (
 	lookCeiling = 10 * time.Minute
 	// A look at the newest rows alone, while polling, may take more: it is what its latency is made of.
 	windowShare = 20
-	// window is how far back such a look goes: rows are seen when their transaction ends, and created_at is the client's clock.
-	// What comes later or is further off is found by the next look at the whole table.
+	// window is how far back such a look goes, from the moment at which the last look at the whole table began: rows are seen when
+	// their transaction ends, and created_at is the client's clock. What comes later or is further off is found by the next look
+	// at the whole table.
 	window = 10 * time.Minute
-	// edge is how much of the window's far end belongs to the looks at the whole table too. A key with a row there is left to them altogether: it may
-	// have an older row that the window does not show, and that must not be overtaken. Two rows of a key that have both come since the last look
-	// at the whole table are apart by no more than the time since then and the length of a transaction.
+	// edge is the part of the window's far end, next to the time since that look, which belongs to the looks at the whole table too. A key with
+	// a row there is left to them altogether: it may have an older row that the window does not show, and that must not be
+	// overtaken. Two rows of a key that have both come since the last look at the whole table are apart by no more than the time
+	// since then and the length of a transaction. So a look at the newest rows always takes those of the last window - edge.
 	edge = 2 * time.Minute
+	// leftSoon is how soon the whole table is looked at again after the newest rows have shown a key that was left out.
+	leftSoon = time.Minute
 )
 
 // looks says when which kind of row is looked for next.
 type looks struct {
 	whole  [SweepFailed + 1]schedule
 	window schedule
-	last   time.Time // when the last look at the whole table for pending rows began
+	last   time.Time // when the last look at the whole table for pending rows that found what there was began; zero: there was none yet
 }
 
 // schedule spaces looks by what they cost. A look that took long may only have waited, for a busy machine or for a lock, so the quickest of the last
@@ -50,6 +54,13 @@ func (s *schedule) after(took, pause time.Duration, share int, ceiling time.Dura
 	s.next = time.Now().Add(min(max(pause, time.Duration(share)*least), ceiling))
 }
 
+// notAfter brings the next look forward.
+func (s *schedule) notAfter(at time.Time) {
+	if at.Before(s.next) {
+		s.next = at
+	}
+}
+
 // sweep gives the rows that the query finds to the lanes, and returns how many there were.
 func (p *pipeline) sweep(ctx context.Context, q SweepQuery, cause string) (rows int, err error) {
 	defer p.traceSweep(time.Now(), cause, &rows, &err)
@@ -66,8 +77,10 @@ func (p *pipeline) sweep(ctx context.Context, q SweepQuery, cause string) (rows 
 
 // admitSwept is Admit for rows from the table.
 func (p *pipeline) admitSwept(ctx context.Context, events []Event) (rows int, err error) {
-	p.admitting.Lock()
-	defer p.admitting.Unlock()
+	if err := p.admitting.Take(ctx); err != nil {
+		return 0, err
+	}
+	defer p.admitting.Give()
 	if p.cfg.Hybrid {
 		if events, err = p.claimSwept(ctx, events); err != nil {
 			return 0, err
@@ -143,7 +156,7 @@ func (p *pipeline) waitNone(ctx context.Context, count func() int) error {
 func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause string, share int) (rows int, err error) {
 	began, waited := time.Now(), time.Duration(0)
 	defer p.traceSweep(began, cause, &rows, &err)
-	whole := wholeKeys(q.Since, edge+began.Sub(p.looks.last))
+	whole, left := wholeKeys(q.Since, edge+began.Sub(p.looks.last))
 	err = p.lease.Sweep(ctx, q, func(events []Event) error {
 		at := time.Now()
 		n, err := p.admitSwept(ctx, whole(events))
@@ -152,6 +165,9 @@ func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause st
 		return err
 	})
 	took := time.Since(began) - waited
+	if left() > 0 {
+		p.looks.whole[SweepPending].notAfter(p.looks.last.Add(leftSoon))
+	}
 	p.metrics.looked(q.Kind, took)
 	if rows > 0 {
 		p.metrics.recovered(cause, rows)
@@ -178,26 +194,26 @@ func (p *pipeline) traceSweep(began time.Time, cause string, rows *int, err *err
 }
 
 // wholeKeys returns a filter for rows in the order of created_at that leaves out, of a look that begins at since, the keys with a row in the
-// first part of it.
-func wholeKeys(since Timestamp, part time.Duration) func([]Event) []Event {
+// first part of it. left is how many keys that were.
+func wholeKeys(since Timestamp, part time.Duration) (filter func([]Event) []Event, left func() int) {
 	if since == 0 {
-		return func(events []Event) []Event { return events }
+		return func(events []Event) []Event { return events }, func() int { return 0 }
 	}
 	until := since + Timestamp(part.Microseconds())
-	left := make(map[string]bool)
+	out := make(map[string]bool)
 	return func(events []Event) []Event {
 		kept := events[:0]
 		for i := range events {
 			ev := &events[i]
 			if ev.CreatedAt < until {
-				left[ev.AggregateID] = true
+				out[ev.AggregateID] = true
 			}
-			if !left[ev.AggregateID] {
+			if !out[ev.AggregateID] {
 				kept = append(kept, *ev)
 			}
 		}
 		return kept
-	}
+	}, func() int { return len(out) }
 }
 
 // kinds are what is looked for, and what it is called.
@@ -206,32 +222,58 @@ var kinds = [...]struct {
 	cause string
 }{{SweepPending, "pending"}, {SweepClaimed, "stuck_claim"}, {SweepFailed, "failed"}}
 
-// poll finds events in the table until ctx or the given time has ended (zero: no such time).
-func (p *pipeline) poll(ctx context.Context, until time.Time, why string) {
+// poll finds events in the table until ctx has ended, or until is closed (nil: never).
+func (p *pipeline) poll(ctx context.Context, until <-chan struct{}, why string) {
 	p.became(ModePolling, false, why)
-	p.sweeper.Lock()
-	defer p.sweeper.Unlock()
+	if p.sweeper.Take(ctx) != nil {
+		return
+	}
+	defer p.sweeper.Give()
 	// What the slot told before is on its way, and its rows are pending as long.
 	if p.waitIdle(ctx) != nil {
 		return
 	}
+	for {
+		p.lookAgain(ctx, until)
+		if ctx.Err() != nil || until == nil {
+			return
+		}
+		// A slot that can be read again tells of the rows that were found here. All of them are marked; up to here it has to be asked.
+		h, err := p.lease.Horizon(ctx)
+		if err == nil {
+			if p.admitting.Take(ctx) == nil {
+				p.lookupTo = max(p.lookupTo, h.WAL)
+				p.admitting.Give()
+			}
+			return
+		}
+		p.lookFailed(ctx, err)
+		until = timeUp(time.Second) // nothing may be read from the slot before it is known, so the table is looked at meanwhile
+	}
+}
+
+// lookAgain looks at the table, again and again, until ctx has ended or until is closed.
+func (p *pipeline) lookAgain(ctx context.Context, until <-chan struct{}) {
 	warned := time.Time{}
-	for ctx.Err() == nil && (until.IsZero() || time.Now().Before(until)) {
+	for ctx.Err() == nil && !closed(until) {
 		rows := 0
 		for _, k := range kinds {
 			if !p.looks.whole[k.kind].due() {
 				continue
 			}
-			cause := k.cause
+			cause, began := k.cause, time.Now()
 			if k.kind == SweepPending {
-				cause, p.looks.last = "polled", time.Now()
+				cause = "polled"
 			}
 			n, err := p.look(ctx, &p.looks.whole[k.kind], SweepQuery{Kind: k.kind}, cause, lookShare)
 			rows += n
 			p.lookFailed(ctx, err)
+			if k.kind == SweepPending && err == nil {
+				p.looks.last = began
+			}
 		}
-		if !p.looks.whole[SweepPending].due() && p.looks.window.due() {
-			n, err := p.look(ctx, &p.looks.window, SweepQuery{Kind: SweepPending, Since: TimestampOf(time.Now().Add(-window))}, "polled", windowShare)
+		if !p.looks.whole[SweepPending].due() && !p.looks.last.IsZero() && p.looks.window.due() {
+			n, err := p.look(ctx, &p.looks.window, SweepQuery{Kind: SweepPending, Since: TimestampOf(p.looks.last.Add(-window))}, "polled", windowShare)
 			rows += n
 			p.lookFailed(ctx, err)
 		}
@@ -243,19 +285,30 @@ func (p *pipeline) poll(ctx context.Context, until time.Time, why string) {
 			p.looks.whole[SweepPending].next = time.Time{}
 			continue
 		}
-		Sleep(ctx, p.cfg.PollInterval)
+		pause := time.NewTimer(p.cfg.PollInterval)
+		select {
+		case <-pause.C:
+		case <-until:
+		case <-ctx.Done():
+		}
+		pause.Stop()
 	}
-	if ctx.Err() != nil || until.IsZero() {
-		return
-	}
-	// A slot that can be read again tells of the rows that were found here. All of them are marked; up to here it has to be asked.
-	if h, err := p.lease.Horizon(ctx); err == nil {
-		p.admitting.Lock()
-		p.lookupTo = max(p.lookupTo, h.WAL)
-		p.admitting.Unlock()
-	} else {
-		p.lookFailed(ctx, err)
-		p.poll(ctx, time.Now().Add(time.Second), why)
+}
+
+// timeUp returns a channel that is closed when the time has passed.
+func timeUp(d time.Duration) <-chan struct{} {
+	done := make(chan struct{})
+	time.AfterFunc(d, func() { close(done) })
+	return done
+}
+
+// closed reports whether a channel on which nothing is sent is closed.
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -293,7 +346,9 @@ func (p *pipeline) sweepBeside(ctx context.Context) error {
 			if !p.waitWatermark(ctx, h.WAL) {
 				break
 			}
-			p.sweeper.Lock()
+			if p.sweeper.Take(ctx) != nil {
+				return nil
+			}
 			if p.isStreaming() { // otherwise the feeder may have swept meanwhile
 				var rows int
 				rows, err = p.look(ctx, &looks[k.kind], SweepQuery{Kind: k.kind, Seen: h.Snapshot}, k.cause, lookShare)
@@ -302,7 +357,7 @@ func (p *pipeline) sweepBeside(ctx context.Context) error {
 				}
 				p.lookFailed(ctx, err)
 			}
-			p.sweeper.Unlock()
+			p.sweeper.Give()
 		}
 	}
 	return nil

@@ -17,14 +17,18 @@ func TestWholeKeys(t *testing.T) {
 		}
 		return keys
 	}
-	filter := wholeKeys(since, 2*time.Minute)
+	filter, left := wholeKeys(since, 2*time.Minute)
 	if got := keysOf(filter([]Event{at(time.Second, "a"), at(time.Minute, "b"), at(119*time.Second, "a"), at(2*time.Minute, "c")})); got != "c" {
 		t.Errorf("first piece: took %q, want c", got)
 	}
 	if got := keysOf(filter([]Event{at(3*time.Minute, "a"), at(4*time.Minute, "b"), at(5*time.Minute, "d"), at(6*time.Minute, "c")})); got != "dc" {
 		t.Errorf("second piece: took %q, want dc", got)
 	}
-	if got := keysOf(wholeKeys(0, time.Hour)([]Event{at(0, "a"), at(0, "b")})); got != "ab" {
+	if left() != 2 {
+		t.Errorf("%d keys left out, want 2", left())
+	}
+	all, _ := wholeKeys(0, time.Hour)
+	if got := keysOf(all([]Event{at(0, "a"), at(0, "b")})); got != "ab" {
 		t.Errorf("look at the whole table: took %q, want ab", got)
 	}
 }

@@ -16,7 +16,7 @@ type Config struct {
 	// does not carry the replication protocol, or does so without any gain.
 	//
 	// No default. DATABASE_URL.
-	DatabaseURL string `env:"DATABASE_URL" secret:"true"`
+	DatabaseURL string `env:"DATABASE_URL" secret:"database"`
 
 	// Publication is the publication whose inserts are read. It is created when missing, if the role owns the table.
 	//

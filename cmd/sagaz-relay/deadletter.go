@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/address"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/repair"
 	"github.com/sagaz-relay/relay/relay/store"
@@ -42,7 +43,7 @@ and those that wait behind it go out in their original order.`,
 // subcommand refuses what is not the name of one.
 func subcommand(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usageError{fmt.Errorf("unknown command %q for %q%s\nsee: %[2]s --help", args[0], cmd.CommandPath(), didYouMean(cmd.SuggestionsFor(args[0])))}
+		return usageError{fmt.Errorf("unknown command %q for %q%s\nsee: %[2]s --help", address.Argument(args[0]), cmd.CommandPath(), didYouMean(cmd.SuggestionsFor(args[0])))}
 	}
 	return nil
 }
@@ -91,7 +92,7 @@ func parseEventIDs(texts []string) ([]relay.UUID, error) {
 	for _, text := range texts {
 		id, err := relay.ParseUUID(strings.TrimSpace(text))
 		if err != nil {
-			return nil, fmt.Errorf("--event-id=%s: want a UUID", text)
+			return nil, fmt.Errorf("--event-id=%s: want a UUID", address.Argument(text))
 		}
 		ids = append(ids, id)
 	}

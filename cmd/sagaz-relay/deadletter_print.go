@@ -7,8 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode/utf8"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay/repair"
 )
 
@@ -16,9 +16,12 @@ import (
 const tableWidth = 100
 
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(term.JSON(text), '\n'))
+	return err
 }
 
 // printLetters prints a line a letter, and below it the error, unless it is that of the line before.
@@ -32,19 +35,19 @@ func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time
 	fmt.Fprintln(t, "EVENT_ID\tSINK\tSTATE\tREASON\tATTEMPTS\tAGE\tKEY")
 	for i := range letters {
 		l := &letters[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.EventID, cut(l.Sink, 10), l.State, orDash(l.Reason), l.Attempts, age(now.Sub(l.Since)), oneLine(l.Key))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.EventID, term.Cut(term.Text(l.Sink), 10), term.Text(string(l.State)), term.Text(orDash(l.Reason)), l.Attempts, age(now.Sub(l.Since)), term.Text(l.Key))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	last := ""
 	for i, line := range strings.Split(strings.TrimSuffix(table.String(), "\n"), "\n") {
-		fmt.Fprintln(w, cut(line, tableWidth))
+		fmt.Fprintln(w, term.Cut(line, tableWidth))
 		if i == 0 {
 			continue
 		}
-		if text := oneLine(letters[i-1].LastError); text != "" && text != last {
-			fmt.Fprintln(w, cut("  "+text, tableWidth))
+		if text := term.Text(letters[i-1].LastError); text != "" && text != last {
+			fmt.Fprintln(w, term.Cut("  "+text, tableWidth))
 			last = text
 		}
 	}
@@ -57,7 +60,7 @@ func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time
 func printEvent(w io.Writer, e *repair.Event, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
-		if value := oneLine(fmt.Sprintf(format, args...)); value != "" {
+		if value := term.Text(fmt.Sprintf(format, args...)); value != "" {
 			fmt.Fprintf(t, "%s\t%s\n", name, value)
 		}
 	}
@@ -93,7 +96,7 @@ func printEvent(w io.Writer, e *repair.Event, now time.Time) error {
 	}
 	for i := range e.Entries {
 		l := &e.Entries[i]
-		fmt.Fprintf(t, "\nsink\t%s\n", l.Sink)
+		fmt.Fprintf(t, "\nsink\t%s\n", term.Text(l.Sink))
 		line("state", "%s", describeState(l))
 		line("reason", "%s", l.Reason)
 		line("attempts", "%d", l.Attempts)
@@ -122,24 +125,6 @@ func describeState(l *repair.Letter) string {
 	default:
 		return "retry: ready to be offered"
 	}
-}
-
-// oneLine makes text that cannot break a line or a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
-}
-
-// cut shortens s to at most n characters.
-func cut(s string, n int) string {
-	if utf8.RuneCountInString(s) <= n {
-		return s
-	}
-	return string([]rune(s)[:n-1]) + "…"
 }
 
 // age renders a duration in its largest unit.

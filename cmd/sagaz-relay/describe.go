@@ -18,6 +18,7 @@ type variable struct {
 	names    []string
 	fallback string
 	value    string // in force, or the default
+	shown    string // the same without what may be secret
 	secret   bool
 }
 
@@ -55,19 +56,15 @@ func (s *settings) variables() []variable {
 	var all []variable
 	seen := make(map[string]bool)
 	for _, c := range s.configs() {
-		v := reflect.ValueOf(c).Elem()
-		for i := range v.NumField() {
-			f := v.Type().Field(i)
-			tag, ok := f.Tag.Lookup("env")
-			if !ok {
+		for _, f := range fieldsOf(c) {
+			if seen[f.names[0]] {
 				continue
 			}
-			names := strings.Split(tag, ",")
-			if seen[names[0]] {
-				continue
-			}
-			seen[names[0]] = true
-			all = append(all, variable{names: names, fallback: f.Tag.Get("fallback"), secret: f.Tag.Get("secret") != "", value: showValue(v.Field(i))})
+			seen[f.names[0]] = true
+			value := showValue(f.value)
+			all = append(all, variable{
+				names: f.names, fallback: f.fallback, value: value, shown: f.show(value), secret: f.secret == secretTrue || f.secret == secretURL,
+			})
 		}
 	}
 	return all

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/doctor"
 	"github.com/sagaz-relay/relay/relay/store"
@@ -152,9 +153,9 @@ func printReport(w io.Writer, r *doctor.Report) error {
 			if j > 0 {
 				name = ""
 			}
-			text := step.SQL + step.Run // whole, so that it can be copied
+			text := term.Lines(step.SQL + step.Run) // whole, so that it can be copied
 			if step.Do != "" {
-				text = hang(oneLine(step.Do), label)
+				text = hang(step.Do, label)
 			}
 			fmt.Fprintf(w, "%*s%s\n", label, name, text)
 		}
@@ -176,7 +177,7 @@ func printReport(w io.Writer, r *doctor.Report) error {
 func hang(text string, margin int) string {
 	var lines []string
 	line := ""
-	for _, word := range slices.DeleteFunc(strings.Split(strings.ReplaceAll(text, "\n", " "), " "), func(w string) bool { return w == "" }) {
+	for _, word := range slices.DeleteFunc(strings.Split(term.Text(text), " "), func(w string) bool { return w == "" }) {
 		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > reportWidth-margin {
 			lines = append(lines, line)
 			line = ""

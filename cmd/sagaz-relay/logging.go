@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/sagaz-relay/relay/internal/term"
 )
 
 // newLogger returns a logger that writes one JSON object a line with the keys of the Python library: timestamp, level (in
@@ -82,6 +84,7 @@ func (j *jsonLines) Accept(name string, level hclog.Level, msg string, args ...a
 		line = appendJSON(line, plain(args[i+1]))
 	}
 	line = append(line, '}', '\n')
+	line = term.JSON([]byte(redacted.text(string(line))))
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	_, _ = j.w.Write(line) // a log that cannot be written has nowhere to say so

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -38,23 +40,26 @@ func run(args []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "sagaz-relay:", err)
+	text := errorText(err)
+	fmt.Fprintln(os.Stderr, "sagaz-relay:", text)
 	if os.Getpid() == 1 { // the container ends; what `kubectl exec` runs in it has another number
-		tellKubernetes(terminationLog, err)
+		tellKubernetes(terminationLog, text)
 	}
 	return exitCode(err)
 }
+
+// errorText is an error as people see it: others wrote parts of it.
+func errorText(err error) string { return term.Lines(redacted.text(err.Error())) }
 
 // terminationLog is the file whose content Kubernetes shows as the reason why a container ended (kubectl describe pod). The kubelet makes it.
 const terminationLog = "/dev/termination-log"
 
 // tellKubernetes writes the error to the file, if there is one; Kubernetes reads 4096 bytes.
-func tellKubernetes(path string, err error) {
+func tellKubernetes(path, text string) {
 	f, openErr := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
 	if openErr != nil {
 		return // not in Kubernetes
 	}
-	text := err.Error()
 	_, _ = io.WriteString(f, text[:min(len(text), 4096)]) // standard error has it, too
 	_ = f.Close()
 }
@@ -102,12 +107,15 @@ Exit codes:
   2  a setting, database object or right is wrong or missing; the message says what to do`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			// cobra says the same of itself, but as an error that nothing tells from a failure.
-			if err := cobra.NoArgs(cmd, args); err != nil {
-				return usageError{fmt.Errorf("%w%s\nsee: %s --help", err, didYouMean(cmd.SuggestionsFor(args[0])), cmd.CommandPath())}
-			}
-			return nil
+			return subcommand(cmd, args)
 		},
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			if cmd.Name() != "demo" { // which moves on the terminal, and has no text of others
+				cmd.SetOut(forPeople(cmd.OutOrStdout()))
+				cmd.SetErr(forPeople(cmd.ErrOrStderr()))
+			}
+		},
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		// How far a mistyped command may be from those in didYouMean; cobra sets it only for its own message.
@@ -115,10 +123,23 @@ Exit codes:
 	}
 	root.PersistentFlags().StringVar(&configFile, "config", "", "YAML `file` with settings by the variables' names; the environment goes first")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if strings.Contains(err.Error(), "@") || strings.Contains(err.Error(), "://") { // somebody's address
+			err = errors.New("a flag's value cannot be read (not shown: it may hold a password)")
+		}
 		return usageError{fmt.Errorf("%w\nsee: %s --help", err, cmd.CommandPath())}
 	})
-	load := func() (*settings, error) { return loadSettings(os.LookupEnv, os.Environ(), configFile) }
-	root.AddCommand(newRun(load), newMigrate(load), newStatus(load), newHealth(load), newSettings(load), newDoctor(load), newDeadLetter(load), newReplay(load), newVerify(load),
+	load := func() (*settings, error) {
+		s, err := loadSettings(os.LookupEnv, os.Environ(), configFile)
+		if err == nil {
+			for _, w := range s.warnings {
+				fmt.Fprintln(forPeople(root.ErrOrStderr()), "sagaz-relay: warning:", w)
+			}
+		}
+		return s, err
+	}
+	// run writes JSON, and nothing else.
+	loadForLog := func() (*settings, error) { return loadSettings(os.LookupEnv, os.Environ(), configFile) }
+	root.AddCommand(newRun(loadForLog), newMigrate(load), newStatus(load), newHealth(load), newSettings(load), newDoctor(load), newDeadLetter(load), newReplay(load), newVerify(load),
 		newBench(load), newDemo(), newLoad(load), newVersion())
 	return root
 }
@@ -133,7 +154,7 @@ func didYouMean(commands []string) string {
 // noArgs refuses arguments with the usage exit code.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usageError{fmt.Errorf("%s takes no argument, got %q\nsee: %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())}
+		return usageError{fmt.Errorf("%s takes no argument, got %q\nsee: %s --help", cmd.CommandPath(), address.Argument(args[0]), cmd.CommandPath())}
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay/repair"
 	"github.com/sagaz-relay/relay/relay/store"
 )
@@ -172,7 +173,7 @@ func printReplay(w io.Writer, r *replayResult, sinks []string) {
 	}
 	var unsent []string
 	for status, n := range r.Unsent {
-		unsent = append(unsent, fmt.Sprintf("%s %d", status, n))
+		unsent = append(unsent, fmt.Sprintf("%s %d", term.Text(status), n))
 	}
 	if slices.Sort(unsent); unsent != nil {
 		fmt.Fprintf(w, "left alone, because they were not sent yet: %s\n", strings.Join(unsent, ", "))

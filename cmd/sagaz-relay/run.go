@@ -46,7 +46,10 @@ Settings:
 			if err != nil {
 				return err
 			}
-			log := newLogger(os.Stderr, level)
+			log := newLogger(cmd.ErrOrStderr(), level)
+			for _, w := range s.warnings {
+				log.Warn(w)
+			}
 			limitMemory(log)
 			limitProcs(log)
 			return serve(cmd.Context(), s, log, nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"slices"
@@ -11,8 +12,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/cdc"
+	"github.com/sagaz-relay/relay/internal/address"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/store"
@@ -35,7 +38,7 @@ type programConfig struct {
 	// HTTPAddr binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is not looked at then.
 	//
 	// Default: all addresses, METRICS_PORT. RELAY_HTTP_ADDR.
-	HTTPAddr string `env:"RELAY_HTTP_ADDR"`
+	HTTPAddr string `env:"RELAY_HTTP_ADDR" secret:"address"`
 
 	// LogLevel is DEBUG, INFO, WARNING or ERROR.
 	//
@@ -67,6 +70,8 @@ type settings struct {
 
 	sources map[string]string // by a setting's first name: where its value comes from; without those that have their default
 	errs    []error           // about the variables themselves
+	// warnings are about variables that are called almost as a setting is.
+	warnings []string
 }
 
 // loadSettings reads the variables. Its error is only about what makes them unreadable; each command validates what it uses.
@@ -81,11 +86,47 @@ func loadSettings(lookup func(string) (string, bool), environ []string, configFi
 		v.fill(config)
 	}
 	v.strangers(environ)
-	s.errs, s.sources = v.errs, v.sources
+	redacted.know(s.secrets())
+	s.errs, s.sources, s.warnings = v.errs, v.sources, v.typos(environ)
+	if len(s.errs) == 0 && s.cdc.DatabaseURL != "" {
+		if err := resolved(s.cdc.DatabaseURL); err != nil {
+			s.errs = append(s.errs, err)
+		}
+	}
 	if len(s.errs) > 0 {
 		return nil, configError{errors.Join(s.errs...)}
 	}
 	return s, nil
+}
+
+// resolved checks what the connection string comes to together with PGHOST and the like, a service file and a password file. The
+// parser's own error quotes the string.
+func resolved(databaseURL string) error {
+	cfg, err := pgconn.ParseConfig(databaseURL)
+	if err != nil {
+		return fmt.Errorf("DATABASE_URL: cannot be read%s: want postgresql://user:password@host:5432/database", parseCause(err))
+	}
+	hosts := []string{cfg.Host}
+	for _, f := range cfg.Fallbacks {
+		hosts = append(hosts, f.Host)
+	}
+	if err := address.Resolved(hosts, cfg.User, cfg.Database); err != nil {
+		return fmt.Errorf("DATABASE_URL, with PGHOST and its kin and the service file: %w", err)
+	}
+	return nil
+}
+
+// parseCause says which part the parser did not take, where it can be told without a part of the string.
+func parseCause(err error) string {
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		return ": a file that it names: " + path.Err.Error()
+	}
+	for _, part := range []string{"sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs", "connect_timeout", "service", "channel_binding", "require_auth", "min_protocol_version", "port"} {
+		if strings.Contains(err.Error(), "): "+part) || strings.Contains(err.Error(), "invalid "+part) || strings.Contains(err.Error(), part+" is invalid") || strings.Contains(err.Error(), "unknown "+part) {
+			return " (" + part + ")"
+		}
+	}
+	return ""
 }
 
 // database validates what every command that talks to the database needs.
@@ -119,8 +160,12 @@ func (s *settings) all() error {
 		errs = append(errs, fmt.Errorf("METRICS_PORT=%d: want a port, or 0 for none", s.program.MetricsPort))
 	}
 	if s.program.HTTPAddr != "" {
-		if _, _, err := net.SplitHostPort(s.program.HTTPAddr); err != nil {
-			errs = append(errs, fmt.Errorf("RELAY_HTTP_ADDR=%s: want host:port, such as 127.0.0.1:8000, or :8000 for all addresses", s.program.HTTPAddr))
+		host, port, err := net.SplitHostPort(s.program.HTTPAddr)
+		if err == nil && port != "0" {
+			err = address.Port(port)
+		}
+		if err = errors.Join(err, address.Host(host)); err != nil {
+			errs = append(errs, fmt.Errorf("RELAY_HTTP_ADDR=%s: want host:port, such as 127.0.0.1:8000, or :8000 for all addresses", address.Argument(s.program.HTTPAddr)))
 		}
 	}
 	if _, err := parseLevel(s.program.LogLevel); err != nil {

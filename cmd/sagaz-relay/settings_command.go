@@ -1,13 +1,16 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sagaz-relay/relay/sinks/kafka"
 )
 
 // shownSetting is one line of `settings`. Its JSON is what the checks of manifests and compose files compare with.
@@ -27,7 +30,8 @@ func newSettings(load func() (*settings, error)) *cobra.Command {
 		Short: "Show which settings are in force and where they come from",
 		Long: `settings reads the environment, the files that NAME_FILE variables name, and --config, as run does, and prints what
 is set: the setting, its value, and the variable that it comes from. Secrets are not shown. --all prints those with their
-default, too. It connects to nothing.`,
+default, too. It connects to nothing. What run would refuse it reports, and exits with 2; what has no default and is not
+set (DATABASE_URL, for one) may come from elsewhere, and is only a note.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
@@ -36,16 +40,39 @@ default, too. It connects to nothing.`,
 			}
 			shown := s.shown()
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(shown)
+				err = printJSON(cmd.OutOrStdout(), shown)
+			} else {
+				err = printSettings(cmd.OutOrStdout(), shown, all)
 			}
-			return printSettings(cmd.OutOrStdout(), shown, all)
+			if err != nil {
+				return err
+			}
+			return s.usable(cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, all of them")
 	cmd.Flags().BoolVar(&all, "all", false, "print settings that have their default, too")
 	return cmd
+}
+
+// usable validates what is set as run does. What is not set at all is a note on w.
+func (s *settings) usable(w io.Writer) error {
+	check := *s
+	note := func(name string) { fmt.Fprintf(w, "note: %s is not set, and run needs it\n", name) }
+	if check.cdc.DatabaseURL == "" {
+		note("DATABASE_URL")
+		check.cdc.DatabaseURL, check.store.DatabaseURL = "postgresql://", "postgresql://"
+	}
+	if kafka, ok := s.sinks["kafka"].(*kafka.Config); ok && len(kafka.Brokers) == 0 {
+		if slices.ContainsFunc(s.program.Sinks, func(name string) bool { return strings.EqualFold(name, "kafka") }) {
+			note("KAFKA_BOOTSTRAP_SERVERS")
+		}
+		filled := *kafka
+		filled.Brokers = []string{"localhost"}
+		check.sinks = maps.Clone(s.sinks)
+		check.sinks["kafka"] = &filled
+	}
+	return check.all()
 }
 
 // shown lists every setting, without secrets.
@@ -54,9 +81,8 @@ func (s *settings) shown() []shownSetting {
 	defaults := allVariables()
 	for i, v := range s.variables() {
 		out := shownSetting{Names: v.names, Fallback: v.fallback, Default: defaults[i].value, Value: v.value, Source: s.sources[v.names[0]], Secret: v.secret}
-		// BROKER_URL may be an address with a password, whatever the setting itself is.
-		if out.Source != "" && (v.secret || v.fallback == "BROKER_URL" && strings.HasPrefix(out.Source, v.fallback)) {
-			out.Value = "(set)"
+		if out.Source != "" {
+			out.Value = v.shown
 		}
 		list = append(list, out)
 	}

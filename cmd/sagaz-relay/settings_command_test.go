@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 )
@@ -44,7 +45,7 @@ func TestSettingsCommand(t *testing.T) {
 		"BROKER_TYPE rabbitmq,file BROKER_TYPE",
 		"RELAY_LANES 9 RELAY_LANES in --config",
 		"BATCH_SIZE 17 WORKER_BATCH_SIZE",
-		"KAFKA_BOOTSTRAP_SERVERS (set) BROKER_URL",
+		"KAFKA_BOOTSTRAP_SERVERS amqp://mq/ BROKER_URL",
 		"KAFKA_SASL_PASSWORD (set) KAFKA_SASL_PASSWORD",
 		"RABBITMQ_URL (set) BROKER_URL",
 		"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL grpc OTEL_EXPORTER_OTLP_PROTOCOL",
@@ -68,5 +69,53 @@ func TestSettingsCommand(t *testing.T) {
 	}
 	if all := run("--all"); !strings.Contains(all, "METRICS_PORT") || strings.Count(all, "\n") != len(shown)+1 {
 		t.Errorf("--all prints\n%s", all)
+	}
+}
+
+// settings refuses what run refuses, and prints what is set all the same.
+func TestSettingsAreValidated(t *testing.T) {
+	for name, value := range map[string]string{
+		"RELAY_MODE": "foo", "RELAY_LANES": "0", "LOG_LEVEL": "LOUD", "RELAY_ENVELOPE": "paper", "RELAY_MARK": "erase", "BROKER_TYPE": "pigeon", "METRICS_PORT": "70000", "RELAY_LEASE_TTL": "1ms",
+	} {
+		for _, command := range []string{"settings", "settings --json"} {
+			out, err := execute(t, map[string]string{name: value}, strings.Fields(command)...)
+			if err == nil || exitCode(err) != exitConfig || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s=%s: %s ends with %v, want exit code 2 and its name", name, value, command, err)
+			}
+			if !strings.Contains(out, name) {
+				t.Errorf("%s=%s: %s does not print it", name, value, command)
+			}
+			if err := os.Unsetenv(name); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv(name, "")
+		}
+	}
+	if text, code := outcome(t, nil, "settings"); code != 0 || !strings.Contains(text, "note: DATABASE_URL is not set") || !strings.Contains(text, "note: KAFKA_BOOTSTRAP_SERVERS is not set") {
+		t.Errorf("nothing set: exit code %d\n%s", code, text)
+	}
+}
+
+// A variable that is called almost as a setting may be one: it is told, with the name that was meant.
+func TestTypos(t *testing.T) {
+	for name, want := range map[string]string{
+		"MAX_RETRYS": "MAX_RETRIES", "DATABSE_URL": "DATABASE_URL", "BATCHSIZE": "BATCH_SIZE", "KAFKA_BOOTSTRAP_SERVER": "KAFKA_BOOTSTRAP_SERVERS", "RABBITMQ_URI": "RABBITMQ_URL", "BROKER_TYP": "BROKER_TYPE",
+		"METRIC_PORT": "METRICS_PORT", "LOGLEVEL": "LOG_LEVEL", "KAFKA_SASL_PASWORD": "KAFKA_SASL_PASSWORD", "WORKERID": "WORKER_ID",
+		"PATH": "", "HOME": "", "KAFKA_OTHER": "", "OTEL_BLRP_SCHEDULE_DELAY": "", "OTEL_METRICS_EXPORTER": "", "DATABASE_URL": "", "MAX_RETRIES_X_Y": "",
+	} {
+		v := newVariables(func(string) (string, bool) { return "", false }, "")
+		for _, c := range defaultSettings().configs() {
+			v.fill(c)
+		}
+		got := strings.Join(v.typos([]string{name + "=S3NT1NEL", "METRIC_PORT=tcp://10.0.0.1:80", name + "S="}), "\n")
+		if strings.Contains(got, sentinel) {
+			t.Errorf("%s: the value is shown: %s", name, got)
+		}
+		if want == "" && got != "" || want != "" && got != name+" is set and is no setting: did you mean "+want+"?" {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+	if text, code := outcome(t, map[string]string{"MAX_RETRYS": "3", "DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "status"); code != exitFailure || !strings.Contains(text, "warning: MAX_RETRYS is set") {
+		t.Errorf("status: exit code %d\n%s", code, text)
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -45,9 +45,7 @@ back; and how many rows are in each status. Counting looks at the whole table: -
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(overview)
+				return printJSON(cmd.OutOrStdout(), overview)
 			}
 			return printOverview(cmd.OutOrStdout(), overview)
 		},
@@ -61,7 +59,7 @@ func printOverview(w io.Writer, o *store.Overview) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SLOT\tOWNER\tEPOCH\tSTREAMING\tBEHIND\tWAL HELD\tWAL STATUS\tMARKED UP TO")
 	for _, s := range o.Slots {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", s.Slot, orDash(s.Owner), s.Epoch, yesNo(s.Active), size(s.BehindBytes), size(s.RetainedBytes), orDash(s.WALStatus), s.MarkedLSN)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", term.Text(s.Slot), term.Text(orDash(s.Owner)), s.Epoch, yesNo(s.Active), size(s.BehindBytes), size(s.RetainedBytes), orDash(s.WALStatus), s.MarkedLSN)
 	}
 	if len(o.Slots) == 0 {
 		fmt.Fprintln(t, "(no relay has run here yet)")
@@ -69,13 +67,13 @@ func printOverview(w io.Writer, o *store.Overview) error {
 	if len(o.Ledger) > 0 {
 		fmt.Fprintln(t, "\nSINK\tSTATE\tREASON\tENTRIES\tSINCE\tSLOT")
 		for _, e := range o.Ledger {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", e.Sink, e.State, orDash(e.Reason), e.Entries, e.Oldest, e.Slot)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", term.Text(e.Sink), term.Text(e.State), term.Text(orDash(e.Reason)), e.Entries, e.Oldest, term.Text(e.Slot))
 		}
 	}
 	if o.Rows != nil {
 		fmt.Fprintln(t, "\nSTATUS\tROWS\tOLDEST")
 		for _, r := range o.Rows {
-			fmt.Fprintf(t, "%s\t%d\t%s\n", r.Status, r.Rows, r.Oldest)
+			fmt.Fprintf(t, "%s\t%d\t%s\n", term.Text(r.Status), r.Rows, r.Oldest)
 		}
 		if len(o.Rows) == 0 {
 			fmt.Fprintln(t, "(no rows)")

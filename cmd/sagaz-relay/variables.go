@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sagaz-relay/relay/internal/address"
 )
 
 // configError is a setting that cannot be used.
@@ -21,14 +24,13 @@ type configError struct{ error }
 
 func (e configError) Unwrap() error { return e.error }
 
-// variables fills the rooms' Config structs. A field says which variables set it:
-//
-//	env:"A,B"        A is the name, B another one for the same; both set differently is an error
-//	fallback:"C"     used when neither is set
-//	secret:"true"    never shown
+// variables fills the rooms' Config structs; see tags.go for what a field says of itself.
 //
 // A value comes from the environment, from the file that NAME_FILE names, from the file NAME in RELAY_SECRETS_DIR, or
 // from the YAML file, in this order. Every name is remembered, so that a RELAY_ variable nobody reads can be told.
+//
+// What goes wrong is told by the name of the setting. A value is repeated only where it cannot be a secret: somebody may
+// have put the password where the name of a file belongs, or a whole address into a line of YAML.
 type variables struct {
 	lookup  func(string) (string, bool)
 	secrets map[string]string // those of RELAY_SECRETS_DIR
@@ -49,12 +51,14 @@ func newVariables(lookup func(string) (string, bool), configFile string) *variab
 	}
 	text, err := os.ReadFile(configFile)
 	if err != nil {
-		v.fail("--config: %w", err)
+		v.fail("--config: open %s: %w", address.Argument(configFile), cause(err))
 		return v
 	}
+	configFile = address.Argument(configFile)
 	var raw map[string]any
 	if err := yaml.Unmarshal(text, &raw); err != nil {
-		v.fail("--config %s: %w: want lines such as BROKER_TYPE: kafka", configFile, err)
+		// The parser's own words quote what stands there.
+		v.fail("--config %s: %sno YAML of the form that is wanted: want lines such as BROKER_TYPE: kafka", configFile, yamlLine.FindString(err.Error()))
 		return v
 	}
 	v.file = make(map[string]string, len(raw))
@@ -69,10 +73,29 @@ func newVariables(lookup func(string) (string, bool), configFile string) *variab
 			}
 			v.file[name] = strings.Join(list, ",")
 		default:
-			v.fail("--config %s: %s: want a single value or a list", configFile, name)
+			v.fail("--config %s: %s: want a single value or a list", configFile, shownName(name))
 		}
 	}
 	return v
+}
+
+// yamlLine is where the YAML parser says that it stopped.
+var yamlLine = regexp.MustCompile(`line \d+: `)
+
+// cause takes the name of the file out of an error: it may be a secret that got into the place of one.
+func cause(err error) error {
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+// shownName is a setting's name as it may be repeated: what is none may be an address with its password.
+func shownName(name string) string {
+	if settingName.MatchString(name) {
+		return name
+	}
+	return "a name that is no setting's (not shown)"
 }
 
 // secretsDir names a directory with one file a setting, called as the setting is.
@@ -85,7 +108,7 @@ var settingName = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
 func (v *variables) readSecrets(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		v.fail("%s: %w", secretsDir, err)
+		v.fail("%s: open %s: %w", secretsDir, address.Path(dir), cause(err))
 		return
 	}
 	v.secrets = make(map[string]string)
@@ -93,7 +116,7 @@ func (v *variables) readSecrets(dir string) {
 		if name := entry.Name(); settingName.MatchString(name) {
 			text, err := os.ReadFile(filepath.Join(dir, name))
 			if err != nil {
-				v.fail("%s: %w", secretsDir, err)
+				v.fail("%s: %s: %w", secretsDir, name, cause(err))
 				continue
 			}
 			v.secrets[name] = strings.TrimRight(string(text), "\r\n")
@@ -128,7 +151,7 @@ func (v *variables) get(name string) (string, bool) {
 	if path != "" {
 		text, err := os.ReadFile(path)
 		if err != nil {
-			v.fail("%s_FILE: %w", name, err)
+			v.fail("%s_FILE: want the name of a file that can be read: %w", name, cause(err))
 			return "", false
 		}
 		value = strings.TrimRight(string(text), "\r\n")
@@ -173,27 +196,25 @@ func (v *variables) first(names []string) (name, value string, set bool) {
 
 // fill sets the fields of the struct that target points to.
 func (v *variables) fill(target any) {
-	s := reflect.ValueOf(target).Elem()
-	for i := range s.NumField() {
-		field := s.Type().Field(i)
-		tag, ok := field.Tag.Lookup("env")
-		if !ok {
-			continue
-		}
-		name, value, set := v.first(strings.Split(tag, ","))
-		if fallback, ok := field.Tag.Lookup("fallback"); ok && !set {
-			name, value, set = v.first(strings.Split(fallback, ","))
+	for _, f := range fieldsOf(target) {
+		name, value, set := v.first(f.names)
+		if f.fallback != "" && !set {
+			name, value, set = v.first([]string{f.fallback})
 		}
 		if !set {
 			continue
 		}
-		first, _, _ := strings.Cut(tag, ",")
-		v.sources[first] = v.source(name)
-		if err := parseInto(s.Field(i), value); err != nil {
-			if field.Tag.Get("secret") != "" {
-				value = "…"
+		v.sources[f.names[0]] = v.source(name)
+		if err := f.check(strings.TrimSpace(value)); err != nil {
+			v.fail("%s: %w", name, err)
+			continue
+		}
+		if err := parseInto(f.value, value); err != nil {
+			shown := address.Argument(value)
+			if f.secret != notSecret {
+				shown = "…"
 			}
-			v.fail("%s=%s: %w", name, value, err)
+			v.fail("%s=%s: %w", name, shown, err)
 		}
 	}
 }
@@ -273,12 +294,38 @@ func (v *variables) strangers(environ []string) {
 	}
 	sort.Strings(names)
 	for _, name := range names {
+		bare, in, _ := strings.Cut(name, " ")
 		hint := ""
-		if near := v.nearest(strings.TrimSuffix(name, " in "+secretsDir)); near != "" {
+		if near := v.nearest(bare); near != "" {
 			hint = ": did you mean " + near + "?"
 		}
-		v.fail("%s: no such setting%s", name, hint)
+		if !settingName.MatchString(bare) {
+			v.fail("%s: no such setting", shownName(bare))
+			continue
+		}
+		v.fail("%s: no such setting%s", strings.TrimSpace(bare+" "+in), hint)
 	}
+}
+
+// otherStandards are variables of others that differ little from ours.
+var otherStandards = regexp.MustCompile(`^OTEL_(BLRP|LOGS|METRICS?)_`)
+
+// typos reports variables that nothing reads and that are called almost as one of ours: a setting that was meant to be made.
+// They may be somebody else's, so it is no error.
+func (v *variables) typos(environ []string) []string {
+	var warnings []string
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		if value == "" || v.known[name] || strings.HasPrefix(name, "RELAY_") || len(name) < 6 || !settingName.MatchString(name) || otherStandards.MatchString(name) ||
+			strings.HasPrefix(value, "tcp://") { // what Kubernetes says of a service
+			continue
+		}
+		if near := v.nearest(name); near != "" && editDistance(name, near) <= 2 {
+			warnings = append(warnings, fmt.Sprintf("%s is set and is no setting: did you mean %s?", name, near))
+		}
+	}
+	sort.Strings(warnings)
+	return warnings
 }
 
 // nearest returns the known name that differs least, if it differs little.

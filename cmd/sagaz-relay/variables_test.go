@@ -173,7 +173,7 @@ func TestVariablesRefused(t *testing.T) {
 		{"DurationNaN", map[string]string{"POLL_INTERVAL": "NaN"}, "", "POLL_INTERVAL=NaN: want a duration such as 500ms, 5s or 2m, or a number of seconds"},
 		{"BothNamesDifferent", map[string]string{"BATCH_SIZE": "1", "WORKER_BATCH_SIZE": "2"}, "", "BATCH_SIZE and WORKER_BATCH_SIZE mean the same and are set differently: remove one of them"},
 		{"NameAndFile", map[string]string{"RELAY_TEXT": "x", "RELAY_TEXT_FILE": secret}, "", "RELAY_TEXT and RELAY_TEXT_FILE are both set: want one of them"},
-		{"NoFile", map[string]string{"RELAY_TEXT_FILE": "/nowhere/secret"}, "", "RELAY_TEXT_FILE: open /nowhere/secret: no such file or directory"},
+		{"NoFile", map[string]string{"RELAY_TEXT_FILE": "/nowhere/secret"}, "", "RELAY_TEXT_FILE: want the name of a file that can be read: no such file or directory"},
 		{"SecretFromTheEnvironment", map[string]string{"RELAY_PIN": "98x7"}, "", "RELAY_PIN=…: want a whole number"},
 		{"SecretFromAFile", map[string]string{"RELAY_PIN_FILE": secret}, "", "RELAY_PIN=…: want a whole number"},
 		{"SecretFromYAML", nil, "RELAY_PIN: 98x7", "RELAY_PIN=…: want a whole number"},

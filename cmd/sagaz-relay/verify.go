@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/verify"
@@ -326,9 +326,7 @@ func (s *stranger) lookUp(ctx context.Context) error {
 func (v *verification) tell(r *verify.AuditReport) error {
 	var err error
 	if v.asJSON {
-		enc := json.NewEncoder(v.out)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(r)
+		err = printJSON(v.out, r)
 	} else {
 		_, err = io.WriteString(v.out, verifyText(r))
 	}
@@ -380,7 +378,7 @@ func list[T any](b *strings.Builder, what string, found verify.Found[T]) {
 	}
 	fmt.Fprintf(b, "  %s:\n", what)
 	for _, f := range found.List {
-		fmt.Fprintf(b, "    %v\n", f)
+		fmt.Fprintf(b, "    %s\n", term.Text(fmt.Sprint(f)))
 	}
 	if more := found.Count - len(found.List); more > 0 {
 		fmt.Fprintf(b, "    and %d more (--all lists them)\n", more)

@@ -26,7 +26,7 @@ type Config struct {
 	//
 	// Default none: plain HTTP. RELAY_HTTP_TLS_CERT_FILE, RELAY_HTTP_TLS_KEY_FILE.
 	CertFile string `env:"RELAY_HTTP_TLS_CERT_FILE"`
-	KeyFile  string `env:"RELAY_HTTP_TLS_KEY_FILE"`
+	KeyFile  string `env:"RELAY_HTTP_TLS_KEY_FILE" secret:"path"`
 
 	// Version and Revision are of the program.
 	Version, Revision string

@@ -96,7 +96,11 @@ func grouped(check string, problems []relay.RouteProblem) []Finding {
 		if !slices.Contains(types[p.Problem], p.Route.EventType) {
 			types[p.Problem] = append(types[p.Problem], p.Route.EventType)
 		}
-		if step := do("%s", p.Fix); p.Fix != "" && !slices.Contains(steps[p.Problem], step) {
+		step := do("%s", p.Fix)
+		if strings.HasPrefix(p.Fix, "rabbitmqadmin ") { // not wrapped: a quoted word may hold spaces
+			step = run("%s", p.Fix)
+		}
+		if p.Fix != "" && !slices.Contains(steps[p.Problem], step) {
 			steps[p.Problem] = append(steps[p.Problem], step)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/migrations"
 )
 
@@ -167,7 +168,7 @@ func (ex *exam) checkArchive(ctx context.Context) {
 				if !ex.ask(ctx, check, `SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attname = $2`, []any{int64(ex.table), name}, &kind) {
 					return
 				}
-				f.Fix = append(f.Fix, sql(`ALTER TABLE saga_outbox_archive ADD COLUMN %s %s;`, pgx.Identifier{name}.Sanitize(), kind))
+				f.Fix = append(f.Fix, sql(`ALTER TABLE saga_outbox_archive ADD COLUMN %s %s;`, term.Ident(name), kind))
 			}
 		} else {
 			f.Fix = []Step{
@@ -270,7 +271,7 @@ func (ex *exam) checkPublication(ctx context.Context) {
 		[]any{ex.cfg.Publication, int64(ex.table), ex.tableName}, &there, &inserts, &more, &member, &attnames, &rowfilter, &mayMake) {
 		return
 	}
-	name := pgx.Identifier{ex.cfg.Publication}.Sanitize()
+	name := term.Ident(ex.cfg.Publication)
 	whole := sql(`ALTER PUBLICATION %s SET TABLE %s;`, name, ex.tableName)
 	if ex.version >= 15 {
 		whole = sql(`ALTER PUBLICATION %s SET TABLE %s (%s);`, name, ex.tableName, strings.Join(pgoutput.Columns, ", "))

@@ -9,12 +9,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
-
-func dropSlot(name string) Step { return sql(`SELECT pg_drop_replication_slot(%s);`, literal(name)) }
+func dropSlot(name string) Step {
+	return sql(`SELECT pg_drop_replication_slot(%s);`, term.Literal(name))
+}
 
 func bytesText(n int64) string {
 	switch {
@@ -257,7 +258,7 @@ func (ex *exam) checkFailover(ctx context.Context, s *slot) {
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: "slots may get ahead of the standby",
 			Why: "What the relay has read and the standby has not yet got is missing on the standby after a failover; the standby's own slot has to be named.",
-			Fix: []Step{sql(`ALTER SYSTEM SET synchronized_standby_slots = %s;`, literal(strings.Join(physical, ","))), sql(`SELECT pg_reload_conf();`)},
+			Fix: []Step{sql(`ALTER SYSTEM SET synchronized_standby_slots = %s;`, term.Literal(strings.Join(physical, ","))), sql(`SELECT pg_reload_conf();`)},
 		})
 	default:
 		ex.ok(check, "slot %s is kept on standbys that run with sync_replication_slots = on", s.name)

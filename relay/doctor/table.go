@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/internal/term"
 )
 
 // checkTable looks for what somebody may have done to saga_outbox that keeps the relay from seeing rows, or slows it down.
@@ -98,7 +100,7 @@ func (ex *exam) checkIndexes(ctx context.Context) {
 	}
 	for _, name := range bad {
 		if !slices.Contains(libraryIndexes, name) {
-			f.Fix = append(f.Fix, do("if no query of yours needs it:"), sql(`DROP INDEX CONCURRENTLY %s;`, pgx.Identifier{name}.Sanitize()))
+			f.Fix = append(f.Fix, do("if no query of yours needs it:"), sql(`DROP INDEX CONCURRENTLY %s;`, term.Ident(name)))
 		}
 	}
 	ex.add(f)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -87,7 +88,7 @@ func (ex *exam) checkRows(ctx context.Context) {
 func dealWith(sink string) []Step {
 	return []Step{
 		do("see what they are, mend the cause, and then retry or discard them:"),
-		run("sagaz-relay dead-letter list --sink %s", sink), run("sagaz-relay dead-letter retry --sink %s", sink), run("sagaz-relay dead-letter discard --sink %s", sink),
+		run("sagaz-relay dead-letter list --sink %s", term.Shell(sink)), run("sagaz-relay dead-letter retry --sink %s", term.Shell(sink)), run("sagaz-relay dead-letter discard --sink %s", term.Shell(sink)),
 	}
 }
 
@@ -133,15 +134,15 @@ func (ex *exam) checkLedger(ctx context.Context) {
 	for _, sink := range strangers {
 		ex.add(Finding{
 			Check: check, Severity: Degraded, Summary: fmt.Sprintf("entries of sink %s, which BROKER_TYPE does not name", sink), Why: "Nobody delivers them, and their rows are never done.",
-			Fix: []Step{do("add %s to BROKER_TYPE, or, if it is gone for good:", sink), run("sagaz-relay dead-letter discard --state all --sink %s", sink)},
+			Fix: []Step{do("add %s to BROKER_TYPE, or, if it is gone for good:", sink), run("sagaz-relay dead-letter discard --state all --sink %s", term.Shell(sink))},
 		})
 	}
 	for slot, n := range strayed {
 		ex.add(Finding{
 			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d entries of slot %s, which RELAY_SLOT does not name", n, slot), Why: "They are delivered by that slot's owner only.",
 			Fix: []Step{
-				do("run a relay with RELAY_SLOT=%s; or, if none is to run again, hand them over:", slot),
-				sql(`UPDATE saga_outbox_delivery SET slot = %s WHERE slot = %s;`, literal(ex.cfg.Slots[0]), literal(slot)),
+				do("run a relay with RELAY_SLOT=%s; or, if none is to run again, hand them over:", term.Shell(slot)),
+				sql(`UPDATE saga_outbox_delivery SET slot = %s WHERE slot = %s;`, term.Literal(ex.cfg.Slots[0]), term.Literal(slot)),
 			},
 		})
 	}

@@ -11,7 +11,7 @@ type Config struct {
 	// DatabaseURL is where PostgreSQL is; see cdc.Config.
 	//
 	// No default. DATABASE_URL.
-	DatabaseURL string `env:"DATABASE_URL" secret:"true"`
+	DatabaseURL string `env:"DATABASE_URL" secret:"database"`
 
 	// Owner names this relay in the lease.
 	//

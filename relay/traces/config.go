@@ -12,6 +12,8 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/sagaz-relay/relay/internal/address"
 )
 
 // Config is where traces go, by the variables of OpenTelemetry's specification. OpenTelemetry's libraries would read most of them by
@@ -21,8 +23,8 @@ type Config struct {
 	// added to its path for HTTP. TracesEndpoint goes first, and is taken as it is.
 	//
 	// No default. OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT.
-	Endpoint       string `env:"OTEL_EXPORTER_OTLP_ENDPOINT"`
-	TracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"`
+	Endpoint       string `env:"OTEL_EXPORTER_OTLP_ENDPOINT" secret:"address"`
+	TracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" secret:"address"`
 
 	// Protocol is http/protobuf or grpc. When it is not said, port 4317 means grpc, which is what the Python library speaks, and any other
 	// http/protobuf.
@@ -51,7 +53,7 @@ type Config struct {
 	// No default. OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE, else OTEL_EXPORTER_OTLP_CERTIFICATE; and so for _CLIENT_CERTIFICATE and _CLIENT_KEY.
 	Certificate       string `env:"OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE" fallback:"OTEL_EXPORTER_OTLP_CERTIFICATE"`
 	ClientCertificate string `env:"OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE" fallback:"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"`
-	ClientKey         string `env:"OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY" fallback:"OTEL_EXPORTER_OTLP_CLIENT_KEY"`
+	ClientKey         string `env:"OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY" fallback:"OTEL_EXPORTER_OTLP_CLIENT_KEY" secret:"path"`
 
 	// Insecure is for gRPC with an endpoint that is only host:port: true means no TLS.
 	//
@@ -208,8 +210,8 @@ func (c Config) target() (target, error) {
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
 		return target{}, fmt.Errorf("%s: want http://host:4318, or http://host:4317 for gRPC, or the same with https", name)
 	}
-	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return target{}, fmt.Errorf("%s: want no user, password or query in it; what the collector wants to see goes into OTEL_EXPORTER_OTLP_HEADERS", name)
+	if err := address.HTTP(raw); err != nil {
+		return target{}, fmt.Errorf("%s: %w; what the collector wants to see goes into OTEL_EXPORTER_OTLP_HEADERS", name, err)
 	}
 	if protocol == "" {
 		protocol = protocolHTTP

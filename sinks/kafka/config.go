@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sagaz-relay/relay/internal/address"
 )
 
 // Config says how to reach the brokers and how to write to them. Each field names its variable in its tag;
@@ -19,7 +20,7 @@ type Config struct {
 	//
 	// No default. KAFKA_BOOTSTRAP_SERVERS, comma-separated; when that is unset BROKER_URL, which may say
 	// kafka:// in front.
-	Brokers []string `env:"KAFKA_BOOTSTRAP_SERVERS" fallback:"BROKER_URL"`
+	Brokers []string `env:"KAFKA_BOOTSTRAP_SERVERS" fallback:"BROKER_URL" secret:"address"`
 
 	// ClientID is the name under which brokers log this client and count its quota.
 	//
@@ -63,7 +64,7 @@ type Config struct {
 	// TLSKeyFile is the private key (PEM, not encrypted) of TLSCertFile.
 	//
 	// No default. RELAY_KAFKA_TLS_KEY_FILE.
-	TLSKeyFile string `env:"RELAY_KAFKA_TLS_KEY_FILE"`
+	TLSKeyFile string `env:"RELAY_KAFKA_TLS_KEY_FILE" secret:"path"`
 
 	// TLSServerName is the name expected in brokers' certificates, where that is not the host name under
 	// which they are reached (a port-forward, an address by number).
@@ -225,31 +226,24 @@ func (c *Config) tls() bool {
 	return c.SecurityProtocol == protocolSSL || c.SecurityProtocol == protocolSASLSSL
 }
 
-// addresses returns Brokers as host:port. Errors do not repeat what was typed before an @: it may be a
-// password.
+// addresses returns Brokers as host:port. Errors do not repeat what was typed: it may hold a password.
 func (c *Config) addresses() ([]string, error) {
 	const name = "KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL)"
+	if err := address.Brokers(c.Brokers); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	var addrs []string
-	for _, typed := range c.Brokers {
-		addr := strings.TrimSpace(typed)
-		if scheme, rest, ok := strings.Cut(addr, "://"); ok {
-			if scheme != "kafka" {
-				return nil, fmt.Errorf("%s starts with %s://: want host:port, several separated by commas, or kafka://host:port", name, scheme)
-			}
-			addr = strings.TrimSuffix(rest, "/")
-		}
-		if strings.Contains(addr, "@") {
-			return nil, fmt.Errorf("%s carries a user: want host:port only, and KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD", name)
-		}
+	for _, addr := range c.Brokers {
+		addr = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(addr), "kafka://"), "/")
 		if addr == "" {
 			continue
 		}
 		host, port, err := net.SplitHostPort(addr)
-		if err != nil { // no port
-			host, port = strings.Trim(addr, "[]"), "9092"
+		if err != nil || port == "" { // no port
+			host, port = strings.Trim(strings.TrimSuffix(addr, ":"), "[]"), "9092"
 		}
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" || strings.ContainsAny(host, "/?# ") {
-			return nil, fmt.Errorf("%s=%s: want host:port, several separated by commas", name, typed)
+		if host == "" {
+			return nil, fmt.Errorf("%s: want host:port, several with commas between: a host is missing", name)
 		}
 		addrs = append(addrs, net.JoinHostPort(host, port))
 	}

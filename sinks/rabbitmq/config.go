@@ -8,10 +8,11 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	brokeraddress "github.com/sagaz-relay/relay/internal/address"
 )
 
 // Config says how to reach the broker and how to publish.
@@ -70,7 +71,7 @@ type Config struct {
 	// TLSKeyFile: see TLSCertFile.
 	//
 	// Default "". RELAY_RABBITMQ_TLS_KEY_FILE.
-	TLSKeyFile string `env:"RELAY_RABBITMQ_TLS_KEY_FILE"`
+	TLSKeyFile string `env:"RELAY_RABBITMQ_TLS_KEY_FILE" secret:"path"`
 
 	// TLSServerName is the name that the broker's certificate must carry, when it is not the URL's host.
 	//
@@ -141,8 +142,8 @@ const (
 
 // uri parses the URL. The parsers' own errors quote it, password included, so none of them is passed on.
 func (c Config) uri() (amqp.URI, error) {
-	if !strings.HasPrefix(c.URL, "amqp://") && !strings.HasPrefix(c.URL, "amqps://") {
-		return amqp.URI{}, errors.New("RABBITMQ_URL: want it to begin with amqp:// or amqps://")
+	if err := brokeraddress.AMQP(c.URL); err != nil {
+		return amqp.URI{}, fmt.Errorf("RABBITMQ_URL (or BROKER_URL): %w", err)
 	}
 	uri, err := amqp.ParseURI(c.URL)
 	if err != nil {

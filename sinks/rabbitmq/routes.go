@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -139,7 +140,7 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 			Fix: "rabbitmqctl set_permissions for the user of RABBITMQ_URL, with the exchange's name in the second pattern (write)",
 		}
 		if _, topic := refusedTopic(refusal.Reason); topic {
-			p.Fix = fmt.Sprintf("rabbitmqctl set_topic_permissions for the user of RABBITMQ_URL on exchange %s, with a write pattern that matches %s", c.cfg.Exchange, r.RoutingKey)
+			p.Fix = fmt.Sprintf("rabbitmqctl set_topic_permissions for the user of RABBITMQ_URL on exchange %s, with a write pattern that matches %s", term.Shell(c.cfg.Exchange), term.Shell(r.RoutingKey))
 		}
 		problems = append(problems, p)
 	}
@@ -155,5 +156,5 @@ func (c *routeCheck) tryWrite(ch *amqp.Channel, routingKey string) error {
 }
 
 func (c *routeCheck) bind(routingKey string) string {
-	return fmt.Sprintf("rabbitmqadmin declare binding source=%s destination=QUEUE routing_key=%s", c.cfg.Exchange, routingKey)
+	return fmt.Sprintf("rabbitmqadmin declare binding source=%s destination=QUEUE routing_key=%s", term.Shell(c.cfg.Exchange), term.Shell(routingKey))
 }

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/sagaz-relay/relay/internal/address"
+)
+
+// field is a field of a Config struct that variables set. Its tag says which, and how secret its value is:
+//
+//	env:"A,B"         A is the name, B another one for the same; both set differently is an error
+//	fallback:"C"      used when neither is set
+//	secret:"true"     never shown
+//	secret:"database" never shown; a connection string of PostgreSQL
+//	secret:"address"  shown without what may be a password
+//	secret:"path"     the name of a file that holds a secret: shown, unless the secret itself is there
+type field struct {
+	names    []string
+	fallback string
+	secret   secrecy
+	value    reflect.Value
+}
+
+type secrecy string
+
+const (
+	notSecret     secrecy = ""
+	secretTrue    secrecy = "true"
+	secretURL     secrecy = "database"
+	secretAddress secrecy = "address"
+	secretPath    secrecy = "path"
+)
+
+// tagPair is the one form that a tag's parts have. reflect stops reading at a part of another form, without a word.
+var tagPair = regexp.MustCompile(`^([a-z]+):("(?:[^"\\]|\\.)*")(?: |$)`)
+
+// secretNames are parts of names whose values are secret, whatever their tag says.
+var secretNames = regexp.MustCompile(`(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|HEADERS|DSN|URL|KEY_FILE|CLIENT_KEY|APIKEY|API_KEY)(_|$)`)
+
+// parseTag reads a field's tag. It returns nil for a field that is no setting, and an error for one whose secrecy nobody
+// could rely on.
+func parseTag(name string, tag reflect.StructTag) (*field, error) {
+	parts := make(map[string]string)
+	for rest := string(tag); rest != ""; {
+		m := tagPair.FindStringSubmatch(rest)
+		if m == nil {
+			return nil, fmt.Errorf("field %s: tag %q: want name:\"value\" with a space between", name, tag)
+		}
+		value, err := strconv.Unquote(m[2])
+		if err != nil {
+			return nil, fmt.Errorf("field %s: tag %q: %w", name, tag, err)
+		}
+		if _, twice := parts[m[1]]; twice || m[1] != "env" && m[1] != "fallback" && m[1] != "secret" {
+			return nil, fmt.Errorf("field %s: tag %q: %s is unknown, or there twice", name, tag, m[1])
+		}
+		parts[m[1]] = value
+		rest = strings.TrimPrefix(rest, m[0])
+	}
+	env, ok := parts["env"]
+	if !ok {
+		if len(parts) > 0 {
+			return nil, fmt.Errorf("field %s: tag %q: has no env", name, tag)
+		}
+		return nil, nil
+	}
+	f := &field{names: strings.Split(env, ","), fallback: parts["fallback"], secret: secrecy(parts["secret"])}
+	for _, n := range append(f.names, f.fallback) {
+		if n != "" && !settingName.MatchString(n) || f.names[0] == "" {
+			return nil, fmt.Errorf("field %s: tag %q: %q is no setting's name", name, tag, n)
+		}
+	}
+	switch f.secret {
+	case notSecret:
+		if _, ok := parts["secret"]; ok {
+			return nil, fmt.Errorf("field %s: tag %q: secret is empty", name, tag)
+		}
+		for _, n := range f.names {
+			if secretNames.MatchString(n) {
+				return nil, fmt.Errorf("field %s: %s is called as a secret is: say secret in its tag", name, n)
+			}
+		}
+	case secretTrue, secretURL, secretAddress, secretPath:
+	default:
+		return nil, fmt.Errorf("field %s: tag %q: secret is true, database, address or path", name, tag)
+	}
+	return f, nil
+}
+
+// fieldsOf lists the settings of the struct that target points to. A tag that cannot be relied on is a mistake of ours, and
+// the program does not start with it: the setting would be shown.
+func fieldsOf(target any) []field {
+	s := reflect.ValueOf(target).Elem()
+	tags := tagsOf(s.Type())
+	var fields []field
+	for i, f := range tags {
+		if f != nil {
+			fields = append(fields, field{names: f.names, fallback: f.fallback, secret: f.secret, value: s.Field(i)})
+		}
+	}
+	return fields
+}
+
+// parsedTags are those of each struct, which do not change.
+var parsedTags sync.Map
+
+func tagsOf(t reflect.Type) []*field {
+	if tags, ok := parsedTags.Load(t); ok {
+		return tags.([]*field)
+	}
+	tags := make([]*field, t.NumField())
+	for i := range tags {
+		f, err := parseTag(t.Field(i).Name, t.Field(i).Tag)
+		if err != nil {
+			panic(fmt.Sprintf("%s: %v", t, err))
+		}
+		tags[i] = f
+	}
+	parsedTags.Store(t, tags)
+	return tags
+}
+
+// check holds a value against the rules of its kind, before anything else reads it. Its error never repeats the value.
+func (f *field) check(value string) error {
+	switch {
+	case f.secret == secretURL:
+		if err := address.Database(value); err != nil {
+			return fmt.Errorf("cannot be read: %w", err)
+		}
+	case f.secret == secretPath || strings.HasSuffix(f.names[0], "_FILE"):
+		if address.Path(value) == address.Hidden {
+			return errors.New("want the name of a file, this is something else")
+		}
+	}
+	return nil
+}
+
+// show renders a value that was set. Whoever reads it may not be meant to know the secrets.
+func (f *field) show(value string) string {
+	switch f.secret {
+	case notSecret:
+		return value
+	case secretAddress:
+		return address.Show(value)
+	case secretPath:
+		return address.Path(value)
+	default:
+		return address.Hidden
+	}
+}

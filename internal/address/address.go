@@ -1,0 +1,210 @@
+// Package address reads addresses that may hold a password: of databases, brokers and collectors.
+//
+// The libraries that connect take more for an address than anybody means by one. The password of
+// postgresql://u:12/SECRET@host/db ends at its first slash for them; what is left becomes the name of
+// a database, stands in errors and logs, and is sent to a host that nobody meant. So every address is
+// held against a stricter grammar when the settings are read. An error names the rule and never
+// repeats a part of the address: nobody knows where in it the password is.
+package address
+
+import (
+	"errors"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+const encoded = "reserved characters in user and password percent-encoded (@ as %40, / as %2F, : as %3A, ? as %3F, # as %23, % as %25)"
+
+// Errors of addresses; each is a rule.
+var (
+	errSpace     = errors.New("a space, line break or control character stands in it: want it percent-encoded (a space is %20)")
+	errAt        = errors.New("an @ stands where none belongs: want " + encoded)
+	errFragment  = errors.New("want no # in it: " + encoded)
+	errPercent   = errors.New("a % is not followed by two hexadecimal digits: want " + encoded)
+	errPort      = errors.New("what stands behind the host's colon is no port: want a number from 1 to 65535, and " + encoded)
+	errHost      = errors.New("the host is no name and no IP address: want letters, digits, dots and hyphens, and " + encoded)
+	errUser      = errors.New("the user holds a colon: want user:password, with " + encoded)
+	errParameter = errors.New("what stands behind the ? is not name=value, with & between them: want " + encoded)
+	errDatabase  = errors.New("the name of the database holds one of @ : / ? #: want " + encoded)
+)
+
+// parse checks the form scheme://user:password@host:port,host:port/path?name=value and returns its parts.
+// The scheme is the caller's to check. allowed says which names the query may hold.
+func parse(rest string, parameter func(name string) bool) (*parts, error) {
+	var p parts
+	if strings.ContainsFunc(rest, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return nil, errSpace
+	}
+	if strings.Contains(rest, "#") {
+		return nil, errFragment
+	}
+	if _, err := url.PathUnescape(rest); err != nil {
+		return nil, errPercent
+	}
+	authority := rest
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		authority = rest[:i]
+		tail := rest[i:]
+		if strings.Contains(tail, "@") {
+			return nil, errAt
+		}
+		p.path, p.query, _ = strings.Cut(tail, "?")
+		p.path = strings.TrimPrefix(p.path, "/")
+	}
+	switch strings.Count(authority, "@") {
+	case 0:
+	case 1:
+		var userinfo string
+		userinfo, authority, _ = strings.Cut(authority, "@")
+		user, password, _ := strings.Cut(userinfo, ":")
+		if strings.Contains(password, ":") || strings.Contains(unescape(user), ":") {
+			return nil, errUser
+		}
+		p.user, p.password = unescape(user), unescape(password)
+	default:
+		return nil, errAt
+	}
+	for _, hostport := range strings.Split(authority, ",") {
+		host, err := hostPort(hostport)
+		if err != nil {
+			return nil, err
+		}
+		p.hosts = append(p.hosts, host)
+	}
+	if p.query != "" {
+		for _, pair := range strings.Split(p.query, "&") {
+			name, _, ok := strings.Cut(pair, "=")
+			if !ok || !parameter(unescape(name)) {
+				return nil, errParameter
+			}
+		}
+	}
+	return &p, nil
+}
+
+type parts struct {
+	user, password string
+	hosts          []string // may be empty
+	path, query    string
+}
+
+func unescape(s string) string {
+	if u, err := url.PathUnescape(s); err == nil {
+		return u
+	}
+	return s
+}
+
+// hostPort checks host, host:port, [ipv6]:port, or nothing, and returns the host.
+func hostPort(s string) (host string, err error) {
+	port, hasPort := "", false
+	if rest, ok := strings.CutPrefix(s, "["); ok {
+		end := strings.IndexByte(rest, ']')
+		if end < 0 {
+			return "", errHost
+		}
+		ip, _, _ := strings.Cut(rest[:end], "%") // a zone
+		if net.ParseIP(ip) == nil {
+			return "", errHost
+		}
+		host = rest[:end]
+		if port, hasPort = strings.CutPrefix(rest[end+1:], ":"); !hasPort && port != "" {
+			return "", errHost
+		}
+	} else {
+		host, port, hasPort = strings.Cut(s, ":")
+		if err := Host(unescape(host)); err != nil {
+			return "", err
+		}
+	}
+	if hasPort && port != "" {
+		return host, Port(port)
+	}
+	return host, nil
+}
+
+// Host checks a host's name, an IP address, or the directory of a Unix socket; none is right, too.
+func Host(host string) error {
+	if strings.HasPrefix(host, "/") {
+		if strings.ContainsAny(host, "@:?#") || strings.ContainsFunc(host, func(r rune) bool { return r < ' ' }) {
+			return errHost
+		}
+		return nil
+	}
+	if ip, _, _ := strings.Cut(host, "%"); net.ParseIP(ip) != nil {
+		return nil
+	}
+	if len(host) > 253 || strings.ContainsFunc(host, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' || r == '_') && r < 0x80
+	}) {
+		return errHost
+	}
+	return nil
+}
+
+// Port checks a port's number.
+func Port(port string) error {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return errPort
+	}
+	return nil
+}
+
+// Brokers checks a list of host:port.
+func Brokers(list []string) error {
+	for _, s := range list {
+		s = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(s), "kafka://"), "/")
+		switch {
+		case strings.HasPrefix(s, "amqp://"), strings.HasPrefix(s, "amqps://"):
+			return errors.New("starts with amqp://, which is RabbitMQ's: want host:port, several with commas between")
+		case strings.Contains(s, "://"):
+			return errors.New("want host:port, several with commas between, or kafka://host:port")
+		case strings.Contains(s, "@"):
+			return errors.New("carries a user or a password: want host:port only, and KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+		case net.ParseIP(s) != nil: // IPv6 without a port
+		default:
+			if _, err := hostPort(s); err != nil {
+				return errors.New("want host:port, several with commas between: the host a name or an IP address, the port from 1 to 65535")
+			}
+		}
+	}
+	return nil
+}
+
+// AMQP checks amqp://user:password@host:port/vhost, or amqps.
+func AMQP(s string) error {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok || scheme != "amqp" && scheme != "amqps" {
+		return errors.New("want it to begin with amqp:// or amqps://")
+	}
+	p, err := parse(rest, setting.MatchString)
+	switch {
+	case err != nil:
+		return err
+	case len(p.hosts) > 1:
+		return errors.New("want one host: a broker that is down is another's to replace, by DNS or a load balancer")
+	case strings.ContainsAny(p.path, "/:"):
+		return errors.New("the vhost holds a / or a colon: want it percent-encoded, and " + encoded)
+	}
+	return nil
+}
+
+// HTTP checks http://host:port/path, or https: an address that carries no user, password or query.
+func HTTP(s string) error {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok || scheme != "http" && scheme != "https" {
+		return errors.New("want it to begin with http:// or https://")
+	}
+	p, err := parse(rest, func(string) bool { return true })
+	switch {
+	case err != nil:
+		return err
+	case strings.Contains(rest, "@"), p.query != "":
+		return errors.New("want no user, password or query in it")
+	case len(p.hosts) > 1 || p.hosts[0] == "":
+		return errHost
+	}
+	return nil
+}

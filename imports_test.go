@@ -24,9 +24,9 @@ var allowed = []struct {
 	{"cmd/*/*", []string{"*", "*/*", "*/*/*"}}, // end-to-end tests
 	{"internal/*", nil},
 	{"relay", nil},
-	{"relay/doctor", []string{"relay", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does
-	{"relay/*", []string{"relay"}},
-	{"cdc", []string{"relay", "cdc/pgoutput"}},
+	{"relay/doctor", []string{"relay", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does
+	{"relay/*", []string{"relay", "relay/sessions"}},
+	{"cdc", []string{"relay", "relay/sessions", "cdc/pgoutput"}},
 	{"cdc/*", []string{"relay"}},
 	{"sinks/stdout", []string{"relay", "sinks/file"}}, // the same lines, to another writer
 	{"sinks/halve", nil},                              // numbers only

@@ -3,10 +3,9 @@ package cdc
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // Config is what the replication side can be told.
@@ -65,15 +64,8 @@ func (c *Config) Validate() error {
 	var errs []error
 	if c.DatabaseURL == "" {
 		errs = append(errs, errors.New("DATABASE_URL: not set: want postgresql://user:password@host:5432/database"))
-	} else if conn, err := pgconn.ParseConfig(c.DatabaseURL); err == nil { // what cannot be parsed at all New tells
-		switch {
-		case strings.Contains(conn.Host, "@"):
-			// The password ends at its first @ then, and the rest of it would stand in every message that names the host.
-			errs = append(errs, errors.New("DATABASE_URL: the host holds an @: want reserved characters in the password percent-encoded (@ as %40, / as %2F, : as %3A)"))
-		case hasOddName(conn.RuntimeParams):
-			// A URL that lost its beginning: up to its first = it is read as the name of a setting, and the host is whatever is the default.
-			errs = append(errs, errors.New("DATABASE_URL: is neither a URL nor made of keyword=value: want postgresql://user:password@host:5432/database"))
-		}
+	} else if _, err := sessions.Parse(c.DatabaseURL); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Publication == "" || len(c.Publication) > 63 {
 		errs = append(errs, fmt.Errorf("RELAY_PUBLICATION=%s: want a name of 1 to 63 bytes", c.Publication))
@@ -85,16 +77,4 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("RELAY_STATUS_INTERVAL=%s: want more than 0 and at most a third of RELAY_WAL_SENDER_TIMEOUT=%s", c.StatusInterval, c.WALSenderTimeout))
 	}
 	return errors.Join(errs...)
-}
-
-// hasOddName reports whether one of the settings has a name that no setting of PostgreSQL has.
-func hasOddName(params map[string]string) bool {
-	for name := range params {
-		if strings.ContainsFunc(name, func(r rune) bool {
-			return r != '_' && r != '.' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
-		}) {
-			return true
-		}
-	}
-	return false
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // Source opens replication slots in one database. It holds no connection of its own. Its methods may be called from several
@@ -51,35 +51,16 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	conn, err := pgconn.ParseConfig(cfg.DatabaseURL)
+	address, err := sessions.Parse(cfg.DatabaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("DATABASE_URL: %w", withoutDSN(err))
+		return nil, err
 	}
+	conn := &address.Config
 	conn.RuntimeParams["replication"] = "database"
 	conn.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
-	conn.RuntimeParams["datestyle"] = "ISO"
 	// PostgreSQL 18 warns that it leaves out the rows of a publication that it does not find. That must not be turned off.
 	conn.RuntimeParams["client_min_messages"] = "warning"
-	if conn.ConnectTimeout == 0 {
-		conn.ConnectTimeout = 10 * time.Second
-	}
-	// The server's death must show within seconds, not after the kernel's two hours.
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
-	conn.DialFunc = dialer.DialContext
 	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence)}, nil
-}
-
-// withoutDSN drops the connection string that pgconn's parse error quotes: it holds the password.
-func withoutDSN(err error) error {
-	var parse *pgconn.ParseConfigError
-	if !errors.As(err, &parse) {
-		return err
-	}
-	// What the cause quotes is a piece of the string: of a password with a space in it, for instance.
-	if cause := parse.Unwrap(); cause != nil && !strings.ContainsAny(cause.Error(), `"'`+"`") {
-		return fmt.Errorf("cannot be read (%w): want postgresql://user:password@host:5432/database", cause)
-	}
-	return errors.New("cannot be read: want postgresql://user:password@host:5432/database")
 }
 
 // session is a replication connection before it streams; it takes SQL by the simple protocol.
@@ -99,6 +80,7 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 		sess.in = newReader(r)
 		return pgproto3.NewFrontend(sess.in, w)
 	}
+	sessions.Pin(cfg, sessions.Options{})
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	// The walsender that we have just closed, or that of the slot's former owner, may need a moment to go.
 	for end := time.Now().Add(walsenderPatience); hasCode(err, codeTooManyConnections) && time.Now().Before(end) && ctx.Err() == nil; {
@@ -106,7 +88,7 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 		conn, err = pgconn.ConnectConfig(ctx, cfg)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s for replication: %w", address(s.conn), classifyConnect(plainConnectError(err), s.conn.User))
+		return nil, fmt.Errorf("connect to %s for replication: %w", sessions.AddressOf(s.conn), classifyConnect(sessions.Cause(err), s.conn.User))
 	}
 	sess.conn = conn
 	sess.server = majorVersion(conn.ParameterStatus("server_version"))
@@ -134,23 +116,6 @@ func majorVersion(version string) int {
 	}
 	n, _ := strconv.Atoi(version[:digits]) // 0 is too old, and is told so with the version as it stands
 	return n
-}
-
-func address(c *pgconn.Config) string {
-	return fmt.Sprintf("%s/%s as %s", net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), c.Database, c.User)
-}
-
-// plainConnectError takes the cause out of pgconn's error, which repeats user, database and every address tried.
-func plainConnectError(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return pg
-	}
-	var connect *pgconn.ConnectError
-	if errors.As(err, &connect) {
-		return connect.Unwrap()
-	}
-	return err
 }
 
 // Check implements relay.Source: it connects and looks, and leaves everything as it is. That the slot is

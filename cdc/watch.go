@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // lookEvery is how often a stream looks whether the publication still carries the table: longer, and more rows need the sweep when
@@ -68,12 +69,13 @@ func (s *stream) lookOnce(ctx context.Context) error {
 		cfg := s.source.conn.Copy()
 		delete(cfg.RuntimeParams, "replication")
 		delete(cfg.RuntimeParams, "wal_sender_timeout")
+		cfg.RuntimeParams["application_name"] = "sagaz-relay look"
+		sessions.Pin(cfg, sessions.Options{})
 		// Somebody may hold the table locked.
 		cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)
-		cfg.RuntimeParams["application_name"] = "sagaz-relay look"
 		conn, err := pgconn.ConnectConfig(ctx, cfg)
 		if err != nil {
-			return plainConnectError(err)
+			return sessions.Cause(err)
 		}
 		s.look.conn = conn
 	}

@@ -130,7 +130,7 @@ func (m *migration) connect(ctx context.Context) (*pgx.Conn, error) {
 	deadline := time.Now().Add(m.wait)
 	backoff := relay.Backoff{Min: 200 * time.Millisecond, Max: 2 * time.Second}
 	for told := false; ; told = true {
-		conn, err := m.settings.connect(ctx, "migrate")
+		conn, err := store.ConnectToMigrate(ctx, m.settings.cdc.DatabaseURL)
 		if err == nil {
 			return conn, nil
 		}

@@ -142,11 +142,7 @@ func (s *settings) database() error {
 
 // connect opens a connection for a command; see store.Connect.
 func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
-	conn, err := store.Connect(ctx, s.cdc.DatabaseURL, purpose)
-	if errors.Is(err, store.ErrDatabaseURL) {
-		return nil, configError{err}
-	}
-	return conn, err
+	return store.Connect(ctx, s.cdc.DatabaseURL, purpose)
 }
 
 // all validates everything that run uses, and reports every problem at once.

@@ -155,14 +155,9 @@ func timeFlag(name, text string, now time.Time) (time.Time, error) {
 	return t, nil
 }
 
-func (v *verification) run(ctx context.Context) error {
-	cfg, err := pgx.ParseConfig(v.settings.cdc.DatabaseURL)
-	if err != nil {
-		return configError{errors.New("DATABASE_URL: cannot be read: want postgresql://user:password@host:5432/database")}
-	}
-	cfg.RuntimeParams["application_name"] = "sagaz-relay verify"
-	if v.conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
-		return fmt.Errorf("connect to %s:%d/%s as %s: %w", cfg.Host, cfg.Port, cfg.Database, cfg.User, store.ConnectCause(err))
+func (v *verification) run(ctx context.Context) (err error) {
+	if v.conn, err = v.settings.connect(ctx, "verify"); err != nil {
+		return err
 	}
 	defer v.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // read only
 	// The table first: what it says was sent is at the brokers by the time they are asked.

@@ -186,7 +186,7 @@ func TestFindings(t *testing.T) {
 		{name: "FullerPages", provoke: `ALTER TABLE saga_outbox SET (fillfactor = 80)`, check: "pages", severity: Note, says: "filled to 80 %"},
 		{name: "SweepIndex", min: 16, provoke: `DROP INDEX IF EXISTS saga_outbox_status; ` + row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'sent', now(), NULL, 0); INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, status)
 			SELECT gen_random_uuid(), 's', 'k', 'T', '{}', 'sent' FROM generate_series(1, 50001); ANALYZE saga_outbox`, check: "sweep", severity: Note, says: "no index on status"},
-		{name: "Autovacuum", provoke: `ALTER TABLE saga_outbox SET (autovacuum_enabled = false)`, check: "vacuum", severity: Degraded, says: "switched off for saga_outbox"},
+		{name: "Autovacuum", provoke: `ALTER TABLE saga_outbox SET (autovacuum_enabled = false)`, check: "vacuum", severity: Degraded, says: "switched off for public.saga_outbox"},
 		{name: "Origin", min: 16, role: "REPLICATION", provoke: ours, check: "origin", severity: Note, says: "may not use replication origins"},
 		{name: "Unlogged", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, check: "saga_outbox", severity: Degraded, says: "unlogged"},
 		{name: "RowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox ENABLE ROW LEVEL SECURITY`, check: "saga_outbox", severity: Broken, says: "row level security"},

@@ -12,6 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/migrations"
+	"github.com/sagaz-relay/relay/relay/sessions"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 var (
@@ -21,26 +23,17 @@ var (
 
 const cannotWork = "The relay cannot work without it."
 
-// need is what the relay needs to be allowed on a table.
-type need struct {
-	table  string
-	rights []string
+func (ex *exam) needs() []store.Need {
+	return store.Needs(ex.cfg.Mark, ex.cfg.Retention, ex.cfg.Archive)
 }
 
-func (ex *exam) needs() []need {
-	outbox := []string{"SELECT", "UPDATE"}
-	if ex.cfg.Mark != "update" || ex.cfg.Retention {
-		outbox = append(outbox, "DELETE")
+// named is the qualified name of a table of ours, or nil where it was not found: to_regclass is NULL then.
+func (ex *exam) named(table string) *string {
+	name := sessions.Of(ex.conn.PgConn()).Table(table)
+	if name == "" {
+		return nil
 	}
-	needs := []need{
-		{"saga_outbox", outbox},
-		{"saga_outbox_relay", []string{"SELECT", "INSERT", "UPDATE"}},
-		{"saga_outbox_delivery", []string{"SELECT", "INSERT", "UPDATE", "DELETE"}},
-	}
-	if ex.cfg.Archive {
-		needs = append(needs, need{"saga_outbox_archive", []string{"SELECT", "INSERT", "UPDATE"}})
-	}
-	return needs
+	return &name
 }
 
 // checkTables looks for each table the way the relay does, by search_path, and, where it is not found, elsewhere.
@@ -53,28 +46,28 @@ func (ex *exam) checkTables(ctx context.Context) {
 		var readable, usable bool
 		if !ex.ask(ctx, check, `SELECT coalesce(c.oid, 0), coalesce(quote_ident(s.nspname) || '.' || quote_ident(c.relname), ''), coalesce(quote_ident(pg_get_userbyid(c.relowner)), ''),
 				coalesce(has_table_privilege(c.oid, 'SELECT'), false), coalesce(quote_ident(other.nspname), ''), coalesce(has_schema_privilege(other.oid, 'USAGE'), true)
-			FROM (SELECT to_regclass($1) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace s ON s.oid = c.relnamespace
+			FROM (SELECT to_regclass($2) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace s ON s.oid = c.relnamespace
 			LEFT JOIN LATERAL (SELECT n.oid, n.nspname FROM pg_class e JOIN pg_namespace n ON n.oid = e.relnamespace
 				WHERE e.relname = $1 AND e.relkind IN ('r', 'p') AND t.oid IS NULL ORDER BY n.nspname LIMIT 1) other ON true`,
-			[]any{n.table}, &oid, &name, &owner, &readable, &elsewhere, &usable) {
+			[]any{n.Table, ex.named(n.Table)}, &oid, &name, &owner, &readable, &elsewhere, &usable) {
 			continue
 		}
 		switch {
 		case oid == 0 && elsewhere != "" && !usable:
 			ex.add(Finding{
-				Check: check, Severity: Broken, Summary: fmt.Sprintf("%s is in schema %s, which role %s may not use", n.table, elsewhere, ex.role), Why: cannotWork,
+				Check: check, Severity: Broken, Summary: fmt.Sprintf("%s is in schema %s, which role %s may not use", n.Table, elsewhere, ex.role), Why: cannotWork,
 				Fix: []Step{sql(`GRANT USAGE ON SCHEMA %s TO %s;`, elsewhere, ex.role)},
 			})
 		case oid == 0 && elsewhere != "":
 			ex.add(Finding{
-				Check: check, Severity: Broken, Summary: fmt.Sprintf("%s is in schema %s, which is not on the search_path of role %s", n.table, elsewhere, ex.role), Why: cannotWork,
+				Check: check, Severity: Broken, Summary: fmt.Sprintf("%s is in schema %s, which is not on the search_path of role %s", n.Table, elsewhere, ex.role), Why: cannotWork,
 				Fix: []Step{do("for new connections:"), sql(`ALTER ROLE %s IN DATABASE %s SET search_path = %s, public;`, ex.role, ex.dbname, elsewhere)},
 			})
 		case oid == 0:
-			missing = append(missing, n.table)
+			missing = append(missing, n.Table)
 		default:
-			found = append(found, n.table)
-			switch n.table {
+			found = append(found, n.Table)
+			switch n.Table {
 			case "saga_outbox":
 				ex.table, ex.tableName, ex.tableOwner = oid, name, owner
 			case "saga_outbox_relay":
@@ -110,7 +103,7 @@ var outboxColumns = []struct{ name, definition string }{
 }
 
 func (ex *exam) columns(ctx context.Context, table string) ([]string, error) {
-	rows, err := ex.conn.Query(ctx, `SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, table)
+	rows, err := ex.conn.Query(ctx, `SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, ex.named(table))
 	if err != nil {
 		return nil, err
 	}
@@ -227,10 +220,9 @@ func (ex *exam) checkRights(ctx context.Context) {
 	var lacks []string
 	looked := 0
 	for _, n := range ex.needs() {
-		var there bool
-		var missing []string
-		if !ex.ask(ctx, check, `SELECT to_regclass($1) IS NOT NULL, coalesce(array_agg(wanted ORDER BY n) FILTER (WHERE NOT has_table_privilege(to_regclass($1), wanted)), '{}')
-			FROM unnest($2::text[]) WITH ORDINALITY AS w (wanted, n)`, []any{n.table, n.rights}, &there, &missing) {
+		there, missing, err := n.Lacks(ctx, ex.conn)
+		if err != nil {
+			ex.unknown(check, err)
 			return
 		}
 		if !there { // told already
@@ -238,8 +230,8 @@ func (ex *exam) checkRights(ctx context.Context) {
 		}
 		looked++
 		if len(missing) > 0 {
-			lacks = append(lacks, strings.Join(missing, ", ")+" on "+n.table)
-			f.Fix = append(f.Fix, sql(`GRANT %s ON %s TO %s;`, strings.Join(missing, ", "), n.table, ex.role))
+			lacks = append(lacks, strings.Join(missing, ", ")+" on "+n.Table)
+			f.Fix = append(f.Fix, sql(`GRANT %s ON %s TO %s;`, strings.Join(missing, ", "), n.Table, ex.role))
 		}
 	}
 	switch {

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,12 @@ func (ex *exam) checkDatabase(ctx context.Context) {
 	if err != nil {
 		f := Finding{Check: check, Severity: Broken, Summary: firstLine(err.Error()), Why: "The outbox is in it: without it nothing works."}
 		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) {
-			f.Summary, f.Fix = fmt.Sprintf("%s: %v", setup.Problem, setup.Err), []Step{do("%s", setup.Fix)}
-			f.Fix = append(ex.hostLine(setup.Err), f.Fix...)
+			f.Summary, f.Fix = setup.Problem, nil
+			if setup.Err != nil {
+				f.Summary += ": " + setup.Err.Error()
+				f.Fix = ex.hostLine(setup.Err)
+			}
+			f.Fix = append(f.Fix, do("%s", cmp.Or(setup.Fix, "set DATABASE_URL right")))
 		} else {
 			f.Fix = []Step{do("check that host and port of DATABASE_URL are right, that PostgreSQL runs, and that no firewall or network policy is in between")}
 		}

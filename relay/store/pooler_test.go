@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // behindPooler is a store that reaches the database through a PgBouncer in transaction mode.
@@ -95,7 +97,7 @@ func TestPooler(t *testing.T) {
 func TestPoolerThatIgnoresSettings(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	cfg := testConfig(db)
-	cfg.DatabaseURL = db.Pooled(t, "ignore_startup_parameters = tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout, "+directSetting)
+	cfg.DatabaseURL = db.Pooled(t, "ignore_startup_parameters = tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout, "+strings.Join(sessions.StartParameters(), ", "))
 	s := newStore(t, cfg, nil)
 	mark(t, acquire(t, s, "outbox"), marksOf(insert(t, db, 1, 3)))
 	if got := counts(t, db); got != "3 sent" || !s.Pooled() {

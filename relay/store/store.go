@@ -1,12 +1,9 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,12 +14,13 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // Store is the outbox in one database. It holds no connection of its own: a lease has two, for as long as it lives.
 type Store struct {
 	cfg  Config
-	conn *pgx.ConnConfig
+	conn *sessions.Address
 	log  hclog.Logger
 
 	leases  sync.Map // by slot: the *lease that this process has or had last
@@ -38,56 +36,19 @@ func New(cfg Config, log hclog.Logger) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	conn, err := pgx.ParseConfig(cfg.DatabaseURL)
+	conn, err := sessions.Parse(cfg.DatabaseURL)
 	if err != nil {
-		// pgx's error quotes the connection string, and with it the password.
-		return nil, errors.New("DATABASE_URL: cannot be read: want postgresql://user:password@host:5432/database")
+		return nil, err
 	}
-	if conn.ConnectTimeout == 0 {
-		conn.ConnectTimeout = 10 * time.Second
+	s := &Store{cfg: cfg, conn: conn, log: log.Named("store"), bounds: bounds{heldAtOnce, freedAtOnce, freedOfKey}}
+	for _, parameter := range conn.Ignored {
+		s.log.Warn("a parameter of DATABASE_URL has no effect", "parameter", parameter)
 	}
-	return &Store{cfg: cfg, conn: conn, log: log.Named("store"), bounds: bounds{heldAtOnce, freedAtOnce, freedOfKey}}, nil
+	return s, nil
 }
 
-// applicationName is what pg_stat_activity shows for a purpose: PostgreSQL cuts it off at 63 bytes, and so do we, to find it again.
-func applicationName(purpose string) string {
-	name := "sagaz-relay " + purpose
-	return name[:min(len(name), 63)]
-}
-
-func (s *Store) address() string {
-	return fmt.Sprintf("%s/%s as %s", net.JoinHostPort(s.conn.Host, strconv.Itoa(int(s.conn.Port))), s.conn.Database, s.conn.User)
-}
-
-// plainConnectError takes the cause out of pgconn's error, which repeats user, database and every address tried.
-func plainConnectError(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return pg
-	}
-	var connect *pgconn.ConnectError
-	if errors.As(err, &connect) {
-		return once(connect.Unwrap())
-	}
-	return err
-}
-
-// once is the first of several errors that read alike: pgconn tries an address with TLS and without, and tells both.
-func once(err error) error {
-	all, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return err
-	}
-	var first error
-	for _, e := range all.Unwrap() {
-		if first == nil {
-			first = e
-		} else if e.Error() != first.Error() {
-			return err
-		}
-	}
-	return cmp.Or(first, err)
-}
+// applicationName is what pg_stat_activity shows for a purpose.
+func applicationName(purpose string) string { return sessions.Name(purpose) }
 
 // setup turns what a person has to mend into a *relay.SetupError.
 func setup(err error) error {
@@ -113,16 +74,6 @@ func setup(err error) error {
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: Grants("the_role")}
 	}
 	return err
-}
-
-// Grants are the statements that give a role that owns nothing what the relay needs.
-func Grants(role string) string {
-	return strings.Join([]string{
-		"GRANT SELECT, UPDATE, DELETE ON saga_outbox TO " + role + ";",
-		"GRANT SELECT, INSERT, UPDATE ON saga_outbox_archive TO " + role + ";",
-		"GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO " + role + ";",
-		"GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO " + role + ";",
-	}, " ")
 }
 
 // statements are those that Check plans: all that touch the tables, but those for retention, which is another setting.
@@ -162,18 +113,20 @@ func (s *Store) Check(ctx context.Context) error {
 			return fmt.Errorf("check the tables: %w", setup(err))
 		}
 	}
-	var missing string
-	err = conn.QueryRow(ctx, `SELECT coalesce(string_agg(wanted || ' on ' || name, ', '), '') FROM (VALUES
-		('saga_outbox', 'SELECT', true), ('saga_outbox', 'UPDATE', true), ('saga_outbox', 'DELETE', $1 <> 'update'),
-		('saga_outbox_archive', 'SELECT', $1 = 'archive'), ('saga_outbox_archive', 'INSERT', $1 = 'archive'), ('saga_outbox_archive', 'UPDATE', $1 = 'archive'),
-		('saga_outbox_relay', 'SELECT', true), ('saga_outbox_relay', 'INSERT', true), ('saga_outbox_relay', 'UPDATE', true),
-		('saga_outbox_delivery', 'SELECT', true), ('saga_outbox_delivery', 'INSERT', true), ('saga_outbox_delivery', 'UPDATE', true), ('saga_outbox_delivery', 'DELETE', true)) AS r (name, wanted, needed)
-		WHERE CASE WHEN needed THEN NOT has_table_privilege(name, wanted) END`, s.cfg.Mark).Scan(&missing)
-	if err != nil {
-		return fmt.Errorf("check the rights: %w", setup(err))
+	var missing []string
+	for _, n := range Needs(s.cfg.Mark, false, false) {
+		_, rights, err := n.Lacks(ctx, conn)
+		if err != nil {
+			return err
+		}
+		for _, right := range rights {
+			missing = append(missing, right+" on "+n.Table)
+		}
 	}
-	if missing != "" {
-		return &relay.SetupError{Problem: fmt.Sprintf("role %q lacks %s", s.conn.User, missing), Fix: Grants(pgx.Identifier{s.conn.User}.Sanitize())}
+	if missing != nil {
+		return &relay.SetupError{
+			Problem: fmt.Sprintf("role %q lacks %s", s.conn.User, strings.Join(missing, ", ")), Fix: Grants(pgx.Identifier{s.conn.User}.Sanitize()),
+		}
 	}
 	return nil
 }

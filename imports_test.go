@@ -29,8 +29,8 @@ var allowed = []struct {
 	{"cdc", []string{"relay", "relay/sessions", "cdc/pgoutput"}},
 	{"cdc/*", []string{"relay"}},
 	{"sinks/stdout", []string{"relay", "sinks/file"}}, // the same lines, to another writer
-	{"sinks/halve", nil},                              // numbers only
-	{"sinks/brokertest", []string{"internal/*"}},      // brokers as processes: it knows no relay
+	{"sinks/halve", nil},                         // numbers only
+	{"sinks/brokertest", []string{"internal/*"}}, // brokers as processes: it knows no relay
 	{"sinks/*", []string{"relay", "sinks/halve"}},
 	{"migrations", nil},
 	{"migrations/pgserver", []string{"internal/*"}},

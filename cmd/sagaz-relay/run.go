@@ -168,7 +168,7 @@ func flushAtEnd(ctx context.Context, tracer *traces.Tracer, drain time.Duration)
 func (s *settings) httpSide(bind, version, revision string) admin.Config {
 	cfg := s.admin
 	cfg.Addr, cfg.Version, cfg.Revision = bind, version, revision
-	cfg.Database = s.lookAtDatabase
+	cfg.Database, cfg.Redact = s.lookAtDatabase, redacted.bytes
 	return cfg
 }
 

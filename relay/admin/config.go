@@ -28,6 +28,9 @@ type Config struct {
 	CertFile string `env:"RELAY_HTTP_TLS_CERT_FILE"`
 	KeyFile  string `env:"RELAY_HTTP_TLS_KEY_FILE" secret:"path"`
 
+	// Redact, if not nil, takes out of what is answered what nobody may see.
+	Redact func([]byte) []byte
+
 	// Version and Revision are of the program.
 	Version, Revision string
 	// Database looks at what relays share, for the page: who owns what, the ledger. It is called while somebody looks at the page, not more than

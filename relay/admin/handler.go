@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -37,25 +37,29 @@ type Report struct {
 // Handler answers the paths that the package's comment lists.
 func Handler(cfg Config, shown Relay, metrics prometheus.Gatherer) http.Handler {
 	open, closed := http.NewServeMux(), http.NewServeMux()
-	closed.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	closed.Handle("GET /metrics", metricsHandler(cfg, metrics))
 	look := &lookout{look: cfg.Database}
+	status := newShared[*answer]()
 	closed.HandleFunc("GET /status.json", func(w http.ResponseWriter, r *http.Request) {
 		database := look.get(r.Context()) // first: it may take a moment
-		reply(w, http.StatusOK, report(cfg, shown, database))
+		a, err := status.get(r.Context(), func() *answer { return cfg.answer(http.StatusOK, report(cfg, shown, database)) })
+		if err == nil { // otherwise the peer has gone
+			a.write(w)
+		}
 	})
 	for _, f := range files {
 		closed.Handle("GET "+f.path, f)
 	}
 	open.HandleFunc("GET /health/live", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, http.StatusOK, map[string]string{"status": "alive"})
+		cfg.answer(http.StatusOK, map[string]string{"status": "alive"}).write(w)
 	})
 	open.HandleFunc("GET /health/ready", func(w http.ResponseWriter, _ *http.Request) {
 		problems := shown.Status().Problems()
 		if len(problems) > 0 {
-			reply(w, http.StatusServiceUnavailable, map[string]any{"status": "not ready", "problems": problems})
+			cfg.answer(http.StatusServiceUnavailable, map[string]any{"status": "not ready", "problems": problems}).write(w)
 			return
 		}
-		reply(w, http.StatusOK, map[string]string{"status": "ready"})
+		cfg.answer(http.StatusOK, map[string]string{"status": "ready"}).write(w)
 	})
 	open.Handle("/", guarded(cfg.Token, readOnly(closed)))
 	return hardened(open)
@@ -113,9 +117,15 @@ func hardened(next http.Handler) http.Handler {
 	})
 }
 
-func reply(w http.ResponseWriter, code int, body any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body) // the peer has gone; there is nobody to tell
+// answer renders a body as JSON: without what a terminal obeys, should one show it.
+func (c Config) answer(code int, body any) *answer {
+	text, err := json.Marshal(body)
+	if err != nil {
+		code, text = http.StatusInternalServerError, []byte(`{}`)
+	}
+	text = term.JSON(text)
+	if c.Redact != nil {
+		text = c.Redact(text)
+	}
+	return &answer{code, http.Header{"Content-Type": {"application/json"}, "Cache-Control": {"no-store"}}, append(text, '\n')}
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	stdlog "log"
@@ -20,11 +21,12 @@ type Server struct {
 	tls      bool
 }
 
-// What a peer may take its time for. A scrape of many series over a slow line fits, a peer that dribbles does not.
+// What a peer may take its time for. A scrape of many series over a slow line fits, a peer that dribbles does not. Together with the
+// bounds of conns and shared this is what keeps HTTP from costing the engine its lease, whoever asks for whatever.
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 10 * time.Second
-	answerTimeout  = 30 * time.Second
+	answerTimeout  = 15 * time.Second
 	idleTimeout    = time.Minute
 	headerBytes    = 16 << 10
 )
@@ -40,6 +42,9 @@ func Listen(cfg Config, shown Relay, metrics prometheus.Gatherer, log hclog.Logg
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    headerBytes,
 		ErrorLog:          stdlog.New(debugLines{log}, "", 0),
+		ConnState:         newConns().state,
+		// One request at a time on a connection: nothing here gains by HTTP/2, and its streams would be one more thing to bound.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}}
 	if cfg.CertFile != "" {
 		pair, err := loadPair(cfg.CertFile, cfg.KeyFile, log)

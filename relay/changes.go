@@ -41,6 +41,7 @@ const (
 	ChangeSinkAdded  ChangeKind = "sink_added"
 	ChangeSinkGone   ChangeKind = "sink_removed"
 	ChangeDeadLetter ChangeKind = "dead_letter"
+	ChangeUnmarked   ChangeKind = "rows_unmarked"
 )
 
 // Level says how much a state, or a change to it, asks for a person.

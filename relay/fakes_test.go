@@ -52,6 +52,7 @@ type world struct {
 	lookUps   [][]string
 	sinks     []string // of the last owner
 	before    before   // see sinkset_test.go
+	unmarked  relay.Unmarked
 	trace     []string
 
 	// Scripts, set before they are needed.
@@ -529,6 +530,12 @@ func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, e
 		}
 	})
 	return later, err
+}
+
+func (l *lease) Remark(context.Context) (u relay.Unmarked, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unmarked, nil
 }
 
 func (l *lease) Settled(_ context.Context, events []relay.Event) ([]bool, error) {

@@ -75,7 +75,7 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown map[string]int64, er
 		if err == nil {
 			unknown := make(map[string]int64)
 			for _, c := range counts {
-				if shelves[c.Sink] == nil {
+				if shelves[c.Sink] == nil && c.Sink != MarkSink {
 					unknown[c.Sink] += c.N
 				}
 			}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -94,7 +95,8 @@ func (o *observer) lookAtSlot(ctx context.Context) {
 func (o *observer) lookAtTable(ctx context.Context) {
 	if began := time.Now(); o.ledger.due() {
 		if counts, err := o.p.lease.Counts(ctx); err == nil {
-			o.sample.ledger = counts
+			// Entries about marks are no events that wait: Remark tells of them.
+			o.sample.ledger = slices.DeleteFunc(counts, func(c LedgerCount) bool { return c.Sink == MarkSink })
 		}
 		o.ledger.after(time.Since(began), slotEvery*observeInterval, lookShare, ledgerCeiling)
 	}

@@ -65,6 +65,7 @@ type pipeline struct {
 	doing     doing
 	stuck     *flight // the oldest in flight at the last look at the slot
 	seen      SlotInfo
+	unmarked  Unmarked // rows that were set aside
 	hot       *float64 // share of HOT updates, lately
 	// pendingEvents are to be delivered, at the last look.
 	pendingEvents float64
@@ -172,6 +173,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	}
 	group.Go(func() error { return p.marker.run(work) })
 	group.Go(func() error { return p.observe(work) })
+	group.Go(func() error { return p.remark(work) })
 	defer p.restoreSinks()
 
 	// The reader also ends with work, so that a lost lease closes the stream; and so does who removes old rows.

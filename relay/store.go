@@ -82,6 +82,10 @@ type Lease interface {
 	// standby takes. Ledger entries do not need the row: they are written at once, and an entry that is there already stays
 	// as it is. A row that is gone counts as marked. ErrFenced ends the lease.
 	Mark(ctx context.Context, batch MarkBatch) (later []int, err error)
+	// Remark tries again to mark rows that Mark has set aside, those whose time has come, and returns which are left. Mark sets a row aside, as
+	// done, when the database refuses its mark for good or somebody has held its lock for long: an entry of MarkSink in the ledger keeps it from
+	// being delivered again.
+	Remark(ctx context.Context) (Unmarked, error)
 	// Settled tells for each event whether its row asks for no delivery any more: marked sent or dead, in the ledger,
 	// deleted or archived. While another worker holds one of the rows claimed that cannot be told: the error is
 	// a *ClaimedError then, and it is to be asked again soon. In hybrid mode it claims those that are not settled, so that no

@@ -95,6 +95,9 @@ func (l *lease) lookUp(ctx context.Context, conn *pgx.Conn, events []relay.Event
 	)
 	for i := range events {
 		ids[i] = events[i].ID
+		if l.left.has(ids[i]) {
+			parked[ids[i]] = true
+		}
 	}
 	rows, err := conn.Query(ctx, inLedgerSQL, ids)
 	if err != nil {

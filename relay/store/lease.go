@@ -257,6 +257,7 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 		return nil, err
 	}
 	l := newLease(s, slot, log, conn)
+	l.left.entries = true // of an earlier owner
 	var marked, confirmed int64
 	r := &l.recovery
 	err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner, seen, isPooled(conn), s.cfg.LeaseTTL.Seconds()).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
@@ -339,6 +340,8 @@ type lease struct {
 	facts    patience
 	sweeping struct{ whole, window, piece patience }
 	pruning  pruning
+	streaks  streaks
+	left     leftovers
 }
 
 func newLease(s *Store, slot string, log hclog.Logger, conn *pgx.Conn) *lease {

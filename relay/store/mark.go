@@ -65,30 +65,89 @@ func (s *Store) deliveredSQL() string {
 const markTimeout = 30 * time.Second
 
 // Mark implements relay.Lease. Rows whose locks somebody holds (a session left open, the library's worker) are passed over, for later,
-// once waiting for them has not helped.
+// once waiting for them has not helped, and set aside when that lasts. A batch that fails for what may be the fault of one of its
+// rows is written in halves, and the rows at fault are set aside (unmarked.go).
+//
+// Crashes. Between two halves: those that are committed are marked, or in the ledger; the others are pending behind the slot's position, and
+// told again. Between a publish and the row's entry: told again, refused again, set aside then. After the entry: it keeps the row from being
+// delivered again.
 func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err error) {
+	var locked []int
+	err = l.batched(ctx, "mark", len(b.Marks), func(lo, hi int) error {
+		some, theirs, err := l.mark(ctx, relay.MarkBatch{Marks: b.Marks[lo:hi], Confirm: b.Confirm})
+		later, locked = shifted(later, some, lo), shifted(locked, theirs, lo)
+		return err
+	}, func() error {
+		return l.probeMarks(ctx, b)
+	}, func(lo, hi int, why error) error {
+		return l.setAside(ctx, b.Marks[lo:hi], why)
+	})
+	if err == nil && (len(locked) > 0 || l.left.watching()) {
+		later, err = l.setLockedAside(ctx, b.Marks, later, locked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mark %d rows: %w", len(b.Marks), err)
+	}
+	return later, nil
+}
+
+// shifted appends the indices of a part that begins at lo.
+func shifted(all, part []int, lo int) []int {
+	for _, i := range part {
+		all = append(all, lo+i)
+	}
+	return all
+}
+
+// mark is one transaction of Mark, and the look at what it has not found: later are the events to be marked again, and locked those of them
+// whose rows are there.
+func (l *lease) mark(ctx context.Context, b relay.MarkBatch) (later, locked []int, err error) {
+	marks, at := l.left.behind(b.Marks)
+	later, locked, err = l.markNow(ctx, marks, b.Confirm)
+	if at != nil {
+		for i := range later {
+			later[i] = at[later[i]]
+		}
+		for i := range locked {
+			locked[i] = at[locked[i]]
+		}
+	}
+	return later, locked, err
+}
+
+// markNow is mark for what waits behind nothing.
+func (l *lease) markNow(ctx context.Context, marks []relay.Mark, confirm relay.LSN) (later, locked []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
+	w := l.store.writes(marks)
 	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		w := l.store.writes(b.Marks)
-		found, err := l.write(ctx, conn, &b, w)
+		found, err := l.write(ctx, conn, confirm, w)
 		if isLocked(err) && !l.marks.skip {
 			l.marks.skip = true
-			found, err = l.write(ctx, conn, &b, w)
+			found, err = l.write(ctx, conn, confirm, w)
 		}
 		if err != nil {
 			return err
 		}
 		if found < len(w.delivered)+len(w.told) {
-			later, err = l.missing(ctx, conn, b.Marks)
+			later, locked, err = l.missing(ctx, conn, marks)
 		}
 		l.marks.skip = l.marks.skip && len(later) > 0
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("mark %d rows: %w", len(b.Marks), err)
-	}
-	return later, nil
+	return later, locked, err
+}
+
+// probeMarks runs the statements of a batch without any row.
+func (l *lease) probeMarks(ctx context.Context, b relay.MarkBatch) error {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	w := l.store.writes(b.Marks)
+	w.hollow()
+	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := l.write(ctx, conn, b.Confirm, w)
+		return err
+	})
 }
 
 // writes is what a batch of marks means for the tables.
@@ -105,6 +164,14 @@ type writes struct {
 	errors   []string
 
 	entries entries
+
+	// Which statements there are.
+	delivers, tells, parks bool
+}
+
+// hollow takes the rows out and leaves the statements.
+func (w *writes) hollow() {
+	*w = writes{delivered: uuids{}, told: uuids{}, delivers: w.delivers, tells: w.tells, parks: w.parks}
 }
 
 // tells reports whether a mark changes its row.
@@ -136,6 +203,7 @@ func (s *Store) writes(marks []relay.Mark) *writes {
 		}
 	}
 	w.entries.gather(marks)
+	w.delivers, w.tells, w.parks = len(w.delivered) > 0, len(w.told) > 0, len(w.entries.ids) > 0
 	return w
 }
 
@@ -161,34 +229,34 @@ func story(parked []relay.Parked) (status string, attempts int32, text string) {
 }
 
 // write runs the mark transaction and returns how many rows it found.
-func (l *lease) write(ctx context.Context, conn *pgx.Conn, b *relay.MarkBatch, w *writes) (found int, err error) {
+func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w *writes) (found int, err error) {
 	variant := func(sql string) string { return sql }
 	if l.marks.skip {
 		variant = skipping
 	}
-	tx := l.fenced(fence{upTo: w.upTo, confirm: b.Confirm, atEnd: w.atEnd})
-	if len(w.entries.ids) > 0 {
+	tx := l.fenced(fence{upTo: w.upTo, confirm: confirm, atEnd: w.atEnd})
+	if w.parks {
 		w.entries.queue(tx, l)
 	}
-	if len(w.delivered) > 0 {
+	if w.delivers {
 		tx.queue(&found, variant(l.store.deliveredSQL()), w.delivered, l.slot, l.epoch)
 	}
-	if len(w.told) > 0 {
+	if w.tells {
 		tx.queue(&found, variant(refusedSQL), w.told, l.slot, l.epoch, w.statuses, w.attempts, w.errors)
 	}
 	return found, tx.run(ctx, conn)
 }
 
-// missing finds out, after fewer rows were marked than asked for, which of them are not visible yet. The others are gone: deleted
-// by somebody, or by an earlier attempt whose answer was lost.
+// missing finds out, after fewer rows were marked than asked for, which of them are not visible yet, and which are there (locked). The
+// others are gone: deleted by somebody, or by an earlier attempt whose answer was lost.
 //
 // A transaction's WAL is streamed as soon as it is flushed; its rows are visible to others only when it leaves the list of running
 // transactions, after the wait for synchronous standbys. So an event can be published before its row can be marked.
 // Taking the snapshot before the look at the rows makes the answer safe: whoever had ended by then had its rows visible to the look.
-func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (later []int, err error) {
+func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (later, locked []int, err error) {
 	running, err := takeSnapshot(ctx, conn)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ids := make(uuids, 0, len(marks))
 	for i := range marks {
@@ -196,19 +264,19 @@ func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark)
 	}
 	status, err := statuses(ctx, conn, ids)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for i := range marks {
 		s, visible := status[marks[i].ID]
 		switch {
 		case !l.store.tells(&marks[i]):
 		case visible && !l.store.shows(&marks[i], s): // it was locked, or became visible after the mark had looked
-			later = append(later, i)
+			later, locked = append(later, i), append(locked, i)
 		case !visible && running.hides(marks[i].XID):
 			later = append(later, i)
 		}
 	}
-	return later, nil
+	return later, locked, nil
 }
 
 // shows reports whether a row with this status can be one that has its mark.

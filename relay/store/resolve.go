@@ -41,7 +41,7 @@ var (
 		FROM (SELECT event_id, CASE WHEN bool_or(state = 'dead') THEN 'dead_letter' WHEN bool_or(attempts > 0) OR $4::boolean THEN 'failed' ELSE 'pending' END AS status,
 				max(attempts) AS attempts, bool_or(attempts > 0 OR state = 'dead') AS charged,
 				left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink) FILTER (WHERE attempts > 0 OR state = 'dead'), 2000) AS error
-			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) AND NOT discarded GROUP BY event_id) l
+			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) AND NOT discarded AND sink <> '` + relay.MarkSink + `' GROUP BY event_id) l
 		WHERE o.event_id = l.event_id AND o.event_id = ANY($1::uuid[]) AND o.status <> 'sent' AND (l.charged OR o.status IN ('failed', 'dead_letter'))
 			AND (o.status, o.retry_count, o.last_error) IS DISTINCT FROM (l.status, l.attempts, l.error)` + owned
 
@@ -151,6 +151,7 @@ func (l *lease) resolution(sink string, outcomes []relay.Outcome) *fencedTx {
 	}
 	if len(dropped) > 0 {
 		tx.queue(nil, withoutEntries(giveUpSQL), dropped, l.slot, l.epoch)
+		tx.queue(nil, givenUpSQL, dropped, l.slot, l.epoch)
 	}
 	tx.queue(nil, tellSQL, all, l.slot, l.epoch, l.store.cfg.Hybrid)
 	return tx

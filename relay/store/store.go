@@ -82,6 +82,7 @@ func (s *Store) statements() []string {
 		acquireSQL, lastPositionSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
 		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, tellSQL, giveUpSQL,
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
+		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
 	}
 	for kind := range wanted {
 		all = append(all, keysSQL(kind, false), keysSQL(kind, true), pieceSQL(kind))

@@ -54,7 +54,7 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 		seen AS MATERIALIZED (SELECT a.created_at, a.command, a.place, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM asking a, now
 			WHERE $7::timestamptz IS NULL OR (a.created_at, a.command, a.place) > ($7, $8::bigint, $9::text::tid))
 		SELECT o.created_at, o.command, o.place::text, o.event_id, o.size, l.dead IS NOT NULL FROM seen o LEFT JOIN ended ON true
-			LEFT JOIN LATERAL (SELECT bool_or(d.state = 'dead' AND NOT d.discarded) AS dead FROM saga_outbox_delivery d WHERE d.event_id = o.event_id) l ON true
+			LEFT JOIN LATERAL (SELECT bool_or(d.state = 'dead' AND NOT d.discarded) AND NOT bool_or(d.sink = '` + relay.MarkSink + `') AS dead FROM saga_outbox_delivery d WHERE d.event_id = o.event_id) l ON true
 			WHERE ` + parked + `
 			AND ($4 IS NULL OR o.xid < 3 OR pg_visible_in_snapshot(o.xid::text::xid8, $4::text::pg_snapshot) AND (ended.first IS NULL OR o.xid < ended.first))
 		ORDER BY o.created_at, o.command, o.place LIMIT $10`
@@ -151,9 +151,11 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 			return each(ctx, conn, []any{&k.at, &k.command, &k.place, &id, &k.size, &back}, func() error {
 				n++
 				k.id = id
-				if back {
+				switch {
+				case l.left.has(id): // done, and neither its row nor the ledger says so
+				case back:
 					dead = append(dead, id)
-				} else {
+				default:
 					keys = append(keys, k)
 				}
 				return nil

@@ -215,7 +215,7 @@ function marks(r) {
 
 const kinds = {
   standby: "standby", lease_taken: "lease taken", lease_lost: "lease lost", released: "lease released", draining: "stopping", streaming: "streaming", interrupted: "interrupted",
-  polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", events_isolated: "events isolated", sink_added: "sink added", sink_removed: "sink removed", dead_letter: "dead letter",
+  polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", events_isolated: "events isolated", sink_added: "sink added", sink_removed: "sink removed", dead_letter: "dead letter", rows_unmarked: "rows not marked",
 };
 
 function changes(r) {

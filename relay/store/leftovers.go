@@ -1,0 +1,235 @@
+package store
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// leftovers are what neither the table nor the ledger takes, so that only this process knows of it: the
+// events are done, their rows say pending. While the lease lives, they are left out of sweeps and
+// look-ups. They are tried again until they are written. A process that ends before forgets them; the
+// next owner finds their rows, and delivers them again.
+type leftovers struct {
+	mu    sync.Mutex // guards what follows
+	marks map[relay.UUID]*leftover
+	// lines count the events in marks that their key waits for at a sink. What comes later of such a key is
+	// kept here too, or it would pass them in the ledger.
+	lines map[lineOf]int
+	pause time.Duration
+	next  time.Time // when they are tried again
+
+	locked map[relay.UUID]time.Time // rows that could not be marked for somebody's lock, since when
+
+	entries bool                // the ledger may have entries of relay.MarkSink
+	logged  map[relay.UUID]bool // rows whose setting aside was logged
+}
+
+// leftover is one of them.
+type leftover struct {
+	mark  relay.Mark
+	why   cause
+	since time.Time
+}
+
+// mostLeftovers bounds the memory that leftovers take. Beyond it a batch is tried again as a whole.
+const mostLeftovers = 10_000
+
+// The pause between two tries to write leftovers grows from the one to the other.
+const (
+	leftoverMin = time.Second
+	leftoverMax = time.Minute
+)
+
+// keep notes marks as leftovers.
+func (l *leftovers) keep(marks []relay.Mark, why cause) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.marks)+len(marks) > mostLeftovers {
+		return fmt.Errorf("more than %d rows can neither be marked nor be put into the ledger: %s", mostLeftovers, why.text)
+	}
+	if l.marks == nil {
+		l.marks, l.lines = make(map[relay.UUID]*leftover), make(map[lineOf]int)
+	}
+	for i := range marks {
+		m := marks[i]
+		if old := l.marks[m.ID]; old != nil {
+			old.why = why
+			continue
+		}
+		l.marks[m.ID] = &leftover{mark: m, why: why, since: time.Now()}
+		for j := range m.Parked {
+			l.lines[lineOf{m.Parked[j].Sink, m.Key}]++
+		}
+		if l.next.IsZero() {
+			l.pause, l.next = leftoverMin, time.Now().Add(leftoverMin)
+		}
+	}
+	return nil
+}
+
+// drop forgets an event: it was written.
+func (l *leftovers) drop(m *relay.Mark) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.marks[m.ID] == nil {
+		return
+	}
+	delete(l.marks, m.ID)
+	for j := range m.Parked {
+		line := lineOf{m.Parked[j].Sink, m.Key}
+		if l.lines[line]--; l.lines[line] == 0 {
+			delete(l.lines, line)
+		}
+	}
+	if len(l.marks) == 0 {
+		l.next = time.Time{}
+	}
+}
+
+// has reports whether an event is among them.
+func (l *leftovers) has(id relay.UUID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.marks[id] != nil
+}
+
+// behind keeps those of the marks that have to wait behind leftovers of their key, and returns the
+// others, with their places if any were kept.
+func (l *leftovers) behind(marks []relay.Mark) (rest []relay.Mark, at []int) {
+	l.mu.Lock()
+	none := len(l.lines) == 0
+	l.mu.Unlock()
+	if none {
+		return marks, nil
+	}
+	at = make([]int, 0, len(marks))
+	for i := range marks {
+		if l.has(marks[i].ID) || l.blocks(&marks[i]) && l.keep(marks[i:i+1], waitsBehind) == nil {
+			continue
+		}
+		rest, at = append(rest, marks[i]), append(at, i)
+	}
+	return rest, at
+}
+
+// waitsBehind is why an event is kept that nothing is wrong with.
+var waitsBehind = cause{text: "waits behind another event of its key"}
+
+// blocks reports whether a mark has to wait behind leftovers.
+func (l *leftovers) blocks(m *relay.Mark) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for j := range m.Parked {
+		if l.lines[lineOf{m.Parked[j].Sink, m.Key}] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// due returns the leftovers in their order when it is time to try them again.
+func (l *leftovers) due() (marks []relay.Mark) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.marks) == 0 || time.Now().Before(l.next) {
+		return nil
+	}
+	l.pause = min(2*l.pause, leftoverMax)
+	l.next = time.Now().Add(l.pause)
+	for _, left := range l.marks {
+		marks = append(marks, left.mark)
+	}
+	slices.SortFunc(marks, func(a, b relay.Mark) int { return cmp.Compare(a.Position, b.Position) })
+	return marks
+}
+
+// count adds them to what is known of the ledger.
+func (l *leftovers) count(u *relay.Unmarked) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u.Events += len(l.marks)
+	u.Memory = len(l.marks)
+	for _, left := range l.marks {
+		if u.Oldest.IsZero() || left.since.Before(u.Oldest) {
+			u.Oldest, u.Cause = left.since, left.why.text
+		}
+	}
+}
+
+// watching reports whether rows are known to be locked.
+func (l *leftovers) watching() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.locked) > 0
+}
+
+// lockedSince notes which of a batch's rows are locked, and returns those that have been for too long.
+func (l *leftovers) lockedSince(marks []relay.Mark, locked []int) (overdue []int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.locked
+	now := time.Now()
+	still := make(map[relay.UUID]bool, len(locked))
+	for _, i := range locked {
+		id := marks[i].ID
+		still[id] = true
+		since, known := was[id]
+		switch {
+		case !known:
+			if l.locked == nil {
+				l.locked = make(map[relay.UUID]time.Time)
+			}
+			l.locked[id] = now
+		case now.Sub(since) >= lockedFor:
+			overdue = append(overdue, i)
+		}
+	}
+	for i := range marks {
+		if id := marks[i].ID; !still[id] {
+			delete(l.locked, id)
+		}
+	}
+	return overdue
+}
+
+// unlocked forgets rows that were locked.
+func (l *leftovers) unlocked(marks []relay.Mark) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range marks {
+		delete(l.locked, marks[i].ID)
+	}
+}
+
+// first reports whether nothing was logged yet of an event that is set aside.
+func (l *leftovers) first(id relay.UUID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.logged[id] {
+		return false
+	}
+	if l.logged == nil || len(l.logged) >= mostLeftovers {
+		l.logged = make(map[relay.UUID]bool)
+	}
+	l.logged[id] = true
+	return true
+}
+
+// expect notes whether the ledger may have entries of relay.MarkSink.
+func (l *leftovers) expect(entries bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.entries = entries
+}
+
+// expects reports it.
+func (l *leftovers) expects() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.entries
+}

@@ -1,0 +1,359 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// Rows whose marks the database refuses are set aside: an entry of relay.MarkSink in the ledger says so,
+// and everything that finds events leaves rows with entries alone. Remark tries them again at growing
+// pauses. Such an entry needs neither the row nor its lock, so it can be made for a row that somebody
+// holds FOR UPDATE, too.
+
+// lockedFor is how long a row may be locked, or pass by a mark without a word (a trigger that returns
+// NULL), until it is set aside. An ordinary transaction is over by then.
+const lockedFor = 5 * time.Second
+
+// remarkPause is the time until the next try, in seconds, after $3 tries.
+const remarkPause = `least(300, power(2, least(attempts, 10))) * (0.9 + 0.2 * random())`
+
+const (
+	unmarkedSQL = `SELECT count(*), min(parked_at), coalesce((SELECT coalesce(last_error, reason) FROM saga_outbox_delivery
+			WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL ORDER BY parked_at LIMIT 1), '')
+		FROM (SELECT parked_at FROM saga_outbox_delivery WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL LIMIT $2) u`
+
+	// remarkDueSQL tells of each what there is to write: whether the row is gone, or locked.
+	remarkDueSQL = `SELECT event_id, coalesce(reason, '') FROM saga_outbox_delivery
+		WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at <= clock_timestamp() ORDER BY next_attempt_at LIMIT $2`
+
+	lockedSQL = `SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) EXCEPT SELECT event_id FROM
+		(SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR NO KEY UPDATE SKIP LOCKED) free`
+
+	// remarkedSQL takes the entries out of rows that say what they should, or are gone.
+	remarkedSQL = `DELETE FROM saga_outbox_delivery d WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
+		AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = d.event_id AND o.status NOT IN ('sent', 'dead_letter')
+			AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `'))` + owned + ` RETURNING event_id`
+
+	postponeSQL = `UPDATE saga_outbox_delivery SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + make_interval(secs => ` + remarkPause + `),
+			reason = CASE reason WHEN '` + string(relay.ReasonDiscarded) + `' THEN reason ELSE $4 END, last_error = $5
+		WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'` + owned
+
+	// givenUpSQL notes of rows that were set aside that their events will not be delivered.
+	givenUpSQL = `UPDATE saga_outbox_delivery d SET reason = '` + string(relay.ReasonDiscarded) + `' WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
+		AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `')` + owned
+
+	// holderSQL finds who has a row locked by its xmax, without waiting for the lock: a row's locker is the transaction that is written there.
+	holderSQL = `SELECT coalesce(
+		(SELECT format('locked by pid %s, user %s, application %s%s', a.pid, a.usename, coalesce(nullif(a.application_name, ''), '-'),
+				coalesce(', for ' || extract(epoch FROM clock_timestamp() - a.xact_start)::int || ' s', ''))
+			FROM pg_locks k JOIN pg_stat_activity a ON a.pid = k.pid WHERE k.locktype = 'transactionid' AND k.granted AND k.transactionid = o.xmax LIMIT 1),
+		(SELECT format('locked by the prepared transaction %s of user %s, for %s s', p.gid, p.owner, extract(epoch FROM clock_timestamp() - p.prepared)::int)
+			FROM pg_prepared_xacts p WHERE p.transaction = o.xmax LIMIT 1), '') FROM saga_outbox o WHERE event_id = $1`
+)
+
+// withoutOthers makes of a marking statement one that leaves rows alone which have entries of other sinks.
+func withoutOthers(sql string) string {
+	return strings.Replace(withoutEntries(sql), `d.event_id = i)`, `d.event_id = i AND d.sink <> '`+relay.MarkSink+`')`, 1)
+}
+
+// setAside makes entries for rows that refuse their marks, along with the entries of sinks that refused the
+// events. What the ledger refuses is kept in memory.
+func (l *lease) setAside(ctx context.Context, marks []relay.Mark, why error) error {
+	return l.asides(ctx, marks, relay.ReasonUnmarked, func(int) cause { return causeOf(why) })
+}
+
+func (l *lease) asides(ctx context.Context, marks []relay.Mark, reason relay.Reason, why func(i int) cause) error {
+	with := make([]relay.Mark, len(marks))
+	for i := range marks {
+		with[i] = marks[i]
+		with[i].Parked = append(slices.Clone(marks[i].Parked), relay.Parked{
+			Sink: relay.MarkSink, State: relay.StateRetry, Detached: true, Reason: reason, Error: why(i).text, Delay: leftoverMin,
+		})
+	}
+	l.left.expect(true) // before the commit, whose answer may be lost
+	err := l.batched(ctx, "set aside", len(with), func(lo, hi int) error {
+		free, _ := l.left.behind(with[lo:hi])
+		return l.parkOnly(ctx, free)
+	}, func() error {
+		return l.parkOnly(ctx, nil)
+	}, func(lo, hi int, refused error) error {
+		l.tellAside(marks[lo:hi], func(int) cause { return causeOf(refused) }, "neither the row nor the ledger takes what became of an event: kept in memory, "+
+			"and delivered again by the next owner if this one ends before it is written")
+		return l.left.keep(marks[lo:hi], causeOf(refused))
+	})
+	if err != nil {
+		return fmt.Errorf("set %d rows aside that cannot be marked: %w", len(marks), err)
+	}
+	l.tellAside(marks, why, "a row cannot be marked: set aside, and tried again")
+	return nil
+}
+
+// parkOnly writes entries and leaves the rows alone.
+func (l *lease) parkOnly(ctx context.Context, marks []relay.Mark) error {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	w := l.store.writes(marks)
+	tx := l.fenced(fence{upTo: w.upTo, atEnd: w.atEnd})
+	w.entries.queue(tx, l)
+	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return tx.run(ctx, conn) })
+}
+
+// asideLines bounds the lines that one batch writes to the log.
+const asideLines = 20
+
+// tellAside logs rows that were set aside, once each.
+func (l *lease) tellAside(marks []relay.Mark, why func(i int) cause, message string) {
+	lines, more := 0, 0
+	for i := range marks {
+		if !l.left.first(marks[i].ID) {
+			continue
+		}
+		if lines++; lines > asideLines {
+			more++
+			continue
+		}
+		c := why(i)
+		l.log.Error(message, "event_id", marks[i].ID.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
+	}
+	if more > 0 {
+		l.log.Error(message, "more_events", more)
+	}
+}
+
+// setLockedAside sets rows aside that somebody has locked for too long, and returns those that are still to be marked later.
+func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, locked []int) ([]int, error) {
+	overdue := l.left.lockedSince(marks, locked)
+	if len(overdue) == 0 {
+		return later, nil
+	}
+	these := make([]relay.Mark, 0, len(overdue))
+	for _, i := range overdue {
+		these = append(these, marks[i])
+	}
+	who := l.holders(ctx, these)
+	if err := l.asides(ctx, these, relay.ReasonLocked, func(i int) cause { return cause{text: who[i]} }); err != nil {
+		return nil, err
+	}
+	l.left.unlocked(these)
+	return slices.DeleteFunc(later, func(i int) bool { return slices.Contains(overdue, i) }), nil
+}
+
+// holders says for each row who has it locked, as far as that can be told.
+func (l *lease) holders(ctx context.Context, marks []relay.Mark) []string {
+	const asked = 20 // of many rows, most likely all are one transaction's
+	who := make([]string, len(marks))
+	for i := range marks {
+		if who[i] = "locked for more than " + lockedFor.String() + ", or a trigger or rule skips the mark without an error"; i >= asked {
+			continue
+		}
+		var holder string
+		err := l.each(ctx, []any{&holder}, func() error { return nil }, holderSQL, marks[i].ID.String())
+		if err == nil && holder != "" {
+			who[i] = holder
+		}
+	}
+	return who
+}
+
+const (
+	remarkAtOnce = 1000
+	unmarkedMost = 100_000 // counting ends there
+	// remarkFor bounds one look; the rest comes with the next one.
+	remarkFor = 2 * time.Second
+	// remarkWrites bounds the transactions by which one batch of a look is taken apart.
+	remarkWrites = 64
+)
+
+// Remark implements relay.Lease.
+func (l *lease) Remark(ctx context.Context) (u relay.Unmarked, err error) {
+	until := time.Now().Add(remarkFor)
+	if err = l.rewrite(ctx, until); err == nil && l.left.expects() {
+		for more := true; more && err == nil && time.Now().Before(until); {
+			more, err = l.remark(ctx)
+		}
+		if err == nil {
+			u, err = l.unmarked(ctx)
+		}
+	}
+	if err != nil {
+		return u, fmt.Errorf("mark rows that were set aside: %w", err)
+	}
+	l.left.count(&u)
+	return u, nil
+}
+
+// unmarked counts the entries.
+func (l *lease) unmarked(ctx context.Context) (u relay.Unmarked, err error) {
+	var oldest *time.Time
+	if err = l.each(ctx, []any{&u.Events, &oldest, &u.Cause}, func() error { return nil }, unmarkedSQL, l.slot, unmarkedMost); err != nil {
+		return u, err
+	}
+	if oldest != nil {
+		u.Oldest = *oldest
+	}
+	if u.Events == 0 {
+		l.left.expect(false)
+	}
+	return u, nil
+}
+
+// remark tries a batch of entries that are due, and reports whether there are likely more that work.
+func (l *lease) remark(ctx context.Context) (more bool, err error) {
+	var (
+		id     [16]byte
+		reason string
+		ids    uuids
+		given  = make(map[relay.UUID]bool)
+	)
+	err = l.each(ctx, []any{&id, &reason}, func() error {
+		ids = append(ids, id)
+		given[id] = reason == string(relay.ReasonDiscarded)
+		return nil
+	}, remarkDueSQL, l.slot, remarkAtOnce)
+	if err != nil || len(ids) == 0 {
+		return false, err
+	}
+	due := len(ids)
+	locked := make(map[relay.UUID]bool)
+	if err := l.each(ctx, []any{&id}, func() error { locked[id] = true; return nil }, lockedSQL, ids); err != nil {
+		return false, err
+	}
+	var held []relay.UUID
+	ids = slices.DeleteFunc(ids, func(id relay.UUID) bool {
+		if locked[id] {
+			held = append(held, id)
+		}
+		return locked[id]
+	})
+	h := halving{
+		left: remarkWrites, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) >= blamePassing },
+		write: func(lo, hi int) error {
+			done, err := l.remarked(ctx, ids[lo:hi], given)
+			if err != nil {
+				return err
+			}
+			var skipped []relay.UUID
+			for _, id := range ids[lo:hi] {
+				if !done[id] {
+					skipped = append(skipped, id)
+				}
+			}
+			return l.postpone(ctx, skipped, relay.ReasonUnmarked, cause{text: "a trigger or rule skips the mark without an error"})
+		},
+		aside: func(lo, hi int, why error) error {
+			return l.postpone(ctx, ids[lo:hi], relay.ReasonUnmarked, causeOf(why))
+		},
+	}
+	if err := h.run(0, len(ids)); err != nil {
+		return false, err
+	}
+	for _, id := range held {
+		who := l.holders(ctx, []relay.Mark{{ID: id}})
+		if err := l.postpone(ctx, []relay.UUID{id}, relay.ReasonLocked, cause{text: who[0]}); err != nil {
+			return false, err
+		}
+	}
+	return due == remarkAtOnce, nil
+}
+
+// remarked writes the rows' marks, and takes out the entries of those that have them then.
+func (l *lease) remarked(ctx context.Context, ids uuids, given map[relay.UUID]bool) (done map[relay.UUID]bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	var (
+		id                 [16]byte
+		delivered, givenUp uuids
+	)
+	for _, id := range ids {
+		if given[id] {
+			givenUp = append(givenUp, id)
+		} else {
+			delivered = append(delivered, id)
+		}
+	}
+	done = make(map[relay.UUID]bool, len(ids))
+	tx := l.fenced(fence{})
+	if len(delivered) > 0 {
+		tx.queue(nil, withoutOthers(l.store.deliveredSQL()), delivered, l.slot, l.epoch)
+	}
+	if len(givenUp) > 0 {
+		tx.queue(nil, withoutOthers(giveUpSQL), givenUp, l.slot, l.epoch)
+	}
+	tx.queue(nil, tellSQL, ids, l.slot, l.epoch, l.store.cfg.Hybrid)
+	tx.query([]any{&id}, func() error { done[id] = true; return nil }, remarkedSQL, ids, l.slot, l.epoch)
+	return done, l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return tx.run(ctx, conn) })
+}
+
+// postpone sets the time of the next try.
+func (l *lease) postpone(ctx context.Context, ids uuids, reason relay.Reason, why cause) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	tx := l.fenced(fence{})
+	tx.queue(nil, postponeSQL, ids, l.slot, l.epoch, string(reason), validText(why.text))
+	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return tx.run(ctx, conn) })
+}
+
+// rewrite tries leftovers again, in their order, one by one: of a key none may pass the one before it.
+func (l *lease) rewrite(ctx context.Context, until time.Time) error {
+	marks := l.left.due()
+	blocked := make(map[lineOf]bool)
+	for i := range marks {
+		m := &marks[i]
+		if time.Now().After(until) {
+			return nil
+		}
+		waits := false
+		for j := range m.Parked {
+			waits = waits || blocked[lineOf{m.Parked[j].Sink, m.Key}]
+		}
+		written := false
+		if !waits {
+			var err error
+			if written, err = l.rewriteOne(ctx, *m); err != nil {
+				return err
+			}
+		}
+		if written {
+			l.left.drop(m)
+			continue
+		}
+		for j := range m.Parked {
+			blocked[lineOf{m.Parked[j].Sink, m.Key}] = true
+		}
+	}
+	return nil
+}
+
+// rewriteOne writes one leftover to the table or to the ledger, if that is possible by now.
+func (l *lease) rewriteOne(ctx context.Context, m relay.Mark) (written bool, err error) {
+	later, _, err := l.markNow(ctx, []relay.Mark{m}, 0)
+	if err == nil && len(later) == 0 {
+		return true, nil
+	}
+	if err != nil && blames(ctx, err) < blamePassing {
+		return false, err
+	}
+	why := cause{text: "locked"}
+	if err != nil {
+		why = causeOf(err)
+	}
+	m.Parked = append(slices.Clone(m.Parked), relay.Parked{
+		Sink: relay.MarkSink, State: relay.StateRetry, Detached: true, Reason: relay.ReasonUnmarked, Error: why.text, Delay: leftoverMin,
+	})
+	l.left.expect(true)
+	err = l.parkOnly(ctx, []relay.Mark{m})
+	if err != nil && blames(ctx, err) >= blamePassing {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,70 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// MarkSink is the sink of ledger entries that are about a row's mark: every sink has the event, or an
+// entry of its own, and the table does not take what is to be written to the row. Such an entry keeps
+// the row from being found and delivered again, holds up no other event of its key, and is tried again
+// at growing pauses until the row has its mark.
+const MarkSink = "saga_outbox"
+
+// Reasons of such entries.
+const (
+	ReasonUnmarked  Reason = "unmarked"  // a constraint, a trigger, a rule refuses the mark
+	ReasonLocked    Reason = "locked"    // somebody holds the row's lock
+	ReasonDiscarded Reason = "discarded" // as unmarked; a person has given the event up, so it becomes a dead letter
+)
+
+// Unmarked are the rows whose events are done and which do not say so, because the database does not
+// take their marks.
+type Unmarked struct {
+	Events int `json:"events"`
+	// Memory are those of them that the ledger does not take either: they are known to this process
+	// alone, and a restart delivers them again.
+	Memory int       `json:"memory"`
+	Oldest time.Time `json:"oldest"` // when the first of them was set aside
+	Cause  string    `json:"cause"`  // of that one: an SQLSTATE with names, or who holds the lock. No value of a row
+}
+
+// remarkEvery is how often rows that were set aside are looked at. As long as there are none, that costs no statement.
+const remarkEvery = time.Second
+
+// remark tries rows that were set aside again, until ctx ends. It returns an error only when the lease is gone.
+func (p *pipeline) remark(ctx context.Context) error {
+	for failed := false; ; {
+		u, err := p.lease.Remark(ctx)
+		switch {
+		case errors.Is(err, ErrLeaseLost):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !failed:
+			p.log.Warn("rows that were set aside could not be looked at", "error", err)
+		case err == nil:
+			p.noteUnmarked(u)
+		}
+		failed = err != nil
+		if !Sleep(ctx, remarkEvery) {
+			return nil
+		}
+	}
+}
+
+// noteUnmarked keeps what is known of them, for the status and the metrics.
+func (p *pipeline) noteUnmarked(u Unmarked) {
+	p.mu.Lock()
+	before := p.unmarked.Events
+	p.unmarked = u
+	p.mu.Unlock()
+	switch {
+	case before == 0 && u.Events > 0:
+		p.changes.add(Change{Kind: ChangeUnmarked, Level: LevelDegraded, Slot: p.slot, Text: u.Cause})
+	case before > 0 && u.Events == 0:
+		p.changes.add(Change{Kind: ChangeUnmarked, Level: LevelOK, Slot: p.slot, Text: "all rows have their marks"})
+		p.log.Info("all rows that were set aside have their marks")
+	}
+}

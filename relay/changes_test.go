@@ -160,6 +160,27 @@ func TestEachKindOfChange(t *testing.T) {
 		return r
 	}, "standby lease_taken streaming dead_letter(kafka)×3", map[relay.ChangeKind]string{relay.ChangeDeadLetter: "too_large"})
 
+	story("RowsThatCannotBeMarked", func(t *testing.T) *rig {
+		w := newWorld(t)
+		r := start(t, w, oneLane, sinktest.NewScript("kafka"))
+		time.Sleep(10 * time.Second)
+		w.change(func() {
+			w.unmarked = relay.Unmarked{Events: 2, Memory: 1, Oldest: time.Now(), Cause: "SQLSTATE 23514: constraint t"}
+		})
+		time.Sleep(10 * time.Second)
+		const want = "slot sagaz_outbox: 2 rows are delivered and cannot be marked, the oldest for 10s: SQLSTATE 23514: constraint t; the ledger does not take 1 of them either, so a restart delivers them again"
+		if v := r.relay.Status().Verdict(); v.Level != relay.LevelDegraded || !slices.Contains(v.Reasons, want) {
+			t.Errorf("verdict %+v", v)
+		}
+		r.wantMetric(2, "outbox_unmarked_events")
+		w.change(func() { w.unmarked = relay.Unmarked{} })
+		time.Sleep(10 * time.Second)
+		if v := r.relay.Status().Verdict(); v.Level != relay.LevelOK {
+			t.Errorf("verdict %+v", v)
+		}
+		return r
+	}, "standby lease_taken streaming rows_unmarked rows_unmarked", map[relay.ChangeKind]string{relay.ChangeUnmarked: "mark"})
+
 	// The next owner has other sinks. One that is gone has left two events in the ledger, another nothing.
 	story("OtherSinks", func(t *testing.T) *rig {
 		w, rabbit := newWorld(t), sinktest.NewScript("rabbitmq")

@@ -35,6 +35,7 @@ type slotSample struct {
 	inactive time.Time // since when the slot has not been read, as far as we saw; zero: it is
 
 	ledger   []LedgerCount
+	unmarked int // rows that were set aside
 	sinks    []string
 	rows     map[string]int64 // of the whole table by status; only from the owner of the first slot
 	hotRatio float64          // negative: nothing was marked yet
@@ -93,6 +94,10 @@ var slotDefinitions = []slotDefinition{
 			}
 			return known(s, float64(*s.info.SafeWALSize))
 		},
+	},
+	{
+		"outbox_unmarked_events", "Rows whose events are delivered, or in the ledger, and whose marks the database does not take: a constraint, a trigger, a lock. They are tried again.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return float64(s.unmarked), true },
 	},
 	{
 		"outbox_slot_active", "1 while a connection reads the slot.", prometheus.GaugeValue,

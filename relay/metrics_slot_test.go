@@ -59,14 +59,14 @@ func TestSlotSeriesAddUp(t *testing.T) {
 	m.slots.own("one")
 	m.slots.own("two")
 	want("before the first look", map[string]float64{"outbox_shards_owned": 2, "outbox_slot_owned two": 1, "outbox_slot_owned three": 0}, gone...)
-	m.slots.set("one", &slotSample{looked: true, info: info, mode: ModeCDC, inflight: 3, bytes: 30, waiting: 5, ledger: dead, sinks: []string{"kafka"}, rows: map[string]int64{"sent": 7}, hotRatio: 0.5, limit: [2]int{10, 100}})
+	m.slots.set("one", &slotSample{looked: true, info: info, mode: ModeCDC, inflight: 3, bytes: 30, waiting: 5, ledger: dead, unmarked: 3, sinks: []string{"kafka"}, rows: map[string]int64{"sent": 7}, hotRatio: 0.5, limit: [2]int{10, 100}})
 	m.slots.set("two", &slotSample{looked: true, info: info, mode: modeRecovering, inflight: 4, bytes: 40, waiting: 6, ledger: dead, hotRatio: -1, limit: [2]int{10, 100}})
 	want("owning two", map[string]float64{
 		"outbox_pending_events_total": 11, "outbox_pending_events": 11, "outbox_processing_events_total": 7, "outbox_inflight_bytes": 70,
 		"outbox_inflight_limit_events": 20, "outbox_inflight_limit_bytes": 200, "outbox_shards_owned": 2,
 		"outbox_ledger_events kafka dead": 4, "outbox_ledger_events rabbitmq held": 2, "outbox_ledger_events kafka retry": 0,
 		"outbox_slot_confirmed_flush_lag_bytes two": 40, "outbox_slot_retained_wal_bytes one": 90, "outbox_slot_wal_status one extended": 1, "outbox_slot_wal_status one lost": 0,
-		"outbox_mode cdc one": 1, "outbox_mode cdc two": 0, "outbox_mode recovering two": 1, "outbox_relays one": 2,
+		"outbox_unmarked_events one": 3, "outbox_unmarked_events two": 0, "outbox_mode cdc one": 1, "outbox_mode cdc two": 0, "outbox_mode recovering two": 1, "outbox_relays one": 2,
 		"outbox_events_by_state sent": 7, "outbox_events_by_state failed": 0, "outbox_marks_hot_ratio": 0.5,
 	}, "outbox_slot_wal_keep_size_bytes one", "outbox_slot_safe_wal_size_bytes one", "outbox_slot_spill_bytes_total one", "outbox_slot_wal_budget_bytes one")
 

@@ -37,6 +37,7 @@ var contractMetrics = map[string]string{
 	"outbox_commit_to_ack_seconds":          "sink",
 	"outbox_sink_up":                        "sink",
 	"outbox_ledger_events":                  "sink state",
+	"outbox_unmarked_events":                "slot",
 	"outbox_shards_owned":                   "",
 	"outbox_lease_changes_total":            "worker_id",
 	"outbox_recovered_events_total":         "cause",

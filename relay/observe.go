@@ -170,6 +170,7 @@ func (o *observer) export() {
 	var st SlotStatus
 	p.status(&st)
 	p.mu.Lock()
+	s.unmarked = p.unmarked.Events
 	read, admitted := max(p.read, s.info.ConfirmedFlush), p.counts.admitted
 	oldest := time.Time{}
 	if f := p.tracker.oldest(); f != nil {

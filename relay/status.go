@@ -76,6 +76,8 @@ type SlotStatus struct {
 	SafeBytes     *int64 `json:"safe_bytes"`     // WAL that may be written before the slot can be lost; null without a limit
 	CapBytes      *int64 `json:"cap_bytes"`      // max_slot_wal_keep_size; null without a limit
 	WALStatus     string `json:"wal_status,omitempty"`
+	// Unmarked are rows whose events are done and whose marks the database does not take; null when there is none.
+	Unmarked *Unmarked `json:"unmarked,omitempty"`
 	// HOTShare is the share of the table's updates in the last five minutes that were HOT; null without any, and where another relay, or the owner
 	// of the first slot, speaks for the table.
 	HOTShare *float64 `json:"hot_share,omitempty"`
@@ -144,6 +146,9 @@ func (p *pipeline) status(out *SlotStatus) {
 	out.Watermark, out.Read = p.tracker.watermark.String(), p.read.String()
 	out.Pending, out.InflightLimit, out.InflightBudget = max(p.pendingEvents, float64(out.Inflight)), p.cfg.InflightEvents, p.cfg.InflightBytes
 	out.HOTShare = p.hot
+	if u := p.unmarked; u.Events > 0 {
+		out.Unmarked = &u
+	}
 	p.seen.status(out)
 	if f := p.tracker.oldest(); f != nil && f.committed != 0 {
 		out.LagSeconds = max(0, time.Since(f.committed.Time()).Seconds())

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -28,6 +29,19 @@ type Unmarked struct {
 	Memory int       `json:"memory"`
 	Oldest time.Time `json:"oldest"` // when the first of them was set aside
 	Cause  string    `json:"cause"`  // of that one: an SQLSTATE with names, or who holds the lock. No value of a row
+}
+
+// String says it in words, without a value of a row.
+func (u *Unmarked) String() string {
+	rows := "1 row is delivered and cannot be marked"
+	if u.Events > 1 {
+		rows = fmt.Sprintf("%d rows are delivered and cannot be marked", u.Events)
+	}
+	text := fmt.Sprintf("%s, the oldest for %s: %s", rows, time.Since(u.Oldest).Round(time.Second), u.Cause)
+	if u.Memory > 0 {
+		text += fmt.Sprintf("; the ledger does not take %d of them either, so a restart delivers them again", u.Memory)
+	}
+	return text
 }
 
 // remarkEvery is how often rows that were set aside are looked at. As long as there are none, that costs no statement.
@@ -62,9 +76,9 @@ func (p *pipeline) noteUnmarked(u Unmarked) {
 	p.mu.Unlock()
 	switch {
 	case before == 0 && u.Events > 0:
-		p.changes.add(Change{Kind: ChangeUnmarked, Level: LevelDegraded, Slot: p.slot, Text: u.Cause})
+		p.changes.add(Change{Kind: ChangeUnmarked, Level: LevelDegraded, Slot: p.slot, Text: "rows cannot be marked: " + u.Cause})
 	case before > 0 && u.Events == 0:
-		p.changes.add(Change{Kind: ChangeUnmarked, Level: LevelOK, Slot: p.slot, Text: "all rows have their marks"})
+		p.changes.add(Change{Kind: ChangeUnmarked, Level: LevelOK, Slot: p.slot, Text: "all rows have their marks again"})
 		p.log.Info("all rows that were set aside have their marks")
 	}
 }

@@ -69,6 +69,9 @@ func (s *SlotStatus) judge(v *Verdict) {
 			v.add(LevelDegraded, fmt.Sprintf("slot %s: the next rows have been claimed by another worker for %.0f s", s.Slot, s.Waits))
 		}
 	}
+	if u := s.Unmarked; u != nil {
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: %s", s.Slot, u))
+	}
 	switch s.WALStatus {
 	case "extended":
 		v.add(LevelDegraded, fmt.Sprintf("slot %s: it holds back more WAL than max_wal_size", s.Slot))

@@ -57,20 +57,20 @@ type letterFlags struct {
 func (f *letterFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.sink, "sink", "", "only those of this `sink` (kafka, rabbitmq, …; - for rows without a ledger entry)")
-	flags.StringVar(&f.reason, "reason", "", "only those refused for this `reason`: unroutable, too_large, nacked, rejected, encode, unknown_topic, sink_down")
+	flags.StringVar(&f.reason, "reason", "", "only those refused for this `reason`: unroutable, too_large, nacked, rejected, encode, unknown_topic, sink_down; of rows that do not take their marks: unmarked, locked")
 	flags.StringVar(&f.eventType, "event-type", "", "only events of this `type`")
 	flags.StringVar(&f.key, "key", "", "only events of this partition `key` (aggregate_id)")
 	flags.StringSliceVar(&f.eventIDs, "event-id", nil, "only these events (`id`, several with commas between)")
 	flags.StringVar(&f.sagaID, "saga-id", "", "only events of this saga (`id`)")
 	flags.StringVar(&f.olderThan, "older-than", "", "only those that have been here for `longer`, such as 90m or 7d")
-	flags.StringVar(&f.state, "state", string(repair.StateDead), "`state`: dead; retry (waits for its next attempt); held (waits behind another of its key); discarded; all")
+	flags.StringVar(&f.state, "state", string(repair.StateDead), "`state`: dead; retry (waits for its next attempt); held (waits behind another of its key); unmarked (delivered, and the row does not take its mark); discarded; all")
 }
 
 func (f *letterFlags) filter() (repair.Filter, error) {
 	filter := repair.Filter{State: repair.State(f.state), Sink: f.sink, Reason: f.reason, EventType: f.eventType, Key: f.key, SagaID: f.sagaID}
 	var errs []error
 	if !slices.Contains(repair.States(), filter.State) {
-		errs = append(errs, fmt.Errorf("--state=%s: want dead, retry, held, discarded or all", f.state))
+		errs = append(errs, fmt.Errorf("--state=%s: want dead, retry, held, unmarked, discarded or all", f.state))
 	}
 	var err error
 	if filter.EventIDs, err = parseEventIDs(f.eventIDs); err != nil {

@@ -197,6 +197,7 @@ func TestFindings(t *testing.T) {
 		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, says: "1 have been claimed"},
 		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, says: "1 dead letter without", mend: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
 		{name: "LibraryFailed", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'failed', now(), NULL, 1)`, check: "rows", severity: Note, says: "1 failed without", mend: `UPDATE saga_outbox SET status = 'pending'`},
+		{name: "Unmarked", provoke: entry("saga_outbox", "%slot", "retry"), check: "ledger", severity: Degraded, says: "1 delivered row of slot", mend: `DELETE FROM saga_outbox_delivery`},
 		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letter of sink kafka", mend: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
 		{name: "StrangeSink", provoke: entry("rabbitmq", "%slot", "held"), check: "ledger", severity: Degraded, says: "sink rabbitmq, which BROKER_TYPE does not name", settings: func(c *Config) { c.SinkNames = append(c.SinkNames, "rabbitmq") }},
 		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, says: "which RELAY_SLOT does not name"},

@@ -117,6 +117,14 @@ func (ex *exam) checkLedger(ctx context.Context) {
 	strayed := make(map[string]int64)
 	for _, g := range groups {
 		parts = append(parts, fmt.Sprintf("%s %d %s", g.Sink, g.N, g.State))
+		if g.Sink == relay.MarkSink {
+			ex.add(Finding{
+				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s of slot %s cannot be marked, the oldest for %s", count(g.N, "delivered row"), g.Slot, time.Duration(g.Oldest*float64(time.Second)).Round(time.Second)),
+				Why: "The database does not take what they should say: a constraint, a trigger, a lock. They are tried again at growing pauses, and not delivered again.",
+				Fix: []Step{run("sagaz-relay dead-letter list --state unmarked"), do("drop the constraint or trigger that the list names, or end the session that holds the lock")},
+			})
+			continue
+		}
 		if g.State == string(relay.StateDead) {
 			ex.add(Finding{
 				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s of sink %s, the oldest for %s", count(g.N, "dead letter"), g.Sink, time.Duration(g.Oldest*float64(time.Second)).Round(time.Second)),

@@ -30,13 +30,14 @@ func ToRetry(f Filter) (Filter, error) {
 	if f.State == StateHeld {
 		return f, ErrHeld
 	}
-	f.only = "(discarded OR state = 'dead' OR state = 'retry' AND (sink = '" + NoSink + "' OR next_attempt_at > now()))"
+	f.only = "(discarded OR state = 'dead' OR state = 'unmarked' AND next_attempt_at > now() OR state = 'retry' AND (sink = '" + NoSink + "' OR next_attempt_at > now()))"
 	return f, nil
 }
 
-// ToDiscard narrows a filter to what Discard changes.
+// ToDiscard narrows a filter to what Discard changes. An entry about a row's mark is none of it: without
+// it, the event would be delivered again.
 func ToDiscard(f Filter) Filter {
-	f.only = "NOT discarded"
+	f.only = "NOT discarded AND state <> 'unmarked'"
 	return f
 }
 
@@ -54,11 +55,14 @@ const (
 	StateHeld      = State(relay.StateHeld)
 	StateRetry     = State(relay.StateRetry)
 	StateDiscarded = State("discarded") // given up by a person, whatever it was before
+	StateUnmarked  = State("unmarked")  // delivered, and the row does not take its mark
 	StateAll       = State("all")
 )
 
 // States are those that a Filter takes.
-func States() []State { return []State{StateDead, StateRetry, StateHeld, StateDiscarded, StateAll} }
+func States() []State {
+	return []State{StateDead, StateRetry, StateHeld, StateUnmarked, StateDiscarded, StateAll}
+}
 
 // NoSink stands for the sink of a row that has no entry in the ledger.
 const NoSink = "-"
@@ -89,7 +93,7 @@ type Letter struct {
 const givenUp = "discarded: "
 
 // letters is every letter there is; find and the statements that change them choose from it.
-const letters = `SELECT d.event_id, d.sink, d.slot, d.state, d.reason, d.attempts, d.partition_key, d.event_type, o.saga_id, coalesce(o.status, 'gone') AS row_status,
+const letters = `SELECT d.event_id, d.sink, d.slot, CASE d.sink WHEN '` + relay.MarkSink + `' THEN 'unmarked' ELSE d.state END AS state, d.reason, d.attempts, d.partition_key, d.event_type, o.saga_id, coalesce(o.status, 'gone') AS row_status,
 		d.parked_at AS since, d.next_attempt_at, d.last_error, d.detached, d.discarded, d.replayed_at, d.position
 	FROM saga_outbox_delivery d LEFT JOIN saga_outbox o ON o.event_id = d.event_id
 	UNION ALL
@@ -105,7 +109,7 @@ func (f *Filter) where(args *[]any) string {
 		conditions = append(conditions, fmt.Sprintf(condition, len(*args)))
 	}
 	switch f.State {
-	case StateDead, StateHeld, StateRetry:
+	case StateDead, StateHeld, StateRetry, StateUnmarked:
 		conditions = append(conditions, "NOT discarded")
 		add("state = $%d", string(f.State))
 	case StateDiscarded:

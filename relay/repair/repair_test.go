@@ -402,3 +402,32 @@ func TestShow(t *testing.T) {
 		}
 	})
 }
+
+// Rows that do not take their marks are listed by a name of their own. A person may have them tried at once, and cannot give them up: their
+// events would be delivered again.
+func TestUnmarkedRows(t *testing.T) {
+	onEach(t, func(t *testing.T, db *table) {
+		db.row(1, "a", "pending", 0)
+		db.row(2, "a", "dead_letter", 5)
+		db.entry(1, relay.MarkSink, "a", "retry detached", 0, "unmarked")
+		db.entry(2, "kafka", "a", "dead detached", 5, "rejected")
+		db.entry(2, relay.MarkSink, "a", "retry detached", 0, "locked")
+		db.exec(`CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$; CREATE TRIGGER no BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION no()`)
+		for state, want := range map[State]int{StateUnmarked: 2, StateRetry: 0, StateDead: 1, StateAll: 3} {
+			if found, _, err := Find(t.Context(), db.conn, Filter{State: state}, 0); err != nil || len(found) != want {
+				t.Errorf("%s: %d letters, %v; want %d", state, len(found), err, want)
+			}
+		}
+		if done, err := Discard(t.Context(), db.conn, Filter{State: StateUnmarked}, false); err != nil || done.N() != 0 {
+			t.Errorf("discard: %+v, %v", done, err)
+		}
+		done, err := Retry(t.Context(), db.conn, Filter{State: StateAll}, false)
+		if err != nil || done.Sinks[relay.MarkSink] != 2 || done.Sinks["kafka"] != 1 {
+			t.Errorf("retry: %+v, %v", done, err)
+		}
+		var due int
+		if err := db.Pool.QueryRow(t.Context(), `SELECT count(*) FROM saga_outbox_delivery WHERE sink = $1 AND state = 'retry' AND next_attempt_at <= now()`, relay.MarkSink).Scan(&due); err != nil || due != 2 {
+			t.Errorf("%d are due, %v", due, err)
+		}
+	})
+}

@@ -76,6 +76,7 @@ const (
 			state = CASE d.state WHEN 'held' THEN 'held' ELSE 'retry' END, next_attempt_at = NULL, discarded = true
 		` + chosen + ` AND NOT d.discarded RETURNING d.sink`
 
+	// A row with an entry about its mark is left alone: what it is to say is written when it takes it.
 	// What the entries say, their rows say, as after relay.Ledger's Resolve; with $2, hybrid mode, no row says pending, which another worker
 	// would take. A row whose entries are all discarded is a dead letter. One that was sent and is being delivered once more stays sent.
 	rowsSQL = `UPDATE saga_outbox o SET status = e.status, retry_count = e.attempts,
@@ -84,7 +85,7 @@ const (
 				left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink), 2000) AS error,
 				CASE WHEN bool_and(discarded) OR bool_or(state = 'dead' AND NOT discarded) THEN 'dead_letter'
 					WHEN bool_or(attempts > 0 AND NOT discarded) OR $2 THEN 'failed' ELSE 'pending' END AS status
-			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) GROUP BY event_id) e
+			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) GROUP BY event_id HAVING NOT bool_or(sink = '` + relay.MarkSink + `')) e
 		WHERE o.event_id = e.event_id AND o.event_id = ANY($1::uuid[]) AND o.status <> 'sent'`
 
 	bare = `event_id = ANY($1::uuid[]) AND $2::text[] IS NOT NULL AND status IN ('dead_letter', 'failed')

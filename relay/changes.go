@@ -5,7 +5,8 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
+
+	"github.com/sagaz-relay/relay/internal/term"
 )
 
 // Change is one change of state of a relay, for people who look at the status page.
@@ -100,17 +101,7 @@ func (l *changeLog) newest() []Change {
 
 // shown makes a text fit for the page: one line, of bounded length.
 func shown(text string) string {
-	text = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, "\uFFFD"), func(r rune) bool {
-		return unicode.IsSpace(r) || unicode.IsControl(r)
-	}), " ")
-	n := 0
-	for at := range text {
-		if n == shownLength {
-			return text[:at] + "…"
-		}
-		n++
-	}
-	return text
+	return term.Cut(term.Text(strings.Join(strings.Fields(text), " ")), shownLength+1)
 }
 
 // Changes returns the last changes of state, at most 50, the newest first.

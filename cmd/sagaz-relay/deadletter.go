@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/repair"
 	"github.com/sagaz-relay/relay/relay/store"
@@ -350,7 +351,7 @@ func printDone(w io.Writer, past string, c *changed) {
 func bySink(sinks map[string]int) string {
 	var parts []string
 	for sink, n := range sinks {
-		parts = append(parts, fmt.Sprintf("%s %d", sink, n))
+		parts = append(parts, fmt.Sprintf("%s %d", term.Text(sink), n))
 	}
 	slices.Sort(parts)
 	return strings.Join(parts, ", ")
@@ -360,8 +361,8 @@ func bySink(sinks map[string]int) string {
 func whoDelivers(owners []store.SlotOwner) string {
 	var names []string
 	for _, o := range owners {
-		if o.Running && !slices.Contains(names, o.Owner) {
-			names = append(names, o.Owner)
+		if o.Running && !slices.Contains(names, term.Text(o.Owner)) {
+			names = append(names, term.Text(o.Owner))
 		}
 	}
 	if names == nil {

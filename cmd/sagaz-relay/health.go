@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sagaz-relay/relay/internal/term"
 )
 
 func newHealth(load func() (*settings, error)) *cobra.Command {
@@ -81,6 +83,6 @@ func askHealth(ctx context.Context, out io.Writer, bind, path string, encrypted 
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s: %s", answer.Status, strings.Join(answer.Problems, "; "))
 	}
-	_, err = fmt.Fprintln(out, answer.Status)
+	_, err = fmt.Fprintln(out, term.Text(answer.Status))
 	return err
 }

@@ -351,7 +351,7 @@ func verifyText(r *verify.AuditReport) string {
 	fmt.Fprintf(&b, "%d events in the table\n", r.Events)
 	for _, s := range r.Sinks {
 		fmt.Fprintf(&b, "\n%s: %d of them there, in %d deliveries (%d replays); %d missing, %d pending, %d dead letters, %d duplicates, %d earlier\n",
-			s.Sink, s.Events, s.Deliveries, s.Replayed, s.Missing.Count, s.Pending, s.DeadLetters, s.Duplicates.Count, s.EarlierArrivedLater.Count)
+			term.Text(s.Sink), s.Events, s.Deliveries, s.Replayed, s.Missing.Count, s.Pending, s.DeadLetters, s.Duplicates.Count, s.EarlierArrivedLater.Count)
 		list(&b, "missing", s.Missing)
 		list(&b, "duplicate", s.Duplicates)
 		list(&b, "earlier", s.EarlierArrivedLater)

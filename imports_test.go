@@ -24,10 +24,11 @@ var allowed = []struct {
 	{"cmd/*/*", []string{"*", "*/*", "*/*/*"}}, // end-to-end tests
 	{"internal/*", nil},
 	{"relay", nil},
-	{"relay/doctor", []string{"relay", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does
+	{"relay/doctor", []string{"relay", "relay/columns", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does
+	{"relay/store", []string{"relay", "relay/columns", "relay/sessions"}},
 	{"relay/*", []string{"relay", "relay/sessions"}},
-	{"cdc", []string{"relay", "relay/sessions", "cdc/pgoutput"}},
-	{"cdc/*", []string{"relay"}},
+	{"cdc", []string{"relay", "relay/columns", "relay/sessions", "cdc/pgoutput"}},
+	{"cdc/*", []string{"relay", "relay/columns"}},
 	{"sinks/stdout", []string{"relay", "sinks/file"}}, // the same lines, to another writer
 	{"sinks/halve", nil},                         // numbers only
 	{"sinks/brokertest", []string{"internal/*"}}, // brokers as processes: it knows no relay

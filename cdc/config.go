@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
@@ -40,6 +41,13 @@ type Config struct {
 	//
 	// Default true. RELAY_SLOT_FAILOVER.
 	Failover bool `env:"RELAY_SLOT_FAILOVER"`
+
+	// MaxEventBytes is how large an event may be: saga_id, aggregate_type, aggregate_id, event_type, payload and headers together, as text. A
+	// larger row is not read whole: it becomes a dead letter with reason too_large, and all others go on. Several copies of an event are
+	// in memory on its way, so keep it below a sixteenth of the memory limit. Brokers have limits of their own, most of them lower.
+	//
+	// Default 33554432 (32 MiB). RELAY_MAX_EVENT_BYTES.
+	MaxEventBytes int `env:"RELAY_MAX_EVENT_BYTES"`
 }
 
 // DefaultConfig returns every default.
@@ -49,6 +57,7 @@ func DefaultConfig() Config {
 		WALSenderTimeout: 10 * time.Second,
 		StatusInterval:   time.Second,
 		Failover:         true,
+		MaxEventBytes:    relay.DefaultMaxEventBytes,
 	}
 }
 
@@ -75,6 +84,9 @@ func (c *Config) Validate() error {
 	}
 	if c.StatusInterval <= 0 || c.StatusInterval > c.WALSenderTimeout/3 {
 		errs = append(errs, fmt.Errorf("RELAY_STATUS_INTERVAL=%s: want more than 0 and at most a third of RELAY_WAL_SENDER_TIMEOUT=%s", c.StatusInterval, c.WALSenderTimeout))
+	}
+	if err := relay.CheckMaxEventBytes(c.MaxEventBytes); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

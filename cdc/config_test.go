@@ -27,7 +27,7 @@ func TestConfigErrors(t *testing.T) {
 		{"rare reports", func(c *Config) { c.StatusInterval = 4 * time.Second }, []string{"RELAY_STATUS_INTERVAL"}},
 		{
 			"all", func(c *Config) { *c = Config{StatusInterval: -1} },
-			[]string{"DATABASE_URL", "RELAY_PUBLICATION", "RELAY_WAL_SENDER_TIMEOUT=0s", "RELAY_STATUS_INTERVAL=-1ns"},
+			[]string{"DATABASE_URL", "RELAY_PUBLICATION", "RELAY_WAL_SENDER_TIMEOUT=0s", "RELAY_STATUS_INTERVAL=-1ns", "RELAY_MAX_EVENT_BYTES=0"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

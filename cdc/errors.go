@@ -21,6 +21,7 @@ const (
 	codeInUse              = "55006"
 	codePrerequisite       = "55000"
 	codeConfigurationLimit = "53400"
+	codeOutOfMemory        = "53200"
 	codeTooManyConnections = "53300"
 	codeFeature            = "0A000"
 	codeProtocolViolation  = "08P01"

@@ -16,8 +16,10 @@ type reader struct {
 	silence time.Duration // longest wait for the server; 0 means no limit
 	before  func() error  // nil while connecting
 
-	buf  []byte
-	r, w int
+	// What was read: buf[r:ok] may be handed out, buf[ok:w] is still to be looked at (frames.go).
+	buf      []byte
+	r, ok, w int
+	frames   frames
 
 	lastRead time.Time
 	lastSize int
@@ -47,21 +49,36 @@ const readBuffer = 256 << 10
 func newReader(src io.Reader) *reader { return &reader{src: src, buf: make([]byte, readBuffer)} }
 
 func (r *reader) Read(p []byte) (int, error) {
-	if r.r == r.w {
+	for {
+		if n := r.frames.take(p); n > 0 {
+			return n, nil
+		}
+		if r.r < r.ok {
+			n := copy(p, r.buf[r.r:r.ok])
+			r.r += n
+			return n, nil
+		}
+		if passed, cut := r.frames.look(r.buf[r.ok:r.w]); passed > 0 || cut > 0 {
+			r.ok += passed
+			if cut > 0 { // none has passed then
+				r.ok += cut
+				r.r = r.ok
+			}
+			continue
+		}
+		r.w = copy(r.buf, r.buf[r.ok:r.w]) // the beginning of a message, at most
+		r.r, r.ok = 0, 0
 		n, err := r.refill()
 		if n == 0 {
 			return 0, err
 		}
-		r.r, r.w = 0, n
+		r.w += n
 	}
-	n := copy(p, r.buf[r.r:r.w])
-	r.r += n
-	return n, nil
 }
 
 func (r *reader) refill() (int, error) {
 	if r.before == nil { // not streaming
-		return r.src.Read(r.buf)
+		return r.src.Read(r.buf[r.w:])
 	}
 	for {
 		if err := r.before(); err != nil {
@@ -80,7 +97,7 @@ func (r *reader) refill() (int, error) {
 		if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 			return 0, err
 		}
-		n, err := r.src.Read(r.buf)
+		n, err := r.src.Read(r.buf[r.w:])
 		now := time.Now()
 		r.lastTook, r.lastRead, r.lastSize = now.Sub(r.lastRead), now, n
 		if n == 0 && r.busy && errors.Is(err, os.ErrDeadlineExceeded) {

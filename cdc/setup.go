@@ -12,6 +12,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/columns"
 )
 
 // outboxTable is the table that the Python library and every application know. It is looked up by search_path.
@@ -24,6 +25,37 @@ type outbox struct {
 	owner     string
 	published bool   // the publication exists and carries its inserts
 	version   string // of what the catalog says of that; another one means that it was changed meanwhile
+	columns   []columns.Column
+}
+
+// column returns a column by its name, or nil.
+func (t *outbox) column(name string) *columns.Column {
+	i := slices.IndexFunc(t.columns, func(c columns.Column) bool { return c.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &t.columns[i]
+}
+
+// readsBinary reports whether the stream may be in the types' binary form.
+func (t *outbox) readsBinary() bool {
+	for _, name := range columns.Names {
+		if c := t.column(name); c == nil || !columns.ReadsBinary(name, c.OID) {
+			return false
+		}
+	}
+	return true
+}
+
+// describes reports whether columns that the stream has described are those of the table as it is now, or of types that need no catalog to
+// be understood.
+func (t *outbox) describes(types map[string]uint32) bool {
+	for name, oid := range types {
+		if c := t.column(name); (c == nil || c.OID != oid) && !columns.ReadsBinary(name, oid) {
+			return false
+		}
+	}
+	return true
 }
 
 // query runs SQL by the simple protocol, the only one a walsender takes, and returns the rows as text.
@@ -87,13 +119,19 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 }
 
 func (s *session) checkColumns(ctx context.Context, t *outbox) error {
-	rows, err := s.query(ctx, fmt.Sprintf(`SELECT attname FROM pg_attribute WHERE attrelid = %d AND attnum > 0 AND NOT attisdropped`, t.oid))
+	rows, err := s.query(ctx, columns.SQL(t.oid))
 	if err != nil {
 		return fmt.Errorf("look at the columns of %s: %w", t.name, err)
 	}
+	t.columns = make([]columns.Column, len(rows))
+	for i, r := range rows {
+		oid, _ := strconv.ParseUint(r[1], 10, 32) // the server says so: it is a number
+		length, _ := strconv.Atoi(r[4])
+		t.columns[i] = columns.Column{Name: r[0], OID: uint32(oid), Type: r[2], Send: r[3], Length: length}
+	}
 	var missing []string
-	for _, want := range pgoutput.Columns {
-		if !slices.ContainsFunc(rows, func(r []string) bool { return r[0] == want }) {
+	for _, want := range columns.Names {
+		if t.column(want) == nil {
 			missing = append(missing, want)
 		}
 	}
@@ -103,7 +141,7 @@ func (s *session) checkColumns(ctx context.Context, t *outbox) error {
 			Fix:     "restore it, or name the right database in DATABASE_URL",
 		}
 	}
-	return nil
+	return columns.SetupError(t.name, t.columns)
 }
 
 // checkPublication finds out whether the publication is there and carries what is needed. That it is missing is no

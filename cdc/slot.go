@@ -158,7 +158,7 @@ func (s *Source) remember(slot string, m memory) {
 
 // gone makes the error, and notes for Create what it means for the slot.
 func (s *Source) gone(slot string, cause relay.GoneCause, err error) error {
-	if cause == relay.GoneLost || cause == relay.GonePublication {
+	if cause == relay.GoneLost || cause == relay.GonePublication || cause == relay.GoneUnreadable {
 		m := s.recall(slot)
 		m.anew = true
 		s.remember(slot, m)

@@ -31,6 +31,8 @@ type Source struct {
 	mu       sync.Mutex // guards what follows
 	slots    map[string]memory
 	silences map[string]silence
+	stumbles map[string]stumble
+	textual  map[string]bool // slots that are read as text, because a column has had a type that is read in no other way
 }
 
 var _ relay.Source = (*Source)(nil)
@@ -60,7 +62,7 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 	conn.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
 	// PostgreSQL 18 warns that it leaves out the rows of a publication that it does not find. That must not be turned off.
 	conn.RuntimeParams["client_min_messages"] = "warning"
-	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence)}, nil
+	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool)}, nil
 }
 
 // session is a replication connection before it streams; it takes SQL by the simple protocol.
@@ -163,7 +165,10 @@ func (s *Source) open(ctx context.Context, sess *session, slot string, known rel
 	args := []string{
 		"proto_version '1'",
 		"publication_names " + quoteLiteral(quoteIdent(s.cfg.Publication)),
-		"binary 'true'",
+	}
+	binary := table.readsBinary() && !s.readsText(slot)
+	if binary {
+		args = append(args, "binary 'true'")
 	}
 	if sess.server >= 16 {
 		// Our own marks carry an origin where the role may set one; the server drops them before decoding.
@@ -176,8 +181,11 @@ func (s *Source) open(ctx context.Context, sess *session, slot string, known rel
 	s.log.Info("streaming", "slot", slot, "publication", s.cfg.Publication, "server", sess.conn.ParameterStatus("server_version"))
 	st := &stream{
 		source: s, cfg: &s.cfg, log: s.log, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
-		version: table.version, dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
+		version: table.version, binary: binary, dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
 	}
+	st.dec.MaxEventBytes = s.cfg.MaxEventBytes
+	st.dec.Unchecked = sessions.Encoding(sess.conn) == sessions.AnyBytes
+	sess.in.frames.limit, sess.in.frames.needs = s.cfg.MaxEventBytes, st.dec.Needs
 	st.last.Store(time.Now().UnixNano())
 	return st, nil
 }

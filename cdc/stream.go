@@ -28,6 +28,7 @@ type stream struct {
 	slot    string
 	role    string
 	version string // of the publication as of Open
+	binary  bool   // values come in their types' binary form
 	conn    *pgconn.PgConn
 	in      *reader
 	dec     *pgoutput.Decoder
@@ -125,6 +126,8 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	case hasCode(err, codeUndefinedObject):
 		// The publication is not there as of the position that pgoutput decodes.
 		return s.source.gone(s.slot, relay.GonePublication, err)
+	case isUnreadable(err) && s.source.stumbled(s.slot, s.dec.At()):
+		return s.source.gone(s.slot, relay.GoneUnreadable, err)
 	default:
 		return fmt.Errorf("receive from slot %q: %w", s.slot, classify(err, s.role))
 	}
@@ -214,7 +217,7 @@ func (s *stream) decode(ctx context.Context, msg []byte) error {
 			s.intake.Pass(s.dec.CommitEnd)
 		}
 	case pgoutput.Relation:
-		return s.lookNow(ctx)
+		return s.described(ctx)
 	case pgoutput.Truncate:
 		s.log.Warn("the outbox table was truncated: rows that were not delivered are gone, by somebody's decision")
 	}

@@ -37,7 +37,7 @@ func (s *stream) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if err := s.lookNow(ctx); err != nil {
+		if _, err := s.lookNow(ctx); err != nil {
 			return err
 		}
 	}
@@ -46,23 +46,23 @@ func (s *stream) watch(ctx context.Context) error {
 // lookNow looks once. The reader does it, too, when the server describes the table, which it does before the first row that it
 // tells after a change: a row from after a gap must not overtake those in it.
 //
-// That the look itself does not work means nothing; the stream has its own way to notice that the server is gone.
-func (s *stream) lookNow(ctx context.Context) error {
+// It returns what it saw, or nil. That the look itself does not work means nothing; the stream has its own way to notice that the server is gone.
+func (s *stream) lookNow(ctx context.Context) (table *outbox, err error) {
 	s.look.mu.Lock()
 	defer s.look.mu.Unlock()
-	err := s.lookOnce(ctx)
+	table, err = s.lookOnce(ctx)
 	var setup *relay.SetupError
 	var gone *relay.SlotGoneError
 	switch {
 	case errors.As(err, &setup), errors.As(err, &gone):
-		return err
+		return nil, err
 	case err != nil && ctx.Err() == nil:
 		s.log.Debug("looking at the publication", "slot", s.slot, "error", err)
 	}
-	return nil
+	return table, nil
 }
 
-func (s *stream) lookOnce(ctx context.Context) error {
+func (s *stream) lookOnce(ctx context.Context) (*outbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout)
 	defer cancel()
 	if s.look.conn == nil || s.look.conn.IsClosed() {
@@ -75,7 +75,7 @@ func (s *stream) lookOnce(ctx context.Context) error {
 		cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)
 		conn, err := pgconn.ConnectConfig(ctx, cfg)
 		if err != nil {
-			return sessions.Cause(err)
+			return nil, sessions.Cause(err)
 		}
 		s.look.conn = conn
 	}
@@ -84,13 +84,13 @@ func (s *stream) lookOnce(ctx context.Context) error {
 	table, err := sess.inspect(ctx, s.cfg.Publication, false)
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case !table.published:
-		return s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was dropped", s.cfg.Publication))
+		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was dropped", s.cfg.Publication))
 	case table.version != s.version:
-		return s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was changed", s.cfg.Publication))
+		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was changed", s.cfg.Publication))
 	}
-	return nil
+	return table, nil
 }
 
 // close ends the connection. Nobody looks any more.

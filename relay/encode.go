@@ -32,9 +32,21 @@ const hexDigits = "0123456789abcdef"
 // Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the event's own fault
 // (see Refused); rec then holds nothing to publish.
 func (e *Encoder) Encode(rec *Record, ev *Event) error {
+	if ev.Unfit != nil {
+		*rec = Record{}
+		return ev.Unfit
+	}
 	if ev.Payload == "" {
 		*rec = Record{}
 		return Refuse(ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
+	}
+	rowHeaders := ev.Headers
+	if ev.Loose {
+		var err error
+		if rowHeaders, err = checkLoose(ev); err != nil {
+			*rec = Record{}
+			return Refuse(ReasonEncode, err)
+		}
 	}
 	*rec = Record{
 		EventID:     ev.ID,
@@ -52,7 +64,7 @@ func (e *Encoder) Encode(rec *Record, ev *Event) error {
 	} else {
 		rec.Value, id = []byte(ev.Payload), ev.ID.String()
 	}
-	headers, err := appendHeaders(e.envelopeHeaders(ev, id, countHeaders(ev.Headers)), ev.Headers)
+	headers, err := appendHeaders(e.envelopeHeaders(ev, id, countHeaders(rowHeaders)), rowHeaders)
 	if err != nil {
 		*rec = Record{}
 		return Refuse(ReasonEncode, fmt.Errorf("column headers: %w", err))

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -109,6 +110,32 @@ type Event struct {
 	XID uint32
 	// CommittedAt is when that transaction committed, by the server's clock.
 	CommittedAt Timestamp
+
+	// Unfit is why the row cannot be delivered, if whoever read it knows: it is too large, for instance, and was not read whole. Payload and
+	// Headers are empty then.
+	Unfit *RefusedError
+	// Loose says that nobody has checked the texts: payload or headers are of another type than jsonb, or the database knows no encoding. The
+	// encoder does it then.
+	Loose bool
+}
+
+// TooLarge is why an event is refused whose texts have size bytes, more than RELAY_MAX_EVENT_BYTES. Trying again does not make it smaller.
+func TooLarge(size, limit int64) *RefusedError {
+	return &RefusedError{Reason: ReasonTooLarge, Size: size, Limit: limit, Err: errTooLarge, Final: true}
+}
+
+// errTooLarge names the limit, because a broker may have a lower one.
+var errTooLarge = errors.New("the row is larger than RELAY_MAX_EVENT_BYTES, so it is not read")
+
+// DefaultMaxEventBytes is the default of RELAY_MAX_EVENT_BYTES.
+const DefaultMaxEventBytes = 32 << 20
+
+// CheckMaxEventBytes reports what is wrong with a RELAY_MAX_EVENT_BYTES.
+func CheckMaxEventBytes(bytes int) error {
+	if bytes < 64<<10 || bytes > 1<<30 {
+		return fmt.Errorf("RELAY_MAX_EVENT_BYTES=%d: want 65536 to 1073741824", bytes)
+	}
+	return nil
 }
 
 // Size is the number of bytes that the event is charged against the in-flight budget.

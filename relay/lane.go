@@ -205,7 +205,7 @@ func (k *keeping) entry(kept []*flight, f *flight) bool {
 // refusal is the ledger entry for an event that was refused for the first time.
 func (l *lane) refusal(r *RefusedError) *Parked {
 	p := &Parked{Sink: l.sink.Name(), State: StateRetry, Reason: r.Reason, Error: r.Error(), Attempts: 1, Delay: l.cfg.retryDelay(1)}
-	if l.cfg.MaxRetries <= 1 {
+	if l.cfg.MaxRetries <= 1 || r.Final {
 		p.State, p.Delay, p.Detached = StateDead, 0, l.cfg.DeadLetter == DeadLetterContinue
 	}
 	return p
@@ -470,7 +470,7 @@ func (c *Config) retryDelay(attempts int) time.Duration {
 // refusedAgain is the outcome of a ledger entry that was refused once more.
 func (c *Config) refusedAgain(e *Entry, r *RefusedError) Outcome {
 	o := Outcome{Entry: e, Fate: FateRefused, Reason: r.Reason, Error: r.Error(), Attempts: e.Attempts + 1}
-	if o.Attempts >= c.MaxRetries {
+	if o.Attempts >= c.MaxRetries || r.Final {
 		o.Fate, o.Detach = FateDead, c.DeadLetter == DeadLetterContinue
 		return o
 	}

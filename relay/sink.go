@@ -169,6 +169,8 @@ type RefusedError struct {
 	// Size and Limit are bytes, for ReasonTooLarge; a Limit of 0 is not known.
 	Size, Limit int64
 	Err         error // what the broker said; never the payload
+	// Final says that no later try can end otherwise: the event is a dead letter at once.
+	Final bool
 }
 
 func (e *RefusedError) Error() string {

@@ -47,6 +47,7 @@ const (
 	GoneMissing     GoneCause = "missing"     // it does not exist: never made, dropped, restored from a dump, lost in a failover
 	GoneLost        GoneCause = "lost"        // the server has invalidated it (wal_status lost, conflicting, …)
 	GonePublication GoneCause = "publication" // the publication is missing, or was as of the position that the slot decodes
+	GoneUnreadable  GoneCause = "unreadable"  // it tells what cannot be read, at each try at the same place; or as the table was before a change of its columns
 	GoneMoved       GoneCause = "moved"       // it stands further on than we let it: recreated or advanced by somebody
 )
 

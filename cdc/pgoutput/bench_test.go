@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/columns"
 )
 
 // benchRow is a row whose columns hold 500 bytes of text.
@@ -91,7 +92,7 @@ func viaPglogrepl(xlog []byte, relations map[uint32]*pglogrepl.RelationMessage) 
 		}
 		isBinary := col.DataType == pglogrepl.TupleDataTypeBinary
 		value := col.Data
-		if isBinary && rel.Columns[i].DataType == oidJSONB {
+		if isBinary && rel.Columns[i].DataType == columns.OIDJSONB {
 			value = value[1:]
 		}
 		switch rel.Columns[i].Name {

@@ -26,6 +26,9 @@ const (
 // ErrProtocol marks bytes that no PostgreSQL would send.
 var ErrProtocol = errors.New("malformed pgoutput message")
 
+// ErrWantsText says that a column's type has a binary form that is not read here: the stream has to be asked for text.
+var ErrWantsText = errors.New("a column of the outbox table has a type that is read as text only")
+
 // Decoder holds what one replication connection has told so far: the relations and the open
 // transaction. A new connection needs a new Decoder, because the server sends each relation once per
 // connection. It is for one goroutine.
@@ -34,6 +37,11 @@ type Decoder struct {
 
 	relations map[uint32]*relation
 	scratch   []byte // text of the row being decoded; copied out once
+
+	// MaxEventBytes is how large an event's texts may be; 0 means that there is no limit. Unchecked says that the server knows no encoding,
+	// so nobody has checked the texts. Both are set before the first message.
+	MaxEventBytes int
+	Unchecked     bool
 
 	inTx      bool
 	commitLSN relay.LSN
@@ -161,6 +169,45 @@ func parseRare(msg []byte) (m pglogrepl.Message, err error) {
 		}
 	}()
 	return pglogrepl.Parse(msg)
+}
+
+// Types returns the type OIDs of the outbox table's columns as it was described last, by name; nil before that. Of a column that the relay
+// does not need there is none.
+func (d *Decoder) Types() map[string]uint32 {
+	rel := d.relations[d.table]
+	if rel == nil {
+		return nil
+	}
+	types := make(map[string]uint32, fieldCount)
+	for _, c := range rel.columns {
+		if c.field != fieldNone {
+			types[Columns[c.field]] = c.oid
+		}
+	}
+	return types
+}
+
+// Broken is why no row of the outbox table can be read as it was described last: a *ColumnError, or nil.
+func (d *Decoder) Broken() error {
+	if rel := d.relations[d.table]; rel != nil {
+		return rel.err
+	}
+	return nil
+}
+
+// At is the commit position of the transaction that was begun last.
+func (d *Decoder) At() relay.LSN { return d.commitLSN }
+
+// WantsText reports whether the outbox table, as it was described last, can be read as text only.
+func (d *Decoder) WantsText() bool {
+	rel := d.relations[d.table]
+	return rel != nil && rel.textual
+}
+
+// Needs reports whether the event needs the value of a column of the relation with the given OID. A column that is not known is needed.
+func (d *Decoder) Needs(oid uint32, column int) bool {
+	rel := d.relations[oid]
+	return rel == nil || column >= len(rel.columns) || rel.columns[column].field != fieldNone
 }
 
 // InTransaction reports whether a transaction has begun and not ended yet.

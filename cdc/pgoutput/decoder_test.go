@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/columns"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -95,7 +96,7 @@ func TestDecodeColumns(t *testing.T) {
 	slices.Reverse(reversed)
 	added := slices.Insert(slices.Clone(outboxColumns), 3, wireColumn{"retry_count", oidInt4})
 	added = append(added, wireColumn{"worker_id", oidVarchar})
-	wholeRow := append(slices.Clone(outboxColumns), wireColumn{"claimed_at", oidTimestampTZ}, wireColumn{"sent_at", oidTimestampTZ})
+	wholeRow := append(slices.Clone(outboxColumns), wireColumn{"claimed_at", columns.OIDTimestampTZ}, wireColumn{"sent_at", columns.OIDTimestampTZ})
 	for _, tt := range []struct {
 		name    string
 		columns []wireColumn
@@ -288,18 +289,77 @@ func TestDecodeUUIDText(t *testing.T) {
 	}
 }
 
-// A varchar event_id, in a table that somebody made by hand, comes as text in either format.
-func TestDecodeUUIDInVarchar(t *testing.T) {
-	columns := slices.Clone(outboxColumns)
-	columns[0].oid = oidVarchar
-	d := inTransaction(t, columns)
-	ev := sample()
-	values := valuesOf(&ev, columns, true)
-	values[0] = wireValue{'b', []byte(ev.ID.String())}
-	mustDecode(t, d, insertMessage(tableOID, values), Insert)
-	if d.Event.ID != ev.ID {
-		t.Errorf("got %s, want %s", d.Event.ID, ev.ID)
+// A type whose binary form is not read asks for text, where its value is what the type's output function writes.
+func TestDecodeTypeThatIsReadAsText(t *testing.T) {
+	described := slices.Clone(outboxColumns)
+	described[3].oid = 20 // aggregate_id is a bigint
+	d := inTransaction(t, described)
+	if !d.WantsText() {
+		t.Error("it does not want text")
 	}
+	ev := sample()
+	values := valuesOf(&ev, described, true)
+	values[3] = wireValue{'b', []byte{0, 0, 0, 0, 0, 0, 0, 42}}
+	if _, err := d.Decode(insertMessage(tableOID, values)); !errors.Is(err, ErrWantsText) {
+		t.Errorf("in binary: got %v, want ErrWantsText", err)
+	}
+	values = valuesOf(&ev, described, false)
+	values[3] = text("42")
+	mustDecode(t, d, insertMessage(tableOID, values), Insert)
+	if d.Event.AggregateID != "42" || d.Event.Loose {
+		t.Errorf("got key %q, loose %t; want 42, false", d.Event.AggregateID, d.Event.Loose)
+	}
+}
+
+// A row over the limit keeps what tells whose it is, and nothing of what makes it large: whether it came whole or its large values were cut
+// out on the way.
+func TestDecodeTooLarge(t *testing.T) {
+	ev := sample()
+	ev.Payload = `"` + strings.Repeat("x", 1000) + `"`
+	size := len(ev.SagaID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) + len(ev.Payload) + len(ev.Headers)
+	for name, change := range map[string]func(values []wireValue) int{
+		"whole": func([]wireValue) int { return 0 },
+		"cut": func(v []wireValue) int {
+			v[5] = wireValue{kind: CutColumn, data: make([]byte, len(v[5].data))}
+			return 1
+		},
+	} {
+		for limit, fits := range map[int]bool{size: name == "whole", size - 1: false} {
+			d := inTransaction(t, outboxColumns)
+			d.MaxEventBytes = limit
+			values := valuesOf(&ev, outboxColumns, true)
+			more := change(values)
+			if fits == (more > 0) && fits {
+				continue
+			}
+			mustDecode(t, d, cutMessage(values), Insert)
+			got := d.Event
+			if (got.Unfit == nil) != fits {
+				t.Errorf("%s, limit %d of %d: unfit is %v", name, limit, size, got.Unfit)
+			}
+			if !fits && (got.Payload != "" || got.Headers != "" || got.AggregateID != ev.AggregateID || got.EventType != ev.EventType ||
+				got.Status != ev.Status || got.CreatedAt != ev.CreatedAt || got.Unfit.Size != int64(size+more)) {
+				t.Errorf("%s: got %+v, %v", name, got, got.Unfit)
+			}
+		}
+	}
+}
+
+// cutMessage is insertMessage where the bytes of cut values are not there.
+func cutMessage(values []wireValue) []byte {
+	b := binary.BigEndian.AppendUint32([]byte{'I'}, tableOID)
+	b = append(b, 'N')
+	b = binary.BigEndian.AppendUint16(b, uint16(len(values)))
+	for _, v := range values {
+		b = append(b, v.kind)
+		if v.kind != 'n' {
+			b = binary.BigEndian.AppendUint32(b, uint32(len(v.data)))
+		}
+		if v.kind != CutColumn {
+			b = append(b, v.data...)
+		}
+	}
+	return b
 }
 
 // Every message cut short anywhere is an error, never a panic and never a row.

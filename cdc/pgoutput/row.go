@@ -10,13 +10,11 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/columns"
 )
 
 // Columns are the columns that an event is made of, in the order in which a publication should list them.
-var Columns = []string{
-	"event_id", "saga_id", "aggregate_type", "aggregate_id", "event_type",
-	"payload", "headers", "status", "created_at",
-}
+var Columns = columns.Names
 
 // field is a column's place in an event; the values index Columns.
 type field int8
@@ -38,13 +36,9 @@ const (
 // scratchKept is the largest decoding buffer, in bytes, that outlives its row.
 const scratchKept = 1 << 20
 
-// OIDs of the types whose binary form is not simply their text (PostgreSQL's pg_type.dat).
-const (
-	oidTimestamp   = 1114
-	oidTimestampTZ = 1184
-	oidUUID        = 2950
-	oidJSONB       = 3802
-)
+// CutColumn is a kind of value that no server sends: a value was left out, because the row is larger than may be read. The length that the
+// value had follows. Whoever reads the connection puts it there (package cdc).
+const CutColumn = '!'
 
 // ColumnError says that the outbox table lacks columns that an event needs. The row that ran into it is
 // still in the table, and the slot stands before it.
@@ -63,6 +57,8 @@ func (e *ColumnError) Error() string {
 type relation struct {
 	columns []column
 	err     error // a *ColumnError, when a needed column is missing
+	textual bool  // a column's binary form is none that we read, so the stream has to be in text
+	loose   bool  // payload or headers are not a jsonb
 }
 
 type column struct {
@@ -79,6 +75,10 @@ func newRelation(m *pglogrepl.RelationMessage) *relation {
 			if c.Name == name {
 				rel.columns[i].field = field(f)
 				seen[f] = true
+				rel.textual = rel.textual || !columns.ReadsBinary(name, c.DataType)
+				if field(f) == fieldPayload || field(f) == fieldHeaders {
+					rel.loose = rel.loose || !columns.IsJSON(c.DataType)
+				}
 			}
 		}
 	}
@@ -107,9 +107,10 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 	b = b[2:]
 
 	ev := &d.Event
-	*ev = relay.Event{}
+	*ev = relay.Event{Loose: rel.loose || d.Unchecked}
 	d.scratch = d.scratch[:0]
-	var ends [fieldCount]struct{ from, to int }
+	cutBytes := 0 // of values that were left out
+	var ends [fieldCount]span
 	for i := range rel.columns {
 		col := &rel.columns[i]
 		if len(b) < 1 {
@@ -120,7 +121,11 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 		switch format {
 		case 'n', 'u': // NULL; a TOASTed value that did not change does not occur in an insert
 			continue
-		case 't', 'b':
+		case 't', CutColumn:
+		case 'b':
+			if rel.textual && col.field != fieldNone {
+				return ErrWantsText
+			}
 		default:
 			return fmt.Errorf("%w: column %d has format %q", ErrProtocol, i, format)
 		}
@@ -129,6 +134,12 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 		}
 		size := int(binary.BigEndian.Uint32(b))
 		b = b[4:]
+		if format == CutColumn {
+			if col.field != fieldNone {
+				cutBytes += size
+			}
+			continue
+		}
 		if size < 0 || size > len(b) {
 			return fmt.Errorf("%w: column %d claims %d bytes of %d", ErrProtocol, i, size, len(b))
 		}
@@ -138,19 +149,19 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 		switch col.field {
 		case fieldNone:
 		case fieldEventID:
-			id, err := decodeUUID(value, format == 'b' && col.oid == oidUUID)
+			id, err := decodeUUID(value, format == 'b' && col.oid == columns.OIDUUID)
 			if err != nil {
 				return fmt.Errorf("%w: column event_id: %w", ErrProtocol, err)
 			}
 			ev.ID = id
 		case fieldCreatedAt:
-			at, err := decodeTimestamp(value, format == 'b' && (col.oid == oidTimestampTZ || col.oid == oidTimestamp))
+			at, err := decodeTimestamp(value, format == 'b' && (col.oid == columns.OIDTimestampTZ || col.oid == columns.OIDTimestamp))
 			if err != nil {
 				return fmt.Errorf("%w: column created_at: %w", ErrProtocol, err)
 			}
 			ev.CreatedAt = at
 		default:
-			if format == 'b' && col.oid == oidJSONB {
+			if format == 'b' && col.oid == columns.OIDJSONB {
 				// jsonb_send puts the version of its format, 1, before the text.
 				if len(value) < 1 || value[0] != 1 {
 					return fmt.Errorf("%w: column %s: jsonb of unknown version", ErrProtocol, Columns[col.field])
@@ -163,6 +174,11 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 		}
 	}
 
+	size := cutBytes + len(d.scratch) - (ends[fieldStatus].to - ends[fieldStatus].from)
+	if d.MaxEventBytes > 0 && size > d.MaxEventBytes {
+		ev.Unfit = relay.TooLarge(int64(size), int64(d.MaxEventBytes))
+		d.leaveOut(&ends, fieldPayload, fieldHeaders)
+	}
 	text := string(d.scratch)
 	if cap(d.scratch) > scratchKept {
 		d.scratch = nil // one huge row must not cost its size for ever
@@ -176,6 +192,23 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 	ev.Headers = cut(fieldHeaders)
 	ev.Status = cut(fieldStatus)
 	return nil
+}
+
+// span is the place of a value in the scratch buffer.
+type span struct{ from, to int }
+
+// leaveOut makes fields empty, and keeps only the bytes of the others.
+func (d *Decoder) leaveOut(ends *[fieldCount]span, fields ...field) {
+	for _, f := range fields {
+		ends[f] = span{}
+	}
+	var kept []byte
+	for f, at := range ends {
+		ends[f].from = len(kept)
+		kept = append(kept, d.scratch[at.from:at.to]...)
+		ends[f].to = len(kept)
+	}
+	d.scratch = kept
 }
 
 func decodeUUID(b []byte, isBinary bool) (relay.UUID, error) {

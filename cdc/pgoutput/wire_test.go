@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/columns"
 )
 
 // The server's side of the protocol, as far as the tests need it: what pgoutput would send.
@@ -37,15 +38,15 @@ type wireColumn struct {
 
 // outboxColumns are those of saga_outbox that a publication lists, in the order of Columns.
 var outboxColumns = []wireColumn{
-	{"event_id", oidUUID},
+	{"event_id", columns.OIDUUID},
 	{"saga_id", oidVarchar},
 	{"aggregate_type", oidVarchar},
 	{"aggregate_id", oidVarchar},
 	{"event_type", oidVarchar},
-	{"payload", oidJSONB},
-	{"headers", oidJSONB},
+	{"payload", columns.OIDJSONB},
+	{"headers", columns.OIDJSONB},
 	{"status", oidVarchar},
-	{"created_at", oidTimestampTZ},
+	{"created_at", columns.OIDTimestampTZ},
 }
 
 func relationMessage(oid uint32, name string, columns []wireColumn) []byte {
@@ -139,7 +140,7 @@ func valueOf(ev *relay.Event, c wireColumn, isBinary bool) wireValue {
 	switch {
 	case !isBinary:
 		return text(s)
-	case c.oid == oidJSONB:
+	case c.oid == columns.OIDJSONB:
 		return wireValue{'b', append([]byte{1}, s...)}
 	default:
 		return wireValue{'b', []byte(s)}

@@ -161,7 +161,13 @@ type DB struct {
 type Option func(*options)
 
 type options struct {
-	prepare []func(context.Context, *pgx.Conn) error
+	prepare  []func(context.Context, *pgx.Conn) error
+	encoding string
+}
+
+// Encoding makes the database in another encoding than UTF8, with locale C, which goes with each.
+func Encoding(name string) Option {
+	return func(o *options) { o.encoding = name }
 }
 
 // Prepare has f called on the new database before the test gets it: to migrate it, or to make tables.
@@ -228,7 +234,11 @@ func newAt(t testing.TB, superuser string, opts ...Option) *DB {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	// template0, because nobody can be connected to that, and CREATE DATABASE fails while somebody is.
-	if err := admin(ctx, superuser, `CREATE DATABASE "`+db.Name+`" TEMPLATE template0 ENCODING 'UTF8'`); err != nil {
+	encoding := ` ENCODING 'UTF8'`
+	if o.encoding != "" {
+		encoding = ` ENCODING '` + o.encoding + `' LC_COLLATE 'C' LC_CTYPE 'C'`
+	}
+	if err := admin(ctx, superuser, `CREATE DATABASE "`+db.Name+`" TEMPLATE template0`+encoding); err != nil {
 		t.Fatalf("create database: %v", err)
 	}
 

@@ -12,6 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/migrations"
+	"github.com/sagaz-relay/relay/relay/columns"
 	"github.com/sagaz-relay/relay/relay/sessions"
 	"github.com/sagaz-relay/relay/relay/store"
 )
@@ -129,11 +130,37 @@ func (ex *exam) checkColumns(ctx context.Context) {
 		}
 	}
 	if missing == nil {
-		ex.ok(check, "all that are needed")
+		ex.checkTypes(ctx)
 		return
 	}
 	f.Summary = "saga_outbox lacks " + strings.Join(missing, ", ")
 	f.Fix = append([]Step{do("if DATABASE_URL names the right database, as %s:", ex.tableOwner)}, f.Fix...)
+	ex.add(f)
+}
+
+// checkTypes looks for columns of types that the start refuses.
+func (ex *exam) checkTypes(ctx context.Context) {
+	const check = "columns"
+	all, err := store.Columns(ctx, ex.conn, ex.table)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	problems := columns.Check(ex.tableName, all)
+	if problems == nil {
+		ex.ok(check, "all that are needed, of types that are accepted")
+		return
+	}
+	f := Finding{
+		Check: check, Severity: Broken, Why: "The relay does not start with it: stream and table would not give the same bytes, or a mark could not be written.",
+		Fix: []Step{do("as %s (it rewrites the table, and locks it meanwhile):", ex.tableOwner)},
+	}
+	var said []string
+	for i := range problems {
+		said = append(said, problems[i].String())
+		f.Fix = append(f.Fix, sql("%s", problems[i].Fix))
+	}
+	f.Summary = strings.Join(said, "; ")
 	ex.add(f)
 }
 

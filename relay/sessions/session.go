@@ -93,6 +93,10 @@ func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error
 		return nil, Cause(err)
 	}
 	conn.PgConn().CustomData()[aboutKey] = &About{Pooled: true}
+	if err := settleEncoding(ctx, conn.PgConn()); err != nil {
+		_ = conn.Close(ctx)
+		return nil, err
+	}
 	return conn, nil
 }
 
@@ -122,6 +126,9 @@ func Pin(cfg *pgconn.Config, o Options) {
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		about, err := prepare(ctx, conn, o.Creates)
 		if err != nil {
+			return err
+		}
+		if err := settleEncoding(ctx, conn); err != nil {
 			return err
 		}
 		if !o.Creates {

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,7 +16,7 @@ func (l *lease) claimPrefix() string { return "sagaz-relay/" + l.slot + "/" }
 // claimant is the worker_id of this lease's claims.
 func (l *lease) claimant() string {
 	const longest = 255 // the column's, in characters
-	name := []rune(fmt.Sprintf("%s%d/%s", l.claimPrefix(), l.epoch, strings.ToValidUTF8(l.store.cfg.Owner, "")))
+	name := []rune(fmt.Sprintf("%s%d/%s", l.claimPrefix(), l.epoch, l.store.storable(l.store.cfg.Owner)))
 	return string(name[:min(len(name), longest)])
 }
 

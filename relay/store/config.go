@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // Config is what the store can be told.
@@ -30,6 +32,11 @@ type Config struct {
 	//
 	// Default 5m. STUCK_CLAIM_TIMEOUT_SECONDS.
 	ClaimTimeout time.Duration `env:"STUCK_CLAIM_TIMEOUT_SECONDS"`
+
+	// MaxEventBytes is how large an event may be; see cdc.Config.MaxEventBytes.
+	//
+	// Default 33554432 (32 MiB). RELAY_MAX_EVENT_BYTES.
+	MaxEventBytes int `env:"RELAY_MAX_EVENT_BYTES"`
 
 	// Hybrid makes the relay claim the rows that it looks up before it publishes them, so that a worker of the library that runs beside it leaves
 	// them alone; see relay.Config.Hybrid.
@@ -59,7 +66,7 @@ const (
 
 // DefaultConfig returns every default but Owner.
 func DefaultConfig() Config {
-	return Config{Mark: MarkUpdate, ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond}
+	return Config{Mark: MarkUpdate, ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond, MaxEventBytes: relay.DefaultMaxEventBytes}
 }
 
 // Validate reports everything that is wrong at once.
@@ -84,6 +91,9 @@ func (c *Config) Validate() error {
 	}
 	if c.AcquireInterval <= 0 || c.AcquireInterval > c.LeaseTTL {
 		errs = append(errs, fmt.Errorf("RELAY_ACQUIRE_INTERVAL=%s: want more than 0 and at most RELAY_LEASE_TTL=%s", c.AcquireInterval, c.LeaseTTL))
+	}
+	if err := relay.CheckMaxEventBytes(c.MaxEventBytes); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -43,6 +43,7 @@ func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) 
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", s.conn, err)
 	}
+	s.noteEncoding(conn)
 	if !isPooled(conn) {
 		s.pooled.Store(pooledNo)
 		return conn, nil

@@ -260,7 +260,7 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 	l.left.entries = true // of an earlier owner
 	var marked, confirmed int64
 	r := &l.recovery
-	err := conn.QueryRow(ctx, acquireSQL, slot, s.cfg.Owner, seen, isPooled(conn), s.cfg.LeaseTTL.Seconds()).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
+	err := conn.QueryRow(ctx, acquireSQL, slot, s.storable(s.cfg.Owner), seen, isPooled(conn), s.cfg.LeaseTTL.Seconds()).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, errTaken
 	}

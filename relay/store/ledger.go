@@ -179,12 +179,15 @@ func (l *lease) offer(ctx context.Context, conn *pgx.Conn, sink string, all []fo
 			stored += all[n].size
 			n++
 		}
-		rows, err := l.rowsOf(ctx, conn, all[:n])
+		rows, unread, err := l.rowsOf(ctx, conn, all[:n], maxBytes)
 		if err != nil {
 			return nil, 0, err
 		}
 		for i := range all[:n] {
 			e := &all[i].Entry
+			if unread[e.Event.ID] {
+				return due, next, nil
+			}
 			e.Event.AggregateID = all[i].key
 			if ev, is := rows[e.Event.ID]; is {
 				if bytes += ev.Size(); bytes > maxBytes && len(due) > 0 {
@@ -202,18 +205,27 @@ func (l *lease) offer(ctx context.Context, conn *pgx.Conn, sink string, all []fo
 	return due, next, nil
 }
 
-// rowsOf reads the rows of entries that will be offered.
-func (l *lease) rowsOf(ctx context.Context, conn *pgx.Conn, all []found) (map[relay.UUID]relay.Event, error) {
+// rowsOf reads the rows of entries that will be offered, in order and as many as fit; unread are the others.
+func (l *lease) rowsOf(ctx context.Context, conn *pgx.Conn, all []found, maxBytes int) (rows map[relay.UUID]relay.Event, unread map[relay.UUID]bool, err error) {
 	ids := make(uuids, 0, len(all))
 	for i := range all {
 		if !all[i].Gone && !all[i].Discarded {
 			ids = append(ids, all[i].Event.ID)
 		}
 	}
-	rows := make(map[relay.UUID]relay.Event, len(ids))
+	rows = make(map[relay.UUID]relay.Event, len(ids))
 	if len(ids) == 0 {
-		return rows, nil
+		return rows, nil, nil
 	}
-	err := readRows(ctx, conn, func(ev relay.Event) { rows[ev.ID] = ev }, rowsSQL, ids)
-	return rows, err
+	events, n, err := l.readRows(ctx, conn, ids, maxBytes, func(ids uuids) (string, []any) { return rowsSQL, []any{ids, l.store.cfg.MaxEventBytes} })
+	for i := range events {
+		rows[events[i].ID] = events[i]
+	}
+	for _, id := range ids[n:] {
+		if unread == nil {
+			unread = make(map[relay.UUID]bool)
+		}
+		unread[id] = true
+	}
+	return rows, unread, err
 }

@@ -242,7 +242,7 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w 
 		tx.queue(&found, variant(l.store.deliveredSQL()), w.delivered, l.slot, l.epoch)
 	}
 	if w.tells {
-		tx.queue(&found, variant(refusedSQL), w.told, l.slot, l.epoch, w.statuses, w.attempts, w.errors)
+		tx.queue(&found, variant(refusedSQL), w.told, l.slot, l.epoch, w.statuses, w.attempts, l.store.allStorable(w.errors))
 	}
 	return found, tx.run(ctx, conn)
 }

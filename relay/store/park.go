@@ -101,5 +101,5 @@ func (e *entries) add(m *relay.Mark, p *relay.Parked, state string) {
 }
 
 func (e *entries) queue(tx *fencedTx, l *lease) {
-	tx.queue(nil, parkSQL, e.ids, l.slot, l.epoch, e.sinks, e.positions, e.keys, e.hashes, e.types, e.commits, e.xids, e.states, e.attempts, e.delays, e.reasons, e.errors, e.detached)
+	tx.queue(nil, parkSQL, e.ids, l.slot, l.epoch, e.sinks, e.positions, e.keys, e.hashes, e.types, e.commits, e.xids, e.states, e.attempts, e.delays, e.reasons, l.store.allStorable(e.errors), e.detached)
 }

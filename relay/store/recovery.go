@@ -60,7 +60,7 @@ func (l *lease) NoteSinks(ctx context.Context, sinks []string) (before []string,
 
 // OweSweep implements relay.Sweeper.
 func (l *lease) OweSweep(ctx context.Context, cause string) error {
-	err := l.note(ctx, []any{nil}, oweSweepSQL+` RETURNING true`, validText(cause))
+	err := l.note(ctx, []any{nil}, oweSweepSQL+` RETURNING true`, l.store.storable(cause))
 	if err != nil {
 		return fmt.Errorf("note that slot %q owes a sweep: %w", l.slot, err)
 	}

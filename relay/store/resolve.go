@@ -123,7 +123,7 @@ func (l *lease) resolution(sink string, outcomes []relay.Outcome) *fencedTx {
 			charged = append(charged, id)
 			dead, detach = append(dead, o.Fate == relay.FateDead), append(detach, o.Fate == relay.FateDead && o.Detach)
 			attempts, delays = append(attempts, int32(o.Attempts)), append(delays, o.Delay.Seconds())
-			reasons, errors = append(reasons, string(o.Reason)), append(errors, validText(o.Error))
+			reasons, errors = append(reasons, string(o.Reason)), append(errors, l.store.storable(o.Error))
 		}
 		switch {
 		case o.Entry.Detached: // nobody waits for it

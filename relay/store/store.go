@@ -27,6 +27,10 @@ type Store struct {
 	waiting sync.Map // by slot: the error that keeps Acquire from even asking
 	bounds  bounds
 	pooled  atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
+
+	ascii     atomic.Bool // the database's encoding has not all characters: texts of our own are ASCII
+	unchecked atomic.Bool // the database knows no encoding (SQL_ASCII): rows may hold any bytes
+	accepted  sync.Map    // rowTypes that may be delivered
 }
 
 var _ relay.Store = (*Store)(nil)
@@ -100,6 +104,10 @@ func (s *Store) Check(ctx context.Context) error {
 		return setup(err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
+	// First, because a statement that does not fit a type is a worse explanation.
+	if err := checkColumns(ctx, conn); err != nil {
+		return setup(err)
+	}
 	// Planning looks at every table, column and right that the lease's statements need; nothing is read.
 	// Planning waits for whoever alters a table. That shall be said, not waited for in silence.
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)

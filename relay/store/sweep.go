@@ -36,6 +36,9 @@ const inNoLedger = `NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event
 // a snapshot says nothing: its id is higher than its transaction's. So, unless $5, what was written after a transaction began that the snapshot has as
 // running, and that has committed since, does not count as seen: it may be its savepoint's.
 //
+// Rows with one created_at are sorted by the command that made them, cmin. That is in the same place as xmax's command, so an update that was
+// rolled back leaves its own number there. Where a row of a transaction has an xmax, its rows are sorted by where they stand.
+//
 // Rows in the ledger are left out, but for pending ones with a dead entry, which are told apart: a dead letter says dead_letter, so a person has
 // set it back to pending.
 func keysSQL(kind relay.SweepKind, since bool) string {
@@ -49,9 +52,12 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 	}
 	return `WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1 AS last),
 		ended AS (SELECT min(x::text::bigint) AS first FROM pg_snapshot_xip($4::text::pg_snapshot) AS x WHERE NOT $5::boolean AND pg_xact_status(x) IS DISTINCT FROM 'in progress' AND pg_xact_status(x) IS DISTINCT FROM 'aborted'),
-		asking AS MATERIALIZED (SELECT created_at, cmin::text::bigint AS command, ctid AS place, event_id, pg_column_size(payload) + pg_column_size(headers) AS size, xmin::text::bigint AS xmin FROM saga_outbox
+		asking AS MATERIALIZED (SELECT coalesce(created_at::timestamptz, '2000-01-01 00:00:00+00') AS created_at, cmin::text::bigint AS command, xmax::text <> '0' AS touched, ctid AS place, event_id,
+				coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(headers), 0) AS size, xmin::text::bigint AS xmin FROM saga_outbox
 			WHERE ` + wanted[kind] + ` AND ` + window + `),
-		seen AS MATERIALIZED (SELECT a.created_at, a.command, a.place, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM asking a, now
+		odd AS MATERIALIZED (SELECT DISTINCT created_at AS at FROM asking WHERE touched),
+		ordered AS (SELECT asking.created_at, CASE WHEN odd.at IS NULL THEN command ELSE 0 END AS command, place, event_id, size, xmin FROM asking LEFT JOIN odd ON odd.at = asking.created_at),
+		seen AS MATERIALIZED (SELECT a.created_at, a.command, a.place, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM ordered a, now
 			WHERE $7::timestamptz IS NULL OR (a.created_at, a.command, a.place) > ($7, $8::bigint, $9::text::tid))
 		SELECT o.created_at, o.command, o.place::text, o.event_id, o.size, l.dead IS NOT NULL FROM seen o LEFT JOIN ended ON true
 			LEFT JOIN LATERAL (SELECT bool_or(d.state = 'dead' AND NOT d.discarded) AND NOT bool_or(d.sink = '` + relay.MarkSink + `') AS dead FROM saga_outbox_delivery d WHERE d.event_id = o.event_id) l ON true
@@ -62,7 +68,7 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 
 // pieceSQL reads rows that are still of that kind.
 func pieceSQL(kind relay.SweepKind) string {
-	return `SELECT ` + eventColumns + ` FROM saga_outbox o WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
+	return eventSQL("$5::int8") + ` WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
 }
 
 // reviveSQL makes dead entries ready again, as if they had never been refused.
@@ -177,8 +183,8 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 		if q.Seen == "" { // so that it ends, however fast rows arrive, and finds of each key what is first
 			seen, generous = &before, true
 		}
-		for len(keys) > 0 {
-			if keys, err = l.piece(ctx, conn, q.Kind, kind, keys, f); err != nil {
+		for limit := pieceRows; len(keys) > 0; {
+			if keys, err = l.piece(ctx, conn, q.Kind, kind, keys, &limit, f); err != nil {
 				return err
 			}
 		}
@@ -199,34 +205,34 @@ func (l *lease) revive(ctx context.Context, ids uuids) error {
 	})
 }
 
-// piece reads the rows of the first keys and gives to f what fits; it returns the keys that are left.
-func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind, args []any, keys []sweepKey, f func([]relay.Event) error) ([]sweepKey, error) {
-	n, stored := 0, 0
-	ids := make(uuids, 0, min(len(keys), pieceRows))
-	for n < len(keys) && n < pieceRows && (n == 0 || stored+keys[n].size <= pieceBytes) {
+// piece reads the rows of the first keys and gives to f what fits; it returns the keys that are left. limit is how many it takes at most, which
+// it adapts to how large rows are: what does not fit is read again, so that it is fresh when its turn comes.
+func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind, args []any, keys []sweepKey, limit *int, f func([]relay.Event) error) ([]sweepKey, error) {
+	stored := 0
+	ids := make(uuids, 0, min(len(keys), *limit))
+	for n := 0; n < len(keys) && n < *limit && (n == 0 || stored+keys[n].size <= pieceBytes); n++ {
 		ids = append(ids, keys[n].id)
 		stored += keys[n].size
-		n++
 	}
-	var events []relay.Event
-	err := l.sweeping.piece.within(ctx, func(ctx context.Context) error {
-		return readRows(ctx, conn, func(ev relay.Event) { events = append(events, ev) }, pieceSQL(kind), append(args[:3:3], ids)...)
+	var (
+		events []relay.Event
+		n      int
+	)
+	err := l.sweeping.piece.within(ctx, func(ctx context.Context) (err error) {
+		events, n, err = l.readRows(ctx, conn, ids, sweepBytes, func(ids uuids) (string, []any) {
+			return pieceSQL(kind), append(args[:3:3], ids, l.store.cfg.MaxEventBytes)
+		})
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	// Compressed rows may be many times as large here. What does not fit is read again, so that it is fresh when its turn comes.
-	fit, bytes := 0, 0
-	for fit < len(events) && (fit == 0 || bytes+events[fit].Size() <= sweepBytes) {
-		bytes += events[fit].Size()
-		fit++
+	*limit = min(2**limit, pieceRows)
+	if n < len(ids) {
+		*limit = n
 	}
-	if fit < len(events) {
-		for n = 0; keys[n].id != events[fit].ID; n++ {
-		}
-	}
-	if fit > 0 {
-		if err := f(events[:fit]); err != nil {
+	if len(events) > 0 {
+		if err := f(events); err != nil {
 			return nil, &stopped{err}
 		}
 	}

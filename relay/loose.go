@@ -1,0 +1,80 @@
+package relay
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// checkLoose checks the texts of an event that nobody else has checked (Event.Loose), and returns its headers in a form in which no name
+// occurs twice: the last value of a name counts, as in jsonb.
+func checkLoose(ev *Event) (headers string, err error) {
+	for _, text := range [...]struct{ column, value string }{
+		{"saga_id", ev.SagaID},
+		{"aggregate_type", ev.AggregateType},
+		{"aggregate_id", ev.AggregateID},
+		{"event_type", ev.EventType},
+		{"payload", ev.Payload},
+		{"headers", ev.Headers},
+	} {
+		if !utf8.ValidString(text.value) {
+			return "", fmt.Errorf("column %s: it has bytes that are not UTF-8", text.column)
+		}
+	}
+	if !json.Valid([]byte(ev.Payload)) {
+		return "", fmt.Errorf("column payload: it is not a JSON document")
+	}
+	if ev.Headers == "" {
+		return "", nil
+	}
+	if !json.Valid([]byte(ev.Headers)) {
+		return "", fmt.Errorf("column headers: it is not a JSON document")
+	}
+	return lastOfEachName(ev.Headers), nil
+}
+
+// lastOfEachName rewrites a valid JSON object so that each name occurs once, with its last value; any other document it leaves as it is.
+func lastOfEachName(object string) string {
+	if !strings.HasPrefix(strings.TrimLeft(object, jsonSpace), "{") {
+		return object
+	}
+	type member struct {
+		name  string
+		value json.RawMessage
+	}
+	var (
+		members []member
+		at      = make(map[string]int)
+		dec     = json.NewDecoder(strings.NewReader(object))
+	)
+	if _, err := dec.Token(); err != nil {
+		return object
+	}
+	for dec.More() {
+		token, err := dec.Token()
+		name, ok := token.(string)
+		var value json.RawMessage
+		if err != nil || !ok || dec.Decode(&value) != nil {
+			return object // it is valid, so this does not occur
+		}
+		if i, again := at[name]; again {
+			members[i].value = value
+			continue
+		}
+		at[name] = len(members)
+		members = append(members, member{name, value})
+	}
+	if len(members) == 0 {
+		return "{}"
+	}
+	var b bytes.Buffer
+	for i, m := range members {
+		b.WriteString(", "[:2*min(i, 1)])
+		b.Write(appendJSONString(nil, m.name))
+		b.WriteString(": ")
+		b.Write(m.value)
+	}
+	return "{" + b.String() + "}"
+}

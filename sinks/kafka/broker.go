@@ -205,7 +205,7 @@ func (b *broker) dial() (*link, error) {
 // order.
 type link struct {
 	broker  *broker
-	conn    *protocol.Conn
+	conn    *wire
 	addr    string
 	version int16
 	slots   chan struct{} // one token per unanswered request
@@ -303,7 +303,7 @@ func (l *link) read() {
 
 func (l *link) answers() error {
 	for {
-		id, msg, err := protocol.ReadResponse(l.conn, protocol.Produce, l.version)
+		id, msg, err := l.conn.response(protocol.Produce, l.version)
 		if err != nil {
 			return err
 		}

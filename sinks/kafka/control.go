@@ -23,7 +23,7 @@ type control struct {
 	addrs  func() []string
 
 	turn chan struct{} // holds one token; who has it owns conn
-	conn *protocol.Conn
+	conn *wire
 	addr string
 }
 
@@ -110,7 +110,34 @@ func (c *control) topics(ctx context.Context, names []string) (*metadata.Respons
 	if err != nil {
 		return nil, err
 	}
-	return res.(*metadata.Response), nil
+	m := res.(*metadata.Response)
+	if err := plausible(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+const (
+	// maxBrokers is far above any cluster; each costs a goroutine here.
+	maxBrokers = 5000
+	// maxGap is how far the number of a partition may be above how many are listed: brokers list all of them.
+	maxGap = 1024
+)
+
+// plausible refuses what no cluster is like, before anything is made of it.
+func plausible(m *metadata.Response) error {
+	if n := len(m.Brokers); n > maxBrokers {
+		return fmt.Errorf("kafka answered with %d brokers, want at most %d", n, maxBrokers)
+	}
+	for i := range m.Topics {
+		t := &m.Topics[i]
+		for j := range t.Partitions {
+			if p := int(t.Partitions[j].PartitionIndex); p < 0 || p >= len(t.Partitions)+maxGap {
+				return fmt.Errorf("kafka answered with partition %d of topic %.249q, which has %d", p, t.Name, len(t.Partitions))
+			}
+		}
+	}
+	return nil
 }
 
 // producer asks for a producer id of our own.

@@ -80,7 +80,7 @@ func (d *dialer) tlsConfig(host string) (*tls.Config, error) {
 
 // dial returns a connection to the broker at addr with the versions it speaks. Its errors name the address
 // and what to check.
-func (d *dialer) dial(ctx context.Context, addr string) (*protocol.Conn, map[protocol.ApiKey]int16, error) {
+func (d *dialer) dial(ctx context.Context, addr string) (*wire, map[protocol.ApiKey]int16, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.DialTimeout)
 	defer cancel()
 	open := d.cfg.dial
@@ -121,7 +121,7 @@ const (
 	asking      step = "exchange"
 )
 
-func (d *dialer) greet(ctx context.Context, nc net.Conn, addr string) (*protocol.Conn, map[protocol.ApiKey]int16, step, error) {
+func (d *dialer) greet(ctx context.Context, nc net.Conn, addr string) (*wire, map[protocol.ApiKey]int16, step, error) {
 	host, portText, _ := net.SplitHostPort(addr)
 	if d.cfg.tls() {
 		config, err := d.tlsConfig(host)
@@ -134,7 +134,7 @@ func (d *dialer) greet(ctx context.Context, nc net.Conn, addr string) (*protocol
 		}
 		nc = t
 	}
-	conn := protocol.NewConn(nc, d.cfg.ClientID)
+	conn := newWire(nc, d.cfg.ClientID)
 	msg, err := conn.RoundTrip(&apiversions.Request{})
 	if err != nil {
 		return nil, nil, versioning, err
@@ -151,7 +151,7 @@ func (d *dialer) greet(ctx context.Context, nc net.Conn, addr string) (*protocol
 	if versions[protocol.Produce] < 3 {
 		return nil, nil, versioning, errors.New("the broker is older than Kafka 0.11 and knows no record batches")
 	}
-	conn.SetVersions(versions)
+	conn.versions = versions
 	if d.mechanism != nil {
 		port, _ := strconv.Atoi(portText)
 		if err := login(sasl.WithMetadata(ctx, &sasl.Metadata{Host: host, Port: port}), conn, d.mechanism); err != nil {
@@ -161,13 +161,13 @@ func (d *dialer) greet(ctx context.Context, nc net.Conn, addr string) (*protocol
 	return conn, versions, asking, nil
 }
 
-func login(ctx context.Context, conn *protocol.Conn, mechanism sasl.Mechanism) error {
+func login(ctx context.Context, conn *wire, mechanism sasl.Mechanism) error {
 	msg, err := conn.RoundTrip(&saslhandshake.Request{Mechanism: mechanism.Name()})
 	if err != nil {
 		return err
 	}
 	if res := msg.(*saslhandshake.Response); res.ErrorCode != 0 {
-		return fmt.Errorf("%w (the broker's listener has %q)", kafkago.Error(res.ErrorCode), res.Mechanisms)
+		return fmt.Errorf("%w (the broker's listener has %.200s)", kafkago.Error(res.ErrorCode), fmt.Sprintf("%q", res.Mechanisms[:min(len(res.Mechanisms), 20)]))
 	}
 	session, state, err := mechanism.Start(ctx)
 	if err != nil {
@@ -200,9 +200,12 @@ func hint(err error, cfg *Config, at step) error {
 		notTLS     tls.RecordHeaderError
 		fromPeer   *net.OpError
 		unresolved *net.DNSError
+		foreign    *notKafka
 	)
 	add := func(text string) error { return fmt.Errorf("%w (%s)", err, text) }
 	switch {
+	case errors.As(err, &foreign):
+		return add("something else listens there: check the address and the port, and KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
 	case errors.As(err, &unresolved):
 		return add("the name does not resolve here: check KAFKA_BOOTSTRAP_SERVERS, and the brokers' advertised.listeners when it is not one of those")
 	case errors.Is(err, syscall.ECONNREFUSED):

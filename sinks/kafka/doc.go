@@ -53,6 +53,12 @@
 // Partitions added to a topic move keys, as with every Kafka client: for a key that moves, consumers may see a later
 // record in its new partition before an earlier one in the old.
 //
+// # Bytes from strangers
+//
+// What answers at the address may be another server, or a broker gone bad. Frames are read in wire.go, with a limit, and every length
+// and count in them is checked against what is there (shape.go) before kafka-go's decoder, which allocates by them, sees any.
+// plausible (control.go) then refuses what no cluster is like.
+//
 // # Why not kafka-go's Transport or Writer
 //
 // Requests, answers, codecs and SASL come from kafka-go. Its Writer mixes the batches of callers, and cannot say

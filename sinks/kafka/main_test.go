@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 	"go.uber.org/goleak"
 
 	"github.com/sagaz-relay/relay/relay"
@@ -83,7 +84,9 @@ func (d direct) RoundTrip(ctx context.Context, addr net.Addr, req kafkago.Reques
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
-	return conn.RoundTrip(req)
+	raw := protocol.NewConn(conn.Conn, d.cfg.ClientID) // kafka-go's own reader, which knows more answers than ours
+	raw.SetVersions(conn.versions)
+	return raw.RoundTrip(req)
 }
 
 // createTopic makes a topic with settings, like max.message.bytes=1000.

@@ -44,7 +44,7 @@ func ReadBack(ctx context.Context, cfg Config, topics []string, since time.Time,
 		return err
 	}
 	defer func() { _ = s.Close() }() // read only
-	r := &reader{sink: s, conns: map[string]*protocol.Conn{}, leaders: map[int32]string{}}
+	r := &reader{sink: s, conns: map[string]*wire{}, leaders: map[int32]string{}}
 	defer r.close()
 	for _, name := range topics {
 		if !legalTopic(name) {
@@ -60,8 +60,8 @@ func ReadBack(ctx context.Context, cfg Config, topics []string, since time.Time,
 // reader asks the partitions' leaders, over one connection each.
 type reader struct {
 	sink    *Sink
-	conns   map[string]*protocol.Conn // by address
-	leaders map[int32]string          // by partition of the topic that is being read
+	conns   map[string]*wire // by address
+	leaders map[int32]string // by partition of the topic that is being read
 }
 
 func (r *reader) close() {
@@ -98,6 +98,9 @@ func (r *reader) metadata(ctx context.Context, name string) (*metadata.ResponseT
 		return nil, err
 	}
 	m := res.(*metadata.Response)
+	if err := plausible(m); err != nil {
+		return nil, err
+	}
 	r.sink.setBrokers(m.Brokers)
 	if len(m.Topics) != 1 {
 		return nil, fmt.Errorf("asked for one topic, told of %d", len(m.Topics))

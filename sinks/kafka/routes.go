@@ -60,6 +60,9 @@ func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.R
 		return nil, err
 	}
 	m := res.(*metadata.Response)
+	if err := plausible(m); err != nil {
+		return nil, err
+	}
 	s.setBrokers(m.Brokers)
 	c := cluster{sink: s, answer: m}
 	for i := range m.Topics {

@@ -88,7 +88,7 @@ const maxEventTypes = 200
 const otherEventType = "other"
 
 // recoveredCauses are those of outbox_recovered_events_total.
-var recoveredCauses = []string{string(GoneMissing), string(GoneLost), string(GonePublication), string(GoneMoved), string(GoneUnreadable), "first_start", "stuck_claim", "failed", "pending", "polled"}
+var recoveredCauses = []string{string(GoneMissing), string(GoneLost), string(GonePublication), string(GoneMoved), string(GoneRestored), string(GoneUnreadable), "first_start", "stuck_claim", "failed", "pending", "polled"}
 
 // parkedBehind is the reason of an entry that waits behind another of its key.
 const parkedBehind = "behind"
@@ -152,7 +152,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 	// The stream, the table, the marks.
 	m.received = counter("outbox_received_events_total", "Events taken from the slot or found in the table, to be published.")
 	m.skipped = counter("outbox_skipped_events_total", "Events that the slot told of again although they were settled already: after a crash, or beside other workers.")
-	m.found = counters("outbox_recovered_events_total", "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved, unreadable (a gap in what the slot tells), first_start (rows older than the slot), stuck_claim, failed, pending (by hand), polled.", nil, "cause")
+	m.found = counters("outbox_recovered_events_total", "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved, restored, unreadable (a gap in what the slot tells), first_start (rows older than the slot), stuck_claim, failed, pending (by hand), polled.", nil, "cause")
 	m.looks = histogram("outbox_table_look_seconds", "Time that a look at the table for rows no slot tells of took, by what is looked for: pending, stuck_claim, failed.",
 		[]float64{0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60}, nil, "kind")
 	m.marks = counter("outbox_marked_events_total", "Rows marked with their event's fate.")

@@ -48,6 +48,7 @@ const (
 	GoneLost        GoneCause = "lost"        // the server has invalidated it (wal_status lost, conflicting, …)
 	GonePublication GoneCause = "publication" // the publication is missing, or was as of the position that the slot decodes
 	GoneUnreadable  GoneCause = "unreadable"  // it tells what cannot be read, at each try at the same place; or as the table was before a change of its columns
+	GoneRestored    GoneCause = "restored"    // what was noted of it is of another cluster, from which the database was restored
 	GoneMoved       GoneCause = "moved"       // it stands further on than we let it: recreated or advanced by somebody
 )
 

@@ -256,6 +256,9 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 	if err := s.endMarks(ctx, conn, slot); err != nil {
 		return nil, err
 	}
+	if err := s.knowSystem(ctx, conn, slot, seen, log); err != nil {
+		return nil, err
+	}
 	l := newLease(s, slot, log, conn)
 	l.left.entries = true // of an earlier owner
 	var marked, confirmed int64
@@ -273,6 +276,9 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 	l.renewed.Store(&sent)
 	if err := conn.QueryRow(ctx, lastPositionSQL, slot).Scan(&l.lastPosition); err != nil {
 		return nil, fmt.Errorf("read the ledger of slot %q: %w", slot, setup(err))
+	}
+	if _, err := conn.Exec(ctx, noteSystemSQL, slot, l.epoch); err != nil {
+		return nil, fmt.Errorf("note which cluster slot %q is of: %w", slot, setup(err))
 	}
 	if err := l.prepareRenewals(ctx); err != nil {
 		return nil, err

@@ -87,6 +87,7 @@ func (s *Store) statements() []string {
 		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, tellSQL, giveUpSQL,
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
 		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
+		systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL, noteSystemSQL,
 	}
 	for kind := range wanted {
 		all = append(all, keysSQL(kind, false), keysSQL(kind, true), pieceSQL(kind))

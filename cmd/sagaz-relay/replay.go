@@ -92,6 +92,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 						return err
 					}
 					result.Done, result.Restored = &done.Done, done.Restored
+					plan.Missing = append(plan.Missing, done.Gone...) // found, and removed by a retention before it was our turn
 				}
 				if result.Relay, err = store.Owners(ctx, conn, s.store.LeaseTTL); err != nil {
 					return err
@@ -107,7 +108,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 				case result.Locked > 0:
 					return fmt.Errorf("%d could not be put into the ledger, because others held it locked all the time: run it again", result.Locked)
 				case len(plan.Missing) > 0:
-					return fmt.Errorf("not there (any more): %s", strings.Join(plan.Missing, ", "))
+					return fmt.Errorf("not there (any more): %s", someOf(plan.Missing))
 				}
 				return nil
 			})
@@ -124,6 +125,15 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 	flags.BoolVar(&yes, "yes", false, fmt.Sprintf("also if there are more than %d events", manyEvents))
 	flags.BoolVar(&jsonWritten, "json", false, "print JSON")
 	return cmd
+}
+
+// someOf lists at most 20.
+func someOf(ids []string) string {
+	const most = 20
+	if more := len(ids) - most; more > 0 {
+		return fmt.Sprintf("%s and %d more (--json lists them)", strings.Join(ids[:most], ", "), more)
+	}
+	return strings.Join(ids, ", ")
 }
 
 type replayResult struct {

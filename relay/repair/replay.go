@@ -44,6 +44,8 @@ type replayed struct {
 type Replayed struct {
 	Done
 	Restored int `json:"restored"` // rows that were copied back from the archive
+	// Gone are rows that were found, and that a retention or somebody else had removed before they got into the ledger.
+	Gone []string `json:"gone,omitempty"`
 }
 
 // PlanReplay finds the events, by created_at and event_id, and changes nothing.
@@ -118,8 +120,14 @@ func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 	return p, nil
 }
 
-// The rows go in as they were, with status sent: a slot tells of the insert, and the relay leaves alone what was not inserted pending.
-const restoreSQL = `INSERT INTO saga_outbox SELECT * FROM saga_outbox_archive WHERE event_id = ANY($1::uuid[]) AND status = 'sent' ON CONFLICT (event_id) DO NOTHING`
+// The rows go in as they were, with status sent: a slot tells of the insert, and the relay leaves alone what was not inserted pending. A row
+// may have gone to the archive since it was found.
+const restoreSQL = `INSERT INTO saga_outbox SELECT * FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
+	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id) ON CONFLICT (event_id) DO NOTHING`
+
+// thereSQL are the events whose rows are there and stay until we commit. What removes rows locks them, and relay.ReplayLock keeps out a retention
+// that would not see the entries.
+const thereSQL = `SELECT event_id::text FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR KEY SHARE`
 
 // An entry that is there stays: the event is on its way already. Detached, so that later events of the key do not wait for it.
 const replaySQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, detached, replayed_at)
@@ -138,36 +146,20 @@ func (p *Plan) Run(ctx context.Context, conn *pgx.Conn, r Replay) (*Replayed, er
 	}
 	for at := 0; at < len(p.chosen); at += batchSize {
 		batch := p.chosen[at:min(at+batchSize, len(p.chosen))]
-		var ids, archived, keys, types []string
-		var hashes []int32
-		for i := range batch {
-			ids, keys, types = append(ids, batch[i].id.String()), append(keys, batch[i].key), append(types, batch[i].eventType)
-			hashes = append(hashes, int32(relay.KeyHash(batch[i].key))) //nolint:gosec // the same 32 bits
-			if batch[i].archived {
-				archived = append(archived, ids[i])
-			}
-		}
+		var restored int
+		var gone []string
 		err := write(ctx, conn, r.Slot, func(tx pgx.Tx) error {
-			restored := 0
-			if len(archived) > 0 {
-				tag, err := tx.Exec(ctx, restoreSQL, archived)
-				if err != nil {
-					return fmt.Errorf("copy rows back from saga_outbox_archive: %w", err)
-				}
-				restored = int(tag.RowsAffected())
+			var made []string
+			var err error
+			if restored, gone, made, err = p.put(ctx, tx, batch, r, last+int64(at)); err == nil {
+				done.add(made, (len(batch)-len(gone))*len(r.Sinks))
 			}
-			rows, err := tx.Query(ctx, replaySQL, ids, keys, hashes, types, r.Slot, last+int64(at), r.Sinks)
-			if err != nil {
-				return err
-			}
-			made, err := pgx.CollectRows(rows, pgx.RowTo[string])
-			if err != nil {
-				return err
-			}
-			done.Restored += restored
-			done.add(made, len(batch)*len(r.Sinks))
-			return nil
+			return err
 		})
+		if err == nil {
+			done.Restored += restored
+			done.Gone = append(done.Gone, gone...)
+		}
 		if locked(err) {
 			done.Locked += len(batch) * len(r.Sinks)
 		} else if err != nil {
@@ -175,4 +167,49 @@ func (p *Plan) Run(ctx context.Context, conn *pgx.Conn, r Replay) (*Replayed, er
 		}
 	}
 	return done, nil
+}
+
+// put writes the entries of a batch, in a transaction that keeps the rows where they are.
+func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, after int64) (restored int, gone, made []string, err error) {
+	var ids, keys, types []string
+	var hashes []int32
+	for i := range batch {
+		ids = append(ids, batch[i].id.String())
+	}
+	if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1::bigint)`, relay.ReplayLock); err != nil {
+		return 0, nil, nil, err
+	}
+	if !p.NoArchive {
+		tag, err := tx.Exec(ctx, restoreSQL, ids)
+		if err != nil {
+			return 0, nil, nil, fmt.Errorf("copy rows back from saga_outbox_archive: %w", err)
+		}
+		restored = int(tag.RowsAffected())
+	}
+	rows, err := tx.Query(ctx, thereSQL, ids)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	there := make(map[string]bool, len(list))
+	for _, id := range list {
+		there[id] = true
+	}
+	kept := ids[:0:0]
+	for i := range batch {
+		if !there[ids[i]] {
+			gone = append(gone, ids[i])
+			continue
+		}
+		kept, keys, types = append(kept, ids[i]), append(keys, batch[i].key), append(types, batch[i].eventType)
+		hashes = append(hashes, int32(relay.KeyHash(batch[i].key))) //nolint:gosec // the same 32 bits
+	}
+	if rows, err = tx.Query(ctx, replaySQL, kept, keys, hashes, types, r.Slot, after, r.Sinks); err != nil {
+		return 0, nil, nil, err
+	}
+	made, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	return restored, gone, made, err
 }

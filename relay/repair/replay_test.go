@@ -1,6 +1,7 @@
 package repair
 
 import (
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -118,4 +119,51 @@ func TestReplayWithoutArchive(t *testing.T) {
 	if e, err := Show(t.Context(), db.conn, id(2), false); err != nil || e.Row != nil {
 		t.Errorf("%+v, %v", e, err)
 	}
+}
+
+// What a retention is just removing is not promised: replay waits for it, and says that the event is gone.
+func TestReplayWaitsForRetention(t *testing.T) {
+	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
+	for n := 1; n <= 3; n++ {
+		db.row(n, "a", "sent", 0)
+	}
+	r := Replay{SagaID: "saga-a", Slot: "sagaz_outbox", Sinks: []string{"kafka"}}
+	plan, err := PlanReplay(t.Context(), db.conn, r)
+	if err != nil || plan.Events != 3 {
+		t.Fatalf("the plan is %+v, %v", plan, err)
+	}
+	retention, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer retention.Rollback(t.Context()) //nolint:errcheck // for the case of an error
+	for _, sql := range []string{
+		fmt.Sprintf(`SELECT pg_advisory_xact_lock_shared(%d)`, relay.ReplayLock), `DELETE FROM saga_outbox WHERE event_id = '` + id(2).String() + `'`,
+		`WITH gone AS (DELETE FROM saga_outbox WHERE event_id = '` + id(3).String() + `' RETURNING *) INSERT INTO saga_outbox_archive SELECT * FROM gone`,
+	} {
+		if _, err := retention.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type outcome struct {
+		done *Replayed
+		err  error
+	}
+	ended := make(chan outcome, 1)
+	go func() {
+		done, err := plan.Run(t.Context(), db.conn, r)
+		ended <- outcome{done, err}
+	}()
+	db.Until(t, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`)
+	if err := retention.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := <-ended
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	if d := got.done; d.Sinks["kafka"] != 2 || len(d.Gone) != 1 || d.Gone[0] != id(2).String() || d.Passed != 0 || d.Restored != 1 {
+		t.Errorf("got %+v, want 1 and 3 (from the archive) to be delivered, and 2 gone", d)
+	}
+	db.want("replayed", map[int]string{1: "sent 0 | kafka retry 0 ready detached", 2: "gone", 3: "sent 0 | kafka retry 0 ready detached"})
 }

@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -88,12 +90,20 @@ func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limi
 	return pruned, nil
 }
 
-// prune removes rows by one statement.
+// prune removes rows by one statement, whose snapshot is taken once no replay is half-way; see relay.ReplayLock.
 func (l *lease) prune(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (pruned int, err error) {
 	err = l.pruning.patience.within(ctx, func(ctx context.Context) error {
-		tag, err := conn.Exec(ctx, sql, args...)
-		pruned = int(tag.RowsAffected())
-		return err
+		var both pgx.Batch // one transaction, one round trip
+		both.Queue(`SELECT pg_catalog.pg_advisory_xact_lock_shared($1::bigint)`, relay.ReplayLock)
+		both.Queue(sql, args...)
+		results := conn.SendBatch(ctx, &both)
+		_, err := results.Exec()
+		if err == nil {
+			var tag pgconn.CommandTag
+			tag, err = results.Exec()
+			pruned = int(tag.RowsAffected())
+		}
+		return errors.Join(err, results.Close())
 	})
 	return pruned, err
 }

@@ -40,7 +40,8 @@
 //     the lane offers again is queued behind it.
 //
 // Behind a refused record nothing of its key is sent, in no topic. Where Kafka would give no order anyway, between topics, that
-// takes a wait: when a record's topic is not known yet, or has refused a record within the last 30 s, what its key has for
+// takes a wait: when a record's topic is not known yet, its partition has taken nothing yet from us under its present leader (brokers
+// say for a while that nobody leads a topic they have just made), or the topic has refused a record within the last 30 s, what its key has for
 // other topics goes out in a further round of the same Publish, when its fate is known. All other records of a batch go out at once.
 // What is left is the first refusal of a topic that took everything until then: the key's records for other topics were sent
 // with it, and are offered again behind it.

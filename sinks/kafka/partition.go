@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -44,6 +45,10 @@ type partition struct {
 	sink  *Sink
 	topic *topic
 	index int32
+
+	// tried: the present leader has taken something. Before that it may say for a while that it leads nothing, when the
+	// partition was just made or has moved, while others take records. Changed under mu.
+	tried atomic.Bool
 
 	mu       sync.Mutex
 	leader   int32    // node id, -1 when there is none
@@ -257,11 +262,13 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 	switch v {
 	case delivered:
 		p.moves = 0
+		p.setTried(true)
 		for _, s := range c.segs {
 			s.g.settle(s.to, nil)
 		}
 		p.piece.Taken(c.n)
 	case moved:
+		p.setTried(false)
 		p.stale = true
 		p.follow(c, err)
 	case misplaced:
@@ -307,6 +314,19 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 		p.fail(c, err)
 	}
 	p.route()
+}
+
+// setTried is called with mu held.
+func (p *partition) setTried(tried bool) {
+	if p.tried.Load() == tried {
+		return
+	}
+	p.tried.Store(tried)
+	if tried {
+		p.topic.untried.Add(-1)
+	} else {
+		p.topic.untried.Add(1)
+	}
 }
 
 // named returns the place in the chunk of the first record that the broker names.

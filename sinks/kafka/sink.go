@@ -88,7 +88,7 @@ func (s *Sink) brokerTimeout() time.Duration { return s.cfg.RequestTimeout * 2 /
 // Publish implements relay.Sink. Records are grouped by partition; groups go to their brokers at once and
 // together with those of other lanes. Order holds per key within a topic: topics have no order
 // among themselves in Kafka. All the same a record waits for the one of its key before it, in a further round, when that one
-// goes to another topic which is not known yet or has refused something lately: behind a refused record nothing is sent.
+// goes to another topic which is not known yet, to a partition that has taken nothing yet, or to a topic that has refused something lately: behind a refused record nothing is sent.
 func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	if len(batch) == 0 {
 		return nil
@@ -242,6 +242,7 @@ type destination struct {
 	t       *topic
 	cold    bool // must be asked about first
 	careful bool // what is behind its records waits for their fate, except in the same partition
+	untried bool // that goes for the records of some of its partitions
 }
 
 // destinations looks at all the topics that a round sends to. some says that one is careful. asked says that large records were
@@ -262,11 +263,11 @@ func (s *Sink) destinations(c *call, n int, at func(int) int32, asked bool) (des
 				if d.t, d.parts = s.topics.lookup(name, now); d.t == nil {
 					d.cold, d.careful = true, true
 				} else {
-					d.careful = d.t.refusedLately(now)
+					d.careful, d.untried = d.t.refusedLately(now), d.t.untried.Load() > 0
 				}
 				d.groups = make([]*group, len(d.parts))
 				dests[name] = d
-				some = some || d.careful
+				some = some || d.careful || d.untried
 			}
 		}
 		if !asked && rec.Size() > s.cfg.BatchBytes {
@@ -314,24 +315,27 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 	for i := range n {
 		rec := c.batch[at(i)]
 		locate(rec)
+		var index int32
+		if rec.Key != "" && !d.cold {
+			index = int32(partitionOf(rec.Key, len(d.parts)))
+		}
 		if careful && rec.Key != "" {
-			if before, ok := ahead[rec.Key]; ok && before != d {
-				ahead[rec.Key] = nil
-				later = append(later, at(i))
-				continue
+			if len(ahead) > 0 {
+				if before, ok := ahead[rec.Key]; ok && before != d {
+					ahead[rec.Key] = nil
+					later = append(later, at(i))
+					continue
+				}
 			}
-			if d.careful {
+			if d.careful || d.untried && !d.parts[index].tried.Load() {
 				ahead[rec.Key] = d
 			}
 		}
-		if d.cold {
+		switch {
+		case d.cold:
 			cold[rec.Topic] = append(cold[rec.Topic], at(i))
 			continue
-		}
-		var index int32
-		switch {
 		case rec.Key != "":
-			index = int32(partitionOf(rec.Key, len(d.parts)))
 		case d.keyless == nil:
 			d.keyless = d.t.spread(d.parts)
 			fallthrough

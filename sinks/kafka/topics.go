@@ -28,6 +28,9 @@ type topic struct {
 
 	refusedAt atomic.Int64 // when a broker last refused a record for it, Unix nanoseconds
 
+	// untried is how many partitions have not taken anything from us under their present leader.
+	untried atomic.Int64
+
 	all []*partition // all that there ever were; guarded by topics.mu
 }
 
@@ -130,6 +133,7 @@ func (ts *topics) apply(m *metadata.ResponseTopic) kafkago.Error {
 		ts.known[m.Name] = t
 	}
 	for len(t.all) < n {
+		t.untried.Add(1)
 		t.all = append(t.all, &partition{sink: ts.sink, topic: t, index: int32(len(t.all)), leader: -1, asked: true})
 	}
 	if before := t.parts.Load(); before == nil || len(*before) != n {
@@ -163,6 +167,9 @@ func (t *topic) setLeaders(told []metadata.ResponsePartition, n int) (led int) {
 	}
 	for i, p := range t.all {
 		p.mu.Lock()
+		if p.leader != leaders[i] {
+			p.setTried(false)
+		}
 		p.leader = leaders[i]
 		if i >= n {
 			p.resync = true // should it come back, it comes back under a new epoch

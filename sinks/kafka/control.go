@@ -7,10 +7,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/createtopics"
 	"github.com/segmentio/kafka-go/protocol/describeconfigs"
 	"github.com/segmentio/kafka-go/protocol/initproducerid"
 	"github.com/segmentio/kafka-go/protocol/metadata"
@@ -138,6 +140,42 @@ func plausible(m *metadata.Response) error {
 		}
 	}
 	return nil
+}
+
+// wouldCreate asks whether the cluster would create a topic, without creating it. The answer says in words what a question for its
+// metadata does not: that the name collides with another topic's, or that a policy forbids it. It returns "" when the
+// cluster would, or does not say.
+func (c *control) wouldCreate(ctx context.Context, name string) (code kafkago.Error, text string) {
+	res, err := c.ask(ctx, &createtopics.Request{
+		Topics:    []createtopics.RequestTopic{{Name: name, NumPartitions: 1, ReplicationFactor: 1}},
+		TimeoutMs: int32(c.dialer.cfg.RequestTimeout.Milliseconds()), ValidateOnly: true,
+	})
+	if err != nil {
+		return 0, ""
+	}
+	for _, t := range res.(*createtopics.Response).Topics {
+		if t.Name == name {
+			return kafkago.Error(t.ErrorCode), t.ErrorMessage
+		}
+	}
+	return 0, ""
+}
+
+// notCreated says why brokers do not create a topic with a legal name; "" when that is not known.
+func (c *control) notCreated(ctx context.Context, name string) string {
+	switch code, text := c.wouldCreate(ctx, name); code {
+	case kafkago.InvalidTopic:
+		// For Kafka . and _ are one, because they are in the names of its metrics.
+		if strings.Contains(text, "collides") || strings.ContainsAny(name, "._") {
+			return fmt.Sprintf("no broker creates it, because its name collides with that of another topic, in which . and _ count as the same (%v): "+
+				"change event_type or RELAY_TOPIC, or delete the other topic", said(code, text))
+		}
+		return fmt.Sprintf("no broker creates it (%v): change event_type or RELAY_TOPIC", said(code, text))
+	case kafkago.PolicyViolation:
+		return fmt.Sprintf("no broker creates it by itself (%v): create it as that policy wants", said(code, text))
+	default: // it could be created, or we may not ask
+		return ""
+	}
 }
 
 // producer asks for a producer id of our own.

@@ -100,6 +100,9 @@ func (c *cluster) problem(ctx context.Context, t *metadata.ResponseTopic) (probl
 	case kafkago.TopicAuthorizationFailed:
 		return "the user may not see topic " + t.Name + ", which exists or not", c.acl(t.Name, "Write", "Describe")
 	case kafkago.InvalidTopic:
+		if why := c.sink.control.notCreated(ctx, t.Name); why != "" {
+			return fmt.Sprintf("topic %s does not exist: %s", t.Name, why), "change event_type or RELAY_TOPIC, or delete the other topic"
+		}
 		return fmt.Sprintf("%q is no legal topic name, or one of Kafka's own", t.Name), "change event_type, or RELAY_TOPIC"
 	default:
 		return fmt.Sprintf("topic %s: %v", t.Name, code), c.tool("kafka-topics.sh") + " --describe --topic " + t.Name
@@ -125,6 +128,9 @@ func (c *cluster) problem(ctx context.Context, t *metadata.ResponseTopic) (probl
 
 // missing is about a topic that does not exist.
 func (c *cluster) missing(ctx context.Context, name string) (problem, fix string) {
+	if why := c.sink.control.notCreated(ctx, name); why != "" {
+		return fmt.Sprintf("topic %s does not exist: %s", name, why), "see the text: kafka-topics.sh --create is refused for the same reason"
+	}
 	c.askBroker(ctx)
 	partitions := 0
 	for i := range c.answer.Topics { // as the others have

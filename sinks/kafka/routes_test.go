@@ -159,3 +159,26 @@ func TestRoutesWithoutLeader(t *testing.T) {
 		t.Errorf("without a broker: got %v, want an error with its address", err)
 	}
 }
+
+// For Kafka a.b and a_b collide, so it creates no second one: neither a refusal nor the doctor advises to create it.
+func TestTopicThatCollides(t *testing.T) {
+	addr := brokertest.Kafka(t).Plaintext
+	base := topicName()
+	dots, lines := base+".events.x", base+"_events_x"
+	s := newSink(t, addr, func(c *Config) { c.TopicWait = 300 * time.Millisecond })
+	if _, err := sinktest.Offer(testContext(t), s, values(dots, "a", 1)); err != nil {
+		t.Fatal(err)
+	}
+	deleteAfter(t, addr, dots)
+	for range 2 { // the second time from memory
+		err := s.Publish(testContext(t), values(lines, "a", 1))
+		r, refused := relay.Refused(err)
+		if !refused || r.Reason != relay.ReasonUnknownTopic || !strings.Contains(err.Error(), "collides") || strings.Contains(err.Error(), "auto.create.topics.enable") {
+			t.Errorf("got %v, want it refused for the collision", err)
+		}
+	}
+	problems, err := s.CheckRoutes(testContext(t), []relay.Route{{EventType: "x", Topic: lines}})
+	if err != nil || len(problems) != 1 || !strings.Contains(problems[0].Problem, "collides") || strings.Contains(problems[0].Fix, "--create --topic") {
+		t.Errorf("doctor: %+v, %v", problems, err)
+	}
+}

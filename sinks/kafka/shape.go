@@ -11,6 +11,7 @@ import (
 
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/apiversions"
+	"github.com/segmentio/kafka-go/protocol/createtopics"
 	"github.com/segmentio/kafka-go/protocol/describeconfigs"
 	"github.com/segmentio/kafka-go/protocol/fetch"
 	"github.com/segmentio/kafka-go/protocol/initproducerid"
@@ -26,6 +27,7 @@ var responses = map[protocol.ApiKey]reflect.Type{
 	protocol.ApiVersions:      reflect.TypeFor[apiversions.Response](),
 	protocol.Metadata:         reflect.TypeFor[metadata.Response](),
 	protocol.Produce:          reflect.TypeFor[produce.Response](),
+	protocol.CreateTopics:     reflect.TypeFor[createtopics.Response](),
 	protocol.InitProducerId:   reflect.TypeFor[initproducerid.Response](),
 	protocol.DescribeConfigs:  reflect.TypeFor[describeconfigs.Response](),
 	protocol.SaslHandshake:    reflect.TypeFor[saslhandshake.Response](),

@@ -70,7 +70,7 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.control = newControl(s.dialer, s.knownAddrs)
-	s.topics = &topics{sink: s, known: map[string]*topic{}, missing: map[string]time.Time{}}
+	s.topics = &topics{sink: s, known: map[string]*topic{}, missing: map[string]string{}}
 	s.refresher = &refresher{sink: s, wake: make(chan struct{}, 1), topics: map[string]struct{}{}, limits: map[*topic]struct{}{}}
 	if !cfg.Idempotence {
 		s.producer.Store(&noProducer)

@@ -76,7 +76,7 @@ type topics struct {
 
 	mu      sync.Mutex
 	known   map[string]*topic
-	missing map[string]time.Time // topics waited for in vain, and when
+	missing map[string]string // topics waited for in vain, and why they are not created, as far as brokers say
 }
 
 // lookup returns a topic that can be written to without asking first, and has it asked for in the
@@ -211,7 +211,11 @@ func (ts *topics) resolve(ctx context.Context, names []string, found func(name s
 				found(name)
 				return true
 			case kafkago.InvalidTopic:
-				failed[name] = relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf("topic %s: %w", name, code))
+				why := ts.whyMissing(ctx, name)
+				if why == "" {
+					why = code.Error()
+				}
+				failed[name] = relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf("topic %s: %s", name, why))
 				return true
 			case kafkago.TopicAuthorizationFailed:
 				failed[name] = relay.Refuse(relay.ReasonRejected, fmt.Errorf("topic %s: %w; grant the user WRITE and DESCRIBE on it (and CREATE, if brokers are to create it)", name, code))
@@ -220,7 +224,10 @@ func (ts *topics) resolve(ctx context.Context, names []string, found func(name s
 				if now.Before(deadline) && !ts.isMissing(name) {
 					return false
 				}
-				ts.setMissing(name, now)
+				if why := ts.whyMissing(ctx, name); why != "" {
+					failed[name] = relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf("topic %s does not exist: %s", name, why))
+					return true
+				}
 				failed[name] = relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf(
 					"topic %s does not exist and was not created within %s: create it, or let brokers do so (auto.create.topics.enable)", name, ts.sink.cfg.TopicWait))
 				return true
@@ -256,13 +263,22 @@ func (ts *topics) isMissing(name string) bool {
 	return ok
 }
 
-func (ts *topics) setMissing(name string, now time.Time) {
+// whyMissing notes that a topic was waited for in vain, and asks once why it is not created.
+func (ts *topics) whyMissing(ctx context.Context, name string) string {
+	ts.mu.Lock()
+	why, ok := ts.missing[name]
+	ts.mu.Unlock()
+	if ok {
+		return why
+	}
+	why = ts.sink.control.notCreated(ctx, name)
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if len(ts.missing) >= 10_000 { // names come from rows
 		clear(ts.missing)
 	}
-	ts.missing[name] = now
+	ts.missing[name] = why
+	return why
 }
 
 // learnLimit asks for the topic's max.message.bytes unless it is known. 0 is not known.

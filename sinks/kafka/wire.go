@@ -155,6 +155,9 @@ func (w *wire) RoundTrip(req protocol.Message) (protocol.Message, error) {
 		return raw.RawExchange(&rawFrames{wire: w})
 	}
 	version := w.versions[req.ApiKey()]
+	if req.ApiKey() == protocol.CreateTopics && version < 1 { // would create it: version 0 has no validate_only
+		return nil, fmt.Errorf("the broker cannot be asked whether it would create a topic")
+	}
 	if p, ok := req.(protocol.PreparedMessage); ok {
 		p.Prepare(version)
 	}

@@ -37,11 +37,12 @@ type verification struct {
 	from, to time.Time
 	conn     *pgx.Conn
 	audit    *verify.Audit
+	ids      *deliveredIDs
 	limit    int
 }
 
 const verifyHelp = `verify reads the events of saga_outbox and saga_outbox_archive that were created since --since, reads back what
-the brokers of BROKER_TYPE hold, and compares the two by event_id (the header of that name). It prints events that are
+the brokers of BROKER_TYPE hold, and compares the two by event_id. It prints events that are
 
   missing       the database says sent, and the sink does not have them
   duplicates    there more than once; at-least-once delivery allows that, consumer_inbox takes care of it
@@ -62,8 +63,8 @@ What is read:
                 A queue that is bound for some events only: say which with --event-type. Streams cannot be read.
   file          the file of RELAY_FILE_PATH.
 
-An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile does no harm. Headers of a row that
-override event_id hide the event. Rows that were deleted (RELAY_MARK=delete, RELAY_RETENTION) cannot be compared; what was delivered of
+An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile does no harm. A row whose headers override
+event_id is found all the same. Rows that were deleted (RELAY_MARK=delete, RELAY_RETENTION) cannot be compared; what was delivered of
 them is listed as not in the table. It takes about 100 bytes of memory an event, and one scan of the table.
 
 Exit code 0: nothing is missing, and no sinks disagree (with --strict-order: and nothing is earlier). 1 otherwise.`
@@ -187,7 +188,7 @@ func (v *verification) readTable(ctx context.Context) error {
 	if err != nil {
 		return configError{err}
 	}
-	v.audit = verify.NewAudit()
+	v.audit, v.ids = verify.NewAudit(), newDeliveredIDs(v.settings.relay.Envelope)
 	sealed := false
 	seal := func() {
 		if sealed {
@@ -205,7 +206,14 @@ func (v *verification) readTable(ctx context.Context) error {
 		row := verify.Row{ID: r.Event.ID, Key: r.Event.AggregateID, CreatedAt: r.Event.CreatedAt, Standing: standing(r.Status), Retried: r.RetryCount > 0}
 		var rec relay.Record
 		r.Event.Payload = "null" // for the names alone
-		if err := encoder.Encode(&rec, &r.Event); err != nil {
+		err := encoder.Encode(&rec, &r.Event)
+		if err == nil {
+			v.ids.note(r.Event.ID, rec.Headers)
+		} else { // its headers cannot be read, and it was not delivered
+			r.Event.Headers = ""
+			err = encoder.Encode(&rec, &r.Event)
+		}
+		if err != nil {
 			return fmt.Errorf("name the topic of event %s: %w", r.Event.ID, err)
 		}
 		row.Topic = rec.Topic
@@ -247,9 +255,9 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 		}
 		return unknown.note(ctx, id)
 	}
-	idNames := relay.EventIDHeaders(v.settings.relay.Envelope)
-	byHeaders := func(headers []relay.Header) error {
-		id, found := deliveredID(headers, idNames)
+	waited := func(id relay.UUID) bool { return v.audit.Waits(name, id) }
+	note := func(headers []relay.Header, messageID string, body []byte) error {
+		id, found := v.ids.of(headers, messageID, body, waited)
 		if !found {
 			unknown.noID++
 			return nil
@@ -258,9 +266,9 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 	}
 	switch cfg := v.settings.sinks[name].(type) {
 	case *kafka.Config:
-		return kafka.ReadBack(ctx, *cfg, v.audit.Topics(), v.from.Add(-clockSlack), func(s kafka.Stored) error { return byHeaders(s.Headers) })
+		return kafka.ReadBack(ctx, *cfg, v.audit.Topics(), v.from.Add(-clockSlack), func(s kafka.Stored) error { return note(s.Headers, "", s.Value) })
 	case *rabbitmq.Config:
-		return rabbitmq.ReadBack(ctx, *cfg, v.queue, func(s rabbitmq.Stored) error { return byHeaders(s.Headers) })
+		return rabbitmq.ReadBack(ctx, *cfg, v.queue, func(s rabbitmq.Stored) error { return note(s.Headers, s.MessageID, s.Value) })
 	case *file.Config:
 		return file.Read(cfg.Path, func(l file.Line) error {
 			_, replayed := l.Headers[replayedHeader]
@@ -268,20 +276,6 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 		})
 	}
 	return fmt.Errorf("sink %s cannot be read back", name)
-}
-
-// deliveredID is the event_id in the first of the headers by these names that holds one.
-func deliveredID(headers []relay.Header, names []string) (id relay.UUID, found bool) {
-	for _, name := range names {
-		for _, h := range headers {
-			if h.Key == name {
-				if id, err := relay.ParseUUID(h.Value); err == nil {
-					return id, true
-				}
-			}
-		}
-	}
-	return id, false
 }
 
 // stranger gathers deliveries whose event is not among the rows, and keeps those that are not in the table at all: events that were

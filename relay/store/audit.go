@@ -10,7 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// AuditRow is a row as sagaz-relay verify looks at it: the event without payload and headers.
+// AuditRow is a row as sagaz-relay verify looks at it: the event without its payload, and with its headers only where they may override
+// the one that carries its id.
 type AuditRow struct {
 	Event      relay.Event
 	Status     string
@@ -35,11 +36,12 @@ func ReadAudit(ctx context.Context, conn *pgx.Conn, since, until time.Time, row 
 			var id [16]byte
 			var created time.Time
 			rows, err := tx.Query(ctx, `SELECT event_id, saga_id, aggregate_type, aggregate_id, event_type,
-				CASE WHEN isfinite(created_at) THEN created_at ELSE 'epoch' END, status, coalesce(retry_count, 0)
+				CASE WHEN isfinite(created_at) THEN created_at ELSE 'epoch' END, status, coalesce(retry_count, 0),
+				CASE WHEN pg_catalog.strpos(headers::text, 'id"') > 0 THEN headers::text ELSE '' END
 				FROM `+table+` WHERE created_at >= $1 AND ($2::timestamptz IS NULL OR created_at < $2)`, since, orNull(until))
 			if err == nil {
 				_, err = pgx.ForEachRow(rows, []any{
-					&id, &r.Event.SagaID, &r.Event.AggregateType, &r.Event.AggregateID, &r.Event.EventType, &created, &r.Status, &r.RetryCount,
+					&id, &r.Event.SagaID, &r.Event.AggregateType, &r.Event.AggregateID, &r.Event.EventType, &created, &r.Status, &r.RetryCount, &r.Event.Headers,
 				}, func() error {
 					r.Event.ID, r.Event.CreatedAt = id, relay.TimestampOf(created)
 					return row(r)

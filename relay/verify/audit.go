@@ -166,6 +166,12 @@ func (a *Audit) Arrived(sink string, id relay.UUID, replayed bool) bool {
 	return true
 }
 
+// Waits reports whether the event is one of the rows and has not arrived at the sink.
+func (a *Audit) Waits(sink string, id relay.UUID) bool {
+	i, ok := a.find(id)
+	return ok && a.sink(sink).first[i] == 0
+}
+
 // AuditReport is what an audit found. Lists hold as many as were asked for; counts are of all.
 type AuditReport struct {
 	Events        int              `json:"events"` // rows

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"bytes"
+	"slices"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// deliveredIDs tells which event a message that was read back is. A row's own headers may override the one that carries its
+// event_id, so where there is something that they cannot override that counts: RabbitMQ's message_id, the body of the envelope
+// sagaz. Elsewhere it is looked up which events were delivered under that name.
+type deliveredIDs struct {
+	names   []string                // of the header, the envelope's own first
+	renamed map[string][]relay.UUID // by what the header says: the events whose rows make it say that
+}
+
+func newDeliveredIDs(envelope string) *deliveredIDs {
+	return &deliveredIDs{names: relay.EventIDHeaders(envelope), renamed: make(map[string][]relay.UUID)}
+}
+
+// note looks whether the event's row renames it.
+func (d *deliveredIDs) note(id relay.UUID, headers []relay.Header) {
+	for _, h := range headers {
+		if h.Key == d.names[0] && h.Value != id.String() {
+			d.renamed[h.Value] = append(d.renamed[h.Value], id)
+		}
+	}
+}
+
+// of returns the event of a message. known says whether an event is among those that are looked at and has not arrived yet.
+func (d *deliveredIDs) of(headers []relay.Header, messageID string, body []byte, known func(relay.UUID) bool) (id relay.UUID, found bool) {
+	if id, err := relay.ParseUUID(messageID); err == nil {
+		return id, true
+	}
+	if id, ok := bodysID(body); ok {
+		return id, true
+	}
+	for _, name := range d.names {
+		for _, h := range headers {
+			if h.Key != name {
+				continue
+			}
+			id, err := relay.ParseUUID(h.Value)
+			renamed := d.renamed[h.Value]
+			if err == nil && (len(renamed) == 0 || known(id)) {
+				return id, true
+			}
+			if i := slices.IndexFunc(renamed, known); i >= 0 {
+				return renamed[i], true
+			}
+			if len(renamed) > 0 { // once more
+				return renamed[0], true
+			}
+		}
+	}
+	return id, false
+}
+
+// bodysID reads the event_id of a body as the envelope sagaz writes it.
+func bodysID(body []byte) (id relay.UUID, ok bool) {
+	const before, after, size = `{"event_id":"`, `","saga_id":"`, 36
+	rest, ok := bytes.CutPrefix(body, []byte(before))
+	if !ok || len(rest) < size || !bytes.HasPrefix(rest[size:], []byte(after)) {
+		return id, false
+	}
+	id, err := relay.ParseUUID(string(rest[:size]))
+	return id, err == nil
+}

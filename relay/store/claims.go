@@ -42,14 +42,14 @@ const claimSQL = `WITH free AS (SELECT event_id FROM saga_outbox o WHERE event_i
 // transaction is still invisible, as in Mark: then it is not settled. In hybrid mode such a row cannot be claimed yet, and is
 // waited for as if it were another worker's.
 func (l *lease) Settled(ctx context.Context, events []relay.Event) ([]bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, markTimeout)
-	defer cancel()
+	claimed, err := l.claim(ctx, events)
+	if err != nil {
+		return nil, fmt.Errorf("claim %d events: %w", len(events), err)
+	}
 	var settled []bool
-	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		claimed, err := l.claim(ctx, conn, events)
-		if err != nil {
-			return err
-		}
+	looking, cancel := context.WithTimeout(ctx, markTimeout)
+	defer cancel()
+	err = l.with(looking, func(ctx context.Context, conn *pgx.Conn) error {
 		running, err := takeSnapshot(ctx, conn)
 		if err != nil {
 			return err
@@ -63,24 +63,46 @@ func (l *lease) Settled(ctx context.Context, events []relay.Event) ([]bool, erro
 	return settled, nil
 }
 
-// claim makes ours, in hybrid mode, what is free of the events' rows.
-func (l *lease) claim(ctx context.Context, conn *pgx.Conn, events []relay.Event) (map[relay.UUID]bool, error) {
+// claim makes ours, in hybrid mode, what is free of the events' rows. A row that refuses its claim counts as ours: another worker cannot
+// claim it either, and its mark will be set aside.
+func (l *lease) claim(ctx context.Context, events []relay.Event) (map[relay.UUID]bool, error) {
 	if !l.store.cfg.Hybrid {
 		return nil, nil
 	}
-	var ids, swept uuids
+	claimed := make(map[relay.UUID]bool, len(events))
+	err := l.batched(ctx, "claim", len(events), func(lo, hi int) error {
+		return l.claimPart(ctx, events[lo:hi], claimed)
+	}, func() error {
+		return l.claimPart(ctx, nil, claimed)
+	}, func(lo, hi int, why error) error {
+		for i := range events[lo:hi] {
+			id := events[lo+i].ID
+			claimed[id] = true
+			if c := causeOf(why); l.left.first(id) {
+				l.log.Error("a row cannot be claimed: delivered without a claim", "event_id", id.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
+			}
+		}
+		return nil
+	})
+	return claimed, err
+}
+
+func (l *lease) claimPart(ctx context.Context, events []relay.Event, claimed map[relay.UUID]bool) error {
+	ids, swept := uuids{}, uuids{}
 	for i := range events {
+		if l.left.has(events[i].ID) {
+			continue
+		}
 		ids = append(ids, events[i].ID)
 		if events[i].CommitLSN == 0 {
 			swept = append(swept, events[i].ID)
 		}
 	}
-	claimed := make(map[relay.UUID]bool, len(ids))
 	var id [16]byte
 	tx := l.fenced(fence{})
 	tx.query([]any{&id}, func() error { claimed[id] = true; return nil },
 		claimSQL, ids, l.slot, l.epoch, l.store.cfg.ClaimTimeout.Seconds(), l.claimPrefix(), l.claimant(), swept)
-	return claimed, tx.run(ctx, conn)
+	return l.send(ctx, tx)
 }
 
 // lookUp tells which events are settled. It refuses to answer while other workers' claims are fresh.
@@ -126,6 +148,10 @@ func (l *lease) lookUp(ctx context.Context, conn *pgx.Conn, events []relay.Event
 		case status == "claimed" && !ours && left > 0:
 			waitFor(worker, time.Duration(left*float64(time.Second)))
 		case l.store.cfg.Hybrid && (status == "pending" || status == "claimed"): // it was locked
+			if l.left.longUnclaimed(id) { // not by a worker that claims: that takes a moment
+				claimed[id] = true
+				return nil
+			}
 			waitFor(worker, l.store.cfg.ClaimTimeout)
 		}
 		return nil
@@ -152,5 +178,6 @@ func (l *lease) lookUp(ctx context.Context, conn *pgx.Conn, events []relay.Event
 	if others.Rows > 0 {
 		return nil, &others
 	}
+	l.left.claimed(events)
 	return settled, nil
 }

@@ -68,6 +68,7 @@ type cause struct {
 	code       string
 	constraint string
 	text       string
+	raised     bool // in a function, that of a trigger for instance
 }
 
 // raisedIn finds the function in an error's context: "PL/pgSQL function public.check_it() line 3 at RAISE".
@@ -96,6 +97,7 @@ func causeOf(err error) cause {
 		parts = append(parts, "table "+pg.TableName)
 	}
 	if m := raisedIn.FindStringSubmatch(pg.Where); m != nil {
+		c.raised = true
 		parts = append(parts, "in function "+m[1])
 	}
 	c.text = "SQLSTATE " + pg.Code

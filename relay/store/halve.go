@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // halving finds, in a batch that failed for good without saying for which row, the rows that it failed
@@ -129,6 +132,11 @@ func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, 
 	if n == 0 || !fault(err) {
 		return err
 	}
+	if l.anewSession(ctx, err) {
+		if err = write(0, n); err == nil || !fault(err) {
+			return err
+		}
+	}
 	if probed := probe(); probed != nil {
 		return fmt.Errorf("no row's fault, it fails without any: %w", probed)
 	}
@@ -138,4 +146,32 @@ func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, 
 	}
 	l.streaks.reset(what)
 	return nil
+}
+
+// sessionEvery is how often a fault may end the marking session.
+const sessionEvery = time.Minute
+
+// anewSession ends the marking session when a trigger does not find what it names. Sessions keep the
+// search_path that they were given only where triggers depend on it, which is looked at when they begin
+// (package sessions): this trigger may be younger.
+func (l *lease) anewSession(ctx context.Context, err error) bool {
+	c := causeOf(err)
+	if !strings.HasPrefix(c.code, "42") || !c.raised || !l.left.mayEndSession() {
+		return false
+	}
+	return l.with(ctx, func(_ context.Context, conn *pgx.Conn) error {
+		closeConn(conn)
+		return nil
+	}) == nil
+}
+
+// mayEndSession reports whether the last time is long enough ago, and notes this one.
+func (l *leftovers) mayEndSession() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.sessionEnded) < sessionEvery {
+		return false
+	}
+	l.sessionEnded = time.Now()
+	return true
 }

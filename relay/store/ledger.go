@@ -108,17 +108,14 @@ func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due 
 	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		// A refusal holds what is behind it some thousands at a time; the others are met here, and held then.
 		for range 10 {
-			all, held, err := l.due(ctx, conn, sink, limit)
+			all, held, err := l.due(ctx, conn, sink, limit+l.left.unwrittenOf(sink))
 			if err != nil {
 				return err
 			}
-			if len(held) > 0 {
-				tx := l.fenced(fence{})
-				tx.queue(nil, holdAgainSQL, held, l.slot, l.epoch, sink)
-				if err := tx.run(ctx, conn); err != nil {
-					return err
-				}
+			if err := l.holdAgain(ctx, conn, sink, held); err != nil {
+				return err
 			}
+			all = l.left.offerable(sink, all)
 			if len(all) == 0 && len(held) > 0 {
 				continue
 			}
@@ -132,6 +129,20 @@ func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due 
 		return nil, 0, fmt.Errorf("read what is due for sink %s: %w", sink, err)
 	}
 	return due, next, nil
+}
+
+// holdAgain makes entries held. One that does not let itself be changed is met again; it is not offered either way.
+func (l *lease) holdAgain(ctx context.Context, conn *pgx.Conn, sink string, held uuids) error {
+	h := halving{
+		left: remarkWrites, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) == blameRow },
+		write: func(lo, hi int) error {
+			tx := l.fenced(fence{})
+			tx.queue(nil, holdAgainSQL, held[lo:hi], l.slot, l.epoch, sink)
+			return tx.run(ctx, conn)
+		},
+		aside: func(int, int, error) error { return nil },
+	}
+	return h.run(0, len(held))
 }
 
 // due reads the entries that may be offered, and apart from them those that have to be held.

@@ -20,13 +20,21 @@ type leftovers struct {
 	// lines count the events in marks that their key waits for at a sink. What comes later of such a key is
 	// kept here too, or it would pass them in the ledger.
 	lines map[lineOf]int
-	pause time.Duration
-	next  time.Time // when they are tried again
+	// outcomes of ledger entries that Resolve could not write.
+	outcomes map[entryOf]*unwritten
+	pause    time.Duration
+	next     time.Time // when they are tried again; zero: there is none
+
+	// Rows that retention could not remove, and when; rows that hybrid mode could not claim for a lock, since when.
+	unprunable map[relay.UUID]time.Time
+	unclaimed  map[relay.UUID]time.Time
 
 	locked map[relay.UUID]time.Time // rows that could not be marked for somebody's lock, since when
 
 	entries bool                // the ledger may have entries of relay.MarkSink
 	logged  map[relay.UUID]bool // rows whose setting aside was logged
+
+	sessionEnded time.Time // see lease.anewSession
 }
 
 // leftover is one of them.
@@ -39,6 +47,8 @@ type leftover struct {
 // mostLeftovers bounds the memory that leftovers take. Beyond it a batch is tried again as a whole.
 const mostLeftovers = 10_000
 
+var errNoRoom = fmt.Errorf("of more than %d events neither the table nor the ledger takes what became of them", mostLeftovers)
+
 // The pause between two tries to write leftovers grows from the one to the other.
 const (
 	leftoverMin = time.Second
@@ -50,7 +60,7 @@ func (l *leftovers) keep(marks []relay.Mark, why cause) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.marks)+len(marks) > mostLeftovers {
-		return fmt.Errorf("more than %d rows can neither be marked nor be put into the ledger: %s", mostLeftovers, why.text)
+		return fmt.Errorf("%w: %s", errNoRoom, why.text)
 	}
 	if l.marks == nil {
 		l.marks, l.lines = make(map[relay.UUID]*leftover), make(map[lineOf]int)
@@ -65,11 +75,16 @@ func (l *leftovers) keep(marks []relay.Mark, why cause) error {
 		for j := range m.Parked {
 			l.lines[lineOf{m.Parked[j].Sink, m.Key}]++
 		}
-		if l.next.IsZero() {
-			l.pause, l.next = leftoverMin, time.Now().Add(leftoverMin)
-		}
 	}
+	l.retry()
 	return nil
+}
+
+// retry sets the time of the first try. It is called with mu held.
+func (l *leftovers) retry() {
+	if l.next.IsZero() {
+		l.pause, l.next = leftoverMin, time.Now().Add(leftoverMin)
+	}
 }
 
 // drop forgets an event: it was written.
@@ -85,9 +100,6 @@ func (l *leftovers) drop(m *relay.Mark) {
 		if l.lines[line]--; l.lines[line] == 0 {
 			delete(l.lines, line)
 		}
-	}
-	if len(l.marks) == 0 {
-		l.next = time.Time{}
 	}
 }
 
@@ -132,12 +144,15 @@ func (l *leftovers) blocks(m *relay.Mark) bool {
 	return false
 }
 
-// due returns the leftovers in their order when it is time to try them again.
-func (l *leftovers) due() (marks []relay.Mark) {
+// due returns the leftovers, the marks in their order, when it is time to try them again.
+func (l *leftovers) due() (marks []relay.Mark, outcomes []*unwritten) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.marks) == 0 || time.Now().Before(l.next) {
-		return nil
+	if len(l.marks)+len(l.outcomes) == 0 {
+		l.next = time.Time{}
+	}
+	if l.next.IsZero() || time.Now().Before(l.next) {
+		return nil, nil
 	}
 	l.pause = min(2*l.pause, leftoverMax)
 	l.next = time.Now().Add(l.pause)
@@ -145,15 +160,23 @@ func (l *leftovers) due() (marks []relay.Mark) {
 		marks = append(marks, left.mark)
 	}
 	slices.SortFunc(marks, func(a, b relay.Mark) int { return cmp.Compare(a.Position, b.Position) })
-	return marks
+	for _, u := range l.outcomes {
+		outcomes = append(outcomes, u)
+	}
+	return marks, outcomes
 }
 
 // count adds them to what is known of the ledger.
 func (l *leftovers) count(u *relay.Unmarked) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u.Events += len(l.marks)
-	u.Memory = len(l.marks)
+	u.Memory = len(l.marks) + len(l.outcomes)
+	u.Events += u.Memory
+	for _, left := range l.outcomes {
+		if u.Oldest.IsZero() || left.since.Before(u.Oldest) {
+			u.Oldest, u.Cause = left.since, left.why.text
+		}
+	}
 	for _, left := range l.marks {
 		if u.Oldest.IsZero() || left.since.Before(u.Oldest) {
 			u.Oldest, u.Cause = left.since, left.why.text
@@ -218,6 +241,65 @@ func (l *leftovers) first(id relay.UUID) bool {
 	}
 	l.logged[id] = true
 	return true
+}
+
+// longUnclaimed notes that a row could not be claimed for somebody's lock, and reports whether that has lasted.
+func (l *leftovers) longUnclaimed(id relay.UUID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since, known := l.unclaimed[id]
+	if !known {
+		if l.unclaimed == nil || len(l.unclaimed) >= mostLeftovers {
+			l.unclaimed = make(map[relay.UUID]time.Time)
+		}
+		l.unclaimed[id] = time.Now()
+		return false
+	}
+	return time.Since(since) >= lockedFor
+}
+
+// claimed forgets rows that could not be claimed.
+func (l *leftovers) claimed(events []relay.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range events {
+		if len(l.unclaimed) == 0 {
+			return
+		}
+		delete(l.unclaimed, events[i].ID)
+	}
+}
+
+// refusesPrune notes that retention could not remove a row.
+func (l *leftovers) refusesPrune(id relay.UUID) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.unprunable) >= mostLeftovers {
+		return fmt.Errorf("more than %d rows cannot be removed", mostLeftovers)
+	}
+	if l.unprunable == nil {
+		l.unprunable = make(map[relay.UUID]time.Time)
+	}
+	l.unprunable[id] = time.Now()
+	return nil
+}
+
+// pruneAgain is when retention tries again to remove a row that it could not.
+const pruneAgain = time.Hour
+
+// notPrunable are the rows that retention leaves out.
+func (l *leftovers) notPrunable() uuids {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids := uuids{}
+	for id, at := range l.unprunable {
+		if time.Since(at) >= pruneAgain {
+			delete(l.unprunable, id)
+			continue
+		}
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 // expect notes whether the ledger may have entries of relay.MarkSink.

@@ -15,15 +15,24 @@ import (
 // prunable is true for rows that were sent before an age of $2 seconds, and that nobody wants delivered again.
 const prunable = `status = 'sent' AND created_at < clock_timestamp() - make_interval(secs => $2) AND (sent_at IS NULL OR sent_at < clock_timestamp() - make_interval(secs => $2)) AND ` + inNoLedger
 
+// spared leaves out the rows that could not be removed.
+func spared(n string) string {
+	return ` AND NOT EXISTS (SELECT FROM unnest(` + n + `::uuid[]) AS r WHERE r = o.event_id)`
+}
+
 // ownedNow is owned without a lock: pruning must not hold up marking, and what an owner of yesterday prunes is right, too.
 const ownedNow = ` AND EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $3 AND epoch = $4)`
 
-const (
+var (
 	// By the index on created_at, which has the oldest rows first. Those of them that were never sent are passed over each time.
-	oldestSQL = `SELECT o.event_id FROM saga_outbox o WHERE ` + prunable + ownedNow + ` ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED`
+	oldestSQL = `SELECT o.event_id FROM saga_outbox o WHERE ` + prunable + ownedNow + spared(`$5`) + ` ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED`
 	// Without such an index, by place: the pages from $5 to before $6.
-	placeSQL = `SELECT o.event_id FROM saga_outbox o WHERE o.ctid >= $5::text::tid AND o.ctid < $6::text::tid AND ` + prunable + ownedNow + ` LIMIT $1 FOR UPDATE SKIP LOCKED`
+	placeSQL = `SELECT o.event_id FROM saga_outbox o WHERE o.ctid >= $5::text::tid AND o.ctid < $6::text::tid AND ` + prunable + ownedNow + spared(`$7`) + ` LIMIT $1 FOR UPDATE SKIP LOCKED`
+	// Of rows that were found, those that are still so.
+	theseSQL = `SELECT o.event_id FROM saga_outbox o WHERE o.event_id = ANY($1::uuid[]) AND ` + prunable + ownedNow + ` FOR UPDATE SKIP LOCKED`
+)
 
+const (
 	hasAgeIndexSQL = `SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
 		WHERE i.indrelid = 'saga_outbox'::regclass AND i.indisvalid AND i.indpred IS NULL AND a.attname = 'created_at' AND m.amname = 'btree')`
 	pagesSQL = `SELECT pg_relation_size('saga_outbox') / current_setting('block_size')::bigint`
@@ -78,7 +87,7 @@ func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limi
 			return err
 		}
 		if indexed {
-			pruned, err = l.prune(ctx, conn, pruneSQL(oldestSQL, archive), limit, age.Seconds(), l.slot, l.epoch)
+			pruned, err = l.prune(ctx, conn, oldestSQL, archive, limit, age.Seconds(), l.slot, l.epoch, l.left.notPrunable())
 			return setup(err)
 		}
 		pruned, err = l.pruneByPlace(ctx, conn, age, archive, limit)
@@ -90,8 +99,51 @@ func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limi
 	return pruned, nil
 }
 
-// prune removes rows by one statement, whose snapshot is taken once no replay is half-way; see relay.ReplayLock.
-func (l *lease) prune(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (pruned int, err error) {
+// prune removes the rows that a query finds, by one statement. When that fails for what may be the fault of a row (another table refers to
+// it, a trigger keeps it), it is tried in halves; the rows at fault are left out for an hour.
+func (l *lease) prune(ctx context.Context, conn *pgx.Conn, found string, archive bool, args ...any) (pruned int, err error) {
+	remove := func(found string, args ...any) error {
+		n, err := l.remove(ctx, conn, pruneSQL(found, archive), args...)
+		pruned += n
+		return err
+	}
+	err = remove(found, args...)
+	if err == nil || blames(ctx, err) != blameRow {
+		return pruned, err
+	}
+	var (
+		id  [16]byte
+		ids uuids
+	)
+	looked := l.pruning.patience.within(ctx, func(ctx context.Context) error {
+		return each(ctx, conn, []any{&id}, func() error { ids = append(ids, id); return nil }, found, args...)
+	})
+	if looked != nil {
+		return pruned, looked
+	}
+	these := func(lo, hi int) error { return remove(theseSQL, append([]any{ids[lo:hi]}, args[1:4]...)...) }
+	if probed := these(0, 0); probed != nil || len(ids) == 0 {
+		return pruned, err
+	}
+	h := halving{
+		write: these, left: halvingWrites, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) == blameRow },
+		aside: func(lo, hi int, why error) error {
+			for _, id := range ids[lo:hi] {
+				if err := l.left.refusesPrune(id); err != nil {
+					return fmt.Errorf("%w: %w", err, why)
+				}
+				if c := causeOf(why); l.left.first(id) {
+					l.log.Error("retention cannot remove a row: left out for an hour", "event_id", id.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
+				}
+			}
+			return nil
+		},
+	}
+	return pruned, h.run(0, len(ids))
+}
+
+// remove removes rows by one statement, whose snapshot is taken once no replay is half-way; see relay.ReplayLock.
+func (l *lease) remove(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (removed int, err error) {
 	err = l.pruning.patience.within(ctx, func(ctx context.Context) error {
 		var both pgx.Batch // one transaction, one round trip
 		both.Queue(`SELECT pg_catalog.pg_advisory_xact_lock_shared($1::bigint)`, relay.ReplayLock)
@@ -101,11 +153,11 @@ func (l *lease) prune(ctx context.Context, conn *pgx.Conn, sql string, args ...a
 		if err == nil {
 			var tag pgconn.CommandTag
 			tag, err = results.Exec()
-			pruned = int(tag.RowsAffected())
+			removed = int(tag.RowsAffected())
 		}
 		return errors.Join(err, results.Close())
 	})
-	return pruned, err
+	return removed, err
 }
 
 func (l *lease) pruneByPlace(ctx context.Context, conn *pgx.Conn, age time.Duration, archive bool, limit int) (pruned int, err error) {
@@ -127,7 +179,7 @@ func (l *lease) pruneByPlace(ctx context.Context, conn *pgx.Conn, age time.Durat
 	}
 	for w.page < pages {
 		from, to := fmt.Sprintf("(%d,0)", w.page), fmt.Sprintf("(%d,0)", w.page+prunePages)
-		n, err := l.prune(ctx, conn, pruneSQL(placeSQL, archive), limit-pruned, age.Seconds(), l.slot, l.epoch, from, to)
+		n, err := l.prune(ctx, conn, placeSQL, archive, limit-pruned, age.Seconds(), l.slot, l.epoch, from, to, l.left.notPrunable())
 		if err != nil {
 			return pruned, err
 		}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -86,22 +84,54 @@ func (l *lines) add(e *relay.Entry) {
 	l.positions[at] = min(l.positions[at], e.Position)
 }
 
-// Resolve implements relay.Ledger.
+// Resolve implements relay.Ledger. Outcomes that fail for what may be the fault of one of them are written in halves; outcomes.go
+// says what becomes of the one.
 func (l *lease) Resolve(ctx context.Context, sink string, outcomes []relay.Outcome) error {
 	if len(outcomes) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, markTimeout)
-	defer cancel()
-	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return l.resolution(sink, outcomes).run(ctx, conn) })
+	err := l.batched(ctx, "resolve "+sink, len(outcomes), func(lo, hi int) error {
+		return l.writeOutcomes(ctx, sink, outcomes[lo:hi], whole, nil)
+	}, func() error {
+		return l.writeOutcomes(ctx, sink, outcomes, hollow, nil)
+	}, func(lo, hi int, why error) error {
+		for _, o := range outcomes[lo:hi] {
+			if err := l.aloneOutcome(ctx, sink, o, why); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("resolve %d entries of sink %s: %w", len(outcomes), sink, err)
 	}
 	return nil
 }
 
+// parts is how much of outcomes is written.
+type parts int
+
+const (
+	whole      parts = iota
+	ledgerOnly       // not the rows
+	entryOnly        // nor what waits behind
+	freeOnly         // only what waits behind
+	hollow           // all statements, and nothing for them to do
+)
+
+// writeOutcomes is one transaction of Resolve, with further entries.
+func (l *lease) writeOutcomes(ctx context.Context, sink string, outcomes []relay.Outcome, what parts, more []relay.Mark) error {
+	tx := l.resolution(sink, outcomes, what)
+	if len(more) > 0 {
+		var e entries
+		e.gather(more)
+		e.queue(tx, l)
+	}
+	return l.send(ctx, tx)
+}
+
 // resolution is the transaction that writes outcomes.
-func (l *lease) resolution(sink string, outcomes []relay.Outcome) *fencedTx {
+func (l *lease) resolution(sink string, outcomes []relay.Outcome, what parts) *fencedTx {
 	var (
 		out, delivered, dropped, charged, all uuids
 		dead, detach                          []bool
@@ -134,25 +164,33 @@ func (l *lease) resolution(sink string, outcomes []relay.Outcome) *fencedTx {
 		}
 	}
 	tx := l.fenced(fence{})
-	if len(out) > 0 {
+	if what == hollow {
+		out, delivered, dropped, charged, all = uuids{}, uuids{}, uuids{}, uuids{}, uuids{}
+		refused, freed, dead, attempts, delays, reasons, errors, detach = lines{}, lines{}, nil, nil, nil, nil, nil, nil
+	}
+	some := func(ids uuids) bool { return len(ids) > 0 || ids != nil && what == hollow }
+	entry, behind, rows := what != freeOnly, what != entryOnly, what == whole || what == hollow
+	if entry && some(out) {
 		tx.queue(nil, takeOutSQL, out, l.slot, l.epoch, sink)
 	}
-	if len(charged) > 0 {
+	if entry && some(charged) {
 		tx.queue(nil, chargeSQL, charged, l.slot, l.epoch, sink, dead, attempts, delays, reasons, errors, detach)
 	}
-	if len(refused.keys) > 0 {
+	if behind && len(refused.keys) > 0 {
 		tx.queue(nil, behindSQL, refused.keys, l.slot, l.epoch, sink, refused.hashes, refused.positions, l.store.heldOf(len(refused.keys)))
 	}
-	if len(freed.keys) > 0 {
+	if behind && len(freed.keys) > 0 {
 		tx.queue(nil, freeSQL, freed.keys, l.slot, l.epoch, sink, freed.hashes, l.store.freedOf(len(freed.keys)))
 	}
-	if len(delivered) > 0 {
+	if rows && some(delivered) {
 		tx.queue(nil, withoutEntries(l.store.deliveredSQL()), delivered, l.slot, l.epoch)
 	}
-	if len(dropped) > 0 {
+	if rows && some(dropped) {
 		tx.queue(nil, withoutEntries(giveUpSQL), dropped, l.slot, l.epoch)
 		tx.queue(nil, givenUpSQL, dropped, l.slot, l.epoch)
 	}
-	tx.queue(nil, tellSQL, all, l.slot, l.epoch, l.store.cfg.Hybrid)
+	if rows {
+		tx.queue(nil, tellSQL, all, l.slot, l.epoch, l.store.cfg.Hybrid)
+	}
 	return tx
 }

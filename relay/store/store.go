@@ -86,7 +86,7 @@ func (s *Store) statements() []string {
 		acquireSQL, lastPositionSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
 		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, tellSQL, giveUpSQL,
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
-		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
+		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, convertSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
 		systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL, noteSystemSQL,
 	}
 	for kind := range wanted {

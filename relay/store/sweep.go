@@ -194,14 +194,24 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 	}
 }
 
-// revive gives dead letters, whose rows a person has set back to pending, to the ledger's retries.
+// revive gives dead letters, whose rows a person has set back to pending, to the ledger's retries. An entry that does not let itself be
+// changed stays dead.
 func (l *lease) revive(ctx context.Context, ids uuids) error {
-	ctx, cancel := context.WithTimeout(ctx, markTimeout)
-	defer cancel()
-	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	return l.batched(ctx, "revive", len(ids), func(lo, hi int) error {
 		tx := l.fenced(fence{})
-		tx.queue(nil, reviveSQL, ids, l.slot, l.epoch)
-		return tx.run(ctx, conn)
+		tx.queue(nil, reviveSQL, ids[lo:hi], l.slot, l.epoch)
+		return l.send(ctx, tx)
+	}, func() error {
+		tx := l.fenced(fence{})
+		tx.queue(nil, reviveSQL, uuids{}, l.slot, l.epoch)
+		return l.send(ctx, tx)
+	}, func(lo, hi int, why error) error {
+		for _, id := range ids[lo:hi] {
+			if c := causeOf(why); l.left.first(id) {
+				l.log.Error("a dead letter cannot be made ready again", "event_id", id.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
+			}
+		}
+		return nil
 	})
 }
 

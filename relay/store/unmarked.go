@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -91,19 +89,19 @@ func (l *lease) asides(ctx context.Context, marks []relay.Mark, reason relay.Rea
 	if err != nil {
 		return fmt.Errorf("set %d rows aside that cannot be marked: %w", len(marks), err)
 	}
-	l.tellAside(marks, why, "a row cannot be marked: set aside, and tried again")
+	l.tellAside(marks, why, asideMessage)
 	return nil
 }
 
 // parkOnly writes entries and leaves the rows alone.
 func (l *lease) parkOnly(ctx context.Context, marks []relay.Mark) error {
-	ctx, cancel := context.WithTimeout(ctx, markTimeout)
-	defer cancel()
 	w := l.store.writes(marks)
 	tx := l.fenced(fence{upTo: w.upTo, atEnd: w.atEnd})
 	w.entries.queue(tx, l)
-	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return tx.run(ctx, conn) })
+	return l.send(ctx, tx)
 }
+
+const asideMessage = "a row cannot be marked: set aside, and tried again"
 
 // asideLines bounds the lines that one batch writes to the log.
 const asideLines = 20
@@ -288,7 +286,7 @@ func (l *lease) remarked(ctx context.Context, ids uuids, given map[relay.UUID]bo
 	}
 	tx.queue(nil, tellSQL, ids, l.slot, l.epoch, l.store.cfg.Hybrid)
 	tx.query([]any{&id}, func() error { done[id] = true; return nil }, remarkedSQL, ids, l.slot, l.epoch)
-	return done, l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return tx.run(ctx, conn) })
+	return done, l.send(ctx, tx)
 }
 
 // postpone sets the time of the next try.
@@ -296,16 +294,17 @@ func (l *lease) postpone(ctx context.Context, ids uuids, reason relay.Reason, wh
 	if len(ids) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, markTimeout)
-	defer cancel()
 	tx := l.fenced(fence{})
 	tx.queue(nil, postponeSQL, ids, l.slot, l.epoch, string(reason), validText(why.text))
-	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return tx.run(ctx, conn) })
+	return l.send(ctx, tx)
 }
 
 // rewrite tries leftovers again, in their order, one by one: of a key none may pass the one before it.
 func (l *lease) rewrite(ctx context.Context, until time.Time) error {
-	marks := l.left.due()
+	marks, outcomes := l.left.due()
+	if err := l.rewriteOutcomes(ctx, outcomes, until); err != nil {
+		return err
+	}
 	blocked := make(map[lineOf]bool)
 	for i := range marks {
 		m := &marks[i]

@@ -39,7 +39,7 @@ func refusing(t testing.TB, db *pgtest.DB, table, when string, codes map[int]str
 		CREATE OR REPLACE FUNCTION refuse_it() RETURNS trigger LANGUAGE plpgsql AS $$
 		DECLARE c text;
 		BEGIN
-			SELECT code INTO c FROM refused r WHERE r.event_id = %s.event_id LIMIT 1;
+			SELECT code INTO c FROM public.refused r WHERE r.event_id = %s.event_id LIMIT 1;
 			IF FOUND THEN RAISE EXCEPTION USING ERRCODE = c, MESSAGE = '%s', DETAIL = '%[2]s', HINT = '%[2]s'; END IF;
 			RETURN %[1]s;
 		END $$;
@@ -347,6 +347,21 @@ func TestMarkKeepsInMemoryWhatTheLedgerRefuses(t *testing.T) {
 		}
 		if got := row(t, db, 10); got != "sent retries=0 error=- sent=t" {
 			t.Errorf("row 10: %s", got)
+		}
+	})
+}
+
+// A trigger that is made while the relay runs finds what it names by the search_path, though our sessions have pinned theirs.
+func TestMarkBesideANewTrigger(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		events := insert(t, db, 1, 100)
+		mark(t, l, marksOf(events[:10]))
+		exec(t, db, `CREATE TABLE audit (event_id uuid); CREATE FUNCTION audits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO audit VALUES (NEW.event_id); RETURN NEW; END $$;
+			CREATE TRIGGER audits BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION audits()`)
+		mark(t, l, marksOf(events))
+		if got := counts(t, db); got != "100 sent" || unmarkedEntries(t, db) != "none" {
+			t.Errorf("rows: %s, set aside: %s", got, unmarkedEntries(t, db))
 		}
 	})
 }

@@ -25,6 +25,7 @@ type outbox struct {
 	owner     string
 	published bool   // the publication exists and carries its inserts
 	version   string // of what the catalog says of that; another one means that it was changed meanwhile
+	content   string // what the publication carries of the table; another version with the same content did no harm, if there was none in between
 	columns   []columns.Column
 }
 
@@ -152,10 +153,11 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 		attnames = "array_to_string(pt.attnames, ',')"
 	}
 	rows, err := s.query(ctx, fmt.Sprintf(`SELECT p.pubinsert, pt.tablename IS NOT NULL, coalesce(%s, ''),
-			(SELECT concat_ws(' ', p.oid, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m)
+			(SELECT concat_ws(' ', p.oid, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m),
+			(SELECT concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubviaroot, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m WHERE NOT m.own)
 		FROM pg_publication p
 		LEFT JOIN pg_publication_tables pt ON pt.pubname = p.pubname AND format('%%I.%%I', pt.schemaname, pt.tablename) = %s
-		WHERE p.pubname = %s`, attnames, s.membershipSQL(publication, t), quoteLiteral(t.name), quoteLiteral(publication)))
+		WHERE p.pubname = %s`, attnames, s.membershipSQL(publication, t), s.membershipSQL(publication, t), quoteLiteral(t.name), quoteLiteral(publication)))
 	if err != nil {
 		return fmt.Errorf("look at publication %q: %w", publication, err)
 	}
@@ -187,17 +189,18 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 		}
 	}
 	t.published, t.version = true, strconv.FormatUint(uint64(t.oid), 10)+" "+row[3]
+	t.content = strconv.FormatUint(uint64(t.oid), 10) + " " + row[2] + " " + row[4]
 	return nil
 }
 
 // membershipSQL selects, as x, the transactions that last changed the rows of the catalog by which the publication
-// carries the table: the publication's own, the table's (or its partition ancestors') and its schema's membership.
+// carries the table: the publication's own (own), the table's (or its partition ancestors') and its schema's membership.
 func (s *session) membershipSQL(publication string, t *outbox) string {
-	sql := fmt.Sprintf(`SELECT xmin AS x FROM pg_publication WHERE pubname = %[1]s
-		UNION ALL SELECT r.xmin FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+	sql := fmt.Sprintf(`SELECT xmin AS x, true AS own FROM pg_publication WHERE pubname = %[1]s
+		UNION ALL SELECT r.xmin, false FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
 			WHERE p.pubname = %[1]s AND (r.prrelid = %[2]d OR r.prrelid IN (SELECT relid FROM pg_partition_ancestors(%[2]d)))`, quoteLiteral(publication), t.oid)
 	if s.server >= 15 {
-		sql += fmt.Sprintf(` UNION ALL SELECT n.xmin FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid
+		sql += fmt.Sprintf(` UNION ALL SELECT n.xmin, false FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid
 			WHERE p.pubname = %s AND n.pnnspid = (SELECT relnamespace FROM pg_class WHERE oid = %d)`, quoteLiteral(publication), t.oid)
 	}
 	return sql

@@ -15,6 +15,7 @@ type slot struct {
 	plugin, kind, database string
 	active                 bool      // a connection reads it, or makes it just now
 	confirmed              relay.LSN // 0 while it is being made
+	at                     string    // where it stands, as text: that of another slot under the name is another
 	lost                   string    // why the server has given it up; empty if it has not
 }
 
@@ -23,7 +24,8 @@ func (s *session) slotState(ctx context.Context, name string) (*slot, error) {
 	// invalidation_reason is there from PostgreSQL 17 on, conflicting in 16 and later.
 	rows, err := s.query(ctx, `SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), active, coalesce(confirmed_flush_lsn::text, ''),
 			concat_ws(', ', CASE WHEN wal_status = 'lost' THEN 'wal_status = lost' END,
-				'invalidation_reason = ' || (to_jsonb(s) ->> 'invalidation_reason'), CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflicting' END)
+				'invalidation_reason = ' || (to_jsonb(s) ->> 'invalidation_reason'), CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflicting' END),
+			`+slotAt+`
 		FROM pg_replication_slots s WHERE slot_name = `+quoteLiteral(name))
 	if err != nil {
 		return nil, fmt.Errorf("look at slot %q: %w", name, err)
@@ -32,7 +34,7 @@ func (s *session) slotState(ctx context.Context, name string) (*slot, error) {
 		return nil, nil
 	}
 	r := rows[0]
-	sl := &slot{plugin: r[0], kind: r[1], database: r[2], active: r[3] == "t", lost: r[5]}
+	sl := &slot{plugin: r[0], kind: r[1], database: r[2], active: r[3] == "t", lost: r[5], at: r[6]}
 	if r[4] != "" {
 		if sl.confirmed, err = relay.ParseLSN(r[4]); err != nil {
 			return nil, fmt.Errorf("look at slot %q: %w", name, err)
@@ -40,6 +42,9 @@ func (s *session) slotState(ctx context.Context, name string) (*slot, error) {
 	}
 	return sl, nil
 }
+
+// slotAt is where a slot of pg_replication_slots stands.
+const slotAt = `concat_ws(' ', restart_lsn, confirmed_flush_lsn)`
 
 // ours tells a slot that a relay can read from one that only has its name.
 func (sl *slot) ours(name, database string) error {
@@ -86,10 +91,22 @@ func (s *session) createSlot(ctx context.Context, name string, failover bool) (r
 	return at, nil
 }
 
-// dropSlot drops a slot of ours; that it is gone already is no fault. A former owner that still reads it is ended.
-func (s *session) dropSlot(ctx context.Context, name string) error {
-	_, err := s.query(ctx, "SELECT pg_drop_replication_slot("+quoteLiteral(name)+")")
+// dropSlot drops a slot of ours, which was seen before; that it is gone already is no fault. A former owner that still reads it is ended.
+//
+// Between the look and here the process may have been frozen, and another relay may have made the slot again. So what is dropped
+// has to stand where the slot stood that was seen, and the lease has to be ours still.
+func (s *session) dropSlot(ctx context.Context, name string, seen *slot) error {
+	if !relay.Fence(ctx)() {
+		return fmt.Errorf("drop slot %q: %w", name, relay.ErrLeaseLost)
+	}
+	rows, err := s.query(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = "+quoteLiteral(name)+" AND "+slotAt+" = "+quoteLiteral(seen.at))
 	switch {
+	case err == nil && len(rows) == 0:
+		there, err := s.slotState(ctx, name)
+		if err != nil || there == nil {
+			return err
+		}
+		return fmt.Errorf("%w: slot %q was made again, or read, by somebody just now", relay.ErrSlotBusy, name)
 	case err == nil || hasCode(err, codeUndefinedObject):
 		return nil
 	case hasCode(err, codeInUse):
@@ -114,7 +131,7 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 		return fmt.Errorf("%w: slot %q: %w", relay.ErrSlotBusy, name, cause)
 	}
 	r := rows[0]
-	if r[1] == applicationFor(name) {
+	if r[1] == applicationFor(name) && relay.Fence(ctx)() {
 		if _, err := s.query(ctx, `SELECT pg_terminate_backend(`+r[0]+`)`); err != nil {
 			return fmt.Errorf("%w: slot %q is still held by a former owner (pid %s from %s as %s), which we may not end: %w", relay.ErrSlotBusy, name, r[0], r[2], r[3], err)
 		}
@@ -140,8 +157,9 @@ func (s *session) untilReady(ctx context.Context) error {
 // memory is what a source knows of a slot beyond what the server tells. It is lost with the process, and then a slot may be made anew once
 // more than needed.
 type memory struct {
-	anew bool   // the server has said that the slot cannot be read, or rows were left out: keep it no more
-	made string // version of the publication as of which we have made the slot
+	anew    bool   // the server has said that the slot cannot be read, or rows were left out: keep it no more
+	made    string // version of the publication as of which we have made the slot, or read it, or swept what it may have left out
+	content string // what the publication carried when the slot was last read
 }
 
 func (s *Source) recall(slot string) memory {
@@ -156,11 +174,35 @@ func (s *Source) remember(slot string, m memory) {
 	s.slots[slot] = m
 }
 
+// carried notes what the publication carries while the slot is read.
+func (s *Source) carried(slot, version, content string) {
+	m := s.recall(slot)
+	m.made, m.content = version, content
+	s.remember(slot, m)
+}
+
+// forget forgets it: something else was seen meanwhile.
+func (s *Source) forget(slot string) {
+	m := s.recall(slot)
+	m.content = ""
+	s.remember(slot, m)
+}
+
+// touched makes the error for a publication that was altered, and carries what it did before: ALTER PUBLICATION … SET with what was set
+// already, a new owner. The slot is kept, because making one may wait for hours, for any transaction of the server. Whether
+// there was another content for a moment between two looks, nobody can tell: so the table is swept, which finds what was left out.
+func (s *Source) touched(slot, version string, err error) error {
+	m := s.recall(slot)
+	m.made = version
+	s.remember(slot, m)
+	return &relay.SlotGoneError{Slot: slot, Cause: relay.GonePublication, Err: err}
+}
+
 // gone makes the error, and notes for Create what it means for the slot.
 func (s *Source) gone(slot string, cause relay.GoneCause, err error) error {
 	if cause == relay.GoneLost || cause == relay.GonePublication || cause == relay.GoneUnreadable {
 		m := s.recall(slot)
-		m.anew = true
+		m.anew, m.content = true, ""
 		s.remember(slot, m)
 	}
 	return &relay.SlotGoneError{Slot: slot, Cause: cause, Err: err}
@@ -213,7 +255,7 @@ func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 		if there.lost == "" && there.confirmed != 0 && !anew {
 			return there.confirmed, nil
 		}
-		if err := sess.dropSlot(ctx, slot); err != nil {
+		if err := sess.dropSlot(ctx, slot, there); err != nil {
 			return 0, err
 		}
 		s.log.Info("slot dropped", "slot", slot, "lost", there.lost != "")
@@ -222,7 +264,7 @@ func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 	if err != nil {
 		return 0, err
 	}
-	s.remember(slot, memory{made: table.version})
+	s.remember(slot, memory{made: table.version, content: table.content})
 	s.log.Info("slot created", "slot", slot, "lsn", at)
 	return at, nil
 }
@@ -243,6 +285,7 @@ func (s *Source) EnsureSlot(ctx context.Context, name string) (made bool, err er
 	case err != nil:
 		return false, err
 	case there == nil:
+		defer s.saying(ctx, name)()
 		_, err = sess.createSlot(ctx, name, s.cfg.Failover)
 		return err == nil, err
 	case there.lost != "":

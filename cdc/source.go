@@ -178,10 +178,12 @@ func (s *Source) open(ctx context.Context, sess *session, slot string, known rel
 	if err != nil {
 		return nil, s.notStarted(ctx, sess, slot, err)
 	}
+	s.carried(slot, table.version, table.content)
 	s.log.Info("streaming", "slot", slot, "publication", s.cfg.Publication, "server", sess.conn.ParameterStatus("server_version"))
 	st := &stream{
 		source: s, cfg: &s.cfg, log: s.log, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
-		version: table.version, binary: binary, dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
+		version: table.version, content: table.content, look: look{turn: relay.NewTurn()}, binary: binary,
+		dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
 	}
 	st.dec.MaxEventBytes = s.cfg.MaxEventBytes
 	st.dec.Unchecked = sessions.Encoding(sess.conn) == sessions.AnyBytes
@@ -214,6 +216,8 @@ func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slo
 		return s.gone(slot, relay.GoneMoved, fmt.Errorf("it stands at %s, and we have let it go to %s only", there.confirmed, known))
 	case s.recall(slot).made == table.version:
 		return nil
+	case s.recall(slot).content == table.content:
+		return s.touched(slot, table.version, fmt.Errorf("publication %q was altered, and carries the same as before", s.cfg.Publication))
 	}
 	changed, err := sess.changedSince(ctx, s.cfg.Publication, table, slot)
 	if err == nil && changed {

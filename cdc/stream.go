@@ -29,6 +29,7 @@ type stream struct {
 	role    string
 	version string // of the publication as of Open
 	binary  bool   // values come in their types' binary form
+	content string // what it carries
 	conn    *pgconn.PgConn
 	in      *reader
 	dec     *pgoutput.Decoder

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // lookEvery is how often a stream looks whether the publication still carries the table: longer, and more rows need the sweep when
@@ -20,14 +17,15 @@ const lookEvery = 10 * time.Second
 
 // look is an ordinary connection that looks at table and publication, made when it is needed.
 type look struct {
-	mu   sync.Mutex // guards conn and its use
+	turn relay.Turn // whoever has it owns conn
 	conn *pgconn.PgConn
 }
 
 // watch looks at table and publication now and then, until ctx ends or they are not what they were when the stream was opened. The
 // server says nothing when a table is taken out of a publication: it leaves out the rows, and the slot goes on without them.
 //
-// Any change ends the stream, also one that did no harm: what was committed between the change and now may have been left out.
+// Any change ends the stream, also one that did no harm: what was committed between the change and now may have been left out. Whether
+// the slot is kept then depends on the change: see Source.touched.
 func (s *stream) watch(ctx context.Context) error {
 	tick := time.NewTicker(s.source.lookEvery)
 	defer tick.Stop()
@@ -48,9 +46,13 @@ func (s *stream) watch(ctx context.Context) error {
 //
 // It returns what it saw, or nil. That the look itself does not work means nothing; the stream has its own way to notice that the server is gone.
 func (s *stream) lookNow(ctx context.Context) (table *outbox, err error) {
-	s.look.mu.Lock()
-	defer s.look.mu.Unlock()
-	table, err = s.lookOnce(ctx)
+	looking, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout) // the wait for the other's look included
+	defer cancel()
+	err = s.look.turn.Take(looking)
+	if err == nil {
+		table, err = s.lookOnce(looking)
+		s.look.turn.Give()
+	}
 	var setup *relay.SetupError
 	var gone *relay.SlotGoneError
 	switch {
@@ -63,19 +65,10 @@ func (s *stream) lookNow(ctx context.Context) (table *outbox, err error) {
 }
 
 func (s *stream) lookOnce(ctx context.Context) (*outbox, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout)
-	defer cancel()
 	if s.look.conn == nil || s.look.conn.IsClosed() {
-		cfg := s.source.conn.Copy()
-		delete(cfg.RuntimeParams, "replication")
-		delete(cfg.RuntimeParams, "wal_sender_timeout")
-		cfg.RuntimeParams["application_name"] = "sagaz-relay look"
-		sessions.Pin(cfg, sessions.Options{})
-		// Somebody may hold the table locked.
-		cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)
-		conn, err := pgconn.ConnectConfig(ctx, cfg)
+		conn, err := s.source.ordinary(ctx)
 		if err != nil {
-			return nil, sessions.Cause(err)
+			return nil, err
 		}
 		s.look.conn = conn
 	}
@@ -84,9 +77,15 @@ func (s *stream) lookOnce(ctx context.Context) (*outbox, error) {
 	table, err := sess.inspect(ctx, s.cfg.Publication, false)
 	switch {
 	case err != nil:
+		var setup *relay.SetupError
+		if errors.As(err, &setup) {
+			s.source.forget(s.slot)
+		}
 		return nil, err
 	case !table.published:
 		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was dropped", s.cfg.Publication))
+	case table.version != s.version && table.content == s.content:
+		return nil, s.source.touched(s.slot, table.version, fmt.Errorf("publication %q was altered, and carries the same as before", s.cfg.Publication))
 	case table.version != s.version:
 		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was changed", s.cfg.Publication))
 	}
@@ -95,8 +94,6 @@ func (s *stream) lookOnce(ctx context.Context) (*outbox, error) {
 
 // close ends the connection. Nobody looks any more.
 func (l *look) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.conn != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()

@@ -67,10 +67,13 @@ type world struct {
 	horizonErrs []error         // what the next horizons return
 	// sweepCost, if set, is how long a look at the table takes.
 	sweepCost func(relay.SweepQuery) time.Duration
-	away      error // why a standby could not take the lease
-	poison    error // what each connection breaks with at once
-	passEnds  bool  // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
-	batch     int   // the most events in one Admit; 0: all there are
+	// creating, if set, is what Create waits for, and holders whom it names.
+	creating chan struct{}
+	holders  []relay.Holder
+	away     error // why a standby could not take the lease
+	poison   error // what each connection breaks with at once
+	passEnds bool  // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
+	batch    int   // the most events in one Admit; 0: all there are
 }
 
 type row struct {
@@ -281,7 +284,23 @@ func (w source) Open(_ context.Context, _ string, known relay.LSN) (s relay.Stre
 }
 
 // Create makes the slot anew, if it is gone: it tells what is committed from now on.
-func (w source) Create(context.Context, string) (at relay.LSN, err error) {
+func (w source) Holders(context.Context, string) ([]relay.Holder, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.holders, nil
+}
+
+func (w source) Create(ctx context.Context, _ string) (at relay.LSN, err error) {
+	w.mu.Lock()
+	creating := w.creating
+	w.mu.Unlock()
+	if creating != nil {
+		select {
+		case <-creating:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
 	w.change(func() {
 		w.note("create")
 		if w.gone != "" && w.gone != relay.GoneMoved {

@@ -173,7 +173,7 @@ func (p *pipeline) readStream(ctx context.Context, finish func(Stream) error) er
 		var gone *SlotGoneError
 		switch {
 		case errors.As(err, &gone):
-			p.log.Error("the slot cannot tell everything any more: rows will be found in the table, and the slot made anew", "cause", gone.Cause, "error", err)
+			p.log.Error("the slot cannot tell everything any more: rows will be found in the table, and the slot made again if need be", "cause", gone.Cause, "error", err)
 			p.changes.add(Change{Kind: ChangeSlotGone, Level: LevelBroken, Slot: p.slot, Text: "it cannot tell everything any more: " + string(gone.Cause)})
 			if err := p.owe(ctx, string(gone.Cause)); errors.Is(err, ErrLeaseLost) {
 				return err
@@ -277,10 +277,11 @@ func (p *pipeline) recover(ctx context.Context) error {
 	if !p.lease.Valid() {
 		return ErrLeaseLost // a slot is nothing that the epoch protects; if we freeze right here, the next owner finds it gone, or moved
 	}
-	at, err := p.source.Create(ctx, p.slot)
+	at, err := p.create(ctx)
 	if err != nil {
 		return err
 	}
+	p.became(modeRecovering, false, cause)
 	from, err := p.lease.SweepFrom(ctx, at)
 	if err != nil {
 		return fmt.Errorf("begin the sweep: %w", err)

@@ -61,6 +61,7 @@ type pipeline struct {
 	stopping  bool
 	counts    pipelineCounts
 	told      uint64 // times that the stream has brought anything, if only a sign of life
+	holders   string // what making the slot waits for
 	claimed   bool   // the stream waits for rows that another worker has claimed
 	doing     doing
 	stuck     *flight // the oldest in flight at the last look at the slot

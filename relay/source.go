@@ -16,8 +16,11 @@ type Source interface {
 	// trouble.
 	Open(ctx context.Context, slot string, known LSN) (Stream, error)
 	// Create makes the slot, and the publication if that is missing, and returns the position from which the slot tells
-	// everything. A slot of this name that cannot be read any more is dropped first; one that can is kept, and its position returned.
+	// everything. A slot of this name that cannot be read any more is dropped first; one that can is kept, and its position returned. It
+	// waits for as long as a transaction of the server is open, and asks Fence before it takes anything away.
 	Create(ctx context.Context, slot string) (LSN, error)
+	// Holders returns the transactions for which a Create of the slot, which is under way, waits.
+	Holders(ctx context.Context, slot string) ([]Holder, error)
 }
 
 // SlotGoneError says that the slot cannot tell, or may not tell, everything that was committed since it was last read. It is

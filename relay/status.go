@@ -64,8 +64,10 @@ type SlotStatus struct {
 	Stalled float64 `json:"stalled_seconds,omitempty"`
 	// WaitsFor says that it stands at one place for others to move, with nothing in flight: for the "server", or for "claims" of another worker on
 	// the rows that come next; Waits is for how many seconds. Both are there from 5 s on.
-	WaitsFor string  `json:"waits_for,omitempty"`
-	Waits    float64 `json:"waits_seconds,omitempty"`
+	WaitsFor string `json:"waits_for,omitempty"`
+	// SlotWaitsFor are the transactions for whose end the server waits before it makes the slot.
+	SlotWaitsFor string  `json:"slot_waits_for,omitempty"`
+	Waits        float64 `json:"waits_seconds,omitempty"`
 	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the ledger, and an estimate of those not read yet.
 	Pending        float64 `json:"pending_events"`
 	InflightLimit  int     `json:"inflight_limit,omitempty"`
@@ -138,7 +140,7 @@ func (p *pipeline) status(out *SlotStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out.Epoch = p.lease.Epoch()
-	out.Mode, out.Why = p.doing.mode, p.doing.why
+	out.Mode, out.Why, out.SlotWaitsFor = p.doing.mode, p.doing.why, p.holders
 	out.Streaming, out.StreamSince = p.doing.streaming, time.Since(p.doing.since).Seconds()
 	out.Inflight, out.Bytes = p.tracker.len(), p.tracker.bytes
 	out.Admitted, out.Marked, out.Skipped = p.counts.admitted, p.counts.marked, p.counts.skipped

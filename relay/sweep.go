@@ -233,6 +233,9 @@ func (p *pipeline) poll(ctx context.Context, until <-chan struct{}, why string) 
 	if p.waitIdle(ctx) != nil {
 		return
 	}
+	if time.Since(p.looks.last) > window {
+		p.looks = looks{} // what was not streamed since then is looked for in the whole table first
+	}
 	for {
 		p.lookAgain(ctx, until)
 		if ctx.Err() != nil || until == nil {

@@ -54,6 +54,8 @@ func (s *SlotStatus) judge(v *Verdict) {
 		return
 	}
 	switch {
+	case s.SlotWaitsFor != "":
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: it is being made, which waits for %s", s.Slot, s.SlotWaitsFor))
 	case s.Mode == ModePolling && s.Why != "" && s.Why != wantsPolling:
 		v.add(LevelDegraded, fmt.Sprintf("slot %s: streaming is impossible, the table is polled", s.Slot))
 	case s.Mode == modeRecovering:

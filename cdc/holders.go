@@ -1,0 +1,81 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
+)
+
+// holdersEvery is how often a command that makes a slot says what it waits for.
+const holdersEvery = 5 * time.Second
+
+// Holders implements relay.Source. Making a slot waits for each transaction with an id that was open when it began, wherever in the
+// server (snapbuild.c, SnapBuildWaitSnapshot): for its lock, which tells whose it is. A transaction that was prepared, and forgotten, has no process.
+func (s *Source) Holders(ctx context.Context, slot string) ([]relay.Holder, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout)
+	defer cancel()
+	conn, err := s.ordinary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
+	sess := &session{conn: conn, role: s.conn.User}
+	rows, err := sess.query(ctx, `SELECT DISTINCT coalesce(a.pid, 0), coalesce(a.usename, p.owner, ''), coalesce(a.datname, p.database, ''), coalesce(a.application_name, ''), coalesce(p.gid, ''),
+			coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)), 0)::bigint
+		FROM pg_stat_activity w JOIN pg_locks want ON want.pid = w.pid AND want.locktype = 'transactionid' AND NOT want.granted
+		JOIN pg_locks have ON have.locktype = 'transactionid' AND have.transactionid = want.transactionid AND have.granted
+		LEFT JOIN pg_stat_activity a ON a.pid = have.pid LEFT JOIN pg_prepared_xacts p ON p.transaction = want.transactionid
+		WHERE w.application_name = `+quoteLiteral(applicationFor(slot))+` AND w.datname = current_database() ORDER BY 1, 5`)
+	if err != nil {
+		return nil, fmt.Errorf("look at what making slot %q waits for: %w", slot, err)
+	}
+	var holders []relay.Holder
+	for _, r := range rows {
+		h := relay.Holder{User: r[1], Database: r[2], Application: r[3], GID: r[4]}
+		h.PID, _ = strconv.Atoi(r[0])
+		age, _ := strconv.ParseInt(r[5], 10, 64)
+		h.Age = time.Duration(age) * time.Second
+		holders = append(holders, h)
+	}
+	return holders, nil
+}
+
+// ordinary opens a connection that is no walsender's.
+func (s *Source) ordinary(ctx context.Context) (*pgconn.PgConn, error) {
+	cfg := s.conn.Copy()
+	delete(cfg.RuntimeParams, "replication")
+	delete(cfg.RuntimeParams, "wal_sender_timeout")
+	cfg.RuntimeParams["application_name"] = "sagaz-relay look"
+	sessions.Pin(cfg, sessions.Options{})
+	// Somebody may hold the table locked.
+	cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, sessions.Cause(err)
+	}
+	return conn, nil
+}
+
+// saying says what the making of a slot waits for, again and again, until the function that it returns is called.
+func (s *Source) saying(ctx context.Context, slot string) (done func()) {
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for relay.Sleep(ctx, holdersEvery) {
+			if holders, err := s.Holders(ctx, slot); err == nil {
+				s.log.Warn("making the slot waits for the end of transactions", "slot", slot, "waits_for", relay.SayHolders(holders))
+			}
+		}
+	}()
+	return func() {
+		stop()
+		<-ended
+	}
+}

@@ -30,11 +30,11 @@ func (e *Event) facts(more ...any) []any {
 }
 
 func facts(id UUID, eventType, saga, key string, headers []Header, more []any) []any {
-	pairs := append(make([]any, 0, 18+len(more)), "saga_id", saga, "event_id", id, "event_type", eventType, "key", key)
+	pairs := append(make([]any, 0, 18+len(more)), "saga_id", Short(saga), "event_id", id, "event_type", Short(eventType), "key", Short(key))
 	for _, h := range headers {
 		switch h.Key {
 		case "correlation_id", "saga_name", "step_name":
-			pairs = append(pairs, h.Key, h.Value)
+			pairs = append(pairs, h.Key, Short(h.Value))
 		case TraceParent:
 			if c, ok := ParseTraceParent(h.Value); ok {
 				pairs = append(pairs, "trace_id", hex.EncodeToString(c.TraceID[:]), "span_id", hex.EncodeToString(c.SpanID[:]))
@@ -81,7 +81,7 @@ func logNotTaken(log hclog.Logger, sink string, batch []*flight, offers int, err
 
 // logRefused tells of an event that a sink refused for its own fault, or that cannot be offered to it.
 func logRefused(log hclog.Logger, sink string, f *flight, offers int, err error) {
-	log.Warn("event refused", f.facts("sink", sink, "attempt", f.attempt(offers), "error_type", failureOf(err), "error", err)...)
+	log.Warn("event refused", f.facts("sink", sink, "attempt", f.attempt(offers), "error_type", failureOf(err), "error", shown(err.Error()))...)
 }
 
 // logParked tells of events for which entries in the ledger are made.
@@ -109,7 +109,7 @@ func logMarked(log hclog.Logger, batch []*flight) {
 			switch p := &f.parked[i]; p.State {
 			case StateDead:
 				fate = "dead_letter"
-				logDead(log, p.Sink, f.facts("retry_count", p.Attempts, "error_type", string(p.Reason), "error", p.Error))
+				logDead(log, p.Sink, f.facts("retry_count", p.Attempts, "error_type", string(p.Reason), "error", shown(p.Error)))
 			case StateRetry:
 				fate = "failed"
 			case StateHeld:
@@ -147,7 +147,7 @@ func logResolved(log hclog.Logger, sink string, outcomes []Outcome) {
 	for i := range outcomes {
 		o := &outcomes[i]
 		if o.Fate == FateDead {
-			logDead(log, sink, o.Entry.Event.facts("retry_count", o.Attempts, "error_type", string(o.Reason), "error", o.Error))
+			logDead(log, sink, o.Entry.Event.facts("retry_count", o.Attempts, "error_type", string(o.Reason), "error", shown(o.Error)))
 		}
 		if debug {
 			log.Debug("event resolved", o.Entry.Event.facts("sink", sink, "fate", fates[o.Fate], "retry_count", o.Attempts)...)

@@ -48,7 +48,7 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 		h.failing++
 	}
 	h.attempts++
-	h.lastError, h.erred = err.Error(), now
+	h.lastError, h.erred = shown(err.Error()), now
 	if now.Sub(h.logged) >= healthLogInterval {
 		h.logged = now
 		log.Warn("publish did not succeed, offering again", "events", events, "attempt", h.attempts, "backoff", wait, "error", err)

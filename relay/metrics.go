@@ -95,6 +95,7 @@ const parkedBehind = "behind"
 
 // NewMetrics builds the collectors and registers them.
 func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
+	workerID = label(workerID)
 	worker := prometheus.Labels{"worker_id": workerID}
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: worker})
@@ -232,6 +233,10 @@ func (m *Metrics) eventType(name string) *eventTypeMetrics {
 	if t, ok := m.eventTypes[name]; ok {
 		return t
 	}
+	name = label(name)
+	if t, ok := m.eventTypes[name]; ok {
+		return t
+	}
 	if len(m.eventTypes) >= maxEventTypes {
 		if t, ok := m.eventTypes[otherEventType]; ok {
 			return t
@@ -283,5 +288,5 @@ func (m *Metrics) looked(kind SweepKind, took time.Duration) {
 
 // recovered counts events that were found in the table.
 func (m *Metrics) recovered(cause string, events int) {
-	m.found.WithLabelValues(strings.ReplaceAll(cause, " ", "_")).Add(float64(events))
+	m.found.WithLabelValues(label(strings.ReplaceAll(cause, " ", "_"))).Add(float64(events))
 }

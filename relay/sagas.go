@@ -41,6 +41,8 @@ const (
 	maxSagaTypes = 100
 	maxSagaSteps = 300  // pairs of saga and step
 	maxMeanings  = 1000 // event types whose meaning is kept at hand
+	// maxMeaningBytes is the size of an event type that is kept: longer ones are asked about each time.
+	maxMeaningBytes = 512
 )
 
 // sagaType are the series of the sagas of one name, resolved.
@@ -240,7 +242,7 @@ func (s *sagas) meaning(eventType string) sagaMeaning {
 	m, ok := s.meanings[eventType]
 	if !ok {
 		m = meaning(s.rules, eventType)
-		if len(s.meanings) < maxMeanings {
+		if len(s.meanings) < maxMeanings && len(eventType) <= maxMeaningBytes {
 			// The type's text keeps all of its event's alive, and so do its parts.
 			m.saga, m.step = strings.Clone(m.saga), strings.Clone(m.step)
 			s.meanings[strings.Clone(eventType)] = m
@@ -254,13 +256,16 @@ func (s *sagas) name(name string) *sagaType {
 	if t, ok := s.names[name]; ok {
 		return t
 	}
+	name = label(name)
+	if t, ok := s.names[name]; ok {
+		return t
+	}
 	if len(s.names) >= maxSagaTypes {
 		if t, ok := s.names[otherEventType]; ok {
 			return t
 		}
 		name = otherEventType
 	}
-	name = validLabel(name)
 	t := &sagaType{
 		started: s.started.WithLabelValues(name), completed: s.completed.WithLabelValues(name),
 		failed: s.failed.WithLabelValues(name), compensated: s.compensated.WithLabelValues(name),
@@ -277,13 +282,16 @@ func (s *sagas) step(saga, step string) *sagaSteps {
 	if c, ok := s.stepSets[key]; ok {
 		return c
 	}
+	key = [2]string{label(saga), label(step)}
+	if c, ok := s.stepSets[key]; ok {
+		return c
+	}
 	if len(s.stepSets) >= maxSagaSteps {
 		key = [2]string{otherEventType, otherEventType}
 		if c, ok := s.stepSets[key]; ok {
 			return c
 		}
 	}
-	key = [2]string{validLabel(key[0]), validLabel(key[1])}
 	c := &sagaSteps{
 		success: s.steps.WithLabelValues(key[0], key[1], "success"), failed: s.steps.WithLabelValues(key[0], key[1], "failed"),
 		compensated: s.steps.WithLabelValues(key[0], key[1], "compensated"), uncompensated: s.steps.WithLabelValues(key[0], key[1], "compensation_failed"),
@@ -291,9 +299,6 @@ func (s *sagas) step(saga, step string) *sagaSteps {
 	s.stepSets[key] = c
 	return c
 }
-
-// validLabel copies text that comes from a row; what is not UTF-8 cannot be a label.
-func validLabel(text string) string { return strings.ToValidUTF8(strings.Clone(text), "\uFFFD") }
 
 // Describe implements prometheus.Collector.
 func (s *sagas) Describe(descs chan<- *prometheus.Desc) { descs <- s.active; descs <- s.oldest }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -206,7 +207,7 @@ func wholeKeys(since Timestamp, part time.Duration) (filter func([]Event) []Even
 		for i := range events {
 			ev := &events[i]
 			if ev.CreatedAt < until {
-				out[ev.AggregateID] = true
+				out[strings.Clone(ev.AggregateID)] = true // a part of a row's text keeps all of it
 			}
 			if !out[ev.AggregateID] {
 				kept = append(kept, *ev)

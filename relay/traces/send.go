@@ -56,16 +56,16 @@ func (w *sinkWords) parts(batch []*relay.Record) []part {
 	if w.template != "" {
 		return []part{{batch: batch}}
 	}
-	first := w.destination(batch[0])
+	first := relay.Short(w.destination(batch[0]))
 	same := func(a, b *relay.Record) bool { return a.Topic == b.Topic && a.RoutingKey == b.RoutingKey }
-	if !slices.ContainsFunc(batch, func(rec *relay.Record) bool { return !same(rec, batch[0]) && w.destination(rec) != first }) {
+	if !slices.ContainsFunc(batch, func(rec *relay.Record) bool { return !same(rec, batch[0]) && relay.Short(w.destination(rec)) != first }) {
 		return []part{{destination: first, batch: batch}}
 	}
 	var parts []part
 	last := 0
 	for i, rec := range batch {
 		if len(parts) == 0 || !same(rec, parts[last].batch[0]) || parts[last].destination == "" {
-			d := w.destination(rec)
+			d := relay.Short(w.destination(rec))
 			last = slices.IndexFunc(parts, func(p part) bool { return p.destination == d })
 			if last < 0 && len(parts) >= maxParts {
 				d = ""
@@ -146,12 +146,12 @@ func (w *sinkWords) attributes(p part) []attribute.KeyValue {
 	}
 	destination := p.destination
 	if w.template != "" && len(p.batch) == 1 {
-		destination = w.destination(p.batch[0])
+		destination = relay.Short(w.destination(p.batch[0]))
 	}
 	if destination != "" {
 		attrs = append(attrs, semconv.MessagingDestinationName(destination))
 		if place.RoutingKey != "" {
-			attrs = append(attrs, semconv.MessagingRabbitMQDestinationRoutingKey(place.RoutingKey))
+			attrs = append(attrs, semconv.MessagingRabbitMQDestinationRoutingKey(relay.Short(place.RoutingKey)))
 		}
 		if place.Partition >= 0 {
 			attrs = append(attrs, semconv.MessagingDestinationPartitionID(strconv.Itoa(place.Partition)))
@@ -164,7 +164,7 @@ func (w *sinkWords) attributes(p part) []attribute.KeyValue {
 		return append(attrs, semconv.MessagingBatchMessageCount(len(p.batch)))
 	}
 	if place.System == "kafka" && p.batch[0].Key != "" {
-		attrs = append(attrs, semconv.MessagingKafkaMessageKey(p.batch[0].Key))
+		attrs = append(attrs, semconv.MessagingKafkaMessageKey(relay.Short(p.batch[0].Key)))
 	}
 	return append(attrs, message(p.batch[0])...)
 }
@@ -173,7 +173,7 @@ func (w *sinkWords) attributes(p part) []attribute.KeyValue {
 func message(rec *relay.Record) []attribute.KeyValue {
 	attrs := []attribute.KeyValue{semconv.MessagingMessageID(rec.EventID.String())}
 	if id := header(rec, "correlation_id"); id != "" {
-		attrs = append(attrs, semconv.MessagingMessageConversationID(id))
+		attrs = append(attrs, semconv.MessagingMessageConversationID(relay.Short(id)))
 	}
 	return attrs
 }

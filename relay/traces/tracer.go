@@ -195,14 +195,14 @@ func (t *Tracer) Begin(rec *relay.Record, ev *relay.Event) {
 		began = committed
 	}
 	ctx := context.WithValue(context.Background(), eventKey{}, ev.ID)
-	_, span := t.tracer.Start(ctx, "create "+ev.EventType, trace.WithTimestamp(began), trace.WithSpanKind(trace.SpanKindProducer))
+	_, span := t.tracer.Start(ctx, "create "+relay.Short(ev.EventType), trace.WithTimestamp(began), trace.WithSpanKind(trace.SpanKindProducer))
 	sc := span.SpanContext()
 	rec.Trace = relay.TraceContext{TraceID: sc.TraceID(), SpanID: sc.SpanID(), Flags: byte(sc.TraceFlags())}
 	rec.Headers = append(rec.Headers, relay.Header{Key: relay.TraceParent, Value: string(rec.Trace.AppendText(make([]byte, 0, 55)))})
 	if span.IsRecording() {
 		// The outbox is where the message is made; which brokers it goes to is for the spans that send it.
 		span.SetAttributes(semconv.MessagingSystemKey.String("outbox"), semconv.MessagingOperationName("create"), semconv.MessagingOperationTypeCreate,
-			semconv.MessagingDestinationName(ev.EventType))
+			semconv.MessagingDestinationName(relay.Short(ev.EventType)))
 		span.SetAttributes(message(rec)...)
 	}
 	span.End(trace.WithTimestamp(now))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -277,7 +278,7 @@ func (ts *topics) whyMissing(ctx context.Context, name string) string {
 	if len(ts.missing) >= 10_000 { // names come from rows
 		clear(ts.missing)
 	}
-	ts.missing[name] = why
+	ts.missing[strings.Clone(name)] = why // a part of a row's text keeps all of it
 	return why
 }
 

@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,7 +54,7 @@ func (r *routes) of(routingKey string) *route {
 			r.known = make(map[string]*route)
 		}
 		known = new(route)
-		r.known[routingKey] = known
+		r.known[strings.Clone(routingKey)] = known // a part of a row's text keeps all of it
 	}
 	return known
 }

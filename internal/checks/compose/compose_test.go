@@ -86,6 +86,19 @@ func TestServices(t *testing.T) {
 			}
 		}
 	}
+	// What stays comes back by itself, after a failure and after the machine; what ends of itself does not.
+	for _, s := range p.Services {
+		want := types.RestartPolicyUnlessStopped
+		switch s.Name {
+		case "migrate":
+			want = ""
+		case "load", "consumer":
+			want = types.RestartPolicyOnFailure
+		}
+		if s.Restart != want {
+			t.Errorf("%s: restart: %q, want %q", s.Name, s.Restart, want)
+		}
+	}
 	for service, profile := range map[string]string{"load": "load", "consumer": "load"} {
 		if got := p.Services[service].Profiles; !slices.Equal(got, []string{profile}) {
 			t.Errorf("%s has profiles %v, want %s alone", service, got, profile)

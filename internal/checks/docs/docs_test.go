@@ -203,6 +203,8 @@ func (l *lookUp) check(c command) string {
 		return l.docker(args)
 	case "go":
 		return l.paths(args)
+	case "bash":
+		return l.path(args[0])
 	case "psql", "pg_restore", "pg_dump":
 		return l.sql(args)
 	case "git", "cd", "export", "curl", "helm", "velero", "promtool", "amtool", "jq", "grep", "base64", "openssl", "vault", "sed", "python", "pip", "cp", "mkdir", "cat", "echo":

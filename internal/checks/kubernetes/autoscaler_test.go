@@ -328,6 +328,17 @@ func TestAutoscalerAsMeasured(t *testing.T) {
 	if a.run(50000, time.Hour, none); a.replicas != 3 {
 		t.Errorf("no metrics: %d", a.replicas)
 	}
+	// Then `kubectl scale` holds, within the limits; with a metric it does not.
+	for by, want := range map[int]int{8: 8, 12: 10, 1: 3} {
+		a.replicas = by
+		if a.run(0, time.Hour, none); a.replicas != want {
+			t.Errorf("no metrics, scaled to %d by hand: %d, want %d", by, a.replicas, want)
+		}
+	}
+	a.replicas = 8
+	if a.run(0, 4*time.Hour, owners(1)); a.replicas != 3 {
+		t.Errorf("scaled to 8 by hand, nothing waits: %d, want 3", a.replicas)
+	}
 }
 
 // TestKEDAScalesTheSame: the component makes the same autoscaler out of the sum.

@@ -84,6 +84,14 @@ test-stack: bin/testenv ## monitoring/ with the Prometheus that it names, built 
 test-stack-inside:
 	cd internal/checks && go test -tags stack -count=1 -timeout 40m $(TESTFLAGS) ./stack ./monitoring/...
 
+# A real API server, for k8s/. etcd's module calls its program "server".
+CLUSTER := internal/checks/cluster
+
+.PHONY: test-cluster
+test-cluster: ## k8s/ on a real API server, built from source: CONTRIBUTING.md (TESTFLAGS=)
+	cd $(CLUSTER)/apiserver && go build -ldflags='-s -w' -o $(abspath bin/cluster)/ tool
+	cd internal/checks && PATH="$(abspath bin/cluster):$$PATH" go test -tags cluster -count=1 -timeout 40m $(TESTFLAGS) ./cluster
+
 .PHONY: test-postgres
 test-postgres: bin/testenv ## what depends on PostgreSQL, on 14 to 18
 	bin/testenv -race -brokers=none -postgres=$(subst $() ,$(comma),$(POSTGRES_VERSIONS)) -- $(MAKE) --no-print-directory test-postgres-inside
@@ -127,7 +135,7 @@ vet:
 	go vet ./...
 	GOOS=darwin go vet ./...
 	@set -e; for m in $(CHECKS); do echo "go vet ($$m)"; (cd $$m && go vet ./...); done
-	cd internal/checks && go vet -tags stack ./stack
+	cd internal/checks && go vet -tags stack,cluster ./stack ./cluster
 
 .PHONY: staticcheck
 staticcheck:

@@ -26,11 +26,16 @@ const fillfactor = 50
 // names status are replaced, under the same names, and new pages are filled by half. It takes no lock that stops
 // writers for longer than a catalog change, may be interrupted and run again, and returns what it did, a line each.
 //
-// Rows that are there stay on their full pages; they need no further marks once sent.
+// Rows that are there stay on their full pages; they need no further marks once sent. Of a table with partitions each partition that holds
+// rows is treated so; one that is added later gets the indexes by itself, and its fill factor from a second Tune.
 func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 	var version int
 	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
 		return nil, fmt.Errorf("ask for the server's version: %w", err)
+	}
+	partitions, err := partitionsOf(ctx, conn)
+	if err != nil {
+		return nil, err
 	}
 	for _, want := range hotIndexes {
 		if version < want.since {
@@ -48,6 +53,13 @@ func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 		if strings.HasSuffix(definition, want.on) {
 			continue
 		}
+		if partitions != nil {
+			if err := tunePartitions(ctx, conn, partitions, want.name, want.on); err != nil {
+				return did, err
+			}
+			did = append(did, fmt.Sprintf("index %s is now on %s, in %d partitions", want.name, want.on, len(partitions)))
+			continue
+		}
 		if _, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s_tuned ON saga_outbox USING %s`, want.name, want.on)); err != nil {
 			return did, fmt.Errorf("create index %s: %w", want.name, err)
 		}
@@ -59,6 +71,10 @@ func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 			return did, fmt.Errorf("put index %s in place: %w", want.name, err)
 		}
 		did = append(did, fmt.Sprintf("index %s is now on %s", want.name, want.on))
+	}
+	if partitions != nil {
+		more, err := fillPartitions(ctx, conn, partitions)
+		return append(did, more...), err
 	}
 	var options string
 	if err := conn.QueryRow(ctx, `SELECT coalesce(array_to_string(reloptions, ','), '') FROM pg_class WHERE oid = to_regclass('saga_outbox')`).Scan(&options); err != nil {

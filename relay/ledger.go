@@ -13,7 +13,7 @@ import (
 // next attempt blocks those behind it, and so does a dead one with RELAY_DEAD_LETTER=hold: these are held. What is in front of the first
 // that blocks is ready, and is offered before it. The SQL of this order is in relay/store/order.go; relay/ledgertest is its plain twin.
 type Ledger interface {
-	// LastPosition is the highest position in the slot's ledger when the lease was taken; new events count on from it.
+	// LastPosition is where new events count on from: no position of an earlier owner is past it.
 	LastPosition() int64
 	// Blocking calls f for each sink and key hash that has entries which are not detached, with their number.
 	Blocking(ctx context.Context, f func(sink string, keyHash uint32, entries int)) error

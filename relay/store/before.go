@@ -11,7 +11,7 @@ import (
 )
 
 // notedSQL returns the sinks that were noted, best of this slot, and whether a relay has ever had a slot here.
-const notedSQL = `SELECT coalesce((SELECT sinks FROM saga_outbox_relay WHERE sinks <> '' ORDER BY slot = $1 DESC, renewed_at DESC LIMIT 1), ''),
+const notedSQL = `SELECT coalesce((SELECT sinks FROM saga_outbox_relay WHERE sinks <> '' AND heir IS NULL ORDER BY slot = $1 DESC, renewed_at DESC LIMIT 1), ''),
 	EXISTS (SELECT FROM saga_outbox_relay WHERE epoch > 0)`
 
 // anySentSQL looks for a row that was sent. It may read a table of any size, once: only a relay that starts where none has been asks it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,12 +18,14 @@ import (
 // lockClass is the first key of the slots' advisory locks; the second is hashtext of the slot: "SAGZ" in ASCII.
 const lockClass = 0x5341475a
 
-// acquireSQL takes the row from an owner that was seen with epoch $3. An owner behind a pooler has no lock, so its time has to be over by the
-// server's clock; that of any other is over when its lock was to be had, which was looked at before. Whoever was faster has moved the epoch on.
+// acquireSQL takes the row from an owner that was seen with epoch $3 and, if it is one without a lock, as renewed at $5: by our own clock it
+// has not been renewed for the time of a lease. Whoever was faster has moved the epoch on.
 const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pooled) VALUES ($1, 1, $2, $4)
-	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL
-		WHERE s.epoch = $3 AND (NOT s.pooled OR s.released_at IS NOT NULL OR s.renewed_at < clock_timestamp() - make_interval(secs => $5))
-	RETURNING epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, '')`
+	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL, heir = NULL
+		WHERE s.epoch = $3 AND (NOT s.pooled OR s.released_at IS NOT NULL OR extract(epoch FROM s.renewed_at)::text = $5)`
+
+// takenSQL is what the taker of a lease has to know.
+const takenSQL = `SELECT epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, '') FROM saga_outbox_relay WHERE slot = $1`
 
 // errTaken says that another relay was faster.
 var errTaken = errors.New("another relay was faster")
@@ -84,23 +87,45 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 	}()
 	var (
 		watched rival
+		members = make(rivals)
 		ended   sighting // the owner whose connections we have ended
 		warned  time.Time
 	)
 	for {
 		sent := time.Now()
-		taken, seen, err := s.try(ctx, conn, slot)
+		free, seen, err := s.try(ctx, conn, slot)
 		if err != nil {
 			return nil, err
 		}
-		if taken {
-			l, err := s.take(ctx, conn, slot, seen.epoch, sent, log)
-			if !errors.Is(err, errTaken) {
-				return l, err
+		stale := watched.see(seen, sent)
+		var occupied occupiedError
+		if free {
+			err := errTaken
+			if !seen.pooled || seen.left || stale > s.cfg.LeaseTTL {
+				var l *lease
+				if l, err = s.take(ctx, conn, slot, seen, members, log); err == nil {
+					return l, nil
+				}
+			}
+			if !errors.Is(err, errTaken) && !errors.As(err, &occupied) {
+				return nil, err
 			}
 			if err := s.unlock(ctx, conn, slot); err != nil {
 				return nil, err
 			}
+		}
+		if occupied.slot != "" {
+			s.noteWaiting(slot, occupied)
+			if time.Since(warned) > warnEvery {
+				warned = time.Now()
+				log.Warn("standing by: the table's events are delivered through another slot", "other", occupied.slot, "owner", occupied.seen.owner,
+					"since", occupied.taken.UTC().Format(time.RFC3339), "mend", "if it is to be the same set, set RELAY_SLOT="+occupied.slot+"; if the slot is being renamed, stop the relays of the old one")
+			}
+			// Not in step with another that stands by for the same reason.
+			if !relay.Sleep(ctx, s.cfg.AcquireInterval+rand.N(s.cfg.AcquireInterval)) {
+				return nil, ctx.Err()
+			}
+			continue
 		}
 		if s.own(slot, seen.epoch) && !seen.pooled {
 			// We know without waiting that it is not renewed any more: its connections are half-open.
@@ -113,7 +138,7 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 			}
 			ended = seen
 			s.noteWaiting(slot, s.holdsOn(ctx, conn, slot))
-		} else if stale := watched.see(seen, sent); stale > s.cfg.LeaseTTL && !seen.pooled {
+		} else if stale > s.cfg.LeaseTTL && !seen.pooled {
 			log.Warn("the owner has not renewed its lease, ending its connections", "owner", seen.owner, "epoch", seen.epoch, "for", stale.Round(time.Millisecond))
 			if err := s.evict(ctx, conn, slot); err != nil {
 				return nil, err
@@ -146,6 +171,7 @@ type sighting struct {
 	owner   string
 	renewed string
 	pooled  bool
+	left    bool // released, or handed to an heir
 }
 
 // rival measures, by our own clock, for how long the owner has given no sign of life.
@@ -202,13 +228,12 @@ const holdsLock = `locktype = 'advisory' AND granted AND database = (SELECT oid 
 // lockHeld is true while a session has the slot's advisory lock.
 const lockHeld = `EXISTS (SELECT FROM pg_locks WHERE ` + holdsLock + `)`
 
-// trySQL looks at the slot's row, and whether an owner behind a pooler has it.
-const trySQL = `coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(s.renewed_at::text, ''), coalesce(s.pooled, false),
-	coalesce(s.pooled AND s.released_at IS NULL AND s.renewed_at >= clock_timestamp() - make_interval(secs => $3), false)
+// trySQL looks at the slot's row.
+const trySQL = `coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(extract(epoch FROM s.renewed_at)::text, ''), coalesce(s.pooled, false), coalesce(s.released_at IS NOT NULL OR s.heir IS NOT NULL, true)
 	FROM (SELECT 1) one LEFT JOIN saga_outbox_relay s ON s.slot = $2`
 
-// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and with it back vacuum), and whether an owner
-// without a lock is alive. Behind a pooler it asks only whether anybody has the lock.
+// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and with it back vacuum). Behind a pooler it
+// asks only whether anybody has the lock. An owner without a lock may live all the same: whoever asks has to watch its renewals.
 func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (free bool, seen sighting, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -216,11 +241,7 @@ func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (free bool
 	if isPooled(conn) {
 		ask = `SELECT NOT ` + lockHeld + `, `
 	}
-	var alive bool
-	err = conn.QueryRow(ctx, ask+trySQL, int64(lockClass), slot, s.cfg.LeaseTTL.Seconds()).Scan(&free, &seen.epoch, &seen.owner, &seen.renewed, &seen.pooled, &alive)
-	if err == nil && free && alive {
-		free, err = false, s.unlock(ctx, conn, slot)
-	}
+	err = conn.QueryRow(ctx, ask+trySQL, int64(lockClass), slot).Scan(&free, &seen.epoch, &seen.owner, &seen.renewed, &seen.pooled, &seen.left)
 	if err != nil {
 		return false, seen, fmt.Errorf("ask for the lease of slot %q: %w", slot, setup(err))
 	}
@@ -249,34 +270,28 @@ func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 	return nil
 }
 
-// take makes the lock a lease: the epoch moves on, which fences whoever had it before.
-func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int64, sent time.Time, log hclog.Logger) (*lease, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
-	defer cancel()
+// take makes the lock a lease: the epoch moves on, which fences whoever had it before. It returns errTaken when another relay was faster, and
+// an occupiedError when somebody alive owns another slot of the table.
+func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sighting, members rivals, log hclog.Logger) (*lease, error) {
 	if err := s.endMarks(ctx, conn, slot); err != nil {
 		return nil, err
 	}
-	if err := s.knowSystem(ctx, conn, slot, seen, log); err != nil {
+	if err := s.knowSystem(ctx, conn, slot, seen.epoch, log); err != nil {
 		return nil, err
 	}
 	l := newLease(s, slot, log, conn)
 	l.left.entries = true // of an earlier owner
-	var marked, confirmed int64
-	r := &l.recovery
-	err := conn.QueryRow(ctx, acquireSQL, slot, s.storable(s.cfg.Owner), seen, isPooled(conn), s.cfg.LeaseTTL.Seconds()).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, errTaken
-	}
+	var sent time.Time
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
+		sent, err = s.takeRow(ctx, conn, tx, l, seen, members)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("take the lease of slot %q: %w", slot, setup(err))
+		return nil, err
 	}
-	l.markedLSN.Store(uint64(marked))
-	r.Confirmed = relay.LSN(confirmed)
-	l.owedSnapshot.Store(null(r.Snapshot))
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
 	l.renewed.Store(&sent)
-	if err := conn.QueryRow(ctx, lastPositionSQL, slot).Scan(&l.lastPosition); err != nil {
-		return nil, fmt.Errorf("read the ledger of slot %q: %w", slot, setup(err))
-	}
 	if _, err := conn.Exec(ctx, noteSystemSQL, slot, l.epoch); err != nil {
 		return nil, fmt.Errorf("note which cluster slot %q is of: %w", slot, setup(err))
 	}
@@ -289,8 +304,59 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen int6
 	renewing, stop := context.WithCancel(context.WithoutCancel(ctx)) // it lives as long as the lease
 	l.stop = stop
 	l.renewing.Go(func() { l.renew(renewing) })
+	l.renewing.Go(func() { l.dropAbandoned(renewing) })
 	s.leases.Store(slot, l)
 	return l, nil
+}
+
+// takeRow takes the slot's row in a transaction, and what other slots of the table have left. It returns when it began to.
+func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease, seen sighting, members rivals) (sent time.Time, err error) {
+	bounded, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
+	others, err := s.others(bounded, tx, l.slot)
+	if err != nil {
+		return sent, err
+	}
+	alive, err := s.living(bounded, conn, others, members, time.Now())
+	if err != nil {
+		return sent, err
+	}
+	if alive != nil {
+		return sent, occupiedError{*alive}
+	}
+	for i := range others {
+		if err := s.endMarks(bounded, conn, others[i].slot); err != nil {
+			return sent, err
+		}
+		if err := s.knowSystem(bounded, conn, others[i].slot, others[i].seen.epoch, l.log); err != nil {
+			return sent, err
+		}
+	}
+	if err := s.inherit(ctx, tx, l.slot, others, l.log); err != nil {
+		return sent, err
+	}
+	sent = time.Now()
+	bounded, cancel = context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
+	tag, err := tx.Exec(bounded, acquireSQL, l.slot, s.storable(s.cfg.Owner), seen.epoch, isPooled(conn), seen.renewed)
+	if err == nil && tag.RowsAffected() == 0 {
+		return sent, errTaken
+	}
+	for i := 0; err == nil && i < len(others); i++ {
+		_, err = tx.Exec(bounded, inheritSQL, l.slot, others[i].slot)
+	}
+	var marked, confirmed int64
+	r := &l.recovery
+	if err == nil {
+		err = tx.QueryRow(bounded, takenSQL, l.slot).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
+	}
+	if err != nil {
+		return sent, fmt.Errorf("take the lease of slot %q: %w", l.slot, setup(err))
+	}
+	l.markedLSN.Store(uint64(marked))
+	r.Confirmed = relay.LSN(confirmed)
+	l.owedSnapshot.Store(null(r.Snapshot))
+	return sent, nil
 }
 
 // own reports whether the slot's newest epoch is that of a lease which this process had and has given up.
@@ -311,6 +377,8 @@ func (s *Store) own(slot string, epoch int64) bool {
 // endMarks ends the marking session of whoever had the lease before. Frozen in the middle of sending a batch, it would hold the
 // lock of the slot's row, which its fence took, until it is dead: the server waits for the rest of the batch, and no timeout counts that.
 func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
+	defer cancel()
 	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE') AND (NOT $2::boolean OR state <> 'idle')`, applicationName("marks "+slot), isPooled(conn))
 	if err != nil {
@@ -328,8 +396,7 @@ type lease struct {
 	epoch     int64
 	markedLSN atomic.Uint64
 
-	lastPosition int64                  // of the ledger, when the lease was taken
-	recovery     relay.Recovery         // as it was then
+	recovery     relay.Recovery         // as it was when the lease was taken
 	owedSnapshot atomic.Pointer[string] // of the owed sweep; nil when none is noted
 
 	conn     *pgx.Conn

@@ -83,25 +83,6 @@ func TestLeaseOneOwnerAtATime(t *testing.T) {
 	})
 }
 
-// Slots are owned one by one; nothing is shared among them.
-func TestLeaseOfAnotherSlot(t *testing.T) {
-	db := pgtest.New(t, pgtest.Migrated())
-	s := newStore(t, testConfig(db), nil)
-	first, second := acquire(t, s, "outbox_1"), acquire(t, s, "outbox_2")
-	if first.Epoch() != 1 || second.Epoch() != 1 {
-		t.Errorf("epochs %d and %d, want 1 and 1", first.Epoch(), second.Epoch())
-	}
-	mark(t, first, marksOf(insert(t, db, 1, 10)))
-	release(t, first)
-	if got := acquire(t, s, "outbox_1"); got.Epoch() != 2 || got.MarkedLSN() == 0 {
-		t.Errorf("epoch %d, marked up to %s; want 2 and a position", got.Epoch(), got.MarkedLSN())
-	}
-	release(t, second)
-	if got := acquire(t, s, "outbox_2").MarkedLSN(); got != 0 {
-		t.Errorf("the second slot's marked_lsn is %s", got)
-	}
-}
-
 func TestLeaseAcquireEndsWithContext(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	acquire(t, newStore(t, testConfig(db), nil), "outbox")

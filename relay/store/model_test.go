@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	histories = flag.Int("histories", 3000, "random histories of the ledger that TestLedgerModel goes through")
+	histories = flag.Int("histories", 1500, "random histories of the ledger that TestLedgerModel goes through")
 	modelSeed = flag.Uint64("model-seed", 0, "of TestLedgerModel; 0: another one each time")
 )
 
@@ -102,6 +102,9 @@ func (m *model) own() {
 	}
 	s := newStore(m.t, testConfig(m.db), nil)
 	s.bounds = bounds{held: 1, freed: 1, ofKey: 1 + m.rng.IntN(3)}
+	if m.percent(40) { // RELAY_SLOT was changed
+		m.slot = []string{"outbox", "renamed", "again"}[m.rng.IntN(3)]
+	}
 	m.lease = acquire(m.t, s, m.slot)
 	m.place = m.lease.LastPosition()
 	for _, h := range m.keys {

@@ -32,7 +32,7 @@ func Owners(ctx context.Context, conn *pgx.Conn, ttl time.Duration) ([]SlotOwner
 		EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
 			AND classid = $1::bigint::oid AND objid = (hashtext(slot)::bigint & 4294967295)::oid AND objsubid = 2
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-		FROM saga_outbox_relay ORDER BY slot`, int64(lockClass))
+		FROM saga_outbox_relay WHERE heir IS NULL ORDER BY slot`, int64(lockClass))
 	if err != nil {
 		return nil, fmt.Errorf("read the leases: %w", setup(err))
 	}

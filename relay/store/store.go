@@ -83,7 +83,7 @@ func setup(err error) error {
 // statements are those that Check plans: all that touch the tables, but those for retention, which is another setting.
 func (s *Store) statements() []string {
 	all := []string{
-		acquireSQL, lastPositionSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
+		acquireSQL, takenSQL, othersSQL, bequeathSQL, inheritSQL, frontSQL, moveSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
 		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, tellSQL, giveUpSQL,
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
 		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, convertSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"math"
 	"os"
 	"runtime"
@@ -224,10 +225,15 @@ func lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
 			continue
 		}
 		all.Go(func() {
-			if err := checker.Check(ctx); err != nil && context.Cause(ctx) != context.Canceled {
-				log.Warn("the broker does not answer, events wait for it", "sink", sink.Name(), "error", err,
-					"mend", "check "+variable+" (or BROKER_URL), that the broker runs, and that no firewall or network policy is in between")
+			err := checker.Check(ctx)
+			if err == nil || context.Cause(ctx) == context.Canceled {
+				return
 			}
+			fix := "check " + variable + " (or BROKER_URL), that the broker runs, and that no firewall or network policy is in between"
+			if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" { // it knows better
+				fix = setup.Fix
+			}
+			log.Warn("the broker cannot be used, events wait for it", "sink", sink.Name(), "error", err, "mend", fix)
 		})
 	}
 }

@@ -21,6 +21,8 @@ import (
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // dialer opens connections that are ready for requests: TCP, TLS, versions, login. It is read-only.
@@ -192,17 +194,35 @@ func login(ctx context.Context, conn *wire, mechanism sasl.Mechanism) error {
 	return nil
 }
 
+// hinted is an error with what to check. For those who show the two apart it is a *relay.SetupError.
+type hinted struct {
+	err error
+	fix string
+}
+
+func (e *hinted) Error() string { return fmt.Sprintf("%v (%s)", e.err, e.fix) }
+func (e *hinted) Unwrap() error { return e.err }
+
+func (e *hinted) As(target any) bool {
+	setup, ok := target.(**relay.SetupError)
+	if ok {
+		*setup = &relay.SetupError{Problem: e.err.Error(), Fix: e.fix}
+	}
+	return ok
+}
+
 // hint adds to an error what to check.
 func hint(err error, cfg *Config, at step) error {
 	var (
 		unknownCA  x509.UnknownAuthorityError
 		wrongName  x509.HostnameError
+		invalid    x509.CertificateInvalidError
 		notTLS     tls.RecordHeaderError
 		fromPeer   *net.OpError
 		unresolved *net.DNSError
 		foreign    *notKafka
 	)
-	add := func(text string) error { return fmt.Errorf("%w (%s)", err, text) }
+	add := func(fix string) error { return &hinted{err, fix} }
 	switch {
 	case errors.As(err, &foreign):
 		return add("something else listens there: check the address and the port, and KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
@@ -214,6 +234,8 @@ func hint(err error, cfg *Config, at step) error {
 		return add("the broker's certificate is signed by an authority not trusted here: set RELAY_KAFKA_TLS_CA_FILE")
 	case errors.As(err, &wrongName):
 		return add("the broker's certificate is for another name: use that name in KAFKA_BOOTSTRAP_SERVERS and advertised.listeners, or set RELAY_KAFKA_TLS_SERVER_NAME")
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return add("the broker's certificate has expired, or a clock is wrong: renew it")
 	case errors.As(err, &notTLS):
 		return add("the listener does not speak TLS: check the port, or KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
 	case errors.As(err, &fromPeer) && fromPeer.Op == "remote error": // a TLS alert; its type is not exported

@@ -3,6 +3,7 @@ package kafka
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/sinks/brokertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
@@ -115,6 +117,9 @@ func TestListenersRefuse(t *testing.T) {
 				if err == nil {
 					t.Errorf("%s: no error", what)
 					continue
+				}
+				if setup := (*relay.SetupError)(nil); !errors.As(err, &setup) || setup.Fix == "" || strings.Contains(setup.Fix, "firewall") != (name == "nothing answers") {
+					t.Errorf("%s: no fix of its own: %v", what, setup)
 				}
 				for _, part := range append(tc.want, tc.addr) {
 					if !strings.Contains(err.Error(), part) {

@@ -155,6 +155,15 @@ func (c Config) uri() (amqp.URI, error) {
 	return uri, nil
 }
 
+// vhost is where the exchange is.
+func (c Config) vhost() string {
+	uri, err := c.uri()
+	if err != nil {
+		return "/"
+	}
+	return uri.Vhost
+}
+
 // address names the broker in errors and logs: host, port and vhost, no user.
 func address(uri amqp.URI) string {
 	vhost := uri.Vhost

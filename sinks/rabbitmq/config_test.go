@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/sagaz-relay/relay/sinks/brokertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
@@ -159,6 +161,6 @@ func TestLoginRefused(t *testing.T) {
 func TestHungUpDuringWrite(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.TLSCertFile = "client.pem"
-	err := cfg.connectError("amqps://127.0.0.1:5671/", &net.OpError{Op: "write", Net: "tcp", Err: net.ErrClosed})
+	err := cfg.connectError(amqp.URI{Scheme: "amqps", Host: "127.0.0.1", Port: 5671, Vhost: "/"}, &net.OpError{Op: "write", Net: "tcp", Err: net.ErrClosed})
 	passing(t, err, "RELAY_RABBITMQ_TLS_CERT_FILE", "127.0.0.1")
 }

@@ -1,61 +1,103 @@
 package rabbitmq
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"regexp"
 	"strconv"
 	"syscall"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 )
 
 // ErrClosed is what Publish returns after and because of Close.
 var ErrClosed = errors.New("sink closed")
 
-// connectError says why there is no connection and what to look at.
-func (c Config) connectError(address string, err error) error {
+// connectError says why there is no connection and what to fix: a *relay.SetupError where a person has to.
+func (c Config) connectError(uri amqp.URI, err error) error {
 	var (
-		unknownCA x509.UnknownAuthorityError
-		hostname  x509.HostnameError
-		noTLS     tls.RecordHeaderError
-		ae        *amqp.Error
+		unknownCA  x509.UnknownAuthorityError
+		hostname   x509.HostnameError
+		invalid    x509.CertificateInvalidError
+		noTLS      tls.RecordHeaderError
+		unresolved *net.DNSError
+		op         *net.OpError
+		ae         *amqp.Error
 	)
-	hint := ""
+	problem, fix := "", ""
 	switch {
+	case errors.As(err, &unresolved):
+		fix = "the name does not resolve here: check the host in RABBITMQ_URL"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		fix = "nothing listens there: check that the broker runs, and host and port in RABBITMQ_URL (5672, with TLS 5671)"
 	case errors.As(err, &unknownCA):
 		// The handshake found a chain that ends in no certificate that we know.
-		hint = "set RELAY_RABBITMQ_TLS_CA_FILE to the certificate that signed the broker's"
+		fix = "set RELAY_RABBITMQ_TLS_CA_FILE to the certificate that signed the broker's"
 	case errors.As(err, &hostname):
 		// The certificate is good, but made out to another name.
-		hint = "set RELAY_RABBITMQ_TLS_SERVER_NAME to a name in the broker's certificate"
+		fix = "set RELAY_RABBITMQ_TLS_SERVER_NAME to a name in the broker's certificate"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		fix = "the broker's certificate has expired, or a clock is wrong: renew it"
 	case errors.As(err, &noTLS):
 		// The answer to our hello was no TLS record: the port is the plain one, most likely.
-		hint = "this port does not speak TLS; 5671 is the usual one for amqps://"
+		fix = "this port does not speak TLS; 5671 is the usual one for amqps://"
+	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert; its type is not exported
+		fix = "the broker refused the TLS session; when it wants a client certificate set RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE"
+	case errors.Is(err, amqp.ErrVhost):
+		// It hung up when the vhost was named.
+		problem, fix = "the broker refused the vhost", c.vhostFix(uri.Vhost)
+	case errors.Is(err, amqp.ErrSASL):
+		problem, fix = "the broker wants another kind of login", "switch the mechanism PLAIN on: auth_mechanisms in rabbitmq.conf"
 	case errors.As(err, &ae) && ae.Code == amqp.AccessRefused && !ae.Server:
 		// RabbitMQ hangs up during the login (amqp091 makes an error of its own of that), having logged why.
-		// Or the mechanism, or the vhost, was refused the same way.
-		hint = "check user, password and vhost in RABBITMQ_URL; guest may connect only from the broker's own host"
-	case errors.As(err, &ae) && (ae.Code == amqp.AccessRefused || ae.Code == amqp.NotAllowed):
+		problem = "the broker refused the login"
+		fix = "wrong user, password, or both, in RABBITMQ_URL; try them with: rabbitmqctl authenticate_user USER PASSWORD; guest may connect only from the broker's own host"
+	case errors.As(err, &ae) && ae.Server && (ae.Code == amqp.NotAllowed || ae.Code == amqp.AccessRefused):
 		// The broker says so itself: no such vhost, no permission for it, too many connections.
-		hint = "check the vhost in RABBITMQ_URL and the user's permissions for it"
+		problem, fix = "the broker refused the vhost", c.vhostFix(uri.Vhost)
 	case c.TLSCertFile != "" && hungUp(err):
 		// With TLS 1.3 the broker judges our certificate when our side of the handshake is done already. Its
 		// alert is then the first thing read, unless the reset that follows it is noticed before.
-		hint = "the broker hung up, and may not like our certificate: check RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE"
+		fix = "the broker hung up, and may not like our certificate: check RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE"
 	case hungUp(err):
 		// Hung up before the login, or an answer that is no AMQP: a TLS port, or no RabbitMQ.
-		hint = "is this RabbitMQ's AMQP port? For its TLS port RABBITMQ_URL begins with amqps://"
+		fix = "is this RabbitMQ's AMQP port? For its TLS port RABBITMQ_URL begins with amqps://"
+	case errors.Is(err, errNotDone) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
+		problem = "no answer in time"
+		fix = "check host and port in RABBITMQ_URL, that the broker runs, and that no firewall or network policy is in between"
 	}
-	if hint != "" {
-		return fmt.Errorf("connect to %s: %w (%s)", address, reason(err), hint)
+	what := "connect to " + address(uri)
+	if problem != "" {
+		what += ": " + problem
 	}
-	return fmt.Errorf("connect to %s: %w", address, reason(err))
+	if fix == "" {
+		return fmt.Errorf("%s: %w", what, reason(err))
+	}
+	return &relay.SetupError{Problem: what, Err: reason(err), Fix: fix}
+}
+
+// vhostFix are the commands for a vhost that is not there, or not for this user. Who that is, is not said: a URL with a
+// slip in it may have the password there.
+func (c Config) vhostFix(vhost string) string {
+	return fmt.Sprintf("check the vhost in RABBITMQ_URL with: rabbitmqctl list_vhosts; make it with: rabbitmqctl add_vhost %s; let the user in with: %s", term.Shell(vhost), c.permit(vhost))
+}
+
+// permit is the command that gives the user what the relay needs.
+func (c Config) permit(vhost string) string {
+	exchange := term.Shell("^" + regexp.QuoteMeta(c.Exchange) + "$")
+	configure := "'^$'"
+	if c.Declare {
+		configure = exchange
+	}
+	return fmt.Sprintf("rabbitmqctl set_permissions --vhost %s USER %s %s '^$'", term.Shell(vhost), configure, exchange)
 }
 
 // hungUp reports whether the peer ended the connection during the handshake, or said what is no AMQP. amqp091 makes
@@ -83,14 +125,14 @@ func (c Config) declareError(err error) error {
 			hint = fmt.Sprintf("RABBITMQ_EXCHANGE_TYPE=%s: the broker has no such type", c.ExchangeType)
 		case amqp.AccessRefused:
 			// The user lacks the configure permission on that name, or it begins with amq. and does not exist.
-			hint = "grant the user the permission to configure it, or create it and set RELAY_RABBITMQ_DECLARE=false"
+			hint = "grant the user of RABBITMQ_URL the permission to configure it: " + c.permit(c.vhost()) + "; or create it and set RELAY_RABBITMQ_DECLARE=false"
 		case amqp.NotFound:
 			// Only when we look without declaring.
-			hint = "create it, or set RELAY_RABBITMQ_DECLARE=true"
+			hint = "create it: " + c.declareCommand() + "; or set RELAY_RABBITMQ_DECLARE=true"
 		}
 	}
 	if hint != "" {
-		return fmt.Errorf("declare exchange %q (RABBITMQ_EXCHANGE): %w (%s)", c.Exchange, reason(err), hint)
+		return &relay.SetupError{Problem: fmt.Sprintf("declare exchange %q (RABBITMQ_EXCHANGE)", c.Exchange), Err: reason(err), Fix: hint}
 	}
 	return fmt.Errorf("declare exchange %q (RABBITMQ_EXCHANGE): %w", c.Exchange, reason(err))
 }
@@ -142,7 +184,7 @@ func (c Config) publishError(err *amqp.Error) error {
 		return fmt.Errorf("publish to exchange %q: %w (it is declared again)", c.Exchange, reason(err))
 	case err.Code == amqp.AccessRefused:
 		// The user lost, or never had, the permission to write. Nothing goes through until that is mended.
-		return fmt.Errorf("publish to exchange %q: %w (grant the user of RABBITMQ_URL the permission to write to it)", c.Exchange, reason(err))
+		return fmt.Errorf("publish to exchange %q: %w (grant the user of RABBITMQ_URL the permission to write to it: %s)", c.Exchange, reason(err), c.permit(c.vhost()))
 	case err.Server:
 		// A broker that shuts down (320), an operator who closes the connection, an internal error (541).
 		return fmt.Errorf("publish to exchange %q: %w", c.Exchange, reason(err))

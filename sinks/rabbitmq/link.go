@@ -29,6 +29,8 @@ const (
 	closePatience = time.Second
 )
 
+var errNotDone = fmt.Errorf("not done after %s", connectTimeout)
+
 // link is one connection and its channels. It is used by all lanes at once, until dead is closed.
 type link struct {
 	cfg     Config
@@ -75,7 +77,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("not done after %s", connectTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errNotDone)
 	defer cancel()
 	l := &link{cfg: cfg, log: log, address: address(uri), dead: make(chan struct{})}
 	name := "sagaz-relay"
@@ -107,7 +109,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, cfg.connectError(address(uri), err)
+		return nil, cfg.connectError(uri, err)
 	}
 	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, 16))
 	closes := l.conn.NotifyClose(make(chan *amqp.Error, 1))

@@ -15,7 +15,7 @@ import (
 var _ relay.RouteChecker = (*Sink)(nil)
 
 // ErrBindingsUnknown says what CheckRoutes cannot find out.
-var ErrBindingsUnknown = errors.New("whether a queue is bound for each routing key cannot be asked over AMQP, only tried with a message that its consumers would get: compare with rabbitmqctl list_bindings; events without a queue are refused as unroutable and wait in the ledger")
+var ErrBindingsUnknown = errors.New("whether a queue is bound for each routing key cannot be asked over AMQP, only tried with a message that its consumers would get: compare with rabbitmqctl list_bindings --vhost VHOST; events without a queue are refused as unroutable and wait in the ledger")
 
 // CheckRoutes finds out whether the exchange is there and is as we declare it, and whether the user may publish to it with each routing
 // key. It publishes nothing: the right to write is asked for by a message within a transaction that is rolled back, which RabbitMQ
@@ -82,15 +82,13 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 		}
 		return problems
 	}
-	refusal, err := c.ask("look for the exchange", func(ch *amqp.Channel) error {
-		return ch.ExchangeDeclarePassive(c.cfg.Exchange, c.cfg.ExchangeType, true, false, false, false, nil)
-	})
+	refusal, err := c.passive()
 	if err != nil {
 		return nil, err
 	}
 	if refusal != nil {
 		problem := fmt.Sprintf("exchange %q (RABBITMQ_EXCHANGE): %v; no queue can be bound to it", c.cfg.Exchange, reason(refusal))
-		declare := fmt.Sprintf("rabbitmqadmin declare exchange name=%s type=%s durable=true", c.cfg.Exchange, c.cfg.ExchangeType)
+		declare := c.cfg.declareCommand()
 		if c.cfg.Declare {
 			declare += " (or start the relay, which declares it)"
 		}
@@ -100,10 +98,7 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 		return problems, nil
 	}
 	if c.cfg.Declare { // it is there, so this changes nothing
-		refusal, err = c.ask("compare the exchange", func(ch *amqp.Channel) error {
-			return ch.ExchangeDeclare(c.cfg.Exchange, c.cfg.ExchangeType, true, false, false, false, nil)
-		})
-		if err != nil {
+		if refusal, err = c.compare(); err != nil {
 			return nil, err
 		}
 		if refusal != nil {
@@ -137,14 +132,48 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 		}
 		p := relay.RouteProblem{
 			Route: r, Problem: fmt.Sprintf("publish to exchange %q with routing key %q: %v", c.cfg.Exchange, r.RoutingKey, reason(refusal)),
-			Fix: "rabbitmqctl set_permissions for the user of RABBITMQ_URL, with the exchange's name in the second pattern (write)",
+			Fix: c.cfg.permit(c.cfg.vhost()) + " (USER as in RABBITMQ_URL)",
 		}
-		if _, topic := refusedTopic(refusal.Reason); topic {
-			p.Fix = fmt.Sprintf("rabbitmqctl set_topic_permissions for the user of RABBITMQ_URL on exchange %s, with a write pattern that matches %s", term.Shell(c.cfg.Exchange), term.Shell(r.RoutingKey))
+		if topicText.MatchString(refusal.Reason) {
+			p.Fix = fmt.Sprintf("rabbitmqctl set_topic_permissions --vhost %s USER %s PATTERN '^$' (USER as in RABBITMQ_URL, and a PATTERN for writing that matches %s)",
+				term.Shell(c.cfg.vhost()), term.Shell(c.cfg.Exchange), term.Shell(r.RoutingKey))
 		}
 		problems = append(problems, p)
 	}
 	return problems, ErrBindingsUnknown
+}
+
+// passive looks for the exchange.
+func (c *routeCheck) passive() (refusal *amqp.Error, err error) {
+	return c.ask("look for the exchange", func(ch *amqp.Channel) error {
+		return ch.ExchangeDeclarePassive(c.cfg.Exchange, c.cfg.ExchangeType, true, false, false, false, nil)
+	})
+}
+
+// compare has the broker compare an exchange that is there with ours, which changes nothing.
+func (c *routeCheck) compare() (refusal *amqp.Error, err error) {
+	return c.ask("compare the exchange", func(ch *amqp.Channel) error {
+		return ch.ExchangeDeclare(c.cfg.Exchange, c.cfg.ExchangeType, true, false, false, false, nil)
+	})
+}
+
+// exchange says what is wrong with the exchange, if anything. It makes none: one that is missing and that we declare is well.
+func (c *routeCheck) exchange() error {
+	refusal, err := c.passive()
+	switch {
+	case err != nil:
+		return err
+	case refusal != nil && refusal.Code == amqp.NotFound && c.cfg.Declare:
+		return nil
+	case refusal == nil && c.cfg.Declare:
+		if refusal, err = c.compare(); err != nil {
+			return err
+		}
+	}
+	if refusal != nil {
+		return c.cfg.declareError(refusal)
+	}
+	return nil
 }
 
 // tryWrite has the broker judge a message that is never published, within a transaction that has begun.
@@ -156,5 +185,12 @@ func (c *routeCheck) tryWrite(ch *amqp.Channel, routingKey string) error {
 }
 
 func (c *routeCheck) bind(routingKey string) string {
-	return fmt.Sprintf("rabbitmqadmin declare binding source=%s destination=QUEUE routing_key=%s", term.Shell(c.cfg.Exchange), term.Shell(routingKey))
+	return fmt.Sprintf("%s declare binding source=%s destination=QUEUE routing_key=%s", c.cfg.adminCommand(), term.Shell(c.cfg.Exchange), term.Shell(routingKey))
+}
+
+// adminCommand begins a command for the vhost.
+func (c Config) adminCommand() string { return "rabbitmqadmin --vhost=" + term.Shell(c.vhost()) }
+
+func (c Config) declareCommand() string {
+	return fmt.Sprintf("%s declare exchange name=%s type=%s durable=true", c.adminCommand(), term.Shell(c.Exchange), term.Shell(c.ExchangeType))
 }

@@ -56,7 +56,7 @@ func TestCheckRoutes(t *testing.T) {
 
 	cfg = r.config()
 	cfg.Exchange += "-missing"
-	missing := []string{"NOT_FOUND", "rabbitmqadmin declare exchange name=" + cfg.Exchange + " type=topic", "or start the relay"}
+	missing := []string{"NOT_FOUND", "rabbitmqadmin --vhost=/ declare exchange name=" + cfg.Exchange + " type=topic", "or start the relay"}
 	check(cfg, nil, map[string][]string{bound: append(missing, "routing_key="+bound), "Other": append(missing, "routing_key=other.key"), "Long": missing})
 	if err := admin(t, r.url).ExchangeDeclarePassive(cfg.Exchange, "topic", true, false, false, false, nil); err == nil {
 		t.Error("the check made the exchange")
@@ -125,5 +125,90 @@ func TestTransactionTellsNoBinding(t *testing.T) {
 	}
 	if len(returns) != 0 || r.depth(t) != 0 {
 		t.Errorf("%d returns and %d messages, want none", len(returns), r.depth(t))
+	}
+}
+
+// A check changes nothing at the broker: on a fresh vhost it finds no exchange however often it is made, and makes none. What it advises
+// names the vhost, and works.
+func TestCheckOfAFreshVhost(t *testing.T) {
+	broker := ownBroker(t)
+	ctl := func(args ...string) {
+		t.Helper()
+		if _, err := broker.Ctl(soon(t), args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctl("add_vhost", "fresh one")
+	defer ctl("delete_vhost", "fresh one")
+	ctl("set_permissions", "--vhost", "fresh one", broker.User, ".*", ".*", ".*")
+	cfg := DefaultConfig()
+	cfg.URL = strings.TrimSuffix(broker.URL, "/") + "/fresh%20one"
+	s := newSink(t, cfg)
+	routes := []relay.Route{{EventType: "a", RoutingKey: "a"}}
+	for range 3 {
+		problems, err := s.CheckRoutes(soon(t), routes)
+		if err != nil || len(problems) != 1 || !strings.Contains(problems[0].Fix, "--vhost='fresh one' declare exchange") {
+			t.Errorf("routes: %+v, %v", problems, err)
+		}
+		if err := s.Check(soon(t)); err != nil {
+			t.Errorf("check: %v", err)
+		}
+	}
+	if err := admin(t, cfg.URL).ExchangeDeclarePassive(cfg.Exchange, "topic", true, false, false, false, nil); err == nil {
+		t.Error("the check made the exchange")
+	}
+	cfg.Declare = false
+	if err := newSink(t, cfg).Check(soon(t)); err == nil || !strings.Contains(err.Error(), "RELAY_RABBITMQ_DECLARE") {
+		t.Errorf("without declaring: %v", err)
+	}
+	if err := admin(t, cfg.URL).ExchangeDeclare(cfg.Exchange, "direct", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(soon(t)); err == nil || !strings.Contains(err.Error(), "RABBITMQ_EXCHANGE_TYPE") {
+		t.Errorf("an exchange of another type: %v", err)
+	}
+}
+
+// Each reason why there is no connection is told as what it is, with what to do about it.
+func TestWhyThereIsNoConnection(t *testing.T) {
+	broker := ownBroker(t)
+	ctl := func(args ...string) {
+		t.Helper()
+		if _, err := broker.Ctl(soon(t), args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctl("add_user", "stranger", "hidden-secret")
+	defer ctl("delete_user", "stranger")
+	silent := scriptedListener(t)
+	for name, tc := range map[string]struct {
+		url  func(string) string
+		want []string
+		not  string
+	}{
+		"wrong password": {func(u string) string { return strings.Replace(u, ":"+broker.Password+"@", ":hidden-wrong@", 1) }, []string{"refused the login", "authenticate_user"}, "firewall"},
+		"no such vhost":  {func(u string) string { return strings.TrimSuffix(u, "/") + "/no%20where" }, []string{"refused the vhost", "add_vhost 'no where'", "set_permissions --vhost 'no where'"}, "firewall"},
+		"no rights in it": {func(u string) string {
+			return strings.Replace(u, broker.User+":"+broker.Password, "stranger:hidden-secret", 1)
+		}, []string{"refused the vhost", "set_permissions --vhost /"}, "firewall"},
+		"nothing listens":   {func(string) string { return "amqp://u:hidden@127.0.0.1:1/" }, []string{"nothing listens"}, "firewall"},
+		"no such host":      {func(string) string { return "amqp://u:hidden@no-such-host.invalid/" }, []string{"does not resolve"}, "firewall"},
+		"TLS where none is": {func(u string) string { return strings.Replace(u, "amqp://", "amqps://", 1) }, []string{"does not speak TLS"}, "firewall"},
+		"silence":           {func(string) string { return "amqp://u:hidden@" + silent + "/" }, []string{"no answer in time", "firewall"}, "login"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := DefaultConfig()
+			cfg.URL = tc.url(broker.URL)
+			s, log := newLoggedSink(t, cfg)
+			err := s.Check(soon(t))
+			passing(t, err, tc.want...)
+			var setup *relay.SetupError
+			if !errors.As(err, &setup) || setup.Fix == "" || strings.Contains(err.Error(), tc.not) {
+				t.Errorf("got %q, want a setup error that says nothing of %q", err, tc.not)
+			}
+			if text := strings.ReplaceAll(err.Error()+log.String(), broker.User, ""); strings.Contains(text, "hidden") || strings.Contains(text, broker.Password) {
+				t.Errorf("a credential shows in %q", text)
+			}
+		})
 	}
 }

@@ -250,3 +250,14 @@ func (c *scriptedConn) end(number uint16, code int, text string, connection bool
 	c.channels[number].closed = true
 	return c.send(number, method(20, 40, args))
 }
+
+// scriptedListener accepts connections and says nothing.
+func scriptedListener(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	return ln.Addr().String()
+}

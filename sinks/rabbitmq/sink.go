@@ -92,16 +92,34 @@ func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {
 	return b.result()
 }
 
-// Check connects if need be and asks the broker a question.
+// Check connects if need be and asks the broker about the exchange. It changes nothing there.
 func (s *Sink) Check(ctx context.Context) error {
 	ctx, stop := s.join(ctx)
 	defer stop()
-	l, err := s.ready(ctx)
+	l, err := s.connected(ctx)
 	if err != nil {
 		return err
 	}
-	l.undeclared()
-	return l.ready(ctx)
+	if reason, _ := l.blockedNow(); reason != "" {
+		return fmt.Errorf("connection blocked by the broker: %s", reason)
+	}
+	// A question of its own goroutine: amqp091's know no context, and who publishes on the connection is not to suffer for ours.
+	answer := make(chan error, 1)
+	l.mu.Lock()
+	ok := l.spawn(func() {
+		c := routeCheck{link: l, cfg: s.cfg, patience: rpcTimeout}
+		answer <- c.exchange()
+	})
+	l.mu.Unlock()
+	if !ok {
+		return ErrClosed
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("check exchange %q: no answer: %w", s.cfg.Exchange, context.Cause(ctx))
+	}
 }
 
 // join returns a context that ends with ctx and with the sink.

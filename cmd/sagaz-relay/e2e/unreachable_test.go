@@ -112,14 +112,14 @@ func TestBrokerMissingAtStart(t *testing.T) {
 			w := newWorld(t)
 			start := time.Now()
 			p := launch(t, program(t), "relay", w.env().with(settings{"BROKER_TYPE": broker, c.variable: c.value}), append(w.secrets(), "pw-broker-secret"), "run")
-			l := p.waitLog("the broker does not answer")
+			l := p.waitLog("the broker cannot be used")
 			t.Logf("said after %s: %v", time.Since(start).Round(time.Millisecond), l)
 			if l.text("level") != "WARNING" || l.text("sink") != broker || !strings.Contains(l.text("mend"), c.variable) || !strings.Contains(l.text("error"), c.address) {
 				t.Errorf("the line does not name sink, variable and address: %v", l)
 			}
 			p.waitReady()
 			p.stop()
-			if n := len(p.logged("the broker does not answer")); n != 1 {
+			if n := len(p.logged("the broker cannot be used")); n != 1 {
 				t.Errorf("the log says it %d times, want once", n)
 			}
 		})

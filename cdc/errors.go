@@ -8,6 +8,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // SQLSTATEs that we tell apart (PostgreSQL docs, appendix A).
@@ -46,9 +47,9 @@ func classify(err error, role string) error {
 				Fix: "allow the role in pg_hba.conf (a replication connection to a named database matches that database's lines)",
 			}
 		}
-		return &relay.SetupError{Problem: "DATABASE_URL: the server refuses the role or its password", Err: err, Fix: "set the right user and password"}
+		return sessions.Refused(err)
 	case codeNoDatabase:
-		return &relay.SetupError{Problem: "DATABASE_URL: the database does not exist", Err: err, Fix: "create it, or set the right name"}
+		return sessions.Refused(err)
 	case codePrivilege:
 		// The server's messages may be in any language; what it calls the attribute and its own functions is not translated.
 		if strings.Contains(pg.Message, "walsender") || strings.Contains(pg.Message, "replication") || strings.Contains(pg.Detail, "REPLICATION") || pg.Routine == "InitPostgres" {
@@ -65,7 +66,7 @@ func classify(err error, role string) error {
 	case codeConfigurationLimit:
 		return &relay.SetupError{
 			Problem: "no replication slot is free", Err: err, Streaming: true,
-			Fix: "drop one that is not used (SELECT * FROM pg_replication_slots WHERE NOT active), or raise max_replication_slots and restart PostgreSQL",
+			Fix: "raise max_replication_slots and restart PostgreSQL; or find out whose each slot is (SELECT slot_name, database, plugin, active FROM pg_replication_slots), and have its owner drop one that nobody needs",
 		}
 	case codeTooManyConnections:
 		if strings.Contains(pg.Message, "max_wal_senders") { // otherwise max_connections, which passes
@@ -80,10 +81,10 @@ func classify(err error, role string) error {
 
 // classifyConnect is classify for what was said to our wish to connect.
 func classifyConnect(err error, role string) error {
-	if hasCode(err, codeProtocolViolation) || hasCode(err, codeFeature) { // unsupported startup parameter: replication
+	if errors.Is(err, sessions.ErrPooler) || hasCode(err, codeProtocolViolation) || hasCode(err, codeFeature) { // unsupported startup parameter: replication
 		return poolerError(err)
 	}
-	return classify(err, role)
+	return sessions.Refused(classify(err, role))
 }
 
 func poolerError(err error) error {

@@ -148,16 +148,16 @@ func (s *session) checkColumns(ctx context.Context, t *outbox) error {
 // checkPublication finds out whether the publication is there and carries what is needed. That it is missing is no
 // fault: it can be made.
 func (s *session) checkPublication(ctx context.Context, publication string, t *outbox) error {
-	attnames := "NULL"
+	attnames, filter := "NULL", "NULL"
 	if s.server >= 15 {
-		attnames = "array_to_string(pt.attnames, ',')"
+		attnames, filter = "array_to_string(pt.attnames, ',')", "pt.rowfilter"
 	}
 	rows, err := s.query(ctx, fmt.Sprintf(`SELECT p.pubinsert, pt.tablename IS NOT NULL, coalesce(%s, ''),
 			(SELECT concat_ws(' ', p.oid, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m),
-			(SELECT concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubviaroot, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m WHERE NOT m.own)
+			(SELECT concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubviaroot, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m WHERE NOT m.own), coalesce(%s, '')
 		FROM pg_publication p
 		LEFT JOIN pg_publication_tables pt ON pt.pubname = p.pubname AND format('%%I.%%I', pt.schemaname, pt.tablename) = %s
-		WHERE p.pubname = %s`, attnames, s.membershipSQL(publication, t), s.membershipSQL(publication, t), quoteLiteral(t.name), quoteLiteral(publication)))
+		WHERE p.pubname = %s`, attnames, s.membershipSQL(publication, t), s.membershipSQL(publication, t), filter, quoteLiteral(t.name), quoteLiteral(publication)))
 	if err != nil {
 		return fmt.Errorf("look at publication %q: %w", publication, err)
 	}
@@ -186,6 +186,12 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 					Fix:     fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", ")), Streaming: true,
 				}
 			}
+		}
+	}
+	if row[5] != "" {
+		return &relay.SetupError{
+			Problem: fmt.Sprintf("publication %q passes only rows with %s: what it leaves out would come late and out of order", publication, row[5]),
+			Fix:     fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", ")), Streaming: true,
 		}
 	}
 	t.published, t.version = true, strconv.FormatUint(uint64(t.oid), 10)+" "+row[3]

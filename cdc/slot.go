@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -48,8 +49,10 @@ const slotAt = `concat_ws(' ', restart_lsn, confirmed_flush_lsn)`
 
 // ours tells a slot that a relay can read from one that only has its name.
 func (sl *slot) ours(name, database string) error {
-	fault := ""
+	fault, instead := "", "another name"
 	switch {
+	case sl.kind == "logical" && sl.database != database: // first: what a neighbour's slot is made for is the neighbour's business
+		fault, instead = fmt.Sprintf("slot %q belongs to database %q, not %q", name, sl.database, database), NeighbourlySlot(name, database)
 	case sl.kind != "logical":
 		fault = fmt.Sprintf("slot %q is a %s slot, a logical one is needed", name, sl.kind)
 	case sl.plugin == "" && sl.database == database:
@@ -57,15 +60,30 @@ func (sl *slot) ours(name, database string) error {
 		return fmt.Errorf("%w: slot %q is being made by somebody just now", relay.ErrSlotBusy, name)
 	case sl.plugin != "pgoutput":
 		fault = fmt.Sprintf("slot %q was made for plugin %s, not pgoutput", name, sl.plugin)
-	case sl.database != database:
-		fault = fmt.Sprintf("slot %q belongs to database %q, not %q", name, sl.database, database)
 	default:
 		return nil
 	}
 	return &relay.SetupError{
 		Problem: fault, Streaming: true,
-		Fix: "set RELAY_SLOT to another name, or drop that slot if nobody needs it: SELECT pg_drop_replication_slot(" + quoteLiteral(name) + ");",
+		Fix: "leave that slot alone, somebody else made it, and set RELAY_SLOT=" + instead,
 	}
+}
+
+// NeighbourlySlot is a name for a slot that another database of the server does not use, in the letters that slots may have. Slots are the
+// server's, and the default name is the same everywhere. It is not chosen by itself: a relay whose slot changed its name on the
+// way would leave the former one behind, with the WAL that it holds back.
+func NeighbourlySlot(name, database string) string {
+	letters := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '_':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r + 'a' - 'A'
+		default:
+			return '_'
+		}
+	}, name+"_"+database)
+	return letters[:min(len(letters), 63)]
 }
 
 // createSlot makes the slot and returns its consistent point. The server waits for all transactions that are under way.

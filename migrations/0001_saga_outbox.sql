@@ -24,7 +24,7 @@ CREATE INDEX IF NOT EXISTS idx_outbox_pending ON saga_outbox (created_at);
 CREATE INDEX IF NOT EXISTS idx_outbox_claimed_at ON saga_outbox (claimed_at) WHERE claimed_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS idx_outbox_saga_id ON saga_outbox (saga_id);
 
-CREATE TABLE IF NOT EXISTS saga_outbox_archive (LIKE saga_outbox INCLUDING ALL);
+CREATE TABLE IF NOT EXISTS saga_outbox_archive (LIKE saga_outbox INCLUDING ALL EXCLUDING IDENTITY EXCLUDING GENERATED);
 
 -- A small index that finds the few rows that are not sent among millions that are. It mentions the status and keeps marks HOT all the same, from
 -- PostgreSQL 16 on. Made only with our own table, which is told by its indexes, and not copied to the archive.

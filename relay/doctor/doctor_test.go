@@ -172,8 +172,8 @@ func TestFindings(t *testing.T) {
 		{name: "PublicationColumns", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, payload) WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "leaves out saga_id"},
 		{name: "PublicationFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "passes only rows with"},
 		{name: "PublicationOfUpdates", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`, check: "publication", severity: Note, says: "publishes updates"},
-		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, says: "made for plugin test_decoding"},
-		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, says: "a physical slot"},
+		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, says: "made for plugin test_decoding", mend: `SELECT pg_drop_replication_slot('%slot')`},
+		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, says: "a physical slot", mend: `SELECT pg_drop_replication_slot('%slot')`},
 		{name: "SlotInPolling", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "slot", severity: Degraded, says: "RELAY_MODE=polling never reads it"},
 		{name: "SlotBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); SELECT pg_switch_wal()`, config: func(c *Config) { c.RetainedTooMuch = 1 << 10 }, check: "slot", severity: Degraded, says: "holds back"},
 		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "nobody reads it, though a relay runs", mend: `UPDATE saga_outbox_relay SET released_at = now()`},
@@ -377,5 +377,29 @@ func TestGrouped(t *testing.T) {
 	}
 	if fix := got[0].Fix; len(fix) != 6 || fix[4].Do != "bind E" || fix[5].Do != "and so on for 2 more" {
 		t.Errorf("got %+v", fix)
+	}
+}
+
+// A slot under our name that is another database's is left alone, by every check: nothing of a neighbour's is advised away.
+func TestNeighboursSlot(t *testing.T) {
+	t.Parallel()
+	db, neighbour := pgtest.New(t, pgtest.Migrated()), pgtest.New(t)
+	cfg := configFor(t, db.DSN)
+	exec(t, neighbour.DSN, `SELECT pg_create_logical_replication_slot('`+cfg.Slots[0]+`', 'pgoutput')`)
+	exec(t, db.DSN, `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('`+cfg.Slots[0]+`', 1, 'relay-1')`)
+	cfg.RetainedTooMuch = 0
+	for _, mode := range []string{relay.ModeAuto, relay.ModeCDC, relay.ModePolling} {
+		cfg.Mode = mode
+		report := Examine(t.Context(), cfg, nil)
+		if mode != relay.ModePolling && report.finding("slot", map[string]Severity{relay.ModeAuto: Degraded, relay.ModeCDC: Broken}[mode], "belongs to database "+neighbour.Name) == nil {
+			t.Errorf("%s: the neighbour is not named in\n%s", mode, show(report))
+		}
+		for i := range report.Findings {
+			for _, step := range report.Findings[i].Fix {
+				if text := step.SQL + step.Do + step.Run; strings.Contains(text, "drop") && strings.Contains(text, cfg.Slots[0]) {
+					t.Errorf("%s: %q would drop the neighbour's slot", mode, text)
+				}
+			}
+		}
 	}
 }

@@ -193,7 +193,7 @@ func (ex *exam) checkArchive(ctx context.Context) {
 		} else {
 			f.Fix = []Step{
 				do("keep the old archive under another name, and make a new one:"),
-				sql(`ALTER TABLE saga_outbox_archive RENAME TO saga_outbox_archive_old;`), sql(`CREATE TABLE saga_outbox_archive (LIKE saga_outbox INCLUDING ALL);`),
+				sql(`ALTER TABLE saga_outbox_archive RENAME TO saga_outbox_archive_old;`), sql(`CREATE TABLE saga_outbox_archive (LIKE saga_outbox INCLUDING ALL EXCLUDING IDENTITY EXCLUDING GENERATED);`),
 			}
 		}
 		ex.add(f)
@@ -326,7 +326,7 @@ func (ex *exam) checkPublication(ctx context.Context) {
 	case left != nil:
 		add(severity, "leaves out "+strings.Join(left, ", "), "Events cannot be made without. "+ex.noStream(), itsOwner, whole)
 	case rowfilter != "":
-		add(Degraded, "passes only rows with "+rowfilter, "Other events do not come by the stream; they wait until the table is looked over, within the hour.", itsOwner, whole)
+		add(severity, "passes only rows with "+rowfilter, "Other events would come late and out of order. "+ex.noStream(), itsOwner, whole)
 	}
 	if inserts && more {
 		add(Note, "publishes updates or deletes too", "PostgreSQL decodes and sends every mark of the relay, which then throws it away.", itsOwner, sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, name))

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay/store"
 )
@@ -40,7 +42,7 @@ func (ex *exam) checkSlotsFree(ctx context.Context) {
 	var used, most int
 	var ours, idle []string
 	if !ex.ask(ctx, check, `SELECT count(*), current_setting('max_replication_slots')::int, coalesce(array_agg(slot_name::text) FILTER (WHERE slot_name = ANY($1)), '{}'),
-		coalesce(array_agg(slot_name::text ORDER BY slot_name) FILTER (WHERE NOT active AND NOT slot_name = ANY($1)), '{}') FROM pg_replication_slots`,
+		coalesce(array_agg(slot_name::text || coalesce(' (of database ' || database || ')', '') ORDER BY slot_name) FILTER (WHERE NOT active AND NOT slot_name = ANY($1)), '{}') FROM pg_replication_slots`,
 		[]any{ex.cfg.Slots}, &used, &most, &ours, &idle) {
 		return
 	}
@@ -53,10 +55,12 @@ func (ex *exam) checkSlotsFree(ctx context.Context) {
 		Check: check, Severity: severity, Summary: fmt.Sprintf("%d of max_replication_slots = %d in use, %d more needed", used, most, wanted),
 		Why: "The relay cannot make its slot. " + ex.noStream(),
 	}
-	for _, name := range idle {
-		f.Fix = append(f.Fix, do("if nobody needs slot %s, which nobody reads now:", name), dropSlot(name))
+	if len(idle) > 0 {
+		f.Fix = append(f.Fix, do("nobody reads %s now: ask those who made them whether they are needed; or, and then restart PostgreSQL:", strings.Join(idle, ", ")))
+	} else {
+		f.Fix = append(f.Fix, do("as a superuser, and then restart PostgreSQL:"))
 	}
-	f.Fix = append(f.Fix, do("or, and then restart PostgreSQL:"), sql(`ALTER SYSTEM SET max_replication_slots = %d;`, used+wanted+5))
+	f.Fix = append(f.Fix, sql(`ALTER SYSTEM SET max_replication_slots = %d;`, used+wanted+5))
 	ex.add(f)
 }
 
@@ -127,6 +131,13 @@ type slot struct {
 	known                                            bool // a relay has had its lease
 }
 
+// ours reports whether a relay of this database can have made the slot.
+func (s *slot) ours(database string) bool {
+	return s.kind == "logical" && s.plugin == "pgoutput" && s.database == database
+}
+
+func orNone(s string) string { return cmp.Or(s, "none") }
+
 // slots reads all of them. Columns that came with later versions are read from the row as JSON.
 func (ex *exam) slots(ctx context.Context) ([]slot, error) {
 	known := "false"
@@ -187,9 +198,12 @@ func (ex *exam) checkSlot(s *slot) (wrong bool) {
 		ex.add(f)
 		return true
 	}
-	other := []Step{do("set RELAY_SLOT to another name; or, if nobody needs that slot:"), dropSlot(s.name)}
+	other := []Step{do("leave it alone, and set RELAY_SLOT to another name")}
 	gone := s.walStatus == "lost" || s.invalid != ""
 	switch {
+	case !stream && !s.ours(ex.dbraw):
+		ex.ok(check, "%s: somebody else's, and not needed for RELAY_MODE=polling", s.name)
+		return false
 	case !stream:
 		return add(Finding{
 			Severity: Degraded, Summary: fmt.Sprintf("holds back %s of WAL, and RELAY_MODE=polling never reads it", bytesText(s.retained)),
@@ -197,10 +211,13 @@ func (ex *exam) checkSlot(s *slot) (wrong bool) {
 		})
 	case s.kind != "logical":
 		return add(Finding{Severity: severity, Summary: "a " + s.kind + " slot, not a logical one", Why: "It is somebody else's. " + ex.noStream(), Fix: other})
+	case s.database != ex.dbraw:
+		return add(Finding{
+			Severity: severity, Summary: "belongs to database " + s.database, Why: "It is that database's relay's: a slot tells of one database only. " + ex.noStream(),
+			Fix: []Step{do("leave it alone, and set RELAY_SLOT=%s", cdc.NeighbourlySlot(s.name, ex.dbraw))},
+		})
 	case s.plugin != "pgoutput":
 		return add(Finding{Severity: severity, Summary: "made for plugin " + s.plugin + ", not pgoutput", Why: "It is somebody else's. " + ex.noStream(), Fix: other})
-	case s.database != ex.dbraw:
-		return add(Finding{Severity: severity, Summary: "belongs to database " + s.database, Why: "A slot tells of one database only. " + ex.noStream(), Fix: []Step{do("set RELAY_SLOT to another name")}})
 	case gone:
 		return add(Finding{
 			Severity: Degraded, Summary: strings.TrimSpace("the server has given it up " + s.invalid),
@@ -280,13 +297,13 @@ func (ex *exam) checkOtherSlots(ctx context.Context) {
 			continue
 		}
 		found = true
-		whose := "was a relay's (another RELAY_SLOT)"
-		if !s.known {
-			whose = "is not ours"
+		whose, fix := "was a relay's (another RELAY_SLOT)", []Step{do("if no relay of this database is to run with it again:"), dropSlot(s.name)}
+		if !s.known || !s.ours(ex.dbraw) {
+			whose, fix = "is not ours", []Step{do("find out who made it, and needs it (database %s, plugin %s): it is not for the relay's sake to drop", orNone(s.database), orNone(s.plugin))}
 		}
 		ex.add(Finding{
 			Check: check, Severity: Degraded, Summary: fmt.Sprintf("slot %s %s; nobody reads it, and it holds back %s of WAL", s.name, whose, bytesText(s.retained)),
-			Why: "The WAL that it keeps fills the database's disk.", Fix: []Step{do("if nobody needs it:"), dropSlot(s.name)},
+			Why: "The WAL that it keeps fills the database's disk.", Fix: fix,
 		})
 	}
 	if !found {

@@ -42,7 +42,7 @@ func (ex *exam) checkTable(ctx context.Context) {
 	}
 	if hidden {
 		add(Finding{
-			Severity: Broken, Summary: fmt.Sprintf("row level security hides rows from role %s", ex.role), Why: "What the relay cannot see it cannot mark or find again; it would deliver those rows over and over, or never.",
+			Severity: Broken, Summary: fmt.Sprintf("row level security hides rows of saga_outbox from role %s", ex.role), Why: "What the relay cannot see it cannot mark or find again; it would deliver those rows over and over, or never.",
 			Fix: []Step{do("as a superuser, either let this role past it:"), sql(`ALTER ROLE %s BYPASSRLS;`, ex.role), do("or do without it, as %s:  ALTER TABLE %s DISABLE ROW LEVEL SECURITY;", ex.tableOwner, ex.tableName)},
 		})
 	}

@@ -37,6 +37,14 @@ func (a *About) Table(name string) string {
 	return schema + "." + pgx.Identifier{name}.Sanitize()
 }
 
+// Named is what finds a table of ours in this session: Table, or through a pooler, where nothing is known, the bare name.
+func (a *About) Named(name string) string {
+	if a.Pooled {
+		return name
+	}
+	return a.Table(name)
+}
+
 const aboutKey = "sagaz-relay session"
 
 // Of returns what is known of a session that was made here.
@@ -74,13 +82,12 @@ func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error
 	set(direct.RuntimeParams, "application_name", Name(o.Purpose))
 	Pin(&direct.Config, o)
 	conn, err := pgx.ConnectConfig(ctx, direct)
-	var pooler *poolerError
 	switch {
 	case err == nil:
 		return conn, nil
-	case errors.As(err, &pooler), code(err) == codeProtocolViolation:
+	case errors.Is(err, ErrPooler), code(err) == codeProtocolViolation:
 	default:
-		return nil, Cause(err)
+		return nil, Refused(Cause(err))
 	}
 	pooled := cfg.Copy()
 	for _, name := range pooledSettings {
@@ -90,7 +97,7 @@ func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error
 	pooled.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statement, not even for two round trips
 	pooled.StatementCacheCapacity, pooled.DescriptionCacheCapacity = 0, 0
 	if conn, err = pgx.ConnectConfig(ctx, pooled); err != nil {
-		return nil, Cause(err)
+		return nil, Refused(Cause(err))
 	}
 	conn.PgConn().CustomData()[aboutKey] = &About{Pooled: true}
 	if err := settleEncoding(ctx, conn.PgConn()); err != nil {
@@ -100,10 +107,8 @@ func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error
 	return conn, nil
 }
 
-// poolerError says that somebody else has started the session.
-type poolerError struct{}
-
-func (*poolerError) Error() string { return "settings at the start of a session are lost" }
+// ErrPooler says that somebody else has started the session.
+var ErrPooler = errors.New("settings at the start of a session are lost")
 
 // Pin prepares a configuration for one connection, so that its session is as doc.go says. It comes after all that the
 // caller wants of the configuration itself.
@@ -183,7 +188,7 @@ func prepare(ctx context.Context, conn *pgconn.PgConn, creates bool) (*About, er
 		return nil, err
 	}
 	if string(results[0].Rows[0][0]) != "yes" {
-		return nil, &poolerError{}
+		return nil, ErrPooler
 	}
 	if results, err = conn.Exec(ctx, pinSQL).ReadAll(); err != nil {
 		return nil, fmt.Errorf("prepare the session: %w", err)

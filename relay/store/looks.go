@@ -18,7 +18,7 @@ const slotSQL = `SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), (pg_
 	extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8,
 	(SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $2),
 	st.total_txns, st.total_bytes, st.spill_txns, st.spill_bytes, st.stream_bytes
-	FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1 LEFT JOIN pg_stat_replication_slots st ON st.slot_name = $1`
+	FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1 AND s.database = current_database() LEFT JOIN pg_stat_replication_slots st ON st.slot_name = $1`
 
 // Slot implements relay.Lease.
 func (l *lease) Slot(ctx context.Context) (relay.SlotInfo, error) {

@@ -44,7 +44,7 @@ func Grants(role string) string {
 
 // Lacks tells which rights the role of a connection lacks on a table. A table that is not there is told as not there.
 func (n *Need) Lacks(ctx context.Context, conn *pgx.Conn) (there bool, rights []string, err error) {
-	name := sessions.Of(conn.PgConn()).Table(n.Table)
+	name := sessions.Of(conn.PgConn()).Named(n.Table)
 	if name == "" {
 		return false, nil, nil
 	}

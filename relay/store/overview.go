@@ -58,7 +58,7 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, er
 			OR r.pooled AND r.released_at IS NULL AND r.renewed_at > now() - interval '1 minute' THEN r.owner ELSE '' END,
 		r.epoch, r.marked_lsn::text, coalesce(s.active, false), pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint,
 		pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint, coalesce(s.wal_status, '')
-		FROM saga_outbox_relay r LEFT JOIN pg_replication_slots s ON s.slot_name = r.slot WHERE r.heir IS NULL ORDER BY r.slot`, int64(lockClass))
+		FROM saga_outbox_relay r LEFT JOIN pg_replication_slots s ON s.slot_name = r.slot AND s.database = current_database() WHERE r.heir IS NULL ORDER BY r.slot`, int64(lockClass))
 	if err != nil {
 		return nil, fmt.Errorf("read the slots: %w", setup(err))
 	}

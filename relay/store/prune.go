@@ -44,7 +44,7 @@ const (
 
 func pruneSQL(found string, archive bool) string {
 	if archive {
-		return `WITH gone AS (DELETE FROM saga_outbox WHERE event_id IN (` + found + `) RETURNING *) INSERT INTO saga_outbox_archive SELECT * FROM gone ON CONFLICT (event_id) DO NOTHING`
+		return `WITH gone AS (DELETE FROM saga_outbox WHERE event_id IN (` + found + `) RETURNING *) INSERT INTO saga_outbox_archive OVERRIDING SYSTEM VALUE SELECT * FROM gone ON CONFLICT (event_id) DO NOTHING`
 	}
 	return `DELETE FROM saga_outbox WHERE event_id IN (` + found + `)`
 }

@@ -23,10 +23,12 @@ type Store struct {
 	conn *sessions.Address
 	log  hclog.Logger
 
-	leases  sync.Map // by slot: the *lease that this process has or had last
-	waiting sync.Map // by slot: the error that keeps Acquire from even asking
-	bounds  bounds
-	pooled  atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
+	leases           sync.Map // by slot: the *lease that this process has or had last
+	waiting          sync.Map // by slot: the error that keeps Acquire from even asking
+	bounds           bounds
+	prunes, prunesTo bool // see Prunes
+
+	pooled atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
 
 	ascii     atomic.Bool // the database's encoding has not all characters: texts of our own are ASCII
 	unchecked atomic.Bool // the database knows no encoding (SQL_ASCII): rows may hold any bytes
@@ -57,22 +59,23 @@ func applicationName(purpose string) string { return sessions.Name(purpose) }
 // setup turns what a person has to mend into a *relay.SetupError.
 func setup(err error) error {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
+	if done := (*relay.SetupError)(nil); errors.As(err, &done) || !errors.As(err, &pg) {
 		return err
 	}
 	switch pg.Code {
-	case "28P01", "28000":
-		return &relay.SetupError{Problem: "DATABASE_URL: the server refuses the role or its password", Err: err, Fix: "set the right user and password"}
-	case "3D000":
-		return &relay.SetupError{Problem: "DATABASE_URL: the database does not exist", Err: err, Fix: "create it, or set the right name"}
 	case "42P01":
 		return &relay.SetupError{Problem: "a table of the relay is missing", Err: err, Fix: "run: sagaz-relay migrate"}
 	case "42703":
+		if strings.Contains(pg.Message, "saga_outbox_archive") {
+			return archiveError(err)
+		}
 		return &relay.SetupError{Problem: "a column that the relay needs is missing", Err: err, Fix: "run: sagaz-relay migrate; if it is a column of saga_outbox, restore it"}
 	case "42601", "42804": // INSERT has more expressions than target columns; column … is of type … but expression is of type …
+		return archiveError(err)
+	case "428C9": // cannot insert a non-DEFAULT value into column
 		return &relay.SetupError{
-			Problem: "the columns of saga_outbox_archive are not those of saga_outbox", Err: err,
-			Fix: "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …), or set RELAY_MARK to update or delete",
+			Problem: "saga_outbox_archive computes a column by itself, which it has to take from saga_outbox", Err: err,
+			Fix: "ALTER TABLE saga_outbox_archive ALTER COLUMN … DROP EXPRESSION (a virtual column: make a new archive, CREATE TABLE … (LIKE saga_outbox INCLUDING ALL EXCLUDING GENERATED)), or set RELAY_MARK to update or delete",
 		}
 	case "42501":
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: Grants("the_role")}
@@ -80,7 +83,17 @@ func setup(err error) error {
 	return err
 }
 
-// statements are those that Check plans: all that touch the tables, but those for retention, which is another setting.
+func archiveError(err error) error {
+	return &relay.SetupError{
+		Problem: "the columns of saga_outbox_archive are not those of saga_outbox", Err: err,
+		Fix: "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …), or set RELAY_MARK to update or delete",
+	}
+}
+
+// Prunes says that retention removes rows, or moves them to the archive: Check then looks at what that needs, too.
+func (s *Store) Prunes(archive bool) { s.prunes, s.prunesTo = true, archive }
+
+// statements are those that Check plans: all that touch the tables.
 func (s *Store) statements() []string {
 	all := []string{
 		acquireSQL, takenSQL, othersSQL, bequeathSQL, inheritSQL, frontSQL, moveSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
@@ -88,6 +101,9 @@ func (s *Store) statements() []string {
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
 		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, convertSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
 		systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL, noteSystemSQL,
+	}
+	if s.prunes {
+		all = append(all, pruneSQL(oldestSQL, s.prunesTo), pruneSQL(placeSQL, s.prunesTo))
 	}
 	for kind := range wanted {
 		all = append(all, keysSQL(kind, false), keysSQL(kind, true), pieceSQL(kind))
@@ -105,7 +121,10 @@ func (s *Store) Check(ctx context.Context) error {
 		return setup(err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
-	// First, because a statement that does not fit a type is a worse explanation.
+	// First, because a statement that does not fit is a worse explanation.
+	if err := demands(ctx, conn); err != nil {
+		return err
+	}
 	if err := checkColumns(ctx, conn); err != nil {
 		return setup(err)
 	}
@@ -124,7 +143,7 @@ func (s *Store) Check(ctx context.Context) error {
 		}
 	}
 	var missing []string
-	for _, n := range Needs(s.cfg.Mark, false, false) {
+	for _, n := range Needs(s.cfg.Mark, s.prunes, s.prunesTo) {
 		_, rights, err := n.Lacks(ctx, conn)
 		if err != nil {
 			return err

@@ -51,6 +51,8 @@ func TestCheck(t *testing.T) {
 			{"NoEpoch", MarkUpdate, `ALTER TABLE saga_outbox_relay RENAME COLUMN epoch TO gone`, []string{"epoch", "sagaz-relay migrate"}},
 			{"ColumnNotInArchive", MarkArchive, `ALTER TABLE saga_outbox ADD COLUMN tenant text`, []string{"saga_outbox_archive", "ADD COLUMN"}},
 			{"ColumnOfAnotherTypeInArchive", MarkArchive, `ALTER TABLE saga_outbox_archive ALTER COLUMN retry_count DROP DEFAULT, ALTER COLUMN retry_count TYPE uuid USING NULL`, []string{"saga_outbox_archive", "retry_count"}},
+			{"ArchiveComputesAColumn", MarkArchive, `ALTER TABLE saga_outbox ADD COLUMN n int GENERATED ALWAYS AS (1) STORED; ALTER TABLE saga_outbox_archive ADD COLUMN n int GENERATED ALWAYS AS (1) STORED`, []string{"saga_outbox_archive", "DROP EXPRESSION"}},
+			{"View", MarkUpdate, `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, []string{"saga_outbox is no table"}},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				db := pgtest.NewVersion(t, db.Version, pgtest.Migrated(), pgtest.SQL(tt.sql))

@@ -32,6 +32,8 @@ func TestFromTheLibrary(t *testing.T) {
 				// They asked for another number once; what is applied must not bring it back.
 				c.want("kubectl -n sagaz get deployment outbox-worker -o jsonpath='{.spec.replicas}'", "7")
 			}
+			c.sh("kubectl replace --force -f k8s/migration-job.yaml")
+			c.want("kubectl -n sagaz get job sagaz-migration -o jsonpath='{.spec.template.spec.containers[*].name} {.spec.ttlSecondsAfterFinished}'", "migrate")
 			said := c.sh("bash k8s/from-library.sh")
 			if strings.Contains(said, "theirs") || strings.Contains(said, "DECIDE") {
 				t.Errorf("it shows a password, or asks for what it could find: %s", said)

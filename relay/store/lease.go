@@ -25,7 +25,8 @@ const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pool
 		WHERE s.epoch = $3 AND (NOT s.pooled OR s.released_at IS NOT NULL OR extract(epoch FROM s.renewed_at)::text = $5)`
 
 // takenSQL is what the taker of a lease has to know.
-const takenSQL = `SELECT epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, '') FROM saga_outbox_relay WHERE slot = $1`
+const takenSQL = `SELECT epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, ''),
+	EXISTS (SELECT FROM saga_outbox_relay WHERE heir IS NOT NULL) FROM saga_outbox_relay WHERE slot = $1`
 
 // errTaken says that another relay was faster.
 var errTaken = errors.New("another relay was faster")
@@ -304,7 +305,9 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sigh
 	renewing, stop := context.WithCancel(context.WithoutCancel(ctx)) // it lives as long as the lease
 	l.stop = stop
 	l.renewing.Go(func() { l.renew(renewing) })
-	l.renewing.Go(func() { l.dropAbandoned(renewing) })
+	if l.heirs {
+		l.renewing.Go(func() { l.dropAbandoned(renewing) })
+	}
 	s.leases.Store(slot, l)
 	return l, nil
 }
@@ -348,7 +351,7 @@ func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease
 	var marked, confirmed int64
 	r := &l.recovery
 	if err == nil {
-		err = tx.QueryRow(bounded, takenSQL, l.slot).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot)
+		err = tx.QueryRow(bounded, takenSQL, l.slot).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot, &l.heirs)
 	}
 	if err != nil {
 		return sent, fmt.Errorf("take the lease of slot %q: %w", l.slot, setup(err))
@@ -397,6 +400,7 @@ type lease struct {
 	markedLSN atomic.Uint64
 
 	recovery     relay.Recovery         // as it was when the lease was taken
+	heirs        bool                   // then, slots had heirs
 	owedSnapshot atomic.Pointer[string] // of the owed sweep; nil when none is noted
 
 	conn     *pgx.Conn

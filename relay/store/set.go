@@ -65,7 +65,7 @@ const (
 		SELECT event_id::text, sink, (SELECT count(*) FROM moved) FROM part ORDER BY event_id DESC, sink DESC LIMIT 1`
 	moveAtOnce = 20_000
 
-	// abandonedSQL drops the slots that nobody needs: those that have an heir, are ours, and are not read.
+	// abandonedSQL finds the replication slots that nobody needs: those of ours that have an heir.
 	abandonedSQL = `SELECT s.slot_name, s.active FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
 		WHERE r.heir IS NOT NULL AND s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database()`
 	dropSlotSQL = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active AND database = current_database() AND plugin = 'pgoutput'`
@@ -210,51 +210,48 @@ const progressEvery = 5 * time.Second
 
 // dropAbandoned drops the replication slots that have an heir, until there are none, or what keeps it from that is told once.
 func (l *lease) dropAbandoned(ctx context.Context) {
-	for try := 0; try < 30; try++ {
-		names, active, err := l.abandoned(ctx)
-		if err == nil && len(names)+len(active) == 0 {
+	var left []string
+	var err error
+	for range 30 {
+		if left, err = l.dropOnce(ctx); ctx.Err() != nil || err == nil && len(left) == 0 {
 			return
 		}
-		for _, name := range names {
-			err = l.fact(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-				_, err := conn.Exec(ctx, dropSlotSQL, name)
-				return err
-			})
-			if err != nil {
-				break
-			}
-			l.log.Info("dropped the replication slot of which this one has taken over", "dropped", name)
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil && try == 29 || setup(err) != err {
-			l.log.Warn("a replication slot that nobody needs any more holds back WAL, and could not be dropped", "slots", strings.Join(slices.Concat(names, active), ","), "error", err,
-				"mend", "as its owner or a superuser: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name IN ('"+strings.Join(slices.Concat(names, active), "', '")+"')")
-			return
+		if setup(err) != err { // a right that we lack does not come by itself
+			break
 		}
 		if !relay.Sleep(ctx, 2*time.Second) {
 			return
 		}
 	}
+	l.log.Warn("a replication slot that nobody needs any more holds back WAL, and could not be dropped", "slots", strings.Join(left, ","), "error", err,
+		"mend", "as its owner or a superuser: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name IN ('"+strings.Join(left, "', '")+"')")
 }
 
-// abandoned returns the replication slots that nobody needs any more, and those of them that somebody still reads.
-func (l *lease) abandoned(ctx context.Context) (names, active []string, err error) {
-	var (
-		name string
-		is   bool
-	)
-	err = l.fact(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		names, active = nil, nil
-		return each(ctx, conn, []any{&name, &is}, func() error {
-			if is {
-				active = append(active, name)
-			} else {
-				names = append(names, name)
+// dropOnce drops what can be dropped, and returns what is left.
+func (l *lease) dropOnce(ctx context.Context) (left []string, err error) {
+	err = l.beside(ctx, "set", func(ctx context.Context, conn *pgx.Conn) error {
+		ctx, cancel := context.WithTimeout(ctx, factMost)
+		defer cancel()
+		var name string
+		var active bool
+		var idle []string
+		err := each(ctx, conn, []any{&name, &active}, func() error {
+			left = append(left, name)
+			if !active {
+				idle = append(idle, name)
 			}
 			return nil
 		}, abandonedSQL)
+		for _, name := range idle {
+			if err != nil {
+				break
+			}
+			if _, err = conn.Exec(ctx, dropSlotSQL, name); err == nil {
+				l.log.Info("dropped the replication slot of which this one has taken over", "dropped", name)
+				left = slices.DeleteFunc(left, func(s string) bool { return s == name })
+			}
+		}
+		return err
 	})
-	return names, active, err
+	return left, err
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -54,6 +55,10 @@ type SlotStatus struct {
 	Watermark  string    `json:"watermark,omitempty"`
 	Read       string    `json:"read,omitempty"`
 	LagSeconds float64   `json:"lag_seconds"`
+	// Other is, on a standby, the slot of the same table through which somebody else delivers: whose it is and since when. OtherFor is for how
+	// many seconds that has been so.
+	Other    string  `json:"other_slot,omitempty"`
+	OtherFor float64 `json:"other_slot_seconds,omitempty"`
 	// Mode is how events are found now: cdc, polling, or recovering (the table is swept before the slot is read); Why says why it polls or does not stream, if it should.
 	Mode      string `json:"mode,omitempty"`
 	Why       string `json:"why,omitempty"`
@@ -111,6 +116,10 @@ func (r *Relay) Status() Status {
 	for _, name := range r.cfg.Slots {
 		s := r.slots[name]
 		out := SlotStatus{Slot: s.name, Role: s.role, Since: s.since}
+		if occupied := (*OccupiedError)(nil); s.role == Standby && errors.As(r.store.Waiting(name), &occupied) {
+			out.Other = fmt.Sprintf("%s, owned by %s since %s", occupied.Slot, occupied.Owner, occupied.Taken.UTC().Format(time.RFC3339))
+			out.OtherFor = time.Since(occupied.Found).Seconds()
+		}
 		if s.pipeline != nil {
 			s.pipeline.status(&out)
 			if !s.moved.IsZero() {
@@ -173,6 +182,10 @@ func (s Status) Problems() []string {
 				problem += " (DATABASE_URL): " + s.StartError
 			}
 			problems = append(problems, problem)
+		case Standby:
+			if slot.Other != "" && slot.OtherFor > occupiedAfter.Seconds() {
+				problems = append(problems, fmt.Sprintf("slot %s: the table's events are delivered through another slot: %s", slot.Slot, slot.Other))
+			}
 		case Draining:
 			problems = append(problems, fmt.Sprintf("slot %s: stopping", slot.Slot))
 		case Owner:
@@ -194,6 +207,9 @@ const (
 	// standstillAfter is how long an owner with a connection and work may stand still, and how long waiting for others may take until it is
 	// something to look at.
 	standstillAfter = 60 * time.Second
+	// occupiedAfter is for how long a relay may stand by beside another slot of the table and be ready. A rolling update that changes
+	// RELAY_SLOT needs it: its new pods must be ready for the old ones to be stopped.
+	occupiedAfter = 5 * time.Minute
 	// waitsShown keeps the moments out in which the server is a little ahead of what it has told.
 	waitsShown = 5 * time.Second
 )

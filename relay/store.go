@@ -60,6 +60,19 @@ type Store interface {
 	Before(ctx context.Context, slot string) (Before, error)
 }
 
+// OccupiedError is why a standby does not take a slot that is free: the table's events are delivered through another slot, and two sets of
+// slots would deliver each event twice.
+type OccupiedError struct {
+	Slot, Owner string    // the other slot, and who owns it
+	Taken       time.Time // since when it does
+	Found       time.Time // when we saw it first, by our own clock
+}
+
+func (e *OccupiedError) Error() string {
+	return fmt.Sprintf("the table's events are delivered through another slot: %q, owned by %s since %s. Two sets of slots would deliver each event twice, so this one stands by "+
+		"and takes over what that one leaves when its last relay has stopped. If that is not wanted, set RELAY_SLOT=%[1]s", e.Slot, e.Owner, e.Taken.UTC().Format(time.RFC3339))
+}
+
 // Lease is the ownership of one slot, from Acquire to Release or loss. While it is held, no other relay
 // reads the slot or marks its rows; the database checks that at every mark.
 //

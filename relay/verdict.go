@@ -50,6 +50,9 @@ func (v *Verdict) add(level Level, reason string) {
 func (v *Verdict) Add(reason string) { v.add(LevelDegraded, reason) }
 
 func (s *SlotStatus) judge(v *Verdict) {
+	if s.Role == Standby && s.Other != "" && s.OtherFor <= occupiedAfter.Seconds() {
+		v.add(LevelDegraded, fmt.Sprintf("slot %s: the table's events are delivered through another slot: %s", s.Slot, s.Other))
+	}
 	if s.Role != Owner {
 		return
 	}

@@ -99,7 +99,7 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 			return nil, err
 		}
 		stale := watched.see(seen, sent)
-		var occupied occupiedError
+		var occupied *relay.OccupiedError
 		if free {
 			err := errTaken
 			if !seen.pooled || seen.left || stale > s.cfg.LeaseTTL {
@@ -115,12 +115,15 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 				return nil, err
 			}
 		}
-		if occupied.slot != "" {
+		if occupied != nil {
+			if was := (*relay.OccupiedError)(nil); errors.As(s.Waiting(slot), &was) && was.Slot == occupied.Slot {
+				occupied.Found = was.Found
+			}
 			s.noteWaiting(slot, occupied)
 			if time.Since(warned) > warnEvery {
 				warned = time.Now()
-				log.Warn("standing by: the table's events are delivered through another slot", "other", occupied.slot, "owner", occupied.seen.owner,
-					"since", occupied.taken.UTC().Format(time.RFC3339), "mend", "if it is to be the same set, set RELAY_SLOT="+occupied.slot+"; if the slot is being renamed, stop the relays of the old one")
+				log.Warn("standing by: the table's events are delivered through another slot", "other", occupied.Slot, "owner", occupied.Owner,
+					"since", occupied.Taken.UTC().Format(time.RFC3339), "mend", "if it is to be the same set, set RELAY_SLOT="+occupied.Slot+"; if the slot is being renamed, stop the relays of the old one")
 			}
 			// Not in step with another that stands by for the same reason.
 			if !relay.Sleep(ctx, s.cfg.AcquireInterval+rand.N(s.cfg.AcquireInterval)) {
@@ -272,7 +275,7 @@ func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 }
 
 // take makes the lock a lease: the epoch moves on, which fences whoever had it before. It returns errTaken when another relay was faster, and
-// an occupiedError when somebody alive owns another slot of the table.
+// a relay.OccupiedError when somebody alive owns another slot of the table.
 func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sighting, members rivals, log hclog.Logger) (*lease, error) {
 	if err := s.endMarks(ctx, conn, slot); err != nil {
 		return nil, err
@@ -325,7 +328,7 @@ func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease
 		return sent, err
 	}
 	if alive != nil {
-		return sent, occupiedError{*alive}
+		return sent, alive.occupied()
 	}
 	for i := range others {
 		if err := s.endMarks(bounded, conn, others[i].slot); err != nil {

@@ -80,12 +80,9 @@ type member struct {
 	locked   bool
 }
 
-// occupiedError says that somebody alive has another slot of the same table.
-type occupiedError struct{ member }
-
-func (e occupiedError) Error() string {
-	return fmt.Sprintf("the table's events are delivered through another slot: %q, owned by %s since %s. Two sets of slots would deliver each event twice, so this one stands by "+
-		"and takes over what that one leaves when its last relay has stopped. If that is not wanted, set RELAY_SLOT=%[1]s", e.slot, e.seen.owner, e.taken.UTC().Format(time.RFC3339))
+// occupied says that somebody alive has this slot of the same table.
+func (m *member) occupied() error {
+	return &relay.OccupiedError{Slot: m.slot, Owner: m.seen.owner, Taken: m.taken, Found: time.Now()}
 }
 
 // rivals watches the other slots' owners by our own clock.

@@ -184,3 +184,65 @@ func atLeast(n, want int) string {
 	}
 	return fmt.Sprintf("%d of %d", n, want)
 }
+
+// What Debezium takes for a payload, and the columns that frameworks add, break no transaction of an application behind the document's view.
+func TestDebeziumViewTakesWhatTheTableTook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	there, _, back := debeziumSQL(t)
+	type insert struct{ payload, want string } // as SQL, and as JSON text in saga_outbox
+	texts := []insert{
+		{"NULL", "null"},
+		{`'{"n": 1}'`, `{"n": 1}`},
+		{`'hello'`, `"hello"`},
+		{`''`, `""`},
+		{`'{"n": '`, `"{\"n\": "`},
+		{`'{"a": "\u0000"}'`, `"{\"a\": \"\\u0000\"}"`},
+		{`'[1, 2]'`, `[1, 2]`},
+		{`'Zoë'`, `"Zoë"`},
+	}
+	for payloadType, inserts := range map[string][]insert{
+		"text": texts, "varchar(4000)": texts,
+		"jsonb": {{"NULL", "null"}, {`'{"n": 1}'`, `{"n": 1}`}, {`'"x"'`, `"x"`}},
+		"json":  {{"NULL", "null"}, {`'{"n": 1}'`, `{"n": 1}`}, {`'{"a": "\u0000"}'`, `"{\"a\": \"\\u0000\"}"`}},
+		"bytea": {{"NULL", "null"}, {`'{"n": 1}'::bytea`, `{"n": 1}`}, {`'\xff00'::bytea`, `"/wA="`}, {`'hello'::bytea`, `"aGVsbG8="`}},
+	} {
+		for _, idType := range []string{"uuid", "varchar(255)", "bigint"} {
+			// The columns of Quarkus' extension, in another order, and one of somebody's own.
+			w.exec(`CREATE TABLE outboxevent (tenant int NOT NULL, id ` + idType + ` PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid text, type varchar(255) NOT NULL,
+				"timestamp" timestamp NOT NULL, payload ` + payloadType + `, tracingspancontext varchar(256))`)
+			w.exec(there)
+			for i, in := range inserts {
+				id := map[string]string{"uuid": newID().String(), "varchar(255)": fmt.Sprint("order ", i), "bigint": fmt.Sprint(i)}[idType]
+				w.exec(`INSERT INTO outboxevent (tenant, id, aggregatetype, aggregateid, type, "timestamp", payload, tracingspancontext)
+					VALUES (7, '` + id + `', 'order', 'k', 'OrderPaid', now()::timestamp, ` + in.payload + `, 'x=y')`)
+				const newest = ` FROM saga_outbox ORDER BY created_at DESC LIMIT 1`
+				if got := value[string](w, `SELECT payload::text`+newest); got != in.want {
+					t.Errorf("%s %s: got %s, want %s", payloadType, in.payload, got, in.want)
+				}
+				wantHeaders := "{}"
+				if idType != "uuid" {
+					wantHeaders = fmt.Sprintf(`{"id": %q}`, id)
+				}
+				if got := value[string](w, `SELECT headers::text`+newest); got != wantHeaders {
+					t.Errorf("id %s: headers %s, want %s", id, got, wantHeaders)
+				}
+				if idType == "uuid" {
+					w.exec(`UPDATE outboxevent SET payload = NULL WHERE id = '` + id + `'`)
+					gone, err := w.db.Pool.Exec(t.Context(), `DELETE FROM outboxevent WHERE id = '`+id+`'`)
+					if err != nil || gone.RowsAffected() != 1 {
+						t.Errorf("the delete at once found %d rows (%v), want 1", gone.RowsAffected(), err)
+					}
+				}
+			}
+			odd := map[string]string{"uuid": "gen_random_uuid()", "varchar(255)": "'x'", "bigint": "-1"}[idType]
+			w.exec(`INSERT INTO outboxevent (tenant, id, aggregatetype, type, "timestamp") VALUES (7, ` + odd + `, 'order', repeat('x', 255), 'infinity')`)
+			if n := value[int](w, `SELECT count(*) FROM saga_outbox`); n != len(inserts)+1 {
+				t.Errorf("%s, %s: %d rows, want %d", idType, payloadType, n, len(inserts)+1)
+			}
+			w.exec(back)
+			w.exec(`DROP TABLE outboxevent`)
+			w.exec(`DELETE FROM saga_outbox`)
+		}
+	}
+}

@@ -62,6 +62,9 @@ func blocks(t *testing.T) (all []block) {
 		indent := ""
 		for i, line := range strings.Split(string(product.Read(t, name)), "\n") {
 			m := fence.FindStringSubmatch(line)
+			if m == nil && strings.Contains(line, "```") {
+				t.Errorf("%s:%d: a fence in the middle of a line, which nothing shows as a block: %s", name, i+1, line)
+			}
 			switch {
 			case m != nil && open == nil:
 				open, indent = &block{file: name, line: i + 1, lang: m[2]}, m[1]

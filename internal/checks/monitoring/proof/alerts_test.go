@@ -190,8 +190,8 @@ func (s *scene) runbook(alert, pod string, shows ...string) {
 			line = strings.TrimSpace(line)
 			if args, ok := strings.CutPrefix(line, "kubectl -n sagaz exec deploy/outbox-worker -- sagaz-relay "); ok {
 				cmd = relayCommand(s.t, s.env[pod], strings.Fields(args)...)
-			} else if strings.HasPrefix(line, "psql ") {
-				cmd = exec.Command("sh", "-c", line)
+			} else if args, ok := strings.CutPrefix(line, "kubectl -n sagaz exec postgresql-0 -- psql -U postgres -d saga_db "); ok {
+				cmd = exec.Command("sh", "-c", `psql "$DATABASE_URL" `+args)
 				cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "DATABASE_URL=" + s.db.DSN, "HOME=/nonexistent", "PSQL_PAGER=cat"}
 			} else {
 				continue

@@ -27,7 +27,6 @@ func (ex *exam) checkSink(ctx context.Context, sink relay.Sink) {
 		ex.ok(check, "nothing to reach")
 		return
 	}
-	// Destinations first: to look whether the broker can be reached, a sink may make a connection as for publishing, which declares
 	sofar := len(ex.report.Findings)
 	if routes, ok := sink.(relay.RouteChecker); ok {
 		ex.checkRoutes(ctx, "routes "+sink.Name(), routes)

@@ -225,11 +225,11 @@ func hint(err error, cfg *Config, at step) error {
 	add := func(fix string) error { return &hinted{err, fix} }
 	switch {
 	case errors.As(err, &foreign):
-		return add("something else listens there: check the address and the port, and KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
+		return add("something else listens there: check address and port in KAFKA_BOOTSTRAP_SERVERS, and KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
 	case errors.As(err, &unresolved):
 		return add("the name does not resolve here: check KAFKA_BOOTSTRAP_SERVERS, and the brokers' advertised.listeners when it is not one of those")
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return add("nothing listens there: is the broker up, and is this the address of a listener that can be reached from here?")
+		return add("nothing listens there: check KAFKA_BOOTSTRAP_SERVERS, that the broker is up, and that its advertised.listeners can be reached from here")
 	case errors.As(err, &unknownCA):
 		return add("the broker's certificate is signed by an authority not trusted here: set RELAY_KAFKA_TLS_CA_FILE")
 	case errors.As(err, &wrongName):
@@ -257,7 +257,7 @@ func hint(err error, cfg *Config, at step) error {
 	case hungUp(err) && at == asking && cfg.SASLMechanism == "":
 		return add("the listener may want a SASL login: check KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
 	case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded):
-		return add("no answer in time: a firewall or network policy, a stopped broker, or the wrong port")
+		return add("no answer in time: check KAFKA_BOOTSTRAP_SERVERS, that the broker runs, and that no firewall or network policy is in between")
 	}
 	return err
 }

@@ -135,3 +135,32 @@ func TestRefusedAndKilled(t *testing.T) {
 	p.stop()
 	l.judge("rabbitmq", messageEvents(t, q.drain()), rounds*(budget+roundEntries))
 }
+
+// Rows with a header CC as text made RabbitMQ close the channel for ever, and nothing of other keys arrived. They are sent, what cannot be
+// an array of routing keys ends as a dead letter, and the relay is ready all the time.
+func TestHeaderThatRabbitMQTakesForRoutes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	q := newQueue(t, brokertest.RabbitMQ(t).URL, "#")
+	var rows []row
+	for i := range 5 {
+		rows = append(rows, row{key: fmt.Sprint("cc", i), topic: "order.created", headers: `{"CC": "audit"}`})
+		rows = append(rows, row{key: fmt.Sprint("bad", i), topic: "order.created", headers: `{"CC": [1]}`})
+	}
+	for i := range 40 {
+		rows = append(rows, row{key: fmt.Sprint("good", i), topic: "order.created"})
+	}
+	w.insert(rows...)
+	p := w.relay("relay", q.env().with(settings{"INITIAL_RETRY_DELAY_SECONDS": "0.1", "MAX_RETRY_DELAY_SECONDS": "0.2", "MAX_RETRIES": "3"}))
+	p.waitReady()
+	w.db.Until(t, `SELECT count(*) = 45 FROM saga_outbox WHERE status = 'sent'`)
+	w.db.Until(t, `SELECT count(*) = 5 FROM saga_outbox WHERE status = 'dead_letter' AND last_error LIKE '%encode%CC%'`)
+	p.waitReady()
+	if n := len(p.logged("sink isolated")); n != 0 {
+		t.Errorf("the sink was isolated %d times", n)
+	}
+	p.stop()
+	if n := len(q.drain()); n != 45 {
+		t.Errorf("%d messages arrived, want 45", n)
+	}
+}

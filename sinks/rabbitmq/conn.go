@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -17,9 +18,32 @@ type boundedConn struct {
 	timeout time.Duration
 	fence   atomic.Pointer[func() bool] // nil: nobody publishes
 
+	greeted atomic.Bool // the handshake is done
+	read    int         // bytes until then; used by amqp091's reader only
+
 	mu    sync.Mutex
 	limit time.Time // guarded by mu: the deadline that amqp091 or TLS asked for; zero: none
 	set   time.Time // guarded by mu: the deadline in force
+}
+
+const (
+	// greetingLimit bounds what a server may say before it has opened the connection: amqp091 reads a text as long as the server
+	// goes on, and what answers may be no RabbitMQ.
+	greetingLimit = 256 << 10
+	// frameLimit bounds frames where the broker has no frame_max; RabbitMQ's is 128 KiB.
+	frameLimit = 4 << 20
+)
+
+var errGreeting = fmt.Errorf("more than %d bytes before the connection was opened: that is no RabbitMQ", greetingLimit)
+
+func (c *boundedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if !c.greeted.Load() {
+		if c.read += n; c.read > greetingLimit {
+			return 0, errGreeting
+		}
+	}
+	return n, err
 }
 
 func (c *boundedConn) Write(b []byte) (int, error) {

@@ -87,6 +87,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 	stop := func() bool { return true }
 	l.conn, err = amqp.DialConfig(cfg.URL, amqp.Config{
 		Heartbeat:       heartbeat,
+		FrameSize:       frameLimit,
 		TLSClientConfig: tlsConfig,
 		Properties:      amqp.Table{"product": "sagaz-relay", "platform": "Go", "connection_name": name},
 		Dial: func(network, addr string) (net.Conn, error) {
@@ -111,6 +112,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 		}
 		return nil, cfg.connectError(uri, err)
 	}
+	l.raw.greeted.Store(true)
 	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, 16))
 	closes := l.conn.NotifyClose(make(chan *amqp.Error, 1))
 	l.running.Go(func() { l.watch(blocks, closes) })

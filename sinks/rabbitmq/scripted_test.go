@@ -25,6 +25,9 @@ type scripted struct {
 	// the connection without a word. control is for messages within a transaction.
 	judge func(message []byte, control bool) (code int, text string, connection bool)
 
+	// silentFrom is the first method (class and number) that is not answered, and nothing is after it.
+	silentFrom [2]uint16
+
 	channels, conns atomic.Int64 // opened
 
 	mu    sync.Mutex
@@ -167,6 +170,10 @@ func (c *scriptedConn) confirm() {
 
 func (c *scriptedConn) method(number, class, id uint16, payload []byte) bool {
 	ch := c.channels[number]
+	if c.broker.silentFrom == [2]uint16{class, id} {
+		_, _ = io.Copy(io.Discard, c.in)
+		return false
+	}
 	switch [2]uint16{class, id} {
 	case [2]uint16{10, 11}: // start-ok; frames of 128 KiB
 		return c.send(0, method(10, 30, []byte{0, 0}, []byte{0, 2, 0, 0}, []byte{0, 0}))

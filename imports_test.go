@@ -26,7 +26,7 @@ var allowed = []struct {
 	{"relay", nil},
 	{"relay/doctor", []string{"relay", "relay/columns", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does
 	{"relay/store", []string{"relay", "relay/columns", "relay/sessions"}},
-	{"relay/*", []string{"relay", "relay/sessions"}},
+	{"relay/*", []string{"relay", "relay/sessions", "internal/term"}},
 	{"cdc", []string{"relay", "relay/columns", "relay/sessions", "cdc/pgoutput"}},
 	{"cdc/*", []string{"relay", "relay/columns"}},
 	{"sinks/stdout", []string{"relay", "sinks/file"}}, // the same lines, to another writer

@@ -101,11 +101,25 @@ func (b *benchDatabase) close() error {
 		for _, slot := range b.slots {
 			errs = append(errs, b.dropSlot(ctx, slot))
 		}
+		errs = append(errs, b.dropOrigins(ctx))
 		_, err := b.admin.Exec(ctx, `DROP DATABASE IF EXISTS `+b.name+` WITH (FORCE)`)
 		errs = append(errs, err)
 		_ = b.admin.Close(ctx)
 	}
 	return errors.Join(errs...)
+}
+
+// dropOrigins removes what relays of the measurements have left on the server, which outlives the database.
+func (b *benchDatabase) dropOrigins(ctx context.Context) error {
+	const ours = `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin, pg_database WHERE datname = $1 AND starts_with(roname, 'sagaz_relay_' || pg_database.oid || '_')`
+	var err error
+	for range 50 { // a marking session needs a moment to let go
+		if _, err = b.admin.Exec(ctx, ours, b.name); err == nil {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("drop the replication origins of %s: %w", b.name, err)
 }
 
 func (b *benchDatabase) dropSlot(ctx context.Context, slot string) error {

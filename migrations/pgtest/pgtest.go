@@ -316,7 +316,7 @@ func (db *DB) Role(t testing.TB, attributes string) (name, password, dsn string)
 	return name, password, u.String()
 }
 
-// drop removes the database's slots and then the database. A slot keeps its database from being dropped, and a walsender
+// drop removes the database's slots and origins and then the database. A slot keeps its database from being dropped, and a walsender
 // that streams from a slot keeps the slot; so walsenders first. A client may reconnect in between: so more than once.
 func (db *DB) drop(t testing.TB, superuser string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -332,11 +332,14 @@ func (db *DB) drop(t testing.TB, superuser string) {
 	}
 	var err error
 	for range 50 {
+		// A session that has an origin keeps it from being dropped.
+		_ = admin(ctx, superuser, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '`+db.Name+`' AND application_name LIKE 'sagaz-relay marks %'`)
 		if err = admin(ctx, superuser,
 			// The database may refuse all newcomers: nobody but us needs it any more.
 			`ALTER DATABASE "`+db.Name+`" ALLOW_CONNECTIONS false`,
 			`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '`+db.Name+`' AND active_pid IS NOT NULL`,
 			`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '`+db.Name+`' AND NOT active`,
+			`SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin, pg_database WHERE datname = '`+db.Name+`' AND starts_with(roname, 'sagaz_relay_' || pg_database.oid || '_')`,
 			`DROP DATABASE "`+db.Name+`" WITH (FORCE)`,
 		); err == nil {
 			return

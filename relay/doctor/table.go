@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sagaz-relay/relay/internal/term"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 // checkTable looks for what somebody may have done to saga_outbox that keeps the relay from seeing rows, or slows it down.
@@ -242,7 +243,7 @@ func (ex *exam) checkOrigin(ctx context.Context) {
 		return
 	}
 	if may {
-		ex.ok(check, "marks carry a replication origin, and are not decoded")
+		ex.checkOrigins(ctx, check)
 		return
 	}
 	ex.add(Finding{
@@ -254,4 +255,38 @@ func (ex *exam) checkOrigin(ctx context.Context) {
 			sql(`GRANT SELECT ON pg_replication_origin TO %s;`, ex.role),
 		},
 	})
+}
+
+// checkOrigins counts the server's origins, which subscriptions need, too, and names those that nobody uses.
+func (ex *exam) checkOrigins(ctx context.Context, check string) {
+	ours, left, err := store.Origins(ctx, ex.conn, ex.cfg.Slots)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	var used, limit int
+	var setting string
+	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_replication_origin), setting::int, name FROM pg_settings
+		WHERE name IN ('max_active_replication_origins', 'max_replication_slots') ORDER BY name LIMIT 1`, nil, &used, &limit, &setting) {
+		return
+	}
+	if left != nil {
+		f := Finding{
+			Check: check, Severity: Note, Summary: fmt.Sprintf("left behind by relays whose database is gone: %s", strings.Join(left, ", ")),
+			Why: "A server has few replication origins, and subscriptions need them, too.", Fix: []Step{do("as a superuser:")},
+		}
+		for _, name := range left {
+			f.Fix = append(f.Fix, sql(`SELECT pg_replication_origin_drop(%s);`, term.Literal(name)))
+		}
+		ex.add(f)
+	}
+	if used >= limit {
+		ex.add(Finding{
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("all %d of %s are taken by replication origins, %d by this database's relays", limit, setting, len(ours)),
+			Why: "A subscription that is made now fails, and a relay marks without an origin, which is slower.",
+			Fix: []Step{do("look whose they are (SELECT roname FROM pg_replication_origin), or, and then restart PostgreSQL:"), sql(`ALTER SYSTEM SET %s = %d;`, setting, used+10)},
+		})
+		return
+	}
+	ex.ok(check, "marks carry a replication origin, and are not decoded; %d of %s = %d in use, %d by this database's relays", used, setting, limit, len(ours))
 }

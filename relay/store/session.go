@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -40,26 +39,6 @@ func (l *lease) openMarks(ctx context.Context) error {
 	l.setOrigin(ctx, conn)
 	l.marks.conn = conn
 	return nil
-}
-
-// setOrigin gives the session a replication origin, so that a server from 16 on drops our own updates before decoding them
-// (the slot is read with origin 'none'). It needs EXECUTE on the functions; without it all works the same, only slower. An
-// origin serves one session at a time, and a predecessor's may linger, so there are two.
-func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
-	var errs []error
-	for _, suffix := range []string{"a", "b"} {
-		name := "sagaz_relay_" + l.slot + "_" + suffix
-		_, err := conn.Exec(ctx, `SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1) THEN pg_replication_origin_create($1) END`, name)
-		if err == nil {
-			_, err = conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
-		}
-		if err == nil {
-			return
-		}
-		errs = append(errs, err)
-	}
-	l.log.Info("marking without a replication origin, so the server decodes our marks too", "error", errors.Join(errs...),
-		"mend", "as a superuser, grant EXECUTE on pg_replication_origin_create(text), pg_replication_origin_session_setup(text) and SELECT on pg_replication_origin")
 }
 
 // close ends the connection, once whoever uses it is through or ctx has ended.

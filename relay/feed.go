@@ -60,10 +60,10 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown map[string]int64, er
 			shelves[sink.Name()] = p.shelves[i]
 		}
 		entries := 0
-		err := p.lease.Blocking(ctx, func(sink string, keyHash uint32, n int) {
+		err := p.lease.Blocking(ctx, shelfBuckets, func(sink string, bucket uint32, n int) {
 			if s := shelves[sink]; s != nil {
 				s.mu.Lock()
-				s.add(keyHash, n)
+				s.add(bucket, n)
 				s.mu.Unlock()
 				entries += n
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,7 +14,8 @@ import (
 )
 
 const (
-	blockingSQL = `SELECT sink, key_hash, count(*) FROM saga_outbox_delivery WHERE slot = $1 AND NOT detached GROUP BY 1, 2`
+	// blockingSQL counts by the low bits of the hash, so the answer has an end, whatever the ledger.
+	blockingSQL = `SELECT sink, key_hash & $2::int, count(*) FROM saga_outbox_delivery WHERE slot = $1 AND NOT detached GROUP BY 1, 2`
 	countsSQL   = `SELECT sink, state, count(*), min(parked_at) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
 )
 
@@ -50,14 +52,32 @@ const invisibleSoon = 50 * time.Millisecond
 // of all before it, and nobody has to read the ledger for that. Forty bits are thirty years at 1,000 events a second.
 func (l *lease) LastPosition() int64 { return l.epoch << 40 }
 
-// Blocking implements relay.Ledger. f must not call the lease.
-func (l *lease) Blocking(ctx context.Context, f func(sink string, keyHash uint32, entries int)) error {
+// Blocking implements relay.Ledger. It reads the whole ledger once, on a connection of its own: five million entries take some seconds
+// of the server's time, and hundreds of millions some minutes, which is said while it lasts. f must not call the lease.
+func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries int)) error {
+	began := time.Now()
+	progress := time.NewTicker(progressEvery)
+	done := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		defer progress.Stop()
+		for {
+			select {
+			case <-progress.C:
+				l.log.Info("reading the ledger: nothing is delivered before that has ended", "for", time.Since(began).Round(time.Second))
+			case <-done:
+				return
+			}
+		}
+	})
+	defer telling.Wait()
+	defer close(done)
 	var (
-		sink string
-		hash int32
-		n    int64
+		sink   string
+		bucket int32
+		n      int64
 	)
-	err := l.each(ctx, []any{&sink, &hash, &n}, func() error { f(sink, uint32(hash), int(n)); return nil }, blockingSQL, l.slot)
+	err := l.whole(ctx, []any{&sink, &bucket, &n}, func() error { f(sink, uint32(bucket), int(n)); return nil }, blockingSQL, l.slot, buckets-1)
 	if err != nil {
 		return fmt.Errorf("read the ledger of slot %q: %w", l.slot, err)
 	}
@@ -70,11 +90,21 @@ func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
 		counts []relay.LedgerCount
 		c      relay.LedgerCount
 	)
-	err := l.each(ctx, []any{&c.Sink, &c.State, &c.N, &c.Oldest}, func() error { counts = append(counts, c); return nil }, countsSQL, l.slot)
+	err := l.whole(ctx, []any{&c.Sink, &c.State, &c.N, &c.Oldest}, func() error { counts = append(counts, c); return nil }, countsSQL, l.slot)
 	if err != nil {
 		return nil, fmt.Errorf("count the ledger of slot %q: %w", l.slot, err)
 	}
 	return counts, nil
+}
+
+// ledgerMost bounds what reads the whole ledger. A server that is gone is noticed much earlier, by its silence.
+const ledgerMost = 10 * time.Minute
+
+// whole calls f for each row of a query that reads the whole ledger.
+func (l *lease) whole(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, ledgerMost)
+	defer cancel()
+	return l.beside(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
 }
 
 // each calls f for each row of a query, on a connection that marks do not use.

@@ -140,7 +140,9 @@ func TestParkBehindADeadLetter(t *testing.T) {
 				t.Errorf("detached %t: %s, want %s", detached, got, want)
 			}
 			blocking := map[string]int{}
-			if err := l.Blocking(t.Context(), func(sink string, hash uint32, n int) { blocking[fmt.Sprint(sink, hash == relay.KeyHash("k"))] += n }); err != nil {
+			if err := l.Blocking(t.Context(), 1<<18, func(sink string, bucket uint32, n int) {
+				blocking[fmt.Sprint(sink, bucket == relay.KeyHash("k")%(1<<18))] += n
+			}); err != nil {
 				t.Fatal(err)
 			}
 			if want := 3 - map[bool]int{true: 1}[detached]; len(blocking) != 1 || blocking["kafkatrue"] != want {

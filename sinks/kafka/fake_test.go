@@ -36,6 +36,7 @@ type fake struct {
 	noID      kafkago.Error
 	nextID    int64
 	limit     string
+	silent    protocol.ApiKey // from the first such request on nothing is answered; -1: all are
 	// produce decides about a batch; nil appends.
 	produce func(b batchSeen) produce.ResponsePartition
 	// after may change the answer of a batch that was appended.
@@ -55,7 +56,7 @@ type batchSeen struct {
 func newFake(t testing.TB, brokers int) *fake {
 	f := &fake{
 		t: t, leader: map[string]int32{}, parts: map[string]int{}, unknown: map[string]kafkago.Error{}, log: map[string][]string{},
-		questions: map[protocol.ApiKey]int{}, conns: map[net.Conn]struct{}{}, nextID: 100, limit: "1048588",
+		questions: map[protocol.ApiKey]int{}, conns: map[net.Conn]struct{}{}, nextID: 100, limit: "1048588", silent: -1,
 	}
 	for id := range brokers {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -118,6 +119,11 @@ func (f *fake) serve(c net.Conn, id int32) {
 		}
 		f.mu.Lock()
 		f.questions[req.ApiKey()]++
+		if silent := f.silent == req.ApiKey(); silent {
+			f.mu.Unlock()
+			_, _ = io.Copy(io.Discard, c)
+			return
+		}
 		res := f.answer(id, req)
 		f.mu.Unlock()
 		if res == nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -159,41 +160,47 @@ func TestAnswersOutliveIdleConnections(t *testing.T) {
 	}
 }
 
-// All who ask while something is built share the next build, and nobody gets what was built before they asked.
+// All who ask while something is built share the next build, and nobody gets what was built before
+// they asked.
 func TestShared(t *testing.T) {
-	s := newShared[int]()
-	var builds atomic.Int64
-	first := make(chan struct{})
-	release := make(chan struct{})
-	var all sync.WaitGroup
-	all.Go(func() {
-		if got, err := s.get(t.Context(), func() int { close(first); <-release; return int(builds.Add(1)) }); got != 1 || err != nil {
-			t.Errorf("the first got %d, %v", got, err)
-		}
-	})
-	<-first
-	for range 100 {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShared[int]()
+		var builds atomic.Int64
+		release := make(chan struct{})
+		var all sync.WaitGroup
 		all.Go(func() {
-			if got, err := s.get(t.Context(), func() int { return int(builds.Add(1)) }); got < 1 || err != nil {
-				t.Errorf("got %d, %v", got, err)
+			got, err := s.get(t.Context(), func() int { <-release; return int(builds.Add(1)) })
+			if got != 1 || err != nil {
+				t.Errorf("the first got %d, %v", got, err)
 			}
 		})
-	}
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := s.get(gone, func() int { t.Error("built for one who has gone"); return 0 }); err == nil {
-		t.Error("no error for one who has gone")
-	}
-	close(release)
-	all.Wait()
-	if n := builds.Load(); n > 3 {
-		t.Errorf("built %d times for 101 who asked, want 2, or 3 when some come late", n)
-	}
-	before := builds.Load()
-	time.Sleep(2 * longest) // what was dear may serve this long
-	if got, _ := s.get(t.Context(), func() int { return int(builds.Add(1)) }); got != int(before)+1 {
-		t.Errorf("later: got build %d, want a new one", got)
-	}
+		synctest.Wait()
+		for range 100 {
+			all.Go(func() {
+				got, err := s.get(t.Context(), func() int { return int(builds.Add(1)) })
+				if got != 2 || err != nil {
+					t.Errorf("got %d, %v, want what was built after they asked", got, err)
+				}
+			})
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err := s.get(gone, func() int { t.Error("built for one who has gone"); return 0 })
+		if err == nil {
+			t.Error("no error for one who has gone")
+		}
+		synctest.Wait() // all have asked
+		time.Sleep(time.Microsecond)
+		close(release)
+		all.Wait()
+		if n := builds.Load(); n != 2 {
+			t.Errorf("built %d times for 101 who asked, want 2", n)
+		}
+		time.Sleep(2 * longest) // an expensive build may serve this long
+		if got, _ := s.get(t.Context(), func() int { return int(builds.Add(1)) }); got != 3 {
+			t.Errorf("later: got build %d, want a new one", got)
+		}
+	})
 }
 
 // HTTP/2 is not offered: a peer could open and reset streams faster than they are answered.

@@ -97,8 +97,16 @@ func TestKafkaRestart(t *testing.T) {
 	topic := k.Topic(t, 1)
 	send := func() {
 		t.Helper()
-		if err := produce(ctx, k.Plaintext, topic, &kafka.Transport{}); err != nil {
-			t.Fatal(err)
+		for {
+			err := produce(ctx, k.Plaintext, topic, &kafka.Transport{})
+			if errors.Is(err, kafka.NotLeaderForPartition) { // a moment after its start
+				time.Sleep(100 * time.Millisecond)
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
 		}
 	}
 	send()

@@ -148,6 +148,16 @@ func (r *room) depth(t testing.TB) int {
 	return q.Messages
 }
 
+// consumers is how many read the room's queue.
+func (r *room) consumers(t testing.TB) int {
+	t.Helper()
+	q, err := r.admin.QueueDeclarePassive(r.name, true, false, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q.Consumers
+}
+
 func (r *room) config() Config {
 	cfg := DefaultConfig()
 	cfg.URL, cfg.Exchange = r.url, r.name

@@ -49,6 +49,7 @@ func TestReadBack(t *testing.T) {
 			if !errors.Is(err, stop) {
 				t.Errorf("got %v, want the caller's error", err)
 			}
+			eventually(t, "the broker has seen its consumer go", func() bool { return r.consumers(t) == 0 })
 			ctx, cancel := context.WithCancelCause(soon(t))
 			err = ReadBack(ctx, r.config(), r.name, func(Stored) error { cancel(stop); return nil })
 			if !errors.Is(err, stop) {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Config is what the engine can be told. It is fixed once New has taken it.
@@ -121,6 +123,14 @@ type Config struct {
 	// Default 30s. RELAY_SINK_ISOLATION.
 	SinkIsolation time.Duration `env:"RELAY_SINK_ISOLATION"`
 
+	// StallTimeout is after how long an owner that has work and moves nothing gives the lease up, so that another relay may try; 0 is never.
+	// A sink that is down is no reason, nor is a transaction that the server waits for. Longer than an offer, a mark and a
+	// sink's isolation may take, or a lease would change hands for what passes by itself; what was published and not
+	// marked is published again by the next owner. It doubles each time that nothing was marked in between.
+	//
+	// Default 5m. RELAY_STALL_TIMEOUT.
+	StallTimeout time.Duration `env:"RELAY_STALL_TIMEOUT"`
+
 	// WALBudget is how much WAL, in bytes, the slot may hold back before the events of sinks that are behind go to the ledger, so
 	// that the slot can move. It keeps the database's disk safe, and the slot from being invalidated. 0 means half of the server's
 	// max_slot_wal_keep_size, and nothing where that has no limit.
@@ -199,6 +209,7 @@ func DefaultConfig() Config {
 		RetryMax:        time.Minute,
 		DeadLetter:      DeadLetterContinue,
 		SinkIsolation:   30 * time.Second,
+		StallTimeout:    5 * time.Minute,
 		RetentionAction: RetentionDelete,
 
 		Topic:             "{event_type}",
@@ -209,6 +220,9 @@ func DefaultConfig() Config {
 		SagaRules: DefaultSagaRules(),
 	}
 }
+
+// longestWorkerID is that of the table's worker_id, and of any host name.
+const longestWorkerID = 255
 
 // Validate reports everything that is wrong at once, by the names the user typed.
 func (c *Config) Validate() error {
@@ -225,6 +239,8 @@ func (c *Config) Validate() error {
 	}
 	if c.WorkerID == "" {
 		errs = append(errs, errors.New("WORKER_ID: empty, and the host name is not known: set it"))
+	} else if !utf8.ValidString(c.WorkerID) || strings.ContainsFunc(c.WorkerID, unicode.IsControl) || len(c.WorkerID) > longestWorkerID {
+		errs = append(errs, fmt.Errorf("WORKER_ID: want UTF-8 text of at most %d bytes without control characters, such as a host name", longestWorkerID))
 	}
 	if len(c.Slots) == 0 {
 		errs = append(errs, errors.New("RELAY_SLOT: empty: name a replication slot"))
@@ -270,6 +286,9 @@ func (c *Config) Validate() error {
 	}
 	oneOf("RELAY_DEAD_LETTER", c.DeadLetter, DeadLetterContinue, DeadLetterHold)
 	positive("RELAY_SINK_ISOLATION", c.SinkIsolation)
+	if c.StallTimeout != 0 && c.StallTimeout < time.Second {
+		errs = append(errs, fmt.Errorf("RELAY_STALL_TIMEOUT=%s: want 0, or at least 1s", c.StallTimeout))
+	}
 	atLeast("RELAY_WAL_BUDGET", c.WALBudget, 0)
 	if c.Retention < 0 {
 		errs = append(errs, fmt.Errorf("RELAY_RETENTION=%s: want 0 or more, such as 168h", c.Retention))

@@ -24,7 +24,7 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigValidateTellsEverything(t *testing.T) {
 	cfg := Config{
 		Slots: []string{"Upper"}, Lanes: 0, BatchSize: -1, BatchBytes: 1, InflightEvents: 0, InflightBytes: 1, MarkBatch: 0, MarkLinger: -1,
-		PublishTimeout: 0, BackoffMin: 0, BackoffMax: -1, DrainTimeout: 0, RetryMax: -1, WALBudget: -1, Retention: -1, Topic: "{nope}", RoutingKey: "{", SagaRules: []string{"{saga}.done=over"},
+		PublishTimeout: 0, BackoffMin: 0, BackoffMax: -1, DrainTimeout: 0, RetryMax: -1, WALBudget: -1, StallTimeout: -1, Retention: -1, Topic: "{nope}", RoutingKey: "{", SagaRules: []string{"{saga}.done=over"},
 	}
 	err := cfg.Validate()
 	if err == nil {
@@ -83,5 +83,16 @@ func TestConfigValidate(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.says)
 			}
 		})
+	}
+}
+
+// A name that cannot be a label, a column or a line of the log is refused before it is used as one.
+func TestConfigWorkerID(t *testing.T) {
+	for _, name := range []string{"caf\xe9", "a\nb", "\x00", strings.Repeat("x", 256)} {
+		cfg := validConfig()
+		cfg.WorkerID = name
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "WORKER_ID: want") || strings.Contains(err.Error(), name) {
+			t.Errorf("WORKER_ID %q: %v", name, err)
+		}
 	}
 }

@@ -42,6 +42,7 @@ func (p *pipeline) create(ctx context.Context) (at LSN, err error) {
 	}
 	<-done // Create ends with ctx
 	<-saying
+	p.step()
 	return at, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -20,6 +21,8 @@ import (
 // The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose key has entries in the ledger goes there
 // too (shelf.verdict), or waits aside for as long as all of them are being offered.
 type lane struct {
+	offering atomic.Bool // the sink has not answered yet
+
 	slot    string
 	sink    Sink
 	index   int // of the sink
@@ -254,7 +257,9 @@ func (l *lane) run(ctx context.Context) error {
 		started := time.Now()
 		limit := min(l.cfg.PublishTimeout, l.cfg.SinkIsolation)
 		pctx, cancel := context.WithTimeoutCause(ctx, limit, noAnswer{l.sink.Name(), limit})
+		l.offering.Store(true)
 		err := l.sink.Publish(WithFence(pctx, l.valid), records)
+		l.offering.Store(false)
 		cancel()
 		took := time.Since(started)
 		l.metrics.offered(len(batch), took)

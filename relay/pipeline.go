@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -61,6 +62,9 @@ type pipeline struct {
 	stopping  bool
 	counts    pipelineCounts
 	told      uint64 // times that the stream has brought anything, if only a sign of life
+	steps     uint64 // see progress
+	looking   bool   // a look at the table is under way
+	lookError string // why the last one did not succeed
 	holders   string // what making the slot waits for
 	claimed   bool   // the stream waits for rows that another worker has claimed
 	doing     doing
@@ -70,6 +74,8 @@ type pipeline struct {
 	hot       *float64 // share of HOT updates, lately
 	// pendingEvents are to be delivered, at the last look.
 	pendingEvents float64
+
+	stalled chan error // capacity one: give the lease up
 
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight, and no round under way
@@ -117,6 +123,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		sweeper:  NewTurn(), admitting: NewTurn(),
 		scratch: make([][]*flight, r.cfg.Lanes),
 		tracker: newTracker(len(r.sinks)),
+		stalled: make(chan error, 1),
 		freed:   make(chan struct{}, 1),
 		drained: make(chan struct{}, 1),
 		doing:   doing{mode: ModeCDC, since: time.Now()},
@@ -163,6 +170,8 @@ func (p *pipeline) run(ctx context.Context) error {
 		select {
 		case <-p.lease.Lost():
 			return fmt.Errorf("%w: %w", ErrLeaseLost, p.lease.Err())
+		case err := <-p.stalled:
+			return err
 		case <-work.Done():
 			return nil
 		}
@@ -202,14 +211,46 @@ func (p *pipeline) run(ctx context.Context) error {
 		return nil
 	})
 	stop(nil)
-	err := group.Wait()
-	if err == nil {
+	err, ended := p.leave(work, group)
+	if err == nil && ended {
 		err = readErr
 	}
 	return err
 }
 
-const closeTimeout = 3 * time.Second
+// leave waits until all work has ended, but not without an end: a sink that obeys no context, on a pipe that nobody reads, must keep
+// neither the lease nor the process. What is left behind may send nothing more, since the lease is released next.
+func (p *pipeline) leave(work context.Context, group *errgroup.Group) (err error, ended bool) { //nolint:revive // errgroup's error, and whether it is there
+	all := make(chan error, 1)
+	go func() { all <- group.Wait() }()
+	timeout := time.NewTimer(leaveTimeout)
+	defer timeout.Stop()
+	select {
+	case err := <-all:
+		return err, true
+	case <-timeout.C:
+	}
+	var stuck []string
+	for i, lanes := range p.lanes {
+		for _, l := range lanes {
+			if l.offering.Load() {
+				stuck = append(stuck, p.sinks[i].Name())
+				break
+			}
+		}
+	}
+	p.log.Error("what was under way does not end, and is left behind", "sinks", stuck, "after", leaveTimeout)
+	if cause := context.Cause(work); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause, false
+	}
+	return nil, false
+}
+
+const (
+	closeTimeout = 3 * time.Second
+	// leaveTimeout is how long the end of all work may take once it was told to end.
+	leaveTimeout = 5 * time.Second
+)
 
 // drain waits until nothing is in flight, at most DrainTimeout. No round of ledger entries begins from here on, and what its
 // sink does not take goes to the ledger.

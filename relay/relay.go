@@ -135,7 +135,7 @@ func (r *Relay) noteStartError(why string) {
 //
 //	standby ──lease taken──▶ owner ──ctx ends──▶ draining ──▶ released
 //	   ▲                       │
-//	   └──────lease lost───────┘
+//	   └─lease lost, given up──┘
 func (r *Relay) keep(ctx context.Context, slot string) error {
 	backoff := Backoff{Min: r.cfg.BackoffMin, Max: r.cfg.BackoffMax}
 	for ctx.Err() == nil {
@@ -179,11 +179,35 @@ func (r *Relay) keep(ctx context.Context, slot string) error {
 			r.log.Warn("lease lost, standing by", "slot", slot, "epoch", lease.Epoch(), "error", err)
 			r.changes.add(Change{Kind: ChangeLeaseLost, Level: LevelDegraded, Slot: slot, Text: err.Error()})
 			Sleep(ctx, backoff.Next())
+		case errors.Is(err, errStalled):
+			others := p.others()
+			r.noteStall(slot, p.anyMarked())
+			r.log.Error("the lease is given up, so that another relay may try", "slot", slot, "epoch", lease.Epoch(), "others", others, "error", err)
+			r.changes.add(Change{Kind: ChangeLeaseLost, Level: LevelBroken, Slot: slot, Text: "given up, so that another relay may try: " + err.Error()})
+			wait := backoff.Next()
+			if others {
+				wait = giveWay
+			}
+			Sleep(ctx, wait)
 		default:
 			return err
 		}
 	}
 	return nil
+}
+
+// giveWay is how long a relay that has given up a lease leaves it to those that stand by, which ask for it several times a second.
+const giveWay = 15 * time.Second
+
+// noteStall notes that a lease was given up, and whether anything was marked under it.
+func (r *Relay) noteStall(slot string, anyMarked bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.slots[slot]
+	if anyMarked {
+		s.stalls = 0
+	}
+	s.stalls++
 }
 
 // become notes a slot's new role, and the pipeline that goes with it.

@@ -19,14 +19,17 @@ const (
 
 // slotState is what the keeper knows of its slot. Owned by Relay.mu.
 type slotState struct {
-	name     string
-	role     Role
-	since    time.Time
-	pipeline *pipeline // while owner, and while draining
-	progress progress  // at the last look
-	moved    time.Time // when it was last seen to move, or to have nothing to do
-	waitsFor string    // whom it waits for, at one place
-	waits    time.Time // since when
+	name      string
+	role      Role
+	since     time.Time
+	pipeline  *pipeline // while owner, and while draining
+	progress  progress  // at the last look
+	moved     time.Time // when it was last seen to move, or to have nothing to do
+	away      time.Time // since when a standby could not take the lease if it were free
+	awayError string    // … and why
+	stalls    int       // times in a row that the lease was given up without a mark
+	waitsFor  string    // whom it waits for, at one place
+	waits     time.Time // since when
 }
 
 // Status is one look at the relay, for health checks and the status page.
@@ -65,7 +68,12 @@ type SlotStatus struct {
 	Streaming bool   `json:"streaming"`
 	// StreamSince is for how many seconds the replication connection has been as Streaming says.
 	StreamSince float64 `json:"stream_since_seconds,omitempty"`
-	// Stalled is for how many seconds nothing has moved though there is work: events in flight, or WAL that was not read.
+	// Away is for how many seconds a standby could not have taken the slot if it were free, and AwayError why: the database is down.
+	Away      float64 `json:"away_seconds,omitempty"`
+	AwayError string  `json:"away_error,omitempty"`
+	// LookError is why the last look at the table did not succeed, while polling or recovering.
+	LookError string `json:"look_error,omitempty"`
+	// Stalled is for how many seconds nothing has moved though there is work: events in flight, WAL that was not read, a table to be looked at.
 	Stalled float64 `json:"stalled_seconds,omitempty"`
 	// WaitsFor says that it stands at one place for others to move, with nothing in flight: for the "server", or for "claims" of another worker on
 	// the rows that come next; Waits is for how many seconds. Both are there from 5 s on.
@@ -120,6 +128,9 @@ func (r *Relay) Status() Status {
 			out.Other = fmt.Sprintf("%s, owned by %s since %s", occupied.Slot, occupied.Owner, occupied.Taken.UTC().Format(time.RFC3339))
 			out.OtherFor = time.Since(occupied.Found).Seconds()
 		}
+		if !s.away.IsZero() {
+			out.Away, out.AwayError = time.Since(s.away).Seconds(), s.awayError
+		}
 		if s.pipeline != nil {
 			s.pipeline.status(&out)
 			if !s.moved.IsZero() {
@@ -150,6 +161,7 @@ func (p *pipeline) status(out *SlotStatus) {
 	defer p.mu.Unlock()
 	out.Epoch = p.lease.Epoch()
 	out.Mode, out.Why, out.SlotWaitsFor = p.doing.mode, p.doing.why, p.holders
+	out.LookError = p.lookError
 	out.Streaming, out.StreamSince = p.doing.streaming, time.Since(p.doing.since).Seconds()
 	out.Inflight, out.Bytes = p.tracker.len(), p.tracker.bytes
 	out.Admitted, out.Marked, out.Skipped = p.counts.admitted, p.counts.marked, p.counts.skipped
@@ -167,38 +179,62 @@ func (p *pipeline) status(out *SlotStatus) {
 }
 
 // Problems says, in words for an operator, why the relay is not doing its part; nothing means that it is ready. A standby is
-// ready, and so is an owner whose broker is down: it moves as far as it can, and a restart would not mend the broker.
+// ready if it could take over, and so is an owner whose broker is down: it moves as far as it can, and a restart would not help the broker.
 func (s Status) Problems() []string {
 	var problems []string
-	allUp := true // a sink that is down explains a standstill
-	for _, sink := range s.Sinks {
-		allUp = allUp && sink.Up
-	}
-	for _, slot := range s.Slots {
-		switch slot.Role {
-		case Starting:
-			problem := fmt.Sprintf("slot %s: the database has not answered yet", slot.Slot)
-			if s.StartError != "" {
-				problem += " (DATABASE_URL): " + s.StartError
-			}
-			problems = append(problems, problem)
-		case Standby:
-			if slot.Other != "" && slot.OtherFor > occupiedAfter.Seconds() {
-				problems = append(problems, fmt.Sprintf("slot %s: the table's events are delivered through another slot: %s", slot.Slot, slot.Other))
-			}
-		case Draining:
-			problems = append(problems, fmt.Sprintf("slot %s: stopping", slot.Slot))
-		case Owner:
-			switch {
-			case slot.Mode != ModeCDC:
-			case slot.Streaming && allUp && slot.Stalled > standstillAfter.Seconds():
-				problems = append(problems, fmt.Sprintf("slot %s: WAL is written and nothing has moved for %.0f s", slot.Slot, slot.Stalled))
-			case !slot.Streaming && slot.StreamSince > stalledAfter.Seconds():
-				problems = append(problems, fmt.Sprintf("slot %s: owned, but no replication connection for %.0f s", slot.Slot, slot.StreamSince))
-			}
+	for i := range s.Slots {
+		if p := s.Slots[i].problem(s.StartError); p != "" {
+			problems = append(problems, fmt.Sprintf("slot %s: %s", s.Slots[i].Slot, p))
 		}
 	}
 	return problems
+}
+
+// problem is what keeps the relay from doing its part for the slot.
+func (s *SlotStatus) problem(startError string) string {
+	switch s.Role {
+	case Starting:
+		if startError != "" {
+			return "the database has not answered yet (DATABASE_URL): " + startError
+		}
+		return "the database has not answered yet"
+	case Draining:
+		return "stopping"
+	case Standby:
+		if s.Other != "" && s.OtherFor > occupiedAfter.Seconds() {
+			return "the table's events are delivered through another slot: " + s.Other
+		}
+		if s.Away > stalledAfter.Seconds() {
+			return fmt.Sprintf("it could not be taken over for %.0f s, were it free (DATABASE_URL): %s", s.Away, s.AwayError)
+		}
+	case Owner:
+		return s.standstill()
+	}
+	return ""
+}
+
+// standstill is what keeps an owner from moving.
+func (s *SlotStatus) standstill() string {
+	if s.Mode == ModeCDC && !s.Streaming && s.StreamSince > stalledAfter.Seconds() {
+		return fmt.Sprintf("owned, but no replication connection for %.0f s", s.StreamSince)
+	}
+	if s.Stalled <= standstillAfter.Seconds() {
+		return ""
+	}
+	why := ""
+	if s.LookError != "" {
+		why = ": " + s.LookError
+	}
+	switch {
+	case s.Mode == ModePolling:
+		return fmt.Sprintf("the table is polled and nothing has moved for %.0f s%s", s.Stalled, why)
+	case s.Mode == modeRecovering && s.SlotWaitsFor != "":
+		return fmt.Sprintf("nothing is delivered for %.0f s, until the slot is made, which waits for %s", s.Stalled, s.SlotWaitsFor)
+	case s.Mode == modeRecovering:
+		return fmt.Sprintf("it is being recovered and nothing has moved for %.0f s%s", s.Stalled, why)
+	default:
+		return fmt.Sprintf("WAL is written and nothing has moved for %.0f s", s.Stalled)
+	}
 }
 
 const (

@@ -65,6 +65,8 @@ func (s *schedule) notAfter(at time.Time) {
 // sweep gives the rows that the query finds to the lanes, and returns how many there were.
 func (p *pipeline) sweep(ctx context.Context, q SweepQuery, cause string) (rows int, err error) {
 	defer p.traceSweep(time.Now(), cause, &rows, &err)
+	p.lookBegins()
+	defer func() { p.lookEnds(ctx, err) }()
 	err = p.lease.Sweep(ctx, q, func(events []Event) error {
 		n, err := p.admitSwept(ctx, events)
 		rows += n
@@ -156,6 +158,8 @@ func (p *pipeline) waitNone(ctx context.Context, count func() int) error {
 // were.
 func (p *pipeline) look(ctx context.Context, s *schedule, q SweepQuery, cause string, share int) (rows int, err error) {
 	began, waited := time.Now(), time.Duration(0)
+	p.lookBegins()
+	defer func() { p.lookEnds(ctx, err) }()
 	defer p.traceSweep(began, cause, &rows, &err)
 	whole, left := wholeKeys(q.Since, edge+began.Sub(p.looks.last))
 	err = p.lease.Sweep(ctx, q, func(events []Event) error {

@@ -70,6 +70,8 @@ func (s *SlotStatus) judge(v *Verdict) {
 		switch s.WaitsFor {
 		case WaitsForServer:
 			v.add(LevelDegraded, fmt.Sprintf("slot %s: WAL is written, and PostgreSQL has told nothing new for %.0f s: it decodes a large transaction, or waits for a standby", s.Slot, s.Waits))
+		case WaitsForSink:
+			v.add(LevelDegraded, fmt.Sprintf("slot %s: the oldest event waits for a sink that is down, for %.0f s", s.Slot, s.Waits))
 		case WaitsForClaims:
 			v.add(LevelDegraded, fmt.Sprintf("slot %s: the next rows have been claimed by another worker for %.0f s", s.Slot, s.Waits))
 		}
@@ -90,9 +92,10 @@ func (s *SlotStatus) judge(v *Verdict) {
 // summary is what the relay does, in a few words.
 func (s Status) summary() string {
 	roles := make(map[Role]int)
-	polling, recovering := 0, 0
+	polling, recovering, away := 0, 0, false
 	for i := range s.Slots {
 		roles[s.Slots[i].Role]++
+		away = away || s.Slots[i].Away > stalledAfter.Seconds()
 		if s.Slots[i].Role == Owner && s.Slots[i].Mode == ModePolling {
 			polling++
 		}
@@ -109,6 +112,8 @@ func (s Status) summary() string {
 		return "Relaying"
 	case roles[Draining] > 0:
 		return "Stopping"
+	case roles[Standby] > 0 && away:
+		return "Waiting for the database"
 	case roles[Standby] > 0:
 		return "Standing by"
 	default:

@@ -29,8 +29,13 @@ func main() {
 }
 
 func run(args []string) int {
-	// The first signal drains, the second one is the shell's usual end.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	// The first signal drains, the second one is the shell's usual end. A terminal that is closed is one of them, unless nohup has said
+	// that it shall not matter.
+	ends := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
@@ -102,7 +107,7 @@ Settings are environment variables; "sagaz-relay run --help" lists them. Each ma
 NAME_FILE, a file that holds the value, as the file NAME in RELAY_SECRETS_DIR, or in the YAML file of --config.
 
 Exit codes:
-  0  done, or stopped by a signal after draining
+  0  done, or stopped by a signal (SIGTERM, SIGINT, SIGHUP) after draining
   1  something did not work; the message says what
   2  a setting, database object or right is wrong or missing; the message says what to do`,
 		Args: func(cmd *cobra.Command, args []string) error {

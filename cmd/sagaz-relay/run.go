@@ -28,7 +28,7 @@ func newRun(load func() (*settings, error)) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Relay events until SIGTERM",
-		Long: `run relays until SIGTERM or SIGINT, then finishes what is in flight and exits 0.
+		Long: `run relays until SIGTERM, SIGINT or SIGHUP, then finishes what is in flight and exits 0.
 
 Any number of relays may run: one owns the slot, the others stand by and take over when it stops or dies.
 
@@ -53,9 +53,37 @@ Settings:
 			}
 			limitMemory(log)
 			limitProcs(log)
+			defer endAnyway(cmd.Context(), s.relay.DrainTimeout+endPatience, func() {
+				log.Error("something does not end, the process ends without it", "after", s.relay.DrainTimeout+endPatience)
+				os.Exit(exitFailure)
+			})()
 			return serve(cmd.Context(), s, log, nil)
 		},
 	}
+}
+
+// endPatience is how long after the drain the rest may take: the last position, the lease, connections and spans.
+const endPatience = 9 * time.Second
+
+// endAnyway calls f when that much time has passed since ctx ended, unless the function that it returns was called before. Whatever
+// stands still then, the next owner waits for our connections to go.
+func endAnyway(ctx context.Context, after time.Duration, f func()) (ended func()) {
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+		}
+		timer := time.NewTimer(after)
+		defer timer.Stop()
+		select {
+		case <-done:
+		case <-timer.C:
+			f()
+		}
+	}()
+	return func() { close(done) }
 }
 
 // memoryLimit is what the collector aims for when GOMEMLIMIT says nothing: below the 100 MB that we promise, with room for

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -156,7 +157,28 @@ func (v *variables) get(name string) (string, bool) {
 		}
 		value = strings.TrimRight(string(text), "\r\n")
 	}
+	if fault := unfit(value); fault != "" {
+		v.fail("%s: %s", name, fault)
+		return "", false
+	}
 	return value, value != ""
+}
+
+// longestValue bounds a setting: a list of all brokers of a cluster is far below, a file named by mistake is not.
+const longestValue = 64 << 10
+
+// unfit says what keeps a value from being any setting's; it does not repeat the value.
+func unfit(value string) string {
+	switch {
+	case len(value) > longestValue:
+		return fmt.Sprintf("want at most %d bytes, got %d", longestValue, len(value))
+	case !utf8.ValidString(value):
+		return "want UTF-8 text"
+	case strings.ContainsRune(value, 0):
+		return "want text without NUL bytes"
+	default:
+		return ""
+	}
 }
 
 // source says where a name's value comes from, without the value.

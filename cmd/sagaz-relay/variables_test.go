@@ -234,3 +234,20 @@ func TestSettingsOfTheLibrary(t *testing.T) {
 		t.Errorf("WORKER_BATCH_SIZE: got %d, want 50", s.relay.BatchSize)
 	}
 }
+
+// What is no text of a setting's size is refused by the variable's name, and not repeated.
+func TestVariablesUnfit(t *testing.T) {
+	for name, value := range map[string]string{
+		"no UTF-8": "caf\xe9", "cut in the middle": "né"[:2], "NUL": "a\x00b", "endless": strings.Repeat("x", longestValue+1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := loadSample(t, map[string]string{"RELAY_TEXT": value}, "")
+			if err == nil || !strings.Contains(err.Error(), "RELAY_TEXT: want ") || strings.Contains(err.Error(), value) {
+				t.Errorf("got %.200v", err)
+			}
+		})
+	}
+	if _, err := loadSample(t, map[string]string{"RELAY_TEXT": strings.Repeat("é", longestValue/2)}, ""); err != nil {
+		t.Error(err)
+	}
+}

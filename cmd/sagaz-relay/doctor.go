@@ -123,7 +123,7 @@ func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 		Retention:    s.relay.Retention > 0,
 		Archive:      s.store.Mark == store.MarkArchive || s.relay.Retention > 0 && s.relay.RetentionAction == relay.RetentionArchive,
 		ClaimTimeout: s.store.ClaimTimeout, LeaseTTL: s.store.LeaseTTL,
-		SinkNames: s.program.Sinks, Sinks: sinks, Encoder: encoder,
+		SinkNames: s.program.Sinks, Sinks: sinks, Encoder: encoder, ByDefault: s.relay.SinksByDefault,
 		RetainedTooMuch: doctor.DefaultRetainedTooMuch, PendingTooLong: doctor.DefaultPendingTooLong, Now: time.Now,
 	}
 }

@@ -26,9 +26,10 @@ type Config struct {
 	ClaimTimeout     time.Duration
 	LeaseTTL         time.Duration
 
-	SinkNames []string       // of BROKER_TYPE
-	Sinks     []relay.Sink   // those of them that could be made
-	Encoder   *relay.Encoder // makes the destinations of events
+	SinkNames []string              // of BROKER_TYPE
+	Sinks     []relay.Sink          // those of them that could be made
+	Encoder   *relay.Encoder        // makes the destinations of events
+	ByDefault *relay.SinksByDefault // relay.Config.SinksByDefault
 
 	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is said; PendingTooLong how old a pending row may be.
 	RetainedTooMuch int64
@@ -109,7 +110,7 @@ func (ex *exam) database(ctx context.Context) {
 		ex.checkTables, ex.checkColumns, ex.checkArchive, ex.checkMigrations, ex.checkRights, ex.checkTable,
 		ex.checkPublication, ex.checkOwners, ex.checkSlots, ex.checkOtherSlots,
 		ex.checkIndexes, ex.checkPages, ex.checkSweepIndex, ex.checkVacuum, ex.checkOrigin,
-		ex.checkRows, ex.checkLedger,
+		ex.checkRows, ex.checkLedger, ex.checkBroker,
 	} {
 		ex.each(ctx, check)
 	}

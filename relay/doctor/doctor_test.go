@@ -200,6 +200,10 @@ func TestFindings(t *testing.T) {
 		{name: "Unmarked", provoke: entry("saga_outbox", "%slot", "retry"), check: "ledger", severity: Degraded, says: "1 delivered row of slot", mend: `DELETE FROM saga_outbox_delivery`},
 		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letter of sink kafka", mend: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
 		{name: "StrangeSink", provoke: entry("rabbitmq", "%slot", "held"), check: "ledger", severity: Degraded, says: "sink rabbitmq, which BROKER_TYPE does not name", settings: func(c *Config) { c.SinkNames = append(c.SinkNames, "rabbitmq") }},
+		{
+			name: "OtherBroker", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner, sinks) VALUES ('%slot', 1, '', 'rabbitmq') ON CONFLICT (slot) DO UPDATE SET epoch = 1, sinks = 'rabbitmq'`,
+			config: func(c *Config) { c.ByDefault = &relay.SinksByDefault{} }, check: "broker", severity: Broken, says: "delivered to rabbitmq", settings: func(c *Config) { c.ByDefault = nil },
+		},
 		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, says: "which RELAY_SLOT does not name"},
 		{name: "Clock", provoke: `SELECT 1`, config: func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-time.Minute) } }, check: "clock", severity: Degraded, says: "ahead of this host's", settings: func(c *Config) { c.Now = time.Now }},
 		{name: "SinkDown", provoke: `SELECT 1`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{down: errors.New("dial kafka:9092: refused")}} }, check: "sink kafka", severity: Broken, says: "refused", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -24,13 +26,16 @@ const (
 
 // Before implements relay.Store.
 func (s *Store) Before(ctx context.Context, slot string) (relay.Before, error) {
-	var b relay.Before
 	conn, err := s.connect(ctx, "check")
 	if err != nil {
-		return b, setup(err)
+		return relay.Before{}, setup(err)
 	}
 	defer closeConn(conn)
+	return ReadBefore(ctx, conn, slot)
+}
 
+// ReadBefore reads the same over a connection of the caller's, which is closed when a time limit is over.
+func ReadBefore(ctx context.Context, conn *pgx.Conn, slot string) (b relay.Before, err error) {
 	asking, cancel := context.WithTimeout(ctx, beforeTimeout)
 	defer cancel()
 	var sinks string

@@ -28,11 +28,12 @@ type Source struct {
 	log       hclog.Logger
 	lookEvery time.Duration // see stream.watch
 
-	mu       sync.Mutex // guards what follows
-	slots    map[string]memory
-	silences map[string]silence
-	stumbles map[string]stumble
-	textual  map[string]bool // slots that are read as text, because a column has had a type that is read in no other way
+	mu         sync.Mutex // guards what follows
+	slots      map[string]memory
+	silences   map[string]silence
+	stumbles   map[string]stumble
+	textual    map[string]bool // slots that are read as text, because a column has had a type that is read in no other way
+	unfiltered map[string]bool // slots that are read with all origins, because somebody else writes under one
 }
 
 var _ relay.Source = (*Source)(nil)
@@ -62,7 +63,7 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 	conn.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
 	// PostgreSQL 18 warns that it leaves out the rows of a publication that it does not find. That must not be turned off.
 	conn.RuntimeParams["client_min_messages"] = "warning"
-	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool)}, nil
+	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool), unfiltered: make(map[string]bool)}, nil
 }
 
 // session is a replication connection before it streams; it takes SQL by the simple protocol.
@@ -170,8 +171,8 @@ func (s *Source) open(ctx context.Context, sess *session, slot string, known rel
 	if binary {
 		args = append(args, "binary 'true'")
 	}
-	if sess.server >= 16 {
-		// Our own marks carry an origin where the role may set one; the server drops them before decoding.
+	filter := s.filter(ctx, slot, sess.server)
+	if filter != nil {
 		args = append(args, "origin 'none'")
 	}
 	err = pglogrepl.StartReplication(ctx, sess.conn, slot, 0, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args})
@@ -182,7 +183,7 @@ func (s *Source) open(ctx context.Context, sess *session, slot string, known rel
 	s.log.Info("streaming", "slot", slot, "publication", s.cfg.Publication, "server", sess.conn.ParameterStatus("server_version"))
 	st := &stream{
 		source: s, cfg: &s.cfg, log: s.log, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
-		version: table.version, content: table.content, look: look{turn: relay.NewTurn()}, binary: binary,
+		version: table.version, content: table.content, look: look{turn: relay.NewTurn()}, binary: binary, filter: filter,
 		dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
 	}
 	st.dec.MaxEventBytes = s.cfg.MaxEventBytes

@@ -22,17 +22,19 @@ import (
 // begins with Run and ends with Close: what is in flight when Run has returned may take longer to drain than the server
 // lives without a sign of us.
 type stream struct {
-	source  *Source
-	cfg     *Config
-	log     hclog.Logger
-	slot    string
-	role    string
-	version string // of the publication as of Open
-	binary  bool   // values come in their types' binary form
-	content string // what it carries
-	conn    *pgconn.PgConn
-	in      *reader
-	dec     *pgoutput.Decoder
+	source   *Source
+	cfg      *Config
+	log      hclog.Logger
+	slot     string
+	role     string
+	version  string        // of the publication as of Open
+	binary   bool          // values come in their types' binary form
+	filter   *originFilter // nil: all origins are read
+	verified bool          // that nothing was hidden before the transaction that was begun last
+	content  string        // what it carries
+	conn     *pgconn.PgConn
+	in       *reader
+	dec      *pgoutput.Decoder
 
 	look   look
 	intake relay.Intake
@@ -177,7 +179,8 @@ func (s *stream) copyData(ctx context.Context, data []byte) error {
 		if err != nil {
 			return err
 		}
-		s.last.Store(time.Now().UnixNano())
+		received := time.Now()
+		s.last.Store(received.UnixNano())
 		if err := s.handOn(ctx); err != nil {
 			return err
 		}
@@ -185,8 +188,8 @@ func (s *stream) copyData(ctx context.Context, data []byte) error {
 		// message (walsender.c, WalSndKeepalive). Inside a transaction it lies before that one's commit.
 		if s.dec.InTransaction() {
 			s.intake.Heard(relay.LSN(m.ServerWALEnd))
-		} else {
-			s.intake.Pass(relay.LSN(m.ServerWALEnd))
+		} else if err := s.pass(ctx, relay.LSN(m.ServerWALEnd), received); err != nil {
+			return err
 		}
 		if m.ReplyRequested {
 			select {
@@ -210,11 +213,18 @@ func (s *stream) decode(ctx context.Context, msg []byte) error {
 		if len(s.batch) >= batchEvents || s.bytes >= batchBytes {
 			return s.handOn(ctx)
 		}
+	case pgoutput.Begin:
+		s.verified = s.filter == nil
 	case pgoutput.Commit:
 		// The position must not overtake the events that are still gathered, so it travels with the last of them.
 		if n := len(s.batch); n > 0 {
 			s.batch[n-1].CommitEnd = s.dec.CommitEnd
 		} else {
+			if !s.verified { // its events were, if it had any
+				if err := s.verify(ctx); err != nil {
+					return err
+				}
+			}
 			s.intake.Pass(s.dec.CommitEnd)
 		}
 	case pgoutput.Relation:
@@ -229,6 +239,9 @@ func (s *stream) decode(ctx context.Context, msg []byte) error {
 func (s *stream) handOn(ctx context.Context) error {
 	if len(s.batch) == 0 {
 		return nil
+	}
+	if err := s.verify(ctx); err != nil {
+		return err
 	}
 	err := s.intake.Admit(ctx, s.batch)
 	clear(s.batch)
@@ -268,6 +281,9 @@ func (s *stream) report(askReply bool) error {
 // Close implements relay.Stream. The server has taken the last report when it answers our CopyDone, because it reads in order.
 func (s *stream) Close(ctx context.Context) error {
 	defer s.conn.Close(ctx) //nolint:errcheck // the connection is given up whatever it says
+	if s.filter != nil {
+		defer s.filter.close()
+	}
 	if s.intake == nil {
 		return nil
 	}

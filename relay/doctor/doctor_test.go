@@ -158,6 +158,12 @@ func TestFindings(t *testing.T) {
 		{name: "OtherSchema", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; GRANT USAGE ON SCHEMA app TO %role`, check: "tables", severity: Broken, says: "is in schema app, which is not on the search_path"},
 		{name: "NoSchemaUsage", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; ALTER ROLE %role SET search_path = app, public`, check: "tables", severity: Broken, says: "may not use"},
 		{name: "Column", provoke: `ALTER TABLE saga_outbox DROP COLUMN worker_id, DROP COLUMN headers`, check: "columns", severity: Broken, says: "lacks headers, worker_id"},
+		{name: "ColumnType", provoke: `ALTER TABLE saga_outbox ALTER COLUMN aggregate_id TYPE numeric USING 1, ALTER COLUMN payload TYPE bytea USING '\x7b7d'`, check: "columns", severity: Broken, says: "column aggregate_id has type numeric; accepted: varchar, text"},
+		{
+			name: "InsertTrigger", check: "inserts", severity: Note, says: "and have an UPDATE in them: changes", mend: `DROP TRIGGER changes ON saga_outbox`,
+			provoke: `CREATE FUNCTION changes() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE saga_outbox SET payload = ''1'' WHERE event_id = NEW.event_id; RETURN NULL; END';
+				CREATE TRIGGER changes AFTER INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION changes()`,
+		},
 		{name: "ArchiveColumn", provoke: `ALTER TABLE saga_outbox ADD COLUMN tenant varchar(20), ADD COLUMN "Region" text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "does not have the columns"},
 		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "in the same order"},
 		{name: "Migrations", provoke: `DELETE FROM saga_outbox_migrations WHERE version >= 2`, check: "migrations", severity: Broken, says: "not applied: 0002"},

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay/store"
 )
@@ -240,6 +241,14 @@ func (ex *exam) checkOrigin(ctx context.Context) {
 	var may bool
 	if !ex.ask(ctx, check, `SELECT has_function_privilege('pg_replication_origin_create(text)', 'EXECUTE') AND has_function_privilege('pg_replication_origin_session_setup(text)', 'EXECUTE')
 		AND has_table_privilege('pg_replication_origin', 'SELECT')`, nil, &may) {
+		return
+	}
+	if foreign, err := cdc.ForeignOrigins(ctx, ex.conn); err == nil && len(foreign) > 0 {
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: "somebody else has replication origins here: " + strings.Join(foreign, ", "),
+			Why: "Rows may be written under them, so all origins are read, to keep commit order. PostgreSQL then decodes the relay's own marks too, and the stream is up to a fifth slower.",
+			Fix: []Step{do("nothing, where a subscription or a migration service writes to this database; one that nobody uses any more can be dropped by a superuser with pg_replication_origin_drop(text)")},
+		})
 		return
 	}
 	if may {

@@ -104,6 +104,13 @@ type Config struct {
 	// Default 5. MAX_RETRIES or MAX_RETRY_ATTEMPTS.
 	MaxRetries int `env:"MAX_RETRIES,MAX_RETRY_ATTEMPTS"`
 
+	// UnroutablePatience is for how long at least an event is offered again that a person can make welcome: no queue is bound for it, or its
+	// topic does not exist. It is a dead letter when that time is over and MaxRetries are spent. Later events of its key wait as long.
+	// Counted are the pauses between the offers, at their shortest, so time in which no relay runs does not count. 0 leaves MaxRetries alone to decide.
+	//
+	// Default 15m. RELAY_UNROUTABLE_PATIENCE.
+	UnroutablePatience time.Duration `env:"RELAY_UNROUTABLE_PATIENCE"`
+
 	// RetryMin and RetryMax bound the wait before a refused event is offered again. It doubles from one to the other, with jitter.
 	//
 	// Defaults 1s, 1m. INITIAL_RETRY_DELAY_SECONDS, MAX_RETRY_DELAY_SECONDS.
@@ -202,15 +209,16 @@ func DefaultConfig() Config {
 		BackoffMax:     5 * time.Second,
 		DrainTimeout:   20 * time.Second,
 
-		Mode:            ModeAuto,
-		PollInterval:    time.Second,
-		MaxRetries:      5,
-		RetryMin:        time.Second,
-		RetryMax:        time.Minute,
-		DeadLetter:      DeadLetterContinue,
-		SinkIsolation:   30 * time.Second,
-		StallTimeout:    5 * time.Minute,
-		RetentionAction: RetentionDelete,
+		Mode:               ModeAuto,
+		PollInterval:       time.Second,
+		MaxRetries:         5,
+		UnroutablePatience: 15 * time.Minute,
+		RetryMin:           time.Second,
+		RetryMax:           time.Minute,
+		DeadLetter:         DeadLetterContinue,
+		SinkIsolation:      30 * time.Second,
+		StallTimeout:       5 * time.Minute,
+		RetentionAction:    RetentionDelete,
 
 		Topic:             "{event_type}",
 		RoutingKey:        "{event_type}",
@@ -280,6 +288,9 @@ func (c *Config) Validate() error {
 	oneOf("RELAY_MODE", c.Mode, ModeAuto, ModeCDC, ModePolling)
 	positive("POLL_INTERVAL", c.PollInterval)
 	atLeast("MAX_RETRIES", c.MaxRetries, 1)
+	if c.UnroutablePatience < 0 {
+		errs = append(errs, fmt.Errorf("RELAY_UNROUTABLE_PATIENCE=%s: want 0 or more, such as 15m", c.UnroutablePatience))
+	}
 	positive("INITIAL_RETRY_DELAY_SECONDS", c.RetryMin)
 	if c.RetryMax < c.RetryMin {
 		errs = append(errs, fmt.Errorf("MAX_RETRY_DELAY_SECONDS=%s: want at least INITIAL_RETRY_DELAY_SECONDS=%s", c.RetryMax, c.RetryMin))

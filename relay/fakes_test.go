@@ -637,7 +637,7 @@ type rig struct {
 func start(t testing.TB, w *world, tune func(*relay.Config), sinks ...relay.Sink) *rig {
 	t.Helper()
 	cfg := relay.DefaultConfig()
-	cfg.WorkerID = "worker-1"
+	cfg.WorkerID, cfg.UnroutablePatience = "worker-1", 0
 	if tune != nil {
 		tune(&cfg)
 	}

@@ -208,7 +208,7 @@ func (k *keeping) entry(kept []*flight, f *flight) bool {
 // refusal is the ledger entry for an event that was refused for the first time.
 func (l *lane) refusal(r *RefusedError) *Parked {
 	p := &Parked{Sink: l.sink.Name(), State: StateRetry, Reason: r.Reason, Error: r.Error(), Attempts: 1, Delay: l.cfg.retryDelay(1)}
-	if l.cfg.MaxRetries <= 1 || r.Final {
+	if l.cfg.givesUp(r, 1) {
 		p.State, p.Delay, p.Detached = StateDead, 0, l.cfg.DeadLetter == DeadLetterContinue
 	}
 	return p
@@ -463,6 +463,24 @@ func behind(refused map[string]bool, key string, err error) bool {
 	return waits || any && errors.Is(err, ErrBehind)
 }
 
+// givesUp reports whether an event that was refused so many times is a dead letter. What a person can make welcome has a time, too.
+func (c *Config) givesUp(r *RefusedError, attempts int) bool {
+	switch {
+	case r.Final:
+		return true
+	case attempts < c.MaxRetries:
+		return false
+	case r.Reason != ReasonUnroutable && r.Reason != ReasonUnknownTopic:
+		return true
+	}
+	var waited time.Duration
+	for n, pause := 1, c.RetryMin; n < attempts && waited < c.UnroutablePatience; n++ {
+		waited += pause - pause/3 // as short as chance makes it
+		pause = min(2*pause, c.RetryMax)
+	}
+	return waited >= c.UnroutablePatience
+}
+
 // retryDelay is the wait before an event that was refused so many times is offered again.
 func (c *Config) retryDelay(attempts int) time.Duration {
 	b := Backoff{Min: c.RetryMin, Max: c.RetryMax}
@@ -475,7 +493,7 @@ func (c *Config) retryDelay(attempts int) time.Duration {
 // refusedAgain is the outcome of a ledger entry that was refused once more.
 func (c *Config) refusedAgain(e *Entry, r *RefusedError) Outcome {
 	o := Outcome{Entry: e, Fate: FateRefused, Reason: r.Reason, Error: r.Error(), Attempts: e.Attempts + 1}
-	if o.Attempts >= c.MaxRetries || r.Final {
+	if c.givesUp(r, o.Attempts) {
 		o.Fate, o.Detach = FateDead, c.DeadLetter == DeadLetterContinue
 		return o
 	}

@@ -98,6 +98,7 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 		"INITIAL_RETRY_DELAY_SECONDS":    "0.1",
 		"MAX_RETRY_DELAY_SECONDS":        "1",
 		"MAX_RETRIES":                    "1000000",
+		"RELAY_UNROUTABLE_PATIENCE":      "0s",
 		"RELAY_FILE_FSYNC":               "false", // no machine crashes here
 		"RELAY_PUBLISH_TIMEOUT":          "8s",
 		"RELAY_KAFKA_REQUEST_TIMEOUT":    "3s",

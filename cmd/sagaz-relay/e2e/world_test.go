@@ -102,9 +102,10 @@ func value[T any](w *world, sql string, args ...any) T {
 // env are the variables of a relay in this world, but for the sink's.
 func (w *world) env() settings {
 	return settings{
-		"DATABASE_URL":    w.url,
-		"RELAY_SLOT":      w.slot,
-		"RELAY_HTTP_ADDR": "127.0.0.1:0",
+		"DATABASE_URL":              w.url,
+		"RELAY_SLOT":                w.slot,
+		"RELAY_HTTP_ADDR":           "127.0.0.1:0",
+		"RELAY_UNROUTABLE_PATIENCE": "0s", // tests do not wait a quarter of an hour for a dead letter
 	}
 }
 

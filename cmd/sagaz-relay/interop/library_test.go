@@ -59,7 +59,7 @@ func newFixture(t *testing.T, version string) *fixture {
 	f := &fixture{library: library{python(t)}, kafka: brokertest.Kafka(t), rabbit: brokertest.RabbitMQ(t), db: pgtest.NewVersion(t, version)}
 	f.prefix = "t" + strings.ToLower(rand.Text()[:8])
 	f.settings = map[string]string{
-		"DATABASE_URL": f.db.DSN, "RELAY_SLOT": f.prefix, "WORKER_ID": "interop", "METRICS_PORT": "0", "MAX_RETRIES": "1",
+		"DATABASE_URL": f.db.DSN, "RELAY_SLOT": f.prefix, "WORKER_ID": "interop", "METRICS_PORT": "0", "MAX_RETRIES": "1", "RELAY_UNROUTABLE_PATIENCE": "0s",
 		"BROKER_TYPE": "kafka,rabbitmq", "KAFKA_BOOTSTRAP_SERVERS": f.kafka.Plaintext, "RABBITMQ_URL": f.rabbit.URL, "RABBITMQ_EXCHANGE": f.prefix,
 	}
 	f.makeTopics(t, "order.created", "order.paid", "Order_Compensated-1", "typed", "infinity", "ahead", "digits")

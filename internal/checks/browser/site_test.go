@@ -184,7 +184,7 @@ func (s *site) relay(name string, more ...string) *running {
 	r.cmd = exec.Command(product.Binary(s.t), "run")
 	r.cmd.Env = append([]string{
 		"DATABASE_URL=" + s.dsn, "RELAY_SLOT=" + s.slot, "WORKER_ID=" + name, "BROKER_TYPE=kafka,rabbitmq", "KAFKA_BOOTSTRAP_SERVERS=" + from(s.t, "SAGAZ_TEST_KAFKA"),
-		"RABBITMQ_URL=" + s.door.url, "RABBITMQ_EXCHANGE=" + s.exchange, "RELAY_HTTP_ADDR=127.0.0.1:0", "MAX_RETRIES=2", "INITIAL_RETRY_DELAY_SECONDS=0.1",
+		"RABBITMQ_URL=" + s.door.url, "RABBITMQ_EXCHANGE=" + s.exchange, "RELAY_HTTP_ADDR=127.0.0.1:0", "MAX_RETRIES=2", "RELAY_UNROUTABLE_PATIENCE=0s", "INITIAL_RETRY_DELAY_SECONDS=0.1",
 		"RELAY_TOPIC=page.{event_type}", "RELAY_SINK_ISOLATION=5m", "RELAY_DRAIN_TIMEOUT=1s",
 	}, more...)
 	r.cmd.Stderr = r.log

@@ -136,7 +136,7 @@ func relayLines(t *testing.T) func() string {
 	cmd := exec.Command(product.Binary(t), "run")
 	cmd.Env = []string{
 		"HOME=/nonexistent", "DATABASE_URL=" + db.DSN, "BROKER_TYPE=rabbitmq", "RABBITMQ_URL=" + proxy.DSN, "RABBITMQ_EXCHANGE=" + exchange, "RELAY_HTTP_ADDR=127.0.0.1:0",
-		"LOG_LEVEL=DEBUG", "MAX_RETRIES=3", "INITIAL_RETRY_DELAY_SECONDS=1", "MAX_RETRY_DELAY_SECONDS=1", "RELAY_RABBITMQ_CONFIRM_TIMEOUT=1s", "RELAY_PUBLISH_TIMEOUT=3s",
+		"LOG_LEVEL=DEBUG", "MAX_RETRIES=3", "RELAY_UNROUTABLE_PATIENCE=0s", "INITIAL_RETRY_DELAY_SECONDS=1", "MAX_RETRY_DELAY_SECONDS=1", "RELAY_RABBITMQ_CONFIRM_TIMEOUT=1s", "RELAY_PUBLISH_TIMEOUT=3s",
 	}
 	cmd.Dir = t.TempDir()
 	_, said := beside.Start(t, "the relay", cmd)

@@ -66,7 +66,7 @@ func (s *scene) pods(n int, exchange string, more map[string]string) (targets []
 		targets = append(targets, scraped{pod, address})
 		s.env[pod] = map[string]string{
 			"DATABASE_URL": s.db.DSN, "BROKER_TYPE": "rabbitmq", "RABBITMQ_URL": s.rabbit.DSN, "RABBITMQ_EXCHANGE": exchange, "RELAY_HTTP_ADDR": address, "WORKER_ID": pod,
-			"MAX_RETRIES": "2", "INITIAL_RETRY_DELAY_SECONDS": "1", "MAX_RETRY_DELAY_SECONDS": "1", "RELAY_SINK_ISOLATION": "5s",
+			"MAX_RETRIES": "2", "RELAY_UNROUTABLE_PATIENCE": "0s", "INITIAL_RETRY_DELAY_SECONDS": "1", "MAX_RETRY_DELAY_SECONDS": "1", "RELAY_SINK_ISOLATION": "5s",
 			"RELAY_RABBITMQ_CONFIRM_TIMEOUT": "3s", "RELAY_PUBLISH_TIMEOUT": "5s",
 		}
 		maps.Copy(s.env[pod], more)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ type halving struct {
 	fault func(error) bool
 	left  int // writes that may still be made
 	until time.Time
+	// giveUp is after how many rows that failed alone the next ones are not taken apart; 0: allAtFault.
+	giveUp int
 
 	alone int // rows that have failed alone since a write has succeeded
 }
@@ -60,7 +63,7 @@ func (h *halving) split(lo, hi int, why error) error {
 	if hi-lo == 1 {
 		h.alone++
 	}
-	if hi-lo == 1 || h.left <= 0 || h.alone >= allAtFault || time.Now().After(h.until) {
+	if hi-lo == 1 || h.left <= 0 || h.alone >= cmp.Or(h.giveUp, allAtFault) || time.Now().After(h.until) {
 		return h.aside(lo, hi, why)
 	}
 	mid := lo + (hi-lo)/2

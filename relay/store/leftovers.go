@@ -35,6 +35,9 @@ type leftovers struct {
 	logged  map[relay.UUID]bool // rows whose setting aside was logged
 
 	sessionEnded time.Time // see lease.anewSession
+
+	known relay.Unmarked // what the last count of the entries said
+	stale time.Time      // when to count again
 }
 
 // leftover is one of them.
@@ -181,6 +184,24 @@ func (l *leftovers) count(u *relay.Unmarked) {
 		if u.Oldest.IsZero() || left.since.Before(u.Oldest) {
 			u.Oldest, u.Cause = left.since, left.why.text
 		}
+	}
+}
+
+// counted returns the last count of the entries, while it is not worth making another.
+func (l *leftovers) counted() (u relay.Unmarked, is bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known, l.known.Events > 0 && time.Now().Before(l.stale)
+}
+
+// keepCount keeps a count, and for how long, by what it took.
+func (l *leftovers) keepCount(u relay.Unmarked, took time.Duration) {
+	const cheap, share = 50 * time.Millisecond, 50
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.known, l.stale = u, time.Time{}
+	if took > cheap {
+		l.stale = time.Now().Add(share * took)
 	}
 }
 

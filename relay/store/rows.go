@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -198,7 +199,7 @@ func (l *lease) readUnreadable(ctx context.Context, conn *pgx.Conn, id uuids, ca
 		return nil, nil
 	}
 	refused := &relay.RefusedError{Reason: relay.ReasonEncode, Err: fmt.Errorf("the row cannot be read: %w", cause), Final: true}
-	if pg := (*pgconn.PgError)(nil); errors.As(cause, &pg) && pg.Code[:2] != "22" {
+	if pg := (*pgconn.PgError)(nil); errors.As(cause, &pg) && slices.Contains([]string{"53", "54", "XX"}, pg.Code[:2]) {
 		refused.Reason, refused.Size, refused.Limit = relay.ReasonTooLarge, 1<<30, int64(l.store.cfg.MaxEventBytes) // or it is damaged: the error says so
 	}
 	for i := range events {
@@ -207,17 +208,17 @@ func (l *lease) readUnreadable(ctx context.Context, conn *pgx.Conn, id uuids, ca
 	return events, err
 }
 
-// isUnreadable reports whether a query failed because of what rows hold.
+// isUnreadable reports whether a query failed because of what rows hold: data that cannot be converted, a text longer than the server can
+// make, damage, what a function of a policy or a view raises.
 func isUnreadable(err error) bool {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || len(pg.Code) != 5 {
+	if !errors.As(err, &pg) {
 		return false
 	}
-	switch pg.Code[:2] {
-	case "22", "54", "XX": // data that cannot be converted, a text longer than the server can make, damage
-		return true
+	if strings.HasPrefix(pg.Code, "42") { // of the statement, unless a function that it calls says so
+		return causeOf(err).raised
 	}
-	return pg.Code == "53200" // out of memory
+	return blames(context.Background(), err) == blameRow || pg.Code == "53200" // out of memory
 }
 
 // rowTypes are the types of the columns that are delivered, as the server tells them with rows.

@@ -23,9 +23,9 @@ const lockedFor = 5 * time.Second
 const remarkPause = `least(300, power(2, least(attempts, 10))) * (0.9 + 0.2 * random())`
 
 const (
-	unmarkedSQL = `SELECT count(*), min(parked_at), coalesce((SELECT coalesce(last_error, reason) FROM saga_outbox_delivery
-			WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL ORDER BY parked_at LIMIT 1), '')
-		FROM (SELECT parked_at FROM saga_outbox_delivery WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL LIMIT $2) u`
+	unmarkedSQL = `WITH u AS (SELECT parked_at, last_error, reason FROM saga_outbox_delivery
+			WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL LIMIT $2)
+		SELECT count(*), min(parked_at), coalesce((SELECT coalesce(last_error, reason) FROM u ORDER BY parked_at LIMIT 1), '') FROM u`
 
 	// remarkDueSQL tells of each what there is to write: whether the row is gone, or locked.
 	remarkDueSQL = `SELECT event_id, coalesce(reason, '') FROM saga_outbox_delivery
@@ -167,6 +167,8 @@ const (
 	remarkFor = 2 * time.Second
 	// remarkWrites bounds the transactions by which one batch of a look is taken apart.
 	remarkWrites = 64
+	// remarkGiveUp is after how many rows that are refused alone, and none taken, the rest of it waits for the next time.
+	remarkGiveUp = 8
 )
 
 // Remark implements relay.Lease.
@@ -187,8 +189,12 @@ func (l *lease) Remark(ctx context.Context) (u relay.Unmarked, err error) {
 	return u, nil
 }
 
-// unmarked counts the entries.
+// unmarked counts the entries, as often as that costs little.
 func (l *lease) unmarked(ctx context.Context) (u relay.Unmarked, err error) {
+	if known, is := l.left.counted(); is {
+		return known, nil
+	}
+	began := time.Now()
 	var oldest *time.Time
 	if err = l.each(ctx, []any{&u.Events, &oldest, &u.Cause}, func() error { return nil }, unmarkedSQL, l.slot, unmarkedMost); err != nil {
 		return u, err
@@ -199,6 +205,7 @@ func (l *lease) unmarked(ctx context.Context) (u relay.Unmarked, err error) {
 	if u.Events == 0 {
 		l.left.expect(false)
 	}
+	l.left.keepCount(u, time.Since(began))
 	return u, nil
 }
 
@@ -231,7 +238,7 @@ func (l *lease) remark(ctx context.Context) (more bool, err error) {
 		return locked[id]
 	})
 	h := halving{
-		left: remarkWrites, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) >= blamePassing },
+		left: remarkWrites, giveUp: remarkGiveUp, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) >= blamePassing },
 		write: func(lo, hi int) error {
 			done, err := l.remarked(ctx, ids[lo:hi], given)
 			if err != nil {

@@ -1,0 +1,128 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Whose fault an error may be, class by class. What a trigger may raise for one row is in unmarked_test.go, on the real server.
+func TestBlame(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	pg := func(severity, code string) error {
+		return fmt.Errorf("mark: %w", &pgconn.PgError{SeverityUnlocalized: severity, Code: code})
+	}
+	for _, c := range []struct {
+		err  error
+		want blame
+	}{
+		{nil, blameNobody},
+		{errors.New("broken pipe"), blameNobody},
+		{fmt.Errorf("read: %w", context.DeadlineExceeded), blamePassing},
+		{pg("FATAL", "57P01"), blameNobody},
+		{pg("FATAL", "23514"), blameNobody},
+		{pg("PANIC", "XX000"), blameNobody},
+		{pg("ERROR", "08006"), blamePassing},
+		{pg("ERROR", "25006"), blamePassing},
+		{pg("ERROR", "40001"), blamePassing},
+		{pg("ERROR", "40P01"), blamePassing},
+		{pg("ERROR", "53100"), blamePassing},
+		{pg("ERROR", "55P03"), blamePassing},
+		{pg("ERROR", "57014"), blamePassing},
+		{pg("ERROR", "58030"), blamePassing},
+		{pg("ERROR", "21000"), blameRow},
+		{pg("ERROR", "22P02"), blameRow},
+		{pg("ERROR", "23514"), blameRow},
+		{pg("ERROR", "42501"), blameRow}, // the probe tells the table's fault from the row's
+		{pg("ERROR", "54000"), blameRow},
+		{pg("ERROR", "P0001"), blameRow},
+		{pg("ERROR", "T0001"), blameRow},
+		{pg("ERROR", "XX001"), blameRow},
+		{pg("", "23514"), blameRow}, // a pooler may leave it out
+		{pg("ERROR", ""), blameNobody},
+	} {
+		if got := blames(t.Context(), c.err); got != c.want {
+			t.Errorf("%v: %d, want %d", c.err, got, c.want)
+		}
+		if got := blames(ended, c.err); got != blameNobody {
+			t.Errorf("%v, when we are being stopped: %d", c.err, got)
+		}
+	}
+}
+
+// Nothing that is in a row is told of an error.
+func TestCauseHasNoValues(t *testing.T) {
+	const secret = "Zoë, 42 years"
+	c := causeOf(&pgconn.PgError{
+		Code: "P0001", Message: secret, Detail: "Failing row contains (" + secret + ")", Hint: secret, InternalQuery: secret,
+		Where:          "PL/pgSQL function public.check_it(text) line 3 at RAISE\nSQL statement \"INSERT INTO t VALUES ('" + secret + "')\"",
+		ConstraintName: "t", TableName: "saga_outbox", ColumnName: "tenant",
+	})
+	if want := "SQLSTATE P0001: constraint t, column tenant, table saga_outbox, in function public.check_it(text)"; c.text != want || !c.raised {
+		t.Errorf("%+v, want %q", c, want)
+	}
+	if strings.Contains(fmt.Sprint(c), "Zoë") {
+		t.Error("it holds the row's value")
+	}
+}
+
+// Rows that cannot be read are read one by one; a statement that cannot be run is not.
+func TestUnreadable(t *testing.T) {
+	for code, want := range map[string]bool{"22021": true, "54000": true, "XX001": true, "53200": true, "P0001": true, "42703": false, "42501": false, "57014": false, "08006": false} {
+		if got := isUnreadable(&pgconn.PgError{Code: code}); got != want {
+			t.Errorf("%s: %t, want %t", code, got, want)
+		}
+	}
+	if !isUnreadable(&pgconn.PgError{Code: "42883", Where: "PL/pgSQL function public.policy() line 1 at RETURN"}) {
+		t.Error("what a policy's function raises is not taken for the row's fault")
+	}
+}
+
+// The bound of the work: n at fault among m cost about 2 n log m writes, and all of them at most a few more than a hundred.
+func TestHalvingIsBounded(t *testing.T) {
+	refused := errors.New("refused")
+	for _, c := range []struct {
+		name        string
+		at          func(i int) bool
+		most, aside int
+		whole       bool // all at fault stand alone
+	}{
+		{"none", func(int) bool { return false }, 1, 0, true},
+		{"the first", func(i int) bool { return i == 0 }, 30, 1, true},
+		{"the last", func(i int) bool { return i == 2499 }, 30, 1, true},
+		{"one in 500", func(i int) bool { return i%500 == 3 }, 130, 5, true},
+		{"one in 25", func(i int) bool { return i%25 == 3 }, halvingWrites, 100, true},
+		{"all", func(int) bool { return true }, 200, 2500, false},
+		{"the first half", func(i int) bool { return i < 1250 }, 400, 1250, false},
+	} {
+		writes, aside := 0, 0
+		h := halving{
+			left: halvingWrites, until: time.Now().Add(time.Hour), fault: func(err error) bool { return errors.Is(err, refused) },
+			write: func(lo, hi int) error {
+				writes++
+				for i := lo; i < hi; i++ {
+					if c.at(i) {
+						return refused
+					}
+				}
+				return nil
+			},
+			aside: func(lo, hi int, _ error) error {
+				aside += hi - lo
+				if hi-lo > 1 && c.whole {
+					t.Errorf("%s: [%d, %d) went aside together", c.name, lo, hi)
+				}
+				return nil
+			},
+		}
+		if err := h.run(0, 2500); err != nil || writes > c.most || aside < c.aside || c.whole && aside != c.aside {
+			t.Errorf("%s: %d writes, %d aside, %v; want at most %d, and %d", c.name, writes, aside, err, c.most, c.aside)
+		}
+	}
+}

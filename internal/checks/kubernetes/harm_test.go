@@ -1,11 +1,14 @@
 package kubernetes
 
 import (
+	"bytes"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -249,6 +252,60 @@ func TestFromTheLibrary(t *testing.T) {
 	}
 	insert(3, "pending")
 	refuses(secrets, "the relay before this one delivered to file")
+}
+
+// TestRemoval runs what the README's section on removal makes of the migration Job, with the rights of the role that role.sh has made. Nothing of the
+// relay stays on the server, and the applications' table does.
+func TestRemoval(t *testing.T) {
+	t.Parallel()
+	db := newDatabase(t, nil)
+	secrets := example(t, db, "127.0.0.1:1")
+	if out, err := db.script(t, "role.sh"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if code := run(t, migration(t), secrets, nil).exit(t); code != 0 {
+		t.Fatalf("the migration ends with %d", code)
+	}
+	conn, err := db.connect(t, secrets["sagaz-db-credentials connection-string"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func() (n int) {
+		t.Helper()
+		if err := conn.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_replication_origin) + (SELECT count(*) FROM pg_publication)`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	relay := run(t, worker(t), secrets, map[string]string{"BROKER_TYPE": "file", "RELAY_FILE_PATH": filepath.Join(t.TempDir(), "events.jsonl"), "METRICS_PORT": "0"})
+	until(t, "slot, publication and origin are there", func() bool { return left() >= 3 })
+	if err := relay.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	relay.exit(t)
+
+	_, text, ok := strings.Cut(string(product.Read(t, "k8s/README.md")), "\n## Removing it\n")
+	line := regexp.MustCompile(`(?m)^(sed .*) k8s/migration-job.yaml \| kubectl replace --force -f -$`).FindStringSubmatch(text)
+	if !ok || line == nil {
+		t.Fatal("the README does not tell how")
+	}
+	cmd := exec.Command("bash", "-c", line[1])
+	cmd.Stdin = bytes.NewReader(product.Read(t, "k8s/migration-job.yaml"))
+	made, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := find[*batchv1.Job](t, decode(t, "README", made), "sagaz-migration").Spec.Template.Spec
+	if got := strings.Join(spec.Containers[0].Args, " "); got != "uninstall --yes" {
+		t.Fatalf("it runs %s", got)
+	}
+	p := run(t, spec, secrets, nil)
+	if code := p.exit(t); code != 0 || left() != 0 {
+		t.Errorf("exit code %d, %d things are left: %s", code, left(), p.out)
+	}
+	if _, err := conn.Exec(t.Context(), `SELECT FROM saga_outbox`); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestComponentsForFiles: what the components for certificates and registries put where their comments say.

@@ -21,5 +21,6 @@
 //	round_test.go   one round;  ending_test.go  what is waited for and looked at in the end
 //	verdict_test.go the comparison
 //	load_test.go    the applications
+//	stuck_faults_test.go  faults that end nothing: one connection that leads nowhere, a stopped backend, a lock, a transaction elsewhere
 //	stand_test.go   the servers;  link_test.go the network between;  seat_test.go a relay process
 package chaos

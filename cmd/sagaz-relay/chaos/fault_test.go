@@ -30,7 +30,7 @@ const allSinks = "all"
 
 // faults are all kinds.
 func allFaults() []*fault {
-	return slices.Concat(processFaults(), databaseFaults(), linkFaults(), brokerFaults(), slotFaults(), rowFaults())
+	return slices.Concat(processFaults(), databaseFaults(), linkFaults(), brokerFaults(), slotFaults(), rowFaults(), stuckFaults())
 }
 
 // chosenFaults are those with the names, separated by commas; all without names. A name may be the beginning of several: "kafka".

@@ -1,7 +1,9 @@
 package chaos
 
 import (
+	"bytes"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +22,9 @@ type link struct {
 	target  string
 	state   linkState
 	delay   time.Duration
-	conns   map[net.Conn]bool // accepted and dialled ones
+	conns   map[net.Conn]bool   // accepted and dialled ones
+	names   map[net.Conn]string // application_name of clients of PostgreSQL, of both ends
+	muted   string              // connections whose name begins so are silent; "" for none
 	closed  bool
 }
 
@@ -38,7 +42,7 @@ const (
 // newLink starts a link to nowhere; see connect. It ends with the test.
 func newLink(t testing.TB) *link {
 	t.Helper()
-	l := &link{state: linkOpen, conns: make(map[net.Conn]bool)}
+	l := &link{state: linkOpen, conns: make(map[net.Conn]bool), names: make(map[net.Conn]string)}
 	l.changed = sync.NewCond(&l.mu)
 	var err error
 	if l.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -75,6 +79,29 @@ func (l *link) set(state linkState, delay time.Duration) {
 	l.changed.Broadcast()
 }
 
+// mute makes those connections silent whose application_name begins with the prefix, the new ones too; "" ends it.
+func (l *link) mute(prefix string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.muted = prefix
+	l.changed.Broadcast()
+}
+
+// note reads the application_name in what a client of PostgreSQL says first.
+func (l *link) note(client, server net.Conn, said []byte) {
+	const key = "\x00application_name\x00"
+	at := bytes.Index(said, []byte(key))
+	if at < 0 {
+		return
+	}
+	name, _, _ := bytes.Cut(said[at+len(key):], []byte{0})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.names[client] == "" {
+		l.names[client], l.names[server] = string(name), string(name)
+	}
+}
+
 // heal opens the link. With forget, what it held back is lost, and the connections are reset, as by a router that has forgotten them.
 func (l *link) heal(forget bool) {
 	l.mu.Lock()
@@ -82,7 +109,7 @@ func (l *link) heal(forget bool) {
 	if forget {
 		l.reset()
 	}
-	l.state, l.delay = linkOpen, 0
+	l.state, l.delay, l.muted = linkOpen, 0, ""
 	l.changed.Broadcast()
 }
 
@@ -145,6 +172,8 @@ func (l *link) serve(client net.Conn) {
 	l.mu.Lock()
 	delete(l.conns, client)
 	delete(l.conns, server)
+	delete(l.names, client)
+	delete(l.names, server)
 	l.mu.Unlock()
 }
 
@@ -154,6 +183,9 @@ func (l *link) forward(to, from net.Conn, up bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
+		if up {
+			l.note(from, to, buf[:n])
+		}
 		if !l.wait(from, up) { // an end, too, is heard of only when the link is open
 			return
 		}
@@ -171,7 +203,7 @@ func (l *link) forward(to, from net.Conn, up bool) {
 // wait blocks while the link lets nothing pass in this direction, and for its delay. False means that the connection was reset.
 func (l *link) wait(c net.Conn, up bool) bool {
 	l.mu.Lock()
-	for l.conns[c] && (l.state == linkSilent || l.state == linkDeaf && !up) {
+	for l.conns[c] && (l.state == linkSilent || l.state == linkDeaf && !up || l.muted != "" && strings.HasPrefix(l.names[c], l.muted)) {
 		l.changed.Wait()
 	}
 	alive, delay := l.conns[c], l.delay

@@ -122,6 +122,18 @@ func TestLink(t *testing.T) {
 	hear(r, "silent\n")
 	hear(lateReader, "late\n")
 
+	// Only connections that have said the name, as clients of PostgreSQL do first.
+	named, namedReader := dial()
+	say(named, "\x00application_name\x00sagaz-relay marks x\x00\n")
+	hear(namedReader, "\x00application_name\x00sagaz-relay marks x\x00\n")
+	l.mute("sagaz-relay marks")
+	say(named, "muted\n")
+	nothing(named, namedReader)
+	say(c, "another\n")
+	hear(r, "another\n")
+	l.mute("")
+	hear(namedReader, "muted\n")
+
 	drop(got)
 	l.set(linkSilent, 0)
 	say(c, "forgotten\n")

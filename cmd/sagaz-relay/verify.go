@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/address"
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
@@ -116,6 +119,9 @@ func (v *verification) check(now time.Time) error {
 		if v.to, err = timeFlag("until", v.until, now); err != nil {
 			return err
 		}
+	}
+	if v.until != "" && !v.from.Before(v.to) {
+		return usageError{errors.New("verify: --until: want a time after --since")}
 	}
 	if len(v.sinks) == 0 {
 		v.sinks = v.settings.program.Sinks
@@ -270,6 +276,9 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 	case *rabbitmq.Config:
 		return rabbitmq.ReadBack(ctx, *cfg, v.queue, func(s rabbitmq.Stored) error { return note(s.Headers, s.MessageID, s.Value) })
 	case *file.Config:
+		if _, err := os.Stat(cfg.Path); errors.Is(err, fs.ErrNotExist) {
+			return configError{fmt.Errorf("RELAY_FILE_PATH=%s: there is no such file here: want the file that the relay writes, on the machine that it runs on", address.Path(cfg.Path))}
+		}
 		return file.Read(cfg.Path, func(l file.Line) error {
 			_, replayed := l.Headers[replayedHeader]
 			return errors.Join(arrived(l.EventID, replayed), ctx.Err())

@@ -51,7 +51,7 @@ type Replayed struct {
 // PlanReplay finds the events, by created_at and event_id, and changes nothing.
 func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 	p := &Plan{Unsent: make(map[string]int), Missing: []string{}}
-	archive, err := exists(ctx, conn, "saga_outbox_archive")
+	archive, err := archiveThere(ctx, conn)
 	if err != nil {
 		return nil, err
 	}

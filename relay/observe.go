@@ -182,8 +182,7 @@ func (o *observer) export() {
 	s.mode, s.streaming, s.inflight, s.bytes, s.lag = st.Mode, st.Streaming, st.Inflight, st.Bytes, st.LagSeconds
 	s.waiting = float64(st.Inflight)
 	for _, shelf := range p.shelves {
-		entries, _, _ := shelf.state()
-		s.waiting += float64(entries)
+		s.waiting += float64(shelf.inLedger())
 	}
 	if st.Mode == ModePolling {
 		s.waiting = max(s.waiting, float64(o.backlog)) // in flight, they are pending still

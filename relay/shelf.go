@@ -26,8 +26,8 @@ type shelf struct {
 	total  int // entries that are counted
 	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be in the ledger all the same, when the
 	// answer to the mark was lost or its row is not visible yet. It is not offered: the mark that comes again would make it
-	// a second time.
-	doubtful map[int64]struct{}
+	// a second time. True means that it is counted in total; its event is in flight as well.
+	doubtful map[int64]bool
 	rounds   int // that have ended
 
 	down    bool // the sink has failed for too long
@@ -74,24 +74,24 @@ func (s *shelf) verdict(keyHash uint32) verdict {
 // park counts an entry that is to be made. It is called with mu held.
 func (s *shelf) park(f *flight) {
 	s.add(f.keyHash, 1)
-	s.doubt(f.position)
+	s.doubt(f.position, true)
 }
 
 // parkRefused is park for an event that was refused: a dead letter that its key passes is not counted.
 func (s *shelf) parkRefused(f *flight, p *Parked) {
 	if p.Detached {
-		s.doubt(f.position)
+		s.doubt(f.position, false)
 		return
 	}
 	s.park(f)
 }
 
 // doubt notes an entry that is to be made. It is called with mu held.
-func (s *shelf) doubt(position int64) {
+func (s *shelf) doubt(position int64, counted bool) {
 	if s.doubtful == nil {
-		s.doubtful = make(map[int64]struct{})
+		s.doubtful = make(map[int64]bool)
 	}
-	s.doubtful[position] = struct{}{}
+	s.doubtful[position] = counted
 }
 
 // written notes that these events' entries are made, and reports whether there were any.
@@ -201,6 +201,19 @@ func (s *shelf) state() (entries int, down, overWAL bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.total, s.down, s.overWAL
+}
+
+// inLedger is how many entries are in the ledger; the others that are counted are of events in flight.
+func (s *shelf) inLedger() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.total
+	for _, counted := range s.doubtful {
+		if counted {
+			n--
+		}
+	}
+	return max(0, n)
 }
 
 // isolated reports whether everything goes to the ledger.

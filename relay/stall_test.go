@@ -183,6 +183,27 @@ func TestStall(t *testing.T) {
 	})
 }
 
+// Events on their way from a sink that is down into the ledger are counted once, though they are in flight and parked.
+func TestPendingCountsEventsOnce(t *testing.T) {
+	bubble(t, "WhileParked", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		sink.Down(errors.New("connection refused"))
+		w.onMark = marksFail
+		r := start(t, w, func(cfg *relay.Config) { quick(cfg); cfg.SinkIsolation, cfg.DrainTimeout = time.Second, time.Second }, sink)
+		for range 40 {
+			w.commit("a")
+		}
+		time.Sleep(20 * time.Second)
+		if entries := r.relay.Status().Sinks[0].Ledger; entries != 40 {
+			t.Errorf("%d events are parked: this test shows nothing", entries)
+		}
+		r.wantMetric(40, "outbox_pending_events_total")
+		w.change(func() { w.onMark = nil })
+		time.Sleep(20 * time.Second)
+		r.wantMetric(40, "outbox_pending_events_total")
+	})
+}
+
 // deafSink answers nobody.
 type deafSink struct{ release chan struct{} }
 

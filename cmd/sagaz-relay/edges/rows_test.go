@@ -256,7 +256,7 @@ func alter(t testing.TB, conn *pgx.Conn, s *shape) {
 }
 
 // stream reads so many events.
-func stream(t testing.TB, ctx context.Context, source *cdc.Source, slot string, n int) map[relay.UUID]relay.Event {
+func stream(t testing.TB, ctx context.Context, source opener, slot string, n int) map[relay.UUID]relay.Event {
 	t.Helper()
 	events := make(map[relay.UUID]relay.Event)
 	for ctx.Err() == nil && len(events) < n { // a column may make it begin again
@@ -278,6 +278,25 @@ func stream(t testing.TB, ctx context.Context, source *cdc.Source, slot string, 
 		t.Fatalf("the stream has told %d events of %d", len(events), n)
 	}
 	return events
+}
+
+// opener is a source.
+type opener interface {
+	Open(ctx context.Context, slot string, known relay.LSN) (relay.Stream, error)
+}
+
+// slotSource gives slots names of their own: a server has one set of names for all databases.
+type slotSource struct {
+	*cdc.Source
+	suffix string
+}
+
+func (s *slotSource) Open(ctx context.Context, slot string, known relay.LSN) (relay.Stream, error) {
+	return s.Source.Open(ctx, slot+"_"+s.suffix, known)
+}
+
+func (s *slotSource) Create(ctx context.Context, slot string) (relay.LSN, error) {
+	return s.Source.Create(ctx, slot+"_"+s.suffix)
 }
 
 // intake gathers events.

@@ -73,14 +73,13 @@ func (s *Source) readText(slot string) {
 // described looks at the table's description, which the stream has just brought. It is that of the moment whose WAL is decoded: columns
 // may have had other types then, or may not have been there.
 func (s *stream) described(ctx context.Context) error {
-	if s.binary && s.dec.WantsText() {
-		s.source.readText(s.slot)
-		return pgoutput.ErrWantsText
-	}
 	table, err := s.lookNow(ctx)
 	switch {
 	case err != nil:
 		return err
+	case s.binary && s.dec.WantsText():
+		s.source.readText(s.slot)
+		return pgoutput.ErrWantsText
 	case table == nil: // it could not be looked at
 		if s.dec.WantsText() {
 			return errors.New("the types of the table's columns could not be looked up")

@@ -234,6 +234,9 @@ func TestMarkAllRowsRefused(t *testing.T) {
 		if got := value[int](t, db.Pool, `SELECT count(*) FROM saga_outbox_delivery WHERE sink = 'saga_outbox'`); got != 2500 {
 			t.Errorf("%d entries", got)
 		}
+		if got := markedLSN(t, db); got < events[0].CommitLSN {
+			t.Errorf("marked_lsn %s: the next owner would not look these up, and deliver them again", got)
+		}
 		u, err := l.Remark(t.Context())
 		if err != nil || u.Events != 2500 || u.Cause != "SQLSTATE 23514: constraint t, table saga_outbox" {
 			t.Errorf("%+v, %v", u, err)
@@ -362,6 +365,39 @@ func TestMarkBesideANewTrigger(t *testing.T) {
 		mark(t, l, marksOf(events))
 		if got := counts(t, db); got != "100 sent" || unmarkedEntries(t, db) != "none" {
 			t.Errorf("rows: %s, set aside: %s", got, unmarkedEntries(t, db))
+		}
+	})
+}
+
+// A row that does not take its status failed or dead_letter: its entries stay as they are, the sweep does not take the dead letter for one that
+// a person has set back, and when it is delivered in the end, the row says so once it can.
+func TestMarkOfRefusedEventsIsRefused(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		events := insert(t, db, 1, 10)
+		marks := marksOf(events)
+		marks[3].Parked = []relay.Parked{{Sink: "kafka", State: relay.StateDead, Detached: true, Reason: relay.ReasonRejected, Error: "no", Attempts: 5}}
+		refuse(&marks[6], "no")
+		refusing(t, db, "saga_outbox", "UPDATE", map[int]string{4: "23514", 7: "P0001"})
+		mark(t, l, marks)
+		if got := counts(t, db); got != "2 pending, 8 sent" {
+			t.Errorf("rows: %s", got)
+		}
+		if found := sweepAll(t, l); len(found) != 0 || slices.Contains(settled(t, l, events), false) {
+			t.Errorf("the sweep finds %d rows", len(found))
+		}
+		const entriesSQL = `SELECT string_agg(format('%s %s %s', right(event_id::text, 1), sink, state), ', ' ORDER BY event_id, sink) FROM saga_outbox_delivery`
+		if got := value[string](t, db.Pool, entriesSQL); got != "4 kafka dead, 4 saga_outbox retry, 7 kafka retry, 7 saga_outbox retry" {
+			t.Errorf("entries: %s", got)
+		}
+		exec(t, db, `UPDATE saga_outbox_delivery SET next_attempt_at = NULL WHERE event_id = $1 AND sink = 'kafka'`, id(7).String())
+		drain(t, l, func(int) relay.Outcome { return relay.Outcome{Fate: relay.FateDelivered} }, 5)
+		exec(t, db, `DELETE FROM refused`)
+		if u := remarkNow(t, db, l); u.Events != 0 {
+			t.Errorf("%+v", u)
+		}
+		if got := counts(t, db); got != "1 dead_letter, 9 sent" {
+			t.Errorf("rows: %s", got)
 		}
 	})
 }

@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS saga_outbox (
     retry_count     INTEGER NOT NULL DEFAULT 0,
     last_error      TEXT,
     worker_id       VARCHAR(255),
-    CONSTRAINT valid_status CHECK (status IN ('pending', 'claimed', 'sent', 'failed', 'dead_letter'))
+    CONSTRAINT valid_status CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['pending'::varchar, 'claimed'::varchar, 'sent'::varchar, 'failed'::varchar, 'dead_letter'::varchar]))
 ) WITH (fillfactor = 50);
 
 CREATE INDEX IF NOT EXISTS idx_outbox_pending ON saga_outbox (created_at);
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS saga_outbox_archive (LIKE saga_outbox INCLUDING ALL E
 DO $$
 BEGIN
     IF current_setting('server_version_num')::int >= 160000
-        AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('idx_outbox_pending') AND indpred IS NULL) THEN
+        AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('idx_outbox_pending')::oid AND indpred IS NULL) THEN
         CREATE INDEX IF NOT EXISTS saga_outbox_status ON saga_outbox USING brin (status) WITH (pages_per_range = 64, autosummarize = on);
     END IF;
 END $$;

@@ -51,15 +51,18 @@ func All() []Migration {
 	return all
 }
 
+// In the schema that tables are made in somebody may have made functions and operators. Those that fit a call better than PostgreSQL's
+// own would be called, so what is called here is qualified, or cast to exactly what PostgreSQL's own takes: a varchar to text, a regclass to oid.
+
 // Run applies the migrations that are missing, each in its own transaction, and returns those it applied. It
 // may be run at any time and by several processes at once; what is there stays.
 func Run(ctx context.Context, conn *pgx.Conn) (applied []Migration, err error) {
-	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(lockKey)); err != nil {
+	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock($1::bigint)`, int64(lockKey)); err != nil {
 		return nil, fmt.Errorf("wait for the migration lock: %w", err)
 	}
 	defer func() {
 		// Closing the connection would release it too; a pooled one is not closed.
-		_, uerr := conn.Exec(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock($1)`, int64(lockKey))
+		_, uerr := conn.Exec(context.WithoutCancel(ctx), `SELECT pg_catalog.pg_advisory_unlock($1::bigint)`, int64(lockKey))
 		err = errors.Join(err, uerr)
 	}()
 	if _, err := conn.Exec(ctx, `CREATE TABLE IF NOT EXISTS saga_outbox_migrations (
@@ -67,7 +70,7 @@ func Run(ctx context.Context, conn *pgx.Conn) (applied []Migration, err error) {
 		return nil, fmt.Errorf("create table saga_outbox_migrations: %w", err)
 	}
 	var done []int
-	if err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(version), '{}') FROM saga_outbox_migrations`).Scan(&done); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT coalesce(pg_catalog.array_agg(version), '{}') FROM saga_outbox_migrations`).Scan(&done); err != nil {
 		return nil, fmt.Errorf("read saga_outbox_migrations: %w", err)
 	}
 	seen := make(map[int]bool)

@@ -46,7 +46,7 @@ func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 			return did, fmt.Errorf("drop the left-over of index %s: %w", want.name, err)
 		}
 		var definition string
-		err := conn.QueryRow(ctx, `SELECT coalesce((SELECT pg_get_indexdef(to_regclass($1))), '')`, want.name).Scan(&definition)
+		err := conn.QueryRow(ctx, `SELECT coalesce((SELECT pg_catalog.pg_get_indexdef(pg_catalog.to_regclass($1::text)::oid)), '')`, want.name).Scan(&definition)
 		if err != nil {
 			return did, fmt.Errorf("look at index %s: %w", want.name, err)
 		}
@@ -77,7 +77,7 @@ func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 		return append(did, more...), err
 	}
 	var options string
-	if err := conn.QueryRow(ctx, `SELECT coalesce(array_to_string(reloptions, ','), '') FROM pg_class WHERE oid = to_regclass('saga_outbox')`).Scan(&options); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT coalesce(pg_catalog.array_to_string(reloptions, ','), '') FROM pg_class WHERE oid = pg_catalog.to_regclass('saga_outbox')::oid`).Scan(&options); err != nil {
 		return did, fmt.Errorf("look at table saga_outbox: %w", err)
 	}
 	if !strings.Contains(options, "fillfactor=") {

@@ -17,8 +17,8 @@ type partition struct {
 
 // partitionsOf lists those of saga_outbox, or nothing when it is an ordinary table.
 func partitionsOf(ctx context.Context, conn *pgx.Conn) ([]partition, error) {
-	rows, err := conn.Query(ctx, `SELECT c.oid, quote_ident(n.nspname), quote_ident(c.relname), coalesce(array_to_string(c.reloptions, ','), '')
-		FROM pg_partition_tree(to_regclass('saga_outbox')) t JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+	rows, err := conn.Query(ctx, `SELECT c.oid, pg_catalog.quote_ident(n.nspname::text), pg_catalog.quote_ident(c.relname::text), coalesce(pg_catalog.array_to_string(c.reloptions, ','), '')
+		FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass('saga_outbox')) t JOIN pg_class c ON c.oid = t.relid::oid JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE t.isleaf AND c.relkind = 'r' AND t.parentrelid IS NOT NULL ORDER BY c.oid`)
 	if err != nil {
 		return nil, fmt.Errorf("look for partitions of saga_outbox: %w", err)
@@ -43,8 +43,8 @@ func tunePartitions(ctx context.Context, conn *pgx.Conn, partitions []partition,
 		index := fmt.Sprintf("%s_p%d", name, p.oid)
 		var definition string
 		var valid bool
-		err := conn.QueryRow(ctx, `SELECT coalesce(pg_get_indexdef(i.indexrelid), ''), coalesce(i.indisvalid, false)
-			FROM (SELECT to_regclass($1) AS oid) x LEFT JOIN pg_index i ON i.indexrelid = x.oid`, p.schema+"."+index).Scan(&definition, &valid)
+		err := conn.QueryRow(ctx, `SELECT coalesce(pg_catalog.pg_get_indexdef(i.indexrelid), ''), coalesce(i.indisvalid, false)
+			FROM (SELECT pg_catalog.to_regclass($1::text)::oid AS oid) x LEFT JOIN pg_index i ON i.indexrelid = x.oid`, p.schema+"."+index).Scan(&definition, &valid)
 		if err != nil {
 			return fmt.Errorf("look at index %s: %w", index, err)
 		}

@@ -62,7 +62,7 @@ func (m *migration) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // all is committed
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // all is committed
 	say := func(format string, args ...any) { fmt.Fprintf(m.out, format+"\n", args...) }
 
 	applied, err := migrations.Run(ctx, conn)
@@ -89,6 +89,11 @@ func (m *migration) run(ctx context.Context) error {
 	}
 	if !m.publication && !m.slot {
 		return nil
+	}
+	// A session that makes tables has their schema on its path; all else is done by one that has not.
+	_ = conn.Close(ctx)
+	if conn, err = m.settings.connect(ctx, "migrate"); err != nil {
+		return err
 	}
 	source, err := cdc.New(m.settings.cdc, newLogger(m.progress, 5))
 	if err != nil {

@@ -198,6 +198,8 @@ func TestFindings(t *testing.T) {
 		{name: "RowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox ENABLE ROW LEVEL SECURITY`, check: "saga_outbox", severity: Broken, says: "row level security"},
 		{name: "Trigger", provoke: `CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TRIGGER "Touch" BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch();
 			CREATE TRIGGER "At inserts" BEFORE INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch()`, check: "saga_outbox", severity: Note, says: `triggers run at every update: "Touch"`},
+		{name: "SearchPath", provoke: `CREATE TABLE audit (id uuid); CREATE FUNCTION note_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO audit VALUES (NEW.event_id); RETURN NEW; END';
+			CREATE TRIGGER note_it BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION note_it()`, check: "search_path", severity: Note, says: "not pinned, for the sake of public.note_it()"},
 		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "saga_outbox", severity: Broken, says: "no table", mend: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
 		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, says: "the oldest pending one is 1h0m", mend: `UPDATE saga_outbox SET status = 'sent'`},
 		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, says: "1 have been claimed"},
@@ -304,7 +306,7 @@ func TestHealthy(t *testing.T) {
 				checks = append(checks, f.Check)
 			}
 			for _, want := range []string{
-				"database", "clock", "pooler", "wal_level", "replication", "slots free", "walsenders", "slot WAL limit", "tables", "columns", "migrations", "rights", "saga_outbox",
+				"database", "clock", "pooler", "wal_level", "replication", "slots free", "walsenders", "slot WAL limit", "tables", "columns", "migrations", "rights", "saga_outbox", "search_path",
 				"publication", "owner", "slot", "other slots", "indexes", "pages", "sweep", "vacuum", "rows", "ledger", "sink kafka", "routes kafka",
 			} {
 				if !strings.Contains("|"+strings.Join(checks, "|")+"|", "|"+want+"|") {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/term"
+	"github.com/sagaz-relay/relay/relay/sessions"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -298,4 +299,48 @@ func (ex *exam) checkOrigins(ctx context.Context, check string) {
 		return
 	}
 	ex.ok(check, "marks carry a replication origin, and are not decoded; %d of %s = %d in use, %d by this database's relays", used, setting, limit, len(ours))
+}
+
+// checkStrangers says who may create functions and operators next to saga_outbox, and what keeps sessions from leaving them out.
+func (ex *exam) checkStrangers(ctx context.Context) {
+	const check = "search_path"
+	about := sessions.Of(ex.conn.PgConn())
+	if ex.table == 0 || about.Pooled {
+		return
+	}
+	var creators []string
+	if !ex.ask(ctx, check, `SELECT ARRAY(SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
+			WHERE c.oid = $1::bigint::oid AND a.privilege_type = 'CREATE' AND a.grantee <> c.relowner ORDER BY 1)`, []any{int64(ex.table)}, &creators) {
+		return
+	}
+	who := "nobody but their owner"
+	if len(creators) > 0 {
+		who = strings.Join(creators, ", ")
+	}
+	if about.Pinned {
+		ex.ok(check, "pinned to pg_catalog: no other function or operator is found, whoever may create some in the tables' schema (%s)", who)
+		return
+	}
+	functions, err := sessions.Dependents(ctx, ex.conn)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	f := Finding{
+		Check: check, Severity: Note, Summary: fmt.Sprintf("not pinned, for the sake of %s; in the tables' schema may create: %s", strings.Join(functions, ", "), who),
+		Why: "Who may create functions and operators in a schema of the path may have them run as the relay's role. Sessions leave the path out once no trigger or constraint of the table relies on it.",
+	}
+	for _, function := range functions {
+		f.Fix = append(f.Fix, sql(`ALTER FUNCTION %s SET search_path = %s, pg_temp;`, function, strings.Join(quoted(about.Schemas), ", ")))
+	}
+	ex.add(f)
+}
+
+func quoted(names []string) []string {
+	out := make([]string, 0, len(names))
+	for _, name := range names {
+		out = append(out, term.Ident(name))
+	}
+	return out
 }

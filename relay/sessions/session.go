@@ -163,7 +163,7 @@ const pinSQL = `SELECT pg_catalog.current_setting('search_path'),
 
 // oursSQL are the tables by our names that the original search_path leads to; of two by one name the first.
 const oursSQL = `SELECT DISTINCT ON (c.relname) c.oid, n.nspname::text AS schema, c.relname::text AS name
-	FROM unnest(current_setting('sagaz_relay.schemas')::name[]) WITH ORDINALITY AS s (schema, nth)
+	FROM pg_catalog.unnest(pg_catalog.current_setting('sagaz_relay.schemas')::name[]) WITH ORDINALITY AS s (schema, nth)
 	JOIN pg_namespace n ON n.nspname = s.schema JOIN pg_class c ON c.relnamespace = n.oid
 	WHERE (c.relname ~ '^saga_outbox' OR c.relname = 'consumer_inbox') AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY c.relname, s.nth`
 
@@ -175,11 +175,12 @@ const dependentsSQL = `WITH ours AS (` + oursSQL + `), tables AS (SELECT oid FRO
 		UNION ALL SELECT 'pg_attrdef'::regclass::oid, oid FROM pg_attrdef WHERE adrelid IN (SELECT oid FROM tables)
 		UNION ALL SELECT 'pg_class'::regclass::oid, indexrelid FROM pg_index WHERE indrelid IN (SELECT oid FROM tables)
 		UNION ALL SELECT 'pg_policy'::regclass::oid, oid FROM pg_policy WHERE polrelid IN (SELECT oid FROM tables))
-	SELECT p.oid::regprocedure::text AS function FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-	WHERE p.pronamespace <> 'pg_catalog'::regnamespace AND l.lanname NOT IN ('c', 'internal') AND p.prosqlbody IS NULL
-		AND NOT EXISTS (SELECT FROM unnest(p.proconfig) AS s WHERE s LIKE 'search_path=%')
+	SELECT pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)) AS function
+	FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace
+	WHERE n.nspname <> 'pg_catalog' AND l.lanname NOT IN ('c', 'internal') AND p.prosqlbody IS NULL
+		AND NOT EXISTS (SELECT FROM pg_catalog.unnest(p.proconfig) AS s WHERE s LIKE 'search_path=%')
 		AND p.oid IN (SELECT tgfoid FROM pg_trigger WHERE tgrelid IN (SELECT oid FROM tables) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-			UNION ALL SELECT d.refobjid FROM pg_depend d JOIN users u ON d.classid = u.classid AND d.objid = u.objid WHERE d.refclassid = 'pg_proc'::regclass)`
+			UNION ALL SELECT d.refobjid FROM pg_depend d JOIN users u ON d.classid = u.classid AND d.objid = u.objid WHERE d.refclassid = 'pg_proc'::regclass::oid)`
 
 // prepare makes of a session that was just connected what doc.go says.
 func prepare(ctx context.Context, conn *pgconn.PgConn, creates bool) (*About, error) {

@@ -126,6 +126,9 @@ func (l *lease) Counts(context.Context) ([]relay.LedgerCount, error) {
 			counts = append(counts, relay.LedgerCount{Sink: e.Sink, State: state})
 		}
 		counts[at].N++
+		if happened := e.At.Time(); e.At != 0 && (counts[at].Oldest.IsZero() || happened.Before(counts[at].Oldest)) {
+			counts[at].Oldest = happened
+		}
 	}
 	return counts, nil
 }

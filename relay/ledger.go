@@ -103,6 +103,6 @@ type LedgerCount struct {
 	Sink  string
 	State State
 	N     int64
-	// Oldest is when the first of them was written.
+	// Oldest is when the oldest of their events was committed, or created; for an entry of an older version, when it was written.
 	Oldest time.Time
 }

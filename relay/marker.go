@@ -89,7 +89,7 @@ func (m *marker) run(ctx context.Context) error {
 		for _, f := range batch {
 			marks = append(marks, Mark{
 				ID: f.rec.EventID, XID: f.xid, CommitLSN: f.commitLSN, EventType: f.rec.EventType,
-				Key: f.rec.Key, KeyHash: f.keyHash, Position: f.position, Parked: f.parked,
+				Key: f.rec.Key, KeyHash: f.keyHash, Position: f.position, At: f.at(), Parked: f.parked,
 			})
 		}
 		confirm := m.confirm()

@@ -22,6 +22,7 @@ type observer struct {
 
 	looking <-chan tableLook // the table's rows are being counted
 
+	parked  [2]Timestamp // the oldest event parked since the last count of the ledger, and before it
 	backlog int
 	oldest  Timestamp // created_at of the oldest pending row at the last look at the table
 	updates TableUpdates
@@ -97,6 +98,7 @@ func (o *observer) lookAtTable(ctx context.Context) {
 		if counts, err := o.p.lease.Counts(ctx); err == nil {
 			// Entries about marks are no events that wait: Remark tells of them.
 			o.sample.ledger = slices.DeleteFunc(counts, func(c LedgerCount) bool { return c.Sink == MarkSink })
+			o.parked = [2]Timestamp{0, o.parked[0]} // what was parked just now may not be written yet
 		}
 		o.ledger.after(time.Since(began), slotEvery*observeInterval, lookShare, ledgerCeiling)
 	}
@@ -188,6 +190,19 @@ func (o *observer) export() {
 		s.waiting = max(s.waiting, float64(o.backlog)) // in flight, they are pending still
 	} else if s.info.Exists {
 		s.waiting += o.unread.events(s.info.WALEnd, read, admitted)
+	}
+	entries := 0
+	for _, shelf := range p.shelves {
+		n, _, _ := shelf.state()
+		entries += n
+		if at := shelf.parked(); at != 0 && (o.parked[0] == 0 || at < o.parked[0]) {
+			o.parked[0] = at
+		}
+	}
+	for _, at := range o.parked {
+		if entries > 0 && at != 0 && (oldest.IsZero() || at.Time().Before(oldest)) {
+			oldest = at.Time()
+		}
 	}
 	for _, c := range s.ledger {
 		if c.State != StateDead && !c.Oldest.IsZero() && (oldest.IsZero() || c.Oldest.Before(oldest)) {

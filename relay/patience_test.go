@@ -3,6 +3,7 @@ package relay_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sagaz-relay/relay/relay"
@@ -62,5 +63,34 @@ func TestUnroutablePatience(t *testing.T) {
 		unbound.Stop()
 		w.untilStatus("sent", "a1", "a2")
 		wantTaken(t, sink, "a1 a2")
+	})
+}
+
+// A sink is isolated: the age of the oldest pending event goes on, it does not begin anew with the entry in the ledger.
+func TestOldestPendingOverIsolation(t *testing.T) {
+	bubble(t, "Isolation", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		sink.Down(errBroker)
+		r := start(t, w, nil, sink)
+		time.Sleep(10 * time.Second) // 0 of the bubble's clock means that the time is not known
+		committed := time.Now()
+		w.commit("a", "b")
+		for range 90 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			got, _ := r.metric("outbox_oldest_pending_seconds")
+			if age := time.Since(committed).Seconds(); age > 3 && (got < age-2 || got > age+1) {
+				t.Errorf("the oldest pending event is %.0f s old, the metric says %.0f", age, got)
+			}
+		}
+		if got := w.stands("kafka"); got != "a1 ready, b1 ready" {
+			t.Errorf("ledger: %s", got)
+		}
+		sink.Down(nil)
+		w.untilStatus("sent", "a1", "b1")
+		time.Sleep(20 * time.Second)
+		if got, _ := r.metric("outbox_oldest_pending_seconds"); got > 1 {
+			t.Errorf("with nothing pending it says %.0f", got)
+		}
 	})
 }

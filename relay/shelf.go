@@ -24,6 +24,8 @@ type shelf struct {
 	counts []uint32   // entries by bucket; nil as long as there was none
 	under  map[uint32]uint32
 	total  int // entries that are counted
+	// oldest is of what was parked since it was asked for: the ledger tells of its own oldest, but is asked only now and then.
+	oldest Timestamp
 	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be in the ledger all the same, when the
 	// answer to the mark was lost or its row is not visible yet. It is not offered: the mark that comes again would make it
 	// a second time. True means that it is counted in total; its event is in flight as well.
@@ -75,6 +77,9 @@ func (s *shelf) verdict(keyHash uint32) verdict {
 func (s *shelf) park(f *flight) {
 	s.add(f.keyHash, 1)
 	s.doubt(f.position, true)
+	if at := f.at(); at != 0 && (s.oldest == 0 || at < s.oldest) {
+		s.oldest = at
+	}
 }
 
 // parkRefused is park for an event that was refused: a dead letter that its key passes is not counted.
@@ -214,6 +219,17 @@ func (s *shelf) inLedger() int {
 		}
 	}
 	return max(0, n)
+}
+
+// parked returns when the oldest event happened that was parked since the last call, 0 for none.
+func (s *shelf) parked() (oldest Timestamp) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	oldest, s.oldest = s.oldest, 0
+	if s.total == 0 {
+		return 0
+	}
+	return oldest
 }
 
 // isolated reports whether everything goes to the ledger.

@@ -154,6 +154,8 @@ type Mark struct {
 	Key       string
 	KeyHash   uint32 // murmur2 of Key
 	Position  int64  // the event's place in the order in which the slot's owners took events
+	// At is when the event was committed, or created where that is not known; 0 where neither is.
+	At Timestamp
 	// Parked are the ledger entries for the sinks that do not have the event; none means that all have it, and the row says sent.
 	// With an entry in state StateRetry or StateDead the row says failed or dead_letter, with retry_count and last_error; with only
 	// StateHeld ones it stays pending (in hybrid mode it says failed, so that the other worker leaves it alone).

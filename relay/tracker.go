@@ -34,6 +34,17 @@ type flight struct {
 // created is the row's created_at.
 func (f *flight) created() Timestamp { return TimestampOf(f.rec.Timestamp) }
 
+// at is when the event was committed, or created where that is not known; 0 for a created_at, which the client sets, that no clock shows.
+func (f *flight) at() Timestamp {
+	if f.committed != 0 {
+		return f.committed
+	}
+	if year := f.rec.Timestamp.Year(); year < 1970 || year > 2200 {
+		return 0
+	}
+	return f.created()
+}
+
 // tracker knows what is in flight and how far the slot may move. It is a plain value without locks, I/O or
 // clock: the pipeline wraps it with a mutex. (A goroutine of its own, as the house style draws it, was not taken: each of its
 // callers works in batches and holds the lock for microseconds, while a channel costs every batch two wake-ups.)

@@ -65,9 +65,9 @@ func printOverview(w io.Writer, o *store.Overview) error {
 		fmt.Fprintln(t, "(no relay has run here yet)")
 	}
 	if len(o.Ledger) > 0 {
-		fmt.Fprintln(t, "\nSINK\tSTATE\tREASON\tENTRIES\tSINCE\tSLOT")
+		fmt.Fprintln(t, "\nSINK\tSTATE\tREASON\tENTRIES\tSINCE\tNEXT ATTEMPT\tSLOT")
 		for _, e := range o.Ledger {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", term.Text(e.Sink), term.Text(e.State), term.Text(orDash(e.Reason)), e.Entries, e.Oldest, term.Text(e.Slot))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", term.Text(e.Sink), term.Text(e.State), term.Text(orDash(e.Reason)), e.Entries, e.Oldest, orDash(e.Next), term.Text(e.Slot))
 		}
 	}
 	if o.Rows != nil {

@@ -16,7 +16,8 @@ type Entry struct {
 	ID        relay.UUID
 	Sink, Key string
 	Position  int64
-	Next      time.Time // not to be offered before; zero: at once
+	At        relay.Timestamp // of the event
+	Next      time.Time       // not to be offered before; zero: at once
 	Dead      bool
 	Detached  bool
 	Discarded bool
@@ -87,7 +88,7 @@ func (l *Ledger) Add(e *Entry) {
 func (l *Ledger) Park(m *relay.Mark, now time.Time) {
 	for _, p := range m.Parked {
 		e := &Entry{
-			ID: m.ID, Sink: p.Sink, Key: m.Key, Position: m.Position, Dead: p.State == relay.StateDead, Detached: p.Detached,
+			ID: m.ID, Sink: p.Sink, Key: m.Key, Position: m.Position, At: m.At, Dead: p.State == relay.StateDead, Detached: p.Detached,
 			Attempts: p.Attempts, Reason: p.Reason, Error: p.Error,
 		}
 		if p.State == relay.StateRetry {

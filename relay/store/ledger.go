@@ -16,7 +16,7 @@ import (
 const (
 	// blockingSQL counts by the low bits of the hash, so the answer has an end, whatever the ledger.
 	blockingSQL = `SELECT sink, key_hash & $2::int, count(*) FROM saga_outbox_delivery WHERE slot = $1 AND NOT detached GROUP BY 1, 2`
-	countsSQL   = `SELECT sink, state, count(*), min(parked_at) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
+	countsSQL   = `SELECT sink, state, count(*), min(coalesce(event_at, parked_at)) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
 )
 
 // dueSQL returns entries that may be offered, in three turns, so that none has to wait for the end of a long line of another kind. First

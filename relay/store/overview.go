@@ -22,12 +22,14 @@ type Overview struct {
 type LedgerSummary struct {
 	Slot    string `json:"slot"`
 	Sink    string `json:"sink"`
-	State   string `json:"state"`  // ready, waiting, held or dead
+	State   string `json:"state"`  // retry, held or dead
 	Reason  string `json:"reason"` // empty for those that only wait behind another
 	Entries int64  `json:"entries"`
 	Oldest  string `json:"oldest"` // when it was written
 
 	OldestTime time.Time `json:"-"` // the same
+	// Next is when the first of them is to be offered again, now or in the past for at once; empty for those that are not in state retry.
+	Next string `json:"next_attempt"`
 }
 
 // SlotOverview is one slot that relays share. The byte counts are null when the slot does not exist.
@@ -70,7 +72,8 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, er
 	if err != nil {
 		return nil, fmt.Errorf("read the table's statistics: %w", setup(err))
 	}
-	found, err = conn.Query(ctx, `SELECT slot, sink, CASE WHEN state <> 'retry' THEN state WHEN next_attempt_at IS NULL THEN 'ready' ELSE 'waiting' END, coalesce(reason, ''), count(*), min(parked_at)::text, min(parked_at)
+	found, err = conn.Query(ctx, `SELECT slot, sink, state, coalesce(reason, ''), count(*), min(parked_at)::text, min(parked_at),
+			coalesce(CASE WHEN state = 'retry' THEN CASE WHEN bool_or(next_attempt_at IS NULL) THEN now()::timestamptz(0) ELSE min(next_attempt_at)::timestamptz(0) END END::text, '')
 		FROM saga_outbox_delivery GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4`)
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", setup(err))

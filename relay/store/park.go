@@ -10,16 +10,16 @@ import (
 // parkSQL writes entries. One that was not refused ("free") is held when something in front of it blocks, else ready. The look for that is
 // an index probe for each; when nothing blocks at all, which is asked once, there is none. xid becomes the whole transaction id, of which
 // the stream tells the lower half.
-var parkSQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, next_attempt_at, reason, last_error, detached)
+var parkSQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, next_attempt_at, reason, last_error, detached, event_at)
 	SELECT p.event_id, p.sink, p.slot, p.position, p.partition_key, p.key_hash, p.event_type, CASE WHEN p.commit_lsn > 0 THEN '0/0'::pg_lsn + p.commit_lsn END,
 		CASE WHEN p.xid > 0 THEN (now.xmax + ((((p.xid - now.xmax) % 4294967296) + 6442450944) % 4294967296 - 2147483648))::text::xid8 END,
 		CASE WHEN p.state <> 'free' THEN p.state
 			WHEN NOT (SELECT EXISTS (SELECT FROM saga_outbox_delivery WHERE slot = $2 AND ` + blocking + `)) THEN 'retry'
 			WHEN ` + anyInFront(blocking, "p") + ` THEN 'held'
 			ELSE 'retry' END,
-		p.attempts, CASE WHEN p.delay > 0 THEN clock_timestamp() + make_interval(secs => p.delay) END, nullif(p.reason, ''), nullif(p.error, ''), p.detached
-	FROM (SELECT *, $2::text AS slot FROM unnest($1::uuid[], $4::text[], $5::bigint[], $6::text[], $7::int[], $8::text[], $9::bigint[], $10::bigint[], $11::text[], $12::int[], $13::float8[], $14::text[], $15::text[], $16::boolean[])
-		AS u (event_id, sink, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, delay, reason, error, detached)) p,
+		p.attempts, CASE WHEN p.delay > 0 THEN clock_timestamp() + make_interval(secs => p.delay) END, nullif(p.reason, ''), nullif(p.error, ''), p.detached, CASE WHEN p.at <> 0 THEN timestamptz '2000-01-01 00:00:00+00' + p.at * interval '1 microsecond' END
+	FROM (SELECT *, $2::text AS slot FROM unnest($1::uuid[], $4::text[], $5::bigint[], $6::text[], $7::int[], $8::text[], $9::bigint[], $10::bigint[], $11::text[], $12::int[], $13::float8[], $14::text[], $15::text[], $16::boolean[], $17::bigint[])
+		AS u (event_id, sink, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, delay, reason, error, detached, at)) p,
 		(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax) AS now
 	WHERE true` + owned + `
 	ON CONFLICT (event_id, sink) DO NOTHING`
@@ -43,6 +43,7 @@ type entries struct {
 	reasons   []string
 	errors    []string
 	detached  []bool
+	ats       []int64
 }
 
 // lineOf is what waits in one line: a key at a sink.
@@ -98,8 +99,9 @@ func (e *entries) add(m *relay.Mark, p *relay.Parked, state string) {
 	e.reasons = append(e.reasons, string(p.Reason))
 	e.errors = append(e.errors, validText(p.Error))
 	e.detached = append(e.detached, p.Detached)
+	e.ats = append(e.ats, int64(m.At))
 }
 
 func (e *entries) queue(tx *fencedTx, l *lease) {
-	tx.queue(nil, parkSQL, e.ids, l.slot, l.epoch, e.sinks, e.positions, e.keys, e.hashes, e.types, e.commits, e.xids, e.states, e.attempts, e.delays, e.reasons, l.store.allStorable(e.errors), e.detached)
+	tx.queue(nil, parkSQL, e.ids, l.slot, l.epoch, e.sinks, e.positions, e.keys, e.hashes, e.types, e.commits, e.xids, e.states, e.attempts, e.delays, e.reasons, l.store.allStorable(e.errors), e.detached, e.ats)
 }

@@ -69,7 +69,7 @@ func TestStates(t *testing.T) {
 		{"DeadLetters", func(st object) {
 			database(st)["ledger"] = []any{
 				object{"slot": "sagaz_outbox", "sink": "kafka", "state": "dead", "reason": "too_large", "entries": 3, "oldest": st["started"]},
-				object{"slot": "sagaz_outbox", "sink": "rabbitmq", "state": "waiting", "reason": "nacked", "entries": 2, "oldest": st["started"]},
+				object{"slot": "sagaz_outbox", "sink": "rabbitmq", "state": "retry", "reason": "nacked", "entries": 2, "oldest": st["started"]},
 			}
 			verdict(st, "degraded", "Relaying", "3 dead letters wait for a person")
 		}, map[string][]string{"figures": {"dead-letter list"}, "ledger": {"dead letter", "too_large", "waits for its next try"}}},

@@ -192,7 +192,7 @@ function ledger(r) {
   if (!d?.ledger) return show("ledger", empty(d?.error ? `The database does not answer: ${d.error}` : "Not known yet."));
   if (!d.ledger.length) return show("ledger", empty("Empty: every event so far was delivered at the first try, or since."));
   const columns = [{ name: "State" }, { name: "Sink" }, { name: "Reason" }, { name: "Entries", class: "number" }, { name: "Oldest" }];
-  const meaning = { ready: "to be offered", waiting: "waits for its next try", held: "behind another of its key", dead: "dead letter" };
+  const meaning = { retry: "to be offered, or waits for its next try", held: "behind another of its key", dead: "dead letter" };
   show("ledger", table("Ledger by state and reason", columns, d.ledger.map(e => [
     tag(e.state === "dead" ? "broken" : "degraded", meaning[e.state] || e.state), e.sink, el("span", { class: "mono" }, e.reason || none), count(e.entries), `${duration(age(r, e.oldest))} ago`])));
 }

@@ -29,6 +29,8 @@ type Relay struct {
 	slots map[string]*slotState
 	// startError is why the database is of no use, until it is.
 	startError string
+	// fault is what a start would refuse by now; see recheck.
+	fault string
 }
 
 // New builds a relay. The configuration must be valid, and there must be at least one sink; the caller closes the
@@ -72,6 +74,10 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.watch(ctx) })
+	group.Go(func() error {
+		r.recheck(ctx)
+		return nil
+	})
 	for _, slot := range r.cfg.Slots {
 		group.Go(func() error {
 			err := r.keep(ctx, slot)

@@ -41,6 +41,8 @@ type Status struct {
 	Sinks    []SinkStatus `json:"sinks"`
 	// StartError is why the database was not of use at the last try, as long as the relay has not begun.
 	StartError string `json:"start_error,omitempty"`
+	// Fault is what the database lacks by now of what the relay needs, in the words with which a start would refuse it.
+	Fault string `json:"fault,omitempty"`
 }
 
 // SlotStatus is one slot as this relay sees it. Positions and counts are of the current ownership.
@@ -120,7 +122,7 @@ func (r *Relay) Status() Status {
 	st := Status{WorkerID: r.cfg.WorkerID, Started: r.started, Wanted: r.cfg.Mode}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	st.StartError = r.startError
+	st.StartError, st.Fault = r.startError, r.fault
 	for _, name := range r.cfg.Slots {
 		s := r.slots[name]
 		out := SlotStatus{Slot: s.name, Role: s.role, Since: s.since}
@@ -182,6 +184,9 @@ func (p *pipeline) status(out *SlotStatus) {
 // ready if it could take over, and so is an owner whose broker is down: it moves as far as it can, and a restart would not help the broker.
 func (s Status) Problems() []string {
 	var problems []string
+	if s.Fault != "" {
+		problems = append(problems, s.Fault)
+	}
 	for i := range s.Slots {
 		if p := s.Slots[i].problem(s.StartError); p != "" {
 			problems = append(problems, fmt.Sprintf("slot %s: %s", s.Slots[i].Slot, p))

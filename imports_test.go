@@ -49,7 +49,7 @@ var confined = []struct {
 
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
-	"relay", "relay/verify", "sinks/sinktest", "sinks/brokertest", "migrations", "migrations/pgtest", "migrations/pgserver", "internal/otlptest",
+	"relay", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "sinks/brokertest", "migrations", "migrations/pgtest", "migrations/pgserver", "internal/otlptest",
 }
 
 func TestImportsPointInward(t *testing.T) {

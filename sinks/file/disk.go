@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -76,10 +77,31 @@ func syncDir(name string) error {
 }
 
 func (d *disk) check() error {
+	d.leave()
 	if d.f != nil {
 		return nil
 	}
 	return d.reopen()
+}
+
+// leave closes a file that the path names no longer, since it was removed or renamed: what is
+// written from now on belongs to the path.
+func (d *disk) leave() {
+	if d.f == nil {
+		return
+	}
+	named, err := os.Stat(d.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return // we may not look, which says nothing about the file
+	}
+	if err == nil {
+		if open, err := d.f.Stat(); err != nil || os.SameFile(named, open) {
+			return
+		}
+	}
+	d.log.Warn("the outbox file was removed or renamed, opening it anew", "path", d.path)
+	_ = d.f.Close() // all that we acknowledged is synced
+	d.f = nil
 }
 
 func (d *disk) close() error {
@@ -164,9 +186,15 @@ func endOfLastLine(f io.ReaderAt, size int64) (int64, error) {
 	return 0, nil
 }
 
+var errRemoved = errors.New("the file was removed while it was written")
+
 // commit appends the lines with one write and one sync. When that fails the file is cut back to where it
 // was and opened anew next time, which also repairs what could not be cut back now.
+//
+// A file that was renamed, as log rotation does, is left for a new one. One that is removed while we write
+// takes the lines with it, so they are not acknowledged.
 func (d *disk) commit(lines []byte) error {
+	d.leave()
 	if d.f == nil {
 		if err := d.reopen(); err != nil {
 			return err
@@ -178,6 +206,11 @@ func (d *disk) commit(lines []byte) error {
 		err = io.ErrShortWrite
 	case err == nil && d.fsync:
 		err = d.f.Sync()
+	}
+	if err == nil {
+		if info, statErr := d.f.Stat(); statErr == nil && removed(info) {
+			err = errRemoved
+		}
 	}
 	if err == nil {
 		d.size += int64(len(lines))

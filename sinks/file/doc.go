@@ -11,6 +11,8 @@
 //     file is cut back to where it was: no line is ever half there for long.
 //   - A crash may leave a torn last line. It was never acknowledged, so it is cut off when the file is
 //     next opened, and its record comes again.
+//   - A file that was renamed or removed is left, and the path opened anew. Lines that were written while it
+//     was being removed are not acknowledged.
 //   - A failed sync leaves it open what is on disk, so the file is opened anew before the next write.
 //
 // One process at a time may write a file.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,6 +79,7 @@ type flaky struct {
 type faults struct {
 	writes, syncs, cuts atomic.Int64 // how many more of them fail
 	met                 atomic.Int64
+	removes             atomic.Pointer[string]        // not nil: the file that the next write finds removed
 	gate                atomic.Pointer[chan struct{}] // not nil: a disk that stalls until it is closed
 }
 
@@ -100,6 +102,11 @@ func (f flaky) Write(b []byte) (int, error) {
 		f.faults.met.Add(1)
 		n, err := f.handle.Write(b[:len(b)*2/3])
 		return n, errors.Join(err, syscall.ENOSPC)
+	}
+	if path := f.faults.removes.Swap(nil); path != nil {
+		if err := os.Remove(*path); err != nil {
+			return 0, err
+		}
 	}
 	return f.handle.Write(b)
 }
@@ -477,6 +484,7 @@ type memoryInfo struct{ os.FileInfo }
 
 func (memoryInfo) Size() int64       { return 0 }
 func (memoryInfo) Mode() os.FileMode { return 0 }
+func (memoryInfo) Sys() any          { return nil }
 
 // While one sync is under way the batches of all other lanes gather, and the next sync serves them all.
 func TestGroupCommit(t *testing.T) {
@@ -570,6 +578,105 @@ func TestFenceOfAGroupThatWaited(t *testing.T) {
 	if out := w.out.String(); strings.Count(out, "\n") != 6 || strings.Contains(out, `"fenced"`) || strings.Contains(out, `"given up"`) {
 		t.Errorf("got lines %s, want those of first and free", out)
 	}
+}
+
+// What is written after the file has lost its name goes to the path: nobody would ever read the old one.
+func TestFileLosesItsName(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		lose func(t *testing.T, path string)
+		away bool // nothing can be written before the directory is back
+	}{
+		{"removed", remove, false},
+		{"renamed", func(t *testing.T, path string) { rename(t, path, path+".1") }, false},
+		{"renamed, and another in its place", func(t *testing.T, path string) {
+			rename(t, path, path+".1")
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"cut short", func(t *testing.T, path string) {
+			if err := os.Truncate(path, 0); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"its directory removed", func(t *testing.T, path string) {
+			if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cfg := config(t)
+			cfg.Path = filepath.Join(filepath.Dir(cfg.Path), "sub", "events.jsonl")
+			dir := filepath.Dir(cfg.Path)
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			s := newSink(t, cfg)
+			defer func() { _ = s.Close() }()
+			if err := s.Publish(t.Context(), sinktest.Records("t", "k", 0, 3)); err != nil {
+				t.Fatal(err)
+			}
+			tc.lose(t, cfg.Path)
+			after := sinktest.Records("t", "k", 0, 2)
+			if tc.away {
+				if err := s.Check(t.Context()); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("check: %v, want that the file cannot be opened", err)
+				}
+				if err := s.Publish(t.Context(), after); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("publish: %v, want that the file cannot be opened", err)
+				}
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Publish(t.Context(), after); err != nil {
+				t.Fatal(err)
+			}
+			sinktest.CheckOrder(t, readAll(t, cfg.Path), map[string]int{"k": 2}, true)
+			if strings.HasPrefix(tc.name, "renamed") {
+				sinktest.CheckOrder(t, readAll(t, cfg.Path+".1"), map[string]int{"k": 3}, true)
+			}
+		})
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rename(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A file that is removed while it is written takes its lines with it: they are not acknowledged.
+func TestFileRemovedUnderAWrite(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Log("links of an open file are counted on Linux only")
+		return
+	}
+	cfg := config(t)
+	s, f := newFlaky(t, cfg)
+	defer func() { _ = s.Close() }()
+	batch := sinktest.Records("t", "k", 0, 2)
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	f.removes.Store(&cfg.Path)
+	if err := s.Publish(t.Context(), batch); !errors.Is(err, errRemoved) {
+		t.Fatalf("got %v, want %v", err, errRemoved)
+	}
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	sinktest.CheckOrder(t, readAll(t, cfg.Path), map[string]int{"k": 2}, true)
 }
 
 func TestFileMode(t *testing.T) {

@@ -23,3 +23,9 @@ func dataSync(f *os.File) error {
 	})
 	return errors.Join(err, os.NewSyscallError("fdatasync", syncErr))
 }
+
+// removed says that no name leads to the open file any more, so that it goes with its last handle.
+func removed(info os.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stat.Nlink == 0
+}

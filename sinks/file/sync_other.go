@@ -5,3 +5,5 @@ package file
 import "os"
 
 func dataSync(f *os.File) error { return f.Sync() }
+
+func removed(os.FileInfo) bool { return false }

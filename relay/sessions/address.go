@@ -82,6 +82,7 @@ func Parse(databaseURL string) (*Address, error) {
 		return nil, errors.New("DATABASE_URL: is neither a URL nor made of keyword=value: want postgresql://user:password@host:5432/database")
 	}
 	a := &Address{ConnConfig: cfg}
+	a.settleQueries()
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
 	}
@@ -130,6 +131,19 @@ func Parse(databaseURL string) (*Address, error) {
 	}
 	cfg.DialFunc = (&net.Dialer{KeepAliveConfig: alive}).DialContext
 	return a, nil
+}
+
+// settleQueries undoes what the string says about how statements are sent, which is pgx's own and gone from RuntimeParams.
+// Other modes cannot hand over lists of ids, and batches in mode exec pass by the qualifier (qualify.go).
+func (a *Address) settleQueries() {
+	const mode, capacity = pgx.QueryExecModeCacheStatement, 512
+	if a.DefaultQueryExecMode != mode {
+		a.Ignored = append(a.Ignored, "default_query_exec_mode: the relay has its own")
+	}
+	if a.StatementCacheCapacity != capacity || a.DescriptionCacheCapacity != capacity {
+		a.Ignored = append(a.Ignored, "statement_cache_capacity, description_cache_capacity: the relay has its own")
+	}
+	a.DefaultQueryExecMode, a.StatementCacheCapacity, a.DescriptionCacheCapacity = mode, capacity, capacity
 }
 
 // withoutDSN drops the connection string that pgconn's parse error quotes: it holds the password.

@@ -96,6 +96,34 @@ func TestSettingsOfRoleAndDatabase(t *testing.T) {
 	})
 }
 
+// How pgx is to send statements may be part of DATABASE_URL; marks need the way that they are written for.
+func TestQueryModesOfTheAddress(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	for _, way := range []string{
+		"default_query_exec_mode=exec", "default_query_exec_mode=simple_protocol", "default_query_exec_mode=describe_exec", "default_query_exec_mode=cache_describe",
+		"statement_cache_capacity=0", "default_query_exec_mode=cache_describe&description_cache_capacity=0",
+	} {
+		cfg := testConfig(db)
+		cfg.Owner = "relay " + way
+		u, err := url.Parse(cfg.DatabaseURL)
+		if err != nil {
+			t.Fatal("the DSN is no URL")
+		}
+		u.RawQuery = strings.TrimPrefix(u.RawQuery+"&"+way, "&")
+		cfg.DatabaseURL = u.String()
+		s := newStore(t, cfg, nil)
+		l := acquire(t, s, "outbox")
+		mark(t, l, marksOf(insert(t, db, 1, 3)))
+		if got := counts(t, db); got != "3 sent" {
+			t.Errorf("%s: %s", way, got)
+		}
+		if n, err := l.Prune(t.Context(), 0, false, 100); err != nil || n != 3 {
+			t.Errorf("%s: pruned %d, %v", way, n, err)
+		}
+		release(t, l)
+	}
+}
+
 // Rows are archived whole with an identity column; with a computed one once the archive does not compute it itself.
 func TestArchiveOfIdentityAndComputedColumns(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {

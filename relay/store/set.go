@@ -23,7 +23,8 @@ import (
 //
 //   - before its commit: the old row has no heir, everything is as it was, and the next to take the lease does all of it;
 //   - after it, before the old replication slot is dropped: the row with an heir says that the slot is not needed. Every owner drops the
-//     slots of such rows; until then they hold back WAL, and nothing else;
+//     slots of such rows, but only once its own streams and no sweep is owed: RELAY_SLOT may be mistyped, and name a slot that is of no
+//     use to us. Until then they hold back WAL, and nothing else;
 //   - an owner of the old slot that was frozen since before: its epoch is gone, its marks are refused, and it stops;
 //   - back to the old name: the old row loses its heir, and inherits from the one that had inherited.
 //
@@ -68,6 +69,9 @@ const (
 	// abandonedSQL finds the replication slots that nobody needs: those of ours that have an heir.
 	abandonedSQL = `SELECT s.slot_name, s.active FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
 		WHERE r.heir IS NOT NULL AND s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database()`
+	// settledSQL is true when the owner's own slot is of use: it is read, and what it does not tell was found.
+	settledSQL = `SELECT EXISTS (SELECT FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
+		WHERE r.slot = $1 AND r.epoch = $2 AND NOT r.sweep_owed AND s.active AND s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database())`
 	dropSlotSQL = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active AND database = current_database() AND plugin = 'pgoutput'`
 )
 
@@ -205,27 +209,32 @@ func (s *Store) inheritLedger(ctx context.Context, tx pgx.Tx, slot, from string,
 // progressEvery is how often the log tells of work that takes long.
 const progressEvery = 5 * time.Second
 
-// dropAbandoned drops the replication slots that have an heir, until there are none, or what keeps it from that is told once.
+// dropAbandoned drops the replication slots that have an heir, until there are none. What keeps it from that for a minute is told, once.
 func (l *lease) dropAbandoned(ctx context.Context) {
-	var left []string
-	var err error
-	for range 30 {
-		if left, err = l.dropOnce(ctx); ctx.Err() != nil || err == nil && len(left) == 0 {
+	told := false
+	for began := time.Now(); ; {
+		left, settled, err := l.dropOnce(ctx)
+		if ctx.Err() != nil || err == nil && len(left) == 0 {
 			return
 		}
-		if setup(err) != err { // a right that we lack does not come by itself
-			break
+		refused := err != nil && setup(err) != err // a right that we lack does not come by itself
+		if !told && (refused || time.Since(began) > time.Minute) {
+			told = true
+			why := "it is in use"
+			if !settled {
+				why = "slot " + l.slot + " does not stream yet"
+			}
+			l.log.Warn("a replication slot whose work another one has taken over holds back WAL, and is not dropped", "slots", strings.Join(left, ","), "why", why, "error", err,
+				"mend", "if RELAY_SLOT is what it should be, as the slot's owner or a superuser: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name IN ('"+strings.Join(left, "', '")+"')")
 		}
-		if !relay.Sleep(ctx, 2*time.Second) {
+		if refused || !relay.Sleep(ctx, 2*time.Second) {
 			return
 		}
 	}
-	l.log.Warn("a replication slot that nobody needs any more holds back WAL, and could not be dropped", "slots", strings.Join(left, ","), "error", err,
-		"mend", "as its owner or a superuser: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name IN ('"+strings.Join(left, "', '")+"')")
 }
 
-// dropOnce drops what can be dropped, and returns what is left.
-func (l *lease) dropOnce(ctx context.Context) (left []string, err error) {
+// dropOnce drops what can be dropped, and returns what is left, and whether our own slot is of use.
+func (l *lease) dropOnce(ctx context.Context) (left []string, settled bool, err error) {
 	err = l.beside(ctx, "set", func(ctx context.Context, conn *pgx.Conn) error {
 		ctx, cancel := context.WithTimeout(ctx, factMost)
 		defer cancel()
@@ -239,8 +248,11 @@ func (l *lease) dropOnce(ctx context.Context) (left []string, err error) {
 			}
 			return nil
 		}, abandonedSQL)
+		if err == nil && len(left) > 0 {
+			err = conn.QueryRow(ctx, settledSQL, l.slot, l.epoch).Scan(&settled)
+		}
 		for _, name := range idle {
-			if err != nil {
+			if err != nil || !settled {
 				break
 			}
 			if _, err = conn.Exec(ctx, dropSlotSQL, name); err == nil {
@@ -250,5 +262,5 @@ func (l *lease) dropOnce(ctx context.Context) (left []string, err error) {
 		}
 		return err
 	})
-	return left, err
+	return left, settled, err
 }

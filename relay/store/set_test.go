@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"
@@ -77,7 +79,26 @@ func TestRenamedSlotInherits(t *testing.T) {
 		if got, want := strings.Join(order, " "), `{"n": 1} {"n": 2} {"n": 3} {"n": 4}`; got != want {
 			t.Errorf("delivered %s, want %s", got, want)
 		}
+		// The old replication slot stays until the new one is of use: without it, with a sweep owed, while nobody reads it.
+		stays := func(when string) {
+			t.Helper()
+			if left, settled, err := l.dropOnce(t.Context()); err != nil || settled || !slices.Equal(left, []string{x}) {
+				t.Errorf("%s: left %v, settled %t, %v; want the old slot to stay", when, left, settled, err)
+			}
+		}
+		stays("without the new slot")
+		exec(t, db, `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`)
+		exec(t, db, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, y)
+		stop := stream(t, db, y)
+		stays("with a sweep owed")
+		stop()
+		if _, err := l.EndSweep(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		stays("while nobody reads the new slot")
+		stop = stream(t, db, y)
 		db.Until(t, `SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, x)
+		stop()
 		if owners, err := Owners(t.Context(), db.Conn(t), time.Second); err != nil || len(owners) != 1 || owners[0].Slot != y {
 			t.Errorf("owners %v, %v; want %s alone", owners, err, y)
 		}
@@ -90,6 +111,29 @@ func TestRenamedSlotInherits(t *testing.T) {
 		}
 		checkFenced(t, db, l, marksOf([]relay.Event{{ID: id(5), AggregateID: "a5"}}))
 	})
+}
+
+// stream reads a slot until the function that it returns is called, or the test ends.
+func stream(t testing.TB, db *pgtest.DB, slot string) (stop func()) {
+	t.Helper()
+	conn, err := pgconn.Connect(t.Context(), db.DSN+"&replication=database")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			_ = conn.Conn().Close() // as a client that dies
+			db.Until(t, `SELECT NOT active FROM pg_replication_slots WHERE slot_name = $1`, slot)
+		})
+	}
+	t.Cleanup(func() { _ = conn.Conn().Close() })
+	conn.Frontend().SendQuery(&pgproto3.Query{String: `START_REPLICATION SLOT "` + slot + `" LOGICAL 0/0 (proto_version '1', publication_names 'sagaz_outbox')`})
+	if err := conn.Frontend().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	db.Until(t, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, slot)
+	return stop
 }
 
 // A relay of another slot does not take anything while one lives, says whom it found, and takes over when that one is gone: by a clean

@@ -2,11 +2,13 @@ package repair
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -125,6 +127,9 @@ func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 const restoreSQL = `INSERT INTO saga_outbox SELECT * FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
 	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id) ON CONFLICT (event_id) DO NOTHING`
 
+const archivedSQL = `SELECT EXISTS (SELECT FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
+	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id))`
+
 // thereSQL are the events whose rows are there and stay until we commit. What removes rows locks them, and relay.ReplayLock keeps out a retention
 // that would not see the entries.
 const thereSQL = `SELECT event_id::text FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR KEY SHARE`
@@ -179,24 +184,26 @@ func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, a
 	if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1::bigint)`, relay.ReplayLock); err != nil {
 		return 0, nil, nil, err
 	}
-	if !p.NoArchive {
-		tag, err := tx.Exec(ctx, restoreSQL, ids)
-		if err != nil {
-			return 0, nil, nil, fmt.Errorf("copy rows back from saga_outbox_archive: %w", err)
+	there, err := present(ctx, tx, ids)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	// Only what is in the archive and nowhere else is copied: a role without INSERT on saga_outbox can replay the rest.
+	if !p.NoArchive && len(there) < len(ids) {
+		var archived bool
+		if err := tx.QueryRow(ctx, archivedSQL, ids).Scan(&archived); err != nil {
+			return 0, nil, nil, fmt.Errorf("look into saga_outbox_archive: %w", err)
 		}
-		restored = int(tag.RowsAffected())
-	}
-	rows, err := tx.Query(ctx, thereSQL, ids)
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	there := make(map[string]bool, len(list))
-	for _, id := range list {
-		there[id] = true
+		if archived {
+			tag, err := tx.Exec(ctx, restoreSQL, ids)
+			if err != nil {
+				return 0, nil, nil, restoring(err, tx.Conn().Config().User)
+			}
+			restored = int(tag.RowsAffected())
+			if there, err = present(ctx, tx, ids); err != nil {
+				return 0, nil, nil, err
+			}
+		}
 	}
 	kept := ids[:0:0]
 	for i := range batch {
@@ -207,9 +214,36 @@ func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, a
 		kept, keys, types = append(kept, ids[i]), append(keys, batch[i].key), append(types, batch[i].eventType)
 		hashes = append(hashes, int32(relay.KeyHash(batch[i].key))) //nolint:gosec // the same 32 bits
 	}
-	if rows, err = tx.Query(ctx, replaySQL, kept, keys, hashes, types, r.Slot, after, r.Sinks); err != nil {
+	rows, err := tx.Query(ctx, replaySQL, kept, keys, hashes, types, r.Slot, after, r.Sinks)
+	if err != nil {
 		return 0, nil, nil, err
 	}
 	made, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	return restored, gone, made, err
+}
+
+// restoring says what the copying out of the archive lacks: a right that nothing else needs.
+func restoring(err error, role string) error {
+	err = fmt.Errorf("copy rows back from saga_outbox_archive: %w", err)
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" {
+		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: "GRANT INSERT ON saga_outbox TO " + pgx.Identifier{role}.Sanitize() + ";"}
+	}
+	return err
+}
+
+// present locks the events' rows and returns which there are.
+func present(ctx context.Context, tx pgx.Tx, ids []string) (map[string]bool, error) {
+	rows, err := tx.Query(ctx, thereSQL, ids)
+	if err != nil {
+		return nil, err
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	there := make(map[string]bool, len(list))
+	for _, id := range list {
+		there[id] = true
+	}
+	return there, nil
 }

@@ -1,6 +1,8 @@
 package repair
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 func TestReplay(t *testing.T) {
@@ -118,6 +121,43 @@ func TestReplayWithoutArchive(t *testing.T) {
 	}
 	if e, err := Show(t.Context(), db.conn, id(2), false); err != nil || e.Row != nil {
 		t.Errorf("%+v, %v", e, err)
+	}
+}
+
+// A role with the relay's rights can replay what is still in saga_outbox. For what is in the archive the error names the one right that is
+// missing.
+func TestReplayWithNamedRights(t *testing.T) {
+	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
+	for n := 1; n <= 3; n++ {
+		db.row(n, "a", "sent", 0)
+	}
+	db.exec(`WITH gone AS (DELETE FROM saga_outbox WHERE event_id = $1::text::uuid RETURNING *) INSERT INTO saga_outbox_archive SELECT * FROM gone`, id(3).String())
+	role, _, dsn := db.Role(t, "")
+	db.exec(store.Grants(role))
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	replay := func(n int, sink string) (*Replayed, error) {
+		r := Replay{EventIDs: []relay.UUID{id(n)}, Slot: "sagaz_outbox", Sinks: []string{sink}}
+		plan, err := PlanReplay(t.Context(), conn, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plan.Run(t.Context(), conn, r)
+	}
+	if done, err := replay(1, "kafka"); err != nil || done.N() != 1 {
+		t.Errorf("without INSERT: %+v, %v", done, err)
+	}
+	done, err := replay(3, "kafka")
+	setup := (*relay.SetupError)(nil)
+	if !errors.As(err, &setup) {
+		t.Fatalf("without INSERT, from the archive: %+v, %v; want the right that is missing", done, err)
+	}
+	db.exec(setup.Fix)
+	if done, err := replay(3, "kafka"); err != nil || done.Restored != 1 {
+		t.Errorf("with the rights that messages name, from the archive: %+v, %v", done, err)
 	}
 }
 

@@ -33,7 +33,7 @@ func Needs(mark string, retention, archive bool) []Need {
 	return needs
 }
 
-// Grants are the statements that give a role that owns nothing what the relay and its commands need, however it is set up.
+// Grants are the statements that give a role that owns nothing what the relay needs, however it is set up.
 func Grants(role string) string {
 	var all []string
 	for _, n := range Needs(MarkArchive, true, true) {

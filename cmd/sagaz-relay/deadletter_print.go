@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/term"
+	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/repair"
 )
 
@@ -35,7 +36,7 @@ func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time
 	fmt.Fprintln(t, "EVENT_ID\tSINK\tSTATE\tREASON\tATTEMPTS\tAGE\tKEY")
 	for i := range letters {
 		l := &letters[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.EventID, term.Cut(term.Text(l.Sink), 10), term.Text(string(l.State)), term.Text(orDash(l.Reason)), l.Attempts, age(now.Sub(l.Since)), term.Text(l.Key))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.EventID, term.Cut(term.Text(l.Sink), len(relay.MarkSink)), term.Text(string(l.State)), term.Text(orDash(l.Reason)), l.Attempts, age(now.Sub(l.Since)), term.Text(l.Key))
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // Overview is what the database says of the relays and their work.
@@ -22,7 +24,7 @@ type Overview struct {
 type LedgerSummary struct {
 	Slot    string `json:"slot"`
 	Sink    string `json:"sink"`
-	State   string `json:"state"`  // retry, held or dead
+	State   string `json:"state"`  // retry, held or dead; unmarked: delivered, and the row does not take its mark
 	Reason  string `json:"reason"` // empty for those that only wait behind another
 	Entries int64  `json:"entries"`
 	Oldest  string `json:"oldest"` // when it was written
@@ -72,9 +74,9 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, er
 	if err != nil {
 		return nil, fmt.Errorf("read the table's statistics: %w", setup(err))
 	}
-	found, err = conn.Query(ctx, `SELECT slot, sink, state, coalesce(reason, ''), count(*), min(parked_at)::text, min(parked_at),
+	found, err = conn.Query(ctx, `SELECT slot, sink, CASE sink WHEN '`+relay.MarkSink+`' THEN 'unmarked' ELSE state END, coalesce(reason, ''), count(*), min(parked_at)::text, min(parked_at),
 			coalesce(CASE WHEN state = 'retry' THEN CASE WHEN bool_or(next_attempt_at IS NULL) THEN now()::timestamptz(0) ELSE min(next_attempt_at)::timestamptz(0) END END::text, '')
-		FROM saga_outbox_delivery GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4`)
+		FROM saga_outbox_delivery GROUP BY slot, sink, state, 4 ORDER BY 1, 2, 3, 4`)
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", setup(err))
 	}

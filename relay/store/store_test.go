@@ -221,8 +221,13 @@ func TestReadOverview(t *testing.T) {
 			t.Errorf("rows: %+v", o.Rows)
 		}
 		mark(t, l, parking(marksOf(events[5:]), refusal("kafka", "no")))
-		if o := read(false); len(o.Ledger) != 1 || o.Ledger[0].Slot != slot || o.Ledger[0].Sink != "kafka" || o.Ledger[0].State != "waiting" || o.Ledger[0].Reason != "rejected" || o.Ledger[0].Entries != 2 || o.Ledger[0].Oldest == "" {
+		if o := read(false); len(o.Ledger) != 1 || o.Ledger[0].Slot != slot || o.Ledger[0].Sink != "kafka" || o.Ledger[0].State != "retry" || o.Ledger[0].Reason != "rejected" || o.Ledger[0].Entries != 2 || o.Ledger[0].Oldest == "" {
 			t.Errorf("ledger: %+v", o.Ledger)
+		}
+		exec(t, db, `INSERT INTO saga_outbox_delivery SELECT (e).* FROM (SELECT jsonb_populate_record(d, '{"sink": "saga_outbox", "state": "retry", "reason": "unmarked"}') AS e
+			FROM saga_outbox_delivery d LIMIT 1) d`)
+		if o := read(false); len(o.Ledger) != 2 || o.Ledger[1].Sink != relay.MarkSink || o.Ledger[1].State != "unmarked" {
+			t.Errorf("a row that does not take its mark: %+v", o.Ledger)
 		}
 		info, err := l.Slot(t.Context())
 		if err != nil {

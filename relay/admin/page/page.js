@@ -192,9 +192,9 @@ function ledger(r) {
   if (!d?.ledger) return show("ledger", empty(d?.error ? `The database does not answer: ${d.error}` : "Not known yet."));
   if (!d.ledger.length) return show("ledger", empty("Empty: every event so far was delivered at the first try, or since."));
   const columns = [{ name: "State" }, { name: "Sink" }, { name: "Reason" }, { name: "Entries", class: "number" }, { name: "Oldest" }];
-  const meaning = { retry: "to be offered, or waits for its next try", held: "behind another of its key", dead: "dead letter" };
+  const meaning = { retry: "to be offered, or waits for its next try", held: "behind another of its key", dead: "dead letter", unmarked: "delivered, the row does not take its mark" };
   show("ledger", table("Ledger by state and reason", columns, d.ledger.map(e => [
-    tag(e.state === "dead" ? "broken" : "degraded", meaning[e.state] || e.state), e.sink, el("span", { class: "mono" }, e.reason || none), count(e.entries), `${duration(age(r, e.oldest))} ago`])));
+    tag(e.state === "dead" ? "broken" : "degraded", meaning[e.state] || e.state), e.sink, el("span", { class: "mono whole" }, e.reason || none), count(e.entries), `${duration(age(r, e.oldest))} ago`])));
 }
 
 const percent = share => `${(Math.floor(share * 1000) / 10).toFixed(1)} %`; // never rounded up to all of them
@@ -218,11 +218,14 @@ const kinds = {
   polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", events_isolated: "events isolated", sink_added: "sink added", sink_removed: "sink removed", dead_letter: "dead letter", rows_unmarked: "rows not marked",
 };
 
+// kind names a change; the end of one that has no name of its own for it is no accident any more.
+const kind = c => c.kind === "rows_unmarked" && c.level === "ok" ? "rows marked" : kinds[c.kind] || c.kind;
+
 function changes(r) {
   if (!r.changes.length) return show("changes", empty("None yet."));
   show("changes", el("ol", { class: "card log", reversed: "" }, r.changes.map(c => el("li", { "data-level": c.level },
     when(c.time),
-    el("span", { class: "what" }, sign(c.level), kinds[c.kind] || c.kind),
+    el("span", { class: "what" }, sign(c.level), kind(c)),
     el("span", { class: "said" }, c.text, c.times > 1 ? el("b", {}, ` ×${count(c.times)}`) : null),
     el("span", { class: "about soft" }, [c.sink, c.slot].filter(Boolean).join(" · "))))));
 }
@@ -234,7 +237,7 @@ function announce(r) {
   const newest = r.changes[0], now = `${r.verdict.summary}, ${words[r.verdict.level]}`;
   const key = JSON.stringify([now, newest?.time]);
   if (told === key || now === state && performance.now() - spoken < pause) return;
-  if (told !== null) byId("announce").textContent = newest ? `${now}. ${[newest.sink || newest.slot, kinds[newest.kind] || newest.kind, newest.text].filter(Boolean).join(", ")}` : now;
+  if (told !== null) byId("announce").textContent = newest ? `${now}. ${[newest.sink || newest.slot, kind(newest), newest.text].filter(Boolean).join(", ")}` : now;
   if (told !== null) spoken = performance.now();
   told = key;
   state = now;

@@ -65,10 +65,14 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // URL is where a browser finds it.
 func (s *Server) URL() string {
-	if s.tls {
-		return "https://" + s.Addr()
+	addr := s.Addr()
+	if host, port, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host).IsUnspecified() {
+		addr = net.JoinHostPort("localhost", port) // [::] is no address to open in a browser
 	}
-	return "http://" + s.Addr()
+	if s.tls {
+		return "https://" + addr
+	}
+	return "http://" + addr
 }
 
 // Serve answers until ctx ends, and a moment longer for requests under way.

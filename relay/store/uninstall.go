@@ -54,7 +54,7 @@ func Belongings(ctx context.Context, conn *pgx.Conn, slots []string, publication
 		case !ours:
 			b.Stays, b.Note = true, "it is somebody else's (database "+database+")"
 		case active:
-			return fmt.Errorf("%w: somebody reads slot %s", ErrInUse, name)
+			return fmt.Errorf("%w: slot %s is being read; stop all relays of this database first", ErrInUse, name)
 		}
 		all = append(all, b)
 		return nil

@@ -67,7 +67,8 @@ What is read:
   file          the file of RELAY_FILE_PATH.
 
 An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile does no harm. A row whose headers override
-event_id is found all the same. Rows that were deleted (RELAY_MARK=delete, RELAY_RETENTION) cannot be compared; what was delivered of
+event_id is found all the same. What was sent before a sink was added is missing there: say --since, or
+replay it. Rows that were deleted (RELAY_MARK=delete, RELAY_RETENTION) cannot be compared; what was delivered of
 them is listed as not in the table. It takes about 100 bytes of memory an event, and one scan of the table.
 
 Exit code 0: nothing is missing, and no sinks disagree (with --strict-order: and nothing is earlier). 1 otherwise.`

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -18,7 +17,9 @@ import (
 func newLogger(w io.Writer, level hclog.Level) hclog.Logger {
 	// hclog's own JSON keys are fixed (@level, @message), so its output is discarded and a sink writes ours.
 	log := hclog.NewInterceptLogger(&hclog.LoggerOptions{Output: io.Discard, Level: level})
-	log.RegisterSink(&jsonLines{w: w, level: level})
+	log.RegisterSink(&jsonLines{level: level, out: newPatientWriter(w, logPatience, func(lines int64) []byte {
+		return jsonLine("log", hclog.Warn, "nobody read the log, lines were dropped", "lines", lines)
+	})})
 	return log
 }
 
@@ -54,9 +55,7 @@ func pythonLevel(level hclog.Level) string {
 
 type jsonLines struct {
 	level hclog.Level
-
-	mu sync.Mutex // one line at a time
-	w  io.Writer
+	out   *patientWriter
 }
 
 // Accept implements hclog.SinkAdapter.
@@ -64,6 +63,10 @@ func (j *jsonLines) Accept(name string, level hclog.Level, msg string, args ...a
 	if level < j.level {
 		return
 	}
+	j.out.write(jsonLine(name, level, msg, args...))
+}
+
+func jsonLine(name string, level hclog.Level, msg string, args ...any) []byte {
 	line := make([]byte, 0, 256)
 	line = append(line, `{"timestamp":"`...)
 	line = time.Now().UTC().AppendFormat(line, "2006-01-02T15:04:05.000000Z07:00")
@@ -84,10 +87,7 @@ func (j *jsonLines) Accept(name string, level hclog.Level, msg string, args ...a
 		line = appendJSON(line, plain(args[i+1]))
 	}
 	line = append(line, '}', '\n')
-	line = term.JSON([]byte(redacted.text(string(line))))
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	_, _ = j.w.Write(line) // a log that cannot be written has nowhere to say so
+	return term.JSON([]byte(redacted.text(string(line))))
 }
 
 // plain keeps numbers, booleans and strings, and renders everything else as its own text.

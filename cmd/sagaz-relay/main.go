@@ -46,7 +46,7 @@ func run(args []string) int {
 		return 0
 	}
 	text := errorText(err)
-	fmt.Fprintln(os.Stderr, "sagaz-relay:", strings.TrimPrefix(text, "sagaz-relay "))
+	say(os.Stderr, "sagaz-relay: "+strings.TrimPrefix(text, "sagaz-relay "))
 	if os.Getpid() == 1 { // the container ends; what `kubectl exec` runs in it has another number
 		tellKubernetes(terminationLog, text)
 	}

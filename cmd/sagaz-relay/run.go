@@ -5,12 +5,14 @@ import (
 	"errors"
 	"math"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -51,6 +53,9 @@ Settings:
 			for _, w := range s.warnings {
 				log.Warn(w)
 			}
+			// The reader of our output or log may go: that is a sink that is down, or a log that is lost, and
+			// no end of the process and all its other sinks.
+			signal.Ignore(syscall.SIGPIPE)
 			limitMemory(log)
 			limitProcs(log)
 			defer endAnyway(cmd.Context(), s.relay.DrainTimeout+endPatience, func() {

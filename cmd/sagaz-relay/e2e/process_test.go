@@ -66,6 +66,12 @@ func (s settings) with(more settings) settings {
 // it wrote is searched for the secrets.
 func launch(t testing.TB, path, name string, env settings, secrets []string, args ...string) *process {
 	t.Helper()
+	return launchWith(t, path, name, env, secrets, func(*exec.Cmd) {}, args...)
+}
+
+// launchWith is launch with a word to say about the command before it starts.
+func launchWith(t testing.TB, path, name string, env settings, secrets []string, prepare func(*exec.Cmd), args ...string) *process {
+	t.Helper()
 	p := &process{t: t, name: name, secrets: secrets}
 	cmd := exec.Command(path, args...)
 	// Nothing of ours, so that a file in the home directory or a variable of the person who tests changes nothing.
@@ -77,6 +83,7 @@ func launch(t testing.TB, path, name string, env settings, secrets []string, arg
 	}
 	cmd.Dir = t.TempDir()
 	cmd.Stdout, cmd.Stderr = &p.stdout, &p.stderr
+	prepare(cmd)
 	var err error
 	if p.Process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,9 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,4 +68,62 @@ func TestStopWhileNobodyReadsStdout(t *testing.T) {
 			t.Errorf("row %d was not written", i)
 		}
 	}
+}
+
+// The reader of our standard output goes away for good. That ends the sink stdout and nothing else: the file has every event, the log
+// says what is the matter, and SIGTERM drains as ever.
+func TestReaderOfStdoutGoes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const rows = 50
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := w.env().with(settings{"BROKER_TYPE": "stdout,file", "RELAY_FILE_PATH": path, "RELAY_SINK_ISOLATION": "1s"})
+	p := launchWith(t, program(t), "broken-pipe", env, w.secrets(), func(cmd *exec.Cmd) { cmd.Stdout = writer }, "run")
+	if err := errors.Join(writer.Close(), reader.Close()); err != nil {
+		t.Fatal(err)
+	}
+	p.waitReady()
+	for i := range rows {
+		w.insert(row{key: fmt.Sprint("k", i%10), topic: "T"})
+	}
+	p.waitLog("sink isolated: its events go to the ledger until it is back")
+	eventually(t, patience, "the file has every event", func() string {
+		text, err := os.ReadFile(path)
+		if n := strings.Count(string(text), "\n"); err != nil || n != rows {
+			return p.mustRun(fmt.Sprintf("%d lines, %v", n, err))
+		}
+		return ""
+	})
+	if !strings.Contains(p.stderr.String(), "broken pipe") {
+		t.Error("the log does not tell why")
+	}
+	p.stop()
+}
+
+// Nobody reads the relay's log. It delivers all the same, answers, and ends on SIGTERM.
+func TestNobodyReadsTheLog(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const rows = 300
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	env := w.env().with(settings{"BROKER_TYPE": "file", "LOG_LEVEL": "DEBUG"})
+	p := launchWith(t, program(t), "unread-log", env, w.secrets(), func(cmd *exec.Cmd) { cmd.Stderr = writer }, "run")
+	if err := writer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range rows { // at DEBUG their lines are more than a pipe holds
+		w.insert(row{key: "k", topic: "T"})
+	}
+	if n := w.waitNonePending(p)["sent"]; n != rows {
+		t.Errorf("%d rows sent, want %d", n, rows)
+	}
+	p.stop()
 }

@@ -197,8 +197,8 @@ func (l *lease) Horizon(context.Context) (relay.Horizon, error) {
 func (l *lease) Backlog(context.Context, int) (n int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, r := range l.rows {
-		if r.status == "pending" {
+	for id, r := range l.rows {
+		if r.status == "pending" && len(l.ledger.Of(id)) == 0 {
 			n++
 		}
 	}

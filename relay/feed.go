@@ -319,7 +319,7 @@ func (p *pipeline) recover(ctx context.Context) error {
 	p.last = position{} // a restored database counts its WAL from elsewhere
 	p.admitting.Give()
 	p.mu.Lock()
-	p.confirmed, p.tracker.watermark = at, at
+	p.confirmed, p.tracker.watermark, p.read, p.inside = at, at, at, 0
 	p.mu.Unlock()
 	p.recovery = Recovery{}
 	p.log.Info("recovered: what the slot does not tell was found in the table", "cause", cause, "rows", rows, "took", time.Since(began).Round(time.Millisecond), "slot_from", at)

@@ -176,7 +176,13 @@ func (p *pipeline) launch(events []Event, swept bool) {
 		p.sweeping += len(flights)
 		p.counts.swept += uint64(len(flights))
 	} else {
-		p.read = max(p.read, events[len(events)-1].CommitLSN)
+		p.inside += len(flights)
+		for i := len(flights) - 1; i >= 0; i-- {
+			if end := flights[i].confirm; end != 0 {
+				p.read, p.inside = max(p.read, end), len(flights)-1-i
+				break
+			}
+		}
 	}
 	p.mu.Unlock()
 	p.metrics.received.Add(float64(len(flights)))
@@ -241,7 +247,7 @@ func (p *pipeline) Pass(lsn LSN) {
 	p.mu.Lock()
 	p.told++
 	p.tracker.pass(lsn)
-	p.read = max(p.read, lsn)
+	p.read, p.inside = max(p.read, lsn), 0
 	p.heard = max(p.heard, lsn)
 	p.mu.Unlock()
 }

@@ -168,8 +168,9 @@ func newSlotSeries(workerID string) *slotSeries {
 		constant   prometheus.Labels
 		labels     []string
 	}{
-		{"outbox_pending_events_total", "Events waiting on the slots that this relay owns: in flight and in the ledger, exact, plus an " +
-			"estimate of those in WAL not read yet; 0 on a standby, so that the sum over pods is the backlog. A gauge, despite its name, which the autoscaler knows.", nil, nil},
+		{"outbox_pending_events_total", "Events waiting on the slots that this relay owns: in flight and in the ledger, exact, plus " +
+			"those that the stream has not brought yet, by a count of the table's rows now and then and an estimate in between; one that waits for two sinks is in the ledger twice, " +
+			"and counts twice; 0 on a standby, so that the sum over pods is the backlog. A gauge, despite its name, which the autoscaler knows.", nil, nil},
 		{"outbox_pending_events", "The same as outbox_pending_events_total, under a gauge's name.", nil, nil},
 		{"outbox_processing_events_total", "Events in flight: read from the slot and not yet marked. A gauge, despite its name.", worker, nil},
 		{"outbox_inflight_bytes", "Bytes of the events in flight.", nil, nil},

@@ -16,11 +16,12 @@ type observer struct {
 	p      *pipeline
 	unread unreadEstimate
 	sample slotSample // what is known; a copy of it is exported
-	next   struct{ backlog time.Time }
 	ledger schedule
 	table  schedule
+	counts schedule // of the rows that wait
 
-	looking <-chan tableLook // the table's rows are being counted
+	looking  <-chan tableLook // the table's rows are being counted
+	counting <-chan waitingRows
 
 	parked  [2]Timestamp // the oldest event parked since the last count of the ledger, and before it
 	backlog int
@@ -42,10 +43,15 @@ func (p *pipeline) observe(ctx context.Context) error {
 		if o.looking != nil {
 			<-o.looking // it ends with ctx
 		}
+		if o.counting != nil {
+			<-o.counting // this one too
+		}
 	}()
 	for n := 0; ; n++ {
-		if n%slotEvery == 0 {
+		o.takeCount()
+		if n%slotEvery == 0 || o.fallsBehind() {
 			o.lookAtSlot(ctx)
+			o.countWaiting(ctx) // now: what was committed between the two would be counted twice
 		}
 		o.lookAtTable(ctx)
 		if p.wantsConfirm() {
@@ -101,12 +107,6 @@ func (o *observer) lookAtTable(ctx context.Context) {
 			o.parked = [2]Timestamp{0, o.parked[0]} // what was parked just now may not be written yet
 		}
 		o.ledger.after(time.Since(began), slotEvery*observeInterval, lookShare, ledgerCeiling)
-	}
-	if began := time.Now(); o.p.isPolling() && !began.Before(o.next.backlog) {
-		if n, err := o.p.lease.Backlog(ctx, backlogLimit); err == nil {
-			o.backlog = n
-		}
-		o.next.backlog = time.Now().Add(max(slotEvery*observeInterval, lookShare*time.Since(began)/10))
 	}
 	if o.looking == nil && o.table.due() && (o.first || !o.p.isStreaming()) {
 		// It may take a minute, and the others have to go on meanwhile.
@@ -173,7 +173,7 @@ func (o *observer) export() {
 	p.status(&st)
 	p.mu.Lock()
 	s.unmarked = p.unmarked.Events
-	read, admitted := max(p.read, s.info.ConfirmedFlush), p.counts.admitted
+	at := p.reading(s.info)
 	oldest := time.Time{}
 	if f := p.tracker.oldest(); f != nil {
 		if oldest = f.rec.Timestamp; f.committed != 0 {
@@ -187,9 +187,9 @@ func (o *observer) export() {
 		s.waiting += float64(shelf.inLedger())
 	}
 	if st.Mode == ModePolling {
-		s.waiting = max(s.waiting, float64(o.backlog)) // in flight, they are pending still
+		s.waiting += max(0, float64(o.backlog-st.Inflight)) // in flight, they are pending still
 	} else if s.info.Exists {
-		s.waiting += o.unread.events(s.info.WALEnd, read, admitted)
+		s.waiting += o.unread.events(at)
 	}
 	entries := 0
 	for _, shelf := range p.shelves {
@@ -218,9 +218,6 @@ func (o *observer) export() {
 	p.awaits(s.waiting)
 	p.metrics.slots.set(p.slot, &s)
 }
-
-// backlogLimit is where the backlog's exact size does not matter any more.
-const backlogLimit = 1_000_000
 
 func (p *pipeline) isPolling() bool {
 	p.mu.Lock()
@@ -272,32 +269,4 @@ func (p *pipeline) waitsFor() (sinks uint64) {
 	}
 	p.stuck = f
 	return sinks
-}
-
-// unreadEstimate guesses how many events lie in WAL that the stream has not brought yet: its bytes, by the events that the bytes
-// so far have held. Until some have been seen it takes a row of ordinary size.
-type unreadEstimate struct {
-	from     LSN
-	admitted uint64
-	perEvent float64 // WAL bytes
-}
-
-const (
-	ordinaryWALPerEvent = 1500
-	// caughtUpBytes is WAL that may be written between our look at the server and its next keepalive without meaning a backlog.
-	caughtUpBytes = 1 << 20
-)
-
-func (u *unreadEstimate) events(walEnd, read LSN, admitted uint64) float64 {
-	if u.from == 0 {
-		u.from, u.admitted, u.perEvent = read, admitted, ordinaryWALPerEvent
-	}
-	if n := admitted - u.admitted; n >= 1000 && read > u.from {
-		u.perEvent = max(100, float64(read-u.from)/float64(n))
-		u.from, u.admitted = read, admitted
-	}
-	if walEnd < read+caughtUpBytes {
-		return 0
-	}
-	return float64(int64(float64(walEnd-read) / u.perEvent))
 }

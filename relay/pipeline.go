@@ -53,7 +53,8 @@ type pipeline struct {
 	mu        sync.Mutex // guards what follows
 	tracker   *tracker
 	heard     LSN // how far the server's WAL goes, as far as we know
-	read      LSN // how far the stream has come
+	read      LSN // how far the stream has come: it has told everything that was committed before
+	inside    int // events admitted of the transaction that it tells of, whose end has not come
 	confirmed LSN // the watermark that the database has a note of, and that the server may be told
 	noted     time.Time
 	settled   bool // the watermark has moved by marks since it was noted

@@ -117,7 +117,7 @@ func (r *Relay) noteProgress(at time.Time) {
 			continue
 		}
 		now, owes, waitsFor := s.pipeline.progress()
-		if waitsFor != s.waitsFor || now.read != s.progress.read {
+		if waitsFor != s.waitsFor || now.read != s.progress.read || now.admitted != s.progress.admitted {
 			s.waitsFor, s.waits = waitsFor, at
 		}
 		if now != s.progress || !owes {

@@ -83,7 +83,7 @@ type SlotStatus struct {
 	// SlotWaitsFor are the transactions for whose end the server waits before it makes the slot.
 	SlotWaitsFor string  `json:"slot_waits_for,omitempty"`
 	Waits        float64 `json:"waits_seconds,omitempty"`
-	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the ledger, and an estimate of those not read yet.
+	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the ledger, and those not read yet, as counted last.
 	Pending        float64 `json:"pending_events"`
 	InflightLimit  int     `json:"inflight_limit,omitempty"`
 	InflightBudget int     `json:"inflight_bytes_limit,omitempty"`

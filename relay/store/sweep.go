@@ -107,7 +107,7 @@ func (l *lease) Backlog(ctx context.Context, limit int) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	err = l.beside(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
-		return each(ctx, conn, []any{&n}, func() error { return nil }, `SELECT count(*) FROM (SELECT FROM saga_outbox WHERE status = 'pending' LIMIT $1) p`, limit)
+		return each(ctx, conn, []any{&n}, func() error { return nil }, `SELECT count(*) FROM (SELECT FROM saga_outbox o WHERE status = 'pending' AND `+inNoLedger+` LIMIT $1) p`, limit)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("count the rows of slot %q: %w", l.slot, err)

@@ -54,7 +54,7 @@ type Config struct {
 	// event waits for company. Small batches cost the database a commit each; a long linger makes rows
 	// say "pending" longer than they are.
 	//
-	// Defaults 2500 rows, 20ms. RELAY_MARK_BATCH, RELAY_MARK_LINGER.
+	// Defaults 2500 rows, 20ms; at most 32767 and 10s. RELAY_MARK_BATCH, RELAY_MARK_LINGER.
 	MarkBatch  int           `env:"RELAY_MARK_BATCH"`
 	MarkLinger time.Duration `env:"RELAY_MARK_LINGER"`
 
@@ -232,6 +232,9 @@ func DefaultConfig() Config {
 // longestWorkerID is that of the table's worker_id, and of any host name.
 const longestWorkerID = 255
 
+// maxMarkLinger bounds how far rows are behind the truth: a longer linger is a slip, and looks as if nothing were marked.
+const maxMarkLinger = 10 * time.Second
+
 // Validate reports everything that is wrong at once, by the names the user typed.
 func (c *Config) Validate() error {
 	var errs []error
@@ -270,8 +273,8 @@ func (c *Config) Validate() error {
 	if c.MarkBatch > 32767 {
 		errs = append(errs, fmt.Errorf("RELAY_MARK_BATCH=%d: want at most 32767", c.MarkBatch))
 	}
-	if c.MarkLinger < 0 {
-		errs = append(errs, fmt.Errorf("RELAY_MARK_LINGER=%s: want 0 or more", c.MarkLinger))
+	if c.MarkLinger < 0 || c.MarkLinger > maxMarkLinger {
+		errs = append(errs, fmt.Errorf("RELAY_MARK_LINGER=%s: want 0 to %s", c.MarkLinger, maxMarkLinger))
 	}
 	positive("RELAY_PUBLISH_TIMEOUT", c.PublishTimeout)
 	positive("RELAY_BACKOFF_MIN", c.BackoffMin)

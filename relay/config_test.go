@@ -68,6 +68,7 @@ func TestConfigValidate(t *testing.T) {
 		{"SlotNameWithDash", func(c *Config) { c.Slots = []string{"a-b"} }, "RELAY_SLOT=a-b"},
 		{"TooManyLanes", func(c *Config) { c.Lanes = 257 }, "RELAY_LANES=257: want at most 256"},
 		{"MarkBatchTooLarge", func(c *Config) { c.MarkBatch = 32768 }, "RELAY_MARK_BATCH=32768: want at most 32767"},
+		{"LingerTooLong", func(c *Config) { c.MarkLinger = time.Hour }, "RELAY_MARK_LINGER=1h0m0s: want 0 to 10s"},
 		{"NoLinger", func(c *Config) { c.MarkLinger = 0 }, ""},
 		{"BackoffTurnedRound", func(c *Config) { c.BackoffMin, c.BackoffMax = 2*time.Second, time.Second }, "RELAY_BACKOFF_MAX=1s: want at least RELAY_BACKOFF_MIN=2s"},
 		{"BackoffConstant", func(c *Config) { c.BackoffMin, c.BackoffMax = time.Second, time.Second }, ""},

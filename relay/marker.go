@@ -25,7 +25,8 @@ type marker struct {
 	done    func([]*flight, LSN) // tells the tracker, after the commit, and what may be confirmed
 	confirm func() LSN           // the watermark
 
-	wake chan struct{} // capacity one
+	wake  chan struct{}   // capacity one
+	hurry <-chan struct{} // closed when the drain begins: from then on nothing waits for company
 
 	// Owned by run.
 	hidden []*flight        // their rows were not visible when they were to be marked
@@ -187,6 +188,8 @@ func (m *marker) gather(ctx context.Context) bool {
 		case <-m.unhide:
 			m.queueHidden()
 		case <-linger.C:
+			return true
+		case <-m.hurry:
 			return true
 		case <-ctx.Done():
 			return false

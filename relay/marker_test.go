@@ -75,8 +75,9 @@ func (l *markLog) told() []markedBatch {
 // markerRig runs one marker. Flights are known by the first byte of their event_id.
 type markerRig struct {
 	*marker
-	lease *markLog
-	err   chan error
+	lease  *markLog
+	err    chan error
+	ending chan struct{} // the marker's hurry
 }
 
 func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []Mark) ([]int, error)) *markerRig {
@@ -86,8 +87,8 @@ func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []Mark) 
 	if tune != nil {
 		tune(&cfg)
 	}
-	r := &markerRig{lease: &markLog{started: time.Now(), on: on}, err: make(chan error, 1)}
-	r.marker = &marker{lease: r.lease, cfg: &cfg, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"), wake: make(chan struct{}, 1)}
+	r := &markerRig{lease: &markLog{started: time.Now(), on: on}, err: make(chan error, 1), ending: make(chan struct{})}
+	r.marker = &marker{lease: r.lease, cfg: &cfg, hurry: r.ending, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"), wake: make(chan struct{}, 1)}
 	r.confirm = func() LSN { return 4711 }
 	r.done = func(batch []*flight, confirmed LSN) {
 		if confirmed != 4711 {
@@ -256,6 +257,19 @@ func TestMarker(t *testing.T) {
 		if len(r.lease.calls()) != 1 || len(r.lease.told()) != 0 {
 			t.Errorf("%d marks, told %v, want one mark and nothing told", len(r.lease.calls()), r.lease.told())
 		}
+	})
+
+	// A drain waits for no company: what is not marked when it ends is delivered again.
+	run("DrainHurries", func(t *testing.T) {
+		r := startMarker(t, func(cfg *Config) { cfg.MarkLinger = time.Hour }, nil)
+		r.push(flightsOf(1, 1))
+		after(time.Second)
+		wantBatches(t, "marks while it lingers", r.lease.calls())
+		close(r.ending)
+		synctest.Wait()
+		r.push(flightsOf(2, 2))
+		synctest.Wait()
+		wantBatches(t, "marks", r.lease.calls(), markedBatch{time.Second, "1"}, markedBatch{time.Second, "2"})
 	})
 
 	run("EndsWithItsContext", func(t *testing.T) {

@@ -80,6 +80,7 @@ type pipeline struct {
 
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight, and no round under way
+	ending  chan struct{} // closed when the drain begins
 }
 
 // doing is what the status shows of how events are found.
@@ -127,6 +128,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 		stalled: make(chan error, 1),
 		freed:   make(chan struct{}, 1),
 		drained: make(chan struct{}, 1),
+		ending:  make(chan struct{}),
 		doing:   doing{mode: ModeCDC, since: time.Now()},
 	}
 	p.confirmed = p.recovery.Confirmed
@@ -135,7 +137,7 @@ func newPipeline(r *Relay, slot string, lease Lease) *pipeline {
 	}
 	p.marker = &marker{
 		slot: slot, lease: lease, cfg: &r.cfg, log: p.log.Named("marker"), metrics: r.metrics, done: p.marked, confirm: p.watermark,
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), hurry: p.ending,
 	}
 	if r.cfg.Hybrid {
 		p.lookupTo = math.MaxUint64
@@ -259,6 +261,7 @@ func (p *pipeline) drain(work context.Context) {
 	p.mu.Lock()
 	p.stopping = true
 	p.mu.Unlock()
+	close(p.ending)
 	for _, s := range p.shelves {
 		s.stop()
 	}

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -53,9 +54,10 @@ func classify(err error, role string) error {
 	case codePrivilege:
 		// The server's messages may be in any language; what it calls the attribute and its own functions is not translated.
 		if strings.Contains(pg.Message, "walsender") || strings.Contains(pg.Message, "replication") || strings.Contains(pg.Detail, "REPLICATION") || pg.Routine == "InitPostgres" {
+			grant := "ALTER ROLE " + quoteIdent(role) + " REPLICATION;"
 			return &relay.SetupError{
 				Problem: "the role of DATABASE_URL lacks the right to replicate", Err: err, Streaming: true,
-				Fix: "as a superuser: ALTER ROLE " + quoteIdent(role) + " REPLICATION;",
+				Fix: "as a superuser: " + grant + " (on RDS: GRANT rds_replication TO " + quoteIdent(role) + ")", SQL: []string{grant},
 			}
 		}
 		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: "grant what the message names"}
@@ -64,16 +66,10 @@ func classify(err error, role string) error {
 			return walLevelError(err)
 		}
 	case codeConfigurationLimit:
-		return &relay.SetupError{
-			Problem: "no replication slot is free", Err: err, Streaming: true,
-			Fix: "raise max_replication_slots and restart PostgreSQL; or find out whose each slot is (SELECT slot_name, database, plugin, active FROM pg_replication_slots), and have its owner drop one that nobody needs",
-		}
+		return NoSlotFree(err)
 	case codeTooManyConnections:
 		if strings.Contains(pg.Message, "max_wal_senders") { // otherwise max_connections, which passes
-			return &relay.SetupError{
-				Problem: "no walsender is free", Err: err, Streaming: true,
-				Fix: "raise max_wal_senders and restart PostgreSQL, or end a replication connection that is not used (SELECT * FROM pg_stat_replication)",
-			}
+			return NoSenderFree(err)
 		}
 	}
 	return err
@@ -87,17 +83,45 @@ func classifyConnect(err error, role string) error {
 	return sessions.Refused(classify(err, role))
 }
 
-func poolerError(err error) error {
+func poolerError(err error) error { return Pooler(err) }
+
+// Pooler is what is said where a pooler answers.
+func Pooler(err error) *relay.SetupError {
 	return &relay.SetupError{
 		Problem: "DATABASE_URL does not lead to PostgreSQL itself, but to a pooler that has no replication connections", Err: err, Streaming: true,
 		Fix: "name PostgreSQL's own host and port in DATABASE_URL, or set RELAY_MODE=polling",
 	}
 }
 
-func walLevelError(err error) error {
+func walLevelError(err error) *relay.SetupError {
+	alter := "ALTER SYSTEM SET wal_level = 'logical';"
 	return &relay.SetupError{
 		Problem: "wal_level is not logical, so there is nothing to stream", Err: err, Streaming: true,
-		Fix: "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL (managed services have a parameter for it)",
+		Fix: alter + " then restart PostgreSQL (managed services have a parameter for it: rds.logical_replication, cloudsql.logical_decoding)", SQL: []string{alter},
+	}
+}
+
+// WALLevel is what is said of a wal_level; nil for the one that is needed.
+func WALLevel(level string) *relay.SetupError {
+	if level == "logical" {
+		return nil
+	}
+	return walLevelError(fmt.Errorf("wal_level = %s", level))
+}
+
+// NoSlotFree is what is said when the server has no slot for us.
+func NoSlotFree(err error) *relay.SetupError {
+	return &relay.SetupError{
+		Problem: "no replication slot is free", Err: err, Streaming: true,
+		Fix: "raise max_replication_slots and restart PostgreSQL; or find out whose each slot is (SELECT slot_name, database, plugin, active FROM pg_replication_slots), and have its owner drop one that nobody needs",
+	}
+}
+
+// NoSenderFree is what is said when it has no walsender for us.
+func NoSenderFree(err error) *relay.SetupError {
+	return &relay.SetupError{
+		Problem: "no walsender is free", Err: err, Streaming: true,
+		Fix: "raise max_wal_senders and restart PostgreSQL, or end a replication connection that is not used (SELECT * FROM pg_stat_replication)",
 	}
 }
 

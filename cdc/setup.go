@@ -78,14 +78,15 @@ func (s *session) query(ctx context.Context, sql string) ([][]string, error) {
 	return rows, nil
 }
 
-// errStandby passes: somebody promotes the server, or the name in DATABASE_URL comes to lead to the primary.
-var errStandby = errors.New("the server is a standby: it takes no writes, and its slots are copies")
+// errStandby passes: somebody promotes the server, or the name in DATABASE_URL comes to lead to the primary. The same is said of an ordinary
+// connection (store.ErrStandby).
+var errStandby = errors.New("the server is a standby, which takes no writes; name the primary in DATABASE_URL, with several hosts add target_session_attrs=read-write")
 
 // inspect looks at table and publication, and for streaming at the connection and the settings too, and reports what a person
 // has to mend.
 func (s *session) inspect(ctx context.Context, publication string, streaming bool) (*outbox, error) {
 	rows, err := s.query(ctx, `SELECT current_setting('wal_level'), c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner), current_database(),
-			pg_is_in_recovery(), coalesce((SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()), 'walsender')
+			pg_is_in_recovery(), coalesce((SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()), 'walsender'), c.relpersistence
 		FROM (SELECT to_regclass(`+quoteLiteral(outboxTable)+`) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace`)
 	if err != nil {
 		return nil, fmt.Errorf("look at the database: %w", classify(err, s.role))
@@ -98,7 +99,7 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 	case streaming && row[6] != "walsender":
 		return nil, poolerError(fmt.Errorf("a %s answers, not a walsender", row[6]))
 	case streaming && row[0] != "logical":
-		return nil, walLevelError(fmt.Errorf("wal_level = %s", row[0]))
+		return nil, WALLevel(row[0])
 	case row[1] == "":
 		return nil, &relay.SetupError{
 			Problem: fmt.Sprintf("table %s does not exist in database %q (or not on the role's search_path)", outboxTable, s.dbname),
@@ -110,7 +111,13 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 		return nil, fmt.Errorf("look at the database: OID of %s: %w", outboxTable, err)
 	}
 	t := &outbox{oid: uint32(oid), name: row[2], owner: row[3]}
-	err = s.checkPublication(ctx, publication, t)
+	if err = s.checkPublication(ctx, publication, t); err == nil && row[7] == "u" {
+		logged := fmt.Sprintf("ALTER TABLE %s SET LOGGED;", t.name)
+		err = &relay.SetupError{
+			Problem: fmt.Sprintf("table %s is unlogged: its rows are not in the WAL, so no slot tells of them, and a crash of PostgreSQL empties it", t.name),
+			Fix:     fmt.Sprintf("as %s (it rewrites the table, and locks it meanwhile): %s", t.owner, logged), SQL: []string{logged}, Streaming: true,
+		}
+	}
 	// A missing column is the first thing to mend: dropping it has changed the publication, too. This query comes second, because the first
 	// one waits for whoever is at it just now.
 	if err := s.checkColumns(ctx, t); err != nil {
@@ -165,34 +172,32 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 		return nil
 	}
 	row, name := rows[0], quoteIdent(publication)
-	if row[0] != "t" {
+	whole := fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s;", name, t.name)
+	if s.server >= 15 {
+		whole = fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", "))
+	}
+	wrong := func(problem, fix string) error {
 		return &relay.SetupError{
-			Problem: fmt.Sprintf("publication %q does not publish inserts", publication),
-			Fix:     fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert');", name), Streaming: true,
+			Problem: fmt.Sprintf("publication %q ", publication) + problem, Fix: "as the owner of the publication: " + fix, SQL: []string{fix}, Streaming: true,
 		}
+	}
+	if row[0] != "t" {
+		return wrong("does not publish inserts", fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert');", name))
 	}
 	if row[1] != "t" {
-		return &relay.SetupError{
-			Problem: fmt.Sprintf("publication %q does not contain table %s", publication, t.name),
-			Fix:     fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s;", name, t.name), Streaming: true,
+		return wrong("does not contain table "+t.name, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s;", name, t.name))
+	}
+	var left []string
+	for _, want := range pgoutput.Columns {
+		if row[2] != "" && !slices.Contains(strings.Split(row[2], ","), want) {
+			left = append(left, want)
 		}
 	}
-	if row[2] != "" {
-		have := strings.Split(row[2], ",")
-		for _, want := range pgoutput.Columns {
-			if !slices.Contains(have, want) {
-				return &relay.SetupError{
-					Problem: fmt.Sprintf("publication %q leaves out column %s of %s", publication, want, t.name),
-					Fix:     fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", ")), Streaming: true,
-				}
-			}
-		}
+	if left != nil {
+		return wrong(fmt.Sprintf("leaves out column %s of %s", strings.Join(left, ", "), t.name), whole)
 	}
 	if row[5] != "" {
-		return &relay.SetupError{
-			Problem: fmt.Sprintf("publication %q passes only rows with %s: what it leaves out would come late and out of order", publication, row[5]),
-			Fix:     fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", ")), Streaming: true,
-		}
+		return wrong(fmt.Sprintf("passes only rows with %s: what it leaves out would come late and out of order", row[5]), whole)
 	}
 	t.published, t.version = true, strconv.FormatUint(uint64(t.oid), 10)+" "+row[3]
 	t.content = strconv.FormatUint(uint64(t.oid), 10) + " " + row[2] + " " + row[4]
@@ -262,10 +267,39 @@ func (s *session) createPublication(ctx context.Context, publication string, t *
 }
 
 func (s *session) publicationRefused(publication string, t *outbox, err error) error {
+	create := PublicationSQL(publication, t.name, s.server) + ";"
 	return &relay.SetupError{
 		Problem: fmt.Sprintf("publication %q does not exist, and only the owner of %s (role %s, with CREATE on the database) may make it", publication, t.name, t.owner),
-		Err:     err, Fix: fmt.Sprintf("as %s: %s;", t.owner, PublicationSQL(publication, t.name, s.server)), Streaming: true,
+		Err:     err, Fix: fmt.Sprintf("as %s: %s", t.owner, create), SQL: []string{create}, Streaming: true,
 	}
+}
+
+// ExaminePublication looks at what Check looks at over a replication connection, but over an ordinary one: what of
+// publication and table keeps events out of the stream.
+func ExaminePublication(ctx context.Context, conn *pgx.Conn, publication string) relay.Examined {
+	s := ordinary(conn)
+	return relay.Examine(ctx, []relay.Look{{Check: "publication", Make: func(ctx context.Context) (string, []*relay.SetupError, error) {
+		table, err := s.inspect(ctx, publication, false)
+		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && !setup.Streaming || errors.Is(err, errStandby) {
+			return "", nil, nil // of the table itself the store tells
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		if table.published {
+			return publication + ": inserts of " + table.name, nil, nil
+		}
+		may, err := s.mayPublish(ctx, table)
+		if err == nil && !may {
+			err = s.publicationRefused(publication, table, nil)
+		}
+		return publication + ": not there yet; the relay makes it when it starts (sagaz-relay migrate does, too)", nil, err
+	}}})[0]
+}
+
+// ordinary is a session over an ordinary connection, for looking.
+func ordinary(conn *pgx.Conn) *session {
+	return &session{role: conn.Config().User, conn: conn.PgConn(), server: majorVersion(conn.PgConn().ParameterStatus("server_version"))}
 }
 
 func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
@@ -273,7 +307,7 @@ func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''
 
 // EnsurePublication makes the publication over an ordinary connection if it is missing, and reports whether it did.
 func EnsurePublication(ctx context.Context, conn *pgx.Conn, publication string) (made bool, err error) {
-	s := &session{role: conn.Config().User, conn: conn.PgConn(), server: majorVersion(conn.PgConn().ParameterStatus("server_version"))}
+	s := ordinary(conn)
 	table, err := s.inspect(ctx, publication, false)
 	if err != nil || table.published {
 		return false, err

@@ -69,6 +69,13 @@ func (sl *slot) ours(name, database string) error {
 	}
 }
 
+// ForeignSlot is what is said of a slot that only has the name of ours; nil for one of ours.
+func ForeignSlot(name, kind, plugin, of, database string) *relay.SetupError {
+	var setup *relay.SetupError
+	_ = errors.As((&slot{kind: kind, plugin: plugin, database: of}).ours(name, database), &setup)
+	return setup
+}
+
 // NeighbourlySlot is a name for a slot that another database of the server does not use, in the letters that slots may have. Slots are the
 // server's, and the default name is the same everywhere. It is not chosen by itself: a relay whose slot changed its name on the
 // way would leave the former one behind, with the WAL that it holds back.

@@ -140,6 +140,22 @@ func (s *Source) Check(ctx context.Context) error {
 	return err
 }
 
+// ExamineConnection makes a replication connection as the relay does, and looks at nothing else.
+func (s *Source) ExamineConnection(ctx context.Context) relay.Examined {
+	return relay.Examine(ctx, []relay.Look{{Check: "replication", Make: func(ctx context.Context) (string, []*relay.SetupError, error) {
+		sess, err := s.connect(ctx, "check")
+		if err != nil {
+			return "", nil, err
+		}
+		defer sess.conn.Close(ctx) //nolint:errcheck // nothing depends on it
+		rows, err := sess.query(ctx, "SHOW wal_sender_timeout")
+		if err != nil {
+			return "", nil, err
+		}
+		return "a replication connection works, wal_sender_timeout " + rows[0][0], nil, nil
+	}}})[0]
+}
+
 // Open implements relay.Source.
 func (s *Source) Open(ctx context.Context, slot string, known relay.LSN) (relay.Stream, error) {
 	sess, err := s.connect(ctx, slot)

@@ -27,7 +27,8 @@ func (fencedError) Is(target error) bool { return target == ErrLeaseLost }
 type SetupError struct {
 	Problem string
 	Fix     string
-	Err     error // what the server said, if anything
+	SQL     []string // statements in Fix, in their order, that can be run as they are
+	Err     error    // what the server said, if anything
 	// Streaming says that only logical replication is impossible: RELAY_MODE=auto polls the table instead.
 	Streaming bool
 }

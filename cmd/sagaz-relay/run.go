@@ -136,6 +136,9 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	if err != nil {
 		return configError{err}
 	}
+	if s.relay.Retention > 0 {
+		rows.Prunes(s.relay.RetentionAction == relay.RetentionArchive)
+	}
 	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.relay.Topic, RoutingKey: s.relay.RoutingKey, Dropped: metrics.SpansDropped}, log)
 	if err != nil {
 		return configError{err}

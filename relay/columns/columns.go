@@ -123,7 +123,7 @@ func SetupError(table string, all []Column) error {
 	for i := range problems {
 		said, fixes = append(said, problems[i].String()), append(fixes, problems[i].Fix)
 	}
-	return &relay.SetupError{Problem: fmt.Sprintf("table %s: %s", table, strings.Join(said, "; ")), Fix: strings.Join(fixes, " ")}
+	return &relay.SetupError{Problem: fmt.Sprintf("table %s: %s", table, strings.Join(said, "; ")), Fix: "as the table's owner (it rewrites the table, and locks it meanwhile): " + strings.Join(fixes, " "), SQL: fixes}
 }
 
 // OIDs of the types that need no look into the catalog (PostgreSQL's pg_type.dat).

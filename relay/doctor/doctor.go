@@ -107,7 +107,7 @@ func (ex *exam) database(ctx context.Context) {
 	for _, check := range []func(context.Context){
 		ex.checkClock, ex.checkPooler,
 		ex.checkWALLevel, ex.checkReplication, ex.checkSlotsFree, ex.checkSendersFree, ex.checkKeepSize,
-		ex.checkTables, ex.checkColumns, ex.checkArchive, ex.checkMigrations, ex.checkRights, ex.checkTable, ex.checkInserts, ex.checkStrangers,
+		ex.checkTables, ex.checkMigrations, ex.checkTable, ex.checkInserts, ex.checkStrangers,
 		ex.checkPublication, ex.checkOwners, ex.checkSlots, ex.checkOtherSlots,
 		ex.checkIndexes, ex.checkPages, ex.checkSweepIndex, ex.checkVacuum, ex.checkOrigin,
 		ex.checkRows, ex.checkLedger, ex.checkBroker,

@@ -6,21 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-const (
-	oldestServer = 14
-	newestServer = 18 // tested
-)
+// newestServer is tested, as are those from store.OldestServer on.
+const newestServer = 18
 
 func (ex *exam) checkDatabase(ctx context.Context) {
 	const check = "database"
@@ -52,18 +50,8 @@ func (ex *exam) checkDatabase(ctx context.Context) {
 	cfg := conn.Config()
 	where := fmt.Sprintf("PostgreSQL %s at %s:%d, database %s, role %s", firstWord(version), cfg.Host, cfg.Port, ex.dbname, ex.role)
 	switch {
-	case ex.version < oldestServer:
-		ex.add(Finding{
-			Check: check, Severity: Broken, Summary: where + ": too old", Why: fmt.Sprintf("The relay needs PostgreSQL %d or later.", oldestServer),
-			Fix: []Step{do("upgrade PostgreSQL")},
-		})
-	case ex.standby:
-		ex.add(Finding{
-			Check: check, Severity: Broken, Summary: where + ": a standby, which takes no writes", Why: "The relay marks rows: it has to reach the primary.",
-			Fix: []Step{do("name the primary in DATABASE_URL; with several hosts add target_session_attrs=read-write")},
-		})
 	case ex.version > newestServer:
-		ex.add(Finding{Check: check, Severity: Note, Summary: fmt.Sprintf("%s: tested are %d to %d", where, oldestServer, newestServer)})
+		ex.add(Finding{Check: check, Severity: Note, Summary: fmt.Sprintf("%s: tested are %d to %d", where, store.OldestServer, newestServer)})
 	default:
 		ex.ok(check, "%s", where)
 	}
@@ -156,71 +144,26 @@ func (ex *exam) checkPooler(ctx context.Context) {
 			sign = "settings at the start of a session are lost"
 		}
 	}
-	switch stream, severity := ex.streaming(); {
+	switch stream, _ := ex.streaming(); {
 	case sign == "":
 		ex.ok(check, "none in between")
 	case !stream:
 		ex.add(Finding{Check: check, Severity: Note, Summary: "one is in between: " + sign, Why: "With RELAY_MODE=polling that works; a dead relay is replaced after RELAY_LEASE_TTL only."})
 	default:
-		ex.add(Finding{
-			Check: check, Severity: severity, Summary: "one is in between: " + sign, Why: "A pooler carries no replication. " + ex.noStream(),
-			Fix: []Step{do("let DATABASE_URL name PostgreSQL itself, past the pooler (its own port, often 5432 instead of 6432); or set RELAY_MODE=polling")},
-		})
+		ex.refuses(check, cdc.Pooler(errors.New(sign)))
 	}
 }
 
 func (ex *exam) checkWALLevel(ctx context.Context) {
 	const check = "wal_level"
-	stream, severity := ex.streaming()
+	stream, _ := ex.streaming()
 	var level string
 	if !stream || !ex.ask(ctx, check, `SELECT current_setting('wal_level')`, nil, &level) {
 		return
 	}
-	if level == "logical" {
-		ex.ok(check, "logical")
+	if fault := cdc.WALLevel(level); fault != nil {
+		ex.refuses(check, fault)
 		return
 	}
-	ex.add(Finding{
-		Check: check, Severity: severity, Summary: level + ", not logical", Why: "Logical replication needs it. " + ex.noStream(),
-		Fix: []Step{sql(`ALTER SYSTEM SET wal_level = 'logical';`), do("then restart PostgreSQL (managed services have a parameter for it: rds.logical_replication, cloudsql.logical_decoding)")},
-	})
-}
-
-// checkReplication makes a replication connection, as the relay does.
-func (ex *exam) checkReplication(ctx context.Context) {
-	const check = "replication"
-	stream, severity := ex.streaming()
-	if !stream {
-		return
-	}
-	cfg := ex.conn.Config().Config.Copy()
-	cfg.RuntimeParams["application_name"] = "sagaz-relay doctor"
-	cfg.RuntimeParams["replication"] = "database"
-	cfg.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(ex.cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
-	conn, err := pgconn.ConnectConfig(ctx, cfg)
-	if err == nil {
-		var results []*pgconn.Result
-		results, err = conn.Exec(ctx, `SHOW wal_sender_timeout`).ReadAll()
-		_ = conn.Close(ctx)
-		if err == nil {
-			ex.ok(check, "a replication connection works, wal_sender_timeout %s", results[len(results)-1].Rows[0][0])
-			return
-		}
-	}
-	err = store.ConnectCause(err)
-	f := Finding{Check: check, Severity: severity, Summary: fmt.Sprintf("no replication connection: %v", err), Why: ex.noStream()}
-	var pg *pgconn.PgError
-	switch {
-	case !errors.As(err, &pg):
-		f.Fix = []Step{do("check that nothing in between (a pooler, a proxy) ends replication connections")}
-	case pg.Code == "42501":
-		f.Fix = []Step{do("as a superuser:"), sql(`ALTER ROLE %s REPLICATION;`, ex.role)}
-		var rds bool
-		if err := ex.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication')`).Scan(&rds); err == nil && rds {
-			f.Fix = []Step{sql(`GRANT rds_replication TO %s;`, ex.role)}
-		}
-	case pg.Code == "53300":
-		f.Fix = []Step{do("free a connection, or raise max_wal_senders (below)")}
-	}
-	ex.add(f)
+	ex.ok(check, "logical")
 }

@@ -48,10 +48,10 @@ func TestServerSettings(t *testing.T) {
 	sender := replicationConn(t, db.DSN, "true")
 
 	for _, want := range []struct{ check, says string }{
-		{"wal_level", "replica, not logical"},
+		{"wal_level", "wal_level is not logical, so there is nothing to stream: wal_level = replica"},
 		{"slots free", "1 of max_replication_slots = 1 in use, 1 more needed"},
 		{"walsenders", "1 of max_wal_senders = 1 in use, 1 more needed"},
-		{"replication", "no replication connection"},
+		{"replication", "no walsender is free"},
 	} {
 		expect(t, cfg, want.check, Degraded, want.says)
 		strict := cfg
@@ -76,13 +76,15 @@ func TestServerSettings(t *testing.T) {
 	mend(t, db.DSN, expect(t, cfg, "slot WAL limit", Note, "unlimited"))
 	expect(t, cfg, "slot WAL limit", OK, "10 GB")
 
-	// Of the two ways to a free slot it is the second one that needs the restart; both are run.
-	for _, check := range []string{"wal_level", "slots free", "walsenders"} {
-		mend(t, db.DSN, expect(t, cfg, check, Degraded, ""))
-	}
+	mend(t, db.DSN, expect(t, cfg, "wal_level", Degraded, ""))
+	exec(t, db.DSN, `ALTER SYSTEM SET max_replication_slots = 7`, `ALTER SYSTEM SET max_wal_senders = 7`, `SELECT pg_drop_replication_slot('somebody')`)
+	agree(t, cfg, Examine(t.Context(), cfg, nil)) // no walsender
 	expect(t, cfg, "slots free", OK, "0 of max_replication_slots = 1 in use") // just enough
 	sender.Close(t.Context())
+	db.Until(t, `SELECT count(*) = 0 FROM pg_stat_replication`)
+	agree(t, cfg, Examine(t.Context(), cfg, nil)) // wal_level
 	restart(t, server)
+	agree(t, cfg, Examine(t.Context(), cfg, nil))
 	expect(t, cfg, "wal_level", OK, "")
 	expect(t, cfg, "slots free", OK, "0 of max_replication_slots = 7 in use")
 	expect(t, cfg, "walsenders", OK, "0 of max_wal_senders = 7 in use")
@@ -167,6 +169,11 @@ func TestStandby(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := expect(t, configFor(t, db.DSN), "database", Broken, "a standby, which takes no writes")
+	for _, err := range starts(t, configFor(t, db.DSN)) {
+		if got := f.Summary + "; " + f.Fix[0].Do; err == nil || got != err.Error() {
+			t.Errorf("the doctor says %q, the start %v", got, err)
+		}
+	}
 	if !strings.Contains(f.Fix[0].Do, "target_session_attrs=read-write") {
 		t.Errorf("the fix is %+v", f.Fix)
 	}

@@ -35,7 +35,7 @@ func bytesText(n int64) string {
 // checkSlotsFree looks whether the slots that the relay will make have room.
 func (ex *exam) checkSlotsFree(ctx context.Context) {
 	const check = "slots free"
-	stream, severity := ex.streaming()
+	stream, _ := ex.streaming()
 	if !stream {
 		return
 	}
@@ -51,39 +51,26 @@ func (ex *exam) checkSlotsFree(ctx context.Context) {
 		ex.ok(check, "%d of max_replication_slots = %d in use", used, most)
 		return
 	}
-	f := Finding{
-		Check: check, Severity: severity, Summary: fmt.Sprintf("%d of max_replication_slots = %d in use, %d more needed", used, most, wanted),
-		Why: "The relay cannot make its slot. " + ex.noStream(),
-	}
+	whose := ""
 	if len(idle) > 0 {
-		f.Fix = append(f.Fix, do("nobody reads %s now: ask those who made them whether they are needed; or, and then restart PostgreSQL:", strings.Join(idle, ", ")))
-	} else {
-		f.Fix = append(f.Fix, do("as a superuser, and then restart PostgreSQL:"))
+		whose = "; nobody reads " + strings.Join(idle, ", ") + " now"
 	}
-	f.Fix = append(f.Fix, sql(`ALTER SYSTEM SET max_replication_slots = %d;`, used+wanted+5))
-	ex.add(f)
+	ex.refuses(check, cdc.NoSlotFree(fmt.Errorf("%d of max_replication_slots = %d in use, %d more needed%s", used, most, wanted, whose)))
 }
 
 func (ex *exam) checkSendersFree(ctx context.Context) {
 	const check = "walsenders"
-	stream, severity := ex.streaming()
+	stream, _ := ex.streaming()
 	if !stream {
 		return
 	}
 	var used, most, active int
-	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_replication WHERE application_name IS DISTINCT FROM 'sagaz-relay doctor'), current_setting('max_wal_senders')::int,
+	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_replication WHERE application_name IS DISTINCT FROM 'sagaz-relay slot check'), current_setting('max_wal_senders')::int,
 		(SELECT count(*) FROM pg_replication_slots WHERE slot_name = ANY($1) AND active)`, []any{ex.cfg.Slots}, &used, &most, &active) {
 		return
 	}
 	if wanted := len(ex.cfg.Slots) - active; most-used < wanted {
-		ex.add(Finding{
-			Check: check, Severity: severity, Summary: fmt.Sprintf("%d of max_wal_senders = %d in use, %d more needed", used, most, wanted),
-			Why: "The relay cannot connect for replication. " + ex.noStream(),
-			Fix: []Step{
-				do("end a replication connection that nobody needs (SELECT * FROM pg_stat_replication), or, and then restart PostgreSQL:"),
-				sql(`ALTER SYSTEM SET max_wal_senders = %d;`, used+wanted+5),
-			},
-		})
+		ex.refuses(check, cdc.NoSenderFree(fmt.Errorf("%d of max_wal_senders = %d in use, %d more needed", used, most, wanted)))
 		return
 	}
 	ex.ok(check, "%d of max_wal_senders = %d in use", used, most)
@@ -192,13 +179,13 @@ func (ex *exam) missingSlot(name string) {
 // checkSlot tells what is wrong with one of our slots, and whether anything is.
 func (ex *exam) checkSlot(s *slot) (wrong bool) {
 	const check = "slot"
-	stream, severity := ex.streaming()
+	stream, _ := ex.streaming()
+	foreign := cdc.ForeignSlot(s.name, s.kind, s.plugin, s.database, ex.dbraw)
 	add := func(f Finding) bool {
 		f.Check, f.Summary = check, s.name+": "+f.Summary
 		ex.add(f)
 		return true
 	}
-	other := []Step{do("leave it alone, and set RELAY_SLOT to another name")}
 	gone := s.walStatus == "lost" || s.invalid != ""
 	switch {
 	case !stream && !s.ours(ex.dbraw):
@@ -209,15 +196,9 @@ func (ex *exam) checkSlot(s *slot) (wrong bool) {
 			Severity: Degraded, Summary: fmt.Sprintf("holds back %s of WAL, and RELAY_MODE=polling never reads it", bytesText(s.retained)),
 			Why: "The WAL that it keeps fills the database's disk.", Fix: []Step{dropSlot(s.name)},
 		})
-	case s.kind != "logical":
-		return add(Finding{Severity: severity, Summary: "a " + s.kind + " slot, not a logical one", Why: "It is somebody else's. " + ex.noStream(), Fix: other})
-	case s.database != ex.dbraw:
-		return add(Finding{
-			Severity: severity, Summary: "belongs to database " + s.database, Why: "It is that database's relay's: a slot tells of one database only. " + ex.noStream(),
-			Fix: []Step{do("leave it alone, and set RELAY_SLOT=%s", cdc.NeighbourlySlot(s.name, ex.dbraw))},
-		})
-	case s.plugin != "pgoutput":
-		return add(Finding{Severity: severity, Summary: "made for plugin " + s.plugin + ", not pgoutput", Why: "It is somebody else's. " + ex.noStream(), Fix: other})
+	case foreign != nil:
+		ex.refuses(check, foreign)
+		return true
 	case gone:
 		return add(Finding{
 			Severity: Degraded, Summary: strings.TrimSpace("the server has given it up " + s.invalid),

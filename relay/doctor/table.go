@@ -14,18 +14,17 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// checkTable looks for what somebody may have done to saga_outbox that keeps the relay from seeing rows, or slows it down.
+// checkTable looks for what somebody may have done to saga_outbox that slows the relay down.
 func (ex *exam) checkTable(ctx context.Context) {
 	const check = "saga_outbox"
 	if ex.table == 0 {
 		return
 	}
-	var kind, persistence string
-	var hidden bool
+	var persistence string
 	var triggers []string
-	if !ex.ask(ctx, check, `SELECT relkind::text, relpersistence::text, row_security_active(oid),
+	if !ex.ask(ctx, check, `SELECT relpersistence::text,
 			ARRAY(SELECT quote_ident(tgname) FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 16 > 0 ORDER BY tgname)
-		FROM pg_class c WHERE oid = $1::bigint::oid`, []any{int64(ex.table)}, &kind, &persistence, &hidden, &triggers) {
+		FROM pg_class c WHERE oid = $1::bigint::oid`, []any{int64(ex.table)}, &persistence, &triggers) {
 		return
 	}
 	wrong := false
@@ -33,20 +32,10 @@ func (ex *exam) checkTable(ctx context.Context) {
 		wrong, f.Check = true, check
 		ex.add(f)
 	}
-	if kind != "r" && kind != "p" {
-		add(Finding{Severity: Broken, Summary: "it is no table, but a view or the like", Why: "Logical replication tells of tables, and marks update rows.", Fix: []Step{do("name the database of the table itself in DATABASE_URL")}})
-	}
-	if persistence == "u" {
-		_, severity := ex.streaming()
+	if stream, _ := ex.streaming(); persistence == "u" && !stream { // with a stream the start tells
 		add(Finding{
-			Severity: max(severity, Degraded), Summary: "it is unlogged", Why: "Its rows are not in the WAL, so no slot tells of them, and a crash of PostgreSQL empties it.",
+			Severity: Degraded, Summary: "it is unlogged", Why: "A crash of PostgreSQL empties it.",
 			Fix: []Step{do("as %s (rewrites the table, and locks it meanwhile):", ex.tableOwner), sql(`ALTER TABLE %s SET LOGGED;`, ex.tableName)},
-		})
-	}
-	if hidden {
-		add(Finding{
-			Severity: Broken, Summary: fmt.Sprintf("row level security hides rows of saga_outbox from role %s", ex.role), Why: "What the relay cannot see it cannot mark or find again; it would deliver those rows over and over, or never.",
-			Fix: []Step{do("as a superuser, either let this role past it:"), sql(`ALTER ROLE %s BYPASSRLS;`, ex.role), do("or do without it, as %s:  ALTER TABLE %s DISABLE ROW LEVEL SECURITY;", ex.tableOwner, ex.tableName)},
 		})
 	}
 	if len(triggers) > 0 {

@@ -3,14 +3,11 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
@@ -67,11 +64,11 @@ func setup(err error) error {
 		return &relay.SetupError{Problem: "a table of the relay is missing", Err: err, Fix: "run: sagaz-relay migrate"}
 	case "42703":
 		if strings.Contains(pg.Message, "saga_outbox_archive") {
-			return archiveError(err)
+			return archiveError(err, "", nil)
 		}
 		return &relay.SetupError{Problem: "a column that the relay needs is missing", Err: err, Fix: "run: sagaz-relay migrate; if it is a column of saga_outbox, restore it"}
 	case "42601", "42804": // INSERT has more expressions than target columns; column … is of type … but expression is of type …
-		return archiveError(err)
+		return archiveError(err, "", nil)
 	case "428C9": // cannot insert a non-DEFAULT value into column
 		return &relay.SetupError{
 			Problem: "saga_outbox_archive computes a column by itself, which it has to take from saga_outbox", Err: err,
@@ -83,10 +80,14 @@ func setup(err error) error {
 	return err
 }
 
-func archiveError(err error) error {
+// archiveError says that rows cannot be moved whole, with what mends it where that is known.
+func archiveError(err error, before string, fix []string) *relay.SetupError {
+	if fix == nil {
+		before = "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …)"
+	}
 	return &relay.SetupError{
 		Problem: "the columns of saga_outbox_archive are not those of saga_outbox", Err: err,
-		Fix: "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …), or set RELAY_MARK to update or delete",
+		Fix: before + strings.Join(fix, " ") + " or set RELAY_MARK to update or delete", SQL: fix,
 	}
 }
 
@@ -111,9 +112,6 @@ func (s *Store) statements() []string {
 	return all
 }
 
-// checkTimeout bounds the look at the tables at the start, which is made again.
-const checkTimeout = 30 * time.Second
-
 // Check implements relay.Store.
 func (s *Store) Check(ctx context.Context) error {
 	conn, err := s.connect(ctx, "check")
@@ -121,41 +119,5 @@ func (s *Store) Check(ctx context.Context) error {
 		return setup(err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
-	// First, because a statement that does not fit is a worse explanation.
-	if err := demands(ctx, conn); err != nil {
-		return err
-	}
-	if err := checkColumns(ctx, conn); err != nil {
-		return setup(err)
-	}
-	// Planning looks at every table, column and right that the lease's statements need; nothing is read.
-	// Planning waits for whoever alters a table. That shall be said, not waited for in silence.
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	if !isPooled(conn) {
-		if _, err := conn.Exec(ctx, fmt.Sprintf(`SET lock_timeout = %d`, (checkTimeout/6).Milliseconds())); err != nil {
-			return fmt.Errorf("check the tables: %w", err)
-		}
-	}
-	for _, sql := range s.statements() {
-		if _, err := conn.Prepare(ctx, "", sql); err != nil {
-			return fmt.Errorf("check the tables: %w", setup(err))
-		}
-	}
-	var missing []string
-	for _, n := range Needs(s.cfg.Mark, s.prunes, s.prunesTo) {
-		_, rights, err := n.Lacks(ctx, conn)
-		if err != nil {
-			return err
-		}
-		for _, right := range rights {
-			missing = append(missing, right+" on "+n.Table)
-		}
-	}
-	if missing != nil {
-		return &relay.SetupError{
-			Problem: fmt.Sprintf("role %q lacks %s", s.conn.User, strings.Join(missing, ", ")), Fix: Grants(pgx.Identifier{s.conn.User}.Sanitize()),
-		}
-	}
-	return nil
+	return relay.FirstFault(s.examine(ctx, conn))
 }

@@ -143,6 +143,15 @@ func TestObjects(t *testing.T) {
 		w.exec(fmt.Sprintf(`GRANT SELECT ON saga_outbox TO %s_r`, w.role))
 		w.fails(t, settings{"DATABASE_URL": strings.Replace(w.url, w.role+":", w.role+"_r:", 1)}, w.role+"_r", "GRANT", "UPDATE", "saga_outbox")
 	})
+	t.Run("no right for a retention", func(t *testing.T) {
+		w.exec(fmt.Sprintf(`CREATE ROLE %s_d LOGIN REPLICATION PASSWORD '%s'`, w.role, w.password))
+		defer w.exec(fmt.Sprintf(`DROP OWNED BY %[1]s_d; DROP ROLE %[1]s_d`, w.role))
+		w.exec(fmt.Sprintf(`GRANT SELECT, UPDATE ON saga_outbox TO %[1]s_d; GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO %[1]s_d;
+			GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %[1]s_d`, w.role))
+		url := strings.Replace(w.url, w.role+":", w.role+"_d:", 1)
+		w.fails(t, settings{"DATABASE_URL": url, "RELAY_RETENTION": "1h"}, "lacks DELETE on saga_outbox;", "GRANT DELETE")
+		w.fails(t, settings{"DATABASE_URL": url, "RELAY_RETENTION": "1h", "RELAY_RETENTION_ACTION": "archive"}, "DELETE on saga_outbox;", "INSERT, UPDATE on saga_outbox_archive")
+	})
 	t.Run("table of somebody else", func(t *testing.T) {
 		w.exec(fmt.Sprintf(`CREATE ROLE %s_o LOGIN REPLICATION PASSWORD '%s'`, w.role, w.password))
 		defer w.exec(fmt.Sprintf(`DROP OWNED BY %[1]s_o; DROP ROLE %[1]s_o`, w.role))

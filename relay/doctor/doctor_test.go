@@ -167,8 +167,10 @@ func TestFindings(t *testing.T) {
 		},
 		{name: "ArchiveColumn", provoke: `ALTER TABLE saga_outbox ADD COLUMN tenant varchar(20), ADD COLUMN "Region" text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "the columns of saga_outbox_archive are not those of saga_outbox"},
 		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "are not those"},
-		{name: "ArchiveComputes", provoke: `ALTER TABLE saga_outbox ADD COLUMN n int GENERATED ALWAYS AS (1) STORED; ALTER TABLE saga_outbox_archive ADD COLUMN n int GENERATED ALWAYS AS (1) STORED`, config: func(c *Config) { c.Archive, c.Mark = true, "archive" },
-			check: "statements", severity: Broken, says: "saga_outbox_archive computes a column", mend: `ALTER TABLE saga_outbox_archive ALTER COLUMN n DROP EXPRESSION`},
+		{
+			name: "ArchiveComputes", provoke: `ALTER TABLE saga_outbox ADD COLUMN n int GENERATED ALWAYS AS (1) STORED; ALTER TABLE saga_outbox_archive ADD COLUMN n int GENERATED ALWAYS AS (1) STORED`, config: func(c *Config) { c.Archive, c.Mark = true, "archive" },
+			check: "statements", severity: Broken, says: "saga_outbox_archive computes a column", mend: `ALTER TABLE saga_outbox_archive ALTER COLUMN n DROP EXPRESSION`,
+		},
 		{name: "LedgerColumn", provoke: `ALTER TABLE saga_outbox_delivery RENAME COLUMN reason TO gone`, check: "statements", severity: Broken, says: "reason", mend: `ALTER TABLE saga_outbox_delivery RENAME COLUMN gone TO reason`},
 		{name: "LedgerRowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox_delivery ENABLE ROW LEVEL SECURITY`, check: "row security", severity: Broken, says: "hides rows of saga_outbox_delivery"},
 		{name: "UnloggedInPolling", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "saga_outbox", severity: Degraded, says: "unlogged"},

@@ -78,7 +78,7 @@ func TestServerSettings(t *testing.T) {
 
 	mend(t, db.DSN, expect(t, cfg, "wal_level", Degraded, ""))
 	exec(t, db.DSN, `ALTER SYSTEM SET max_replication_slots = 7`, `ALTER SYSTEM SET max_wal_senders = 7`, `SELECT pg_drop_replication_slot('somebody')`)
-	agree(t, cfg, Examine(t.Context(), cfg, nil)) // no walsender
+	agree(t, cfg, Examine(t.Context(), cfg, nil))                             // no walsender
 	expect(t, cfg, "slots free", OK, "0 of max_replication_slots = 1 in use") // just enough
 	sender.Close(t.Context())
 	db.Until(t, `SELECT count(*) = 0 FROM pg_stat_replication`)

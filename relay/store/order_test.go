@@ -1,8 +1,12 @@
 package store
 
 import (
+	"context"
 	"math"
+	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"
@@ -91,6 +95,53 @@ func TestHeal(t *testing.T) {
 		}
 		if n, _, err := l.Heal(t.Context(), "kafka", math.MinInt32); n != 0 || err != nil {
 			t.Errorf("healed %d more, %v; want none", n, err)
+		}
+	})
+}
+
+// The statistics say that one key has the whole ledger. For each other key, what is in its line is found by the line's own indexes all the
+// same, and not by a walk through what is ready of all keys.
+func TestLinesAreFoundByTheirIndexes(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, next_attempt_at)
+			SELECT gen_random_uuid(), 'kafka', 'outbox', i, 'k', 1, 'Tested', 'retry', CASE WHEN i % 100 = 0 THEN now() END FROM generate_series(1, 30000) i`)
+		exec(t, db, `ANALYZE saga_outbox_delivery`)
+		conn := db.Conn(t)
+		defer conn.Close(context.Background()) //nolint:errcheck // nothing depends on it
+		plan := func(mode, sql string, args ...any) string {
+			t.Helper()
+			if _, err := conn.Exec(t.Context(), `SET enable_seqscan = off; SET jit = off; SET plan_cache_mode = `+mode); err != nil {
+				t.Fatal(err)
+			}
+			rows, err := conn.Query(t.Context(), `EXPLAIN (COSTS OFF) `+sql, args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Join(lines, "\n")
+		}
+		keys, hashes, positions := []string{"a", "b"}, []int32{1, 2}, []int64{3, 4}
+		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+			for _, c := range []struct {
+				name  string
+				plan  string
+				walks int // through what is ready of all keys, by position: what is due is found so
+			}{
+				{"behind", plan(mode, behindSQL, keys, "outbox", int64(1), "kafka", hashes, positions, 10), 0},
+				{"free", plan(mode, freeSQL, keys, "outbox", int64(1), "kafka", hashes, 10), 0},
+				{"hold again", plan(mode, holdAgainSQL, uuids{}, "outbox", int64(1), "kafka"), 0},
+				{"due", plan(mode, dueSQL, "outbox", "kafka", 2000), 1},
+			} {
+				if n := strings.Count(c.plan, "saga_outbox_delivery_ready"); n > c.walks {
+					t.Errorf("%s, %s: %d walks through what is ready, want %d:\n%s", c.name, mode, n, c.walks, c.plan)
+				}
+				if strings.Contains(c.plan, "Seq Scan on saga_outbox_delivery") {
+					t.Errorf("%s, %s: reads the whole ledger:\n%s", c.name, mode, c.plan)
+				}
+			}
 		}
 	})
 }

@@ -20,17 +20,17 @@ var (
 	// a million entries, and the slot's row is locked meanwhile.
 	behindSQL = `UPDATE saga_outbox_delivery d SET state = 'held' FROM (
 			SELECT r.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[], $6::bigint[]) AS u (partition_key, key_hash, position)) k
-			CROSS JOIN LATERAL (SELECT event_id FROM saga_outbox_delivery b WHERE ` + inFront("k", "b") + ` AND ` + ready + ` ORDER BY position LIMIT $7) r) held
+			CROSS JOIN LATERAL (SELECT event_id FROM saga_outbox_delivery b WHERE ` + behind("b", "k") + ` AND ` + ready + byPlace + ` LIMIT $7) r) held
 		WHERE d.event_id = held.event_id AND d.sink = $4` + owned
 
 	// freeSQL makes ready what is held and has nothing but ready entries in front, until $6 of a line are ready. What was found ready
 	// behind an entry that blocks does not count: it is held again when Due meets it.
 	freeSQL = `UPDATE saga_outbox_delivery d SET state = 'retry', next_attempt_at = NULL FROM (
 			SELECT f.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[]) AS u (partition_key, key_hash)) k
-			CROSS JOIN LATERAL (SELECT b.* FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + ` ORDER BY position LIMIT 1) head
-			CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM saga_outbox_delivery b WHERE ` + inFront("b", "head") + ` AND ` + ready + ` LIMIT $6) r) ready
+			CROSS JOIN LATERAL (SELECT b.* FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + byPlace + ` LIMIT 1) head
+			CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE r.position < head.position) AS n FROM (SELECT position FROM saga_outbox_delivery b WHERE ` + inLine("b", "head") + ` AND ` + ready + byPlace + ` LIMIT $6) r) ready
 			CROSS JOIN LATERAL (SELECT event_id, bool_and(state = 'held') OVER (ORDER BY position) AS first FROM (
-				SELECT event_id, state, position FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + ` ORDER BY position LIMIT greatest($6 - ready.n, 0)) b) f
+				SELECT event_id, state, position FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + byPlace + ` LIMIT greatest($6 - ready.n, 0)) b) f
 			WHERE f.first) freed
 		WHERE d.event_id = freed.event_id AND d.sink = $4` + owned
 

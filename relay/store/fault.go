@@ -106,3 +106,27 @@ func causeOf(err error) cause {
 	}
 	return c
 }
+
+// quiet is an error with another text.
+type quiet struct {
+	error
+	text string
+}
+
+func (q quiet) Error() string { return q.text }
+
+func (q quiet) Unwrap() error { return q.error }
+
+// withoutValues takes the server's message out of an error's text where it may hold what is in a row: a function's
+// author has written it, or it quotes the value that is not well-formed (class 22). errors.As finds the error as it was.
+func withoutValues(err error) error {
+	var pg *pgconn.PgError
+	if err == nil || !errors.As(err, &pg) || pg.Message == "" {
+		return err
+	}
+	// Where is translated by the server, names of languages are not.
+	if !strings.Contains(pg.Where, "PL/") && !strings.HasPrefix(pg.Code, "22") && !strings.HasPrefix(pg.Code, "P0") {
+		return err
+	}
+	return quiet{err, strings.ReplaceAll(err.Error(), pg.Message, "message withheld, as it may quote a row: "+causeOf(err).text)}
+}

@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // Whose fault an error may be, class by class. What a trigger may raise for one row is in unmarked_test.go, on the real server.
@@ -69,6 +72,38 @@ func TestCauseHasNoValues(t *testing.T) {
 	}
 	if strings.Contains(fmt.Sprint(c), "Zoë") {
 		t.Error("it holds the row's value")
+	}
+}
+
+// A trigger may say anything, with a code for which the batch is tried again as it is and the error logged.
+func TestErrorsOfMarksHaveNoValues(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	const secret = "Zoë, 42 years"
+	exec(t, db, `CREATE FUNCTION check_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not for %', NEW.payload USING ERRCODE = TG_ARGV[0]; END $$`)
+	l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+	events := insert(t, db, 1, 3)
+	exec(t, db, `UPDATE saga_outbox SET payload = to_jsonb('`+secret+`'::text)`)
+	for _, code := range []string{"40001", "53200", "57014", "25006"} {
+		exec(t, db, `CREATE OR REPLACE TRIGGER check_it BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION check_it('`+code+`')`)
+		_, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marksOf(events)})
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || pg.Code != code {
+			t.Fatalf("%s: %v", code, err)
+		}
+		if text := err.Error(); strings.Contains(text, "Zoë") || !strings.Contains(text, code) || !strings.Contains(text, "check_it()") {
+			t.Errorf("%s: %s", code, text)
+		}
+	}
+	for pg, tells := range map[*pgconn.PgError]bool{
+		{Code: "22P02", Message: "invalid input syntax for type integer: " + secret}:                                   false,
+		{Code: "P0001", Message: secret}:                                                                               false,
+		{Code: "40P01", Message: "deadlock detected", Where: "while updating tuple (0,1) in relation \"saga_outbox\""}: true,
+		{Code: "42703", Message: "column \"heir\" does not exist"}:                                                     true,
+		{Code: "55P03", Message: secret, Where: "fonction PL/pgSQL public.check_it(), ligne 3, à RAISE"}:               false,
+	} {
+		if got := strings.Contains(withoutValues(fmt.Errorf("mark: %w", pg)).Error(), pg.Message); got != tells {
+			t.Errorf("%s: %v: told %t, want %t", pg.Code, pg, got, tells)
+		}
 	}
 }
 

@@ -19,7 +19,7 @@ type patience struct {
 	now time.Duration
 }
 
-// within runs f, a statement or a few, in the time that there is for it.
+// within runs f, a statement or a few, in the time that there is for it. What is told of its error holds no value of a row.
 func (p *patience) within(ctx context.Context, f func(context.Context) error) error {
 	p.mu.Lock()
 	limit := max(p.now, p.least)
@@ -40,7 +40,7 @@ func (p *patience) within(ctx context.Context, f func(context.Context) error) er
 	case over:
 		p.now = min(2*limit, p.most)
 	}
-	return err
+	return withoutValues(err)
 }
 
 // slowError is why a statement was given up.

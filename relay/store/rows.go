@@ -195,7 +195,7 @@ func (l *lease) readUnreadable(ctx context.Context, conn *pgx.Conn, id uuids, ca
 	events, _, err := l.readTogether(ctx, conn, id, 0, func(ids uuids) (string, []any) { return unreadableSQL, []any{ids} })
 	if isUnreadable(err) {
 		// Not even its id and type can be read: the row is damaged. Others must not wait for it.
-		l.log.Error("a row of saga_outbox cannot be read and is left out", "event_id", id[0], "error", err, "fix", "repair or delete the row")
+		l.log.Error("a row of saga_outbox cannot be read and is left out", "event_id", id[0], "error", withoutValues(err), "fix", "repair or delete the row")
 		return nil, nil
 	}
 	refused := &relay.RefusedError{Reason: relay.ReasonEncode, Err: fmt.Errorf("the row cannot be read: %w", cause), Final: true}

@@ -54,6 +54,26 @@ func TestPollingLargeTable(t *testing.T) {
 	})
 }
 
+// What an owner had claimed when it died was first of its key: it is looked for before what is pending.
+func TestPollingLooksForClaimsOfTheDeadFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		var kinds []relay.SweepKind
+		w.sweepCost = func(q relay.SweepQuery) time.Duration {
+			kinds = append(kinds, q.Kind)
+			return 0
+		}
+		w.commit("k")
+		start(t, w, polling, sink)
+		w.untilStatus("sent", "k1")
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(kinds) < 2 || kinds[0] != relay.SweepClaimed || kinds[1] != relay.SweepPending {
+			t.Errorf("looked for %v", kinds)
+		}
+	})
+}
+
 // The position up to which the slot has to be asked is not to be had for a while. The table is polled meanwhile, and then the slot is read.
 func TestPollingUntilHorizonIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -221,11 +221,11 @@ func wholeKeys(since Timestamp, part time.Duration) (filter func([]Event) []Even
 	}, func() int { return len(out) }
 }
 
-// kinds are what is looked for, and what it is called.
+// kinds are what is looked for, and what it is called. What a dead owner had claimed lies in front of what is pending of its key.
 var kinds = [...]struct {
 	kind  SweepKind
 	cause string
-}{{SweepPending, "pending"}, {SweepClaimed, "stuck_claim"}, {SweepFailed, "failed"}}
+}{{SweepClaimed, "stuck_claim"}, {SweepPending, "pending"}, {SweepFailed, "failed"}}
 
 // poll finds events in the table until ctx has ended, or until is closed (nil: never).
 func (p *pipeline) poll(ctx context.Context, until <-chan struct{}, why string) {
@@ -342,7 +342,8 @@ func (p *pipeline) warnOfSlot(ctx context.Context) {
 func (p *pipeline) sweepBeside(ctx context.Context) error {
 	var looks [SweepFailed + 1]schedule
 	for Sleep(ctx, p.cfg.PollInterval) {
-		for _, k := range kinds {
+		for _, k := range [...]int{1, 0, 2} { // the slot tells of what dead owners had claimed
+			k := kinds[k]
 			if ctx.Err() != nil || !looks[k.kind].due() || !p.isStreaming() {
 				continue
 			}

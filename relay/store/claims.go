@@ -13,6 +13,12 @@ import (
 // claimPrefix begins the worker_id of every claim that an owner of this slot makes; the epoch and WORKER_ID follow.
 func (l *lease) claimPrefix() string { return "sagaz-relay/" + l.slot + "/" }
 
+// ofOwners is true of a row that an owner of this slot has claimed, whose claims begin with the parameter, or one of a slot that
+// this one has inherited from.
+func ofOwners(prefix string) string {
+	return `(starts_with(worker_id, ` + prefix + `) OR EXISTS (SELECT FROM saga_outbox_relay r WHERE r.heir IS NOT NULL AND starts_with(worker_id, 'sagaz-relay/' || r.slot || '/')))`
+}
+
 // claimant is the worker_id of this lease's claims.
 func (l *lease) claimant() string {
 	const longest = 255 // the column's, in characters
@@ -22,17 +28,17 @@ func (l *lease) claimant() string {
 
 // lookUpSQL tells of rows what they say. The library's worker says failed for a moment before it says pending or dead_letter, with its
 // claim still on the row; a refusal of ours is on a row without one. $2 begins our own claims.
-const lookUpSQL = `SELECT event_id, CASE WHEN status = 'failed' AND worker_id IS NOT NULL THEN 'claimed' ELSE status END, coalesce(worker_id, ''),
-	coalesce(starts_with(worker_id, $2), false), coalesce(extract(epoch FROM claimed_at - clock_timestamp())::float8, '-infinity')
+var lookUpSQL = `SELECT event_id, CASE WHEN status = 'failed' AND worker_id IS NOT NULL THEN 'claimed' ELSE status END, coalesce(worker_id, ''),
+	coalesce(` + ofOwners(`$2`) + `, false), coalesce(extract(epoch FROM claimed_at - clock_timestamp())::float8, '-infinity')
 	FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 
 const inLedgerSQL = `SELECT DISTINCT event_id FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[])`
 
 // claimSQL makes ours what is free: pending, or claimed by somebody dead, or by an owner of this slot. A failed row is free when the table
 // was searched for such ($7), which finds only those without an entry. What somebody has locked is about to be something else.
-const claimSQL = `WITH free AS (SELECT event_id FROM saga_outbox o WHERE event_id = ANY($1::uuid[])
+var claimSQL = `WITH free AS (SELECT event_id FROM saga_outbox o WHERE event_id = ANY($1::uuid[])
 		AND (status = 'pending' OR (status = 'claimed' OR status = 'failed' AND worker_id IS NOT NULL)
-				AND (claimed_at IS NULL OR claimed_at < clock_timestamp() - make_interval(secs => $4) OR starts_with(worker_id, $5))
+				AND (claimed_at IS NULL OR claimed_at < clock_timestamp() - make_interval(secs => $4) OR ` + ofOwners(`$5`) + `)
 			OR status = 'failed' AND worker_id IS NULL AND event_id = ANY($7::uuid[]))
 		AND NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)
 		FOR UPDATE SKIP LOCKED)

@@ -21,7 +21,7 @@ const sweepBytes = 1 << 20
 var wanted = map[relay.SweepKind]string{
 	relay.SweepPending: `status = 'pending' AND $1::float8 IS NOT NULL AND $2::text IS NOT NULL AND $3::text IS NOT NULL`,
 	relay.SweepClaimed: `status = 'claimed' AND claimed_at IS NOT NULL AND (claimed_at < clock_timestamp() - make_interval(secs => $1)
-		OR starts_with(worker_id, $2) AND NOT starts_with(worker_id, $3))`,
+		OR ` + ofOwners(`$2`) + ` AND NOT starts_with(worker_id, $3))`,
 	relay.SweepFailed: `status = 'failed' AND (worker_id IS NULL OR claimed_at IS NULL OR claimed_at < clock_timestamp() - make_interval(secs => $1)) AND $2::text IS NOT NULL AND $3::text IS NOT NULL`,
 }
 

@@ -129,7 +129,8 @@ func TestSweepClaimedAndFailed(t *testing.T) {
 		s := newStore(t, testConfig(db), nil)
 		release(t, acquire(t, s, "outbox"))
 		l := acquire(t, s, "outbox")
-		insert(t, db, 1, 12)
+		insert(t, db, 1, 13)
+		exec(t, db, `INSERT INTO saga_outbox_relay SELECT (jsonb_populate_record(r, '{"slot": "renamed", "heir": "outbox"}')).* FROM saga_outbox_relay r`)
 		claim := func(n int, status, worker, age string) {
 			exec(t, db, `UPDATE saga_outbox SET status = $2, worker_id = nullif($3, ''), claimed_at = now() - nullif($4, '')::interval WHERE event_id = $1`, id(n).String(), status, worker, age)
 		}
@@ -138,13 +139,14 @@ func TestSweepClaimedAndFailed(t *testing.T) {
 		claim(3, "claimed", "sagaz-relay/outbox/1/a", "1 second") // our predecessor
 		claim(4, "claimed", "sagaz-relay/outbox/2/a", "1 second") // we
 		claim(5, "claimed", "sagaz-relay/outbox2/1/a", "1 second")
+		claim(13, "claimed", "sagaz-relay/renamed/1/a", "1 second") // whose slot we have inherited
 		claim(6, "failed", "", "")
 		claim(7, "failed", "python-1", "1 second") // it is at it
 		claim(8, "failed", "python-1", "10 minutes")
 		claim(9, "failed", "", "")
 		marks := parking(marksOf([]relay.Event{{ID: id(9)}}), refusal("kafka", "no"))
 		mark(t, l, marks)
-		if got, want := swept(t, l, relay.SweepQuery{Kind: relay.SweepClaimed}), "2 3"; got != want {
+		if got, want := swept(t, l, relay.SweepQuery{Kind: relay.SweepClaimed}), "2 3 d"; got != want {
 			t.Errorf("claimed: got %s, want %s", got, want)
 		}
 		if got, want := swept(t, l, relay.SweepQuery{Kind: relay.SweepFailed}), "6 8"; got != want {

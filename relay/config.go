@@ -17,8 +17,8 @@ type Config struct {
 	// Default: the host name. WORKER_ID.
 	WorkerID string `env:"WORKER_ID"`
 
-	// Slots are the replication slots that share out the table's keys; each is owned by one relay at a
-	// time. Until sharding is built there is one.
+	// Slots is the replication slot through which the table's events are delivered: one, because each would
+	// deliver all of them. It is owned by one relay at a time.
 	//
 	// Default "sagaz_outbox". RELAY_SLOT.
 	Slots []string `env:"RELAY_SLOT"`
@@ -255,6 +255,10 @@ func (c *Config) Validate() error {
 	}
 	if len(c.Slots) == 0 {
 		errs = append(errs, errors.New("RELAY_SLOT: empty: name a replication slot"))
+	}
+	if len(c.Slots) > 1 {
+		errs = append(errs, fmt.Errorf("RELAY_SLOT=%s: want one slot: a table's events are delivered through one",
+			strings.Join(c.Slots, ",")))
 	}
 	for _, slot := range c.Slots {
 		if !validSlotName(slot) {

@@ -66,6 +66,7 @@ func TestConfigValidate(t *testing.T) {
 		{"SlotNameOf63", func(c *Config) { c.Slots = []string{strings.Repeat("a", 63)} }, ""},
 		{"SlotNameOf64", func(c *Config) { c.Slots = []string{strings.Repeat("a", 64)} }, "RELAY_SLOT="},
 		{"SlotNameWithDash", func(c *Config) { c.Slots = []string{"a-b"} }, "RELAY_SLOT=a-b"},
+		{"TwoSlots", func(c *Config) { c.Slots = []string{"a", "b"} }, "RELAY_SLOT=a,b: want one slot"},
 		{"TooManyLanes", func(c *Config) { c.Lanes = 257 }, "RELAY_LANES=257: want at most 256"},
 		{"MarkBatchTooLarge", func(c *Config) { c.MarkBatch = 32768 }, "RELAY_MARK_BATCH=32768: want at most 32767"},
 		{"LingerTooLong", func(c *Config) { c.MarkLinger = time.Hour }, "RELAY_MARK_LINGER=1h0m0s: want 0 to 10s"},

@@ -12,7 +12,6 @@ import (
 
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/relay/store"
 )
 
 func TestReplay(t *testing.T) {
@@ -133,7 +132,12 @@ func TestReplayWithNamedRights(t *testing.T) {
 	}
 	db.exec(`WITH gone AS (DELETE FROM saga_outbox WHERE event_id = $1::text::uuid RETURNING *) INSERT INTO saga_outbox_archive SELECT * FROM gone`, id(3).String())
 	role, _, dsn := db.Role(t, "")
-	db.exec(store.Grants(role))
+	for _, right := range []string{
+		"SELECT, UPDATE, DELETE ON saga_outbox", "SELECT, INSERT, UPDATE ON saga_outbox_archive",
+		"SELECT, INSERT, UPDATE ON saga_outbox_relay", "SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery",
+	} {
+		db.exec(`GRANT ` + right + ` TO ` + role)
+	}
 	conn, err := pgx.Connect(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)

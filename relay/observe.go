@@ -219,12 +219,6 @@ func (o *observer) export() {
 	p.metrics.slots.set(p.slot, &s)
 }
 
-func (p *pipeline) isPolling() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.doing.mode == ModePolling
-}
-
 // mindWAL isolates the sinks for which the oldest event waits when the slot holds back more WAL than the budget, so that their events go to
 // the ledger and the slot goes on; it ends that at half the budget. It sheds WAL, never events.
 func (p *pipeline) mindWAL(info SlotInfo) {

@@ -243,7 +243,7 @@ func TestDelivers(t *testing.T) {
 
 	// The bundle that the image has is the one that is looked at: with the broker's authority in it, the broker is trusted.
 	t.Run("TLS", func(t *testing.T) {
-		tls := with(map[string]string{"KAFKA_BOOTSTRAP_SERVERS": broker.SSL, "KAFKA_SECURITY_PROTOCOL": "SSL"})
+		tls := with(map[string]string{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.SSL, "KAFKA_SECURITY_PROTOCOL": "SSL"})
 		secure := broker.Topic(t, 1)
 		stranger := b.start(t, tls)
 		insert(secure)
@@ -312,7 +312,7 @@ func TestMistakes(t *testing.T) {
 		want []string
 	}{
 		"nothing is set":  {nil, []string{"DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"}},
-		"a secret's file": {map[string]string{"DATABASE_URL_FILE": "/etc/sagaz/db/connection-string", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, []string{"DATABASE_URL_FILE", "/etc/sagaz/db/connection-string"}},
+		"a secret's file": {map[string]string{"DATABASE_URL_FILE": "/etc/sagaz/db/connection-string", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, []string{"DATABASE_URL_FILE", "no such file"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			termination := filepath.Join(t.TempDir(), "termination-log")

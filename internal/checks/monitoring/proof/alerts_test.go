@@ -68,9 +68,9 @@ func TestAlertsRiseAndEnd(t *testing.T) {
 		s.ends(alert)
 	}
 
-	// Rows that cannot be marked.
+	// A trigger that refuses the statement, not a row: rows would be set aside one by one.
 	s.sql(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'nobody may update this'; END $$;
-		CREATE TRIGGER refuse BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION refuse()`)
+		CREATE TRIGGER refuse BEFORE UPDATE ON saga_outbox FOR EACH STATEMENT EXECUTE FUNCTION refuse()`)
 	s.insert("order.note", 1)
 	s.fires("OutboxMarksFailing")
 	s.runbook("OutboxMarksFailing", s.owner(), "ALTER TABLE public.saga_outbox DISABLE TRIGGER refuse")

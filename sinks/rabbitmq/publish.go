@@ -85,19 +85,19 @@ func (b *batch) run(ctx context.Context) {
 		more, err := a.run(ctx)
 		switch {
 		case err == nil:
-			b.link.put(c)
 			b.piece.Taken(len(a.sent))
+			a.leave()
+			b.link.put(c)
 		case c.ch.IsClosed():
 			// By the broker, or with the connection.
 			err = b.closed(ctx, &a, err)
 			more = err == nil
 		case a.head == len(a.sent):
+			a.leave()
 			b.link.put(c) // nothing is in doubt
 		default:
 			b.link.settle(c)
 		}
-		clear(a.sent)
-		c.sent = a.sent[:0]
 		if ctx.Err() != nil && err == nil && more {
 			err = context.Cause(ctx)
 		}
@@ -109,6 +109,12 @@ func (b *batch) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// leave gives the channel its memory back. After put the channel is another lane's.
+func (a *attempt) leave() {
+	clear(a.sent)
+	a.c.sent = a.sent[:0]
 }
 
 // exception returns why the channel was closed, nil when it was not the broker. amqp091 marks a channel

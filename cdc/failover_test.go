@@ -27,7 +27,12 @@ func TestFailover(t *testing.T) {
 			}
 			standby := newSource(t, config(pair.Standby.DSN(db.Name)))
 			var setup *relay.SetupError
-			if err := standby.Check(t.Context()); !errors.Is(err, errStandby) || errors.As(err, &setup) {
+			err := standby.Check(t.Context())
+			for tries := 0; !errors.Is(err, errStandby) && tries < 100; tries++ { // it has not replayed the database yet
+				time.Sleep(100 * time.Millisecond)
+				err = standby.Check(t.Context())
+			}
+			if !errors.Is(err, errStandby) || errors.As(err, &setup) {
 				t.Errorf("Check of the standby: got %v, want %v, which passes", err, errStandby)
 			}
 			a.in.hold()

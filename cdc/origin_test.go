@@ -47,7 +47,17 @@ func testForeignOrigin(t *testing.T, db *pgtest.DB, filters bool) {
 		conn := db.Conn(t)
 		defer conn.Close(t.Context())
 		if under {
-			if _, err := conn.Exec(t.Context(), `SELECT pg_replication_origin_session_setup($1)`, origin); err != nil {
+			// The session before ends a moment after its connection.
+			setup := func() error {
+				_, err := conn.Exec(t.Context(), `SELECT pg_replication_origin_session_setup($1)`, origin)
+				return err
+			}
+			err := setup()
+			for tries := 0; err != nil && tries < 100; tries++ {
+				time.Sleep(50 * time.Millisecond)
+				err = setup()
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		}

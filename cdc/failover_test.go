@@ -3,6 +3,7 @@ package cdc
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/sagaz-relay/relay/migrations/pgtest"
 	"github.com/sagaz-relay/relay/relay"

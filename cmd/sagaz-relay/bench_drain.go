@@ -169,6 +169,11 @@ func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run b
 
 // relayRun drains a slot with this program, as a process of its own, so that its CPU and memory are its own.
 func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int, mode string) (run benchRun, err error) {
+	if mode != relay.ModePolling {
+		if err := b.noteSlot(ctx, slot); err != nil {
+			return run, err
+		}
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return run, err

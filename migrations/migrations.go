@@ -36,11 +36,11 @@ func All() []Migration {
 		panic(err) // the pattern is constant
 	}
 	all := make([]Migration, 0, len(names))
-	for _, name := range names { // Glob sorts
+	for i, name := range names { // Glob sorts
 		number, rest, _ := strings.Cut(name, "_")
 		version, err := strconv.Atoi(number)
-		if err != nil || len(all) > 0 && version <= all[len(all)-1].Version {
-			panic(fmt.Sprintf("migrations: %s does not follow what is before it", name))
+		if err != nil || version != i+1 {
+			panic(fmt.Sprintf("migrations: %s is not number %d", name, i+1))
 		}
 		sql, err := files.ReadFile(name)
 		if err != nil {

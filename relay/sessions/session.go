@@ -234,7 +234,7 @@ func Dependents(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 // Ours are the tables that only the relay uses, by their bare names: those that migrations make beside the library's.
 func (a *About) Ours() []string {
 	var names []string
-	for _, name := range []string{"saga_outbox_delivery", "saga_outbox_migrations", "saga_outbox_relay", "saga_outbox_set", "saga_outbox_unmarked"} {
+	for _, name := range []string{"saga_outbox_delivery", "saga_outbox_migrations", "saga_outbox_relay"} {
 		if _, is := a.tables[name]; is {
 			names = append(names, name)
 		}

@@ -208,6 +208,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 	certain := d.shelf.certain(due)
 	d.shelf.begin(due)
 	again := 0
+	var gone []*Entry
 	byLane := make([][]*flight, len(d.lanes))
 	flights := make([]flight, len(due))
 	for i := range due {
@@ -220,7 +221,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 		if e.Gone || e.Discarded {
 			r.settle(Outcome{Entry: e, Fate: FateDropped})
 			if e.Gone {
-				d.log.Warn("ledger entry dropped: its row is not in the table any more", e.Event.facts("sink", d.sink.Name())...)
+				gone = append(gone, e)
 			}
 			continue
 		}
@@ -242,6 +243,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 		lane := partition(e.Event.AggregateID, len(d.lanes))
 		byLane[lane] = append(byLane[lane], f)
 	}
+	logGone(d.log, d.sink.Name(), gone)
 	for lane, flights := range byLane {
 		if len(flights) > 0 {
 			logRetried(d.log, d.sink.Name(), flights)

@@ -155,6 +155,19 @@ func logResolved(log hclog.Logger, sink string, outcomes []Outcome) {
 	}
 }
 
+// goneTold are told one by one in a round: somebody who deletes rows may delete millions.
+const goneTold = 10
+
+// logGone tells of entries that are dropped because somebody has deleted their rows.
+func logGone(log hclog.Logger, sink string, gone []*Entry) {
+	for _, e := range gone[:min(goneTold, len(gone))] {
+		log.Warn("ledger entry dropped: its row is not in the table any more", e.Event.facts("sink", sink)...)
+	}
+	if more := len(gone) - goneTold; more > 0 {
+		log.Warn("more ledger entries dropped: their rows are not in the table any more", "sink", sink, "entries", more)
+	}
+}
+
 // attempt is how often the event has been offered to one sink, this time included, if its lane has offered it so often.
 func (f *flight) attempt(offers int) int {
 	if f.entry != nil {

@@ -60,13 +60,15 @@ func (l *lease) LastPosition() (last int64) {
 	return last
 }
 
-func (l *lease) Blocking(_ context.Context, buckets int, f func(sink string, bucket uint32, entries int)) error {
+func (l *lease) Blocking(_ context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range l.ledger.Entries {
-		if !e.Detached {
-			f(e.Sink, relay.KeyHash(e.Key)%uint32(buckets), 1)
+		blocking := 1
+		if e.Detached {
+			blocking = 0
 		}
+		f(e.Sink, relay.KeyHash(e.Key)%uint32(buckets), 1, blocking)
 	}
 	return nil
 }

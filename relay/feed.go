@@ -59,28 +59,21 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown map[string]int64, er
 			p.shelves[i].reset()
 			shelves[sink.Name()] = p.shelves[i]
 		}
-		entries := 0
-		err := p.lease.Blocking(ctx, shelfBuckets, func(sink string, bucket uint32, n int) {
-			if s := shelves[sink]; s != nil {
+		total, unknown := 0, make(map[string]int64)
+		err := p.lease.Blocking(ctx, shelfBuckets, func(sink string, bucket uint32, entries, blocking int) {
+			switch s := shelves[sink]; {
+			case s != nil && blocking > 0:
 				s.mu.Lock()
-				s.add(bucket, n)
+				s.add(bucket, blocking)
 				s.mu.Unlock()
-				entries += n
+				total += blocking
+			case s == nil && sink != MarkSink:
+				unknown[sink] += int64(entries)
 			}
 		})
-		var counts []LedgerCount
 		if err == nil {
-			counts, err = p.lease.Counts(ctx)
-		}
-		if err == nil {
-			unknown := make(map[string]int64)
-			for _, c := range counts {
-				if shelves[c.Sink] == nil && c.Sink != MarkSink {
-					unknown[c.Sink] += c.N
-				}
-			}
-			if entries > 0 {
-				p.log.Info("ledger read", "entries", entries)
+			if total > 0 {
+				p.log.Info("ledger read", "entries", total)
 			}
 			for sink, n := range unknown {
 				p.log.Warn("the ledger has events for a sink that is not configured; they stay until it is, or until they are discarded",

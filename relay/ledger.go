@@ -15,9 +15,9 @@ import (
 type Ledger interface {
 	// LastPosition is where new events count on from: no position of an earlier owner is past it.
 	LastPosition() int64
-	// Blocking calls f for each sink and bucket of key hashes (their value modulo buckets, a power of two) that has entries which are not
-	// detached, with their number. It may take as long as reading the whole ledger does.
-	Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries int)) error
+	// Blocking calls f for each sink and bucket of key hashes (their value modulo buckets, a power of two) that has entries, with their
+	// number, and how many of them are not detached, so hold up later events. It may take as long as reading the whole ledger does.
+	Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error
 	// Due returns the entries of a sink that may be offered now: the ready ones by position, at most limit and about
 	// maxBytes, and the waiting ones whose time has come; of one key they are in order. next is how long until the next waiting
 	// entry's time comes, negative when none waits. Entries whose row is gone or that a person has discarded are among them, and

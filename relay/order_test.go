@@ -16,16 +16,16 @@ import (
 // unfit makes a row of which no record can be made.
 func unfit(ev *relay.Event) { ev.Headers = `[]` }
 
-// twins are two keys of one bucket of the shelf, which is a mere hash.
+// twins are two keys of one hash, so of one bucket of the shelf.
 func twins() (a, b string) {
 	seen := make(map[uint32]string)
 	for n := 0; ; n++ {
 		key := fmt.Sprint("k", n, "-")
-		bucket := relay.KeyHash(key) % (1 << 18)
-		if other, is := seen[bucket]; is {
+		hash := relay.KeyHash(key)
+		if other, is := seen[hash]; is {
 			return other, key
 		}
-		seen[bucket] = key
+		seen[hash] = key
 	}
 }
 

@@ -1,14 +1,15 @@
 package relay
 
 import (
+	"math"
 	"sync"
 	"time"
 )
 
 // shelf is what a pipeline knows, in memory, of one sink's part of the ledger: which keys have entries there, so that later events of
 // theirs go there too, and whether the sink is isolated, so that all do. It is exact about sinks and keeps keys by hash, in a
-// megabyte whatever the size of the ledger; a stranger that shares its bucket with a blocked key takes the way through the
-// ledger too, where SQL knows its key exactly and lets it go at once.
+// few megabytes whatever the size of the ledger (see tally). A stranger that shares its bucket with a blocked key takes the
+// way through the ledger too, where it waits for what was parked before it.
 //
 // An entry is counted from the moment at which a lane decides to park it, long before it is written, until the transaction has
 // committed that takes it out. So a lane that finds a key's count at 0 knows that everything before was delivered, or given up.
@@ -21,9 +22,9 @@ type shelf struct {
 	stopping chan struct{}
 
 	mu     sync.Mutex // guards what follows
-	counts []uint32   // entries by bucket; nil as long as there was none
-	under  map[uint32]uint32
-	total  int // entries that are counted
+	counts tally
+	under  map[uint32]uint32 // of counts: entries that are being offered in a round
+	total  int               // entries that are counted
 	// oldest is of what was parked since it was asked for: the ledger tells of its own oldest, but is asked only now and then.
 	oldest Timestamp
 	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be in the ledger all the same, when the
@@ -37,7 +38,8 @@ type shelf struct {
 	since   time.Time
 }
 
-const shelfBuckets = 1 << 18
+// shelfBuckets are so many that of a million blocked keys each stands in the way of one stranger in five; of ten thousand, one in 400.
+const shelfBuckets = 1 << 22
 
 func newShelf(sink string) *shelf {
 	return &shelf{sink: sink, wake: make(chan struct{}, 1), stopping: make(chan struct{})}
@@ -63,7 +65,7 @@ func (s *shelf) verdict(keyHash uint32) verdict {
 		return offer
 	}
 	b := bucketOf(keyHash)
-	switch n := s.counts[b]; {
+	switch n := s.counts.of(b); {
 	case n == 0:
 		return offer
 	case n == s.under[b]:
@@ -127,10 +129,7 @@ func (s *shelf) certain(entries []Entry) []bool {
 
 // add counts entries. It is called with mu held.
 func (s *shelf) add(keyHash uint32, entries int) {
-	if s.counts == nil {
-		s.counts = make([]uint32, shelfBuckets)
-	}
-	s.counts[bucketOf(keyHash)] += uint32(entries)
+	s.counts.add(bucketOf(keyHash), entries)
 	s.total += entries
 }
 
@@ -138,7 +137,7 @@ func (s *shelf) add(keyHash uint32, entries int) {
 func (s *shelf) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts, s.total = nil, 0
+	s.counts, s.total = tally{}, 0
 }
 
 // begin notes the entries that are being offered in a round.
@@ -161,8 +160,8 @@ func (s *shelf) end(freed []*Entry) {
 		if e.Detached {
 			continue
 		}
-		if b := bucketOf(e.KeyHash); s.total > 0 && s.counts[b] > 0 { // a person may have made an entry by hand, which nobody counted
-			s.counts[b]--
+		if b := bucketOf(e.KeyHash); s.total > 0 && s.counts.of(b) > 0 { // a person may have made an entry by hand, which nobody counted
+			s.counts.add(b, -1)
 			s.total--
 		}
 	}
@@ -248,5 +247,35 @@ func (s *shelf) isStopping() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// tally counts by bucket. A byte each is enough for nearly all of them, however large the ledger: what is more is a key that has
+// been blocked for long.
+type tally struct {
+	small []uint8           // nil as long as nothing was counted; manyEntries: see large
+	large map[uint32]uint32 // the counts from manyEntries on
+}
+
+const manyEntries = math.MaxUint8
+
+func (t *tally) of(bucket uint32) uint32 {
+	if n := t.small[bucket]; n < manyEntries {
+		return uint32(n)
+	}
+	return t.large[bucket]
+}
+
+func (t *tally) add(bucket uint32, n int) {
+	if t.small == nil {
+		t.small, t.large = make([]uint8, shelfBuckets), make(map[uint32]uint32)
+	}
+	sum := uint32(int(t.of(bucket)) + n)
+	if sum < manyEntries {
+		t.small[bucket] = uint8(sum)
+		delete(t.large, bucket)
+	} else {
+		t.small[bucket] = manyEntries
+		t.large[bucket] = sum
 	}
 }

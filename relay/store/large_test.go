@@ -48,7 +48,7 @@ func TestLargeLedger(t *testing.T) {
 		}
 		took(15*time.Second, "the lease was taken")
 		entries, calls := 0, 0
-		if err := l.Blocking(t.Context(), 1<<18, func(_ string, _ uint32, n int) { entries += n; calls++ }); err != nil || entries != n || calls > 1<<18 {
+		if err := l.Blocking(t.Context(), 1<<22, func(_ string, _ uint32, _, n int) { entries += n; calls++ }); err != nil || entries != n || calls > 1<<22 {
 			t.Fatalf("%s: %d entries in %d calls, %v", c.name, entries, calls, err)
 		}
 		took(30*time.Second, "the ledger was read")

@@ -15,7 +15,7 @@ import (
 
 const (
 	// blockingSQL counts by the low bits of the hash, so the answer has an end, whatever the ledger.
-	blockingSQL = `SELECT sink, key_hash & $2::int, count(*) FROM saga_outbox_delivery WHERE slot = $1 AND NOT detached GROUP BY 1, 2`
+	blockingSQL = `SELECT sink, key_hash & $2::int, count(*), count(*) FILTER (WHERE NOT detached) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2`
 	countsSQL   = `SELECT sink, state, count(*), min(coalesce(event_at, parked_at)) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
 )
 
@@ -54,7 +54,7 @@ func (l *lease) LastPosition() int64 { return l.epoch << 40 }
 
 // Blocking implements relay.Ledger. It reads the whole ledger once, on a connection of its own: five million entries take some seconds
 // of the server's time, and hundreds of millions some minutes, which is said while it lasts. f must not call the lease.
-func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries int)) error {
+func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error {
 	began := time.Now()
 	progress := time.NewTicker(progressEvery)
 	done := make(chan struct{})
@@ -73,11 +73,12 @@ func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, b
 	defer telling.Wait()
 	defer close(done)
 	var (
-		sink   string
-		bucket int32
-		n      int64
+		sink              string
+		bucket            int32
+		entries, blocking int
 	)
-	err := l.whole(ctx, []any{&sink, &bucket, &n}, func() error { f(sink, uint32(bucket), int(n)); return nil }, blockingSQL, l.slot, buckets-1)
+	dest := []any{&sink, &bucket, &entries, &blocking}
+	err := l.whole(ctx, dest, func() error { f(sink, uint32(bucket), entries, blocking); return nil }, blockingSQL, l.slot, buckets-1)
 	if err != nil {
 		return fmt.Errorf("read the ledger of slot %q: %w", l.slot, err)
 	}

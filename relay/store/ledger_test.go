@@ -139,11 +139,15 @@ func TestParkBehindADeadLetter(t *testing.T) {
 			if got := ledger(t, db, "kafka"); got != want {
 				t.Errorf("detached %t: %s, want %s", detached, got, want)
 			}
-			blocking := map[string]int{}
-			if err := l.Blocking(t.Context(), 1<<18, func(sink string, bucket uint32, n int) {
-				blocking[fmt.Sprint(sink, bucket == relay.KeyHash("k")%(1<<18))] += n
+			blocking, all := map[string]int{}, 0
+			if err := l.Blocking(t.Context(), 1<<22, func(sink string, bucket uint32, entries, n int) {
+				blocking[fmt.Sprint(sink, bucket == relay.KeyHash("k")%(1<<22))] += n
+				all += entries
 			}); err != nil {
 				t.Fatal(err)
+			}
+			if all != 3 {
+				t.Errorf("detached %t: %d entries, want 3", detached, all)
 			}
 			if want := 3 - map[bool]int{true: 1}[detached]; len(blocking) != 1 || blocking["kafkatrue"] != want {
 				t.Errorf("detached %t: blocking %v, want %d", detached, blocking, want)

@@ -81,7 +81,7 @@ func TestPooler(t *testing.T) {
 			if _, err := l.Counts(t.Context()); err != nil {
 				t.Error(err)
 			}
-			if err := l.Blocking(t.Context(), 1<<18, func(string, uint32, int) {}); err != nil {
+			if err := l.Blocking(t.Context(), 1<<22, func(string, uint32, int, int) {}); err != nil {
 				t.Error(err)
 			}
 			if n, err := l.Prune(t.Context(), 0, true, 100); err != nil || n != map[string]int{MarkUpdate: 8}[mode] {

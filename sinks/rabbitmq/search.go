@@ -118,7 +118,7 @@ func (b *batch) closed(ctx context.Context, a *attempt, err error) error {
 // sameAgain counts an end that may be the broker's own against the suspects, and reports whether one of them was there often enough.
 func (b *batch) sameAgain(suspects []int) (enough bool) {
 	for _, i := range suspects[:min(len(suspects), maxSuspects)] {
-		enough = b.sink.culprits.suspect(b.recs[i].EventID) || enough
+		enough = b.sink.culprits.add(b.recs[i].EventID) || enough
 	}
 	return enough
 }
@@ -150,7 +150,7 @@ func (b *batch) alone(i int, fault fault, exception *amqp.Error, connection bool
 func (b *batch) conclude() {
 	for i, u := range b.search.unproven {
 		id := b.recs[i].EventID
-		if b.search.taken > 0 || u.speaks && b.sink.culprits.suspect(id) {
+		if b.search.taken > 0 || u.speaks && b.sink.culprits.add(id) {
 			b.sink.culprits.refused(id, u.refusal)
 			b.refuse(i, u.refusal)
 		}

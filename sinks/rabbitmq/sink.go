@@ -20,8 +20,12 @@ type Sink struct {
 	ctx context.Context // ends with cause ErrClosed
 	end context.CancelCauseFunc
 
-	routes   routes
-	nacks    nacks
+	routes routes
+	// nacks are those of each event. A nack passes at first: a queue that is full for a moment, a
+	// leader that is being elected. When an event was nacked at 5 offers and over 5 s, it is refused,
+	// so that it waits in the ledger and other keys go on. It stays so until it is confirmed: an
+	// offer out of the ledger that is nacked again is refused at once.
+	nacks    tally
 	culprits culprits
 
 	noControl atomic.Bool // the broker knows no transactions, as it seems
@@ -52,7 +56,10 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Sink{cfg: cfg, log: log, routes: routes{started: time.Now()}, nacks: nacks{times: 5, span: 5 * time.Second}, culprits: culprits{span: unclearSpan}, searchTurn: make(chan struct{}, 1)}
+	s := &Sink{
+		cfg: cfg, log: log, routes: routes{started: time.Now()}, searchTurn: make(chan struct{}, 1),
+		nacks: tally{times: 5, span: 5 * time.Second}, culprits: culprits{tally: tally{times: unclearTimes, span: unclearSpan}},
+	}
 	s.searchTurn <- struct{}{}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return s, nil

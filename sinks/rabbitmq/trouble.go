@@ -5,8 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/sagaz-relay/relay/relay"
 )
 
 // lately is how long a confirm speaks for its route, and trouble against it.
@@ -33,7 +31,7 @@ type route struct {
 	full      atomic.Int64 // when an event was last refused because of its nacks; 0 once the route takes something
 }
 
-// maxRemembered bounds both memories of this file: routing keys come from rows, and so do events. It is far above what is alive in
+// maxRemembered bounds routes and tallies: routing keys come from rows, and so do events. It is far above what is alive in
 // good times; beyond it everything is learnt anew.
 const maxRemembered = 10_000
 
@@ -94,52 +92,4 @@ func (to *route) took(now int64) {
 	if to.full.Load() > 0 {
 		to.full.Store(0)
 	}
-}
-
-// nacks counts how often each event was nacked in a row.
-//
-// A nack passes at first: a queue that is full for a moment, a leader that is being elected. When an event was nacked at 5 offers and
-// over 5 s, it is refused, so that it waits in the ledger and other keys go on. It stays so until it is confirmed: an offer out
-// of the ledger that is nacked again is refused at once.
-type nacks struct {
-	times int           // 5
-	span  time.Duration // 5 s
-
-	some atomic.Bool // events has entries
-
-	mu     sync.Mutex
-	events map[relay.UUID]nacked
-}
-
-type nacked struct {
-	times int
-	first time.Time
-}
-
-// add counts one more, and reports whether that is enough to refuse the event.
-func (n *nacks) add(id relay.UUID) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.events == nil || len(n.events) >= maxRemembered {
-		n.events = make(map[relay.UUID]nacked)
-	}
-	e, ok := n.events[id]
-	if !ok {
-		e.first = time.Now()
-	}
-	e.times++
-	n.events[id] = e
-	n.some.Store(true)
-	return e.times >= n.times && time.Since(e.first) >= n.span
-}
-
-// confirmed forgets the event.
-func (n *nacks) confirmed(id relay.UUID) {
-	if !n.some.Load() {
-		return
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.events, id)
-	n.some.Store(len(n.events) > 0)
 }

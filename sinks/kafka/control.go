@@ -108,7 +108,12 @@ func (c *control) topics(ctx context.Context, names []string) (*metadata.Respons
 	if names == nil {
 		names = []string{} // null would mean all
 	}
-	res, err := c.ask(ctx, &metadata.Request{TopicNames: names, AllowAutoTopicCreation: true})
+	return c.metadata(ctx, &metadata.Request{TopicNames: names, AllowAutoTopicCreation: true})
+}
+
+// metadata asks, and refuses what no cluster is like.
+func (c *control) metadata(ctx context.Context, req *metadata.Request) (*metadata.Response, error) {
+	res, err := c.ask(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +148,7 @@ func plausible(m *metadata.Response) error {
 }
 
 // wouldCreate asks whether the cluster would create a topic, without creating it. The answer says in words what a question for its
-// metadata does not: that the name collides with another topic's, or that a policy forbids it. It returns "" when the
+// metadata does not: that the name collides with another topic's, or that a policy forbids it. It returns 0 and "" when the
 // cluster would, or does not say.
 func (c *control) wouldCreate(ctx context.Context, name string) (code kafkago.Error, text string) {
 	res, err := c.ask(ctx, &createtopics.Request{

@@ -93,12 +93,8 @@ func (r *reader) topic(ctx context.Context, name string, since time.Time, f func
 }
 
 func (r *reader) metadata(ctx context.Context, name string) (*metadata.ResponseTopic, error) {
-	res, err := r.sink.control.ask(ctx, &metadata.Request{TopicNames: []string{name}})
+	m, err := r.sink.control.metadata(ctx, &metadata.Request{TopicNames: []string{name}})
 	if err != nil {
-		return nil, err
-	}
-	m := res.(*metadata.Response)
-	if err := plausible(m); err != nil {
 		return nil, err
 	}
 	r.sink.setBrokers(m.Brokers)

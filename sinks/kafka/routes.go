@@ -55,12 +55,8 @@ func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.R
 	if len(names) == 0 {
 		return problems, nil
 	}
-	res, err := s.control.ask(ctx, &metadata.Request{TopicNames: names, IncludeClusterAuthorizedOperations: true, IncludeTopicAuthorizedOperations: true})
+	m, err := s.control.metadata(ctx, &metadata.Request{TopicNames: names, IncludeClusterAuthorizedOperations: true, IncludeTopicAuthorizedOperations: true})
 	if err != nil {
-		return nil, err
-	}
-	m := res.(*metadata.Response)
-	if err := plausible(m); err != nil {
 		return nil, err
 	}
 	s.setBrokers(m.Brokers)

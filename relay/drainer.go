@@ -237,7 +237,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 		} else {
 			d.p.cfg.trace(&f.rec, &e.Event)
 			if !e.ReplayedAt.IsZero() {
-				f.rec.Headers = append(f.rec.Headers, Header{replayedHeader, e.ReplayedAt.UTC().Format(time.RFC3339)})
+				f.rec.Headers = append(f.rec.Headers, Header{ReplayedHeader, e.ReplayedAt.UTC().Format(time.RFC3339)})
 			}
 		}
 		lane := partition(e.Event.AggregateID, len(d.lanes))
@@ -254,8 +254,8 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 	return r, offered
 }
 
-// replayedHeader tells a consumer that the event is delivered once more because a person wanted it, and when.
-const replayedHeader = "relay-replayed-at"
+// ReplayedHeader tells a consumer that the event is delivered once more because a person wanted it, and when.
+const ReplayedHeader = "relay-replayed-at"
 
 // resolve writes the outcomes of a round, through passing trouble of the database: what was delivered must not be forgotten.
 func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool) error {

@@ -249,9 +249,6 @@ func standing(status string) verify.Standing {
 	return verify.Pending
 }
 
-// replayedHeader is how the relay marks what a person wanted delivered once more.
-const replayedHeader = "relay-replayed-at"
-
 // clockSlack is how far the clocks of applications may be ahead of the one that stamps records.
 const clockSlack = 10 * time.Minute
 
@@ -269,7 +266,7 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 			unknown.noID++
 			return nil
 		}
-		return arrived(id, slices.ContainsFunc(headers, func(h relay.Header) bool { return h.Key == replayedHeader }))
+		return arrived(id, slices.ContainsFunc(headers, func(h relay.Header) bool { return h.Key == relay.ReplayedHeader }))
 	}
 	switch cfg := v.settings.sinks[name].(type) {
 	case *kafka.Config:
@@ -281,7 +278,7 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 			return configError{fmt.Errorf("RELAY_FILE_PATH=%s: there is no such file here: want the file that the relay writes, on the machine that it runs on", address.Path(cfg.Path))}
 		}
 		return file.Read(cfg.Path, func(l file.Line) error {
-			_, replayed := l.Headers[replayedHeader]
+			_, replayed := l.Headers[relay.ReplayedHeader]
 			return errors.Join(arrived(l.EventID, replayed), ctx.Err())
 		})
 	}

@@ -2,11 +2,11 @@ package main
 
 import (
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
 
 // sinksByDefault returns nil where BROKER_TYPE is set. Where it is not, the sinks are a default that nobody may have wanted: a Deployment that set
@@ -17,25 +17,24 @@ func (s *settings) sinksByDefault() (*relay.SinksByDefault, error) {
 	if s.sources[name] != "" || !slices.Equal(s.program.Sinks, defaultProgramConfig().Sinks) {
 		return nil, nil
 	}
-	hint := ""
+	hint, other := "", "" // a setting, and the sink that reads it
 	for i := range sinkKinds {
 		if kind := &sinkKinds[i]; hint == "" && !slices.Contains(s.program.Sinks, kind.name) {
-			hint = s.settingOf(kind.name)
+			hint, other = s.settingOf(kind.name), kind.name
 		}
 	}
 	address := s.sources["KAFKA_BOOTSTRAP_SERVERS"]
 	if hint != "" && (address == "" || strings.HasPrefix(address, "BROKER_URL") && s.brokerURL() == "rabbitmq") {
-		return nil, fmt.Errorf("%s: not set, which means %s, but the address is one of another broker (%s): want %s=rabbitmq, or whichever it is",
-			name, strings.Join(s.program.Sinks, ","), hint, name)
+		return nil, fmt.Errorf("%s: not set, which means %s, but the address is one of another broker (%s): want %s=%s, or whichever it is",
+			name, strings.Join(s.program.Sinks, ","), hint, name, other)
 	}
 	return &relay.SinksByDefault{Hint: hint}, nil
 }
 
 // settingOf is a setting that only that kind of sink reads and that has a value, or empty.
 func (s *settings) settingOf(kind string) string {
-	config := reflect.TypeOf(s.sinks[kind]).Elem()
-	for i := range config.NumField() {
-		name, _, _ := strings.Cut(config.Field(i).Tag.Get("env"), ",")
+	for _, f := range fieldsOf(s.sinks[kind]) {
+		name := f.names[0]
 		source := s.sources[name]
 		switch {
 		case source == "" || !strings.Contains(name, strings.ToUpper(kind)):
@@ -52,8 +51,8 @@ func (s *settings) settingOf(kind string) string {
 
 // brokerURL is the kind of broker that the address in BROKER_URL is one of, as far as it tells.
 func (s *settings) brokerURL() string {
-	config := reflect.ValueOf(s.sinks["rabbitmq"]).Elem().FieldByName("URL")
-	if url := config.String(); strings.HasPrefix(url, "amqp://") || strings.HasPrefix(url, "amqps://") {
+	url := s.sinks["rabbitmq"].(*rabbitmq.Config).URL
+	if strings.HasPrefix(url, "amqp://") || strings.HasPrefix(url, "amqps://") {
 		return "rabbitmq"
 	}
 	return "kafka"

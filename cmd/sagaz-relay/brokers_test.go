@@ -21,8 +21,9 @@ func TestSinksByDefault(t *testing.T) {
 		{name: "AnExchange", env: map[string]string{"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "RABBITMQ_EXCHANGE": "orders"}, hint: "RABBITMQ_EXCHANGE"},
 		{name: "AFile", env: map[string]string{"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "RELAY_FILE_PATH": "/tmp/x"}, hint: "RELAY_FILE_PATH"},
 		{name: "KafkaAndAnAMQPBrokerURL", env: map[string]string{"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "BROKER_URL": "amqp://u:s3cr3tword@mq/"}, hint: "BROKER_URL"},
-		{name: "RabbitMQAlone", env: map[string]string{"RABBITMQ_URL": "amqp://u:s3cr3tword@mq/"}, says: "the address is one of another broker (RABBITMQ_URL)"},
-		{name: "AMQPBrokerURLAlone", env: map[string]string{"BROKER_URL": "amqps://u:s3cr3tword@mq/"}, says: "the address is one of another broker (BROKER_URL)"},
+		{name: "RabbitMQAlone", env: map[string]string{"RABBITMQ_URL": "amqp://u:s3cr3tword@mq/"}, says: "the address is one of another broker (RABBITMQ_URL): want BROKER_TYPE=rabbitmq,"},
+		{name: "AMQPBrokerURLAlone", env: map[string]string{"BROKER_URL": "amqps://u:s3cr3tword@mq/"}, says: "the address is one of another broker (BROKER_URL): want BROKER_TYPE=rabbitmq,"},
+		{name: "AFileAlone", env: map[string]string{"RELAY_FILE_PATH": "/tmp/x"}, says: "the address is one of another broker (RELAY_FILE_PATH): want BROKER_TYPE=file,"},
 		{name: "Nothing", says: "KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL) is not set"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

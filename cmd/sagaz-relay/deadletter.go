@@ -23,8 +23,9 @@ func newDeadLetter(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dead-letter",
 		Short: "List, show, retry or discard events that did not work",
-		Long: `dead-letter deals with events that a broker refused for good, after MAX_RETRIES attempts, and with those that wait: for
-their next attempt, or behind another one of their key.
+		Long: `dead-letter deals with events that a broker refused for good, after MAX_RETRIES attempts (and RELAY_UNROUTABLE_PATIENCE,
+where no queue is bound or no topic exists); with those that wait for their next attempt, or behind another one of their
+key; and with rows whose events are delivered and that do not take their marks.
 
   sagaz-relay dead-letter list                         what is dead, and why
   sagaz-relay dead-letter show EVENT_ID                everything about one event
@@ -246,9 +247,9 @@ type letterChange struct {
 var letterRetry = letterChange{
 	name: "retry", past: "retried", short: "Offer dead letters again",
 	long: `retry has the chosen dead letters offered again, with their attempts forgotten. What waits behind one of them (RELAY_DEAD_LETTER=hold)
-follows it in order. With --state retry an event that waits for its next attempt is due now; with --state discarded one is taken
-back, if no relay has taken it out yet. A row without a ledger entry (sink "-") is set to pending: a relay delivers it when it next
-looks over the whole table, at its start or within the hour.`,
+follows it in order. With --state retry an event that waits for its next attempt is due now, and so is a mark with
+--state unmarked; with --state discarded one is taken back, if no relay has taken it out yet. A row without a ledger entry (sink
+"-") is set to pending: a relay delivers it when it next looks over the whole table, at its start or within the hour.`,
 	narrow: repair.ToRetry, run: repair.Retry,
 }
 
@@ -256,7 +257,8 @@ var letterDiscard = letterChange{
 	name: "discard", past: "discarded", short: "Give dead letters up",
 	long: `discard gives the chosen dead letters up: they are not delivered, and what waits behind them goes on. A running relay takes their entries out of the
 ledger. Their rows stay in saga_outbox with the status dead_letter, and last_error says that they were discarded: sagaz-relay
-never deletes a row that was not delivered. Until a relay has taken an entry out, "retry --state discarded" takes it back.`,
+never deletes a row that was not delivered. Until a relay has taken an entry out, "retry --state discarded" takes it back.
+A row that does not take its mark is left alone: its event is delivered.`,
 	narrow: func(f repair.Filter) (repair.Filter, error) { return repair.ToDiscard(f), nil }, run: repair.Discard,
 }
 

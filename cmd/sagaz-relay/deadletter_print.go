@@ -115,6 +115,8 @@ func describeState(l *repair.Letter) string {
 	switch {
 	case l.Discarded:
 		return "discarded: the relay takes it out"
+	case l.State == repair.StateUnmarked:
+		return "unmarked: delivered, and the row does not take its mark; tried again by itself"
 	case l.State == repair.StateHeld:
 		return "held: waits behind another event of its key"
 	case l.State == repair.StateDead && l.Detached:

@@ -25,7 +25,7 @@ func newDoctor(load func() (*settings, error)) *cobra.Command {
 		Short: "Check database, rights, slots, table and brokers, and say how to mend what is wrong",
 		Long: `doctor looks at everything that "sagaz-relay run" needs with the same settings, and at how its work stands. It says for each thing what is
 wrong, why it matters, and the statement or setting that mends it, all at once. It changes nothing, and may be run at any
-time. (To see whether RabbitMQ is there it connects as the relay does, which declares the exchange.)
+time.
 
   ok        all is well
   note      it works; it could be better, or should be known

@@ -332,7 +332,7 @@ func (p *pipeline) warnOfSlot(ctx context.Context) {
 	if err != nil || !info.Exists || info.Active {
 		return
 	}
-	p.log.Warn("the replication slot is not being read, and keeps WAL on the database's disk", "slot", p.slot,
+	p.log.Warn("the replication slot is not being read, and keeps WAL on the database's disk",
 		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "mend", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+p.slot+"')")
 }
 

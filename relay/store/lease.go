@@ -19,9 +19,12 @@ import (
 const lockClass = 0x5341475a
 
 // acquireSQL takes the row from an owner that was seen with epoch $3 and, if it is one without a lock, as renewed at $5: by our own clock it
-// has not been renewed for the time of a lease. Whoever was faster has moved the epoch on.
-const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pooled) VALUES ($1, 1, $2, $4)
-	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL, heir = NULL
+// has not been renewed for the time of a lease. Whoever was faster has moved the epoch on. A row that does not say yet which cluster it is of says
+// so from here on (system.go).
+const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pooled, system_id, timeline)
+		VALUES ($1, 1, $2, $4, (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8))
+	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL, heir = NULL,
+			system_id = coalesce(s.system_id, excluded.system_id), timeline = coalesce(s.timeline, excluded.timeline)
 		WHERE s.epoch = $3 AND (NOT s.pooled OR s.released_at IS NOT NULL OR extract(epoch FROM s.renewed_at)::text = $5)`
 
 // takenSQL is what the taker of a lease has to know.
@@ -296,9 +299,6 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sigh
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
 	l.renewed.Store(&sent)
-	if _, err := conn.Exec(ctx, noteSystemSQL, slot, l.epoch); err != nil {
-		return nil, fmt.Errorf("note which cluster slot %q is of: %w", slot, setup(err))
-	}
 	if err := l.prepareRenewals(ctx); err != nil {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ func (s *Store) statements() []string {
 		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, tellSQL, giveUpSQL,
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
 		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, convertSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
-		systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL, noteSystemSQL,
+		systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL,
 	}
 	if s.prunes {
 		all = append(all, pruneSQL(oldestSQL, s.prunesTo), pruneSQL(placeSQL, s.prunesTo))

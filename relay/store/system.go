@@ -41,9 +41,6 @@ const (
 		sweep_owed = true, sweep_cause = '` + string(relay.GoneRestored) + `', sweep_snapshot = NULL, sweep_lsn = NULL WHERE slot = $1 AND epoch = $2`
 
 	otherTimelineSQL = `UPDATE saga_outbox_relay SET timeline = $3, confirmed_lsn = '0/0' WHERE slot = $1 AND epoch = $2`
-
-	noteSystemSQL = `UPDATE saga_outbox_relay SET system_id = (SELECT system_identifier FROM pg_control_system()), timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8)
-		WHERE slot = $1 AND epoch = $2 AND (system_id IS NULL OR timeline IS NULL)`
 )
 
 // clearedAtOnce is how many entries are cleared in one transaction.

@@ -208,7 +208,7 @@ func (r *rival) alive(life string, at time.Time) {
 func (s *Store) lives(ctx context.Context, conn *pgx.Conn, slot string) (life string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
-	err = conn.QueryRow(ctx, `SELECT coalesce(max(pid || ' ' || query_start), '') FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE `+holdsLock+`)`,
+	err = conn.QueryRow(ctx, `SELECT coalesce(max(pid || ' ' || query_start), '') FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE `+holdsLock("$2")+`)`,
 		int64(lockClass), slot).Scan(&life)
 	if err != nil {
 		return "", fmt.Errorf("look at the owner of slot %q: %w", slot, setup(err))
@@ -221,19 +221,23 @@ func (s *Store) holdsOn(ctx context.Context, conn *pgx.Conn, slot string) error 
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
 	var pid *int32
-	err := conn.QueryRow(ctx, `SELECT min(pid) FROM pg_locks WHERE `+holdsLock, int64(lockClass), slot).Scan(&pid)
+	err := conn.QueryRow(ctx, `SELECT min(pid) FROM pg_locks WHERE `+holdsLock("$2"), int64(lockClass), slot).Scan(&pid)
 	if err != nil || pid == nil {
 		return nil // the next try says it
 	}
 	return fmt.Errorf("backend %d holds the lock of slot %q for an owner that is no more, and does not end: is its process stopped?", *pid, slot)
 }
 
-// holdsLock is true for the lock of the slot $2 in pg_locks, when a session has it.
-const holdsLock = `locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-	AND classid = $1::bigint::oid AND objid = (hashtext($2)::bigint & 4294967295)::oid AND objsubid = 2`
+// holdsLock is true in pg_locks for a slot's advisory lock, when a session has it. $1 is lockClass.
+func holdsLock(slot string) string {
+	return `locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND classid = $1::bigint::oid AND objid = (hashtext(` + slot + `)::bigint & 4294967295)::oid AND objsubid = 2`
+}
 
-// lockHeld is true while a session has the slot's advisory lock.
-const lockHeld = `EXISTS (SELECT FROM pg_locks WHERE ` + holdsLock + `)`
+// lockHeld is true while a session has a slot's advisory lock.
+func lockHeld(slot string) string {
+	return `EXISTS (SELECT FROM pg_locks WHERE ` + holdsLock(slot) + `)`
+}
 
 // trySQL looks at the slot's row.
 const trySQL = `coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(extract(epoch FROM s.renewed_at)::text, ''), coalesce(s.pooled, false), coalesce(s.released_at IS NOT NULL OR s.heir IS NOT NULL, true)
@@ -246,7 +250,7 @@ func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (free bool
 	defer cancel()
 	ask := `SELECT pg_try_advisory_lock($1::bigint::int, hashtext($2)), `
 	if isPooled(conn) {
-		ask = `SELECT NOT ` + lockHeld + `, `
+		ask = `SELECT NOT ` + lockHeld("$2") + `, `
 	}
 	err = conn.QueryRow(ctx, ask+trySQL, int64(lockClass), slot).Scan(&free, &seen.epoch, &seen.owner, &seen.renewed, &seen.pooled, &seen.left)
 	if err != nil {
@@ -270,7 +274,7 @@ func (s *Store) unlock(ctx context.Context, conn *pgx.Conn, slot string) error {
 func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
-	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE pid <> pg_backend_pid() AND `+holdsLock, int64(lockClass), slot)
+	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE pid <> pg_backend_pid() AND `+holdsLock("$2"), int64(lockClass), slot)
 	if err != nil {
 		return fmt.Errorf("end the frozen owner of slot %q: %w", slot, setup(err))
 	}

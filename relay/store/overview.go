@@ -56,9 +56,7 @@ type RowCount struct {
 // ReadOverview reads it; with rows it scans the whole table.
 func ReadOverview(ctx context.Context, conn *pgx.Conn, rows bool) (*Overview, error) {
 	o := &Overview{}
-	found, err := conn.Query(ctx, `SELECT r.slot, CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
-			AND classid = $1::bigint::oid AND objid = (hashtext(r.slot)::bigint & 4294967295)::oid AND objsubid = 2
-			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+	found, err := conn.Query(ctx, `SELECT r.slot, CASE WHEN `+lockHeld("r.slot")+`
 			OR r.pooled AND r.released_at IS NULL AND r.renewed_at > now() - interval '1 minute' THEN r.owner ELSE '' END,
 		r.epoch, r.marked_lsn::text, coalesce(s.active, false), pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint,
 		pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint, coalesce(s.wal_status, '')

@@ -28,10 +28,7 @@ const ownedLately = 30 * time.Second
 
 // Owners tells who owns which slot. ttl is RELAY_LEASE_TTL.
 func Owners(ctx context.Context, conn *pgx.Conn, ttl time.Duration) ([]SlotOwner, error) {
-	rows, err := conn.Query(ctx, `SELECT slot, owner, epoch, released_at IS NOT NULL, extract(epoch FROM clock_timestamp() - renewed_at)::float8,
-		EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
-			AND classid = $1::bigint::oid AND objid = (hashtext(slot)::bigint & 4294967295)::oid AND objsubid = 2
-			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+	rows, err := conn.Query(ctx, `SELECT slot, owner, epoch, released_at IS NOT NULL, extract(epoch FROM clock_timestamp() - renewed_at)::float8, `+lockHeld("slot")+`
 		FROM saga_outbox_relay WHERE heir IS NULL ORDER BY slot`, int64(lockClass))
 	if err != nil {
 		return nil, fmt.Errorf("read the leases: %w", setup(err))

@@ -38,13 +38,11 @@ import (
 // setClass is the class of the advisory lock behind which leases of any slot are taken: "SAGS" in ASCII.
 const setClass = 0x53414753
 
-const (
-	// othersSQL tells of the other slots of the set, the newest first.
-	othersSQL = `SELECT slot, owner, epoch, extract(epoch FROM renewed_at)::text, pooled, released_at IS NOT NULL, taken_at,
-		EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-			AND l.classid = $2::bigint::oid AND l.objid = (hashtext(slot)::bigint & 4294967295)::oid AND l.objsubid = 2)
-		FROM saga_outbox_relay WHERE slot <> $1 AND heir IS NULL ORDER BY renewed_at DESC, slot`
+// othersSQL tells of the other slots of the set, the newest first.
+var othersSQL = `SELECT slot, owner, epoch, extract(epoch FROM renewed_at)::text, pooled, released_at IS NOT NULL, taken_at, ` + lockHeld("slot") + `
+	FROM saga_outbox_relay WHERE slot <> $2 AND heir IS NULL ORDER BY renewed_at DESC, slot`
 
+const (
 	// bequeathSQL fences the owners of slot $1 and makes $2 its heir. A relay that knows no heirs takes the row for that of a living owner
 	// behind a pooler, and does not take the slot.
 	bequeathSQL = `UPDATE saga_outbox_relay SET epoch = epoch + 1, heir = $2, owner = 'none: its work went to slot ' || $2, pooled = true, released_at = NULL,
@@ -108,7 +106,7 @@ func (s *Store) others(ctx context.Context, tx pgx.Tx, slot string) (all []membe
 	if !first {
 		return nil, errTaken
 	}
-	rows, err := tx.Query(ctx, othersSQL, slot, int64(lockClass))
+	rows, err := tx.Query(ctx, othersSQL, int64(lockClass), slot)
 	if err != nil {
 		return nil, fmt.Errorf("look for other slots of the table: %w", setup(err))
 	}

@@ -134,33 +134,28 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 			}
 			continue
 		}
-		if s.own(slot, seen.epoch) && !seen.pooled {
+		ending := false
+		switch {
+		case seen.pooled: // it has no connections that count
+		case s.own(slot, seen.epoch):
 			// We know without waiting that it is not renewed any more: its connections are half-open.
 			if time.Since(warned) > warnEvery {
 				warned = time.Now()
 				log.Warn("our own lost lease still holds the slot, ending its connections", "epoch", seen.epoch)
 			}
-			if err := s.evict(ctx, conn, slot); err != nil {
-				return nil, err
-			}
-			ended = seen
-			s.noteWaiting(slot, s.holdsOn(ctx, conn, slot))
-		} else if stale > s.cfg.LeaseTTL && !seen.pooled {
-			log.Warn("the owner has not renewed its lease, ending its connections", "owner", seen.owner, "epoch", seen.epoch, "for", stale.Round(time.Millisecond))
-			if err := s.evict(ctx, conn, slot); err != nil {
-				return nil, err
-			}
-			ended = seen
-			s.noteWaiting(slot, s.holdsOn(ctx, conn, slot))
-			watched.since = sent
-		} else if stale > s.cfg.LeaseTTL/2 && !seen.pooled {
-			life, err := s.lives(ctx, conn, slot)
-			if err != nil {
-				return nil, err
-			}
-			watched.alive(life, sent)
+			ending, err = true, s.evict(ctx, conn, slot)
+		default:
+			ending, err = s.outwait(ctx, conn, slot, &watched, sent, func(stale time.Duration) {
+				log.Warn("the owner has not renewed its lease, ending its connections", "owner", seen.owner, "epoch", seen.epoch, "for", stale)
+			})
 		}
-		if seen != ended {
+		switch {
+		case err != nil:
+			return nil, err
+		case ending:
+			ended = seen
+			s.noteWaiting(slot, s.holdsOn(ctx, conn, slot))
+		case seen != ended:
 			s.noteWaiting(slot, nil)
 		}
 		if !relay.Sleep(ctx, s.cfg.AcquireInterval) {
@@ -201,6 +196,24 @@ func (r *rival) alive(life string, at time.Time) {
 		r.since = at
 	}
 	r.life = life
+}
+
+// outwait ends the connections of an owner whose lock another session still has, once it has given no sign of life for the time of a
+// lease, and reports it. Before that it looks for such a sign.
+func (s *Store) outwait(ctx context.Context, conn *pgx.Conn, slot string, owner *rival, at time.Time, warn func(stale time.Duration)) (ending bool, err error) {
+	switch stale := at.Sub(owner.since); {
+	case stale > s.cfg.LeaseTTL:
+		warn(stale.Round(time.Millisecond))
+		owner.since = at
+		return true, s.evict(ctx, conn, slot)
+	case stale > s.cfg.LeaseTTL/2:
+		life, err := s.lives(ctx, conn, slot)
+		if err != nil {
+			return false, err
+		}
+		owner.alive(life, at)
+	}
+	return false, nil
 }
 
 // lives returns what changes with each statement of the session that has the slot's lock; nothing if we may not see it. An owner

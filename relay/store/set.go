@@ -131,23 +131,16 @@ func (s *Store) living(ctx context.Context, conn *pgx.Conn, all []member, watche
 		}
 		w := watched.of(m.slot)
 		stale := w.see(m.seen, at)
-		switch {
-		case !m.locked && stale > s.cfg.LeaseTTL:
-			continue
-		case m.locked && stale > s.cfg.LeaseTTL:
-			s.log.Warn("the owner of another slot of the table has not renewed its lease, ending its connections", "slot", m.slot, "owner", m.seen.owner, "for", stale.Round(time.Millisecond))
-			if err := s.evict(ctx, conn, m.slot); err != nil {
-				return nil, err
+		if !m.locked {
+			if stale > s.cfg.LeaseTTL {
+				continue
 			}
-			w.since = at
-		case m.locked && stale > s.cfg.LeaseTTL/2:
-			life, err := s.lives(ctx, conn, m.slot)
-			if err != nil {
-				return nil, err
-			}
-			w.alive(life, at)
+			return m, nil
 		}
-		return m, nil
+		_, err := s.outwait(ctx, conn, m.slot, w, at, func(stale time.Duration) {
+			s.log.Warn("the owner of another slot of the table has not renewed its lease, ending its connections", "slot", m.slot, "owner", m.seen.owner, "for", stale)
+		})
+		return m, err
 	}
 	return nil, nil
 }

@@ -81,13 +81,12 @@ func (l *lease) claim(ctx context.Context, events []relay.Event) (map[relay.UUID
 	}, func() error {
 		return l.claimPart(ctx, nil, claimed)
 	}, func(lo, hi int, why error) error {
+		ids := make(uuids, 0, hi-lo)
 		for i := range events[lo:hi] {
-			id := events[lo+i].ID
-			claimed[id] = true
-			if c := causeOf(why); l.left.first(id) {
-				l.log.Error("a row cannot be claimed: delivered without a claim", "event_id", id.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
-			}
+			ids = append(ids, events[lo+i].ID)
+			claimed[events[lo+i].ID] = true
 		}
+		l.tellRefused(ids, why, "a row cannot be claimed: delivered without a claim")
 		return nil
 	})
 	return claimed, err

@@ -258,11 +258,7 @@ func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark)
 	if err != nil {
 		return nil, nil, err
 	}
-	ids := make(uuids, 0, len(marks))
-	for i := range marks {
-		ids = append(ids, marks[i].ID)
-	}
-	status, err := statuses(ctx, conn, ids)
+	status, err := statuses(ctx, conn, idsOf(marks))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -277,6 +273,15 @@ func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark)
 		}
 	}
 	return later, locked, nil
+}
+
+// idsOf are the events' ids.
+func idsOf(marks []relay.Mark) uuids {
+	ids := make(uuids, 0, len(marks))
+	for i := range marks {
+		ids = append(ids, marks[i].ID)
+	}
+	return ids
 }
 
 // shows reports whether a row with this status can be one that has its mark.

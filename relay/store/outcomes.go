@@ -42,12 +42,10 @@ func (l *lease) aloneOutcome(ctx context.Context, sink string, o relay.Outcome, 
 	m := markOf(&o)
 	refused := func(err error) bool { why = err; return blames(ctx, err) >= blamePassing }
 	about := func() []relay.Mark {
-		m.Parked = []relay.Parked{{
-			Sink: relay.MarkSink, State: relay.StateRetry, Detached: true, Reason: aboutRow(&o), Error: causeOf(why).text, Delay: leftoverMin,
-		}}
+		m.Parked = []relay.Parked{unmarkedBecause(aboutRow(&o), causeOf(why))}
 		return []relay.Mark{m}
 	}
-	tell := func() { l.tellAside([]relay.Mark{m}, func(int) cause { return causeOf(why) }, asideMessage) }
+	tell := func() { l.tellRefused(uuids{m.ID}, why, asideMessage) }
 	one := []relay.Outcome{o}
 	l.left.expect(true)
 

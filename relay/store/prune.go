@@ -132,10 +132,8 @@ func (l *lease) prune(ctx context.Context, conn *pgx.Conn, found string, archive
 				if err := l.left.refusesPrune(id); err != nil {
 					return fmt.Errorf("%w: %w", err, why)
 				}
-				if c := causeOf(why); l.left.first(id) {
-					l.log.Error("retention cannot remove a row: left out for an hour", "event_id", id.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
-				}
 			}
+			l.tellRefused(ids[lo:hi], why, "retention cannot remove a row: left out for an hour")
 			return nil
 		},
 	}

@@ -206,11 +206,7 @@ func (l *lease) revive(ctx context.Context, ids uuids) error {
 		tx.queue(nil, reviveSQL, uuids{}, l.slot, l.epoch)
 		return l.send(ctx, tx)
 	}, func(lo, hi int, why error) error {
-		for _, id := range ids[lo:hi] {
-			if c := causeOf(why); l.left.first(id) {
-				l.log.Error("a dead letter cannot be made ready again", "event_id", id.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
-			}
-		}
+		l.tellRefused(ids[lo:hi], why, "a dead letter cannot be made ready again")
 		return nil
 	})
 }

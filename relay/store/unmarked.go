@@ -61,6 +61,13 @@ func withoutOthers(sql string) string {
 	return strings.Replace(withoutEntries(sql), `d.event_id = i)`, `d.event_id = i AND d.sink <> '`+relay.MarkSink+`')`, 1)
 }
 
+// unmarkedBecause is the entry that sets a row aside.
+func unmarkedBecause(reason relay.Reason, why cause) relay.Parked {
+	return relay.Parked{
+		Sink: relay.MarkSink, State: relay.StateRetry, Detached: true, Reason: reason, Error: why.text, Delay: leftoverMin,
+	}
+}
+
 // setAside makes entries for rows that refuse their marks, along with the entries of sinks that refused the
 // events. What the ledger refuses is kept in memory.
 func (l *lease) setAside(ctx context.Context, marks []relay.Mark, why error) error {
@@ -71,10 +78,9 @@ func (l *lease) asides(ctx context.Context, marks []relay.Mark, reason relay.Rea
 	with := make([]relay.Mark, len(marks))
 	for i := range marks {
 		with[i] = marks[i]
-		with[i].Parked = append(slices.Clone(marks[i].Parked), relay.Parked{
-			Sink: relay.MarkSink, State: relay.StateRetry, Detached: true, Reason: reason, Error: why(i).text, Delay: leftoverMin,
-		})
+		with[i].Parked = append(slices.Clone(marks[i].Parked), unmarkedBecause(reason, why(i)))
 	}
+	ids := idsOf(marks)
 	l.left.expect(true) // before the commit, whose answer may be lost
 	err := l.batched(ctx, "set aside", len(with), func(lo, hi int) error {
 		free, _ := l.left.behind(with[lo:hi])
@@ -82,14 +88,14 @@ func (l *lease) asides(ctx context.Context, marks []relay.Mark, reason relay.Rea
 	}, func() error {
 		return l.parkOnly(ctx, nil)
 	}, func(lo, hi int, refused error) error {
-		l.tellAside(marks[lo:hi], func(int) cause { return causeOf(refused) }, "neither the row nor the ledger takes what became of an event: kept in memory, "+
+		l.tellRefused(ids[lo:hi], refused, "neither the row nor the ledger takes what became of an event: kept in memory, "+
 			"and delivered again by the next owner if this one ends before it is written")
 		return l.left.keep(marks[lo:hi], causeOf(refused))
 	})
 	if err != nil {
 		return fmt.Errorf("set %d rows aside that cannot be marked: %w", len(marks), err)
 	}
-	l.tellAside(marks, why, asideMessage)
+	l.tellEach(ids, why, asideMessage)
 	return nil
 }
 
@@ -103,22 +109,28 @@ func (l *lease) parkOnly(ctx context.Context, marks []relay.Mark) error {
 
 const asideMessage = "a row cannot be marked: set aside, and tried again"
 
-// asideLines bounds the lines that one batch writes to the log.
-const asideLines = 20
+// refusedLines bounds the lines that one batch writes to the log.
+const refusedLines = 20
 
-// tellAside logs rows that were set aside, once each.
-func (l *lease) tellAside(marks []relay.Mark, why func(i int) cause, message string) {
+// tellRefused logs what the database refuses to do to rows or entries, each event once.
+func (l *lease) tellRefused(ids uuids, why error, message string) {
+	c := causeOf(why)
+	l.tellEach(ids, func(int) cause { return c }, message)
+}
+
+// tellEach is tellRefused with a cause for each.
+func (l *lease) tellEach(ids uuids, why func(i int) cause, message string) {
 	lines, more := 0, 0
-	for i := range marks {
-		if !l.left.first(marks[i].ID) {
+	for i, id := range ids {
+		if !l.left.first(id) {
 			continue
 		}
-		if lines++; lines > asideLines {
+		if lines++; lines > refusedLines {
 			more++
 			continue
 		}
 		c := why(i)
-		l.log.Error(message, "event_id", marks[i].ID.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
+		l.log.Error(message, "event_id", id.String(), "sqlstate", c.code, "constraint", c.constraint, "cause", c.text)
 	}
 	if more > 0 {
 		l.log.Error(message, "more_events", more)
@@ -353,9 +365,7 @@ func (l *lease) rewriteOne(ctx context.Context, m relay.Mark) (written bool, err
 	if err != nil {
 		why = causeOf(err)
 	}
-	m.Parked = append(slices.Clone(m.Parked), relay.Parked{
-		Sink: relay.MarkSink, State: relay.StateRetry, Detached: true, Reason: relay.ReasonUnmarked, Error: why.text, Delay: leftoverMin,
-	})
+	m.Parked = append(slices.Clone(m.Parked), unmarkedBecause(relay.ReasonUnmarked, why))
 	l.left.expect(true)
 	err = l.parkOnly(ctx, []relay.Mark{m})
 	if err != nil && blames(ctx, err) >= blamePassing {

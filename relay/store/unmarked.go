@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -47,13 +48,13 @@ const (
 	givenUpSQL = `UPDATE saga_outbox_delivery d SET reason = '` + string(relay.ReasonDiscarded) + `' WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
 		AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `')` + owned
 
-	// holderSQL finds who has a row locked by its xmax, without waiting for the lock: a row's locker is the transaction that is written there.
-	holderSQL = `SELECT coalesce(
+	// holdersSQL finds who has rows locked by their xmax, without waiting for the lock: a row's locker is the transaction that is written there.
+	holdersSQL = `SELECT event_id, coalesce(
 		(SELECT format('locked by pid %s, user %s, application %s%s', a.pid, a.usename, coalesce(nullif(a.application_name, ''), '-'),
 				coalesce(', for ' || extract(epoch FROM clock_timestamp() - a.xact_start)::int || ' s', ''))
 			FROM pg_locks k JOIN pg_stat_activity a ON a.pid = k.pid WHERE k.locktype = 'transactionid' AND k.granted AND k.transactionid = o.xmax LIMIT 1),
 		(SELECT format('locked by the prepared transaction %s of user %s, for %s s', p.gid, p.owner, extract(epoch FROM clock_timestamp() - p.prepared)::int)
-			FROM pg_prepared_xacts p WHERE p.transaction = o.xmax LIMIT 1), '') FROM saga_outbox o WHERE event_id = $1`
+			FROM pg_prepared_xacts p WHERE p.transaction = o.xmax LIMIT 1), '') FROM saga_outbox o WHERE event_id = ANY($1::uuid[])`
 )
 
 // withoutOthers makes of a marking statement one that leaves rows alone which have entries of other sinks.
@@ -147,7 +148,7 @@ func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, l
 	for _, i := range overdue {
 		these = append(these, marks[i])
 	}
-	who := l.holders(ctx, these)
+	who := l.holders(ctx, idsOf(these))
 	if err := l.asides(ctx, these, relay.ReasonLocked, func(i int) cause { return cause{text: who[i]} }); err != nil {
 		return nil, err
 	}
@@ -156,18 +157,22 @@ func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, l
 }
 
 // holders says for each row who has it locked, as far as that can be told.
-func (l *lease) holders(ctx context.Context, marks []relay.Mark) []string {
-	const asked = 20 // of many rows, most likely all are one transaction's
-	who := make([]string, len(marks))
-	for i := range marks {
-		if who[i] = "locked for more than " + lockedFor.String() + ", or a trigger or rule skips the mark without an error"; i >= asked {
-			continue
-		}
-		var holder string
-		err := l.each(ctx, []any{&holder}, func() error { return nil }, holderSQL, marks[i].ID.String())
-		if err == nil && holder != "" {
-			who[i] = holder
-		}
+func (l *lease) holders(ctx context.Context, ids uuids) []string {
+	if len(ids) == 0 {
+		return nil
+	}
+	var (
+		id     [16]byte
+		holder string
+		known  = make(map[relay.UUID]string, len(ids))
+	)
+	err := l.each(ctx, []any{&id, &holder}, func() error { known[id] = holder; return nil }, holdersSQL, ids)
+	if err != nil {
+		l.log.Debug("who has rows locked could not be found out", "error", err)
+	}
+	who := make([]string, len(ids))
+	for i, id := range ids {
+		who[i] = cmp.Or(known[id], "locked for more than "+lockedFor.String()+", or a trigger or rule skips the mark without an error")
 	}
 	return who
 }
@@ -242,7 +247,7 @@ func (l *lease) remark(ctx context.Context) (more bool, err error) {
 	if err := l.each(ctx, []any{&id}, func() error { locked[id] = true; return nil }, lockedSQL, ids); err != nil {
 		return false, err
 	}
-	var held []relay.UUID
+	var held uuids
 	ids = slices.DeleteFunc(ids, func(id relay.UUID) bool {
 		if locked[id] {
 			held = append(held, id)
@@ -271,9 +276,12 @@ func (l *lease) remark(ctx context.Context) (more bool, err error) {
 	if err := h.run(0, len(ids)); err != nil {
 		return false, err
 	}
-	for _, id := range held {
-		who := l.holders(ctx, []relay.Mark{{ID: id}})
-		if err := l.postpone(ctx, []relay.UUID{id}, relay.ReasonLocked, cause{text: who[0]}); err != nil {
+	by := make(map[string]uuids)
+	for i, who := range l.holders(ctx, held) {
+		by[who] = append(by[who], held[i])
+	}
+	for who, theirs := range by {
+		if err := l.postpone(ctx, theirs, relay.ReasonLocked, cause{text: who}); err != nil {
 			return false, err
 		}
 	}

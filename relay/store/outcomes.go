@@ -102,7 +102,7 @@ func (l *lease) replaceEntry(ctx context.Context, sink string, o *relay.Outcome,
 	tx := l.fenced(fence{})
 	switch o.Fate {
 	case relay.FateDelivered, relay.FateDropped:
-		tx.queue(nil, convertSQL, ids, l.slot, l.epoch, sink, string(aboutRow(o)), validText(why.text))
+		tx.queue(nil, convertSQL, ids, l.slot, l.epoch, sink, string(aboutRow(o)), l.store.storable(why.text))
 		if !o.Entry.Detached {
 			tx.queue(nil, freeSQL, []string{o.Entry.Event.AggregateID}, l.slot, l.epoch, sink, []int32{int32(o.Entry.KeyHash)}, l.store.freedOf(1))
 		}

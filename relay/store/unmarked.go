@@ -322,7 +322,7 @@ func (l *lease) postpone(ctx context.Context, ids uuids, reason relay.Reason, wh
 		return nil
 	}
 	tx := l.fenced(fence{})
-	tx.queue(nil, postponeSQL, ids, l.slot, l.epoch, string(reason), validText(why.text))
+	tx.queue(nil, postponeSQL, ids, l.slot, l.epoch, string(reason), l.store.storable(why.text))
 	return l.send(ctx, tx)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -75,10 +76,11 @@ func (ex *exam) examined(all ...relay.Examined) {
 // checkTables makes the checks of a start, and notes what the others here need of the tables.
 func (ex *exam) checkTables(ctx context.Context) {
 	ex.examined(store.Examine(ctx, ex.conn, ex.cfg.Mark, ex.cfg.Retention, ex.cfg.Archive)...)
+	about := sessions.Of(ex.conn.PgConn())
 	ex.ask(ctx, "tables", `SELECT coalesce(c.oid, 0), coalesce(quote_ident(s.nspname) || '.' || quote_ident(c.relname), ''), coalesce(quote_ident(pg_get_userbyid(c.relowner)), ''),
 			coalesce(has_table_privilege(to_regclass($2), 'SELECT'), false), coalesce(has_table_privilege(to_regclass($3), 'SELECT'), false)
 		FROM (SELECT to_regclass($1) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace s ON s.oid = c.relnamespace`,
-		[]any{ex.named("saga_outbox"), ex.named("saga_outbox_relay"), ex.named("saga_outbox_delivery")},
+		[]any{about.Named("saga_outbox"), about.Named("saga_outbox_relay"), about.Named("saga_outbox_delivery")},
 		&ex.table, &ex.tableName, &ex.tableOwner, &ex.relayTable, &ex.ledger)
 }
 

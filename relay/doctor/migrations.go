@@ -7,22 +7,12 @@ import (
 	"strings"
 
 	"github.com/sagaz-relay/relay/migrations"
-	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 var (
 	asOwner = do("as the owner of saga_outbox, or of the database:")
 	migrate = run("sagaz-relay migrate")
 )
-
-// named is what finds a table of ours, or nil where it was not found: to_regclass is NULL then.
-func (ex *exam) named(table string) *string {
-	name := sessions.Of(ex.conn.PgConn()).Named(table)
-	if name == "" {
-		return nil
-	}
-	return &name
-}
 
 func (ex *exam) checkMigrations(ctx context.Context) {
 	const check = "migrations"

@@ -18,9 +18,6 @@ func (t tables) add(name, schema string) {
 	}
 }
 
-// prefixes begin the names of our tables, the library's inbox among them.
-var prefixes = []string{"saga_outbox", "consumer_inbox"}
-
 // qualify gives each of the tables that a statement names its schema. A name in a string counts where it is made a table's by a
 // cast to regclass or by one of the functions that take one. What has a schema, is quoted, or is a name given
 // here (AS) or only repeated (FOR UPDATE OF), stays as it is.

@@ -37,12 +37,16 @@ func (a *About) Table(name string) string {
 	return schema + "." + pgx.Identifier{name}.Sanitize()
 }
 
-// Named is what finds a table of ours in this session: Table, or through a pooler, where nothing is known, the bare name.
-func (a *About) Named(name string) string {
-	if a.Pooled {
-		return name
+// Named is what finds a table of ours in this session: Table, or through a pooler, where nothing is known, the bare name. It is nil
+// where the table was not found, and to_regclass is NULL then.
+func (a *About) Named(name string) *string {
+	if !a.Pooled {
+		name = a.Table(name)
 	}
-	return a.Table(name)
+	if name == "" {
+		return nil
+	}
+	return &name
 }
 
 const aboutKey = "sagaz-relay session"
@@ -201,7 +205,7 @@ func prepare(ctx context.Context, conn *pgconn.PgConn, creates bool) (*About, er
 	home := ""
 	for _, row := range results[3].Rows {
 		about.tables.add(string(row[1]), string(row[0]))
-		if string(row[1]) == prefixes[0] {
+		if string(row[1]) == "saga_outbox" {
 			home = string(row[0])
 		}
 	}

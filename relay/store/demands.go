@@ -112,14 +112,7 @@ func (x *demands) tables(ctx context.Context) (fine string, faults []*relay.Setu
 	return strings.Join(found, ", "), faults, nil
 }
 
-// named is what finds a table, or nil where there is none: to_regclass is NULL then.
-func (x *demands) named(table string) *string {
-	name := sessions.Of(x.conn.PgConn()).Named(table)
-	if name == "" {
-		return nil
-	}
-	return &name
-}
+func (x *demands) named(table string) *string { return sessions.Of(x.conn.PgConn()).Named(table) }
 
 // outboxColumns are the columns of saga_outbox that are read or written, as 0001_saga_outbox.sql makes them.
 var outboxColumns = []struct{ name, definition string }{
@@ -141,11 +134,11 @@ var outboxColumns = []struct{ name, definition string }{
 
 // names are the columns of a table in their order; none for a table that is not there.
 func (x *demands) names(ctx context.Context, table string) ([]string, error) {
-	rows, err := x.conn.Query(ctx, `SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, x.named(table))
+	all, err := names(ctx, x.conn, `SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, x.named(table))
 	if err != nil {
 		return nil, fmt.Errorf("look at the columns of %s: %w", table, err)
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	return all, nil
 }
 
 // columns looks for columns that are missing, or of types that are not accepted.
@@ -190,12 +183,9 @@ func (x *demands) archive(ctx context.Context) (fine string, faults []*relay.Set
 	var fix []string
 	name, from := *x.named(archiveTable), *x.named("saga_outbox")
 	if len(archive) < len(outbox) && slices.Equal(outbox[:len(archive)], archive) {
-		rows, err := x.conn.Query(ctx, `SELECT pg_catalog.format('ALTER TABLE %s ADD COLUMN %I %s;', $2::text, attname, format_type(atttypid, atttypmod))
+		fix, err = names(ctx, x.conn, `SELECT pg_catalog.format('ALTER TABLE %s ADD COLUMN %I %s;', $2::text, attname, format_type(atttypid, atttypmod))
 			FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = ANY($3) ORDER BY attnum`, from, name, outbox[len(archive):])
 		if err != nil {
-			return "", nil, err
-		}
-		if fix, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
 			return "", nil, err
 		}
 		return "", []*relay.SetupError{archiveError(nil, "", fix)}, nil
@@ -244,10 +234,11 @@ func (x *demands) rights(ctx context.Context) (fine string, faults []*relay.Setu
 
 func (x *demands) rowSecurity(ctx context.Context) (fine string, faults []*relay.SetupError, err error) {
 	for _, n := range Needs(MarkArchive, false, true) { // the archive, too: commands read it
-		if x.named(n.Table) == nil {
+		name := x.named(n.Table)
+		if name == nil {
 			continue
 		}
-		hidden, err := RowsHidden(ctx, x.conn, n.Table)
+		hidden, err := x.hidden(ctx, n.Table, *name)
 		if err != nil {
 			return "", faults, err
 		}
@@ -258,13 +249,12 @@ func (x *demands) rowSecurity(ctx context.Context) (fine string, faults []*relay
 	return "hides no rows", faults, nil
 }
 
-// RowsHidden tells whether row level security keeps rows of a table from the role of a connection. A row that is hidden looks like
-// one that is gone: it would be delivered over and over, or never.
-func RowsHidden(ctx context.Context, conn *pgx.Conn, table string) (*relay.SetupError, error) {
-	name := sessions.Of(conn.PgConn()).Named(table)
+// hidden tells whether row level security keeps rows of a table from our role. A row that is hidden looks like one that is gone:
+// it would be delivered over and over, or never.
+func (x *demands) hidden(ctx context.Context, table, name string) (*relay.SetupError, error) {
 	var hidden bool
 	var role string
-	err := conn.QueryRow(ctx, `SELECT coalesce(row_security_active(to_regclass($1)), false), quote_ident(current_user)`, name).Scan(&hidden, &role)
+	err := x.conn.QueryRow(ctx, `SELECT coalesce(row_security_active(to_regclass($1)), false), quote_ident(current_user)`, name).Scan(&hidden, &role)
 	if err != nil {
 		return nil, fmt.Errorf("ask for the row security of %s: %w", table, setup(err))
 	}

@@ -45,7 +45,7 @@ func Grants(role string) string {
 // Lacks tells which rights the role of a connection lacks on a table. A table that is not there is told as not there.
 func (n *Need) Lacks(ctx context.Context, conn *pgx.Conn) (there bool, rights []string, err error) {
 	name := sessions.Of(conn.PgConn()).Named(n.Table)
-	if name == "" {
+	if name == nil {
 		return false, nil, nil
 	}
 	err = conn.QueryRow(ctx, `SELECT coalesce(array_agg(wanted ORDER BY nth) FILTER (WHERE NOT has_table_privilege($1::text, wanted)), '{}')

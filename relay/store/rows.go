@@ -258,15 +258,15 @@ func checkColumns(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("look at the columns of saga_outbox: %w", err)
 	}
-	all, err := Columns(ctx, conn, uint32(table))
+	all, err := columnsOf(ctx, conn, uint32(table))
 	if err != nil {
 		return err
 	}
 	return columns.SetupError(name, all)
 }
 
-// Columns describes the columns of a table, given by its OID.
-func Columns(ctx context.Context, conn *pgx.Conn, table uint32) ([]columns.Column, error) {
+// columnsOf describes the columns of a table, given by its OID.
+func columnsOf(ctx context.Context, conn *pgx.Conn, table uint32) ([]columns.Column, error) {
 	var (
 		all []columns.Column
 		c   columns.Column

@@ -33,7 +33,7 @@ var ErrInUse = errors.New("a relay is running")
 func Belongings(ctx context.Context, conn *pgx.Conn, slots []string, publication string, withTables bool) ([]Belonging, error) {
 	about := sessions.Of(conn.PgConn())
 	slots = slices.Clone(slots)
-	if about.Named("saga_outbox_relay") != "" {
+	if about.Named("saga_outbox_relay") != nil {
 		noted, err := names(ctx, conn, `SELECT slot FROM saga_outbox_relay`)
 		if err != nil {
 			return nil, fmt.Errorf("read the slots: %w", setup(err))

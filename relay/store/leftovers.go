@@ -175,15 +175,16 @@ func (l *leftovers) count(u *relay.Unmarked) {
 	defer l.mu.Unlock()
 	u.Memory = len(l.marks) + len(l.outcomes)
 	u.Events += u.Memory
-	for _, left := range l.outcomes {
-		if u.Oldest.IsZero() || left.since.Before(u.Oldest) {
-			u.Oldest, u.Cause = left.since, left.why.text
+	older := func(since time.Time, why cause) {
+		if u.Oldest.IsZero() || since.Before(u.Oldest) {
+			u.Oldest, u.Cause = since, why.text
 		}
 	}
+	for _, left := range l.outcomes {
+		older(left.since, left.why)
+	}
 	for _, left := range l.marks {
-		if u.Oldest.IsZero() || left.since.Before(u.Oldest) {
-			u.Oldest, u.Cause = left.since, left.why.text
-		}
+		older(left.since, left.why)
 	}
 }
 

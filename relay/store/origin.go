@@ -16,12 +16,14 @@ import (
 // made that would be the server's last. Without an origin everything works the same, only slower.
 const (
 	originSQL = `SELECT 'sagaz_relay_' || d.oid || '_' || $1::text, EXISTS (SELECT FROM pg_replication_origin WHERE roname = 'sagaz_relay_' || d.oid || '_' || $1::text),
+		EXISTS (SELECT FROM pg_replication_origin WHERE ` + former + `),
 		(SELECT count(*) FROM pg_replication_origin), coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::bigint
 		FROM pg_database d WHERE d.datname = current_database()`
 
 	// formerOriginsSQL drops those that older relays made, two a slot. One in use is left, and so are all without the right.
-	formerOriginsSQL = `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin
-		WHERE roname IN ('sagaz_relay_' || $1::text || '_a', 'sagaz_relay_' || $1::text || '_b')`
+	formerOriginsSQL = `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE ` + former
+
+	former = `roname IN ('sagaz_relay_' || $1::text || '_a', 'sagaz_relay_' || $1::text || '_b')`
 )
 
 const codeInUse = "55006"
@@ -36,7 +38,6 @@ var errLastOrigin = errors.New("the server has no origin to spare")
 func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
 	err := takeOrigin(ctx, conn, l.slot)
 	if err == nil {
-		_, _ = conn.Exec(ctx, formerOriginsSQL, l.slot) // not ours to insist
 		return
 	}
 	fix := "as a superuser, grant EXECUTE on pg_replication_origin_create(text), pg_replication_origin_session_setup(text) and SELECT on pg_replication_origin"
@@ -48,9 +49,9 @@ func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
 
 func takeOrigin(ctx context.Context, conn *pgx.Conn, slot string) error {
 	var name string
-	var there bool
+	var there, formers bool
 	var used, limit int64
-	if err := conn.QueryRow(ctx, originSQL, slot).Scan(&name, &there, &used, &limit); err != nil {
+	if err := conn.QueryRow(ctx, originSQL, slot).Scan(&name, &there, &formers, &used, &limit); err != nil {
 		return err
 	}
 	if !there {
@@ -65,6 +66,9 @@ func takeOrigin(ctx context.Context, conn *pgx.Conn, slot string) error {
 		_, err := conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
 		var pg *pgconn.PgError
 		if !errors.As(err, &pg) || pg.Code != codeInUse || time.Now().After(end) {
+			if err == nil && formers {
+				_, _ = conn.Exec(ctx, formerOriginsSQL, slot) // not ours to insist
+			}
 			return err
 		}
 		select {

@@ -147,9 +147,11 @@ func (ex *exam) checkLedger(ctx context.Context) {
 	}
 	for slot, n := range strayed {
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d entries of slot %s, which RELAY_SLOT does not name", n, slot), Why: "They are delivered by that slot's owner only.",
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d entries of slot %s, which RELAY_SLOT does not name", n, slot),
+			Why: "They are delivered by that slot's owner; when it has none, a relay takes them over, in order, as it takes its lease.",
 			Fix: []Step{
-				do("run a relay with RELAY_SLOT=%s; or, if none is to run again, hand them over:", term.Shell(slot)),
+				do("stop the relays with RELAY_SLOT=%s, and start one with RELAY_SLOT=%s; if saga_outbox_relay has no row of the first, hand them over:",
+					term.Shell(slot), term.Shell(ex.cfg.Slots[0])),
 				sql(`UPDATE saga_outbox_delivery SET slot = %s WHERE slot = %s;`, term.Literal(ex.cfg.Slots[0]), term.Literal(slot)),
 			},
 		})

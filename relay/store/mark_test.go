@@ -475,11 +475,22 @@ func TestMarkOrigin(t *testing.T) {
 		}
 		release(t, l)
 
-		// A predecessor's session that lingers has the origin.
 		origin := value[string](t, db.Pool, `SELECT 'sagaz_relay_' || oid || '_`+leased+`' FROM pg_database WHERE datname = current_database()`)
 		s = newStore(t, testConfig(db), nil)
 		gone := `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay marks ` + leased + `' AND datname = current_database())`
 		db.Until(t, gone) // the released lease's session
+
+		// What an older relay has made for the slot goes.
+		for _, suffix := range []string{"_a", "_b"} {
+			exec(t, db, `SELECT pg_replication_origin_create($1)`, "sagaz_relay_"+leased+suffix)
+		}
+		release(t, acquire(t, s, leased))
+		if n := value[int](t, db.Pool, `SELECT count(*) FROM pg_replication_origin WHERE roname IN ($1 || '_a', $1 || '_b')`, "sagaz_relay_"+leased); n != 0 {
+			t.Errorf("%d origins of an older relay are left", n)
+		}
+		db.Until(t, gone)
+
+		// A predecessor's session that lingers has the origin.
 		first := db.Conn(t)
 		if _, err := first.Exec(t.Context(), `SELECT pg_replication_origin_session_setup($1)`, origin); err != nil {
 			t.Fatal(err)

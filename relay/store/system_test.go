@@ -39,6 +39,12 @@ func TestAnotherCluster(t *testing.T) {
 			t.Fatalf("at first: %s, want %s", got, want)
 		}
 
+		exec(t, db, `UPDATE saga_outbox_relay SET system_id = NULL, timeline = NULL`) // as a relay from before that leaves them
+		release(t, acquire(t, s, "outbox"))
+		if got, want := positions(t, db), "some marks some position owes nothing this cluster"; got != want {
+			t.Errorf("after an older relay: %s, want %s", got, want)
+		}
+
 		exec(t, db, `UPDATE saga_outbox_relay SET timeline = '00000007'`)
 		l = acquire(t, s, "outbox")
 		if got, want := positions(t, db), "some marks no position owes nothing this cluster"; got != want {

@@ -290,6 +290,10 @@ func TestMarkSetsAsideWhatIsLocked(t *testing.T) {
 			t.Fatalf("%d rows are set aside, want %d", got, len(want))
 		}
 		u := remarkNow(t, db, l)
+		const writersSQL = `SELECT count(DISTINCT xmin::text) FROM saga_outbox_delivery WHERE sink = 'saga_outbox'`
+		if n := value[int](t, db.Pool, writersSQL); n > 2 { // how long it has been locked may be told in two ways
+			t.Errorf("%d transactions have put off the rows of one session", n)
+		}
 		if sign := fmt.Sprintf("locked by pid %d, user", conn.PgConn().PID()); u.Events != len(want) || !strings.Contains(u.Cause, sign) || !strings.Contains(u.Cause, "application billing") {
 			t.Errorf("%+v, want %s", u, sign)
 		}

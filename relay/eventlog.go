@@ -45,12 +45,11 @@ func facts(id UUID, eventType, saga, key string, headers []Header, more []any) [
 }
 
 // logReceived tells of events that have been taken.
-func logReceived(log hclog.Logger, flights []flight) {
+func logReceived(log hclog.Logger, flights []*flight) {
 	if !log.IsDebug() {
 		return
 	}
-	for i := range flights {
-		f := &flights[i]
+	for _, f := range flights {
 		if f.swept {
 			log.Debug("event received", f.facts("from", "table")...)
 		} else {

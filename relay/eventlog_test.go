@@ -23,7 +23,7 @@ func TestEventLinesAreFreeAtInfo(t *testing.T) {
 	outcomes := []Outcome{{Entry: entry, Fate: FateDelivered}}
 	err := errors.New("broker away")
 	got := testing.AllocsPerRun(100, func() {
-		logReceived(log, flights)
+		logReceived(log, batch)
 		logPublished(log, "kafka", batch, 1, time.Second)
 		logNotTaken(log, "kafka", batch, 1, err)
 		logParked(log, batch, parks)

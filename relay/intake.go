@@ -143,9 +143,11 @@ func (p *pipeline) reserve(ctx context.Context, events []Event) (int, error) {
 
 // launch encodes events and puts them on their way.
 func (p *pipeline) launch(events []Event, swept bool) {
-	flights := make([]flight, len(events))
+	flights := make([]*flight, len(events))
 	for i := range events {
-		ev, f := &events[i], &flights[i]
+		// Each by itself: in one piece, an event that is stuck would keep all of them in memory.
+		ev, f := &events[i], new(flight)
+		flights[i] = f
 		f.commitLSN, f.xid, f.committed, f.size = ev.CommitLSN, ev.XID, ev.CommittedAt, ev.Size()
 		f.confirm, f.swept = ev.CommitEnd, swept
 		p.place++
@@ -167,9 +169,9 @@ func (p *pipeline) launch(events []Event, swept bool) {
 
 	p.mu.Lock()
 	beside := swept && p.doing.mode == ModeCDC
-	for i := range flights {
-		flights[i].beside = beside
-		p.tracker.admit(&flights[i])
+	for _, f := range flights {
+		f.beside = beside
+		p.tracker.admit(f)
 	}
 	p.counts.admitted += uint64(len(flights))
 	if swept {

@@ -92,7 +92,7 @@ func count(t testing.TB, m *Metrics, enc *Encoder, ev *Event, log hclog.Logger) 
 		sink.acked([]*flight{f}, 1)
 		logPublished(log, "kafka", []*flight{f}, 1, 1)
 	}
-	logReceived(log, []flight{*f})
+	logReceived(log, []*flight{f})
 	m.marked("outbox", []*flight{f})
 	m.recovered("pending", 1)
 	logMarked(log, []*flight{f})

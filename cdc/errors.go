@@ -78,12 +78,10 @@ func classify(err error, role string) error {
 // classifyConnect is classify for what was said to our wish to connect.
 func classifyConnect(err error, role string) error {
 	if errors.Is(err, sessions.ErrPooler) || hasCode(err, codeProtocolViolation) || hasCode(err, codeFeature) { // unsupported startup parameter: replication
-		return poolerError(err)
+		return Pooler(err)
 	}
 	return sessions.Refused(classify(err, role))
 }
-
-func poolerError(err error) error { return Pooler(err) }
 
 // Pooler is what is said where a pooler answers.
 func Pooler(err error) *relay.SetupError {

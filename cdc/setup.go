@@ -97,7 +97,7 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 	case row[5] == "t":
 		return nil, errStandby
 	case streaming && row[6] != "walsender":
-		return nil, poolerError(fmt.Errorf("a %s answers, not a walsender", row[6]))
+		return nil, Pooler(fmt.Errorf("a %s answers, not a walsender", row[6]))
 	case streaming && row[0] != "logical":
 		return nil, WALLevel(row[0])
 	case row[1] == "":
@@ -159,12 +159,14 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 	if s.server >= 15 {
 		attnames, filter = "array_to_string(pt.attnames, ',')", "pt.rowfilter"
 	}
-	rows, err := s.query(ctx, fmt.Sprintf(`SELECT p.pubinsert, pt.tablename IS NOT NULL, coalesce(%s, ''),
-			(SELECT concat_ws(' ', p.oid, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m),
-			(SELECT concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubviaroot, string_agg(m.x::text, ' ' ORDER BY m.x::text)) FROM (%s) m WHERE NOT m.own), coalesce(%s, '')
+	rows, err := s.query(ctx, fmt.Sprintf(`SELECT p.pubinsert, pt.tablename IS NOT NULL, coalesce(%s, ''), concat_ws(' ', p.oid, m.every),
+			concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubviaroot, m.members), coalesce(%s, '')
 		FROM pg_publication p
+		CROSS JOIN (SELECT string_agg(x::text, ' ' ORDER BY x::text) AS every,
+				string_agg(x::text, ' ' ORDER BY x::text) FILTER (WHERE NOT own) AS members
+			FROM (%s) r) m
 		LEFT JOIN pg_publication_tables pt ON pt.pubname = p.pubname AND format('%%I.%%I', pt.schemaname, pt.tablename) = %s
-		WHERE p.pubname = %s`, attnames, s.membershipSQL(publication, t), s.membershipSQL(publication, t), filter, quoteLiteral(t.name), quoteLiteral(publication)))
+		WHERE p.pubname = %s`, attnames, filter, s.membershipSQL(publication, t), quoteLiteral(t.name), quoteLiteral(publication)))
 	if err != nil {
 		return fmt.Errorf("look at publication %q: %w", publication, err)
 	}

@@ -199,36 +199,35 @@ func (s *Source) remember(slot string, m memory) {
 	s.slots[slot] = m
 }
 
+// note changes what is remembered: the reader does it, and the watch next to it.
+func (s *Source) note(slot string, change func(*memory)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.slots[slot]
+	change(&m)
+	s.slots[slot] = m
+}
+
 // carried notes what the publication carries while the slot is read.
 func (s *Source) carried(slot, version, content string) {
-	m := s.recall(slot)
-	m.made, m.content = version, content
-	s.remember(slot, m)
+	s.note(slot, func(m *memory) { m.made, m.content = version, content })
 }
 
 // forget forgets it: something else was seen meanwhile.
-func (s *Source) forget(slot string) {
-	m := s.recall(slot)
-	m.content = ""
-	s.remember(slot, m)
-}
+func (s *Source) forget(slot string) { s.note(slot, func(m *memory) { m.content = "" }) }
 
 // touched makes the error for a publication that was altered, and carries what it did before: ALTER PUBLICATION … SET with what was set
 // already, a new owner. The slot is kept, because making one may wait for hours, for any transaction of the server. Whether
 // there was another content for a moment between two looks, nobody can tell: so the table is swept, which finds what was left out.
 func (s *Source) touched(slot, version string, err error) error {
-	m := s.recall(slot)
-	m.made = version
-	s.remember(slot, m)
+	s.note(slot, func(m *memory) { m.made = version })
 	return &relay.SlotGoneError{Slot: slot, Cause: relay.GonePublication, Err: err}
 }
 
 // gone makes the error, and notes for Create what it means for the slot.
 func (s *Source) gone(slot string, cause relay.GoneCause, err error) error {
 	if cause == relay.GoneLost || cause == relay.GonePublication || cause == relay.GoneUnreadable {
-		m := s.recall(slot)
-		m.anew, m.content = true, ""
-		s.remember(slot, m)
+		s.note(slot, func(m *memory) { m.anew, m.content = true, "" })
 	}
 	return &relay.SlotGoneError{Slot: slot, Cause: cause, Err: err}
 }

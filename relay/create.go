@@ -75,13 +75,7 @@ func (p *pipeline) sayHolders(ctx context.Context, done <-chan struct{}) {
 			logged, last = time.Now(), who
 			p.log.Warn("making the slot waits for the end of transactions", "waits_for", text, "for", time.Since(began).Round(time.Second), "fix", fix)
 		}
-		wait := time.NewTimer(holdersEvery)
-		select {
-		case <-wait.C:
-		case <-done:
-		case <-ctx.Done():
-		}
-		wait.Stop()
+		pause(ctx, holdersEvery, done)
 	}
 }
 

@@ -32,19 +32,24 @@ const hexDigits = "0123456789abcdef"
 // Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the event's own fault
 // (see Refused); rec then holds nothing to publish.
 func (e *Encoder) Encode(rec *Record, ev *Event) error {
-	if ev.Unfit != nil {
+	err := e.encode(rec, ev)
+	if err != nil {
 		*rec = Record{}
+	}
+	return err
+}
+
+func (e *Encoder) encode(rec *Record, ev *Event) error {
+	if ev.Unfit != nil {
 		return ev.Unfit
 	}
 	if ev.Payload == "" {
-		*rec = Record{}
 		return Refuse(ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
 	}
 	rowHeaders := ev.Headers
 	if ev.Loose {
 		var err error
 		if rowHeaders, err = checkLoose(ev); err != nil {
-			*rec = Record{}
 			return Refuse(ReasonEncode, err)
 		}
 	}
@@ -66,7 +71,6 @@ func (e *Encoder) Encode(rec *Record, ev *Event) error {
 	}
 	headers, err := appendHeaders(e.envelopeHeaders(ev, id, countHeaders(rowHeaders)), rowHeaders)
 	if err != nil {
-		*rec = Record{}
 		return Refuse(ReasonEncode, fmt.Errorf("column headers: %w", err))
 	}
 	rec.Headers = headers

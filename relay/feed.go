@@ -93,10 +93,7 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown map[string]int64, er
 // noteSinks tells which sinks the slot's last owner did not have, and which it had that we have not; unknown are those of the latter that have
 // entries in the ledger. What it cannot find out is left out: no event depends on it.
 func (p *pipeline) noteSinks(ctx context.Context, unknown map[string]int64) {
-	var now []string
-	for _, sink := range p.sinks {
-		now = append(now, sink.Name())
-	}
+	now := sinkNames(p.sinks)
 	before, err := p.lease.NoteSinks(ctx, now)
 	if err != nil && ctx.Err() == nil {
 		p.log.Debug("noting the sinks", "error", err)

@@ -21,8 +21,6 @@ import (
 // The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose key has entries in the ledger goes there
 // too (shelf.verdict), or waits aside for as long as all of them are being offered.
 type lane struct {
-	offering atomic.Bool // the sink has not answered yet
-
 	slot    string
 	sink    Sink
 	index   int // of the sink
@@ -33,6 +31,8 @@ type lane struct {
 	valid   func() bool // the lease's; asked before every offer
 	settle  func(sink int, batch []*flight, parks []*Parked)
 	metrics *sinkMetrics
+
+	offering atomic.Bool // the sink has not answered yet
 
 	wake chan struct{} // capacity one: "the queue was empty and is not any more", or a round has ended
 
@@ -294,7 +294,7 @@ func (l *lane) run(ctx context.Context) error {
 		if !l.failing {
 			l.failing, l.failingFrom = true, started
 		}
-		if l.giveUp(batch) || l.pause(ctx, wait) && l.giveUp(batch) {
+		if l.giveUp(batch) || pause(ctx, wait, l.shelf.stopping) && l.giveUp(batch) {
 			clear(batch)
 			batch = batch[:0]
 			backoff.Reset()
@@ -313,20 +313,6 @@ func (e noAnswer) Error() string {
 }
 
 func (noAnswer) Is(target error) bool { return target == context.DeadlineExceeded }
-
-// pause waits before a batch is offered again, and reports whether the relay has begun to stop meanwhile.
-func (l *lane) pause(ctx context.Context, wait time.Duration) (stopping bool) {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return false
-	case <-ctx.Done():
-		return false
-	case <-l.shelf.stopping:
-		return true
-	}
-}
 
 // giveUp passes a batch that fails in passing to the ledger, when its sink is isolated or has to be, when the batch alone has failed for
 // as long as that takes (one partition without a leader, for instance), or when the relay is being stopped; it reports whether it did.

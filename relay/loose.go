@@ -66,9 +66,6 @@ func lastOfEachName(object string) string {
 		at[name] = len(members)
 		members = append(members, member{name, value})
 	}
-	if len(members) == 0 {
-		return "{}"
-	}
 	var b bytes.Buffer
 	for i, m := range members {
 		b.WriteString(", "[:2*min(i, 1)])

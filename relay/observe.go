@@ -36,9 +36,7 @@ type observer struct {
 func (p *pipeline) observe(ctx context.Context) error {
 	o := &observer{p: p, first: p.slot == p.cfg.Slots[0]}
 	o.sample.epoch, o.sample.limit, o.sample.hotRatio = p.lease.Epoch(), [2]int{p.cfg.InflightEvents, p.cfg.InflightBytes}, -1
-	for _, sink := range p.sinks {
-		o.sample.sinks = append(o.sample.sinks, sink.Name())
-	}
+	o.sample.sinks = sinkNames(p.sinks)
 	defer func() {
 		if o.looking != nil {
 			<-o.looking // it ends with ctx

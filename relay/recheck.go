@@ -14,17 +14,12 @@ const recheckEvery = time.Minute
 // not answer is told elsewhere.
 func (r *Relay) recheck(ctx context.Context) {
 	for Sleep(ctx, recheckEvery) {
-		err := r.store.Check(ctx)
-		if err == nil && r.cfg.Mode != ModePolling {
-			err = r.source.Check(ctx)
-		}
+		err := r.checkDatabase(ctx)
 		var setup *SetupError
 		switch {
 		case ctx.Err() != nil:
 			return
-		case errors.As(err, &setup) && setup.Streaming && r.cfg.Mode == ModeAuto: // it polls, and says so
-			r.noteFault("")
-		case setup != nil:
+		case errors.As(err, &setup):
 			r.noteFault(setup.Error())
 		case err == nil:
 			r.noteFault("")

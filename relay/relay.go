@@ -97,13 +97,7 @@ func (r *Relay) check(ctx context.Context) error {
 	start := time.Now()
 	var logged time.Time
 	for attempt := 1; ; attempt++ {
-		err := r.store.Check(ctx)
-		if err == nil && r.cfg.Mode != ModePolling {
-			err = r.source.Check(ctx)
-		}
-		if setup := (*SetupError)(nil); r.cfg.Mode == ModeAuto && errors.As(err, &setup) && setup.Streaming {
-			err = nil // the pipeline says it, and polls
-		}
+		err := r.checkDatabase(ctx)
 		for i := 0; err == nil && i < len(r.cfg.Slots); i++ {
 			err = r.checkSinks(ctx, r.cfg.Slots[i])
 		}
@@ -127,6 +121,18 @@ func (r *Relay) check(ctx context.Context) error {
 		}
 		Sleep(ctx, wait)
 	}
+}
+
+// checkDatabase asks store and source once.
+func (r *Relay) checkDatabase(ctx context.Context) error {
+	err := r.store.Check(ctx)
+	if err == nil && r.cfg.Mode != ModePolling {
+		err = r.source.Check(ctx)
+	}
+	if setup := (*SetupError)(nil); r.cfg.Mode == ModeAuto && errors.As(err, &setup) && setup.Streaming {
+		return nil // the pipeline says it, and polls
+	}
+	return err
 }
 
 // noteStartError notes why the relay has not begun, for Status.

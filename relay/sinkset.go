@@ -49,10 +49,10 @@ func CheckSinks(now []string, by SinksByDefault, before Before) error {
 	return &SetupError{Problem: fmt.Sprintf("BROKER_TYPE is not set, which means %s, %s", strings.Join(now, ","), problem), Fix: fix}
 }
 
-// sinkNames are the names of the relay's sinks.
-func (r *Relay) sinkNames() []string {
+// sinkNames are the names of sinks.
+func sinkNames(sinks []Sink) []string {
 	var names []string
-	for _, sink := range r.sinks {
+	for _, sink := range sinks {
 		names = append(names, sink.Name())
 	}
 	return names
@@ -67,7 +67,7 @@ func (r *Relay) checkSinks(ctx context.Context, slot string) error {
 	if err != nil {
 		return err
 	}
-	return CheckSinks(r.sinkNames(), *r.cfg.SinksByDefault, before)
+	return CheckSinks(sinkNames(r.sinks), *r.cfg.SinksByDefault, before)
 }
 
 // mayDeliver is checkSinks for an owner: it delivers nothing before it knows, so it asks until it is told, ctx ends or the lease is lost.
@@ -88,11 +88,8 @@ func (r *Relay) mayDeliver(ctx context.Context, slot string, lease Lease) error 
 			logged = time.Now()
 			r.log.Warn("waiting to be told where events went before, nothing is delivered until then", "slot", slot, "backoff", wait, "error", err)
 		}
-		select {
-		case <-lease.Lost():
+		if pause(ctx, wait, lease.Lost()) {
 			return fmt.Errorf("%w: %w", ErrLeaseLost, lease.Err())
-		case <-time.After(wait):
-		case <-ctx.Done():
 		}
 	}
 }

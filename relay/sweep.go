@@ -293,13 +293,7 @@ func (p *pipeline) lookAgain(ctx context.Context, until <-chan struct{}) {
 			p.looks.whole[SweepPending].next = time.Time{}
 			continue
 		}
-		pause := time.NewTimer(p.cfg.PollInterval)
-		select {
-		case <-pause.C:
-		case <-until:
-		case <-ctx.Done():
-		}
-		pause.Stop()
+		pause(ctx, p.cfg.PollInterval, until)
 	}
 }
 

@@ -173,29 +173,25 @@ func (o *observer) export() {
 	s.unmarked = p.unmarked.Events
 	at := p.reading(s.info)
 	oldest := time.Time{}
-	if f := p.tracker.oldest(); f != nil {
-		if oldest = f.rec.Timestamp; f.committed != 0 {
-			oldest = f.committed.Time()
-		}
+	if f := p.tracker.oldest(); f != nil && f.at() != 0 {
+		oldest = f.at().Time()
 	}
 	p.mu.Unlock()
 	s.mode, s.streaming, s.inflight, s.bytes, s.lag = st.Mode, st.Streaming, st.Inflight, st.Bytes, st.LagSeconds
 	s.waiting = float64(st.Inflight)
-	for _, shelf := range p.shelves {
-		s.waiting += float64(shelf.inLedger())
-	}
-	if st.Mode == ModePolling {
-		s.waiting += max(0, float64(o.backlog-st.Inflight)) // in flight, they are pending still
-	} else if s.info.Exists {
-		s.waiting += o.unread.events(at)
-	}
 	entries := 0
 	for _, shelf := range p.shelves {
+		s.waiting += float64(shelf.inLedger())
 		n, _, _ := shelf.state()
 		entries += n
 		if at := shelf.parked(); at != 0 && (o.parked[0] == 0 || at < o.parked[0]) {
 			o.parked[0] = at
 		}
+	}
+	if st.Mode == ModePolling {
+		s.waiting += max(0, float64(o.backlog-st.Inflight)) // in flight, they are pending still
+	} else if s.info.Exists {
+		s.waiting += o.unread.events(at)
 	}
 	for _, at := range o.parked {
 		if entries > 0 && at != 0 && (oldest.IsZero() || at.Time().Before(oldest)) {

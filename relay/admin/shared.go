@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 // shared is something that is built for who asks. However many ask, one at a time builds it, and who has asked before the build began
 // takes its result: the engine shares its core with HTTP.
 type shared[T any] struct {
-	turn chan struct{} // holds one token while somebody builds
+	turn relay.Turn // whoever has it builds
 
 	mu    sync.Mutex // guards what follows
 	value T
@@ -33,7 +35,7 @@ type shared[T any] struct {
 	until time.Time // the last build serves until then
 }
 
-func newShared[T any]() *shared[T] { return &shared[T]{turn: make(chan struct{}, 1)} }
+func newShared[T any]() *shared[T] { return &shared[T]{turn: relay.NewTurn()} }
 
 // get returns what build makes, or has made for another one since this one asked.
 func (s *shared[T]) get(ctx context.Context, build func() T) (value T, err error) {
@@ -41,12 +43,10 @@ func (s *shared[T]) get(ctx context.Context, build func() T) (value T, err error
 	if value, ok := s.last(asked); ok {
 		return value, nil
 	}
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return value, context.Cause(ctx)
+	if err := s.turn.Take(ctx); err != nil {
+		return value, err
 	}
+	defer s.turn.Give()
 	if value, ok := s.last(asked); ok {
 		return value, nil
 	}

@@ -56,16 +56,16 @@ func (w *sinkWords) parts(batch []*relay.Record) []part {
 	if w.template != "" {
 		return []part{{batch: batch}}
 	}
-	first := relay.Short(w.destination(batch[0]))
+	first := w.destination(batch[0])
 	same := func(a, b *relay.Record) bool { return a.Topic == b.Topic && a.RoutingKey == b.RoutingKey }
-	if !slices.ContainsFunc(batch, func(rec *relay.Record) bool { return !same(rec, batch[0]) && relay.Short(w.destination(rec)) != first }) {
+	if !slices.ContainsFunc(batch, func(rec *relay.Record) bool { return !same(rec, batch[0]) && w.destination(rec) != first }) {
 		return []part{{destination: first, batch: batch}}
 	}
 	var parts []part
 	last := 0
 	for i, rec := range batch {
 		if len(parts) == 0 || !same(rec, parts[last].batch[0]) || parts[last].destination == "" {
-			d := relay.Short(w.destination(rec))
+			d := w.destination(rec)
 			last = slices.IndexFunc(parts, func(p part) bool { return p.destination == d })
 			if last < 0 && len(parts) >= maxParts {
 				d = ""
@@ -86,6 +86,7 @@ func (w *sinkWords) parts(batch []*relay.Record) []part {
 func (t *Tracer) Sent(o relay.Offer) {
 	w := t.words(o.Sink)
 	for _, p := range w.parts(o.Batch) {
+		p.destination = relay.Short(p.destination)
 		t.send(o, w, p)
 	}
 }

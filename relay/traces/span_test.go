@@ -88,6 +88,23 @@ func TestSendBatch(t *testing.T) {
 	})
 }
 
+// A destination may be as long as a row's texts: what spans keep of it is short, and there is one for
+// each all the same.
+func TestSendToLongDestinations(t *testing.T) {
+	long := strings.Repeat("t", 1<<20)
+	spans := spansOf(t, DefaultConfig(), about, func(tr *Tracer) {
+		tr.Sent(offer(sink{"file"}, nil, record(long+"1", "1"), record(long+"2", "2"), record(long+"1", "3")))
+	})
+	if len(spans) != 2 {
+		t.Fatalf("%d spans, want one for each destination", len(spans))
+	}
+	for _, s := range spans {
+		if name := attributesOf(s)["messaging.destination.name"]; len(name) != relay.ShortBytes || s.Name() != "send "+name {
+			t.Errorf("a name of %d bytes, a destination of %d", len(s.Name()), len(name))
+		}
+	}
+}
+
 // A batch of one trace lies in it.
 func TestSendBatchOfOneTrace(t *testing.T) {
 	s := only(t, spansOf(t, DefaultConfig(), about, func(tr *Tracer) {

@@ -283,13 +283,13 @@ func (w source) Open(_ context.Context, _ string, known relay.LSN) (s relay.Stre
 	return s, err
 }
 
-// Create makes the slot anew, if it is gone: it tells what is committed from now on.
 func (w source) Holders(context.Context, string) ([]relay.Holder, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.holders, nil
 }
 
+// Create makes the slot anew, if it is gone: it tells what is committed from now on.
 func (w source) Create(ctx context.Context, _ string) (at relay.LSN, err error) {
 	w.mu.Lock()
 	creating := w.creating

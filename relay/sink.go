@@ -155,7 +155,7 @@ type Reason string
 // Reasons to refuse a record.
 const (
 	ReasonUnroutable   Reason = "unroutable"    // RabbitMQ: no queue is bound for the routing key
-	ReasonTooLarge     Reason = "too_large"     // larger than the broker, topic or queue allows
+	ReasonTooLarge     Reason = "too_large"     // larger than RELAY_MAX_EVENT_BYTES, or than the broker, topic or queue allows
 	ReasonNacked       Reason = "nacked"        // RabbitMQ: basic.nack, again and again
 	ReasonRejected     Reason = "rejected"      // refused by policy: authorization, validation, corrupt
 	ReasonEncode       Reason = "encode"        // the row cannot be made into a record

@@ -77,12 +77,13 @@ type SlotStatus struct {
 	LookError string `json:"look_error,omitempty"`
 	// Stalled is for how many seconds nothing has moved though there is work: events in flight, WAL that was not read, a table to be looked at.
 	Stalled float64 `json:"stalled_seconds,omitempty"`
-	// WaitsFor says that it stands at one place for others to move, with nothing in flight: for the "server", or for "claims" of another worker on
-	// the rows that come next; Waits is for how many seconds. Both are there from 5 s on.
-	WaitsFor string `json:"waits_for,omitempty"`
+	// WaitsFor says that it stands at one place for others to move: with nothing in flight for the
+	// "server", or for "claims" of another worker on the rows that come next; or for a "sink" that is
+	// down and has the oldest event. Waits is for how many seconds. Both are there from 5 s on.
+	WaitsFor string  `json:"waits_for,omitempty"`
+	Waits    float64 `json:"waits_seconds,omitempty"`
 	// SlotWaitsFor are the transactions for whose end the server waits before it makes the slot.
-	SlotWaitsFor string  `json:"slot_waits_for,omitempty"`
-	Waits        float64 `json:"waits_seconds,omitempty"`
+	SlotWaitsFor string `json:"slot_waits_for,omitempty"`
 	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the ledger, and those not read yet, as counted last.
 	Pending        float64 `json:"pending_events"`
 	InflightLimit  int     `json:"inflight_limit,omitempty"`

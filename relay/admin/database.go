@@ -30,7 +30,7 @@ type DatabaseSlot struct {
 type DatabaseLedger struct {
 	Slot    string    `json:"slot"`
 	Sink    string    `json:"sink"`
-	State   string    `json:"state"` // retry, held, dead
+	State   string    `json:"state"` // retry, held, dead, unmarked
 	Reason  string    `json:"reason"`
 	Entries int64     `json:"entries"`
 	Oldest  time.Time `json:"oldest"` // when it was written

@@ -150,7 +150,7 @@ function slot(r, s) {
     fact("Epoch", count(s.epoch || shared?.epoch || null)),
     fact(owns ? "Owned for" : s.role === "starting" ? "Starting for" : "Standing by for", duration(age(r, s.since))),
     owns ? fact("Finds events by", [mode || s.mode, s.stream_since_seconds ? ` for ${duration(s.stream_since_seconds)}` : ""].join("")) : null,
-    owns && s.waits_for ? fact("Waits for", [{ server: "PostgreSQL", claims: "another worker's claims" }[s.waits_for] || s.waits_for, `for ${duration(s.waits_seconds)}`].join(", ")) : null,
+    owns && s.waits_for ? fact("Waits for", [{ server: "PostgreSQL", claims: "another worker's claims", sink: "a sink that is down" }[s.waits_for] || s.waits_for, `for ${duration(s.waits_seconds)}`].join(", ")) : null,
     fact("RELAY_MODE", r.wanted_mode),
     owns ? fact("In flight", `${count(s.inflight)} of ${count(s.inflight_limit)} events, ${bytes(s.inflight_bytes)} of ${bytes(s.inflight_bytes_limit)}`) : null,
     fact("WAL held", held),

@@ -242,17 +242,18 @@ func TestPublicationChanged(t *testing.T) {
 	for _, c := range []struct {
 		name, change, back string   // statements
 		setup              []string // what a person is told; none if nothing is wrong any more
+		lists              bool     // only a list of columns is changed, which 14 has not
 	}{
-		{"table taken out", `ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox`, `ALTER PUBLICATION sagaz_outbox ADD TABLE saga_outbox`, []string{"does not contain", "ADD TABLE"}},
-		{"no inserts", `ALTER PUBLICATION sagaz_outbox SET (publish = 'delete')`, `ALTER PUBLICATION sagaz_outbox SET (publish = 'insert')`, []string{"does not publish inserts", "SET (publish"}},
+		{"table taken out", `ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox`, `ALTER PUBLICATION sagaz_outbox ADD TABLE saga_outbox`, []string{"does not contain", "ADD TABLE"}, false},
+		{"no inserts", `ALTER PUBLICATION sagaz_outbox SET (publish = 'delete')`, `ALTER PUBLICATION sagaz_outbox SET (publish = 'insert')`, []string{"does not publish inserts", "SET (publish"}, false},
 		{
 			"column dropped", `ALTER TABLE saga_outbox DROP headers CASCADE`,
 			`ALTER TABLE saga_outbox ADD headers jsonb DEFAULT '{}'; ALTER PUBLICATION sagaz_outbox SET TABLE saga_outbox`,
-			[]string{"lacks column headers"},
+			[]string{"lacks column headers"}, true,
 		},
 		// It does no harm, but that cannot be seen.
-		{"columns added", `ALTER PUBLICATION sagaz_outbox SET TABLE saga_outbox`, ``, nil},
-		{"out and in again", `ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox; ALTER PUBLICATION sagaz_outbox ADD TABLE saga_outbox`, ``, nil},
+		{"columns added", `ALTER PUBLICATION sagaz_outbox SET TABLE saga_outbox`, ``, nil, true},
+		{"out and in again", `ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox; ALTER PUBLICATION sagaz_outbox ADD TABLE saga_outbox`, ``, nil, false},
 	} {
 		t.Run(c.name+" while streaming", func(t *testing.T) {
 			eachVersion(t, nil, func(t *testing.T, version string) {
@@ -269,6 +270,10 @@ func TestPublicationChanged(t *testing.T) {
 				}
 				a.run.alive()
 				exec(t, db, c.change) // in one transaction, so that no look falls in between
+				if c.lists && c.setup == nil && version == "14" {
+					goesOn(a.run, db, a.in)
+					return
+				}
 				err := a.run.ended()
 				if c.setup == nil {
 					wantGone(t, err, db.Name, relay.GonePublication, "changed")
@@ -288,11 +293,29 @@ func TestPublicationChanged(t *testing.T) {
 				exec(t, a.db, c.change)
 				exec(t, a.db, c.back)
 				other := newSource(t, config(a.db.DSN))
+				if c.lists && version == "14" {
+					in := newIntake(t)
+					st, err := other.Open(t.Context(), a.db.Name, known)
+					if err != nil {
+						t.Fatal(err)
+					}
+					goesOn(run(t, st, in), a.db, in)
+					return
+				}
 				wantGone(t, a.open(other, known), a.db.Name, relay.GonePublication, "changed")
 				a.recovers(other)
 			})
 		})
 	}
+}
+
+// goesOn wants what is inserted now from a stream to which nothing has happened.
+func goesOn(r *running, db *pgtest.DB, in *intake) {
+	insert(in.t, db, "after")
+	in.until("the event inserted later", func() bool {
+		return len(in.events) > 0 && in.events[len(in.events)-1].AggregateID == "after"
+	})
+	r.alive()
 }
 
 // Rows that were left out while the table was out of the publication are found by the sweep. A later row of the same key must not go before them: the

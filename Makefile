@@ -50,21 +50,21 @@ bench: ## the relay against the bare replication stream
 	go run ./cmd/sagaz-relay bench $(ARGS)
 
 .PHONY: test
-test: bin/testenv ## everything, with the race detector, on real PostgreSQL 15 and 17, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
-	bin/testenv -race -postgres=15,17 $(if $(filter ./...,$(PKG)),-tools=$(CHECKS_TOOLS)) -- $(MAKE) --no-print-directory test-inside
+test: bin/testenv ## everything, with the race detector, on real PostgreSQL 14 and 18, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
+	bin/testenv -race -postgres=14,18 $(if $(filter ./...,$(PKG)),-tools=$(CHECKS_TOOLS)) -- $(MAKE) --no-print-directory test-inside
 
-# The whole on 17; then again what depends on PostgreSQL, on 15.
+# The whole on 18; then again what depends on PostgreSQL, on 14.
 .PHONY: test-inside
 test-inside:
 	go test -race -timeout 40m $(TESTFLAGS) $(PKG)
 ifeq ($(PKG),./...)
-	SAGAZ_TEST_PG_VERSION=15 SAGAZ_TEST_PG_VERSIONS=15 go test -race -timeout 40m $(TESTFLAGS) $(POSTGRES_PKG)
+	SAGAZ_TEST_PG_VERSION=14 SAGAZ_TEST_PG_VERSIONS=14 go test -race -timeout 40m $(TESTFLAGS) $(POSTGRES_PKG)
 	$(MAKE) --no-print-directory test-files-inside
 endif
 
 .PHONY: test-files
 test-files: bin/testenv ## manifests, compose file, image, dashboards and documents against the real binary (FILES=./image, TESTFLAGS=)
-	bin/testenv -postgres=17 -tools=$(CHECKS_TOOLS) -- $(MAKE) --no-print-directory test-files-inside
+	bin/testenv -postgres=18 -tools=$(CHECKS_TOOLS) -- $(MAKE) --no-print-directory test-files-inside
 
 # -count=1: what these tests read lies outside their modules, where go test does not see it change.
 .PHONY: test-files-inside
@@ -78,7 +78,7 @@ STACK_TAGS := remove_all_sd,enable_kubernetes_sd
 .PHONY: test-stack
 test-stack: bin/testenv ## monitoring/ with the Prometheus that it names, built from source: CONTRIBUTING.md (TESTFLAGS=)
 	cd $(STACK)/prometheus && go build -tags $(STACK_TAGS) -o $(abspath bin/stack)/ tool
-	PATH="$(abspath bin/stack):$$PATH" bin/testenv -postgres=17 -tools=psql -- $(MAKE) --no-print-directory test-stack-inside
+	PATH="$(abspath bin/stack):$$PATH" bin/testenv -postgres=18 -tools=psql -- $(MAKE) --no-print-directory test-stack-inside
 
 .PHONY: test-stack-inside
 test-stack-inside:

@@ -249,7 +249,8 @@ func TestPublicationChanged(t *testing.T) {
 		{
 			"column dropped", `ALTER TABLE saga_outbox DROP headers CASCADE`,
 			`ALTER TABLE saga_outbox ADD headers jsonb DEFAULT '{}'; ALTER PUBLICATION sagaz_outbox SET TABLE saga_outbox`,
-			[]string{"lacks column headers"}, true,
+			[]string{"lacks column headers"},
+			true,
 		},
 		// It does no harm, but that cannot be seen.
 		{"columns added", `ALTER PUBLICATION sagaz_outbox SET TABLE saga_outbox`, ``, nil, true},

@@ -96,7 +96,7 @@ func TestSetupErrors(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			db := pgtest.NewVersion(t, "17", pgtest.Migrated())
+			db := pgtest.NewVersion(t, pgtest.Newest, pgtest.Migrated())
 			exec(t, db, c.sql)
 			for _, err := range []error{openFails(t, db.DSN, db.Name), createFails(t, db.DSN, db.Name)} {
 				wantSetup(t, err, c.want...)

@@ -73,7 +73,7 @@ func TestCreateMakesPublicationAndSlot(t *testing.T) {
 
 func TestFailoverOff(t *testing.T) {
 	t.Parallel()
-	db := pgtest.NewVersion(t, "17", pgtest.Migrated())
+	db := pgtest.NewVersion(t, pgtest.Newest, pgtest.Migrated())
 	cfg := config(db.DSN)
 	cfg.Failover = false
 	if _, err := newSource(t, cfg).EnsureSlot(t.Context(), db.Name); err != nil {

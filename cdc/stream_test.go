@@ -267,7 +267,7 @@ func TestTableChangesWhileStreaming(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			db := pgtest.NewVersion(t, "17", pgtest.Migrated(), pgtest.SQL(c.before))
+			db := pgtest.NewVersion(t, pgtest.Newest, pgtest.Migrated(), pgtest.SQL(c.before))
 			src := newSource(t, config(db.DSN))
 			in := newIntake(t)
 			r := start(t, src, db.Name, in)

@@ -105,7 +105,7 @@ func (o *owner) deliver(n uint64) {
 // must not be ahead of a standby that is away (synchronized_standby_slots), which can be had for as long as one likes. A
 // large transaction in another table is the same to us, and decoded too fast on a good machine to tell.
 func TestWaitingForTheServerIsNoStandstill(t *testing.T) {
-	server := pgtest.OwnServer(t, "17", nil)
+	server := pgtest.OwnServer(t, pgtest.Newest, nil)
 	db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 	o := newOwner(t, db)
 	o.deliver(1)

@@ -4,7 +4,7 @@
 //
 // It takes each of them from the first of these that has it, and says which in one line:
 //
-//  1. an address in the environment: SAGAZ_TEST_POSTGRES_17 (and _15, ...; a superuser's URL), SAGAZ_TEST_KAFKA
+//  1. an address in the environment: SAGAZ_TEST_POSTGRES_18 (and _14, ...; a superuser's URL), SAGAZ_TEST_KAFKA
 //     (host:port), SAGAZ_TEST_RABBITMQ (amqp://...);
 //  2. Docker, if it runs (Kafka and RabbitMQ);
 //  3. this machine: PostgreSQL embedded, Kafka from Maven Central, RabbitMQ from the system's package. What is missing
@@ -41,7 +41,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
 func run(args []string, log io.Writer) int {
 	flags := flag.NewFlagSet("testenv", flag.ContinueOnError)
 	flags.SetOutput(log)
-	versions := flags.String("postgres", cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "15,17"), "major `versions` of PostgreSQL, comma separated; none for none")
+	versions := flags.String("postgres", cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "14,18"), "major `versions` of PostgreSQL, comma separated; none for none")
 	brokers := flags.String("brokers", "kafka,rabbitmq", "brokers to bring up; none for none")
 	tools := flags.String("tools", "", "`programs` of Debian packages to bring, comma separated: "+toolNames())
 	race := flags.Bool("race", false, "bring a C compiler, too, which go test -race needs")

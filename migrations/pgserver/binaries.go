@@ -26,7 +26,7 @@ var Versions = map[string]string{
 }
 
 // DefaultVersion is the one that Start takes when it is not told.
-const DefaultVersion = "17"
+const DefaultVersion = "18"
 
 // binaries returns the bin directory of a PostgreSQL, after a download if need be.
 func binaries(ctx context.Context, major, root string, log io.Writer) (string, error) {

@@ -36,7 +36,7 @@ import (
 
 // Options of a server. The zero value will do.
 type Options struct {
-	// Version is a major version of Versions, "17" for one. Default DefaultVersion.
+	// Version is a major version of Versions, "18" for one. Default DefaultVersion.
 	Version string
 
 	// DataDir keeps the server's files; one that holds a database of this version already is used as it is. When we are
@@ -325,7 +325,7 @@ func (s *Server) DSN(database string) string {
 	return u.String()
 }
 
-// Version is the major version, "17" for one.
+// Version is the major version, "18" for one.
 func (s *Server) Version() string { return s.version }
 
 // Port is the one the server listens on, or did before it was stopped.

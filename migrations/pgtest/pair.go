@@ -27,13 +27,13 @@ type Pair struct {
 
 const standbySlot = "standby" // the physical one
 
-// NewPair starts a pair for one test, of Version(), or 17 if that is older. settings are both servers', added to Fast. When the test fails, the
+// NewPair starts a pair for one test, of Version(), or Newest if that is older than 17. settings are both servers', added to Fast. When the test fails, the
 // ends of the servers' logs are shown.
 func NewPair(t testing.TB, settings map[string]string) *Pair {
 	t.Helper()
 	version := Version()
 	if version < "17" {
-		version = "17"
+		version = Newest
 	}
 	all := map[string]string{"synchronized_standby_slots": standbySlot}
 	maps.Copy(all, settings)

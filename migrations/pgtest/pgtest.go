@@ -7,12 +7,12 @@
 //		db := pgtest.New(t, pgtest.Migrated())           // db.Pool, db.Conn(t), db.DSN
 //
 // The server is shared, the database is not: it is dropped when the test ends, with its replication slots. Under
-// `make test` the servers are those in SAGAZ_TEST_POSTGRES_17, SAGAZ_TEST_POSTGRES_15 and so on (superuser DSNs, as URLs).
+// `make test` the servers are those in SAGAZ_TEST_POSTGRES_18, SAGAZ_TEST_POSTGRES_14 and so on (superuser DSNs, as URLs).
 // Where a variable is missing, as when one package is tested by hand, the first test that asks starts a server with
 // migrations/pgserver, and Main stops it.
 //
-// New takes the version in SAGAZ_TEST_PG_VERSION, or 17. A test that must hold on several goes over Versions(), which
-// is SAGAZ_TEST_PG_VERSIONS, or 15 and 17. A test that stops or crashes the server, or changes its settings, uses OwnServer.
+// New takes the version in SAGAZ_TEST_PG_VERSION, or Newest. A test that must hold on several goes over Versions(), which
+// is SAGAZ_TEST_PG_VERSIONS, or 14 and 18. A test that stops or crashes the server, or changes its settings, uses OwnServer.
 package pgtest
 
 import (
@@ -90,12 +90,15 @@ func Fast() map[string]string {
 	}
 }
 
+// Newest is for a test of what older versions lack.
+const Newest = pgserver.DefaultVersion
+
 // Version is the one that New uses.
 func Version() string { return cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSION"), pgserver.DefaultVersion) }
 
 // Versions are those that a test must hold on.
 func Versions() []string {
-	return strings.FieldsFunc(cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "15,17"), func(r rune) bool { return r == ',' || r == ' ' })
+	return strings.FieldsFunc(cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "14,18"), func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // Server returns the superuser DSN of the shared server of a major version. Its settings are not for a test to change.

@@ -130,7 +130,7 @@ func TestLostSlot(t *testing.T) {
 // A standby: is the slot kept on it, and may it get ahead of it?
 func TestFailover(t *testing.T) {
 	t.Parallel()
-	server := pgtest.OwnServer(t, "17", nil)
+	server := pgtest.OwnServer(t, pgtest.Newest, nil)
 	db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 	cfg := configFor(t, db.DSN)
 	name := cfg.Slots[0]

@@ -59,7 +59,7 @@ func newSite(t testing.TB) *site {
 	t.Helper()
 	ctx := t.Context()
 	s := &site{t: t, slot: unique("page"), exchange: unique("page")}
-	base := from(t, "SAGAZ_TEST_POSTGRES_17")
+	base := from(t, "SAGAZ_TEST_POSTGRES_18")
 	server, err := pgx.Connect(ctx, base)
 	if err != nil {
 		t.Fatal(err)

@@ -110,7 +110,7 @@ func documentedLogQL(t *testing.T) (all []logQuestion) {
 // takes until they are dead letters, and a broker that does not answer in time. It returns what the relay has written so far.
 func relayLines(t *testing.T) func() string {
 	t.Helper()
-	db := pgtest.NewAt(t, pgtest.OwnServer(t, "17", nil).DSN("postgres"), pgtest.Migrated())
+	db := pgtest.NewAt(t, pgtest.OwnServer(t, pgtest.Newest, nil).DSN("postgres"), pgtest.Migrated())
 	rabbit := brokertest.RabbitMQ(t)
 	proxy := pgtest.NewProxy(t, rabbit.URL)
 	exchange := fmt.Sprintf("lines-%d", time.Now().UnixNano())

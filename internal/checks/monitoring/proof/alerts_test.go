@@ -120,7 +120,7 @@ func TestAlertsRiseAndEnd(t *testing.T) {
 // setTheStage is a scene without load and relays, whose rules are quick.
 func setTheStage(t *testing.T) *scene {
 	t.Helper()
-	server := pgtest.OwnServer(t, "17", map[string]string{"max_slot_wal_keep_size": "-1"})
+	server := pgtest.OwnServer(t, pgtest.Newest, map[string]string{"max_slot_wal_keep_size": "-1"})
 	s := &scene{t: t, db: pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()), relays: map[string]*child.Process{}, env: map[string]map[string]string{}}
 	rabbit := brokertest.RabbitMQ(t).URL
 	s.rabbit = pgtest.NewProxy(t, rabbit)

@@ -31,7 +31,7 @@ type scene struct {
 
 func setTheScene(t *testing.T) *scene {
 	t.Helper()
-	server := pgtest.OwnServer(t, "17", map[string]string{"max_slot_wal_keep_size": "1GB", "logical_decoding_work_mem": "64kB"})
+	server := pgtest.OwnServer(t, pgtest.Newest, map[string]string{"max_slot_wal_keep_size": "1GB", "logical_decoding_work_mem": "64kB"})
 	s := &scene{t: t, db: pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()), relays: map[string]*child.Process{}, env: map[string]map[string]string{}, spans: otlptest.New(t)}
 	kafka, rabbit := brokertest.Kafka(t), brokertest.RabbitMQ(t)
 	s.rabbit = pgtest.NewProxy(t, rabbit.URL)

@@ -12,7 +12,7 @@ FILES     ?= ./...
 ARGS      ?=
 
 # The packages whose behaviour depends on the version of PostgreSQL.
-POSTGRES_PKG      := ./relay/store/... ./cdc/... ./migrations/...
+POSTGRES_PKG      := ./relay/store/... ./cdc/... ./migrations/... ./internal/testbed/pgserver ./internal/testbed/pgtest
 POSTGRES_VERSIONS := 14 15 16 17 18
 
 # Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv brings them).

@@ -30,12 +30,12 @@ var allowed = []struct {
 	{"cdc", []string{"relay", "relay/columns", "relay/sessions", "cdc/pgoutput"}},
 	{"cdc/*", []string{"relay", "relay/columns"}},
 	{"sinks/stdout", []string{"relay", "sinks/file"}}, // the same lines, to another writer
-	{"sinks/halve", nil},                         // numbers only
-	{"sinks/brokertest", []string{"internal/*"}}, // brokers as processes: it knows no relay
+	{"sinks/halve", nil}, // numbers only
 	{"sinks/*", []string{"relay", "sinks/halve"}},
 	{"migrations", nil},
-	{"migrations/pgserver", []string{"internal/*"}},
-	{"migrations/pgtest", []string{"migrations", "migrations/pgserver"}},
+	// Developers' servers, as processes: they know no relay.
+	{"internal/testbed/pgtest", []string{"migrations", "internal/testbed/pgserver"}},
+	{"internal/testbed/*", []string{"internal/testbed/*"}},
 }
 
 // confined are modules that only some of our packages may use, tests aside: the engine and the sinks are to know nothing of them.
@@ -43,13 +43,14 @@ var confined = []struct {
 	prefix string
 	rooms  []string
 }{
-	{"go.opentelemetry.io/", []string{"relay/traces", "internal/otlptest"}},
-	{"google.golang.org/grpc", []string{"relay/traces", "internal/otlptest"}},
+	{"go.opentelemetry.io/", []string{"relay/traces", "internal/testbed/otlptest"}},
+	{"google.golang.org/grpc", []string{"relay/traces", "internal/testbed/otlptest"}},
 }
 
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
-	"relay", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "sinks/brokertest", "migrations", "migrations/pgtest", "migrations/pgserver", "internal/otlptest",
+	"relay", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
+	"internal/testbed/brokertest", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest",
 }
 
 func TestImportsPointInward(t *testing.T) {

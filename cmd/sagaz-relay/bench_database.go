@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sagaz-relay/relay/cdc"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/migrations"
-	"github.com/sagaz-relay/relay/migrations/pgserver"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 

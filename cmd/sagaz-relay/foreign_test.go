@@ -18,7 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sagaz-relay/relay/internal/term"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/doctor"
 	"github.com/sagaz-relay/relay/relay/repair"

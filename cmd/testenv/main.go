@@ -11,8 +11,8 @@
 //     for that is installed on Debian as root; otherwise the run fails with the line that installs it.
 //
 // The command gets the addresses in the same variables, plus SAGAZ_TEST_KAFKA_STATE and SAGAZ_TEST_RABBITMQ_STATE for the
-// other listeners (see sinks/brokertest), SAGAZ_TEST_PG_VERSIONS, and a TMPDIR of its own. When it ends, or is interrupted,
-// all that was started is stopped, and its temporary files are removed.
+// other listeners (see internal/testbed/brokertest), SAGAZ_TEST_PG_VERSIONS, and a TMPDIR of its own. When it ends, or is
+// interrupted, all that was started is stopped, and its temporary files are removed.
 //
 // Exit codes: the command's own; 128 + n when a signal ended it; 1 when something could not be had; 2 for wrong usage.
 package main
@@ -33,7 +33,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stderr)) }

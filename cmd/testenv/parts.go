@@ -15,10 +15,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/sagaz-relay/relay/internal/debian"
-	"github.com/sagaz-relay/relay/migrations/pgserver"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/debian"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // part is one thing that the tests need.

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/sagaz-relay/relay/internal/debian"
+	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
 // tools are programs and files that tests of images and manifests use, and the Debian package that brings each. One with a / is a file.

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/otlptest"
+	"github.com/sagaz-relay/relay/internal/testbed/otlptest"
 	"github.com/sagaz-relay/relay/relay"
 )
 

@@ -11,7 +11,7 @@ import (
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
-	"github.com/sagaz-relay/relay/internal/otlptest"
+	"github.com/sagaz-relay/relay/internal/testbed/otlptest"
 	"github.com/sagaz-relay/relay/relay"
 )
 

@@ -17,8 +17,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 	"go.uber.org/goleak"
 
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 

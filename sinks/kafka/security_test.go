@@ -13,8 +13,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 

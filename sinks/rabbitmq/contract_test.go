@@ -8,8 +8,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/goleak"
 
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
@@ -70,7 +70,7 @@ func TestBrokerFaultsClassicQueue(t *testing.T) {
 }
 
 // brokerGoroutines wait for the broker's process.
-var brokerGoroutines = []goleak.Option{goleak.IgnoreAnyFunction("github.com/sagaz-relay/relay/internal/child.Start.func1")}
+var brokerGoroutines = []goleak.Option{goleak.IgnoreAnyFunction("github.com/sagaz-relay/relay/internal/testbed/child.Start.func1")}
 
 func addBrokerFaults(target *sinktest.Target, broker *brokertest.RabbitMQServer) {
 	start := func(t testing.TB, ctx context.Context) {

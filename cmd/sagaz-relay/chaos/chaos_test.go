@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }

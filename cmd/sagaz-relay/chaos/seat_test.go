@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // settings are variables of a process's environment.

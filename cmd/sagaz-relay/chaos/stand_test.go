@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/migrations/pgserver"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // stand is what all rounds of a run share: the binary, the servers, and the network between them and the relays.

@@ -12,8 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/sagaz-relay/relay/migrations/pgserver"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay/verify"
 	"github.com/sagaz-relay/relay/sinks/file"
 )

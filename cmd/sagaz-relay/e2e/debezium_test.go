@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay/verify"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
 
 // debeziumSQL are the SQL blocks of docs/migrating-from-debezium.md: there, has it finished, back.

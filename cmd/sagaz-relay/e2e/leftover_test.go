@@ -5,9 +5,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
 
 // leave inserts rows of one key as a worker or a relay may have left them: more are further columns and their values. No stream tells of rows

@@ -5,7 +5,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // The load command writes as many events as it is told to, whole sagas in order, with the headers that logs and traces are found by; a relay delivers

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sagaz-relay/relay/migrations/pgserver"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // Whatever keeps RELAY_MODE=auto from streaming, it says so with what mends it, and polls. When that is mended it streams, by itself and under

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 )
 
 // private are brokers of this package alone, which its tests stop and kill, one test at a time.

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 	"github.com/sagaz-relay/relay/relay"
 )
 

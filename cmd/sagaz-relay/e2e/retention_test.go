@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
 
 // pruned is how many rows a relay has removed for their age.

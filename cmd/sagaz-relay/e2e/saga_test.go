@@ -9,9 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
 
 // sagaRows are the rows that the library's OutboxSagaListener writes for a saga: its event types, with the headers of a traced one.

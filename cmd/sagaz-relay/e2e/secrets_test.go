@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // A relay that runs, with a secret in every setting that can hold one and nobody behind most of the addresses, writes none of them:

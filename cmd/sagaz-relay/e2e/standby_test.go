@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
 
 // fleet is several relays of one slot that publish to a Kafka topic with one partition, so that the topic's offsets are the

@@ -14,9 +14,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/sagaz-relay/relay/internal/otlptest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/otlptest"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
 
 // traceParent is one for a trace that a test made up.

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay/verify"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
 )
 
 // Rows whose own headers override the one that carries the event_id are found, whatever they put there.

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // retained is what the slot holds back, in bytes of WAL, and what the server says of that.

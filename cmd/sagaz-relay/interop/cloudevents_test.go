@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // RELAY_ENVELOPE=cloudevents as others read it: the SDK of CloudEvents for Python takes what came from Kafka and from RabbitMQ for events,

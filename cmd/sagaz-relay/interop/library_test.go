@@ -16,8 +16,8 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 var binDir string // of the program under test

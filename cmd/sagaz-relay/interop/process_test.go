@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // patience is how long anything may take that takes a second or two on an idle machine.

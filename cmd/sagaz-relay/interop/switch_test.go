@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/migrations/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // switchover is a database whose applications never stop, one consumer, and the settings of both workers.

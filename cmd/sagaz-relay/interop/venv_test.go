@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/cache"
-	"github.com/sagaz-relay/relay/internal/debian"
+	"github.com/sagaz-relay/relay/internal/testbed/cache"
+	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
 var (

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // Start runs a program until the test ends, with the root as its folder unless cmd says otherwise. What it says is kept, and shown under the name

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // cluster is an API server of its own, and kubectl as its administrator.

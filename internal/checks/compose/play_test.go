@@ -20,10 +20,10 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/child"
-	"github.com/sagaz-relay/relay/internal/otlptest"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/otlptest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )

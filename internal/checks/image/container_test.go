@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // patience bounds what must come in the end, on a machine that runs other tests too.

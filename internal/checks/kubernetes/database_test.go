@@ -16,9 +16,9 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/sagaz-relay/relay/migrations/pgserver"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(brokertest.Closing(m)) }

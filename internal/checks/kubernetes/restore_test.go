@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // guide returns the commands that k8s/README.md gives to run in the database's pod under a heading, in order: what comes after "--".

@@ -18,8 +18,8 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/checks/beside"
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 func TestMain(m *testing.M) { os.Exit(brokertest.Run(pgtest.Closing(m))) }

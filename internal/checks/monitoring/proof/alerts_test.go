@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/child"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // TestAlertsRiseAndEnd makes real faults, waits for the alert of each, runs what its runbook says is to be run, mends the fault as the runbook says, and waits for

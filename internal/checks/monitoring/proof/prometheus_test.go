@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/checks/beside"
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // patience is for each thing that must come: it comes within seconds, and later on a machine that runs other tests too.

@@ -18,8 +18,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 func TestMain(m *testing.M) { os.Exit(brokertest.Run(pgtest.Closing(m))) }

@@ -10,10 +10,10 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/sagaz-relay/relay/internal/checks/beside"
-	"github.com/sagaz-relay/relay/internal/child"
-	"github.com/sagaz-relay/relay/internal/otlptest"
-	"github.com/sagaz-relay/relay/migrations/pgtest"
-	"github.com/sagaz-relay/relay/sinks/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/otlptest"
+	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // scene is what plays: servers, two relays, a load, and Prometheus.

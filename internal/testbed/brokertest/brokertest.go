@@ -17,7 +17,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
-	"github.com/sagaz-relay/relay/internal/child"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // startTimeout is far above the 5 to 10 s that a broker needs on an idle machine: tests of other packages run meanwhile.

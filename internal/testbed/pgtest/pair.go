@@ -10,7 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/sagaz-relay/relay/migrations/pgserver"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 )
 
 // Pair is a primary and its hot standby, of PostgreSQL 17 or later, set up for logical replication to survive a failover: the standby copies

@@ -9,7 +9,7 @@
 // The server is shared, the database is not: it is dropped when the test ends, with its replication slots. Under
 // `make test` the servers are those in SAGAZ_TEST_POSTGRES_18, SAGAZ_TEST_POSTGRES_14 and so on (superuser DSNs, as URLs).
 // Where a variable is missing, as when one package is tested by hand, the first test that asks starts a server with
-// migrations/pgserver, and Main stops it.
+// internal/testbed/pgserver, and Main stops it.
 //
 // New takes the version in SAGAZ_TEST_PG_VERSION, or Newest. A test that must hold on several goes over Versions(), which
 // is SAGAZ_TEST_PG_VERSIONS, or 14 and 18. A test that stops or crashes the server, or changes its settings, uses OwnServer.
@@ -31,8 +31,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/migrations"
-	"github.com/sagaz-relay/relay/migrations/pgserver"
 )
 
 const startTimeout = 5 * time.Minute // with a download

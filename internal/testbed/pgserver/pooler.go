@@ -14,8 +14,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/child"
-	"github.com/sagaz-relay/relay/internal/debian"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
 // Pooler is a PgBouncer in front of a server, in transaction mode: each transaction of a client may run in another session.

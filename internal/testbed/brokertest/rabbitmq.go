@@ -17,8 +17,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/sagaz-relay/relay/internal/child"
-	"github.com/sagaz-relay/relay/internal/debian"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
 // RabbitMQOptions say where a RabbitMQ node lives. The zero value will do.

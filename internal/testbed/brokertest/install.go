@@ -7,8 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"github.com/sagaz-relay/relay/internal/cache"
-	"github.com/sagaz-relay/relay/internal/debian"
+	"github.com/sagaz-relay/relay/internal/testbed/cache"
+	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
 // What the brokers need of Debian. (Its default JRE is 17 in Debian 12, and newer in later ones.)

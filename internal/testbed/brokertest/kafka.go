@@ -19,9 +19,9 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
-	"github.com/sagaz-relay/relay/internal/cache"
-	"github.com/sagaz-relay/relay/internal/child"
-	"github.com/sagaz-relay/relay/internal/debian"
+	"github.com/sagaz-relay/relay/internal/testbed/cache"
+	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
 // KafkaVersion is the Apache Kafka that StartKafka runs, as pinned in testdata/kafka/pom.xml.

@@ -13,7 +13,7 @@ import (
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 
-	"github.com/sagaz-relay/relay/internal/cache"
+	"github.com/sagaz-relay/relay/internal/testbed/cache"
 )
 
 // Versions are the major versions that Start knows, with the release that each stands for.

@@ -5,7 +5,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/sagaz-relay/relay/migrations/pgserver"
+	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 )
 
 // Pooled starts a PgBouncer in transaction mode in front of the database's server, and returns the database's DSN by way of it. It

@@ -22,6 +22,10 @@ var allowed = []struct {
 }{
 	{"cmd/*", []string{"*", "*/*", "*/*/*"}},
 	{"cmd/*/*", []string{"*", "*/*", "*/*/*"}}, // end-to-end tests
+	// Developers' servers, as processes: they know no relay.
+	{"internal/testbed", []string{"internal/testbed/*"}},
+	{"internal/testbed/pgtest", []string{"migrations", "internal/testbed/pgserver"}},
+	{"internal/testbed/*", []string{"internal/testbed/*"}},
 	{"internal/*", nil},
 	{"relay", nil},
 	{"relay/doctor", []string{"relay", "relay/columns", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does
@@ -33,9 +37,6 @@ var allowed = []struct {
 	{"sinks/halve", nil}, // numbers only
 	{"sinks/*", []string{"relay", "sinks/halve"}},
 	{"migrations", nil},
-	// Developers' servers, as processes: they know no relay.
-	{"internal/testbed/pgtest", []string{"migrations", "internal/testbed/pgserver"}},
-	{"internal/testbed/*", []string{"internal/testbed/*"}},
 }
 
 // confined are modules that only some of our packages may use, tests aside: the engine and the sinks are to know nothing of them.

@@ -19,7 +19,6 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -28,11 +27,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/testbed"
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
@@ -43,7 +41,7 @@ func run(args []string, log io.Writer) int {
 	flags.SetOutput(log)
 	versions := flags.String("postgres", cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "14,18"), "major `versions` of PostgreSQL, comma separated; none for none")
 	brokers := flags.String("brokers", "kafka,rabbitmq", "brokers to bring up; none for none")
-	tools := flags.String("tools", "", "`programs` of Debian packages to bring, comma separated: "+toolNames())
+	tools := flags.String("tools", "", "`programs` of Debian packages to bring, comma separated: "+testbed.ToolNames())
 	race := flags.Bool("race", false, "bring a C compiler, too, which go test -race needs")
 	flags.Usage = func() {
 		fmt.Fprintln(log, "usage: testenv [flags] -- command [arguments]\n\nRuns command with PostgreSQL, Kafka and RabbitMQ around it; go doc ./cmd/testenv tells where they come from.")
@@ -75,27 +73,27 @@ func run(args []string, log io.Writer) int {
 	}
 	defer removeAll(work)
 
-	parts, err := choose(*versions, *brokers, work, log)
+	parts, err := testbed.Choose(*versions, *brokers, work, log)
 	if err != nil {
 		fmt.Fprintln(log, "testenv:", err)
 		return 2
 	}
-	wanted, err := chooseTools(*tools)
+	wanted, err := testbed.ChooseTools(*tools)
 	if err != nil {
 		fmt.Fprintln(log, "testenv:", err)
 		return 2
 	}
 	parts = append(parts, wanted...)
 	if *race {
-		parts = append(parts, part{"C compiler", []source{compiler}})
+		parts = append(parts, testbed.Compiler())
 	}
-	env, down, err := bringUp(parts, signals, log)
+	env, down, err := testbed.BringUp(parts, signals, log)
 	defer down()
 	if err != nil {
 		fmt.Fprintln(log, "testenv:", err)
-		return exitCode(err)
+		return testbed.ExitCode(err)
 	}
-	env = append(env, "SAGAZ_TEST_PG_VERSIONS="+list(*versions), "TMPDIR="+filepath.Join(work, "tmp"))
+	env = append(env, "SAGAZ_TEST_PG_VERSIONS="+testbed.List(*versions), "TMPDIR="+filepath.Join(work, "tmp"))
 	if err := os.Mkdir(filepath.Join(work, "tmp"), 0o755); err != nil {
 		fmt.Fprintln(log, "testenv: create a working directory:", err)
 		return 1
@@ -105,100 +103,6 @@ func run(args []string, log io.Writer) int {
 		fmt.Fprintln(log, "testenv:", err)
 	}
 	return code
-}
-
-func list(flagValue string) string {
-	if flagValue == "none" {
-		return ""
-	}
-	return strings.ReplaceAll(flagValue, " ", "")
-}
-
-// interrupted is the cause when a signal ended us.
-type interrupted struct{ sig os.Signal }
-
-func (i interrupted) Error() string { return "interrupted by " + i.sig.String() }
-
-func exitCode(err error) int {
-	var i interrupted
-	if errors.As(err, &i) {
-		if sig, ok := i.sig.(syscall.Signal); ok {
-			return 128 + int(sig)
-		}
-	}
-	return 1
-}
-
-// bringUp gets all parts at once. down takes down what came up, also when err is not nil.
-func bringUp(parts []part, signals <-chan os.Signal, log io.Writer) (env []string, down func(), err error) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	var (
-		mu   sync.Mutex // guards the results below and keeps lines whole
-		ups  []taken
-		errs []error
-		wg   sync.WaitGroup
-	)
-	lines := &lockedWriter{mu: &mu, w: log}
-	for _, p := range parts {
-		wg.Go(func() {
-			start := time.Now()
-			up, err := p.take(ctx, lines)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, err)
-				cancel(err) // the rest need not go on
-				return
-			}
-			ups = append(ups, up)
-			fmt.Fprintf(log, "testenv: %-14s %s (%.1f s)\n", p.name, up.from, time.Since(start).Seconds())
-		})
-	}
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	for waiting := true; waiting; {
-		select {
-		case <-done:
-			waiting = false
-		case sig := <-signals:
-			cancel(interrupted{sig})
-		}
-	}
-	down = func() {
-		var wg sync.WaitGroup
-		for _, up := range ups {
-			if up.close != nil {
-				wg.Go(func() {
-					if err := up.close(); err != nil {
-						fmt.Fprintln(lines, "testenv: take down:", err)
-					}
-				})
-			}
-		}
-		wg.Wait()
-	}
-	for _, up := range ups {
-		env = append(env, up.env...)
-	}
-	if cause := (interrupted{}); errors.As(context.Cause(ctx), &cause) {
-		return nil, down, cause
-	}
-	if len(errs) > 0 {
-		return nil, down, errs[0] // what follows was cut short by this one
-	}
-	return env, down, nil
-}
-
-type lockedWriter struct {
-	mu *sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
 }
 
 // patience is how long the command may take to end after a signal.
@@ -239,7 +143,7 @@ func runCommand(command, env []string, signals <-chan os.Signal) (int, error) {
 
 func commandCode(err error, got os.Signal) (int, error) {
 	if got != nil {
-		return exitCode(interrupted{got}), interrupted{got}
+		return testbed.ExitCode(testbed.Interrupted{Signal: got}), testbed.Interrupted{Signal: got}
 	}
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {

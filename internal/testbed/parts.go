@@ -1,4 +1,4 @@
-package main
+package testbed
 
 import (
 	"context"
@@ -21,8 +21,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// part is one thing that the tests need.
-type part struct {
+// Part is one thing that the tests need.
+type Part struct {
 	name    string
 	sources []source // in order of preference
 }
@@ -42,7 +42,7 @@ type taken struct {
 
 // take goes through the sources. A source that is there but does not work is said in a line, and the next one is asked:
 // that Docker runs does not mean that it can fetch an image.
-func (p part) take(ctx context.Context, log io.Writer) (taken, error) {
+func (p Part) take(ctx context.Context, log io.Writer) (taken, error) {
 	for i, source := range p.sources {
 		up, err := source(ctx, log)
 		var stop *fatal
@@ -67,29 +67,32 @@ type fatal struct{ error }
 
 func (f *fatal) Unwrap() error { return f.error }
 
-// choose lists the parts with their sources. work is a directory for what they leave.
-func choose(versions, brokers, work string, log io.Writer) ([]part, error) {
-	var parts []part
-	for _, version := range strings.FieldsFunc(list(versions), func(r rune) bool { return r == ',' }) {
+// Choose lists the parts with their sources. work is a directory for what they leave.
+func Choose(versions, brokers, work string, log io.Writer) ([]Part, error) {
+	var parts []Part
+	for _, version := range strings.FieldsFunc(List(versions), func(r rune) bool { return r == ',' }) {
 		if _, ok := pgserver.Versions[version]; !ok && os.Getenv("SAGAZ_TEST_POSTGRES_"+version) == "" {
 			return nil, fmt.Errorf("-postgres=%s: no PostgreSQL %q here, want some of 14, 15, 16, 17, 18", versions, version)
 		}
-		parts = append(parts, part{"PostgreSQL " + version, []source{postgresAt(version), postgresHere(version, work)}})
+		parts = append(parts, Part{"PostgreSQL " + version, []source{postgresAt(version), postgresHere(version, work)}})
 	}
 	// One look for all parts. What it finds is said only if it matters.
 	docker := sync.OnceValue(func() error { return brokertest.DockerRuns(context.Background()) })
-	for _, broker := range strings.FieldsFunc(list(brokers), func(r rune) bool { return r == ',' }) {
+	for _, broker := range strings.FieldsFunc(List(brokers), func(r rune) bool { return r == ',' }) {
 		switch broker {
 		case "kafka":
-			parts = append(parts, part{"Kafka", []source{kafkaAt, inDocker(docker, kafka(work, true)), kafka(work, false)}})
+			parts = append(parts, Part{"Kafka", []source{kafkaAt, inDocker(docker, kafka(work, true)), kafka(work, false)}})
 		case "rabbitmq":
-			parts = append(parts, part{"RabbitMQ", []source{rabbitAt, inDocker(docker, rabbit(work, true)), rabbit(work, false)}})
+			parts = append(parts, Part{"RabbitMQ", []source{rabbitAt, inDocker(docker, rabbit(work, true)), rabbit(work, false)}})
 		default:
 			return nil, fmt.Errorf("-brokers=%s: no broker %q here, want some of kafka, rabbitmq", brokers, broker)
 		}
 	}
 	return parts, nil
 }
+
+// Compiler is the C compiler that -race needs.
+func Compiler() Part { return Part{"C compiler", []source{compiler}} }
 
 // compiler is what -race needs besides Go.
 func compiler(ctx context.Context, log io.Writer) (taken, error) {

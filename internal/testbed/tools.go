@@ -1,4 +1,4 @@
-package main
+package testbed
 
 import (
 	"context"
@@ -23,17 +23,18 @@ var tools = map[string]string{
 	"/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core", // a browser without a font shows boxes
 }
 
-func toolNames() string { return strings.Join(slices.Sorted(maps.Keys(tools)), ", ") }
+// ToolNames lists what ChooseTools knows.
+func ToolNames() string { return strings.Join(slices.Sorted(maps.Keys(tools)), ", ") }
 
-// chooseTools makes a part of each program in the list.
-func chooseTools(names string) ([]part, error) {
-	var parts []part
-	for _, name := range strings.FieldsFunc(list(names), func(r rune) bool { return r == ',' }) {
+// ChooseTools makes a part of each program in the list.
+func ChooseTools(names string) ([]Part, error) {
+	var parts []Part
+	for _, name := range strings.FieldsFunc(List(names), func(r rune) bool { return r == ',' }) {
 		pkg, ok := tools[name]
 		if !ok {
-			return nil, fmt.Errorf("-tools=%s: no %q here, want some of %s", names, name, toolNames())
+			return nil, fmt.Errorf("-tools=%s: no %q here, want some of %s", names, name, ToolNames())
 		}
-		parts = append(parts, part{pkg, []source{toolHere(name), toolOfDebian(pkg)}})
+		parts = append(parts, Part{pkg, []source{toolHere(name), toolOfDebian(pkg)}})
 	}
 	return parts, nil
 }

@@ -26,6 +26,8 @@ var allowed = []struct {
 	{"internal/testbed", []string{"internal/testbed/*"}},
 	{"internal/testbed/pgtest", []string{"migrations", "internal/testbed/pgserver"}},
 	{"internal/testbed/*", []string{"internal/testbed/*"}},
+	{"internal/orders", []string{"relay", "relay/store", "relay/verify"}},
+	{"internal/demo", []string{"relay", "relay/store", "relay/verify", "sinks/file", "internal/orders", "internal/testbed/pgserver"}},
 	{"internal/*", nil},
 	{"relay", nil},
 	{"relay/doctor", []string{"relay", "relay/columns", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/demo"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -167,11 +168,10 @@ func TestDemoSeesFaults(t *testing.T) {
 			var out bytes.Buffer
 			loading, enough := context.WithCancel(t.Context())
 			defer enough()
-			d := &demo{
-				opts: demoOptions{duration: time.Minute, rate: 500, writers: 4}, screen: newScreen(&out), patience: 3 * time.Second,
-				wrapSink: func(sink relay.Sink) relay.Sink { return tc.wrap(sink, enough) },
-			}
-			err := d.run(loading, t.Context())
+			d := demo.New(demo.Options{Duration: time.Minute, Rate: 500, Writers: 4}, &out, demoRelay)
+			d.Patience = 3 * time.Second
+			d.WrapSink = func(sink relay.Sink) relay.Sink { return tc.wrap(sink, enough) }
+			err := d.RunUntil(loading, t.Context())
 			if err == nil {
 				t.Fatalf("got no error\n%s", out.String())
 			}
@@ -195,10 +195,11 @@ func TestDemoInterruptedEarly(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(300*time.Millisecond, cancel)
 	var out bytes.Buffer
-	d := &demo{opts: demoOptions{duration: time.Hour, rate: 100, writers: 2}, screen: newScreen(&out), patience: time.Second}
+	d := demo.New(demo.Options{Duration: time.Hour, Rate: 100, Writers: 2}, &out, demoRelay)
+	d.Patience = time.Second
 	began := time.Now()
-	err := d.run(ctx, ctx)
-	if !errors.Is(err, errInterrupted) {
+	err := d.RunUntil(ctx, ctx)
+	if !errors.Is(err, demo.ErrInterrupted) {
 		t.Errorf("got %v", err)
 	}
 	if took := time.Since(began); took > 20*time.Second {

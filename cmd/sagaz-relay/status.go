@@ -59,7 +59,7 @@ func printOverview(w io.Writer, o *store.Overview) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SLOT\tOWNER\tEPOCH\tSTREAMING\tBEHIND\tWAL HELD\tWAL STATUS\tMARKED UP TO")
 	for _, s := range o.Slots {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", term.Text(s.Slot), term.Text(orDash(s.Owner)), s.Epoch, yesNo(s.Active), size(s.BehindBytes), size(s.RetainedBytes), orDash(s.WALStatus), s.MarkedLSN)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", term.Text(s.Slot), term.Text(orDash(s.Owner)), s.Epoch, yesNo(s.Active), term.Size(s.BehindBytes), term.Size(s.RetainedBytes), orDash(s.WALStatus), s.MarkedLSN)
 	}
 	if len(o.Slots) == 0 {
 		fmt.Fprintln(t, "(no relay has run here yet)")
@@ -94,18 +94,4 @@ func yesNo(b bool) string {
 		return "yes"
 	}
 	return "no"
-}
-
-func size(bytes *int64) string {
-	if bytes == nil {
-		return "-"
-	}
-	switch b := *bytes; {
-	case b < 10<<10:
-		return fmt.Sprintf("%d B", b)
-	case b < 10<<20:
-		return fmt.Sprintf("%d kB", b>>10)
-	default:
-		return fmt.Sprintf("%d MB", b>>20)
-	}
 }

@@ -179,3 +179,18 @@ func (t *writer) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// Size is a number of bytes as people read it; "-" where nobody knows it.
+func Size(bytes *int64) string {
+	if bytes == nil {
+		return "-"
+	}
+	switch b := *bytes; {
+	case b < 10<<10:
+		return fmt.Sprintf("%d B", b)
+	case b < 10<<20:
+		return fmt.Sprintf("%d kB", b>>10)
+	default:
+		return fmt.Sprintf("%d MB", b>>20)
+	}
+}

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -10,22 +10,22 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sagaz-relay/relay/internal/orders"
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
-	"github.com/sagaz-relay/relay/sinks/file"
 )
 
-// demoSite is what a demo sets up and has to tear down: a directory, a PostgreSQL, a relay.
-type demoSite struct {
-	dir      string
-	log      *os.File
-	server   *pgserver.Server
-	settings *settings
-	conn     *pgx.Conn // for looking at the database
+// site is what a demo sets up and has to tear down: a directory, a PostgreSQL, a relay.
+type site struct {
+	dir    string
+	log    *os.File
+	server *pgserver.Server
+	dsn    string
+	relay  Relay
+	conn   *pgx.Conn // for looking at the database
 
 	stopRelay  context.CancelFunc
 	relayEnded chan struct{}
@@ -33,13 +33,13 @@ type demoSite struct {
 	url        string
 }
 
-func (d *demoSite) eventsPath() string { return filepath.Join(d.dir, "outbox-events.jsonl") }
-func (d *demoSite) logPath() string    { return filepath.Join(d.dir, "relay.log") }
+func (d *site) eventsPath() string { return filepath.Join(d.dir, "outbox-events.jsonl") }
+func (d *site) logPath() string    { return filepath.Join(d.dir, "relay.log") }
 
-const demoDatabase = "shop"
+const database = "shop"
 
 // setUp brings everything up to where the load can begin.
-func (d *demo) setUp(ctx context.Context) (err error) {
+func (d *Demo) setUp(ctx context.Context) (err error) {
 	if d.dir, err = os.MkdirTemp("", "sagaz-demo-"); err != nil {
 		return fmt.Errorf("create directory: %w", err)
 	}
@@ -69,7 +69,7 @@ func (d *demo) setUp(ctx context.Context) (err error) {
 	return nil
 }
 
-func (d *demo) startPostgres(ctx context.Context) (string, error) {
+func (d *Demo) startPostgres(ctx context.Context) (string, error) {
 	var err error
 	d.server, err = pgserver.Start(ctx, pgserver.Options{DataDir: filepath.Join(d.dir, "postgres"), Log: d.screen})
 	if err != nil {
@@ -80,51 +80,37 @@ func (d *demo) startPostgres(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
 	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is open on it
-	if _, err := admin.Exec(ctx, `CREATE DATABASE `+demoDatabase); err != nil {
+	if _, err := admin.Exec(ctx, `CREATE DATABASE `+database); err != nil {
 		return "", fmt.Errorf("create database: %w", err)
 	}
-	if d.settings, err = d.relaySettings(d.server.DSN(demoDatabase)); err != nil {
+	d.dsn = d.server.DSN(database)
+	if d.relay, err = d.newRelay(d.dsn, d.eventsPath(), d.wrap); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("PostgreSQL %s runs on 127.0.0.1:%d", d.server.Version(), d.server.Port()), nil
 }
 
-// relaySettings are the defaults, whatever the environment says, for our database and file.
-func (d *demo) relaySettings(dsn string) (*settings, error) {
-	s, err := loadSettings(func(string) (string, bool) { return "", false }, nil, "")
-	if err != nil {
-		return nil, err
+func (d *Demo) wrap(sink relay.Sink) relay.Sink {
+	if d.WrapSink != nil {
+		sink = d.WrapSink(sink)
 	}
-	s.cdc.DatabaseURL, s.store.DatabaseURL = dsn, dsn
-	s.relay.WorkerID, s.store.Owner = "demo", "demo"
-	s.program.Sinks = []string{"file"}
-	s.relay.DrainTimeout = 5 * time.Second // what is not delivered by then was waited for already
-	s.program.HTTPAddr = "127.0.0.1:0"
-	s.sinks["file"].(*file.Config).Path = d.eventsPath()
-	s.wrapSink = func(sink relay.Sink) relay.Sink {
-		if d.wrapSink != nil {
-			sink = d.wrapSink(sink)
-		}
-		return &timedSink{Sink: sink, watch: d.watch}
-	}
-	return s, s.all()
+	return &timedSink{Sink: sink, watch: d.watch}
 }
 
-func (d *demo) migrate(ctx context.Context) (string, error) {
-	m := migration{settings: d.settings, out: d.log, progress: d.log, slot: true, publication: true, wait: 30 * time.Second}
-	if err := m.run(ctx); err != nil {
+func (d *Demo) migrate(ctx context.Context) (string, error) {
+	if err := d.relay.Migrate(ctx, d.log); err != nil {
 		return "", err
 	}
 	var err error
-	if d.conn, err = pgx.Connect(ctx, d.settings.cdc.DatabaseURL); err != nil {
+	if d.conn, err = pgx.Connect(ctx, d.dsn); err != nil {
 		return "", fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
-	d.load, err = newDemoLoad(ctx, d.conn, d.settings.cdc.DatabaseURL, d.opts, d.watch)
+	d.shop, err = orders.NewShop(ctx, d.conn, orders.ShopOptions{DSN: d.dsn, Rate: d.opts.Rate, Writers: d.opts.Writers, Committing: d.watch.start})
 	return "database migrated: outbox, publication, slot", err
 }
 
 // startRelay runs what "sagaz-relay run" runs, until stopRelay. It returns once the relay streams.
-func (d *demo) startRelay(ctx context.Context) (string, error) {
+func (d *Demo) startRelay(ctx context.Context) (string, error) {
 	// A signal stops the load, not the relay: it still has to catch up.
 	relaying, stop := context.WithCancel(context.WithoutCancel(ctx))
 	d.stopRelay = stop
@@ -135,7 +121,7 @@ func (d *demo) startRelay(ctx context.Context) (string, error) {
 	}
 	running := make(chan runningRelay, 1)
 	go func() { // ends with stopRelay; cleanUp waits for it
-		d.relayErr = serve(relaying, d.settings, newLogger(d.log, hclog.Info), func(r *relay.Relay, addr string) { running <- runningRelay{r, addr} })
+		d.relayErr = d.relay.Run(relaying, d.log, func(r *relay.Relay, addr string) { running <- runningRelay{r, addr} })
 		close(d.relayEnded)
 	}()
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("it does not stream after 30 s"))
@@ -161,7 +147,7 @@ func (d *demo) startRelay(ctx context.Context) (string, error) {
 }
 
 // cleanUp stops what runs and removes the directory, from whatever state. After a failure it leaves the logs, in one file.
-func (d *demo) cleanUp(failed bool) error {
+func (d *Demo) cleanUp(failed bool) error {
 	var errs []error
 	if d.stopRelay != nil {
 		d.stopRelay()
@@ -189,7 +175,7 @@ func (d *demo) cleanUp(failed bool) error {
 	return errors.Join(errs...)
 }
 
-func (d *demo) keepLogs() (string, error) {
+func (d *Demo) keepLogs() (string, error) {
 	kept, err := os.CreateTemp("", "sagaz-demo-*.log")
 	if err != nil {
 		return "", fmt.Errorf("keep the logs: %w", err)
@@ -210,12 +196,12 @@ func (d *demo) keepLogs() (string, error) {
 }
 
 // slotLag is the WAL that was written and that the relay has not confirmed, in bytes; negative when it cannot be had.
-func (d *demo) slotLag(ctx context.Context) int64 {
+func (d *Demo) slotLag(ctx context.Context) int64 {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	var bytes int64
 	err := d.conn.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
-		FROM pg_replication_slots WHERE slot_name = $1`, d.settings.relay.Slots[0]).Scan(&bytes)
+		FROM pg_replication_slots WHERE slot_name = $1`, d.relay.Slot).Scan(&bytes)
 	if err != nil {
 		return -1
 	}

@@ -1,4 +1,4 @@
-package main
+package orders
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// demoEvent is an event as a writer made it: a row of saga_outbox, and its place in its key's commit order.
-type demoEvent struct {
+// event is an event as a writer made it: a row of saga_outbox, and its place in its key's commit order.
+type event struct {
 	id      relay.UUID
 	kind    string // event_type
 	of      string // aggregate_type
@@ -23,21 +23,21 @@ type demoEvent struct {
 	payload []byte
 }
 
-// demoWriter runs one saga after the other on one connection.
-type demoWriter struct {
-	load   *demoLoad
+// writer runs one saga after the other on one connection.
+type writer struct {
+	shop   *Shop // whose books are kept; nil where nobody keeps any
 	conn   *pgx.Conn
 	rng    *rand.Rand
 	number int
 	sagas  int
 }
 
-// orderSaga is one order on its way through its saga. Its version counts its events that are committed.
-type orderSaga struct {
+// saga is one order on its way through its saga. Its version counts its events that are committed.
+type saga struct {
 	id, saga, trace string
 	version         int
-	customer        demoCustomer
-	items           []demoItem
+	customer        customer
+	items           []orderItem
 	total           float64
 }
 
@@ -48,19 +48,19 @@ type orderSaga struct {
 //	                                 stock released, payment refunded, cancelled   (the compensations)
 //
 // Each step is a transaction, and some fail and are tried again, as in any application.
-func (w *demoWriter) order(ctx, hurry context.Context) error {
+func (w *writer) order(ctx, hurry context.Context) error {
 	o := w.newOrder()
 	fails := w.rng.IntN(8) == 0
-	steps := []demoStep{
-		{1, func(ctx context.Context, t *demoTx) error {
+	steps := []step{
+		{1, func(ctx context.Context, t *transaction) error {
 			t.event(o, "order.created", "new order from the web shop")
 			return t.exec(ctx, `INSERT INTO orders (order_id, customer, status, total) VALUES ($1, $2, 'created', $3)`, o.id, o.customer.ID, o.total)
 		}},
-		{len(o.items), func(ctx context.Context, t *demoTx) error { return t.moveStock(ctx, o, 1) }},
-		{1, func(ctx context.Context, t *demoTx) error { return t.pay(ctx, o) }},
+		{len(o.items), func(ctx context.Context, t *transaction) error { return t.moveStock(ctx, o, 1) }},
+		{1, func(ctx context.Context, t *transaction) error { return t.pay(ctx, o) }},
 	}
 	if fails {
-		steps = append(steps, demoStep{2 + len(o.items), func(ctx context.Context, t *demoTx) error {
+		steps = append(steps, step{2 + len(o.items), func(ctx context.Context, t *transaction) error {
 			if err := t.moveStock(ctx, o, -1); err != nil {
 				return err
 			}
@@ -69,7 +69,7 @@ func (w *demoWriter) order(ctx, hurry context.Context) error {
 			return t.exec(ctx, `UPDATE orders SET status = 'cancelled', updated_at = now() WHERE order_id = $1`, o.id)
 		}})
 	} else {
-		steps = append(steps, demoStep{2, func(ctx context.Context, t *demoTx) error {
+		steps = append(steps, step{2, func(ctx context.Context, t *transaction) error {
 			t.event(o, "order.completed", "all steps of the saga are done")
 			t.event(o, "shipment.requested", "parcel service, next working day")
 			return t.exec(ctx, `UPDATE orders SET status = 'completed', updated_at = now() WHERE order_id = $1`, o.id)
@@ -77,45 +77,45 @@ func (w *demoWriter) order(ctx, hurry context.Context) error {
 	}
 	for _, step := range steps {
 		for done := false; !done; {
-			if !w.load.pace.wait(ctx, step.events) {
+			if !w.shop.pace.wait(ctx, step.events) {
 				return nil
 			}
 			n, err := w.transact(hurry, o, step.do)
 			if err != nil {
 				return err
 			}
-			w.load.pace.giveBack(step.events - n)
+			w.shop.pace.giveBack(step.events - n)
 			done = n > 0
 		}
 	}
-	w.load.finished(fails)
+	w.shop.finished(fails)
 	return nil
 }
 
-// demoStep is one transaction of a saga, and about how many events it writes.
-type demoStep struct {
+// step is one transaction of a saga, and about how many events it writes.
+type step struct {
 	events int
-	do     func(ctx context.Context, t *demoTx) error
+	do     func(ctx context.Context, t *transaction) error
 }
 
-// demoTx is a transaction under way, with the events it has written so far.
-type demoTx struct {
+// transaction is one under way, with the events it has written so far.
+type transaction struct {
 	pgx.Tx
-	writer  *demoWriter
-	order   *orderSaga
-	written []demoEvent
+	writer  *writer
+	order   *saga
+	written []event
 	flushed int // of written: inserted already
 	undone  int // events discarded by a savepoint
 }
 
 // transact runs one step in one transaction and commits it, but for one in twenty, which is rolled back with its events
 // in the table. It returns the number of events committed.
-func (w *demoWriter) transact(ctx context.Context, o *orderSaga, do func(context.Context, *demoTx) error) (int, error) {
+func (w *writer) transact(ctx context.Context, o *saga, do func(context.Context, *transaction) error) (int, error) {
 	tx, err := w.conn.Begin(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("begin: %w", err)
 	}
-	t := &demoTx{Tx: tx, writer: w, order: o}
+	t := &transaction{Tx: tx, writer: w, order: o}
 	if err = do(ctx, t); err == nil {
 		err = t.flush(ctx)
 	}
@@ -127,14 +127,14 @@ func (w *demoWriter) transact(ctx context.Context, o *orderSaga, do func(context
 		if err := tx.Rollback(ctx); err != nil {
 			return 0, fmt.Errorf("roll back: %w", err)
 		}
-		w.load.undone(len(t.written), false)
+		w.shop.undone(len(t.written), false)
 		return 0, nil
 	}
 	ids := make([]relay.UUID, len(t.written))
 	for i, e := range t.written {
 		ids[i] = e.id
 	}
-	w.load.watch.start(ids)
+	w.shop.opts.Committing(ids)
 	if err := tx.Commit(ctx); err != nil {
 		return 0, fmt.Errorf("commit: %w", err)
 	}
@@ -143,14 +143,14 @@ func (w *demoWriter) transact(ctx context.Context, o *orderSaga, do func(context
 			o.version = e.version
 		}
 	}
-	w.load.committed(t.written)
+	w.shop.committed(t.written)
 	if t.undone > 0 {
-		w.load.undone(t.undone, true)
+		w.shop.undone(t.undone, true)
 	}
 	return len(t.written), nil
 }
 
-func (t *demoTx) exec(ctx context.Context, sql string, args ...any) error {
+func (t *transaction) exec(ctx context.Context, sql string, args ...any) error {
 	if _, err := t.Exec(ctx, sql, args...); err != nil {
 		return fmt.Errorf("write the order: %w", err)
 	}
@@ -158,7 +158,7 @@ func (t *demoTx) exec(ctx context.Context, sql string, args ...any) error {
 }
 
 // event writes an event of the order.
-func (t *demoTx) event(o *orderSaga, kind, note string) {
+func (t *transaction) event(o *saga, kind, note string) {
 	version := o.version + 1
 	for _, e := range t.written {
 		if e.key == o.id {
@@ -170,17 +170,17 @@ func (t *demoTx) event(o *orderSaga, kind, note string) {
 	})
 }
 
-func (t *demoTx) add(of, key, kind string, version int, payload any) {
+func (t *transaction) add(of, key, kind string, version int, payload any) {
 	text, err := json.Marshal(payload)
 	if err != nil {
 		panic(fmt.Sprintf("payload of %s: %v", kind, err)) // plain structs
 	}
-	t.written = append(t.written, demoEvent{id: t.writer.uuid(), kind: kind, of: of, key: key, version: version, payload: text})
+	t.written = append(t.written, event{id: t.writer.uuid(), kind: kind, of: of, key: key, version: version, payload: text})
 }
 
 // flush inserts what was written since the last flush, row by row as most applications do. (A batch would go past what a session of the
 // relay does with the names of tables; see sessions.)
-func (t *demoTx) flush(ctx context.Context) error {
+func (t *transaction) flush(ctx context.Context) error {
 	for _, e := range t.written[t.flushed:] {
 		headers := fmt.Sprintf(`{"correlation_id": %q, "saga_name": "order", "step_name": %q, "traceparent": "00-%s-%016x-01"}`,
 			t.order.id, e.kind, t.order.trace, t.writer.rng.Uint64())
@@ -195,7 +195,7 @@ func (t *demoTx) flush(ctx context.Context) error {
 }
 
 // moveStock reserves the order's items, or gives them back. Many writers want the same few rows.
-func (t *demoTx) moveStock(ctx context.Context, o *orderSaga, by int) error {
+func (t *transaction) moveStock(ctx context.Context, o *saga, by int) error {
 	kind := "stock.reserved"
 	if by < 0 {
 		kind = "stock.released"
@@ -209,14 +209,14 @@ func (t *demoTx) moveStock(ctx context.Context, o *orderSaga, by int) error {
 		}
 		t.add("stock", item.SKU, kind, version, stockPayload{
 			SKU: item.SKU, Version: version, OrderID: o.id, Quantity: item.Quantity, Available: available, Reserved: reserved,
-			Warehouse: demoWarehouse, OccurredAt: time.Now().UTC(),
+			Warehouse: warehouse, OccurredAt: time.Now().UTC(),
 		})
 	}
 	return nil
 }
 
 // pay writes the payment. Now and then loyalty points are added in a savepoint, and half of those are refused and undone.
-func (t *demoTx) pay(ctx context.Context, o *orderSaga) error {
+func (t *transaction) pay(ctx context.Context, o *saga) error {
 	t.event(o, "payment.authorized", "card payment, 3-D Secure")
 	if err := t.exec(ctx, `UPDATE orders SET status = 'paid', updated_at = now() WHERE order_id = $1`, o.id); err != nil {
 		return err
@@ -257,14 +257,14 @@ func (t *demoTx) pay(ctx context.Context, o *orderSaga) error {
 // What the payloads look like: about 500 bytes for an order.
 type (
 	orderPayload struct {
-		OrderID    string       `json:"order_id"`
-		Version    int          `json:"version"`
-		Customer   demoCustomer `json:"customer"`
-		Items      []demoItem   `json:"items"`
-		Total      float64      `json:"total"`
-		Currency   string       `json:"currency"`
-		Note       string       `json:"note"`
-		OccurredAt time.Time    `json:"occurred_at"`
+		OrderID    string      `json:"order_id"`
+		Version    int         `json:"version"`
+		Customer   customer    `json:"customer"`
+		Items      []orderItem `json:"items"`
+		Total      float64     `json:"total"`
+		Currency   string      `json:"currency"`
+		Note       string      `json:"note"`
+		OccurredAt time.Time   `json:"occurred_at"`
 	}
 	stockPayload struct {
 		SKU        string    `json:"sku"`
@@ -276,13 +276,13 @@ type (
 		Warehouse  string    `json:"warehouse"`
 		OccurredAt time.Time `json:"occurred_at"`
 	}
-	demoCustomer struct {
+	customer struct {
 		ID      string `json:"id"`
 		Name    string `json:"name"`
 		Email   string `json:"email"`
 		Address string `json:"address"`
 	}
-	demoItem struct {
+	orderItem struct {
 		SKU      string  `json:"sku"`
 		Title    string  `json:"title"`
 		Quantity int     `json:"quantity"`
@@ -290,29 +290,29 @@ type (
 	}
 )
 
-const demoWarehouse = "Hamburg-Billbrook, gate 4"
+const warehouse = "Hamburg-Billbrook, gate 4"
 
 var (
-	demoNames  = []string{"Ada Lovelace", "Grace Hopper", "Zoë Müller", "José Núñez", "Ольга Иванова", "田中さくら", "Niels \"Bo\" Jensen"}
-	demoTitles = []string{"Fountain pen, medium nib", "Notebook A5, dotted, 192 pages", "Ink, midnight blue, 50 ml", "Desk lamp, 3000 K"}
+	names  = []string{"Ada Lovelace", "Grace Hopper", "Zoë Müller", "José Núñez", "Ольга Иванова", "田中さくら", "Niels \"Bo\" Jensen"}
+	titles = []string{"Fountain pen, medium nib", "Notebook A5, dotted, 192 pages", "Ink, midnight blue, 50 ml", "Desk lamp, 3000 K"}
 )
 
-func (w *demoWriter) newOrder() *orderSaga {
+func (w *writer) newOrder() *saga {
 	w.sagas++
-	o := &orderSaga{
+	o := &saga{
 		id: fmt.Sprintf("order-%d-%d", w.number+1, w.sagas), saga: w.uuid().String(), trace: fmt.Sprintf("%016x%016x", w.rng.Uint64(), w.rng.Uint64()),
 	}
 	number := w.rng.IntN(5000)
-	o.customer = demoCustomer{
-		ID: fmt.Sprintf("customer-%d", number), Name: demoNames[number%len(demoNames)], Email: fmt.Sprintf("customer-%d@example.com", number),
+	o.customer = customer{
+		ID: fmt.Sprintf("customer-%d", number), Name: names[number%len(names)], Email: fmt.Sprintf("customer-%d@example.com", number),
 		Address: fmt.Sprintf("Musterstraße %d, 20457 Hamburg", 1+number%90),
 	}
-	for _, sku := range w.rng.Perm(demoStock)[:1+w.rng.IntN(2)] {
-		item := demoItem{SKU: fmt.Sprintf("sku-%d", sku+1), Title: demoTitles[sku%len(demoTitles)], Quantity: 1 + w.rng.IntN(3), Price: float64(5+sku) + 0.95}
+	for _, sku := range w.rng.Perm(stockItems)[:1+w.rng.IntN(2)] {
+		item := orderItem{SKU: fmt.Sprintf("sku-%d", sku+1), Title: titles[sku%len(titles)], Quantity: 1 + w.rng.IntN(3), Price: float64(5+sku) + 0.95}
 		o.items = append(o.items, item)
 		o.total += float64(item.Quantity) * item.Price
 	}
-	slices.SortFunc(o.items, func(a, b demoItem) int {
+	slices.SortFunc(o.items, func(a, b orderItem) int {
 		if a.SKU < b.SKU {
 			return -1
 		}
@@ -322,7 +322,7 @@ func (w *demoWriter) newOrder() *orderSaga {
 }
 
 // uuid is a random one (RFC 9562, version 4).
-func (w *demoWriter) uuid() relay.UUID {
+func (w *writer) uuid() relay.UUID {
 	var u relay.UUID
 	for i := range u {
 		u[i] = byte(w.rng.Uint32())

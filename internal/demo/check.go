@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 const catchUpTimeout = 60 * time.Second
 
 // check waits until the relay has caught up, stops it, and prints which promises held.
-func (d *demo) check(ctx context.Context) error {
+func (d *Demo) check(ctx context.Context) error {
 	s := d.screen
 	s.say("")
 	s.say("writers stopped, waiting for the relay to catch up …")
@@ -24,7 +24,7 @@ func (d *demo) check(ctx context.Context) error {
 	end, err := d.caughtUp(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
-			return errInterrupted
+			return ErrInterrupted
 		}
 		return err
 	}
@@ -36,7 +36,7 @@ func (d *demo) check(ctx context.Context) error {
 		return fmt.Errorf("the relay: %w", d.relayErr)
 	}
 	// The file is read only now, so that nothing comes after the look.
-	checker := d.load.checker
+	checker := d.shop.Checker
 	err = file.Read(d.eventsPath(), func(line file.Line) error {
 		checker.Deliver("file", verify.Event{ID: line.EventID, Key: line.Key})
 		return nil
@@ -48,8 +48,8 @@ func (d *demo) check(ctx context.Context) error {
 	return d.verdict(checker.Report(), end)
 }
 
-// demoEnd is what the database says at the end.
-type demoEnd struct {
+// ending is what the database says at the end.
+type ending struct {
 	sent, rows         int
 	statuses           string
 	target, confirmed  string // WAL positions
@@ -59,14 +59,14 @@ type demoEnd struct {
 
 // caughtUp waits until every row is sent and the slot has passed all that the load wrote. It returns what it last saw also
 // when that did not come about in time.
-func (d *demo) caughtUp(ctx context.Context) (*demoEnd, error) {
-	end := &demoEnd{}
+func (d *Demo) caughtUp(ctx context.Context) (*ending, error) {
+	end := &ending{}
 	// All writers have their answers, so their commits lie before this. What comes after is the relay's own doing: its
 	// marks, its lease, the server's checkpoints.
 	if err := d.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&end.target); err != nil {
 		return nil, fmt.Errorf("read the WAL position: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.patience)
+	ctx, cancel := context.WithTimeout(ctx, d.Patience)
 	defer cancel()
 	for poll := 20 * time.Millisecond; ; poll = min(2*poll, 500*time.Millisecond) {
 		rows, err := d.conn.Query(ctx, `SELECT status, count(*) FROM saga_outbox GROUP BY status ORDER BY status`)
@@ -93,7 +93,7 @@ func (d *demo) caughtUp(ctx context.Context) (*demoEnd, error) {
 		}
 		end.statuses = strings.Join(statuses, ", ")
 		err = d.conn.QueryRow(ctx, `SELECT confirmed_flush_lsn::text, pg_wal_lsn_diff($2::text::pg_lsn, confirmed_flush_lsn)::bigint
-			FROM pg_replication_slots WHERE slot_name = $1`, d.settings.relay.Slots[0], end.target).Scan(&end.confirmed, &end.behind)
+			FROM pg_replication_slots WHERE slot_name = $1`, d.relay.Slot, end.target).Scan(&end.confirmed, &end.behind)
 		if err != nil {
 			return nil, fmt.Errorf("look at the slot: %w", err)
 		}
@@ -115,15 +115,15 @@ func (d *demo) caughtUp(ctx context.Context) (*demoEnd, error) {
 }
 
 // summary says what was done and how fast.
-func (d *demo) summary(end *demoEnd, waited time.Duration) {
-	s, counts := d.screen, d.load.totals()
+func (d *Demo) summary(end *ending, waited time.Duration) {
+	s, counts := d.screen, d.shop.Totals()
 	_, times := d.watch.look()
 	s.say("")
 	lines := []string{
-		fmt.Sprintf("%s events in %s transactions over %s: %s orders, %s of them cancelled with compensations.", thousands(counts.events),
-			thousands(counts.transactions), seconds(d.load.took), thousands(counts.orders), thousands(counts.cancelled)),
-		fmt.Sprintf("Rolled back besides: %s transactions and %s savepoints, with %s events.", thousands(counts.rolledBack),
-			thousands(counts.savepoints), thousands(counts.discarded)),
+		fmt.Sprintf("%s events in %s transactions over %s: %s orders, %s of them cancelled with compensations.", thousands(counts.Events),
+			thousands(counts.Transactions), seconds(d.took), thousands(counts.Orders), thousands(counts.Cancelled)),
+		fmt.Sprintf("Rolled back besides: %s transactions and %s savepoints, with %s events.", thousands(counts.RolledBack),
+			thousands(counts.Savepoints), thousands(counts.Discarded)),
 	}
 	if times.n > 0 {
 		lines = append(lines, fmt.Sprintf("Commit to acknowledged: p50 %s, p99 %s, longest %s. Measured from sending COMMIT to the event's line being synced to the file.",
@@ -143,9 +143,9 @@ func (d *demo) summary(end *demoEnd, waited time.Duration) {
 }
 
 // verdict prints a line for each promise and returns an error if one did not hold.
-func (d *demo) verdict(report *verify.Report, end *demoEnd) error {
+func (d *Demo) verdict(report *verify.Report, end *ending) error {
 	f := report.Sinks[0]
-	counts := d.load.totals()
+	counts := d.shop.Totals()
 	broken, checked := 0, 0
 	promise := func(held bool, what, format string, args ...any) {
 		checked++
@@ -157,7 +157,7 @@ func (d *demo) verdict(report *verify.Report, end *demoEnd) error {
 	promise(len(f.Missing) == 0 && report.Committed > 0, "every committed event delivered", "%s committed, %s missing in the file",
 		thousands(report.Committed), thousands(len(f.Missing)))
 	promise(len(f.Unknown) == 0, "nothing that was rolled back", "%s events rolled back, %s delivered that were never committed",
-		thousands(counts.discarded), thousands(len(f.Unknown)))
+		thousands(counts.Discarded), thousands(len(f.Unknown)))
 	promise(len(f.OutOfOrder)+len(f.WrongKey) == 0, "commit order within each key", "%s keys, %s events out of order",
 		thousands(report.Keys), thousands(len(f.OutOfOrder)+len(f.WrongKey)))
 	promise(len(f.Duplicates) == 0, "no event twice", "%s lines, %s duplicates", thousands(f.Delivered), thousands(len(f.Duplicates)))

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bytes"
@@ -8,9 +8,6 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
-
-	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/relay/verify"
 )
 
 func TestDurations(t *testing.T) {
@@ -38,50 +35,11 @@ func TestDurations(t *testing.T) {
 	}
 }
 
-// Writers tell of their commits in any order; the checker is told by version.
-func TestDemoBooks(t *testing.T) {
-	l := &demoLoad{checker: verify.New(verify.Options{}, "file"), next: make(map[string]int), waiting: make(map[string]map[int]verify.Event)}
-	id := func(n int) relay.UUID { return relay.UUID{byte(n)} }
-	l.committed([]demoEvent{{id: id(2), key: "sku", version: 2}, {id: id(9), key: "order", version: 1}})
-	l.committed([]demoEvent{{id: id(3), key: "sku", version: 3}})
-	if n, _ := l.checker.Counts("file"); n != 1 {
-		t.Errorf("the checker was told of %d commits, want the order's only", n)
-	}
-	l.committed([]demoEvent{{id: id(1), key: "sku", version: 1}})
-	for _, n := range []int{1, 9, 2, 3} {
-		key := "sku"
-		if n == 9 {
-			key = "order"
-		}
-		l.checker.Deliver("file", verify.Event{ID: id(n), Key: key})
-	}
-	if err := l.checker.Report().Err(); err != nil {
-		t.Error(err)
-	}
-	if len(l.waiting) != 0 {
-		t.Errorf("still waiting: %v", l.waiting)
-	}
-}
-
-func TestPacer(t *testing.T) {
-	p := pacer{rate: 1000}
-	began := time.Now()
-	for range 50 {
-		if !p.wait(t.Context(), 4) {
-			t.Fatal("stopped")
-		}
-		p.giveBack(2) // two of the four were rolled back
-	}
-	if took := time.Since(began); took < 45*time.Millisecond || took > 2*time.Second {
-		t.Errorf("100 events at 1000/s took %v, want about 50 ms to 100 ms", took)
-	}
-}
-
 func TestScreen(t *testing.T) {
 	for _, width := range []int{30, 40, 60, 80, 132} {
 		var out bytes.Buffer
 		s := &screen{w: &out, width: func() int { return width }, live: true, marks: [2]string{"✗", "✓"}}
-		p := newProgress(s, &demoLoad{counts: loadCounts{events: 1234567}}, newStopwatch())
+		p := newProgress(s, func() int { return 1234567 }, newStopwatch())
 		p.tick.Stop()
 		p.show(12*time.Second, 123456)
 		s.clearLive()

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"fmt"
@@ -9,7 +9,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/term"
+	terminal "golang.org/x/term"
+
+	"github.com/sagaz-relay/relay/internal/term"
 )
 
 // screen writes lines, and on a terminal one live line below them that is written over. One goroutine uses it.
@@ -27,11 +29,11 @@ const widthOfNoTerminal = 120
 func newScreen(w io.Writer) *screen {
 	s := &screen{w: w, width: func() int { return widthOfNoTerminal }, marks: [2]string{"✗", "✓"}}
 	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
+	if !ok || !terminal.IsTerminal(int(f.Fd())) {
 		return s
 	}
 	s.width = func() int {
-		if columns, _, err := term.GetSize(int(f.Fd())); err == nil && columns > 0 {
+		if columns, _, err := terminal.GetSize(int(f.Fd())); err == nil && columns > 0 {
 			return columns
 		}
 		return 80
@@ -152,22 +154,22 @@ func (s *screen) endLive() {
 
 // progress shows how the load goes, twice a second on a terminal and every second elsewhere.
 type progress struct {
-	screen *screen
-	load   *demoLoad
-	watch  *stopwatch
-	tick   *time.Ticker
+	screen    *screen
+	committed func() int // events
+	watch     *stopwatch
+	tick      *time.Ticker
 
 	at      time.Duration // of the last look
 	arrived int
 	times   durations
 }
 
-func newProgress(s *screen, load *demoLoad, watch *stopwatch) *progress {
+func newProgress(s *screen, committed func() int, watch *stopwatch) *progress {
 	every := time.Second
 	if s.live {
 		every /= 2
 	}
-	return &progress{screen: s, load: load, watch: watch, tick: time.NewTicker(every)}
+	return &progress{screen: s, committed: committed, watch: watch, tick: time.NewTicker(every)}
 }
 
 func (p *progress) close() {
@@ -184,14 +186,14 @@ func (p *progress) show(elapsed time.Duration, lag int64) {
 
 	behind := "?"
 	if lag >= 0 {
-		behind = size(&lag)
+		behind = term.Size(&lag)
 	}
 	p50, p99 := "-", "-"
 	if recent.n > 0 {
 		p50, p99 = millis(recent.quantile(0.50)), millis(recent.quantile(0.99))
 	}
 	clock := fmt.Sprintf("%3.0f s", elapsed.Seconds())
-	in, out, per := thousands(p.load.committedEvents()), thousands(arrived), thousands(int(rate))
+	in, out, per := thousands(p.committed()), thousands(arrived), thousands(int(rate))
 	// Widths are fixed, so that the line does not jump, and each form fits its terminal: 120, 96, 80, 56 columns, fewer.
 	p.screen.show(
 		fmt.Sprintf("%s   committed %-9s delivered %-9s %6s events/s   p50 %7s  p99 %7s   slot lag %-7s", clock, in, out, per, p50, p99, behind),

@@ -20,6 +20,7 @@ var allowed = []struct {
 	pkg     string
 	imports []string
 }{
+	{"cmd/sagaz-relay", []string{"*", "*/*"}}, // all but the parts of the testbed: demo and bench have those
 	{"cmd/*", []string{"*", "*/*", "*/*/*"}},
 	{"cmd/*/*", []string{"*", "*/*", "*/*/*"}}, // end-to-end tests
 	// Developers' servers, as processes: they know no relay.
@@ -28,6 +29,7 @@ var allowed = []struct {
 	{"internal/testbed/*", []string{"internal/testbed/*"}},
 	{"internal/orders", []string{"relay", "relay/store", "relay/verify"}},
 	{"internal/demo", []string{"relay", "relay/store", "relay/verify", "sinks/file", "internal/orders", "internal/testbed/pgserver"}},
+	{"internal/bench", []string{"relay", "relay/store", "cdc", "migrations", "sinks/kafka", "sinks/rabbitmq", "internal/testbed/pgserver"}},
 	{"internal/*", nil},
 	{"relay", nil},
 	{"relay/doctor", []string{"relay", "relay/columns", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does

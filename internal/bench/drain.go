@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -23,16 +23,16 @@ import (
 )
 
 // drain measures one backlog: reference, relay, reference.
-func (b *benchDatabase) drain(ctx context.Context, target *benchTarget, o benchOptions, perTx int, say func(string, ...any)) (*benchDrain, error) {
-	rows := o.rows / perTx * perTx
-	slots, err := b.makeSlots(ctx, 3, func() error { return b.fill(ctx, target.eventType, rows, perTx, o.rowBytes) })
+func (b *database) drain(ctx context.Context, target *target, o Options, perTx int, say func(string, ...any)) (*Drain, error) {
+	rows := o.Rows / perTx * perTx
+	slots, err := b.makeSlots(ctx, 3, func() error { return b.fill(ctx, target.eventType, rows, perTx, o.RowBytes) })
 	if err != nil {
 		return nil, err
 	}
 	if err := b.conn.QueryRow(ctx, `SELECT count(*) FROM saga_outbox`).Scan(&rows); err != nil {
 		return nil, err
 	}
-	d := &benchDrain{RowsPerTx: perTx, Rows: rows}
+	d := &Drain{RowsPerTx: perTx, Rows: rows}
 	var end string
 	if err := b.conn.QueryRow(ctx, `SELECT pg_current_wal_lsn()::text`).Scan(&end); err != nil {
 		return nil, err
@@ -72,23 +72,23 @@ func (b *benchDatabase) drain(ctx context.Context, target *benchTarget, o benchO
 }
 
 // settled is how many of so many rows have their mark.
-func (b *benchDatabase) settled(ctx context.Context, rows int) (n int64, err error) {
+func (b *database) settled(ctx context.Context, rows int) (n int64, err error) {
 	sql := `SELECT count(*) FROM saga_outbox WHERE status = 'sent'`
-	if b.settings.store.Mark != "update" {
+	if b.relay.Mark != "update" {
 		sql = `SELECT ` + strconv.Itoa(rows) + ` - count(*) FROM saga_outbox`
 	}
 	return n, b.conn.QueryRow(ctx, sql).Scan(&n)
 }
 
 // reference reads a slot to its end and throws everything away.
-func (b *benchDatabase) reference(ctx context.Context, slot, end string) (run benchRun, by string, err error) {
+func (b *database) reference(ctx context.Context, slot, end string) (run Run, by string, err error) {
 	path, err := exec.LookPath("pg_recvlogical")
 	if err != nil {
 		run, err = b.bareReader(ctx, slot, end)
 		return run, "bare reader", err
 	}
-	cmd := exec.CommandContext(ctx, path, "-d", b.settings.cdc.DatabaseURL, "--slot", slot, "--start", "--no-loop", "-f", os.DevNull,
-		"-o", "proto_version=1", "-o", "publication_names="+b.settings.cdc.Publication, "--endpos="+end)
+	cmd := exec.CommandContext(ctx, path, "-d", b.dsn, "--slot", slot, "--start", "--no-loop", "-f", os.DevNull,
+		"-o", "proto_version=1", "-o", "publication_names="+b.publication, "--endpos="+end)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	started := time.Now()
@@ -106,12 +106,12 @@ func (b *benchDatabase) reference(ctx context.Context, slot, end string) (run be
 }
 
 // bareReader is pg_recvlogical's work in Go, for machines without it.
-func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run benchRun, err error) {
+func (b *database) bareReader(ctx context.Context, slot, end string) (run Run, err error) {
 	until, err := pglogrepl.ParseLSN(end)
 	if err != nil {
 		return run, err
 	}
-	cfg, err := pgconn.ParseConfig(b.settings.cdc.DatabaseURL)
+	cfg, err := pgconn.ParseConfig(b.dsn)
 	if err != nil {
 		return run, errors.New("DATABASE_URL: cannot be read")
 	}
@@ -124,7 +124,7 @@ func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run b
 	defer conn.Close(ctx) //nolint:errcheck // the slot is thrown away
 	err = pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{
 		Mode:       pglogrepl.LogicalReplication,
-		PluginArgs: []string{"proto_version '1'", "publication_names '" + b.settings.cdc.Publication + "'"},
+		PluginArgs: []string{"proto_version '1'", "publication_names '" + b.publication + "'"},
 	})
 	if err != nil {
 		return run, err
@@ -168,7 +168,7 @@ func (b *benchDatabase) bareReader(ctx context.Context, slot, end string) (run b
 }
 
 // relayRun drains a slot with this program, as a process of its own, so that its CPU and memory are its own.
-func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int, mode string) (run benchRun, err error) {
+func (b *database) relayRun(ctx context.Context, slot string, rows int, mode string) (run Run, err error) {
 	if mode != relay.ModePolling {
 		if err := b.noteSlot(ctx, slot); err != nil {
 			return run, err
@@ -190,7 +190,7 @@ func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int, mod
 	defer logFile.Close() //nolint:errcheck // a log
 
 	cmd := exec.Command(self, "run")
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+b.settings.cdc.DatabaseURL, "RELAY_SLOT="+slot, "RELAY_HTTP_ADDR="+addr, "RELAY_MODE="+mode)
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+b.dsn, "RELAY_SLOT="+slot, "RELAY_HTTP_ADDR="+addr, "RELAY_MODE="+mode)
 	cmd.Stderr = logFile
 	started := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -209,7 +209,7 @@ func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int, mod
 	if mode != relay.ModePolling {
 		watch = b.watchWalsender(ctx, slot)
 	}
-	for wait := benchLook; ; {
+	for wait := look; ; {
 		select {
 		case err := <-exited:
 			stopped = true
@@ -240,17 +240,17 @@ func (b *benchDatabase) relayRun(ctx context.Context, slot string, rows int, mod
 	return run, os.Remove(logFile.Name())
 }
 
-// benchLook is how exactly the end of a run is seen.
-const benchLook = 10 * time.Millisecond
+// look is how exactly the end of a run is seen.
+const look = 10 * time.Millisecond
 
 // untilNextLook is a quarter of the time that the rest takes at the rate so far. The relay pays for each look, with a page that has charts:
 // one every 10 ms was an eighth of its CPU.
 func untilNextLook(marked, rows int, elapsed time.Duration) time.Duration {
 	if marked == 0 {
-		return benchLook
+		return look
 	}
 	rest := time.Duration(float64(elapsed) * float64(rows-marked) / float64(marked))
-	return min(max(rest/4, benchLook), 500*time.Millisecond)
+	return min(max(rest/4, look), 500*time.Millisecond)
 }
 
 // markedSoFar asks a relay's status.
@@ -270,7 +270,7 @@ func markedSoFar(addr string) (int, error) {
 
 // watchWalsender finds the process that serves a slot and returns a function that tells the CPU seconds it has used since, 0
 // when the server is not on this machine.
-func (b *benchDatabase) watchWalsender(ctx context.Context, slot string) func() float64 {
+func (b *database) watchWalsender(ctx context.Context, slot string) func() float64 {
 	pid := 0
 	for range 200 {
 		_ = b.admin.QueryRow(ctx, `SELECT coalesce(active_pid, 0) FROM pg_replication_slots WHERE slot_name = $1`, slot).Scan(&pid)

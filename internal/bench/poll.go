@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -6,28 +6,25 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// pollRows is how many rows bench --poll drains unless told otherwise: the number that the promised rate is stated for.
-const pollRows = 1_000_000
-
-// benchPoll is one backlog drained by a relay that polls.
-type benchPoll struct {
-	Rows    int      `json:"rows"`
-	Run     benchRun `json:"run"`
-	Settled int64    `json:"rows_marked"`
+// Poll is one backlog drained by a relay that polls.
+type Poll struct {
+	Rows    int   `json:"rows"`
+	Run     Run   `json:"run"`
+	Settled int64 `json:"rows_marked"`
 }
 
 // poll measures the drain of rows that are pending when the relay starts, with no slot. The start of the process is in the time.
-func (b *benchDatabase) poll(ctx context.Context, target *benchTarget, o benchOptions, say func(string, ...any)) (*benchPoll, error) {
+func (b *database) poll(ctx context.Context, target *target, o Options, say func(string, ...any)) (*Poll, error) {
 	const perTx = 5000
-	say("filling %d pending rows", o.rows)
-	if err := b.fill(ctx, target.eventType, o.rows, min(perTx, o.rows), o.rowBytes); err != nil {
+	say("filling %d pending rows", o.Rows)
+	if err := b.fill(ctx, target.eventType, o.Rows, min(perTx, o.Rows), o.RowBytes); err != nil {
 		return nil, err
 	}
 	// As a table that has been there for a while: with statistics, and with hint bits set.
 	if _, err := b.conn.Exec(ctx, `VACUUM ANALYZE saga_outbox`); err != nil {
 		return nil, err
 	}
-	p := &benchPoll{}
+	p := &Poll{}
 	if err := b.conn.QueryRow(ctx, `SELECT count(*) FROM saga_outbox`).Scan(&p.Rows); err != nil {
 		return nil, err
 	}

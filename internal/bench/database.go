@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -20,25 +20,28 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// benchDatabase is the database that bench makes and removes.
-type benchDatabase struct {
-	settings *settings
-	admin    *pgx.Conn
-	conn     *pgx.Conn
-	name     string
-	version  string
-	slots    []string
-	server   *pgserver.Server // ours, or nil
+// database is the database that bench makes and removes.
+type database struct {
+	admin       *pgx.Conn
+	conn        *pgx.Conn
+	name        string
+	dsn         string
+	publication string
+	version     string
+	slots       []string
+	server      *pgserver.Server // ours, or nil
+
+	relay Relay // to be measured on it
 }
 
-func newBenchDatabase(ctx context.Context, s *settings, say func(string, ...any)) (_ *benchDatabase, err error) {
-	b := &benchDatabase{settings: s, name: fmt.Sprintf("sagaz_relay_bench_%08x", rand.Uint32())}
+func newDatabase(ctx context.Context, program Program, say func(string, ...any)) (_ *database, err error) {
+	b := &database{publication: program.Publication, name: fmt.Sprintf("sagaz_relay_bench_%08x", rand.Uint32())}
 	defer func() {
 		if err != nil {
 			_ = b.close() // the first error is the one to tell
 		}
 	}()
-	dsn := s.cdc.DatabaseURL
+	dsn := program.DatabaseURL
 	if dsn == "" {
 		say("starting PostgreSQL (DATABASE_URL is not set)")
 		b.server, err = pgserver.Start(ctx, pgserver.Options{Settings: map[string]string{"max_wal_size": "8GB"}, Log: os.Stderr})
@@ -53,18 +56,16 @@ func newBenchDatabase(ctx context.Context, s *settings, say func(string, ...any)
 	if _, err := b.admin.Exec(ctx, `CREATE DATABASE `+b.name); err != nil {
 		return nil, fmt.Errorf("create database %s: %w", b.name, err)
 	}
-	dsn, err = withDatabase(dsn, b.name)
-	if err != nil {
+	if b.dsn, err = withDatabase(dsn, b.name); err != nil {
 		return nil, err
 	}
-	s.cdc.DatabaseURL, s.store.DatabaseURL = dsn, dsn
-	if b.conn, err = pgx.Connect(ctx, dsn); err != nil {
+	if b.conn, err = pgx.Connect(ctx, b.dsn); err != nil {
 		return nil, fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
 	if _, err := migrations.Run(ctx, b.conn); err != nil {
 		return nil, err
 	}
-	if _, err := cdc.EnsurePublication(ctx, b.conn, s.cdc.Publication); err != nil {
+	if _, err := cdc.EnsurePublication(ctx, b.conn, b.publication); err != nil {
 		return nil, err
 	}
 	return b, b.admin.QueryRow(ctx, `SHOW server_version`).Scan(&b.version)
@@ -84,7 +85,7 @@ func withDatabase(dsn, database string) (string, error) {
 }
 
 // close removes what was made, whatever state it is in.
-func (b *benchDatabase) close() error {
+func (b *database) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var errs []error
@@ -110,7 +111,7 @@ func (b *benchDatabase) close() error {
 }
 
 // dropOrigins removes what relays of the measurements have left on the server, which outlives the database.
-func (b *benchDatabase) dropOrigins(ctx context.Context) error {
+func (b *database) dropOrigins(ctx context.Context) error {
 	const ours = `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin, pg_database WHERE datname = $1 AND starts_with(roname, 'sagaz_relay_' || pg_database.oid || '_')`
 	var err error
 	for range 50 { // a marking session needs a moment to let go
@@ -122,7 +123,7 @@ func (b *benchDatabase) dropOrigins(ctx context.Context) error {
 	return fmt.Errorf("drop the replication origins of %s: %w", b.name, err)
 }
 
-func (b *benchDatabase) dropSlot(ctx context.Context, slot string) error {
+func (b *database) dropSlot(ctx context.Context, slot string) error {
 	_, err := b.admin.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active`, slot)
 	if err != nil {
 		return err
@@ -138,7 +139,7 @@ func (b *benchDatabase) dropSlot(ctx context.Context, slot string) error {
 }
 
 // makeSlots creates one slot and n-1 copies after the fill, all at the fill's beginning.
-func (b *benchDatabase) makeSlots(ctx context.Context, n int, fill func() error) (slots []string, err error) {
+func (b *database) makeSlots(ctx context.Context, n int, fill func() error) (slots []string, err error) {
 	for i := range n {
 		slots = append(slots, fmt.Sprintf("%s_%d", b.name, i))
 	}
@@ -160,7 +161,7 @@ func (b *benchDatabase) makeSlots(ctx context.Context, n int, fill func() error)
 // noteSlot notes of the one slot that a relay is about to read that it brings everything: its first owner would find the backlog in the
 // table otherwise, and that is not what is measured. The copies for the references are not noted, since a table has one set of slots and
 // the relay would take the others' place, with a sweep.
-func (b *benchDatabase) noteSlot(ctx context.Context, slot string) error {
+func (b *database) noteSlot(ctx context.Context, slot string) error {
 	_, err := b.conn.Exec(ctx, `INSERT INTO saga_outbox_relay (slot, epoch, owner, sweep_owed, released_at, confirmed_lsn)
 		SELECT slot_name, 0, '', false, now(), confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1::text`, slot)
 	if err != nil {
@@ -170,7 +171,7 @@ func (b *benchDatabase) noteSlot(ctx context.Context, slot string) error {
 }
 
 // clear removes rows and slots of a measurement that is over.
-func (b *benchDatabase) clear(ctx context.Context) error {
+func (b *database) clear(ctx context.Context) error {
 	for _, slot := range b.slots {
 		if err := b.dropSlot(ctx, slot); err != nil {
 			return err
@@ -191,7 +192,7 @@ func insertSQL(eventType string, rows, rowBytes int) string {
 }
 
 // fill commits rows in transactions of the given size, from a few connections.
-func (b *benchDatabase) fill(ctx context.Context, eventType string, rows, perTx, rowBytes int) error {
+func (b *database) fill(ctx context.Context, eventType string, rows, perTx, rowBytes int) error {
 	const connections = 4
 	statement := insertSQL(eventType, perTx, rowBytes)
 	group, ctx := errgroup.WithContext(ctx)
@@ -199,7 +200,7 @@ func (b *benchDatabase) fill(ctx context.Context, eventType string, rows, perTx,
 	left.Store(int64(rows / perTx))
 	for range connections {
 		group.Go(func() error {
-			conn, err := pgx.Connect(ctx, b.settings.cdc.DatabaseURL)
+			conn, err := pgx.Connect(ctx, b.dsn)
 			if err != nil {
 				return fmt.Errorf("connect: %w", store.ConnectCause(err))
 			}

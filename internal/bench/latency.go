@@ -1,15 +1,13 @@
-package main
+package bench
 
 import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
@@ -27,17 +25,17 @@ func freePort() (int, error) {
 }
 
 // large measures one transaction that is far larger than the in-flight budget.
-func (b *benchDatabase) large(ctx context.Context, target *benchTarget, o benchOptions, say func(string, ...any)) (*benchBigPayload, error) {
-	slots, err := b.makeSlots(ctx, 1, func() error { return b.fill(ctx, target.eventType, o.big, o.big, o.rowBytes) })
+func (b *database) large(ctx context.Context, target *target, o Options, say func(string, ...any)) (*Large, error) {
+	slots, err := b.makeSlots(ctx, 1, func() error { return b.fill(ctx, target.eventType, o.Big, o.Big, o.RowBytes) })
 	if err != nil {
 		return nil, err
 	}
-	run, err := b.relayRun(ctx, slots[0], o.big, relay.ModeCDC)
+	run, err := b.relayRun(ctx, slots[0], o.Big, relay.ModeCDC)
 	if err != nil {
 		return nil, err
 	}
 	say("  relay: %.0f events/s, peak %d MB", run.PerSecond, run.PeakRSS/1e6)
-	return &benchBigPayload{Rows: o.big, Run: run}, b.clear(ctx)
+	return &Large{Rows: o.Big, Run: run}, b.clear(ctx)
 }
 
 // ackClock is a sink that notes when each event was acknowledged, and passes everything on.
@@ -69,13 +67,11 @@ func (c *ackClock) count() int {
 // latency commits single-row transactions at a steady rate and takes, for each, the time from the moment its COMMIT was
 // sent to the moment the last sink's acknowledgement was in the relay's hands. Both are read off one clock, and the wait
 // for the database's disk is in it.
-func (b *benchDatabase) latency(ctx context.Context, target *benchTarget, o benchOptions) (*benchLatency, error) {
-	s := *b.settings
-	s.relay.Slots = []string{b.name + "_latency"}
-	b.slots = s.relay.Slots
-	s.program.MetricsPort, s.program.HTTPAddr = 0, ""
+func (b *database) latency(ctx context.Context, target *target, o Options) (*Latency, error) {
+	slot := b.name + "_latency"
+	b.slots = []string{slot}
 	var clocks []*ackClock
-	s.wrapSink = func(sink relay.Sink) relay.Sink {
+	wrap := func(sink relay.Sink) relay.Sink {
 		c := &ackClock{Sink: sink, acked: make(map[relay.UUID]time.Time)}
 		clocks = append(clocks, c)
 		return c
@@ -85,7 +81,7 @@ func (b *benchDatabase) latency(ctx context.Context, target *benchTarget, o benc
 	relayEnded := make(chan error, 1)
 	ready := make(chan *relay.Relay, 1)
 	go func() {
-		relayEnded <- serve(run, &s, newLogger(os.Stderr, hclog.Warn), func(r *relay.Relay, _ string) { ready <- r })
+		relayEnded <- b.relay.Run(run, slot, wrap, func(r *relay.Relay) { ready <- r })
 	}()
 	r := <-ready
 	for st := r.Status(); !st.Slots[0].Streaming; st = r.Status() {
@@ -126,7 +122,7 @@ func (b *benchDatabase) latency(ctx context.Context, target *benchTarget, o benc
 	}
 	slices.Sort(took)
 	at := func(q float64) time.Duration { return took[min(len(took)-1, int(q*float64(len(took))))] }
-	return &benchLatency{Rate: o.rate, Events: len(took), P50: at(0.50), P95: at(0.95), P99: at(0.99), Maximum: took[len(took)-1]}, b.clear(ctx)
+	return &Latency{Rate: o.Rate, Events: len(took), P50: at(0.50), P95: at(0.95), P99: at(0.99), Maximum: took[len(took)-1]}, b.clear(ctx)
 }
 
 type commitTime struct {
@@ -135,21 +131,21 @@ type commitTime struct {
 }
 
 // commitSteadily inserts one row a transaction on a fixed schedule, from a few connections, and waits for each commit.
-func (b *benchDatabase) commitSteadily(ctx context.Context, eventType string, o benchOptions) ([]commitTime, error) {
+func (b *database) commitSteadily(ctx context.Context, eventType string, o Options) ([]commitTime, error) {
 	const connections = 8
-	total := int(float64(o.rate) * o.rateFor.Seconds())
+	total := int(float64(o.Rate) * o.RateFor.Seconds())
 	committed := make([]commitTime, total)
 	start := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	for worker := range connections {
 		group.Go(func() error {
-			conn, err := pgx.Connect(ctx, b.settings.cdc.DatabaseURL)
+			conn, err := pgx.Connect(ctx, b.dsn)
 			if err != nil {
 				return fmt.Errorf("connect: %w", store.ConnectCause(err))
 			}
 			defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // all is committed
 			for i := worker; i < total; i += connections {
-				if !relay.Sleep(ctx, time.Until(start.Add(time.Duration(i)*time.Second/time.Duration(o.rate)))) {
+				if !relay.Sleep(ctx, time.Until(start.Add(time.Duration(i)*time.Second/time.Duration(o.Rate)))) {
 					return ctx.Err()
 				}
 				tx, err := conn.Begin(ctx)
@@ -159,7 +155,7 @@ func (b *benchDatabase) commitSteadily(ctx context.Context, eventType string, o 
 				var id [16]byte
 				err = tx.QueryRow(ctx, `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload)
 					VALUES (gen_random_uuid(), 'saga', 'order-' || $1::int, $2, jsonb_build_object('filler', repeat('x', $3))) RETURNING event_id`,
-					i%1000, eventType, o.rowBytes-16).Scan(&id)
+					i%1000, eventType, o.RowBytes-16).Scan(&id)
 				if err != nil {
 					return fmt.Errorf("insert: %w", err)
 				}

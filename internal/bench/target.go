@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -16,10 +16,10 @@ import (
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
 
-// benchTarget is the topic and queue that the measured events go to, made before and removed after.
-type benchTarget struct {
+// target is the topic and queue that the measured events go to, made before and removed after.
+type target struct {
 	eventType string // also the topic, and the routing key
-	settings  *settings
+	relay     Relay
 
 	kafka *kafkago.Client
 
@@ -30,19 +30,19 @@ type benchTarget struct {
 	queueType string
 }
 
-func openBenchTarget(ctx context.Context, s *settings) (t *benchTarget, err error) {
-	t = &benchTarget{settings: s, eventType: fmt.Sprintf("sagaz.bench.%08x", rand.Uint32())}
+func openTarget(ctx context.Context, r Relay) (t *target, err error) {
+	t = &target{relay: r, eventType: fmt.Sprintf("sagaz.bench.%08x", rand.Uint32())}
 	defer func() {
 		if err != nil {
 			_ = t.close() // the first error is the one to tell
 		}
 	}()
-	if slices.Contains(s.program.Sinks, "kafka") {
+	if slices.Contains(r.Sinks, "kafka") {
 		if err := t.makeTopic(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if slices.Contains(s.program.Sinks, "rabbitmq") {
+	if slices.Contains(r.Sinks, "rabbitmq") {
 		if err := t.makeQueue(); err != nil {
 			return nil, err
 		}
@@ -50,17 +50,17 @@ func openBenchTarget(ctx context.Context, s *settings) (t *benchTarget, err erro
 	return t, nil
 }
 
-// benchPartitions is the partitions of the topic: as many as a small cluster's default.
-const benchPartitions = 4
+// partitions is the partitions of the topic: as many as a small cluster's default.
+const partitions = 4
 
-func (t *benchTarget) makeTopic(ctx context.Context) error {
-	client, err := kafkaClient(t.settings)
+func (t *target) makeTopic(ctx context.Context) error {
+	client, err := kafkaClient(t.relay.Kafka)
 	if err != nil || client == nil {
 		return err
 	}
 	t.kafka = client
 	resp, err := client.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
-		Topic: t.eventType, NumPartitions: benchPartitions, ReplicationFactor: -1,
+		Topic: t.eventType, NumPartitions: partitions, ReplicationFactor: -1,
 	}}})
 	if err == nil {
 		err = resp.Errors[t.eventType]
@@ -71,8 +71,8 @@ func (t *benchTarget) makeTopic(ctx context.Context) error {
 	return nil
 }
 
-func (t *benchTarget) makeQueue() (err error) {
-	if t.rabbit, t.exchange, err = rabbitConnection(t.settings); err != nil {
+func (t *target) makeQueue() (err error) {
+	if t.rabbit, t.exchange, err = rabbitConnection(t.relay.RabbitMQ); err != nil {
 		return err
 	}
 	if t.channel, err = t.rabbit.Channel(); err != nil {
@@ -88,7 +88,7 @@ func (t *benchTarget) makeQueue() (err error) {
 	return t.channel.QueueBind(t.queue, t.eventType, t.exchange, false, nil)
 }
 
-func (t *benchTarget) close() error {
+func (t *target) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var errs []error
@@ -111,12 +111,12 @@ func (t *benchTarget) close() error {
 
 // bare measures what a publisher with confirms and the mandatory flag reaches on the queue, with as many messages outstanding
 // as our sink may have, and nothing else to do. Without RabbitMQ there is nothing to measure.
-func (t *benchTarget) bare(ctx context.Context, o benchOptions, say func(string, ...any)) (*benchBare, error) {
+func (t *target) bare(ctx context.Context, o Options, say func(string, ...any)) (*Bare, error) {
 	if t.rabbit == nil {
 		return nil, nil
 	}
 	const outstanding = 4000 // four lanes of a thousand
-	n := min(o.rows, 100_000)
+	n := min(o.Rows, 100_000)
 	if _, err := t.channel.QueuePurge(t.queue, false); err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (t *benchTarget) bare(ctx context.Context, o benchOptions, say func(string,
 	if err := ch.Confirm(false); err != nil {
 		return nil, err
 	}
-	body := []byte(`{"filler": "` + strings.Repeat("x", o.rowBytes+170) + `"}`)
+	body := []byte(`{"filler": "` + strings.Repeat("x", o.RowBytes+170) + `"}`)
 	window := make(chan *amqp.DeferredConfirmation, outstanding)
 	failed := make(chan error, 1)
 	go func() {
@@ -155,15 +155,14 @@ func (t *benchTarget) bare(ctx context.Context, o benchOptions, say func(string,
 	if err := <-failed; err != nil {
 		return nil, err
 	}
-	b := &benchBare{Queue: t.queueType + " queue", PerSecond: float64(n) / time.Since(started).Seconds()}
+	b := &Bare{Queue: t.queueType + " queue", PerSecond: float64(n) / time.Since(started).Seconds()}
 	say("  bare publisher: %.0f events/s", b.PerSecond)
 	return b, nil
 }
 
 // kafkaClient is for making and deleting the topic. It speaks plain text only: where the brokers want more, the topic is left to
 // their automatic creation, and to the user to delete.
-func kafkaClient(s *settings) (*kafkago.Client, error) {
-	cfg := s.sinks["kafka"].(*kafka.Config)
+func kafkaClient(cfg *kafka.Config) (*kafkago.Client, error) {
 	if cfg.SecurityProtocol != "PLAINTEXT" {
 		return nil, nil
 	}
@@ -172,8 +171,7 @@ func kafkaClient(s *settings) (*kafkago.Client, error) {
 }
 
 // rabbitConnection is for the queue and for the bare publisher.
-func rabbitConnection(s *settings) (conn *amqp.Connection, exchange string, err error) {
-	cfg := s.sinks["rabbitmq"].(*rabbitmq.Config)
+func rabbitConnection(cfg *rabbitmq.Config) (conn *amqp.Connection, exchange string, err error) {
 	conn, err = amqp.Dial(cfg.URL)
 	if err != nil {
 		return nil, "", fmt.Errorf("connect to RabbitMQ: %w", err)

@@ -18,9 +18,9 @@ ARG TARGETARCH
 ARG VERSION
 ARG REVISION
 # Time zones are in the binary (timetzdata), so TZ works without a file. gRPC without its debug pages (grpcnotrace) is 4 MB less: they use
-# html/template, which makes the linker keep every method.
+# html/template, which makes the linker keep every method. Without demo and bench (nodemo), which download and start a PostgreSQL.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false -tags timetzdata,grpcnotrace \
+    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false -tags timetzdata,grpcnotrace,nodemo \
     -ldflags "-s -w -X main.version=$VERSION -X main.revision=$REVISION" -o /out/sagaz-relay ./cmd/sagaz-relay
 
 FROM scratch

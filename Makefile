@@ -134,6 +134,7 @@ fmt-check:
 vet:
 	go vet ./...
 	GOOS=darwin go vet ./...
+	go vet -tags nodemo ./cmd/sagaz-relay
 	@set -e; for m in $(CHECKS); do echo "go vet ($$m)"; (cd $$m && go vet ./...); done
 	cd internal/checks && go vet -tags stack,cluster ./stack ./cluster
 

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -112,6 +114,34 @@ func TestImportsPointInward(t *testing.T) {
 	}
 	if packages < 5 {
 		t.Fatalf("go list found %d packages: the test looks in the wrong place", packages)
+	}
+}
+
+// TestImageHasNoDownloader: what the Dockerfile builds can neither download nor start a server, and what make builds can.
+func TestImageHasNoDownloader(t *testing.T) {
+	dockerfile, err := os.ReadFile("Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags := regexp.MustCompile(`(?m) go build .*-tags (\S+) `).FindSubmatch(dockerfile)
+	if tags == nil {
+		t.Fatal("the Dockerfile has no go build with -tags")
+	}
+	for _, build := range []struct {
+		tags string
+		want bool
+	}{{string(tags[1]), false}, {"", true}} {
+		cmd := exec.Command("go", "list", "-deps", "-tags", build.tags, "./cmd/sagaz-relay")
+		cmd.Env = append(os.Environ(), "GOOS=linux") // as the image
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"embedded-postgres", "/internal/testbed", "/internal/demo", "/internal/bench"} {
+			if got := strings.Contains(string(out), name); got != build.want {
+				t.Errorf("go list -deps -tags=%s names %s: %t, want %t", build.tags, name, got, build.want)
+			}
+		}
 	}
 }
 

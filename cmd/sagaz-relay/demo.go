@@ -1,3 +1,5 @@
+//go:build !nodemo
+
 package main
 
 import (
@@ -19,6 +21,9 @@ const (
 	demoRate     = 1000
 	demoKeepRate = 200 // the file and the table grow for as long as it runs
 )
+
+// startWithDemo is a line of the root's help.
+const startWithDemo = "  sagaz-relay demo               everything on this machine, with a database of its own\n"
 
 func newDemo() *cobra.Command {
 	var o demo.Options

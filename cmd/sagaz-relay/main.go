@@ -98,8 +98,7 @@ in commit order per key, waits for the acknowledgements and marks the rows "sent
 the polling worker of the Python library sagaz: same table, same messages, same variables.
 
 Start here:
-  sagaz-relay demo               everything on this machine, with a database of its own
-  sagaz-relay migrate            prepare the database of DATABASE_URL
+` + startWithDemo + `  sagaz-relay migrate            prepare the database of DATABASE_URL
   sagaz-relay run                relay, until SIGTERM
   sagaz-relay status             look at slots, lag and rows
 

@@ -132,7 +132,7 @@ func TestImage(t *testing.T) {
 			for _, s := range info.Settings {
 				settings[s.Key] = s.Value
 			}
-			for key, want := range map[string]string{"-trimpath": "true", "CGO_ENABLED": "0", "GOARCH": arch, "GOOS": "linux", "-tags": "timetzdata,grpcnotrace"} {
+			for key, want := range map[string]string{"-trimpath": "true", "CGO_ENABLED": "0", "GOARCH": arch, "GOOS": "linux", "-tags": "timetzdata,grpcnotrace,nodemo"} {
 				if settings[key] != want {
 					t.Errorf("built with %s=%q, want %q", key, settings[key], want)
 				}
@@ -155,6 +155,22 @@ func TestVersion(t *testing.T) {
 	text, code := runnable(t).run(t, nil, "version")
 	if want := "sagaz-relay " + testVersion + " go"; code != 0 || !strings.HasPrefix(text, want) || !strings.Contains(text, testRevision) {
 		t.Errorf("exit code %d, %q: want 0 and %q with %s", code, text, want, testRevision)
+	}
+}
+
+// The image starts no PostgreSQL, and has nothing that downloads one. It says so, whatever the flags.
+func TestNoDemo(t *testing.T) {
+	for _, name := range []string{"demo", "bench"} {
+		for _, flag := range []string{"--help", "--no-such-flag"} {
+			text, code := runnable(t).run(t, nil, name, flag)
+			if want := "sagaz-relay: this build has no " + name + ": run \"make " + name + "\" in the source"; code != 2 ||
+				!strings.HasPrefix(text, want) || strings.Count(text, "\n") != 1 {
+				t.Errorf("%s %s: exit code %d, %q: want 2 and the one line %q", name, flag, code, text, want)
+			}
+		}
+	}
+	if text, code := runnable(t).run(t, nil, "--help"); code != 0 || strings.Contains(text, "demo") || strings.Contains(text, "bench") {
+		t.Errorf("--help: exit code %d: want 0, and neither demo nor bench:\n%s", code, text)
 	}
 }
 

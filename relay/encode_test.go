@@ -257,3 +257,20 @@ func TestKeyHash(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkEncode is what the record of one event costs, in each envelope.
+func BenchmarkEncode(b *testing.B) {
+	for _, envelope := range []string{EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw} {
+		b.Run(envelope, func(b *testing.B) {
+			enc := encoderOf(b, func(cfg *Config) { cfg.Envelope = envelope })
+			ev := sample()
+			var rec Record
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := enc.Encode(&rec, &ev); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -165,14 +165,6 @@ type Config struct {
 	Envelope          string `env:"RELAY_ENVELOPE"`
 	CloudEventsSource string `env:"RELAY_CLOUDEVENTS_SOURCE"`
 
-	// SagaRules say which event types tell what of their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME with commas between. The
-	// first rule that matches counts. In a type {saga} and {step} stand for a part without a dot, and * for any text; an outcome is started, step, step_failed,
-	// compensated, compensation_failed, completed or failed. A saga is named by the row's header saga_name, else by {saga}, else by its aggregate_type. Without a rule for
-	// started, the first event that is seen starts a saga. "none" counts no sagas.
-	//
-	// Default: the library's event types. RELAY_SAGA_RULES.
-	SagaRules []string `env:"RELAY_SAGA_RULES"`
-
 	// SinksByDefault says that nobody has named the sinks, so that they must be those of the relay before (CheckSinks). Default nil: they are named.
 	SinksByDefault *SinksByDefault
 
@@ -224,8 +216,6 @@ func DefaultConfig() Config {
 		RoutingKey:        "{event_type}",
 		Envelope:          EnvelopeSagaz,
 		CloudEventsSource: "/saga_outbox",
-
-		SagaRules: DefaultSagaRules(),
 	}
 }
 
@@ -319,9 +309,6 @@ func (c *Config) Validate() error {
 	}
 	oneOf("RELAY_ENVELOPE", c.Envelope, EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw)
 	if err := checkSource(c.CloudEventsSource); err != nil {
-		errs = append(errs, err)
-	}
-	if _, err := parseSagaRules(c.SagaRules); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

@@ -24,13 +24,19 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigValidateTellsEverything(t *testing.T) {
 	cfg := Config{
 		Slots: []string{"Upper"}, Lanes: 0, BatchSize: -1, BatchBytes: 1, InflightEvents: 0, InflightBytes: 1, MarkBatch: 0, MarkLinger: -1,
-		PublishTimeout: 0, BackoffMin: 0, BackoffMax: -1, DrainTimeout: 0, RetryMax: -1, UnroutablePatience: -1, WALBudget: -1, StallTimeout: -1, Retention: -1, Topic: "{nope}", RoutingKey: "{", SagaRules: []string{"{saga}.done=over"},
+		PublishTimeout: 0, BackoffMin: 0, BackoffMax: -1, DrainTimeout: 0, RetryMax: -1, UnroutablePatience: -1, WALBudget: -1, StallTimeout: -1, Retention: -1, Topic: "{nope}", RoutingKey: "{",
 	}
-	err := cfg.Validate()
+	toldOnce(t, reflect.TypeOf(cfg), cfg.Validate())
+	watch := WatchConfig{SagaRules: []string{"{saga}.done=over"}}
+	toldOnce(t, reflect.TypeOf(watch), watch.Validate())
+}
+
+// toldOnce checks that err is about each of the settings of a Config struct, once.
+func toldOnce(t *testing.T, s reflect.Type, err error) {
+	t.Helper()
 	if err == nil {
 		t.Fatal("got nil")
 	}
-	s := reflect.TypeOf(cfg)
 	for i := range s.NumField() {
 		if kind := s.Field(i).Type.Kind(); kind == reflect.Interface || kind == reflect.Pointer {
 			continue // what the program hands over, no setting

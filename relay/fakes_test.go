@@ -644,7 +644,7 @@ func start(t testing.TB, w *world, tune func(*relay.Config), sinks ...relay.Sink
 	r := &rig{world: w, log: &logBook{}, reg: prometheus.NewRegistry(), done: make(chan struct{}), started: time.Now()}
 	log := hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Debug, DisableTime: true})
 	var err error
-	r.relay, err = relay.New(cfg, log, relay.NewMetrics(r.reg, cfg.WorkerID), source{w}, store{w}, sinks...)
+	r.relay, err = relay.New(cfg, log, relay.NewMetrics(r.reg, cfg.WorkerID, relay.DefaultWatchConfig()), source{w}, store{w}, sinks...)
 	if err != nil {
 		t.Fatal(err)
 	}

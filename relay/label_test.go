@@ -43,7 +43,7 @@ func TestShort(t *testing.T) {
 func TestLongNamesAreNotKept(t *testing.T) {
 	const mb = 1 << 20
 	reg := prometheus.NewRegistry()
-	m := NewMetrics(reg, "relay-1")
+	m := NewMetrics(reg, "relay-1", DefaultWatchConfig())
 	cfg := DefaultConfig()
 	m.configure(&cfg)
 	enc, err := NewEncoder(&cfg)

@@ -18,7 +18,7 @@ func TestStuckEventKeepsNoOtherInMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &pipeline{
-		cfg: &cfg, log: hclog.NewNullLogger(), enc: enc, metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"),
+		cfg: &cfg, log: hclog.NewNullLogger(), enc: enc, metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}),
 		tracker: newTracker(0), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]Event, 512)

@@ -88,7 +88,7 @@ func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []Mark) 
 		tune(&cfg)
 	}
 	r := &markerRig{lease: &markLog{started: time.Now(), on: on}, err: make(chan error, 1), ending: make(chan struct{})}
-	r.marker = &marker{lease: r.lease, cfg: &cfg, hurry: r.ending, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"), wake: make(chan struct{}, 1)}
+	r.marker = &marker{lease: r.lease, cfg: &cfg, hurry: r.ending, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}), wake: make(chan struct{}, 1)}
 	r.confirm = func() LSN { return 4711 }
 	r.done = func(batch []*flight, confirmed LSN) {
 		if confirmed != 4711 {
@@ -275,7 +275,7 @@ func TestMarker(t *testing.T) {
 	run("EndsWithItsContext", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := validConfig()
-		m := &marker{lease: &markLog{}, cfg: &cfg, confirm: func() LSN { return 0 }, log: hclog.NewNullLogger(), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"), wake: make(chan struct{}, 1)}
+		m := &marker{lease: &markLog{}, cfg: &cfg, confirm: func() LSN { return 0 }, log: hclog.NewNullLogger(), metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}), wake: make(chan struct{}, 1)}
 		m.push(flightsOf(1, 1))
 		ended := make(chan error)
 		go func() { ended <- m.run(ctx) }()

@@ -93,8 +93,8 @@ var recoveredCauses = []string{string(GoneMissing), string(GoneLost), string(Gon
 // parkedBehind is the reason of an entry that waits behind another of its key.
 const parkedBehind = "behind"
 
-// NewMetrics builds the collectors and registers them.
-func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
+// NewMetrics builds the collectors and registers them. The configuration must be valid.
+func NewMetrics(reg prometheus.Registerer, workerID string, cfg WatchConfig) *Metrics {
 	workerID = label(workerID)
 	worker := prometheus.Labels{"worker_id": workerID}
 	counter := func(name, help string) prometheus.Counter {
@@ -174,7 +174,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string) *Metrics {
 		return oneIf(ready != nil && (*ready)())
 	}))
 
-	m.sagas = newSagas(reg)
+	m.sagas = newSagas(reg, cfg.SagaRules)
 
 	for _, cause := range recoveredCauses {
 		m.found.WithLabelValues(cause)
@@ -193,10 +193,6 @@ func (m *Metrics) configure(cfg *Config) {
 	m.slots.slots = cfg.Slots
 	for _, mode := range []string{ModeAuto, ModeCDC, ModePolling} {
 		m.wanted.WithLabelValues(mode).Set(oneIf(mode == cfg.Mode))
-	}
-	m.sagas.rules, _ = parseSagaRules(cfg.SagaRules)
-	for _, rule := range m.sagas.rules {
-		m.sagas.explicit = m.sagas.explicit || rule.outcome == sagaStarted
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 func BenchmarkAcked(b *testing.B) {
 	for _, types := range []int{1, 8} {
 		b.Run(fmt.Sprint("types=", types), func(b *testing.B) {
-			s := NewMetrics(prometheus.NewRegistry(), "worker-1").sink("kafka")
+			s := NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}).sink("kafka")
 			now := TimestampOf(time.Now())
 			batch := make([]*flight, 1000)
 			for i := range batch {

@@ -15,7 +15,7 @@ import (
 // Where events are traced, each bucket of the two latency histograms names the newest of its events whose trace is recorded, in OpenMetrics' form.
 func TestExemplars(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	m := NewMetrics(reg, "worker-1")
+	m := NewMetrics(reg, "worker-1", WatchConfig{})
 	s := m.sink("kafka")
 	event := func(trace, flags byte, ago time.Duration) *flight {
 		return &flight{

@@ -10,7 +10,7 @@ import (
 // Two slots of one process add up, and what is known of a slot goes with it.
 func TestSlotSeriesAddUp(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	m := NewMetrics(reg, "worker-1")
+	m := NewMetrics(reg, "worker-1", DefaultWatchConfig())
 	cfg := DefaultConfig()
 	cfg.Slots = []string{"one", "two", "three"}
 	m.configure(&cfg)

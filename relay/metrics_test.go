@@ -48,7 +48,7 @@ var contractMetrics = map[string]string{
 // busyMetrics are the metrics of a relay that has seen everything, so that every series is there.
 func busyMetrics() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
-	m := NewMetrics(reg, "worker-1")
+	m := NewMetrics(reg, "worker-1", DefaultWatchConfig())
 	cfg := DefaultConfig()
 	m.configure(&cfg)
 	m.Build("1.0", "abc")
@@ -181,7 +181,7 @@ func metricSum(t *testing.T, reg prometheus.Gatherer, name, label string) (byLab
 // event_type comes from rows: past 200 of them, the others share one value.
 func TestMetricsCapEventTypes(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	m := NewMetrics(reg, "worker-1")
+	m := NewMetrics(reg, "worker-1", WatchConfig{})
 	s := m.sink("kafka")
 	var batch []*flight
 	for i := range 260 {

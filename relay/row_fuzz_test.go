@@ -59,7 +59,7 @@ func TestNoRowEndsTheProcess(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(1, uint64(len(envelope))))
 			reg := prometheus.NewRegistry()
-			m := NewMetrics(reg, anyText(rnd))
+			m := NewMetrics(reg, anyText(rnd), DefaultWatchConfig())
 			cfg := DefaultConfig()
 			cfg.Envelope = envelope
 			m.configure(&cfg)

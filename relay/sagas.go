@@ -70,12 +70,16 @@ type trackedSaga struct {
 	prev, next *trackedSaga
 }
 
-func newSagas(reg prometheus.Registerer) *sagas {
+func newSagas(reg prometheus.Registerer, rules []string) *sagas {
 	s := &sagas{
 		seed: maphash.MakeSeed(), meanings: make(map[string]sagaMeaning), names: make(map[string]*sagaType),
 		stepSets: make(map[[2]string]*sagaSteps), tracked: make(map[uint64]*trackedSaga),
 	}
 	s.order.prev, s.order.next = &s.order, &s.order
+	s.rules, _ = parseSagaRules(rules)
+	for _, rule := range s.rules {
+		s.explicit = s.explicit || rule.outcome == sagaStarted
+	}
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		reg.MustRegister(c)

@@ -18,15 +18,14 @@ type sagaRig struct {
 
 func newSagaRig(t testing.TB, rules ...string) *sagaRig {
 	reg := prometheus.NewRegistry()
-	m := NewMetrics(reg, "worker-1")
-	cfg := DefaultConfig()
+	cfg := DefaultWatchConfig()
 	if len(rules) > 0 {
 		cfg.SagaRules = rules
 	}
-	if _, err := parseSagaRules(cfg.SagaRules); err != nil {
+	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	m.configure(&cfg)
+	m := NewMetrics(reg, "worker-1", cfg)
 	return &sagaRig{sagas: m.sagas, t: t, reg: reg}
 }
 

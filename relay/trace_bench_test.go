@@ -26,7 +26,7 @@ func launcher(tracer Tracer) func() {
 	}
 	enc, _ := NewEncoder(&cfg)
 	p := &pipeline{
-		cfg: &cfg, log: hclog.NewNullLogger(), enc: enc, metrics: NewMetrics(prometheus.NewRegistry(), "worker-1"), lanes: [][]*lane{lanes},
+		cfg: &cfg, log: hclog.NewNullLogger(), enc: enc, metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}), lanes: [][]*lane{lanes},
 		tracker: newTracker(1), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]Event, 1000)

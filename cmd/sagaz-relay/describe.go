@@ -28,6 +28,7 @@ func defaultSettings() *settings {
 		program: defaultProgramConfig(),
 		admin:   admin.DefaultConfig(),
 		relay:   relay.DefaultConfig(),
+		watch:   relay.DefaultWatchConfig(),
 		cdc:     cdc.DefaultConfig(),
 		store:   store.DefaultConfig(),
 		traces:  traces.DefaultConfig(),
@@ -41,7 +42,7 @@ func defaultSettings() *settings {
 
 // configs are pointers to the rooms' structs.
 func (s *settings) configs() []any {
-	configs := []any{&s.cdc, &s.program, &s.admin, &s.relay, &s.store}
+	configs := []any{&s.cdc, &s.program, &s.admin, &s.relay, &s.watch, &s.store}
 	for _, k := range sinkKinds {
 		configs = append(configs, s.sinks[k.name])
 	}

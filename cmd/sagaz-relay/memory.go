@@ -17,10 +17,10 @@ import (
 )
 
 // newRegistry returns a registry with what Go and the operating system tell of this process, and the relay's own metrics.
-func newRegistry(workerID string) (*prometheus.Registry, *relay.Metrics) {
+func newRegistry(workerID string, watch relay.WatchConfig) (*prometheus.Registry, *relay.Metrics) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	metrics := relay.NewMetrics(reg, workerID)
+	metrics := relay.NewMetrics(reg, workerID, watch)
 	v, revision := buildVersion()
 	metrics.Build(v, revision)
 	metrics.MemoryLimit(memoryOf(os.DirFS("/")))

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 func TestMemoryOf(t *testing.T) {
@@ -68,7 +70,7 @@ func TestReadmeMetricsOfTheProcess(t *testing.T) {
 	if !ok || !closed || len(rows) != strings.Count(table, "\n")-2 || len(rows) == 0 {
 		t.Fatalf("README.md has no table of metrics of the process between its two comments, or lines that are no metric: %d rows", len(rows))
 	}
-	reg, _ := newRegistry("worker-1")
+	reg, _ := newRegistry("worker-1", relay.DefaultWatchConfig())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

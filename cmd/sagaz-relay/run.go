@@ -121,7 +121,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	v, revision := buildVersion()
 	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.program.Sinks, "mark", s.store.Mark)
 
-	reg, metrics := newRegistry(s.relay.WorkerID)
+	reg, metrics := newRegistry(s.relay.WorkerID, s.watch)
 
 	sinks, err := s.openSinks(log)
 	if err != nil {

@@ -61,6 +61,7 @@ type settings struct {
 	program programConfig
 	admin   admin.Config
 	relay   relay.Config
+	watch   relay.WatchConfig
 	cdc     cdc.Config
 	store   store.Config
 	traces  traces.Config
@@ -148,7 +149,7 @@ func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, erro
 // all validates everything that run uses, and reports every problem at once.
 func (s *settings) all() error {
 	var errs []error
-	errs = append(errs, s.admin.Validate(), s.relay.Validate(), s.cdc.Validate(), s.traces.Validate())
+	errs = append(errs, s.admin.Validate(), s.relay.Validate(), s.watch.Validate(), s.cdc.Validate(), s.traces.Validate())
 	if s.cdc.DatabaseURL != "" { // said once is enough
 		errs = append(errs, s.store.Validate())
 	}

@@ -102,7 +102,7 @@ func TestStatusJSON(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	relay.NewMetrics(reg, "worker-1")
+	relay.NewMetrics(reg, "worker-1", relay.DefaultWatchConfig())
 	code, _, body := get(t, Handler(DefaultConfig(), statusOf(relay.SlotStatus{}), reg), "GET", "/metrics")
 	if code != 200 || !strings.Contains(body, "\noutbox_pending_events_total 0\n") || !strings.Contains(body, `outbox_batch_size{worker_id="worker-1"} 0`) {
 		t.Errorf("got %d %s", code, body)

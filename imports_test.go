@@ -35,6 +35,7 @@ var allowed = []struct {
 	{"internal/*", nil},
 	{"relay", nil},
 	{"relay/doctor", []string{"relay", "relay/columns", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}}, // it looks at all of them, as cmd does
+	{"relay/encode", []string{"relay"}},
 	{"relay/store", []string{"relay", "relay/columns", "relay/sessions"}},
 	{"relay/*", []string{"relay", "relay/sessions", "internal/term"}},
 	{"cdc", []string{"relay", "relay/columns", "relay/sessions", "cdc/pgoutput"}},
@@ -54,9 +55,12 @@ var confined = []struct {
 	{"google.golang.org/grpc", []string{"relay/traces", "internal/testbed/otlptest"}},
 }
 
+// plain are rooms that use nothing but the standard library beside what is ours.
+var plain = []string{"relay/encode"}
+
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
-	"relay", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
+	"relay", "relay/encode", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
 	"internal/testbed/brokertest", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest",
 }
 
@@ -98,6 +102,9 @@ func TestImportsPointInward(t *testing.T) {
 		for _, imported := range p.Imports {
 			if !may(name, imported, allowed[i].imports) {
 				t.Errorf("%s imports %s, and may import only %v of ours", name, ours(imported), allowed[i].imports)
+			}
+			if first, _, _ := strings.Cut(imported, "/"); slices.Contains(plain, name) && ours(imported) == imported && strings.Contains(first, ".") {
+				t.Errorf("%s imports %s, and may use only the standard library and ours", name, imported)
 			}
 			for _, c := range confined {
 				if strings.HasPrefix(imported, c.prefix) && !slices.Contains(c.rooms, name) {

@@ -152,19 +152,6 @@ type Config struct {
 	Retention       time.Duration `env:"RELAY_RETENTION"`
 	RetentionAction string        `env:"RELAY_RETENTION_ACTION"`
 
-	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and {saga_id}.
-	//
-	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.
-	Topic      string `env:"RELAY_TOPIC"`
-	RoutingKey string `env:"RELAY_ROUTING_KEY"`
-
-	// Envelope is how an event stands on the wire: EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium or EnvelopeRaw. CloudEventsSource
-	// is the attribute source of CloudEvents, a URI or its path: where the events come from.
-	//
-	// Defaults sagaz, /saga_outbox. RELAY_ENVELOPE, RELAY_CLOUDEVENTS_SOURCE.
-	Envelope          string `env:"RELAY_ENVELOPE"`
-	CloudEventsSource string `env:"RELAY_CLOUDEVENTS_SOURCE"`
-
 	// SinksByDefault says that nobody has named the sinks, so that they must be those of the relay before (CheckSinks). Default nil: they are named.
 	SinksByDefault *SinksByDefault
 
@@ -211,11 +198,6 @@ func DefaultConfig() Config {
 		SinkIsolation:      30 * time.Second,
 		StallTimeout:       5 * time.Minute,
 		RetentionAction:    RetentionDelete,
-
-		Topic:             "{event_type}",
-		RoutingKey:        "{event_type}",
-		Envelope:          EnvelopeSagaz,
-		CloudEventsSource: "/saga_outbox",
 	}
 }
 
@@ -302,15 +284,6 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("RELAY_RETENTION=%s: want 0 or more, such as 168h", c.Retention))
 	}
 	oneOf("RELAY_RETENTION_ACTION", c.RetentionAction, RetentionDelete, RetentionArchive)
-	for _, t := range []struct{ name, text string }{{"RELAY_TOPIC", c.Topic}, {"RELAY_ROUTING_KEY", c.RoutingKey}} {
-		if _, err := ParseTemplate(t.text); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
-		}
-	}
-	oneOf("RELAY_ENVELOPE", c.Envelope, EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw)
-	if err := checkSource(c.CloudEventsSource); err != nil {
-		errs = append(errs, err)
-	}
 	return errors.Join(errs...)
 }
 

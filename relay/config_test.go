@@ -24,7 +24,7 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigValidateTellsEverything(t *testing.T) {
 	cfg := Config{
 		Slots: []string{"Upper"}, Lanes: 0, BatchSize: -1, BatchBytes: 1, InflightEvents: 0, InflightBytes: 1, MarkBatch: 0, MarkLinger: -1,
-		PublishTimeout: 0, BackoffMin: 0, BackoffMax: -1, DrainTimeout: 0, RetryMax: -1, UnroutablePatience: -1, WALBudget: -1, StallTimeout: -1, Retention: -1, Topic: "{nope}", RoutingKey: "{",
+		PublishTimeout: 0, BackoffMin: 0, BackoffMax: -1, DrainTimeout: 0, RetryMax: -1, UnroutablePatience: -1, WALBudget: -1, StallTimeout: -1, Retention: -1,
 	}
 	toldOnce(t, reflect.TypeOf(cfg), cfg.Validate())
 	watch := WatchConfig{SagaRules: []string{"{saga}.done=over"}}

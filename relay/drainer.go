@@ -243,7 +243,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 		lane := partition(e.Event.AggregateID, len(d.lanes))
 		byLane[lane] = append(byLane[lane], f)
 	}
-	logGone(d.log, d.sink.Name(), gone)
+	logGone(d.log, d.p.enc, d.sink.Name(), gone)
 	for lane, flights := range byLane {
 		if len(flights) > 0 {
 			logRetried(d.log, d.sink.Name(), flights)
@@ -298,7 +298,7 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool
 	}
 	d.p.metrics.resolved(outcomes)
 	d.noteDead(outcomes)
-	logResolved(d.log, d.sink.Name(), outcomes)
+	logResolved(d.log, d.p.enc, d.sink.Name(), outcomes)
 	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
 	return nil
 }

@@ -24,9 +24,8 @@ func (f *flight) facts(more ...any) []any {
 }
 
 // facts are the pairs that tell an event which has no flight.
-func (e *Event) facts(more ...any) []any {
-	headers, _ := appendHeaders(nil, e.Headers) // what cannot be read is refused elsewhere
-	return facts(e.ID, e.EventType, e.SagaID, e.AggregateID, headers, more)
+func (e *Event) facts(enc Encoder, more ...any) []any {
+	return facts(e.ID, e.EventType, e.SagaID, e.AggregateID, enc.RowHeaders(e), more)
 }
 
 func facts(id UUID, eventType, saga, key string, headers []Header, more []any) []any {
@@ -141,15 +140,15 @@ func logRetried(log hclog.Logger, sink string, flights []*flight) {
 var fates = [...]string{FateDelivered: "delivered", FateRefused: "refused", FateDead: "dead", FateDropped: "dropped"}
 
 // logResolved tells what became of ledger entries, now that it is written.
-func logResolved(log hclog.Logger, sink string, outcomes []Outcome) {
+func logResolved(log hclog.Logger, enc Encoder, sink string, outcomes []Outcome) {
 	debug := log.IsDebug()
 	for i := range outcomes {
 		o := &outcomes[i]
 		if o.Fate == FateDead {
-			logDead(log, sink, o.Entry.Event.facts("retry_count", o.Attempts, "error_type", string(o.Reason), "error", shown(o.Error)))
+			logDead(log, sink, o.Entry.Event.facts(enc, "retry_count", o.Attempts, "error_type", string(o.Reason), "error", shown(o.Error)))
 		}
 		if debug {
-			log.Debug("event resolved", o.Entry.Event.facts("sink", sink, "fate", fates[o.Fate], "retry_count", o.Attempts)...)
+			log.Debug("event resolved", o.Entry.Event.facts(enc, "sink", sink, "fate", fates[o.Fate], "retry_count", o.Attempts)...)
 		}
 	}
 }
@@ -158,9 +157,9 @@ func logResolved(log hclog.Logger, sink string, outcomes []Outcome) {
 const goneTold = 10
 
 // logGone tells of entries that are dropped because somebody has deleted their rows.
-func logGone(log hclog.Logger, sink string, gone []*Entry) {
+func logGone(log hclog.Logger, enc Encoder, sink string, gone []*Entry) {
 	for _, e := range gone[:min(goneTold, len(gone))] {
-		log.Warn("ledger entry dropped: its row is not in the table any more", e.Event.facts("sink", sink)...)
+		log.Warn("ledger entry dropped: its row is not in the table any more", e.Event.facts(enc, "sink", sink)...)
 	}
 	if more := len(gone) - goneTold; more > 0 {
 		log.Warn("more ledger entries dropped: their rows are not in the table any more", "sink", sink, "entries", more)

@@ -29,7 +29,7 @@ func TestEventLinesAreFreeAtInfo(t *testing.T) {
 		logParked(log, batch, parks)
 		logMarked(log, batch)
 		logRetried(log, "kafka", batch)
-		logResolved(log, "kafka", outcomes)
+		logResolved(log, nil, "kafka", outcomes)
 	})
 	if got != 0 {
 		t.Errorf("%g allocations", got)

@@ -15,9 +15,22 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/ledgertest"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
+
+func init() {
+	for _, envelope := range []string{encode.EnvelopeSagaz, encode.EnvelopeCloudEvents, encode.EnvelopeDebezium, encode.EnvelopeRaw} {
+		cfg := encode.DefaultConfig()
+		cfg.Envelope = envelope
+		enc, err := encode.New(cfg)
+		if err != nil {
+			panic(err)
+		}
+		relay.Encoders[envelope] = enc
+	}
+}
 
 // world is a database in memory with one slot: the table, its WAL, the slot's confirmed position, the lease. It plays
 // relay.Source and relay.Store as PostgreSQL, cdc and relay/store do together. All waiting is on channels and
@@ -644,7 +657,7 @@ func start(t testing.TB, w *world, tune func(*relay.Config), sinks ...relay.Sink
 	r := &rig{world: w, log: &logBook{}, reg: prometheus.NewRegistry(), done: make(chan struct{}), started: time.Now()}
 	log := hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Debug, DisableTime: true})
 	var err error
-	r.relay, err = relay.New(cfg, log, relay.NewMetrics(r.reg, cfg.WorkerID, relay.DefaultWatchConfig()), source{w}, store{w}, sinks...)
+	r.relay, err = relay.New(cfg, log, relay.NewMetrics(r.reg, cfg.WorkerID, relay.DefaultWatchConfig()), source{w}, store{w}, relay.Encoders[encode.EnvelopeSagaz], sinks...)
 	if err != nil {
 		t.Fatal(err)
 	}

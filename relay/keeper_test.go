@@ -258,11 +258,11 @@ func TestNewRefuses(t *testing.T) {
 	cfg := relay.DefaultConfig()
 	cfg.WorkerID = "w"
 	r := start(t, w, nil, sinktest.NewScript("kafka")) // for its parts
-	if _, err := relay.New(cfg, nil, nil, source{w}, store{w}); err == nil {
+	if _, err := relay.New(cfg, nil, nil, source{w}, store{w}, relay.Encoders["sagaz"]); err == nil {
 		t.Error("a relay without a sink: no error")
 	}
 	cfg.Lanes = 0
-	if _, err := relay.New(cfg, nil, nil, source{w}, store{w}, sinktest.NewScript("kafka")); err == nil || !strings.Contains(err.Error(), "RELAY_LANES=0") {
+	if _, err := relay.New(cfg, nil, nil, source{w}, store{w}, relay.Encoders["sagaz"], sinktest.NewScript("kafka")); err == nil || !strings.Contains(err.Error(), "RELAY_LANES=0") {
 		t.Errorf("a relay with bad settings: got %v", err)
 	}
 	if err := r.stop(); err != nil {

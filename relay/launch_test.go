@@ -13,12 +13,8 @@ import (
 // An event that is stuck keeps itself in memory, and none of those that came with it.
 func TestStuckEventKeepsNoOtherInMemory(t *testing.T) {
 	cfg := DefaultConfig()
-	enc, err := NewEncoder(&cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
 	p := &pipeline{
-		cfg: &cfg, log: hclog.NewNullLogger(), enc: enc, metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}),
+		cfg: &cfg, log: hclog.NewNullLogger(), enc: Encoders["sagaz"], metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}),
 		tracker: newTracker(0), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]Event, 512)

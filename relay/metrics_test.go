@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"flag"
 	"fmt"
 	"math"
 	"os"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 )
+
+var update = flag.Bool("update", false, "rewrite README's table of metrics")
 
 // contractMetrics are the names in CONTRACT.md, with the labels that the library, or the contract, gives them. Of what a relay tells of itself
 // beyond that, README.md has the list.

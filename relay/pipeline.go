@@ -24,7 +24,7 @@ type pipeline struct {
 	slot    string
 	source  Source
 	lease   Lease
-	enc     *Encoder
+	enc     Encoder
 	sinks   []Sink
 	health  []*sinkHealth
 	changes *changeLog

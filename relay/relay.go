@@ -20,7 +20,7 @@ type Relay struct {
 	store   Store
 	sinks   []Sink
 	health  []*sinkHealth
-	enc     *Encoder
+	enc     Encoder
 	started time.Time
 	changes *changeLog
 	history history
@@ -35,16 +35,12 @@ type Relay struct {
 
 // New builds a relay. The configuration must be valid, and there must be at least one sink; the caller closes the
 // sinks after Run has returned.
-func New(cfg Config, log hclog.Logger, metrics *Metrics, source Source, store Store, sinks ...Sink) (*Relay, error) {
+func New(cfg Config, log hclog.Logger, metrics *Metrics, source Source, store Store, enc Encoder, sinks ...Sink) (*Relay, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	if len(sinks) == 0 {
 		return nil, errors.New("a relay needs at least one sink")
-	}
-	enc, err := NewEncoder(&cfg)
-	if err != nil {
-		return nil, err
 	}
 	r := &Relay{
 		cfg: cfg, log: log.Named("relay"), metrics: metrics, source: source, store: store, sinks: sinks,

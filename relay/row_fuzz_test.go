@@ -54,19 +54,14 @@ func anyDocument(rnd *rand.Rand) string {
 // Nothing that a row holds ends the process, breaks a line of the log, or spoils /metrics.
 func TestNoRowEndsTheProcess(t *testing.T) {
 	const rows = 1500
-	for _, envelope := range []string{EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw} {
+	for envelope, enc := range Encoders {
 		t.Run(envelope, func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(1, uint64(len(envelope))))
 			reg := prometheus.NewRegistry()
 			m := NewMetrics(reg, anyText(rnd), DefaultWatchConfig())
 			cfg := DefaultConfig()
-			cfg.Envelope = envelope
 			m.configure(&cfg)
-			enc, err := NewEncoder(&cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
 			var lines bytes.Buffer
 			log := hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: &lines, JSONFormat: true})
 			for i := range rows {

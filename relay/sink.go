@@ -29,6 +29,12 @@ type Record struct {
 	Trace TraceContext
 }
 
+// CloudEventPrefix begins the name of a CloudEvents attribute in the headers of a record that is one.
+const CloudEventPrefix = "ce_"
+
+// CloudEventContentType is the one header of such a record that is no attribute: what its body is.
+const CloudEventContentType = "content-type"
+
 // Size is the number of bytes of the record's variable parts; brokers add framing of their own.
 func (r *Record) Size() int {
 	n := len(r.Key) + len(r.Value)

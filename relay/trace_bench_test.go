@@ -24,9 +24,8 @@ func launcher(tracer Tracer) func() {
 	for i := range lanes {
 		lanes[i] = &lane{cfg: &cfg, wake: make(chan struct{}, 1)}
 	}
-	enc, _ := NewEncoder(&cfg)
 	p := &pipeline{
-		cfg: &cfg, log: hclog.NewNullLogger(), enc: enc, metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}), lanes: [][]*lane{lanes},
+		cfg: &cfg, log: hclog.NewNullLogger(), enc: Encoders["sagaz"], metrics: NewMetrics(prometheus.NewRegistry(), "worker-1", WatchConfig{}), lanes: [][]*lane{lanes},
 		tracker: newTracker(1), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]Event, 1000)

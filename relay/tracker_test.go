@@ -167,7 +167,7 @@ func TestTrackerDoneEventsAreNotKept(t *testing.T) {
 
 func TestTrackerSettleTwicePanics(t *testing.T) {
 	tr := newTracker(1)
-	f := &flight{rec: Record{EventID: sample().ID}}
+	f := &flight{rec: Record{EventID: UUID{1, 2, 3}}}
 	tr.admit(f)
 	tr.settle(f, 0, nil)
 	defer func() {

@@ -9,6 +9,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
+	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
 )
@@ -28,6 +29,7 @@ func defaultSettings() *settings {
 		program: defaultProgramConfig(),
 		admin:   admin.DefaultConfig(),
 		relay:   relay.DefaultConfig(),
+		encode:  encode.DefaultConfig(),
 		watch:   relay.DefaultWatchConfig(),
 		cdc:     cdc.DefaultConfig(),
 		store:   store.DefaultConfig(),
@@ -42,7 +44,7 @@ func defaultSettings() *settings {
 
 // configs are pointers to the rooms' structs.
 func (s *settings) configs() []any {
-	configs := []any{&s.cdc, &s.program, &s.admin, &s.relay, &s.watch, &s.store}
+	configs := []any{&s.cdc, &s.program, &s.admin, &s.relay, &s.encode, &s.watch, &s.store}
 	for _, k := range sinkKinds {
 		configs = append(configs, s.sinks[k.name])
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/doctor"
+	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -113,9 +114,9 @@ func (s *settings) sinksThatOpen(log hclog.Logger) (sinks []relay.Sink, problems
 
 // examined is what the doctor needs to know of the settings.
 func (s *settings) examined(sinks []relay.Sink) doctor.Config {
-	encoder, err := relay.NewEncoder(&s.relay)
+	encoder, err := encode.New(s.encode)
 	if err != nil { // told by settings.all
-		encoder = &relay.Encoder{}
+		encoder = &encode.Encoder{}
 	}
 	return doctor.Config{
 		DatabaseURL: s.cdc.DatabaseURL, Mode: s.relay.Mode, Slots: s.relay.Slots, Publication: s.cdc.Publication, Failover: s.cdc.Failover,

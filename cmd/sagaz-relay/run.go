@@ -22,6 +22,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
+	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
 )
@@ -128,6 +129,10 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 		return err
 	}
 	defer closeSinks(sinks, log)
+	encoder, err := encode.New(s.encode)
+	if err != nil {
+		return configError{err}
+	}
 	source, err := cdc.New(s.cdc, log)
 	if err != nil {
 		return configError{err}
@@ -139,7 +144,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	if s.relay.Retention > 0 {
 		rows.Prunes(s.relay.RetentionAction == relay.RetentionArchive)
 	}
-	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.relay.Topic, RoutingKey: s.relay.RoutingKey, Dropped: metrics.SpansDropped}, log)
+	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.encode.Topic, RoutingKey: s.encode.RoutingKey, Dropped: metrics.SpansDropped}, log)
 	if err != nil {
 		return configError{err}
 	}
@@ -147,7 +152,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 		s.relay.Tracer = tracer
 		defer flushAtEnd(ctx, tracer, s.relay.DrainTimeout)()
 	}
-	r, err := relay.New(s.relay, log, metrics, source, rows, sinks...)
+	r, err := relay.New(s.relay, log, metrics, source, rows, encoder, sinks...)
 	if err != nil {
 		return configError{err}
 	}

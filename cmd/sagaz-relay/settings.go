@@ -18,6 +18,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
+	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
 )
@@ -61,6 +62,7 @@ type settings struct {
 	program programConfig
 	admin   admin.Config
 	relay   relay.Config
+	encode  encode.Config
 	watch   relay.WatchConfig
 	cdc     cdc.Config
 	store   store.Config
@@ -149,7 +151,7 @@ func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, erro
 // all validates everything that run uses, and reports every problem at once.
 func (s *settings) all() error {
 	var errs []error
-	errs = append(errs, s.admin.Validate(), s.relay.Validate(), s.watch.Validate(), s.cdc.Validate(), s.traces.Validate())
+	errs = append(errs, s.admin.Validate(), s.relay.Validate(), s.encode.Validate(), s.watch.Validate(), s.cdc.Validate(), s.traces.Validate())
 	if s.cdc.DatabaseURL != "" { // said once is enough
 		errs = append(errs, s.store.Validate())
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/verify"
 	"github.com/sagaz-relay/relay/sinks/file"
@@ -191,11 +192,11 @@ func (v *verification) run(ctx context.Context) (err error) {
 }
 
 func (v *verification) readTable(ctx context.Context) error {
-	encoder, err := relay.NewEncoder(&v.settings.relay)
+	encoder, err := encode.New(v.settings.encode)
 	if err != nil {
 		return configError{err}
 	}
-	v.audit, v.ids = verify.NewAudit(), newDeliveredIDs(v.settings.relay.Envelope)
+	v.audit, v.ids = verify.NewAudit(), newDeliveredIDs(v.settings.encode.Envelope)
 	sealed := false
 	seal := func() {
 		if sealed {

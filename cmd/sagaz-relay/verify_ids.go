@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/encode"
 )
 
 // deliveredIDs tells which event a message that was read back is. A row's own headers may override the one that carries its
@@ -16,7 +17,7 @@ type deliveredIDs struct {
 }
 
 func newDeliveredIDs(envelope string) *deliveredIDs {
-	return &deliveredIDs{names: relay.EventIDHeaders(envelope), renamed: make(map[string][]relay.UUID)}
+	return &deliveredIDs{names: encode.EventIDHeaders(envelope), renamed: make(map[string][]relay.UUID)}
 }
 
 // note looks whether the event's row renames it.

@@ -28,7 +28,7 @@ type Config struct {
 
 	SinkNames []string              // of BROKER_TYPE
 	Sinks     []relay.Sink          // those of them that could be made
-	Encoder   *relay.Encoder        // makes the destinations of events
+	Encoder   relay.Encoder         // makes the destinations of events
 	ByDefault *relay.SinksByDefault // relay.Config.SinksByDefault
 
 	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is said; PendingTooLong how old a pending row may be.

@@ -19,6 +19,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/migrations"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/encode"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
@@ -45,8 +46,7 @@ func (s sink) CheckRoutes(_ context.Context, routes []relay.Route) ([]relay.Rout
 // configFor is what cmd makes of the default settings. The slot's name is the test's own: slots are the server's, not the database's.
 func configFor(t testing.TB, dsn string) Config {
 	t.Helper()
-	cfg := relay.DefaultConfig()
-	encoder, err := relay.NewEncoder(&cfg)
+	encoder, err := encode.New(encode.DefaultConfig())
 	if err != nil {
 		t.Fatal(err)
 	}

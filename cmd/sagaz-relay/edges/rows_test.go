@@ -16,6 +16,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -185,7 +186,7 @@ func testShape(t *testing.T, version string, s *shape) {
 	beside := sweep(t, ctx, lease, relay.SweepQuery{Seen: horizon.Snapshot})
 	retried := park(t, ctx, lease, streamed)
 
-	encoder, err := relay.NewEncoder(func() *relay.Config { c := relay.DefaultConfig(); return &c }())
+	encoder, err := encode.New(encode.DefaultConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +226,7 @@ func testShape(t *testing.T, version string, s *shape) {
 }
 
 // record is what is published of an event, as text.
-func record(encoder *relay.Encoder, ev relay.Event) (string, error) {
+func record(encoder *encode.Encoder, ev relay.Event) (string, error) {
 	var rec relay.Record
 	if err := encoder.Encode(&rec, &ev); err != nil {
 		return "", err

@@ -1,10 +1,12 @@
-package relay
+package encode
 
 import (
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // The envelopes, values of Config.Envelope: how an event stands on the wire. Key, topic and routing key are the same in all of
@@ -25,40 +27,34 @@ const (
 
 const jsonContent = "application/json"
 
-// CloudEventPrefix begins the name of a CloudEvents attribute in the headers of a record that is one.
-const CloudEventPrefix = "ce_"
-
-// CloudEventContentType is the one header of such a record that is no attribute: what its body is.
-const CloudEventContentType = "content-type"
-
 // envelopeHeaders returns the envelope's own headers, with room for more.
-func (e *Encoder) envelopeHeaders(ev *Event, id string, more int) []Header {
+func (e *Encoder) envelopeHeaders(ev *relay.Event, id string, more int) []relay.Header {
 	switch e.envelope {
 	case EnvelopeDebezium:
-		return append(make([]Header, 0, 2+more), Header{"id", id}, Header{"eventType", ev.EventType})
+		return append(make([]relay.Header, 0, 2+more), header("id", id), header("eventType", ev.EventType))
 	case EnvelopeCloudEvents:
 		return e.cloudEventHeaders(ev, id, more)
 	default:
-		return append(make([]Header, 0, 4+more), Header{"event_id", id}, Header{"saga_id", ev.SagaID}, Header{"event_type", ev.EventType}, Header{"content_type", jsonContent})
+		return append(make([]relay.Header, 0, 4+more), header("event_id", id), header("saga_id", ev.SagaID), header("event_type", ev.EventType), header("content_type", jsonContent))
 	}
 }
 
 // cloudEventHeaders are the attributes of CloudEvents 1.0 (spec.md, "Context Attributes"; extensions/partitioning.md), and two of
 // our own for what else the columns say. An attribute may not be empty, so what the row has not is left out.
-func (e *Encoder) cloudEventHeaders(ev *Event, id string, more int) []Header {
-	h := append(make([]Header, 0, 10+more),
-		Header{"ce_specversion", "1.0"}, Header{"ce_id", id}, Header{"ce_source", e.source}, Header{"ce_type", ev.EventType})
-	if ev.CreatedAt != Infinity && ev.CreatedAt != NegativeInfinity {
+func (e *Encoder) cloudEventHeaders(ev *relay.Event, id string, more int) []relay.Header {
+	h := append(make([]relay.Header, 0, 10+more),
+		header("ce_specversion", "1.0"), header("ce_id", id), header("ce_source", e.source), header("ce_type", ev.EventType))
+	if ev.CreatedAt != relay.Infinity && ev.CreatedAt != relay.NegativeInfinity {
 		if t := ev.CreatedAt.Time(); t.Year() >= 0 && t.Year() <= 9999 { // RFC 3339 has four digits
-			h = append(h, Header{"ce_time", string(appendISOFormat(nil, t))})
+			h = append(h, header("ce_time", string(appendISOFormat(nil, t))))
 		}
 	}
-	for _, a := range [...]Header{{"ce_subject", ev.AggregateID}, {"ce_partitionkey", ev.AggregateID}, {"ce_aggregatetype", ev.AggregateType}, {"ce_sagaid", ev.SagaID}} {
+	for _, a := range [...]relay.Header{header("ce_subject", ev.AggregateID), header("ce_partitionkey", ev.AggregateID), header("ce_aggregatetype", ev.AggregateType), header("ce_sagaid", ev.SagaID)} {
 		if a.Value != "" {
 			h = append(h, a)
 		}
 	}
-	return append(h, Header{CloudEventContentType, jsonContent})
+	return append(h, header(relay.CloudEventContentType, jsonContent))
 }
 
 // EventIDHeaders are the names of the header that tells a delivery's event_id, the one of the given envelope first: a topic may still

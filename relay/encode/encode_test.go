@@ -1,4 +1,4 @@
-package relay
+package encode
 
 import (
 	"bytes"
@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 var update = flag.Bool("update", false, "rewrite the recorded outputs in testdata")
@@ -42,19 +44,19 @@ func encoderOf(t testing.TB, change func(*Config)) *Encoder {
 	t.Helper()
 	cfg := DefaultConfig()
 	change(&cfg)
-	enc, err := NewEncoder(&cfg)
+	enc, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return enc
 }
 
-func sample() Event {
-	id, err := ParseUUID("0198f3a2-5b7c-7d10-8e2f-a1b2c3d4e5f6")
+func sample() relay.Event {
+	id, err := relay.ParseUUID("0198f3a2-5b7c-7d10-8e2f-a1b2c3d4e5f6")
 	if err != nil {
 		panic(err)
 	}
-	return Event{
+	return relay.Event{
 		ID: id, SagaID: "saga-7", AggregateType: "order", AggregateID: "order-42", EventType: "OrderCreated",
 		Payload: `{"total": 12.50}`, Headers: `{"correlation_id": "c-1"}`, Status: "pending", CreatedAt: 849_000_000_123_456,
 	}
@@ -62,33 +64,33 @@ func sample() Event {
 
 // TestRecords compares whole records with what is recorded in testdata: they are the contract with consumers.
 func TestRecords(t *testing.T) {
-	change := func(f func(*Event)) Event { ev := sample(); f(&ev); return ev }
+	change := func(f func(*relay.Event)) relay.Event { ev := sample(); f(&ev); return ev }
 	var out bytes.Buffer
 	for _, c := range []struct {
 		name       string
 		topic, key string
-		ev         Event
+		ev         relay.Event
 	}{
 		{"as usual", "{event_type}", "{event_type}", sample()},
-		{"no headers, no fraction", "{event_type}", "{event_type}", change(func(ev *Event) { ev.Headers, ev.CreatedAt = "", 849_000_000_000_000 })},
+		{"no headers, no fraction", "{event_type}", "{event_type}", change(func(ev *relay.Event) { ev.Headers, ev.CreatedAt = "", 849_000_000_000_000 })},
 		{"templates", "events.{aggregate_type}", "{aggregate_type}.{event_type}.{aggregate_id}.{saga_id}", sample()},
-		{"numbers keep their digits", "{event_type}", "{event_type}", change(func(ev *Event) {
+		{"numbers keep their digits", "{event_type}", "{event_type}", change(func(ev *relay.Event) {
 			ev.Payload = `{"a": 1.10, "b": 123456789012345678901234567890, "c": 1e-400}`
 		})},
-		{"escapes", "{event_type}", "{event_type}", change(func(ev *Event) {
+		{"escapes", "{event_type}", "{event_type}", change(func(ev *relay.Event) {
 			ev.SagaID, ev.AggregateID, ev.EventType = "a\"b\\c/d", "tab\tline\nreturn\rbell\aunit\x1f\x7f", "Größe 💶 <&>\u2028"
 		})},
-		{"headers override and nest", "{event_type}", "{event_type}", change(func(ev *Event) {
+		{"headers override and nest", "{event_type}", "{event_type}", change(func(ev *relay.Event) {
 			ev.Headers = `{"n": 1.50, "nul": null, "yes": true, "list": [1, "}", {"a": ","}], "event_type": "Renamed", "content_type": "application/cloudevents+json", "quote\"d": "tab\there ☃", "": "empty name"}`
 		})},
-		{"payload is no object", "{event_type}", "{event_type}", change(func(ev *Event) { ev.Payload = `null` })},
-		{"infinity", "{event_type}", "{event_type}", change(func(ev *Event) { ev.CreatedAt = Infinity })},
-		{"minus infinity", "{event_type}", "{event_type}", change(func(ev *Event) { ev.CreatedAt = NegativeInfinity })},
-		{"empty texts", "{event_type}", "{event_type}", change(func(ev *Event) {
+		{"payload is no object", "{event_type}", "{event_type}", change(func(ev *relay.Event) { ev.Payload = `null` })},
+		{"infinity", "{event_type}", "{event_type}", change(func(ev *relay.Event) { ev.CreatedAt = relay.Infinity })},
+		{"minus infinity", "{event_type}", "{event_type}", change(func(ev *relay.Event) { ev.CreatedAt = relay.NegativeInfinity })},
+		{"empty texts", "{event_type}", "{event_type}", change(func(ev *relay.Event) {
 			ev.SagaID, ev.AggregateID, ev.AggregateType, ev.EventType, ev.Headers = "", "", "", "", "{}"
 		})},
 	} {
-		var rec Record
+		var rec relay.Record
 		if err := encoder(t, c.topic, c.key).Encode(&rec, &c.ev); err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -110,21 +112,21 @@ func TestRecords(t *testing.T) {
 func TestEncodeRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		do   func(*Event)
+		do   func(*relay.Event)
 		says string
 	}{
-		{"NullPayload", func(ev *Event) { ev.Payload = "" }, "payload is NULL"},
-		{"ArrayHeaders", func(ev *Event) { ev.Headers = `[1, 2]` }, "array"},
-		{"NumberHeaders", func(ev *Event) { ev.Headers = `-12.5` }, "number"},
-		{"BoolHeaders", func(ev *Event) { ev.Headers = `false` }, "boolean"},
-		{"StringHeaders", func(ev *Event) { ev.Headers = `"x"` }, "string"},
+		{"NullPayload", func(ev *relay.Event) { ev.Payload = "" }, "payload is NULL"},
+		{"ArrayHeaders", func(ev *relay.Event) { ev.Headers = `[1, 2]` }, "array"},
+		{"NumberHeaders", func(ev *relay.Event) { ev.Headers = `-12.5` }, "number"},
+		{"BoolHeaders", func(ev *relay.Event) { ev.Headers = `false` }, "boolean"},
+		{"StringHeaders", func(ev *relay.Event) { ev.Headers = `"x"` }, "string"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			ev, rec := sample(), Record{}
+			ev, rec := sample(), relay.Record{}
 			tt.do(&ev)
 			err := encoder(t, "{event_type}", "{event_type}").Encode(&rec, &ev)
-			refused, ok := Refused(err)
-			if !ok || refused.Reason != ReasonEncode || !strings.Contains(err.Error(), tt.says) {
+			refused, ok := relay.Refused(err)
+			if !ok || refused.Reason != relay.ReasonEncode || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("got %v, want a refusal for reason encode that says %q", err, tt.says)
 			}
 			if rec.Value != nil || rec.Headers != nil {
@@ -166,7 +168,7 @@ func TestEncodeAgreesWithEncodingJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 		ev.Payload = string(payload)
-		var rec Record
+		var rec relay.Record
 		if err := enc.Encode(&rec, &ev); err != nil {
 			t.Fatal(err)
 		}
@@ -218,7 +220,7 @@ func TestTemplate(t *testing.T) {
 		{"a{saga_id}b{aggregate_id}c", "asaga-7border-42c"},
 		{"{event_type}{event_type}", "OrderCreatedOrderCreated"},
 	} {
-		parsed, err := ParseTemplate(tt.template)
+		parsed, err := parseTemplate(tt.template)
 		if err != nil {
 			t.Errorf("%q: %v", tt.template, err)
 			continue
@@ -228,33 +230,38 @@ func TestTemplate(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "{", "}", "a{event_type", "event_type}", "{payload}", "{}", "{{event_type}}", "{event_type}}", "{ event_type }"} {
-		if _, err := ParseTemplate(bad); err == nil {
+		if _, err := parseTemplate(bad); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
 	}
-	var zero Template
+	var zero template
 	if got := zero.expand(&ev); got != "OrderCreated" {
 		t.Errorf("the zero Template: got %q, want the event type", got)
 	}
 }
 
-// The vectors are those of the Java client's own test (UtilsTest.testMurmur2), which aiokafka uses too.
-func TestKeyHash(t *testing.T) {
-	for key, want := range map[string]int32{
-		"21":                         -973932308,
-		"foobar":                     -790332482,
-		"a-little-bit-long-string":   -985981536,
-		"a-little-bit-longer-string": -1486304829,
-		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
-		"abc": 479470107,
+func TestISOFormat(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		ts   relay.Timestamp
+		want string
+	}{
+		{"Epoch", 0, "2000-01-01T00:00:00+00:00"},
+		{"Micros", 849_000_000_123_456, "2026-11-26T09:20:00.123456+00:00"},
+		{"MicrosWithZeros", 100_000, "2000-01-01T00:00:00.100000+00:00"},
+		{"BeforeTheEpoch", -1, "1999-12-31T23:59:59.999999+00:00"},
+		{"Year1", -730_119 * 86_400_000_000, "0001-01-01T00:00:00+00:00"},
+		// What Python's datetime can hold ends there: datetime.max and datetime.min.
+		{"Infinity", relay.Infinity, "9999-12-31T23:59:59.999999+00:00"},
+		{"NegativeInfinity", relay.NegativeInfinity, "0001-01-01T00:00:00+00:00"},
+		{"Year10000", 2_921_940 * 86_400_000_000, "9999-12-31T23:59:59.999999+00:00"},
+		{"BeforeChrist", -730_120 * 86_400_000_000, "0001-01-01T00:00:00+00:00"},
 	} {
-		if got := int32(KeyHash(key)); got != want {
-			t.Errorf("%q: got %d, want %d", key, got, want)
-		}
-		// Utils.toPositive: the sign bit is dropped, which is not the absolute value.
-		if got, want := partition(key, 7), int(want&0x7fffffff)%7; got != want {
-			t.Errorf("%q: got partition %d of 7, want %d", key, got, want)
-		}
+		t.Run(tt.name, func(t *testing.T) {
+			if got := string(appendISOFormat(nil, tt.ts.Time())); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
 	}
 }
 
@@ -264,7 +271,7 @@ func BenchmarkEncode(b *testing.B) {
 		b.Run(envelope, func(b *testing.B) {
 			enc := encoderOf(b, func(cfg *Config) { cfg.Envelope = envelope })
 			ev := sample()
-			var rec Record
+			var rec relay.Record
 			b.ReportAllocs()
 			for b.Loop() {
 				if err := enc.Encode(&rec, &ev); err != nil {

@@ -1,10 +1,12 @@
-package relay
+package encode
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // countHeaders guesses how many members the object has; it may guess high.
@@ -20,7 +22,7 @@ var errHeadersEnd = errors.New("the JSON ends too early")
 // appendHeaders adds the members of a JSON object, as PostgreSQL renders a jsonb, to headers. A member with the
 // name of an existing header takes its place. A value that is not a string is given as its JSON text.
 // An empty text and null are no headers; anything else that is not an object is an error.
-func appendHeaders(headers []Header, object string) ([]Header, error) {
+func appendHeaders(headers []relay.Header, object string) ([]relay.Header, error) {
 	s := strings.TrimLeft(object, jsonSpace)
 	if s == "" || s == "{}" || s == "null" {
 		return headers, nil
@@ -67,15 +69,17 @@ func appendHeaders(headers []Header, object string) ([]Header, error) {
 
 const jsonSpace = " \t\r\n"
 
+func header(key, value string) relay.Header { return relay.Header{Key: key, Value: value} }
+
 // putHeader overrides one of the first base headers, or appends: jsonb has no duplicate keys of its own.
-func putHeader(headers []Header, base int, key, value string) []Header {
+func putHeader(headers []relay.Header, base int, key, value string) []relay.Header {
 	for i := range headers[:base] {
 		if headers[i].Key == key {
 			headers[i].Value = value
 			return headers
 		}
 	}
-	return append(headers, Header{key, value})
+	return append(headers, header(key, value))
 }
 
 // cutJSONString takes a JSON string off the front of s.

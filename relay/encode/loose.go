@@ -1,4 +1,4 @@
-package relay
+package encode
 
 import (
 	"bytes"
@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // checkLoose checks the texts of an event that nobody else has checked (Event.Loose), and returns its headers in a form in which no name
 // occurs twice: the last value of a name counts, as in jsonb.
-func checkLoose(ev *Event) (headers string, err error) {
+func checkLoose(ev *relay.Event) (headers string, err error) {
 	for _, text := range [...]struct{ column, value string }{
 		{"saga_id", ev.SagaID},
 		{"aggregate_type", ev.AggregateType},

@@ -1,4 +1,4 @@
-package relay
+package encode
 
 import (
 	"bytes"
@@ -6,34 +6,36 @@ import (
 	"slices"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 func TestAppendHeaders(t *testing.T) {
-	base := []Header{{"event_id", "1"}, {"content_type", "application/json"}}
+	base := []relay.Header{header("event_id", "1"), header("content_type", "application/json")}
 	for _, tt := range []struct {
 		name, object string
-		want         []Header // nil: base alone
+		want         []relay.Header // nil: base alone
 	}{
 		{"Null", "", nil},
 		{"JSONNull", "null", nil},
 		{"Empty", "{}", nil},
 		{"EmptyWithSpace", " { } ", nil},
-		{"One", `{"a": "b"}`, []Header{base[0], base[1], {"a", "b"}}},
-		{"NoSpaces", `{"a":"b","c":"d"}`, []Header{base[0], base[1], {"a", "b"}, {"c", "d"}}},
-		{"OverridesInPlace", `{"content_type": "text/plain", "a": "b"}`, []Header{base[0], {"content_type", "text/plain"}, {"a", "b"}}},
-		{"EscapedNameOverrides", `{"event\u005fid": "2"}`, []Header{{"event_id", "2"}, base[1]}},
+		{"One", `{"a": "b"}`, []relay.Header{base[0], base[1], header("a", "b")}},
+		{"NoSpaces", `{"a":"b","c":"d"}`, []relay.Header{base[0], base[1], header("a", "b"), header("c", "d")}},
+		{"OverridesInPlace", `{"content_type": "text/plain", "a": "b"}`, []relay.Header{base[0], header("content_type", "text/plain"), header("a", "b")}},
+		{"EscapedNameOverrides", `{"event\u005fid": "2"}`, []relay.Header{header("event_id", "2"), base[1]}},
 		{
 			"NotStrings", `{"n": -1.50e3, "t": true, "f": false, "z": null}`,
-			[]Header{base[0], base[1], {"n", "-1.50e3"}, {"t", "true"}, {"f", "false"}, {"z", "null"}},
+			[]relay.Header{base[0], base[1], header("n", "-1.50e3"), header("t", "true"), header("f", "false"), header("z", "null")},
 		},
 		{
 			"Nested", `{"o": {"k": [1, "],}", "\"}"]}, "a": [], "last": {}}`,
-			[]Header{base[0], base[1], {"o", `{"k": [1, "],}", "\"}"]}`}, {"a", "[]"}, {"last", "{}"}},
+			[]relay.Header{base[0], base[1], header("o", `{"k": [1, "],}", "\"}"]}`), header("a", "[]"), header("last", "{}")},
 		},
-		{"Escapes", `{"a\"b": "c\\d\n\u20ac\ud83d\udcb6"}`, []Header{base[0], base[1], {`a"b`, "c\\d\n€💶"}}},
-		{"Unicode", `{"größe": "💶"}`, []Header{base[0], base[1], {"größe", "💶"}}},
-		{"LooksLikeSeparators", `{"a": ", \"b\": ", "c": "}"}`, []Header{base[0], base[1], {"a", `, "b": `}, {"c", "}"}}},
-		{"EmptyName", `{"": ""}`, []Header{base[0], base[1], {"", ""}}},
+		{"Escapes", `{"a\"b": "c\\d\n\u20ac\ud83d\udcb6"}`, []relay.Header{base[0], base[1], header(`a"b`, "c\\d\n€💶")}},
+		{"Unicode", `{"größe": "💶"}`, []relay.Header{base[0], base[1], header("größe", "💶")}},
+		{"LooksLikeSeparators", `{"a": ", \"b\": ", "c": "}"}`, []relay.Header{base[0], base[1], header("a", `, "b": `), header("c", "}")}},
+		{"EmptyName", `{"": ""}`, []relay.Header{base[0], base[1], header("", "")}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			want := tt.want
@@ -65,7 +67,7 @@ func FuzzAppendHeaders(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, object string) {
-		base := []Header{{"event_id", "1"}, {"saga_id", "2"}}
+		base := []relay.Header{header("event_id", "1"), header("saga_id", "2")}
 		got, err := appendHeaders(slices.Clone(base), object)
 		if !json.Valid([]byte(object)) || !utf8.ValidString(object) {
 			return // PostgreSQL does not send it
@@ -83,7 +85,7 @@ func FuzzAppendHeaders(f *testing.F) {
 				return // jsonb has each name once
 			}
 			names[m.Key] = true
-			if i := slices.IndexFunc(base, func(h Header) bool { return h.Key == m.Key }); i >= 0 {
+			if i := slices.IndexFunc(base, func(h relay.Header) bool { return h.Key == m.Key }); i >= 0 {
 				want[i] = m
 			} else {
 				want = append(want, m)
@@ -96,7 +98,7 @@ func FuzzAppendHeaders(f *testing.F) {
 }
 
 // membersOf reads an object's members with encoding/json, in their order.
-func membersOf(t *testing.T, object string) (members []Header, isObject bool) {
+func membersOf(t *testing.T, object string) (members []relay.Header, isObject bool) {
 	d := json.NewDecoder(bytes.NewReader([]byte(object)))
 	token, err := d.Token()
 	if err != nil {
@@ -120,7 +122,7 @@ func membersOf(t *testing.T, object string) (members []Header, isObject bool) {
 				t.Fatal(err)
 			}
 		}
-		members = append(members, Header{name.(string), value})
+		members = append(members, relay.Header{Key: name.(string), Value: value})
 	}
 	return members, true
 }

@@ -1,32 +1,34 @@
-package relay
+package encode
 
 import (
 	"bytes"
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // TestEnvelopes compares whole records with what is recorded in testdata: they are a contract with consumers, too.
 func TestEnvelopes(t *testing.T) {
-	change := func(f func(*Event)) Event { ev := sample(); f(&ev); return ev }
+	change := func(f func(*relay.Event)) relay.Event { ev := sample(); f(&ev); return ev }
 	var out bytes.Buffer
 	for _, envelope := range []string{EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw} {
 		enc := encoderOf(t, func(cfg *Config) { cfg.Envelope, cfg.CloudEventsSource = envelope, "https://shop.example/orders" })
 		for _, c := range []struct {
 			name string
-			ev   Event
+			ev   relay.Event
 		}{
 			{"as usual", sample()},
-			{"no headers, no fraction", change(func(ev *Event) { ev.Headers, ev.CreatedAt = "", 849_000_000_000_000 })},
-			{"numbers keep their digits", change(func(ev *Event) { ev.Payload = `{"a": 1.10, "b": 123456789012345678901234567890}` })},
-			{"headers override", change(func(ev *Event) {
+			{"no headers, no fraction", change(func(ev *relay.Event) { ev.Headers, ev.CreatedAt = "", 849_000_000_000_000 })},
+			{"numbers keep their digits", change(func(ev *relay.Event) { ev.Payload = `{"a": 1.10, "b": 123456789012345678901234567890}` })},
+			{"headers override", change(func(ev *relay.Event) {
 				ev.Headers = `{"ce_source": "/of/the/row", "ce_dataschema": "/v2", "eventType": "Renamed", "event_type": "Renamed", "n": 1.50, "traceparent": "00-1-2-01"}`
 			})},
-			{"infinity", change(func(ev *Event) { ev.CreatedAt = Infinity })},
-			{"empty texts", change(func(ev *Event) { ev.SagaID, ev.AggregateID, ev.AggregateType, ev.Headers = "", "", "", "{}" })},
+			{"infinity", change(func(ev *relay.Event) { ev.CreatedAt = relay.Infinity })},
+			{"empty texts", change(func(ev *relay.Event) { ev.SagaID, ev.AggregateID, ev.AggregateType, ev.Headers = "", "", "", "{}" })},
 		} {
-			var rec Record
+			var rec relay.Record
 			if err := enc.Encode(&rec, &c.ev); err != nil {
 				t.Fatalf("%s, %s: %v", envelope, c.name, err)
 			}
@@ -53,8 +55,8 @@ func TestEnvelopes(t *testing.T) {
 				t.Errorf("%s, %s: header %s is %q, want the event_id", envelope, c.name, names[0], found)
 			}
 		}
-		ev, rec := change(func(ev *Event) { ev.Payload = "" }), Record{}
-		if refused, ok := Refused(enc.Encode(&rec, &ev)); !ok || refused.Reason != ReasonEncode {
+		ev, rec := change(func(ev *relay.Event) { ev.Payload = "" }), relay.Record{}
+		if refused, ok := relay.Refused(enc.Encode(&rec, &ev)); !ok || refused.Reason != relay.ReasonEncode {
 			t.Errorf("%s: a payload of NULL was not refused", envelope)
 		}
 	}
@@ -73,7 +75,6 @@ func TestEnvelopeSettings(t *testing.T) {
 		{func(cfg *Config) { cfg.CloudEventsSource = "urn:shop:orders" }, ""},
 	} {
 		cfg := DefaultConfig()
-		cfg.WorkerID = "w"
 		tt.change(&cfg)
 		err := cfg.Validate()
 		if tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {

@@ -1,13 +1,15 @@
-package relay
+package encode
 
 import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
-// Template names a topic or routing key from an event's columns: "{aggregate_type}.{event_type}".
-type Template struct {
+// template names a topic or routing key from an event's columns: "{aggregate_type}.{event_type}".
+type template struct {
 	parts []templatePart
 	plain bool // just {event_type}, the default: no work at all
 }
@@ -19,10 +21,10 @@ type templatePart struct {
 
 var templateFields = []string{"event_type", "aggregate_type", "aggregate_id", "saga_id"}
 
-// ParseTemplate reads a template. Braces enclose one of event_type, aggregate_type, aggregate_id and saga_id;
+// parseTemplate reads a template. Braces enclose one of event_type, aggregate_type, aggregate_id and saga_id;
 // everything else stands for itself. An empty template, or one with other braces, is an error.
-func ParseTemplate(s string) (Template, error) {
-	t := Template{plain: s == "{event_type}"}
+func parseTemplate(s string) (template, error) {
+	t := template{plain: s == "{event_type}"}
 	if s == "" {
 		return t, fmt.Errorf("want a name or a template such as {event_type}")
 	}
@@ -50,7 +52,7 @@ func ParseTemplate(s string) (Template, error) {
 	return t, nil
 }
 
-func (t *Template) expand(ev *Event) string {
+func (t *template) expand(ev *relay.Event) string {
 	if t.plain || t.parts == nil {
 		return ev.EventType
 	}

@@ -1,59 +1,69 @@
-package relay
+package encode
 
 import (
 	"fmt"
 	"time"
 	"unicode/utf8"
 	"unsafe"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // Encoder makes records of events. It holds no state, so one serves all goroutines.
 type Encoder struct {
-	topic, routingKey Template
+	topic, routingKey template
 	envelope          string
 	source            string // of CloudEvents
 }
 
-// NewEncoder returns the encoder for Topic, RoutingKey, Envelope and CloudEventsSource of a configuration.
-func NewEncoder(cfg *Config) (*Encoder, error) {
-	topic, err := ParseTemplate(cfg.Topic)
+var _ relay.Encoder = (*Encoder)(nil)
+
+// New returns the encoder of a configuration, which must be valid.
+func New(cfg Config) (*Encoder, error) {
+	topic, err := parseTemplate(cfg.Topic)
 	if err != nil {
 		return nil, fmt.Errorf("RELAY_TOPIC: %w", err)
 	}
-	key, err := ParseTemplate(cfg.RoutingKey)
+	key, err := parseTemplate(cfg.RoutingKey)
 	if err != nil {
 		return nil, fmt.Errorf("RELAY_ROUTING_KEY: %w", err)
 	}
 	return &Encoder{topic: topic, routingKey: key, envelope: cfg.Envelope, source: cfg.CloudEventsSource}, nil
 }
 
+// RowHeaders are the headers that the row itself has, and nothing when they cannot be read.
+func (e *Encoder) RowHeaders(ev *relay.Event) []relay.Header {
+	headers, _ := appendHeaders(nil, ev.Headers) // Encode says what is wrong with them
+	return headers
+}
+
 const hexDigits = "0123456789abcdef"
 
 // Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the event's own fault
-// (see Refused); rec then holds nothing to publish.
-func (e *Encoder) Encode(rec *Record, ev *Event) error {
+// (see relay.Refused); rec then holds nothing to publish.
+func (e *Encoder) Encode(rec *relay.Record, ev *relay.Event) error {
 	err := e.encode(rec, ev)
 	if err != nil {
-		*rec = Record{}
+		*rec = relay.Record{}
 	}
 	return err
 }
 
-func (e *Encoder) encode(rec *Record, ev *Event) error {
+func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 	if ev.Unfit != nil {
 		return ev.Unfit
 	}
 	if ev.Payload == "" {
-		return Refuse(ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
+		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
 	}
 	rowHeaders := ev.Headers
 	if ev.Loose {
 		var err error
 		if rowHeaders, err = checkLoose(ev); err != nil {
-			return Refuse(ReasonEncode, err)
+			return relay.Refuse(relay.ReasonEncode, err)
 		}
 	}
-	*rec = Record{
+	*rec = relay.Record{
 		EventID:     ev.ID,
 		EventType:   ev.EventType,
 		Topic:       e.topic.expand(ev),
@@ -71,7 +81,7 @@ func (e *Encoder) encode(rec *Record, ev *Event) error {
 	}
 	headers, err := appendHeaders(e.envelopeHeaders(ev, id, countHeaders(rowHeaders)), rowHeaders)
 	if err != nil {
-		return Refuse(ReasonEncode, fmt.Errorf("column headers: %w", err))
+		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("column headers: %w", err))
 	}
 	rec.Headers = headers
 	return nil
@@ -80,7 +90,7 @@ func (e *Encoder) encode(rec *Record, ev *Event) error {
 // sagazBody is the body of the Python library (CONTRACT, "Wire"): a JSON object with the keys event_id, saga_id, aggregate_type,
 // aggregate_id, event_type, payload, timestamp in this order. id is the event's, and shares the body's memory, which nobody
 // writes to from here on.
-func sagazBody(ev *Event) (body []byte, id string) {
+func sagazBody(ev *relay.Event) (body []byte, id string) {
 	size := 176 + len(ev.SagaID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) + len(ev.Payload)
 	b := make([]byte, 0, size)
 	b = append(b, `{"event_id":"`...)
@@ -98,7 +108,7 @@ func sagazBody(ev *Event) (body []byte, id string) {
 	b = append(b, ev.Payload...)
 	b = append(b, `,"timestamp":"`...)
 	b = appendISOFormat(b, ev.CreatedAt.Time())
-	if ev.CreatedAt == Infinity || ev.CreatedAt == NegativeInfinity {
+	if ev.CreatedAt == relay.Infinity || ev.CreatedAt == relay.NegativeInfinity {
 		b = b[:len(b)-len(utcOffset)] // the library reads them as datetime.max and .min, which have no zone
 	}
 	b = append(b, `"}`...)

@@ -1,0 +1,50 @@
+package encode
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Config is what the encoder can be told.
+type Config struct {
+	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and {saga_id}.
+	//
+	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.
+	Topic      string `env:"RELAY_TOPIC"`
+	RoutingKey string `env:"RELAY_ROUTING_KEY"`
+
+	// Envelope is how an event stands on the wire: EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium or EnvelopeRaw. CloudEventsSource
+	// is the attribute source of CloudEvents, a URI or its path: where the events come from.
+	//
+	// Defaults sagaz, /saga_outbox. RELAY_ENVELOPE, RELAY_CLOUDEVENTS_SOURCE.
+	Envelope          string `env:"RELAY_ENVELOPE"`
+	CloudEventsSource string `env:"RELAY_CLOUDEVENTS_SOURCE"`
+}
+
+// DefaultConfig returns every default.
+func DefaultConfig() Config {
+	return Config{
+		Topic:             "{event_type}",
+		RoutingKey:        "{event_type}",
+		Envelope:          EnvelopeSagaz,
+		CloudEventsSource: "/saga_outbox",
+	}
+}
+
+// Validate reports everything that is wrong at once, by the names the user typed.
+func (c *Config) Validate() error {
+	var errs []error
+	for _, t := range []struct{ name, text string }{{"RELAY_TOPIC", c.Topic}, {"RELAY_ROUTING_KEY", c.RoutingKey}} {
+		if _, err := parseTemplate(t.text); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
+		}
+	}
+	if !slices.Contains([]string{EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw}, c.Envelope) {
+		errs = append(errs, fmt.Errorf("RELAY_ENVELOPE=%s: want %s, %s, %s or %s", c.Envelope, EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw))
+	}
+	if err := checkSource(c.CloudEventsSource); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

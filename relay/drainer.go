@@ -240,7 +240,7 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 				f.rec.Headers = append(f.rec.Headers, Header{ReplayedHeader, e.ReplayedAt.UTC().Format(time.RFC3339)})
 			}
 		}
-		lane := partition(e.Event.AggregateID, len(d.lanes))
+		lane := Partition(KeyHash(e.Event.AggregateID), len(d.lanes))
 		byLane[lane] = append(byLane[lane], f)
 	}
 	logGone(d.log, d.p.enc, d.sink.Name(), gone)

@@ -161,7 +161,7 @@ func (p *pipeline) launch(events []Event, swept bool) {
 		} else {
 			p.cfg.trace(&f.rec, ev)
 		}
-		lane := partitionOf(f.keyHash, p.cfg.Lanes)
+		lane := Partition(f.keyHash, p.cfg.Lanes)
 		p.scratch[lane] = append(p.scratch[lane], f)
 	}
 

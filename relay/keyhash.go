@@ -32,9 +32,6 @@ func KeyHash(key string) uint32 {
 	return h
 }
 
-// partition maps a key to one of n buckets as Kafka's default partitioner does: the sign bit is dropped,
-// not negated.
-func partition(key string, n int) int { return partitionOf(KeyHash(key), n) }
-
-// partitionOf is partition of a key whose hash is known.
-func partitionOf(keyHash uint32, n int) int { return int(keyHash&0x7fffffff) % n }
+// Partition maps a key's hash to one of n buckets as Kafka's default partitioner does: the sign bit is dropped (Utils.toPositive),
+// not negated. Taking the absolute value instead would differ for every negative hash.
+func Partition(keyHash uint32, n int) int { return int(keyHash&0x7fffffff) % n }

@@ -16,7 +16,7 @@ func TestKeyHash(t *testing.T) {
 			t.Errorf("%q: got %d, want %d", key, got, want)
 		}
 		// Utils.toPositive: the sign bit is dropped, which is not the absolute value.
-		if got, want := partition(key, 7), int(want&0x7fffffff)%7; got != want {
+		if got, want := Partition(KeyHash(key), 7), int(want&0x7fffffff)%7; got != want {
 			t.Errorf("%q: got partition %d of 7, want %d", key, got, want)
 		}
 	}

@@ -10,8 +10,6 @@ func Murmur2(key []byte) int32 { return int32(relay.KeyHash(string(key))) }
 // when partitions is not positive.
 func Partition(key []byte, partitions int) int { return partitionOf(string(key), partitions) }
 
-// partitionOf clears the sign bit like Utils.toPositive. Taking the absolute value instead would differ for every
-// negative hash.
 func partitionOf(key string, partitions int) int {
-	return int(relay.KeyHash(key)&0x7fffffff) % partitions
+	return relay.Partition(relay.KeyHash(key), partitions)
 }

@@ -152,6 +152,22 @@ func TestImageHasNoDownloader(t *testing.T) {
 	}
 }
 
+// contract are the files of package relay that all rooms share. The others, the engine and what
+// watches it, are to leave the package.
+var contract = []string{
+	"backoff.go", "doc.go", "encoder.go", "event.go", "examined.go", "holder.go", "keyhash.go", "label.go", "ledger.go", "replaylock.go", "sink.go",
+	"sinkset.go", "source.go", "store.go", "sweeper.go", "trace.go", "turn.go", "unmarked.go",
+}
+
+// The contract needs nothing of the engine: its files compile by themselves.
+func TestContractStandsAlone(t *testing.T) {
+	build := exec.Command("go", append([]string{"build", "-o", os.DevNull}, contract...)...)
+	build.Dir = "relay"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Errorf("go build: %v\n%s", err, out)
+	}
+}
+
 // everywhere are rooms that know nothing of ours, and that every other may use.
 var everywhere = []string{"internal/address", "internal/term"}
 

@@ -23,20 +23,6 @@ func (b *Backoff) Next() time.Duration {
 // Reset makes the next wait the first again, after something has worked.
 func (b *Backoff) Reset() { b.next = 0 }
 
-// pause waits for d, or until ctx ends or done is closed, and reports whether done was closed.
-func pause(ctx context.Context, d time.Duration, done <-chan struct{}) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return false
-	case <-ctx.Done():
-		return false
-	case <-done:
-		return true
-	}
-}
-
 // Sleep waits for d, or until ctx ends, and reports whether the whole time has passed.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)

@@ -254,9 +254,6 @@ func (d *drainer) launch(due []Entry) (r *round, offered int) {
 	return r, offered
 }
 
-// ReplayedHeader tells a consumer that the event is delivered once more because a person wanted it, and when.
-const ReplayedHeader = "relay-replayed-at"
-
 // resolve writes the outcomes of a round, through passing trouble of the database: what was delivered must not be forgotten.
 func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool) error {
 	outcomes := r.outcomes

@@ -141,6 +141,20 @@ func (p *pipeline) reserve(ctx context.Context, events []Event) (int, error) {
 	}
 }
 
+// trace finds the record's trace context, or has one begun. It is called once, by whoever has encoded the record.
+func (c *Config) trace(rec *Record, ev *Event) {
+	if c.Tracer == nil {
+		return
+	}
+	for i := range rec.Headers {
+		if rec.Headers[i].Key == TraceParent {
+			rec.Trace, _ = ParseTraceParent(rec.Headers[i].Value)
+			return
+		}
+	}
+	c.Tracer.Begin(rec, ev)
+}
+
 // launch encodes events and puts them on their way.
 func (p *pipeline) launch(events []Event, swept bool) {
 	flights := make([]*flight, len(events))

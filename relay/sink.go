@@ -35,6 +35,9 @@ const CloudEventPrefix = "ce_"
 // CloudEventContentType is the one header of such a record that is no attribute: what its body is.
 const CloudEventContentType = "content-type"
 
+// ReplayedHeader tells a consumer that the event is delivered once more because a person wanted it, and when.
+const ReplayedHeader = "relay-replayed-at"
+
 // Size is the number of bytes of the record's variable parts; brokers add framing of their own.
 func (r *Record) Size() int {
 	n := len(r.Key) + len(r.Value)

@@ -297,6 +297,20 @@ func (p *pipeline) lookAgain(ctx context.Context, until <-chan struct{}) {
 	}
 }
 
+// pause waits for d, or until ctx ends or done is closed, and reports whether done was closed.
+func pause(ctx context.Context, d time.Duration, done <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return false
+	case <-ctx.Done():
+		return false
+	case <-done:
+		return true
+	}
+}
+
 // timeUp returns a channel that is closed when the time has passed.
 func timeUp(d time.Duration) <-chan struct{} {
 	done := make(chan struct{})

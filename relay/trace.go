@@ -137,28 +137,3 @@ type Place struct {
 	Host       string // empty: several, or not known
 	Port       int
 }
-
-// trace finds the record's trace context, or has one begun. It is called once, by whoever has encoded the record.
-func (c *Config) trace(rec *Record, ev *Event) {
-	if c.Tracer == nil {
-		return
-	}
-	for i := range rec.Headers {
-		if rec.Headers[i].Key == TraceParent {
-			rec.Trace, _ = ParseTraceParent(rec.Headers[i].Value)
-			return
-		}
-	}
-	c.Tracer.Begin(rec, ev)
-}
-
-// recordsOf lists flights' records.
-func recordsOf(batch []*flight) iter.Seq[*Record] {
-	return func(yield func(*Record) bool) {
-		for _, f := range batch {
-			if !yield(&f.rec) {
-				return
-			}
-		}
-	}
-}

@@ -1,6 +1,9 @@
 package relay
 
-import "fmt"
+import (
+	"fmt"
+	"iter"
+)
 
 // flight is one event on its way: admitted, not yet settled and marked. The tracker owns its
 // bookkeeping; the record is read-only, and shared by the lanes.
@@ -136,3 +139,14 @@ func (t *tracker) pass(lsn LSN) {
 
 // oldest returns the event that was admitted first of those in flight, or nil when there is none.
 func (t *tracker) oldest() *flight { return t.first }
+
+// recordsOf lists flights' records.
+func recordsOf(batch []*flight) iter.Seq[*Record] {
+	return func(yield func(*Record) bool) {
+		for _, f := range batch {
+			if !yield(&f.rec) {
+				return
+			}
+		}
+	}
+}

@@ -15,7 +15,8 @@ import (
 // Crashes it survives: after the acknowledgement and before the commit of the mark: the row still says
 // pending, the slot stands before the event, the next owner delivers it again. After the commit and
 // before the slot has moved: the stream tells of the event again, the next owner looks its row up
-// (Lease.MarkedLSN) and skips it.
+// (Lease.MarkedLSN) and skips it. Between the marks of two events of a key: the first is never the one without a mark, or what
+// is delivered again would not be a suffix of the key (behind, Lease.Mark).
 type marker struct {
 	slot    string
 	lease   Lease
@@ -29,7 +30,8 @@ type marker struct {
 	hurry <-chan struct{} // closed when the drain begins: from then on nothing waits for company
 
 	// Owned by run.
-	hidden []*flight        // their rows were not visible when they were to be marked
+	hidden []*flight        // their rows could not be marked yet, or wait behind one of these in their key
+	hiding map[uint32]bool  // the hashes of their keys
 	unhide <-chan time.Time // when to mark them again; nil when there is none
 
 	mu    sync.Mutex // guards queue
@@ -84,7 +86,9 @@ func (m *marker) run(ctx context.Context) error {
 			if !m.gather(ctx) {
 				return nil
 			}
-			batch = m.take(batch)
+			if batch = m.behind(m.take(batch)); len(batch) == 0 {
+				continue
+			}
 		}
 		marks = marks[:0]
 		for _, f := range batch {
@@ -123,7 +127,7 @@ func (m *marker) run(ctx context.Context) error {
 	}
 }
 
-// settle reports a committed batch, and puts aside what has to be marked again because its rows are not visible yet.
+// settle reports a committed batch, and hides what has to be marked again because its rows could not be marked yet.
 func (m *marker) settle(batch []*flight, later []int, confirm LSN) []*flight {
 	if len(later) == 0 {
 		m.done(batch, confirm)
@@ -137,27 +141,52 @@ func (m *marker) settle(batch []*flight, later []int, confirm LSN) []*flight {
 	marked := make([]*flight, 0, len(batch))
 	for i, f := range batch {
 		if wait[i] {
-			m.hidden = append(m.hidden, f)
+			m.hide(f)
 		} else {
 			marked = append(marked, f)
 		}
 	}
 	m.done(marked, confirm)
-	// Others are not held up by these: they come back behind what is queued by then.
-	if m.unhide == nil {
-		m.unhide = time.After(invisiblePause)
-	}
 	clear(batch)
 	return batch[:0]
 }
 
-// queueHidden takes the rows that were not visible back into the queue.
-func (m *marker) queueHidden() {
-	m.push(m.hidden)
-	m.hidden, m.unhide = nil, nil
+// hide puts an event aside for a moment, in which others are marked.
+func (m *marker) hide(f *flight) {
+	if m.unhide == nil {
+		m.unhide, m.hiding = time.After(invisiblePause), make(map[uint32]bool)
+	}
+	m.hidden = append(m.hidden, f)
+	m.hiding[f.keyHash] = true
 }
 
-// invisiblePause is the wait before rows that were not visible are marked again.
+// behind hides what is behind hidden events of its key, and returns the others. A key's rows are marked in order: what a crash leaves
+// without a mark is delivered again, and that has to be a suffix.
+func (m *marker) behind(batch []*flight) []*flight {
+	if len(m.hidden) == 0 {
+		return batch
+	}
+	rest := batch[:0]
+	for _, f := range batch {
+		if m.hiding[f.keyHash] {
+			m.hide(f)
+		} else {
+			rest = append(rest, f)
+		}
+	}
+	clear(batch[len(rest):])
+	return rest
+}
+
+// queueHidden takes the hidden events back into the queue, in front of what came behind them.
+func (m *marker) queueHidden() {
+	m.mu.Lock()
+	m.queue = append(m.hidden, m.queue...)
+	m.mu.Unlock()
+	m.hidden, m.hiding, m.unhide = nil, nil, nil
+}
+
+// invisiblePause is the wait before hidden events are marked again.
 const invisiblePause = 20 * time.Millisecond
 
 // gather waits for a batch: for anything at all, then for a full one or the linger's end. It returns false

@@ -90,11 +90,13 @@ type Lease interface {
 	// Valid reports whether the lease is still within its time. It looks at the clock, so it also tells a process that was
 	// frozen (SIGSTOP, a paused VM) the truth at the moment it wakes up, before any timer has fired.
 	Valid() bool
-	// Mark writes the events' fates, in one transaction that first checks the epoch and notes batch.Confirm: to their rows, and
-	// to the ledger what sinks do not have. Events whose rows are not visible yet, though the stream has told of them, are returned
-	// as later, to be marked again soon: a transaction is in the WAL before it is visible to others, by as much as a synchronous
-	// standby takes. Ledger entries do not need the row: they are written at once, and an entry that is there already stays
-	// as it is. A row that is gone counts as marked. ErrFenced ends the lease.
+	// Mark writes the events' fates, in one transaction that first checks the epoch and notes batch.Confirm: to their rows,
+	// and to the ledger what sinks do not have. Events whose rows are not visible yet, though the stream has told of them,
+	// are returned as later, in any order, to be marked again soon: a transaction is in the WAL before it is visible to
+	// others, by as much as a synchronous standby takes. What is behind one of them in its key is later, too, so
+	// that what a crash leaves without a mark is a suffix of the key. Entries of the ledger do not need
+	// their rows: they are written at once, and an entry that is there already stays as it is.
+	// A row that is gone counts as marked. ErrFenced ends the lease.
 	Mark(ctx context.Context, batch MarkBatch) (later []int, err error)
 	// Remark tries again to mark rows that Mark has set aside, those whose time has come, and returns which are left. Mark sets a row aside, as
 	// done, when the database refuses its mark for good or somebody has held its lock for long: an entry of MarkSink in the ledger keeps it from

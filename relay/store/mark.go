@@ -104,13 +104,11 @@ func shifted(all, part []int, lo int) []int {
 func (l *lease) mark(ctx context.Context, b relay.MarkBatch) (later, locked []int, err error) {
 	marks, at := l.left.behind(b.Marks)
 	later, locked, err = l.markNow(ctx, marks, b.Confirm)
-	if at != nil {
-		for i := range later {
-			later[i] = at[later[i]]
-		}
-		for i := range locked {
-			locked[i] = at[locked[i]]
-		}
+	for i := range later {
+		later[i] = placeOf(at, later[i])
+	}
+	for i := range locked {
+		locked[i] = placeOf(at, locked[i])
 	}
 	return later, locked, err
 }
@@ -119,23 +117,98 @@ func (l *lease) mark(ctx context.Context, b relay.MarkBatch) (later, locked []in
 func (l *lease) markNow(ctx context.Context, marks []relay.Mark, confirm relay.LSN) (later, locked []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	w := l.store.writes(marks)
 	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		found, err := l.write(ctx, conn, confirm, w)
+		later, locked, err = l.markInOrder(ctx, conn, marks, confirm)
 		if isLocked(err) && !l.marks.skip {
 			l.marks.skip = true
-			found, err = l.write(ctx, conn, confirm, w)
+			later, locked, err = l.markInOrder(ctx, conn, marks, confirm)
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			l.marks.skip = l.marks.skip && len(later) > 0
 		}
-		if found < len(w.delivered)+len(w.told) {
-			later, locked, err = l.missing(ctx, conn, marks)
-		}
-		l.marks.skip = l.marks.skip && len(later) > 0
 		return err
 	})
 	return later, locked, err
+}
+
+// markInOrder marks what can be marked, but no event whose key has an earlier one that cannot be: a relay that dies now makes the next owner
+// deliver that one again, and what arrives again has to be a suffix.
+func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, confirm relay.LSN) (later, locked []int, err error) {
+	later, locked, err = l.notYet(ctx, conn, marks)
+	if err != nil {
+		return nil, nil, err
+	}
+	now, at := marks, []int(nil)
+	if len(later) > 0 {
+		now = make([]relay.Mark, 0, len(marks)-len(later))
+		next := later // they are in order
+		for i := range marks {
+			if len(next) > 0 && next[0] == i {
+				next = next[1:]
+				continue
+			}
+			now, at = append(now, marks[i]), append(at, i)
+		}
+	}
+	w := l.store.writes(now)
+	found, err := l.write(ctx, conn, confirm, w)
+	if err != nil || found >= len(w.delivered)+len(w.told) {
+		return later, locked, err
+	}
+	some, theirs, err := l.missing(ctx, conn, now)
+	for _, i := range some {
+		later = append(later, placeOf(at, i))
+	}
+	for _, i := range theirs {
+		locked = append(locked, placeOf(at, i))
+	}
+	return later, locked, err
+}
+
+// placeOf is where in a whole batch the i-th of a part is that is at these places; nil for a part that is the whole.
+func placeOf(at []int, i int) int {
+	if at == nil {
+		return i
+	}
+	return at[i]
+}
+
+// notYet finds the events that must not be marked now: those whose rows cannot be, and all behind one of these in its key. It is asked for
+// what one statement could mark in part: rows of several transactions, of which the later one may be visible sooner, and rows
+// whose locks somebody holds. What becomes locked after this look is still passed over alone.
+func (l *lease) notYet(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (later, locked []int, err error) {
+	seen, taken := &l.marks.seen, map[relay.UUID]bool(nil)
+	mixed := seen.mayMix(marks)
+	if mixed {
+		if *seen, err = takeSnapshot(ctx, conn); err != nil {
+			return nil, nil, err
+		}
+	}
+	if l.marks.skip {
+		var id [16]byte
+		taken = make(map[relay.UUID]bool)
+		if err := each(ctx, conn, []any{&id}, func() error { taken[id] = true; return nil }, lockedSQL, idsOf(marks)); err != nil {
+			return nil, nil, err
+		}
+	}
+	if !mixed && len(taken) == 0 {
+		return nil, nil, nil
+	}
+	behind := make(map[string]bool)
+	for i := range marks {
+		m := &marks[i]
+		switch {
+		case taken[m.ID] && l.store.tells(m):
+			locked = append(locked, i)
+		case behind[m.Key]:
+		case mixed && l.store.tells(m) && seen.hides(m.XID):
+		default:
+			continue
+		}
+		behind[m.Key] = true
+		later = append(later, i)
+	}
+	return later, locked, nil
 }
 
 // probeMarks runs the statements of a batch without any row.

@@ -381,6 +381,109 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 	})
 }
 
+// What cannot be marked yet holds up the marks of its key and no others: a crash between the two would make the next owner deliver
+// the first again and not the second.
+func TestMarkKeepsTheOrderOfAKey(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		for _, mode := range []string{MarkUpdate, MarkDelete, MarkArchive} {
+			for _, c := range []struct {
+				name  string
+				first func(tx pgx.Tx) uint32 // makes row 1 one that cannot be marked before the end of tx; the transaction that it is of
+			}{
+				{"invisible", func(tx pgx.Tx) (xid uint32) {
+					if _, err := tx.Exec(t.Context(), insertSQL, 1, 1); err != nil {
+						t.Fatal(err)
+					}
+					return value[uint32](t, tx, `SELECT (pg_current_xact_id()::text::bigint & 4294967295)::bigint`)
+				}},
+				{"locked", func(tx pgx.Tx) uint32 {
+					xid := insert(t, db, 1, 1)[0].XID
+					if _, err := tx.Exec(t.Context(), `SELECT FROM saga_outbox WHERE event_id = $1 FOR UPDATE`, id(1).String()); err != nil {
+						t.Fatal(err)
+					}
+					return xid
+				}},
+			} {
+				what := mode + ", " + c.name
+				cfg := withMark(db, mode)
+				cfg.LeaseTTL = 2e9
+				l := acquire(t, newStore(t, cfg, nil), "outbox")
+				tx, err := db.Conn(t).Begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				marks := marksOf([]relay.Event{{ID: id(1), XID: c.first(tx)}})
+				for n := 2; n <= 5; n++ {
+					marks = append(marks, marksOf(insert(t, db, n, n))...)
+				}
+				ofKey(marks[:3], "a") // 1, 2 and 3, and then others
+				ofKey(marks[3:4], "b")
+				ofKey(marks[4:], "a")
+				parking(marks[4:], refusal("kafka", "no"))
+				for range 2 {
+					later, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks})
+					slices.Sort(later)
+					if err != nil || !slices.Equal(later, []int{0, 1, 2, 4}) {
+						t.Errorf("%s: %v are for later, %v; want all of the key", what, later, err)
+					}
+					if got := ledger(t, db, "kafka"); got != "empty" {
+						t.Errorf("%s: the ledger has %s", what, got)
+					}
+					if got := value[int](t, db.Pool, `SELECT count(*) FROM saga_outbox WHERE status = 'pending' AND event_id = ANY($1::uuid[])`, idsOf(marks[1:])); got != 3 {
+						t.Errorf("%s: %d of the others are pending, want the 3 of the key", what, got)
+					}
+				}
+				if err := tx.Commit(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				mark(t, l, marks)
+				if got := value[int](t, db.Pool, `SELECT count(*) FROM saga_outbox WHERE status = 'pending'`); got != 0 {
+					t.Errorf("%s: %d rows are pending at the end", what, got)
+				}
+				if got := ledger(t, db, "kafka"); got != "5 waiting" {
+					t.Errorf("%s: the ledger has %s at the end", what, got)
+				}
+				exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_delivery`)
+				release(t, l)
+			}
+		}
+	})
+}
+
+// Many transactions of one key that are known to be visible cost no look at a snapshot; new ones cost one.
+func TestMayMix(t *testing.T) {
+	of := func(xids ...uint32) (marks []relay.Mark) {
+		for i, xid := range xids {
+			marks = append(marks, relay.Mark{XID: xid, KeyHash: uint32(i % 2)})
+		}
+		return marks
+	}
+	seen := snapshot{xmax: 1<<32 + 100, running: []uint64{1<<32 + 90}}
+	for _, c := range []struct {
+		marks []relay.Mark
+		want  bool
+	}{
+		{nil, false},
+		{of(0, 0, 0, 0), false},
+		{of(10, 11, 12, 13), false},
+		{of(100, 101), false},
+		{of(100, 100, 100, 100), false},
+		{of(10, 100, 100, 100), false},
+		{of(100, 100, 10, 100), true}, // the first of its key may be invisible, and what is behind it is not
+		{of(100, 101, 102, 101), true},
+		{of(90, 10, 91, 10), true},
+		{of(91, 10, 90, 10), false},
+		{of(4294967295, 10, 99, 10), false},
+	} {
+		if got := seen.mayMix(c.marks); got != c.want {
+			t.Errorf("%v: %t", c.marks, got)
+		}
+		if got := new(snapshot).mayMix(of(1, 1, 2, 2)); !got {
+			t.Error("nothing is known yet, and nothing may be mixed")
+		}
+	}
+}
+
 // syncBuffer takes log lines from several goroutines.
 type syncBuffer struct {
 	mu sync.Mutex

@@ -15,7 +15,8 @@ type marks struct {
 	patience patience
 	conn     *pgx.Conn
 	closed   bool
-	skip     bool // somebody holds the locks of rows that we want: mark the others
+	skip     bool     // somebody holds the locks of rows that we want: mark the others
+	seen     snapshot // the last one that was asked for; see notYet
 }
 
 // openMarks makes the connection.
@@ -24,6 +25,7 @@ func (l *lease) openMarks(ctx context.Context) error {
 	if err != nil {
 		return setup(err)
 	}
+	l.marks.seen = snapshot{} // it may be another server
 	if isPooled(conn) {
 		l.marks.conn = conn
 		return nil

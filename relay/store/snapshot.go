@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // snapshot is PostgreSQL's pg_snapshot: which transactions have not ended.
@@ -39,4 +41,23 @@ func (s *snapshot) hides(xid uint32) bool {
 		full += whole
 	}
 	return full >= s.xmax || slices.Contains(s.running, full)
+}
+
+// mayMix reports whether a batch has events of one key from several transactions of which the earlier one may be invisible, for all that
+// this snapshot knows: an older one errs on the side of true.
+func (s *snapshot) mayMix(marks []relay.Mark) bool {
+	recent := slices.IndexFunc(marks, func(m relay.Mark) bool { return s.hides(m.XID) })
+	if recent < 0 {
+		return false
+	}
+	first := make(map[uint32]uint32) // by key, the first transaction that may be invisible
+	for i := range marks[recent:] {
+		m := &marks[recent+i]
+		if xid, is := first[m.KeyHash]; is && xid != m.XID {
+			return true
+		} else if !is && s.hides(m.XID) {
+			first[m.KeyHash] = m.XID
+		}
+	}
+	return false
 }

@@ -30,6 +30,7 @@ func TestEndAnyway(t *testing.T) {
 					ended()
 				}
 				time.Sleep(time.Hour)
+				synctest.Wait()
 				if forced != tt.want {
 					t.Errorf("forced: %t, want %t", forced, tt.want)
 				}

@@ -115,6 +115,11 @@ chaos: bin/testenv ## random faults under load, judged event by event (DURATION=
 	CHAOS_DURATION=$(DURATION) CHAOS_SEED=$(SEED) CHAOS_FAULTS=$(FAULTS) CHAOS_DIR=$(abspath $(CHAOS_DIR)) \
 		bin/testenv -race -postgres=none -- go test -race -count=1 -timeout 0 -run '^TestChaos$$' -v $(TESTFLAGS) ./cmd/sagaz-relay/chaos
 
+.PHONY: docs
+docs: ## docs/settings.md from the comments of the Config structs, docs/metrics.md from the metrics' help
+	go test ./cmd/sagaz-relay -run '^TestSettingsDocument$$' -args -update
+	go test ./relay -run '^TestMetricsOfTheContract$$' -args -update
+
 .PHONY: check
 check: fmt-check vet staticcheck imports ## formatting, vet, staticcheck and import rules
 

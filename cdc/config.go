@@ -12,8 +12,8 @@ import (
 // Config is what the replication side can be told.
 type Config struct {
 	// DatabaseURL is where PostgreSQL is, as a URL or as keyword=value pairs (libpq's connection strings). The role needs REPLICATION and
-	// rights on the outbox table. It has to reach PostgreSQL itself, not a pooler: a pooler
-	// does not carry the replication protocol, or does so without any gain.
+	// rights on the outbox table. Let it reach PostgreSQL itself: through a pooler nothing can be
+	// streamed, and the table is polled.
 	//
 	// No default. DATABASE_URL.
 	DatabaseURL string `env:"DATABASE_URL" secret:"database"`
@@ -23,9 +23,10 @@ type Config struct {
 	// Default "sagaz_outbox". RELAY_PUBLICATION.
 	Publication string `env:"RELAY_PUBLICATION"`
 
-	// WALSenderTimeout is the server's wal_sender_timeout on our replication connection. It bounds how long a slot
-	// stays in use after its owner has vanished without closing; a silence of that length also makes us give
-	// the connection up. Too short breaks connections on a database that stalls for a moment.
+	// WALSenderTimeout is the server's wal_sender_timeout on the relay's replication connection. It bounds how long a slot
+	// stays in use after its owner has vanished without closing; a silence of that length also makes the relay
+	// give the connection up, and twice that after each time that it was in vain. Too short breaks connections on a
+	// database that stalls for a moment.
 	//
 	// Default 10s. RELAY_WAL_SENDER_TIMEOUT.
 	WALSenderTimeout time.Duration `env:"RELAY_WAL_SENDER_TIMEOUT"`

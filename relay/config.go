@@ -18,14 +18,15 @@ type Config struct {
 	WorkerID string `env:"WORKER_ID"`
 
 	// Slots is the replication slot through which the table's events are delivered: one, because each would
-	// deliver all of them. It is owned by one relay at a time.
+	// deliver all of them. Relays with the same slot share it: one owns it, the others stand by. A relay with
+	// another slot stands by while one of them lives, and takes over what they left when none does.
 	//
 	// Default "sagaz_outbox". RELAY_SLOT.
 	Slots []string `env:"RELAY_SLOT"`
 
 	// Lanes is the number of ordered lanes per sink. One key always uses one lane, so more lanes publish
 	// more keys at once; each costs a goroutine and one batch in flight. Too many make batches small, which
-	// costs the broker and us CPU; past the number of busy keys they buy nothing.
+	// costs the broker and the relay CPU; past the number of busy keys they buy nothing.
 	//
 	// Default 4. RELAY_LANES.
 	Lanes int `env:"RELAY_LANES"`
@@ -52,9 +53,9 @@ type Config struct {
 
 	// MarkBatch is the most rows marked in one transaction, MarkLinger the longest that a lone resolved
 	// event waits for company. Small batches cost the database a commit each; a long linger makes rows
-	// say "pending" longer than they are.
+	// say "pending" longer than they are. At most 32767 rows and 10s.
 	//
-	// Defaults 2500 rows, 20ms; at most 32767 and 10s. RELAY_MARK_BATCH, RELAY_MARK_LINGER.
+	// Defaults 2500 rows, 20ms. RELAY_MARK_BATCH, RELAY_MARK_LINGER.
 	MarkBatch  int           `env:"RELAY_MARK_BATCH"`
 	MarkLinger time.Duration `env:"RELAY_MARK_LINGER"`
 
@@ -91,7 +92,7 @@ type Config struct {
 	// Default auto. RELAY_MODE or SAGAZ_OUTBOX_MODE.
 	Mode string `env:"RELAY_MODE,SAGAZ_OUTBOX_MODE"`
 
-	// PollInterval is the pause between two looks at the table for rows that no slot tells of. While polling it is the latency; beside a
+	// PollInterval is the pause between two looks at the table for rows that the stream does not deliver. While polling it is the latency; beside a
 	// stream such rows are exceptions. A look that takes long is made less often, so that looking takes at most 1/500 of
 	// the database's time.
 	//
@@ -125,7 +126,7 @@ type Config struct {
 
 	// SinkIsolation is for how long a sink may fail before its events go to the ledger, so that the other sinks and the slot go on. Too
 	// short moves events to the ledger at every hiccup, which costs the database some writes; too long keeps the other sinks waiting once the
-	// in-flight budget is spent.
+	// in-flight budget is spent. It also bounds one offer, so keep it well above a broker's slowest answer.
 	//
 	// Default 30s. RELAY_SINK_ISOLATION.
 	SinkIsolation time.Duration `env:"RELAY_SINK_ISOLATION"`
@@ -140,7 +141,7 @@ type Config struct {
 
 	// WALBudget is how much WAL, in bytes, the slot may hold back before the events of sinks that are behind go to the ledger, so
 	// that the slot can move. It keeps the database's disk safe, and the slot from being invalidated. 0 means half of the server's
-	// max_slot_wal_keep_size, and nothing where that has no limit.
+	// max_slot_wal_keep_size, and nothing where that has no limit. Leave room above it for what is written in 5 s and one publish timeout.
 	//
 	// Default 0. RELAY_WAL_BUDGET.
 	WALBudget int `env:"RELAY_WAL_BUDGET"`

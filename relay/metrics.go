@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are all series that the engine exports; CONTRACT.md lists those that the Python library has too, README.md all of them.
+// Metrics are all series that the engine exports; docs/contract.md lists those that the Python library has too, docs/metrics.md all of them.
 // The hot path pays for a few additions a batch: label values are resolved once and kept, and events are counted by runs.
 //
 // What an owner knows of its slots is in slotSeries: it is there while a slot is owned, and gone with it.

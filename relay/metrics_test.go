@@ -13,10 +13,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-var update = flag.Bool("update", false, "rewrite README's table of metrics")
+var update = flag.Bool("update", false, "write the tables of docs/metrics.md (make docs)")
 
-// contractMetrics are the names in CONTRACT.md, with the labels that the library, or the contract, gives them. Of what a relay tells of itself
-// beyond that, README.md has the list.
+// contractMetrics are the names in docs/contract.md, with the labels that the library, or the contract, gives them. Of what a relay tells of itself
+// beyond that, docs/metrics.md has the list.
 var contractMetrics = map[string]string{
 	"outbox_batch_processed_total":          "worker_id",
 	"outbox_published_events_total":         "event_type worker_id",
@@ -68,8 +68,8 @@ func busyMetrics() *prometheus.Registry {
 	return reg
 }
 
-// TestMetricsOfTheContract looks at names and labels, and at README.md, whose table of metrics is made of what is exported
-// (go test ./relay -run Contract -update).
+// TestMetricsOfTheContract looks at names and labels, and at docs/metrics.md, whose table of metrics is made of what is exported
+// (make docs).
 func TestMetricsOfTheContract(t *testing.T) {
 	families, err := busyMetrics().Gather()
 	if err != nil {
@@ -104,25 +104,26 @@ func TestMetricsOfTheContract(t *testing.T) {
 		}
 	}
 
-	const begin, end = "<!-- metrics: go test ./relay -run Contract -update -->\n", "<!-- end of metrics -->"
-	text, err := os.ReadFile("../README.md")
+	const begin, end = "<!-- metrics: made by make docs, a test compares this with the code -->\n", "<!-- end of metrics -->"
+	const document = "../docs/metrics.md"
+	text, err := os.ReadFile(document)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before, rest, ok := strings.Cut(string(text), begin)
 	old, after, closed := strings.Cut(rest, end)
 	if !ok || !closed {
-		t.Fatal("README.md has no table of metrics between its two comments")
+		t.Fatal("docs/metrics.md has no table of metrics between its two comments")
 	}
 	want := "| name | type | labels | meaning |\n|---|---|---|---|\n" + table.String()
 	switch {
 	case old == want:
 	case *update:
-		if err := os.WriteFile("../README.md", []byte(before+begin+want+end+after), 0o644); err != nil {
+		if err := os.WriteFile(document, []byte(before+begin+want+end+after), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	default:
-		t.Error("README.md does not list what is exported: run go test ./relay -run Contract -update")
+		t.Error("docs/metrics.md does not list what is exported: run make docs")
 	}
 }
 

@@ -95,7 +95,7 @@ func newSagas(reg prometheus.Registerer, rules []string) *sagas {
 	s.failed = counters("outbox_saga_failed_total", "Sagas that ended otherwise, compensated or not.", "saga_name")
 	s.compensated = counters("outbox_saga_compensated_total", "Sagas in which at least one step was compensated.", "saga_name")
 	s.uncompensated = counters("outbox_saga_compensation_failed_total", "Sagas in which at least one step could not be compensated, so that what it did stands. "+
-		"The library's own listener tells of none: see README, Metrics.", "saga_name")
+		"The library's own listener tells of none: see docs/metrics.md.", "saga_name")
 	s.steps = counters("outbox_saga_steps_total", "Steps of sagas by outcome: success, failed, compensated, compensation_failed.", "saga_name", "step_name", "outcome")
 	s.duration = newHistograms("outbox_saga_duration_seconds", "Time from a saga's first event to its last by their created_at, by how it ended (completed, failed); only sagas whose first event this owner saw.",
 		[]float64{0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}, nil, "saga_name", "status")

@@ -14,7 +14,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/traces"
 )
 
-// variable is one setting as --help and the README's table show it.
+// variable is one setting as --help and docs/settings.md show it.
 type variable struct {
 	names    []string
 	fallback string
@@ -87,14 +87,19 @@ func showValue(v reflect.Value) string {
 func describeVariables() []string {
 	var lines []string
 	for _, v := range allVariables() {
-		line := "  " + strings.Join(v.names, " or ")
-		if v.fallback != "" {
-			line += " (else " + v.fallback + ")"
-		}
-		if v.value != "" {
-			line += "  [" + v.value + "]"
-		}
-		lines = append(lines, line)
+		lines = append(lines, "  "+v.line())
 	}
-	return append(lines, "", "The README says what each does.")
+	return append(lines, "", "\"sagaz-relay settings NAME\" says what a setting does, docs/settings.md what each does.")
+}
+
+// line has a setting's names and value.
+func (v *variable) line() string {
+	line := strings.Join(v.names, " or ")
+	if v.fallback != "" {
+		line += " (else " + v.fallback + ")"
+	}
+	if v.value != "" {
+		line += "  [" + v.value + "]"
+	}
+	return line
 }

@@ -57,18 +57,13 @@ func TestMemoryOf(t *testing.T) {
 	}
 }
 
-// TestReadmeMetricsOfTheProcess compares README's second table of metrics, those of the Go runtime and the process that dashboards and alerts use, with
+// TestMetricsOfTheProcess compares the second table of docs/metrics.md, those of the Go runtime and the process that dashboards and alerts use, with
 // what a relay exports.
-func TestReadmeMetricsOfTheProcess(t *testing.T) {
-	text, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, table, ok := strings.Cut(string(text), "<!-- metrics of the process -->\n")
-	table, _, closed := strings.Cut(table, "<!-- end of metrics of the process -->")
+func TestMetricsOfTheProcess(t *testing.T) {
+	_, table, _ := cutDocument(t, "../../docs/metrics.md", "<!-- metrics of the process -->\n", "<!-- end of metrics of the process -->")
 	rows := regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\| ([a-z]+) \\|  \\| \\S").FindAllStringSubmatch(table, -1)
-	if !ok || !closed || len(rows) != strings.Count(table, "\n")-2 || len(rows) == 0 {
-		t.Fatalf("README.md has no table of metrics of the process between its two comments, or lines that are no metric: %d rows", len(rows))
+	if len(rows) != strings.Count(table, "\n")-2 || len(rows) == 0 {
+		t.Fatalf("docs/metrics.md has no metrics of the process between its two comments, or lines that are no metric: %d rows", len(rows))
 	}
 	reg, _ := newRegistry("worker-1", relay.DefaultWatchConfig())
 	families, err := reg.Gather()
@@ -83,7 +78,7 @@ func TestReadmeMetricsOfTheProcess(t *testing.T) {
 	}
 	for _, row := range rows {
 		if got := types[row[1]]; got != row[2] && runtime.GOOS == "linux" {
-			t.Errorf("%s: README.md says it is a %s without labels, it is %q", row[1], row[2], got)
+			t.Errorf("%s: docs/metrics.md says it is a %s without labels, it is %q", row[1], row[2], got)
 		}
 	}
 	if runtime.GOOS == "linux" && types["outbox_memory_limit_bytes"] != "gauge" {

@@ -25,8 +25,9 @@ import (
 
 // programConfig is what the program itself can be told, beside its rooms.
 type programConfig struct {
-	// Sinks are the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several with commas between. Where nobody names them, a
-	// relay does not start if events went elsewhere before, or may have: another worker's sent rows, an address of another broker.
+	// Sinks lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several with commas between. Where nobody names them, a
+	// relay does not start (exit code 2) if events went elsewhere before, or may have: another worker's sent rows, an address
+	// of another broker.
 	//
 	// Default kafka. BROKER_TYPE.
 	Sinks []string `env:"BROKER_TYPE"`
@@ -47,7 +48,8 @@ type programConfig struct {
 	LogLevel string `env:"LOG_LEVEL"`
 
 	// SecretsDir is a directory whose files are settings, named as the variables are: DATABASE_URL, for one. A mounted secret with
-	// optional keys, since a file that is not there is a setting that is not set. The environment goes first. Only the environment tells it.
+	// optional keys, since a file that is not there is a setting that is not set. The environment goes first. It is read from the
+	// environment alone.
 	//
 	// Default none. RELAY_SECRETS_DIR.
 	SecretsDir string `env:"RELAY_SECRETS_DIR"`

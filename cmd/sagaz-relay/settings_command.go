@@ -26,14 +26,18 @@ type shownSetting struct {
 func newSettings(load func() (*settings, error)) *cobra.Command {
 	var asJSON, all bool
 	cmd := &cobra.Command{
-		Use:   "settings",
+		Use:   "settings [NAME...]",
 		Short: "Show which settings are in force and where they come from",
 		Long: `settings reads the environment, the files that NAME_FILE variables name, and --config, as run does, and prints what
 is set: the setting, its value, and the variable that it comes from. Secrets are not shown. --all prints those with their
 default, too. It connects to nothing. What run would refuse it reports, and exits with 2; what has no default and is not
-set (DATABASE_URL, for one) may come from elsewhere, and is only a note.`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+set (DATABASE_URL, for one) may come from elsewhere, and is only a note.
+
+With names it explains these settings instead, in the words of docs/settings.md, and reads nothing.`,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if len(names) > 0 {
+				return explain(cmd.OutOrStdout(), names)
+			}
 			s, err := load()
 			if err != nil {
 				return err
@@ -53,6 +57,31 @@ set (DATABASE_URL, for one) may come from elsewhere, and is only a note.`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, all of them")
 	cmd.Flags().BoolVar(&all, "all", false, "print settings that have their default, too")
 	return cmd
+}
+
+// explain prints what settings do.
+func explain(w io.Writer, names []string) error {
+	for i, name := range names {
+		found := slices.DeleteFunc(allVariables(), func(v variable) bool { return v.fallback != name && !slices.Contains(v.names, name) })
+		if len(found) == 0 {
+			known := newVariables(func(string) (string, bool) { return "", false }, "")
+			for _, c := range defaultSettings().configs() {
+				known.fill(c)
+			}
+			hint := ""
+			if near := known.nearest(name); near != "" {
+				hint = ": did you mean " + near + "?"
+			}
+			return usageError{fmt.Errorf("%s: no such setting%s", shownName(name), hint)}
+		}
+		for j, v := range found {
+			if i+j > 0 {
+				fmt.Fprintln(w)
+			}
+			fmt.Fprintf(w, "%s\n    %s\n", v.line(), hang(explained[v.names[0]], 4))
+		}
+	}
+	return nil
 }
 
 // usable validates what is set as run does. What is not set at all is a note on w.

@@ -72,6 +72,28 @@ func TestSettingsCommand(t *testing.T) {
 	}
 }
 
+// With a name the command explains, whatever is set.
+func TestSettingsExplained(t *testing.T) {
+	env := map[string]string{"RELAY_LANES": "none", "RELAY_NO_SUCH": "1"}
+	for name, want := range map[string]string{
+		"RELAY_LANES":       "RELAY_LANES  [4]\n    The number of ordered lanes per sink. One key always uses one lane, so more lanes publish",
+		"WORKER_BATCH_SIZE": "BATCH_SIZE or WORKER_BATCH_SIZE  [1000]\n    The most events",
+		"RELAY_MARK_LINGER": "RELAY_MARK_LINGER  [20ms]\n    RELAY_MARK_BATCH is the most rows marked in one transaction, RELAY_MARK_LINGER the",
+	} {
+		if text, code := outcome(t, env, "settings", name); code != 0 || !strings.HasPrefix(text, want) {
+			t.Errorf("settings %s: exit code %d\n%s\nwant\n%s", name, code, text, want)
+		}
+	}
+	for _, v := range allVariables() {
+		if explained[v.names[0]] == "" {
+			t.Errorf("%s is not explained", v.names[0])
+		}
+	}
+	if text, code := outcome(t, nil, "settings", "RELAY_LANE"); code != exitConfig || !strings.Contains(text, "RELAY_LANE: no such setting: did you mean RELAY_LANES?") {
+		t.Errorf("no such setting: exit code %d\n%s", code, text)
+	}
+}
+
 // settings refuses what run refuses, and prints what is set all the same.
 func TestSettingsAreValidated(t *testing.T) {
 	for name, value := range map[string]string{

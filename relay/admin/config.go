@@ -15,8 +15,8 @@ type Config struct {
 	// Addr is the address to bind. It comes from METRICS_PORT or RELAY_HTTP_ADDR; empty serves nothing.
 	Addr string
 
-	// Token is asked for by everything but /health: as `Authorization: Bearer TOKEN`, or as the password of any user. Empty asks
-	// for none. Without TLS it crosses the network in clear.
+	// Token is asked for by everything but /health: as `Authorization: Bearer TOKEN`, or as the password of any user. It has at
+	// least 16 characters; empty asks for none. Without TLS it crosses the network in clear.
 	//
 	// Default none. RELAY_HTTP_TOKEN.
 	Token string `env:"RELAY_HTTP_TOKEN" secret:"true"`

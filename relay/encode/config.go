@@ -14,7 +14,7 @@ type Config struct {
 	Topic      string `env:"RELAY_TOPIC"`
 	RoutingKey string `env:"RELAY_ROUTING_KEY"`
 
-	// Envelope is how an event stands on the wire: EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium or EnvelopeRaw. CloudEventsSource
+	// Envelope is what a message looks like: sagaz, cloudevents, debezium or raw (docs/messages.md). CloudEventsSource
 	// is the attribute source of CloudEvents, a URI or its path: where the events come from.
 	//
 	// Defaults sagaz, /saga_outbox. RELAY_ENVELOPE, RELAY_CLOUDEVENTS_SOURCE.

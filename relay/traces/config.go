@@ -26,13 +26,13 @@ type Config struct {
 	Endpoint       string `env:"OTEL_EXPORTER_OTLP_ENDPOINT" secret:"address"`
 	TracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" secret:"address"`
 
-	// Protocol is http/protobuf or grpc. When it is not said, port 4317 means grpc, which is what the Python library speaks, and any other
+	// Protocol is what the collector is spoken to in: http/protobuf or grpc. When it is not said, port 4317 means grpc, which is what the Python library speaks, and any other
 	// http/protobuf.
 	//
 	// No default. OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, else OTEL_EXPORTER_OTLP_PROTOCOL.
 	Protocol string `env:"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" fallback:"OTEL_EXPORTER_OTLP_PROTOCOL"`
 
-	// Headers go with every request: name=value with commas between, values percent-encoded.
+	// Headers is what goes with every request: name=value with commas between, values percent-encoded. It is secret.
 	//
 	// No default. OTEL_EXPORTER_OTLP_TRACES_HEADERS, else OTEL_EXPORTER_OTLP_HEADERS.
 	Headers string `env:"OTEL_EXPORTER_OTLP_TRACES_HEADERS" fallback:"OTEL_EXPORTER_OTLP_HEADERS" secret:"true"`
@@ -42,13 +42,13 @@ type Config struct {
 	// Default 10000. OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, else OTEL_EXPORTER_OTLP_TIMEOUT.
 	Timeout int `env:"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT" fallback:"OTEL_EXPORTER_OTLP_TIMEOUT"`
 
-	// Compression is gzip or none.
+	// Compression is how requests are compressed: gzip or none.
 	//
 	// Default none. OTEL_EXPORTER_OTLP_TRACES_COMPRESSION, else OTEL_EXPORTER_OTLP_COMPRESSION.
 	Compression string `env:"OTEL_EXPORTER_OTLP_TRACES_COMPRESSION" fallback:"OTEL_EXPORTER_OTLP_COMPRESSION"`
 
 	// Certificate is a file of certificates (PEM) that the collector's is checked against, instead of the system's. ClientCertificate and ClientKey
-	// are ours, for a collector that asks. They are read at the start.
+	// are the relay's own, for a collector that asks. They are read at the start.
 	//
 	// No default. OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE, else OTEL_EXPORTER_OTLP_CERTIFICATE; and so for _CLIENT_CERTIFICATE and _CLIENT_KEY.
 	Certificate       string `env:"OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE" fallback:"OTEL_EXPORTER_OTLP_CERTIFICATE"`
@@ -66,7 +66,7 @@ type Config struct {
 	Disabled bool   `env:"OTEL_SDK_DISABLED"`
 	Exporter string `env:"OTEL_TRACES_EXPORTER"`
 
-	// ServiceName is what the collector knows us as. ResourceAttributes are more that it is told: name=value with commas between, values
+	// ServiceName is the relay's name in traces. ResourceAttributes are more that it is told: name=value with commas between, values
 	// percent-encoded; a service.name among them counts when OTEL_SERVICE_NAME is not set.
 	//
 	// Defaults outbox-worker, none. OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES.

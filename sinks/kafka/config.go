@@ -15,7 +15,7 @@ import (
 // Config says how to reach the brokers and how to write to them. Each field names its variable in its tag;
 // fallback is read when that is unset, secret values are never shown.
 type Config struct {
-	// Brokers are addresses of some brokers of the cluster, host:port each (port 9092 when left out); the
+	// Brokers lists addresses of some brokers of the cluster, host:port each (port 9092 when left out); the
 	// others are learnt from them. One that is down is passed over, so name two or three.
 	//
 	// No default. KAFKA_BOOTSTRAP_SERVERS, comma-separated; when that is unset BROKER_URL, which may say
@@ -80,12 +80,12 @@ type Config struct {
 
 	// BatchBytes is how large one batch for one partition may grow, before compression. Too little
 	// costs requests; more than the topics' max.message.bytes costs a refused request and a second try. A
-	// single larger record travels alone.
+	// single larger record travels alone. The default is below the brokers' default limit, 1048588.
 	//
-	// Default 1000000, below the brokers' default limit of 1048588. RELAY_KAFKA_BATCH_BYTES.
+	// Default 1000000. RELAY_KAFKA_BATCH_BYTES.
 	BatchBytes int `env:"RELAY_KAFKA_BATCH_BYTES"`
 
-	// Idempotence lets the brokers tell a late copy of a request from a new one (see the package comment).
+	// Idempotence lets the brokers tell a late copy of a request from a new one, so that it is not appended twice.
 	// Switch it off only for a broker that cannot; where it is merely not permitted the sink notices, warns
 	// and goes on without.
 	//
@@ -99,8 +99,8 @@ type Config struct {
 	// Default 5s. RELAY_KAFKA_TOPIC_WAIT.
 	TopicWait time.Duration `env:"RELAY_KAFKA_TOPIC_WAIT"`
 
-	// RequestTimeout is how long to wait for a broker's answer before the connection is given up. Brokers
-	// are told to give up on slow replicas after two thirds of it, so that their answer comes first.
+	// RequestTimeout is how long to wait for a broker's answer before the connection is given up. The broker
+	// is told to give up on slow replicas after two thirds of it, so that its answer comes first.
 	// Too little turns a slow broker into redeliveries; too much keeps lanes waiting for a dead one.
 	//
 	// Default 15s. RELAY_KAFKA_REQUEST_TIMEOUT.

@@ -17,14 +17,14 @@ import (
 
 // Config says how to reach the broker and how to publish.
 type Config struct {
-	// URL is where the broker is and who we are: amqp://user:password@host:5672/vhost, or amqps:// for
+	// URL is where the broker is and who the relay is: amqp://user:password@host:5672/vhost, or amqps:// for
 	// TLS. A reserved character in user or password is percent-encoded, and so is a slash in the vhost
 	// (no path, or a bare slash, is the vhost "/").
 	//
 	// Default "amqp://guest:guest@localhost:5672/". RABBITMQ_URL, else BROKER_URL.
 	URL string `env:"RABBITMQ_URL" fallback:"BROKER_URL" secret:"true"`
 
-	// Exchange is what we publish to.
+	// Exchange is what is published to.
 	//
 	// Default "saga-events". RABBITMQ_EXCHANGE.
 	Exchange string `env:"RABBITMQ_EXCHANGE"`
@@ -35,8 +35,8 @@ type Config struct {
 	// Default "topic". RABBITMQ_EXCHANGE_TYPE.
 	ExchangeType string `env:"RABBITMQ_EXCHANGE_TYPE"`
 
-	// Declare makes us declare the exchange, durable, whenever we connect, which needs the permission to
-	// configure it. Without it we only look whether it is there.
+	// Declare makes the relay declare the exchange, durable, whenever it connects, which needs the permission to
+	// configure it. With false it only looks whether it is there.
 	//
 	// Default true. RELAY_RABBITMQ_DECLARE.
 	Declare bool `env:"RELAY_RABBITMQ_DECLARE"`
@@ -62,13 +62,12 @@ type Config struct {
 	// Default "". RELAY_RABBITMQ_TLS_CA_FILE.
 	TLSCAFile string `env:"RELAY_RABBITMQ_TLS_CA_FILE"`
 
-	// TLSCertFile and TLSKeyFile are our own certificate and its key, for a broker that asks for one. Both
-	// or neither.
+	// TLSCertFile is the relay's own certificate, for a broker that asks for one; TLSKeyFile must be set too.
 	//
 	// Default "". RELAY_RABBITMQ_TLS_CERT_FILE.
 	TLSCertFile string `env:"RELAY_RABBITMQ_TLS_CERT_FILE"`
 
-	// TLSKeyFile: see TLSCertFile.
+	// TLSKeyFile is the private key of TLSCertFile.
 	//
 	// Default "". RELAY_RABBITMQ_TLS_KEY_FILE.
 	TLSKeyFile string `env:"RELAY_RABBITMQ_TLS_KEY_FILE" secret:"path"`

@@ -58,24 +58,24 @@ func (p *process) families() map[string]family {
 	return all
 }
 
-// readmeFamilies are those that README.md lists.
-func readmeFamilies(t testing.TB) map[string]family {
+// documentedFamilies are those that docs/metrics.md lists.
+func documentedFamilies(t testing.TB) map[string]family {
 	t.Helper()
-	readme, err := os.ReadFile("../../../README.md")
+	document, err := os.ReadFile("../../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := make(map[string]family)
-	for _, m := range regexp.MustCompile("(?m)^\\| `(outbox_[a-z_]+)` \\| ([a-z]+) \\| ([^|]*) \\|").FindAllStringSubmatch(string(readme), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `(outbox_[a-z_]+)` \\| ([a-z]+) \\| ([^|]*) \\|").FindAllStringSubmatch(string(document), -1) {
 		all[m[1]] = family{kind: m[2], labels: strings.ReplaceAll(strings.Trim(strings.TrimSpace(m[3]), "`"), "`, `", " ")}
 	}
 	if len(all) < 50 {
-		t.Fatalf("README.md lists %d metrics", len(all))
+		t.Fatalf("docs/metrics.md lists %d metrics", len(all))
 	}
 	return all
 }
 
-// A relay with Kafka and RabbitMQ, after events that were delivered, refused and given up: every metric that README.md lists is exported, with its type and its
+// A relay with Kafka and RabbitMQ, after events that were delivered, refused and given up: every metric that docs/metrics.md lists is exported, with its type and its
 // labels; sagas are counted; and the log tells a saga's whole way, by saga_id and by correlation_id, without the rest of its headers.
 func TestSagasInMetricsAndLogs(t *testing.T) {
 	t.Parallel()
@@ -142,8 +142,8 @@ func TestSagasInMetricsAndLogs(t *testing.T) {
 		p.waitMetric(series, want)
 	}
 	// The ratio of HOT updates is there when the server has told of updates twice.
-	eventually(t, patience, "every metric of README.md is exported", func() string {
-		got, want := p.families(), readmeFamilies(t)
+	eventually(t, patience, "every metric of docs/metrics.md is exported", func() string {
+		got, want := p.families(), documentedFamilies(t)
 		var wrong []string
 		for _, name := range slices.Sorted(maps.Keys(want)) {
 			if f, ok := got[name]; !ok {

@@ -175,13 +175,13 @@ func TestRulesAreComplete(t *testing.T) {
 // targetLabels are what a scrape configuration adds to every series.
 var targetLabels = []string{"job", "instance", "namespace", "pod", "__name__"}
 
-// rulesSeries are the labels of each series that a relay exports, by the table in README.md, which a test of the relay compares with the code.
+// rulesSeries are the labels of each series that a relay exports, by the table in docs/metrics.md, which a test of the relay compares with the code.
 func rulesSeries(t *testing.T) map[string][]string {
 	t.Helper()
 	series := map[string][]string{"up": nil}
 	row := regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_\\w+)` \\| (\\w+) \\| ([^|]*)\\|")
 	name := regexp.MustCompile("`(\\w+)`")
-	for _, m := range row.FindAllStringSubmatch(string(product.Read(t, "README.md")), -1) {
+	for _, m := range row.FindAllStringSubmatch(string(product.Read(t, "docs/metrics.md")), -1) {
 		var own []string
 		for _, l := range name.FindAllStringSubmatch(m[3], -1) {
 			own = append(own, l[1])
@@ -193,7 +193,7 @@ func rulesSeries(t *testing.T) map[string][]string {
 		}
 	}
 	if len(series) < 50 {
-		t.Fatalf("%d series found in README.md: the test looks in the wrong place", len(series))
+		t.Fatalf("%d series found in docs/metrics.md: the test looks in the wrong place", len(series))
 	}
 	return series
 }

@@ -82,7 +82,7 @@ func lint(known map[string]exported, d dashboard) (findings []finding) {
 	return findings
 }
 
-// exported is a series in README's table, which a test of package relay compares with what the relay exports.
+// exported is a series in the table of docs/metrics.md, which a test of package relay compares with what the relay exports.
 type exported struct {
 	kind   string
 	labels []string
@@ -94,7 +94,7 @@ func series(t *testing.T) map[string]exported {
 	known := map[string]exported{"up": {"gauge", nil}}
 	line := regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_[a-z_]+)` \\| (counter|gauge|histogram) \\| ([^|]*)\\|")
 	name := regexp.MustCompile("`([a-z_]+)`")
-	for _, m := range line.FindAllStringSubmatch(string(product.Read(t, "README.md")), -1) {
+	for _, m := range line.FindAllStringSubmatch(string(product.Read(t, "docs/metrics.md")), -1) {
 		var labels []string
 		for _, l := range name.FindAllStringSubmatch(m[3], -1) {
 			labels = append(labels, l[1])
@@ -108,7 +108,7 @@ func series(t *testing.T) map[string]exported {
 		}
 	}
 	if len(known) < 60 {
-		t.Fatalf("README's table of metrics has %d series: the test looks in the wrong place", len(known))
+		t.Fatalf("the table of docs/metrics.md has %d series: the test looks in the wrong place", len(known))
 	}
 	return known
 }

@@ -36,11 +36,11 @@ func TestEveryExpression(t *testing.T) {
 	t.Run("exemplars", s.exemplars)
 }
 
-// documented are the labels of each series in README's table, by name.
+// documented are the labels of each series in the table of docs/metrics.md, by name.
 func documented(t *testing.T) map[string][]string {
 	t.Helper()
 	known := map[string][]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_[a-z_]+)` \\| (counter|gauge|histogram) \\| ([^|]*)\\|").FindAllStringSubmatch(string(product.Read(t, "README.md")), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_[a-z_]+)` \\| (counter|gauge|histogram) \\| ([^|]*)\\|").FindAllStringSubmatch(string(product.Read(t, "docs/metrics.md")), -1) {
 		labels := []string{}
 		for _, l := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(m[3], -1) {
 			labels = append(labels, l[1])
@@ -53,7 +53,7 @@ func documented(t *testing.T) map[string][]string {
 		known[name] = labels
 	}
 	if len(known) < 60 {
-		t.Fatalf("README's table has %d series: the test looks in the wrong place", len(known))
+		t.Fatalf("the table of docs/metrics.md has %d series: the test looks in the wrong place", len(known))
 	}
 	return known
 }
@@ -93,7 +93,7 @@ func body(t *testing.T, resp *http.Response) string {
 	return string(text)
 }
 
-// metrics: Prometheus has stored every series of README's table, with its labels and no others.
+// metrics: Prometheus has stored every series of the table of docs/metrics.md, with its labels and no others.
 func (s *scene) metrics(t *testing.T, known map[string][]string) {
 	for _, name := range slices.Sorted(maps.Keys(known)) {
 		found, _, err := s.prometheus.ask(name)
@@ -116,7 +116,7 @@ func (s *scene) metrics(t *testing.T, known map[string][]string) {
 			}
 			slices.Sort(labels)
 			if !slices.Equal(labels, known[name]) {
-				t.Errorf("%s has the labels %v, and README says %v", name, labels, known[name])
+				t.Errorf("%s has the labels %v, and docs/metrics.md says %v", name, labels, known[name])
 			}
 		}
 	}

@@ -152,16 +152,16 @@ func TestMonitoring(t *testing.T) {
 	}
 }
 
-// traceEndpoints are the collectors that the file and README tell people to set.
+// traceEndpoints are the collectors that the file and docs/operating.md tell people to set.
 func traceEndpoints(t *testing.T) (hosts []string) {
 	t.Helper()
-	for _, name := range []string{"docker-compose.yml", "README.md"} {
+	for _, name := range []string{"docker-compose.yml", "docs/operating.md"} {
 		for _, m := range regexp.MustCompile(`OTEL_EXPORTER_OTLP_ENDPOINT=http://(\S+) .*docker compose`).FindAllStringSubmatch(string(product.Read(t, name)), -1) {
 			hosts = append(hosts, m[1])
 		}
 	}
 	if len(hosts) != 2 {
-		t.Errorf("docker-compose.yml and README.md tell of %v, want one of each", hosts)
+		t.Errorf("docker-compose.yml and docs/operating.md tell of %v, want one of each", hosts)
 	}
 	return hosts
 }

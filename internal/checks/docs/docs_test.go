@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -120,8 +121,14 @@ func TestSQL(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		// It is all undone afterwards, so it may not end the transaction itself.
+		// It is all undone afterwards, so it may not end the transaction itself. What no transaction takes is only parsed.
 		text := regexp.MustCompile(`(?m)^(BEGIN|COMMIT);$`).ReplaceAllString(b.text, "")
+		text = regexp.MustCompile(`(?m)^(ALTER SYSTEM|CREATE DATABASE) [^;]*;$`).ReplaceAllStringFunc(text, func(statement string) string {
+			if _, err := db.Conn(t).Prepare(t.Context(), "", statement); err != nil {
+				t.Errorf("%s:%d: %s: %v", b.file, b.line, statement, err)
+			}
+			return ""
+		})
 		if _, err := tx.Conn().PgConn().Exec(t.Context(), "SAVEPOINT block; "+text).ReadAll(); err != nil {
 			t.Errorf("%s:%d: %v", b.file, b.line, err)
 			if _, err := tx.Exec(t.Context(), "ROLLBACK TO block"); err != nil {
@@ -135,18 +142,59 @@ func TestSQL(t *testing.T) {
 	}
 }
 
-// Links within the tree lead somewhere.
+// Links within the tree lead somewhere, to a heading where they name one.
 func TestLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
+	link := regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`)
 	for _, name := range documents(t) {
 		for i, line := range strings.Split(string(product.Read(t, name)), "\n") {
 			for _, m := range link.FindAllStringSubmatch(line, -1) {
-				if _, err := os.Stat(filepath.Join(product.Root(), filepath.Dir(name), m[1])); err != nil {
+				target := name
+				if m[1] != "" {
+					target = path.Join(path.Dir(name), m[1])
+				}
+				if _, err := os.Stat(filepath.Join(product.Root(), target)); err != nil {
 					t.Errorf("%s:%d: the link to %s leads nowhere", name, i+1, m[1])
+				} else if m[2] != "" && !slices.Contains(anchors(t, target), m[2]) {
+					t.Errorf("%s:%d: %s has no heading #%s", name, i+1, target, m[2])
 				}
 			}
 		}
 	}
+}
+
+// Files that DESIGN.md and relay/doc.go send readers to are there, and so are the functions that they name in them.
+func TestPlacesInTheCode(t *testing.T) {
+	place := regexp.MustCompile(`\b([\w/-]+\.go)(?::` + "`?" + ` (\w+))?`)
+	n := 0
+	for _, document := range []string{"relay/DESIGN.md", "relay/doc.go"} {
+		for i, line := range strings.Split(string(product.Read(t, document)), "\n") {
+			for _, m := range place.FindAllStringSubmatch(line, -1) {
+				n++
+				text, err := os.ReadFile(filepath.Join(product.Root(), m[1]))
+				if err != nil {
+					text, err = os.ReadFile(filepath.Join(product.Root(), "relay", m[1]))
+				}
+				if err != nil {
+					t.Errorf("%s:%d: there is no %s", document, i+1, m[1])
+				} else if m[2] != "" && !regexp.MustCompile(`\b`+m[2]+`\b`).Match(text) {
+					t.Errorf("%s:%d: %s has no %s", document, i+1, m[1], m[2])
+				}
+			}
+		}
+	}
+	if n < 60 {
+		t.Errorf("%d places found: the test looks in the wrong place", n)
+	}
+}
+
+// anchors are what links to a document's headings end with, as GitHub makes them.
+func anchors(t *testing.T, name string) (all []string) {
+	t.Helper()
+	for _, m := range regexp.MustCompile("(?m)^#+ (.+)$").FindAllStringSubmatch(string(product.Read(t, name)), -1) {
+		anchor := strings.ReplaceAll(strings.ToLower(m[1]), " ", "-")
+		all = append(all, regexp.MustCompile(`[^\pL\pN_-]`).ReplaceAllString(anchor, ""))
+	}
+	return all
 }
 
 // lookUp knows where commands come from.

@@ -18,7 +18,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
 
-// lineKeys are the keys of the relay's log lines that the collectors read. README.md, "Logs", has them all.
+// lineKeys are the keys of the relay's log lines that the collectors read. docs/observability.md, "Logs", has them all.
 var lineKeys = []string{"timestamp", "level", "saga_id", "saga_name", "step_name", "correlation_id", "event_id", "event_type", "trace_id", "span_id"}
 
 // collected is what a collector makes of a line.
@@ -162,13 +162,13 @@ func TestLabels(t *testing.T) {
 	if compose := alloyMakes(t, inCompose...); !slices.Equal(compose.labels, bounded) || !slices.Equal(compose.metadata, plain.metadata) {
 		t.Errorf("docker-compose.yml: %+v, want what the cluster has: %+v", compose, plain)
 	}
-	readme := string(product.Read(t, "README.md"))
+	document := string(product.Read(t, "docs/observability.md"))
 	for _, c := range []collected{plain, ids} {
 		if !maps.Equal(c.read, plain.read) {
 			t.Errorf("the component reads %v, the base %v", c.read, plain.read)
 		}
 		for name, key := range c.read {
-			if !slices.Contains(lineKeys, key) || !strings.Contains(readme, "`"+key+"`") {
+			if !slices.Contains(lineKeys, key) || !strings.Contains(document, "`"+key+"`") {
 				t.Errorf("%s: a line has no key %q", name, key)
 			}
 			if name != "ts" && slices.Contains(c.labels, name) == slices.Contains(c.metadata, name) {

@@ -1,3 +1,85 @@
-// Package relay is the heart of sagaz-relay: the path of an event from a committed row of saga_outbox
-// to the brokers' acknowledgements and back to the row's mark.
+// Package relay is the heart of sagaz-relay: the path of an event from a committed row of
+// saga_outbox to the brokers' acknowledgements and back to the row's mark. It knows no SQL
+// (store), no broker (sinks) and no HTTP (admin); DESIGN.md follows one event through it and has
+// a map of what to change where.
+//
+// # Promises
+//
+//  1. Every committed row reaches every sink at least once, or ends as a dead letter.
+//  2. First deliveries of a key to a sink are in commit order. Rows found in the table come in
+//     the order of created_at among themselves.
+//  3. A clean stop repeats nothing. A crash repeats what was in flight, as a suffix, in order.
+//  4. The slot never moves past an event that is not delivered and marked, or in the ledger.
+//  5. Memory stays within the in-flight budget, whatever the size of a transaction or of the
+//     ledger.
+//  6. One bad row, one bad key, one dead sink or one dead relay stops only itself.
+//
+// Package verify checks them.
+//
+// # States
+//
+// Of a relay, for its slot (status.go, Role):
+//
+//	starting ──▶ standby ──lease──▶ owner ──stop──▶ draining ──▶ (ended)
+//	                ▲                 │
+//	                └── lease lost ───┘
+//
+// Of an owner, how it finds events (feed.go): it recovers (sweeps the table) when the slot is new
+// or cannot be trusted, then streams; where streaming is impossible it polls.
+//
+// Of an event (tracker.go, ledger.go; in quotes what the row's status says):
+//
+//	"pending" ─▶ in flight ── all sinks have it ────────────────────▶ marked "sent"
+//	                 │                                                    ▲
+//	                 └─ a sink does not ─▶ ledger: retry ── delivered ────┘
+//	                                         "failed" │ ▲
+//	                               MAX_RETRIES are up ▼ │ by hand
+//	                                              dead "dead_letter"
+//
+// An entry behind another of its key is held until that one is gone. The row of a held entry
+// stays "pending".
+//
+// # What happens on each failure
+//
+//	a sink fails, transient         the lane offers the same records again, in order lane.go
+//	a sink refuses a record         it and what follows of its key are parked        lane.go: triage
+//	a sink fails for long           isolated: all its events go to the ledger        shelf.go: isolate
+//	a ledger entry is due           offered in rounds, in the order of its key       drainer.go
+//	the slot keeps too much WAL     the sinks that are behind are isolated           observe.go: mindWAL
+//	a row does not take its mark    set aside in the ledger, tried again             unmarked.go
+//	a mark's transaction fails      written again, as it is                          marker.go
+//	the connection to the slot ends a new one; what it repeats is dropped            intake.go: fresh
+//	the slot is gone, or was moved  the table is swept, then streamed                feed.go
+//	rows that no stream delivers    found by looking at the table                    sweep.go
+//	streaming is impossible         the table is polled, in mode auto                feed.go
+//	the lease is lost               lanes stop at once; new lease, new pipeline      relay.go: keep
+//	the process was frozen          Fence says no before each write to a broker      sink.go: Fence
+//	an owner moves nothing          it gives the lease up, another relay tries       progress.go
+//	the relay is told to stop       drains, marks, releases the lease                pipeline.go: drain
+//
+// # Words
+//
+//   - event: a row of saga_outbox, as it was inserted. Record: what a broker gets for it.
+//   - key: aggregate_id. What has one key is delivered in order.
+//   - sink: a broker, or a file, that every event goes to.
+//   - lane: an ordered queue of a sink; a key has one lane per sink.
+//   - in flight: read, and not yet marked. The budget bounds it.
+//   - refused: a sink will not take this record. All other errors are transient: it is offered
+//     again.
+//   - ledger: the table saga_outbox_delivery, an entry for each event that a sink did not get at
+//     once. To park is to write one.
+//   - retry, held, dead: the states of an entry: to be offered, behind another of its key, given
+//     up.
+//   - dead letter: an event with a dead entry, for a person.
+//   - isolated: a sink whose events all go to the ledger for now.
+//   - shelf: what the owner knows of the ledger in memory: which keys may have entries.
+//   - mark: to write what became of an event to its row.
+//   - slot: the replication slot that the events are read from.
+//   - watermark: the position in the WAL up to which everything is marked. The slot may move
+//     there.
+//   - lease: the right to read the slot and to mark. One relay has it, the owner; others stand
+//     by.
+//   - epoch: how many owners a slot has had. A statement of an old owner finds another one, and
+//     fails.
+//   - sweep: a look through the table for rows that the stream does not deliver.
 package relay

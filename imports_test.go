@@ -17,7 +17,7 @@ import (
 const module = "github.com/sagaz-relay/relay"
 
 // allowed says which of our packages a package may import, by path patterns (path.Match; the first that matches counts).
-// STYLE.md tells why: imports point inward, cmd is the one place that knows all rooms.
+// CONTRIBUTING.md says what each room is for: imports point inward, cmd is the one place that knows all rooms.
 var allowed = []struct {
 	pkg     string
 	imports []string
@@ -96,7 +96,7 @@ func TestImportsPointInward(t *testing.T) {
 			return matches(a.pkg, name)
 		})
 		if i < 0 {
-			t.Errorf("%s: a new room; say in imports_test.go what it may import, and in STYLE.md what it is for", name)
+			t.Errorf("%s: a new room; say in imports_test.go what it may import, and in CONTRIBUTING.md what it is for", name)
 			continue
 		}
 		for _, imported := range p.Imports {

@@ -33,7 +33,7 @@ type reader struct {
 // keep a distance: idlePause on a quiet stream, which an event hardly notices, busyPause once reads bring more than busyRead.
 // On a busy stream the kernel is asked not to wake us for less than busyLowWater either (SO_RCVLOWAT, socket(7)): the poller
 // would otherwise be woken by every segment, whether somebody reads or not. busyWait bounds what that can hold back when the
-// stream dries up. Draining single-row transactions this halves the CPU of all sides (relay/DESIGN.md, "Measured").
+// stream dries up. Draining single-row transactions this halves the CPU of all sides (docs/measurements.md).
 const (
 	idlePause    = time.Millisecond
 	busyPause    = 4 * time.Millisecond

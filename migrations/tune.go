@@ -19,7 +19,7 @@ var hotIndexes = []struct {
 	{name: "saga_outbox_status", on: "brin (status) WITH (pages_per_range='64', autosummarize='on')", since: 16_00_00},
 }
 
-// fillfactor leaves room on each page for the version of a row that its mark writes; measured, relay/DESIGN.md "Marks".
+// fillfactor leaves room on each page for the version of a row that its mark writes; docs/measurements.md, "What choices are worth".
 const fillfactor = 50
 
 // Tune brings an outbox table that the library made into the form that keeps marks HOT: the indexes whose predicate

@@ -15,7 +15,7 @@ import (
 
 var update = flag.Bool("update", false, "write the tables of docs/metrics.md (make docs)")
 
-// contractMetrics are the names in docs/contract.md, with the labels that the library, or the contract, gives them. Of what a relay tells of itself
+// contractMetrics are the names in docs/contract.md, with the labels that the library, or we, gave them. Of what a relay tells of itself
 // beyond that, docs/metrics.md has the list.
 var contractMetrics = map[string]string{
 	"outbox_batch_processed_total":          "worker_id",

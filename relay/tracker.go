@@ -49,7 +49,7 @@ func (f *flight) at() Timestamp {
 }
 
 // tracker knows what is in flight and how far the slot may move. It is a plain value without locks, I/O or
-// clock: the pipeline wraps it with a mutex. (A goroutine of its own, as the house style draws it, was not taken: each of its
+// clock: the pipeline wraps it with a mutex. (It is no goroutine of its own: each of its
 // callers works in batches and holds the lock for microseconds, while a channel costs every batch two wake-ups.)
 //
 // An event goes through admit → settle (once for each sink: taken, or passed to the ledger) → mark. Positions go through pass: the

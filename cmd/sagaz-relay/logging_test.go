@@ -26,7 +26,7 @@ func TestLogLines(t *testing.T) {
 		t.Fatalf("not one line: %q", line)
 	}
 	if !strings.HasPrefix(line, `{"timestamp":"`) || !strings.Contains(line, `","level":"WARNING","logger":"relay.sink.kafka","message":"event refused","`) {
-		t.Errorf("keys are not those of the contract: %s", line)
+		t.Errorf("keys are not those of docs/observability.md: %s", line)
 	}
 	var got map[string]any
 	if err := json.Unmarshal([]byte(line), &got); err != nil {

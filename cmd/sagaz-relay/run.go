@@ -106,7 +106,7 @@ func limitMemory(log hclog.Logger) {
 
 // limitProcs leaves the cores to the database and the brokers beside us. The relay waits for the network far more than it computes: one P
 // carries more than a walsender sends, and every further one spins for work at each wake-up. On 2 cores that spinning cost
-// 10 µs of CPU an event on all sides together, against 23 without (relay/DESIGN.md, "Measured").
+// 10 µs of CPU an event on all sides together, against 23 without (docs/measurements.md).
 func limitProcs(log hclog.Logger) {
 	if os.Getenv("GOMAXPROCS") != "" {
 		return // the user's own limit

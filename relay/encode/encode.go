@@ -87,7 +87,7 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 	return nil
 }
 
-// sagazBody is the body of the Python library (CONTRACT, "Wire"): a JSON object with the keys event_id, saga_id, aggregate_type,
+// sagazBody is the body of the Python library (docs/contract.md, "Wire"): a JSON object with the keys event_id, saga_id, aggregate_type,
 // aggregate_id, event_type, payload, timestamp in this order. id is the event's, and shares the body's memory, which nobody
 // writes to from here on.
 func sagazBody(ev *relay.Event) (body []byte, id string) {

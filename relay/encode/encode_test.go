@@ -156,7 +156,7 @@ func randomText(r *rand.Rand) string {
 	return string(b)
 }
 
-// Whatever text columns hold, the body says the same as encoding/json would, and its keys come in the contract's order.
+// Whatever text columns hold, the body says the same as encoding/json would, and its keys come in the order of docs/contract.md.
 func TestEncodeAgreesWithEncodingJSON(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	enc := encoder(t, "{event_type}", "{event_type}")

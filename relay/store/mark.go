@@ -34,7 +34,7 @@ const (
 )
 
 // archiveSQL moves rows; the copy says sent. Whole rows are moved, so columns that somebody added come along: both tables
-// have the same columns in the same order (CONTRACT, "Tables"). OFFSET 0 keeps the row from being built once for each column.
+// have the same columns in the same order (docs/contract.md, "Tables"). OFFSET 0 keeps the row from being built once for each column.
 const archiveSQL = `WITH gone AS (DELETE FROM saga_outbox o WHERE event_id = ANY($1::uuid[])` + owned + ` RETURNING o AS was)
 	INSERT INTO saga_outbox_archive OVERRIDING SYSTEM VALUE SELECT (m.became).* FROM (
 		SELECT jsonb_populate_record(was, jsonb_build_object('status', 'sent', 'sent_at', now())) AS became FROM gone OFFSET 0) m

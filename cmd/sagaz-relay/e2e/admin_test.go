@@ -34,7 +34,7 @@ func (p *process) waitMetric(series, want string) {
 	})
 }
 
-// An owner and a standby as Prometheus, the autoscaler and the probes of Kubernetes see them: the names are the contract's, and
+// An owner and a standby as Prometheus, the autoscaler and the probes of Kubernetes see them: the names are those of docs/contract.md, and
 // a standby has nothing pending, so that the sum over pods is the backlog.
 func TestMetrics(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
-// body is what CONTRACT.md says of it.
+// body is what docs/contract.md says of it.
 type body struct {
 	EventID       string          `json:"event_id"`
 	SagaID        string          `json:"saga_id"`
@@ -403,7 +403,7 @@ func TestWireRabbitMQ(t *testing.T) {
 	if len(messages) != len(rows) {
 		t.Errorf("%d messages, want %d", len(messages), len(rows))
 	}
-	// The exchange is as the contract says: another declaration of the same passes.
+	// The exchange is as docs/contract.md says: another declaration of the same passes.
 	q.on(func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclare(q.name, "topic", true, false, false, false, nil)
 	})

@@ -23,7 +23,7 @@ const startLimit = time.Minute
 // A sink was down for hours, and is back. From the relay's start to the first delivery of a new event takes seconds, and no more memory than on
 // another day. While the ledger is read the relay says so, and obeys SIGTERM.
 //
-// SAGAZ_E2E_LEDGER=5000000 makes it that large: see relay/DESIGN.md, "Measured".
+// SAGAZ_E2E_LEDGER=5000000 makes it that large: see docs/measurements.md.
 func TestStartWithALargeLedger(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("/proc/self/status"); err != nil {

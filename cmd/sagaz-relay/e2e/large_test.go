@@ -15,7 +15,7 @@ import (
 // largeMemory is what the relay may hold resident, whatever comes.
 const largeMemory = 100 << 20
 
-// largeRows is twice as much as fits into that. SAGAZ_E2E_LARGE=1000000 makes it what the README promises, for an idle machine.
+// largeRows is twice as much as fits into that. SAGAZ_E2E_LARGE=1000000 is for an idle machine.
 func largeRows(t testing.TB) int {
 	n, err := strconv.Atoi(cmp.Or(os.Getenv("SAGAZ_E2E_LARGE"), "200000"))
 	if err != nil {

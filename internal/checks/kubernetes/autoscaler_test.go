@@ -201,7 +201,7 @@ func (a *autoscaler) run(backlog float64, lasting time.Duration, report func(bac
 	return steps
 }
 
-// owners is what the contract says: the pods that own slots report what waits on them, the others 0.
+// owners is what docs/contract.md says: the pods that own slots report what waits on them, the others 0.
 func owners(k int) func(float64, int) values {
 	return func(backlog float64, n int) values {
 		pods := make(values, n)

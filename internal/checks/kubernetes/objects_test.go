@@ -126,7 +126,7 @@ func file(t testing.TB, name string) []object {
 	return decode(t, name, product.Read(t, filepath.Join("k8s", name)))
 }
 
-// theFiles are those that the contract names, in the quick start's order.
+// theFiles are those that docs/contract.md names, in the quick start's order.
 var theFiles = []string{"namespace.yaml", "secrets-example.yaml", "postgresql.yaml", "migration-job.yaml", "configmap.yaml", "outbox-worker.yaml", "network-policies.yaml"}
 
 // TestFiles decodes every file under k8s/ that holds objects. Each can be applied alone: every object says where it belongs, and
@@ -184,7 +184,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// TestNames has the names that users of the library's manifests know (CONTRACT.md).
+// TestNames has the names that users of the library's manifests know (docs/contract.md).
 func TestNames(t *testing.T) {
 	all := make(map[string]bool)
 	for _, name := range theFiles {

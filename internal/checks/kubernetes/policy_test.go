@@ -28,7 +28,7 @@ func TestRestricted(t *testing.T) {
 			if result := policy.AggregateCheckResults(evaluator.EvaluatePod(level, &p.meta, &p.spec)); !result.Allowed {
 				t.Errorf("%s: %s", p.name, result.ForbiddenDetail())
 			}
-			// Beyond the policy: the contract.
+			// Beyond the policy: docs/contract.md.
 			s := p.spec.SecurityContext
 			if s.RunAsUser == nil || *s.RunAsUser != 1000 || s.RunAsGroup == nil || *s.RunAsGroup != 1000 {
 				t.Errorf("%s does not run as 1000:1000", p.name)
@@ -52,7 +52,7 @@ const kubeScore = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0"
 
 // notAsked are kube-score's tests that do not hold here.
 var notAsked = map[string]string{
-	"container-security-context-user-group-id": "it wants ids above 10000; 1000 is the contract with the library's manifests",
+	"container-security-context-user-group-id": "it wants ids above 10000; 1000 is that of the library's manifests (docs/contract.md)",
 	"container-image-pull-policy":              "it wants Always; tags and digests do not move here, and a pull at every start makes the registry a part that can fail",
 }
 

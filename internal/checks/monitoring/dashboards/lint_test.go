@@ -43,7 +43,7 @@ func TestDashboardsKeepTheRules(t *testing.T) {
 	}
 }
 
-// Two dashboards must not share what tells them apart, and the contract names their files.
+// Two dashboards must not share what tells them apart, and docs/contract.md names their files.
 func TestDashboardsAreDistinct(t *testing.T) {
 	seen := map[string]string{}
 	for name, d := range files() {

@@ -49,6 +49,13 @@ demo: build ## an outbox, a relay and a load on an embedded PostgreSQL, checked 
 bench: ## the relay against the bare replication stream
 	go run ./cmd/sagaz-relay bench $(ARGS)
 
+# What needs no server.
+QUICK_PKG := . ./relay ./relay/encode ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/orders ./internal/term
+
+.PHONY: quick
+quick: ## a minute, and no server: engine, encoder, decoder, file sink, import rules
+	go vet ./... && go test $(QUICK_PKG)
+
 .PHONY: test
 test: bin/testenv ## everything, with the race detector, on real PostgreSQL 14 and 18, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
 	bin/testenv -race -postgres=14,18 $(if $(filter ./...,$(PKG)),-tools=$(CHECKS_TOOLS)) -- $(MAKE) --no-print-directory test-inside

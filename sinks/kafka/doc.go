@@ -66,4 +66,15 @@
 // which record failed. Its Transport asks for the metadata of all topics of the cluster every few seconds, sends to the
 // leader of its last answer until the next, hands out idle connections that are dead, and takes one request per
 // partition and connection at a time. One request for all partitions of a broker is what keeps many topics cheap.
+//
+// # Why not another client, and what that costs
+//
+// A client with an idempotent producer of its own would take epochs and sequence numbers off our hands. It retries by
+// itself, though: when it gives a record up, later ones of the partition may have gone out already, and what is
+// offered again is no suffix of its key. Order across topics and halving a refused batch would still be ours. The library
+// was a given, besides, and a relay that marks rows needs the fate of each record more than a client's convenience.
+//
+// The price is in this package: batching, leaders, retries and sequence numbers are about 2,500 lines here that a client would have had,
+// with tests against a broker that cuts, delays and lies. A new version of the produce request is ours to follow: it
+// speaks 3 to 8, which brokers take from 0.11 to 4.x.
 package kafka

@@ -17,14 +17,22 @@ type pair struct {
 
 	mu   sync.Mutex // guards what follows
 	cert *tls.Certificate
-	seen [2]stamp // of the files that cert, or the last failure, came from
-	told bool     // that the time of cert is over, or has not come
+	seen stamps // of the files that cert, or the last failure, came from
+	told bool   // that the time of cert is over, or has not come
 }
 
-// stamp tells a file from an older one at the same place. A mounted secret is a link that moves; os.Stat follows it.
-type stamp struct {
-	modified time.Time
-	size     int64
+// stamps tell two files from older ones at the same places; nil is none. A mounted secret is a link that moves; os.Stat follows it.
+type stamps [2]os.FileInfo
+
+// same compares places on disk, too: times are no finer than the kernel's clock ticks, and certificates have like sizes.
+func (s stamps) same(as stamps) bool {
+	for i := range s {
+		a, b := s[i], as[i]
+		if (a == nil) != (b == nil) || a != nil && (!os.SameFile(a, b) || !a.ModTime().Equal(b.ModTime()) || a.Size() != b.Size()) {
+			return false
+		}
+	}
+	return true
 }
 
 // loadPair reads the files; the error names the settings.
@@ -50,7 +58,7 @@ func (p *pair) get() *tls.Certificate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.stamps()
-	if now == p.seen {
+	if now.same(p.seen) {
 		p.mindTime()
 		return p.cert
 	}
@@ -77,10 +85,10 @@ func (p *pair) mindTime() {
 	p.log.Warn("the certificate is not valid now, peers will refuse it", "file", p.certFile, "not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "mend", "renew it; the new file is read by itself")
 }
 
-func (p *pair) stamps() (s [2]stamp) {
+func (p *pair) stamps() (s stamps) {
 	for i, name := range []string{p.certFile, p.keyFile} {
 		if info, err := os.Stat(name); err == nil {
-			s[i] = stamp{info.ModTime(), info.Size()}
+			s[i] = info
 		}
 	}
 	return s

@@ -95,7 +95,7 @@ type Lease interface {
 	// are returned as later, in any order, to be marked again soon: a transaction is in the WAL before it is visible to
 	// others, by as much as a synchronous standby takes. What is behind one of them in its key is later, too, so
 	// that what a crash leaves without a mark is a suffix of the key. Entries of the ledger do not need
-	// their rows: they are written at once, and an entry that is there already stays as it is.
+	// their rows, but wait with what is in front of them in their key; an entry that is there already stays as it is.
 	// A row that is gone counts as marked. ErrFenced ends the lease.
 	Mark(ctx context.Context, batch MarkBatch) (later []int, err error)
 	// Remark tries again to mark rows that Mark has set aside, those whose time has come, and returns which are left. Mark sets a row aside, as

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -73,14 +74,29 @@ const markTimeout = 30 * time.Second
 // delivered again.
 func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err error) {
 	var locked []int
+	waiting := make(map[string]bool) // keys of which an event is for later: the parts that follow must not pass it
 	err = l.batched(ctx, "mark", len(b.Marks), func(lo, hi int) error {
-		some, theirs, err := l.mark(ctx, relay.MarkBatch{Marks: b.Marks[lo:hi], Confirm: b.Confirm})
+		some, theirs, err := l.mark(ctx, relay.MarkBatch{Marks: b.Marks[lo:hi], Confirm: b.Confirm}, waiting)
+		if err != nil {
+			return err
+		}
 		later, locked = shifted(later, some, lo), shifted(locked, theirs, lo)
-		return err
+		for _, i := range some {
+			waiting[b.Marks[lo+i].Key] = true
+		}
+		return nil
 	}, func() error {
 		return l.probeMarks(ctx, b)
 	}, func(lo, hi int, why error) error {
-		return l.setAside(ctx, b.Marks[lo:hi], why)
+		these := make([]relay.Mark, 0, hi-lo)
+		for i := lo; i < hi; i++ {
+			if waiting[b.Marks[i].Key] {
+				later = append(later, i)
+			} else {
+				these = append(these, b.Marks[i])
+			}
+		}
+		return l.setAside(ctx, these, why)
 	})
 	if err == nil && (len(locked) > 0 || l.left.watching()) {
 		later, err = l.setLockedAside(ctx, b.Marks, later, locked)
@@ -100,10 +116,10 @@ func shifted(all, part []int, lo int) []int {
 }
 
 // mark is one transaction of Mark, and the look at what it has not found: later are the events to be marked again, and locked those of them
-// whose rows are there.
-func (l *lease) mark(ctx context.Context, b relay.MarkBatch) (later, locked []int, err error) {
+// whose rows are there. Events of keys that are waiting are for later.
+func (l *lease) mark(ctx context.Context, b relay.MarkBatch, waiting map[string]bool) (later, locked []int, err error) {
 	marks, at := l.left.behind(b.Marks)
-	later, locked, err = l.markNow(ctx, marks, b.Confirm)
+	later, locked, err = l.markNow(ctx, marks, b.Confirm, waiting)
 	for i := range later {
 		later[i] = placeOf(at, later[i])
 	}
@@ -114,17 +130,17 @@ func (l *lease) mark(ctx context.Context, b relay.MarkBatch) (later, locked []in
 }
 
 // markNow is mark for what waits behind nothing.
-func (l *lease) markNow(ctx context.Context, marks []relay.Mark, confirm relay.LSN) (later, locked []int, err error) {
+func (l *lease) markNow(ctx context.Context, marks []relay.Mark, confirm relay.LSN, waiting map[string]bool) (later, locked []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		later, locked, err = l.markInOrder(ctx, conn, marks, confirm)
+		later, locked, err = l.markInOrder(ctx, conn, marks, confirm, waiting)
 		if isLocked(err) && !l.marks.skip {
 			l.marks.skip = true
-			later, locked, err = l.markInOrder(ctx, conn, marks, confirm)
+			later, locked, err = l.markInOrder(ctx, conn, marks, confirm, waiting)
 		}
 		if err == nil {
-			l.marks.skip = l.marks.skip && len(later) > 0
+			l.marks.skip = l.marks.skip && (len(later) > 0 || l.left.watching()) // a locked row of another batch will come again
 		}
 		return err
 	})
@@ -133,8 +149,8 @@ func (l *lease) markNow(ctx context.Context, marks []relay.Mark, confirm relay.L
 
 // markInOrder marks what can be marked, but no event whose key has an earlier one that cannot be: a relay that dies now makes the next owner
 // deliver that one again, and what arrives again has to be a suffix.
-func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, confirm relay.LSN) (later, locked []int, err error) {
-	later, locked, err = l.notYet(ctx, conn, marks)
+func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, confirm relay.LSN, waiting map[string]bool) (later, locked []int, err error) {
+	later, locked, err = l.notYet(ctx, conn, marks, waiting)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -176,7 +192,7 @@ func placeOf(at []int, i int) int {
 // notYet finds the events that must not be marked now: those whose rows cannot be, and all behind one of these in its key. It is asked for
 // what one statement could mark in part: rows of several transactions, of which the later one may be visible sooner, and rows
 // whose locks somebody holds. What becomes locked after this look is still passed over alone.
-func (l *lease) notYet(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (later, locked []int, err error) {
+func (l *lease) notYet(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, waiting map[string]bool) (later, locked []int, err error) {
 	seen, taken := &l.marks.seen, map[relay.UUID]bool(nil)
 	mixed := seen.mayMix(marks)
 	if mixed {
@@ -191,10 +207,11 @@ func (l *lease) notYet(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) 
 			return nil, nil, err
 		}
 	}
-	if !mixed && len(taken) == 0 {
+	if !mixed && len(taken) == 0 && len(waiting) == 0 {
 		return nil, nil, nil
 	}
 	behind := make(map[string]bool)
+	maps.Copy(behind, waiting)
 	for i := range marks {
 		m := &marks[i]
 		switch {

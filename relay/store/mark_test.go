@@ -300,7 +300,7 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 			if got := counts(t, db); got != "1 pending" {
 				t.Fatalf("visible rows: %s, want only the first", got)
 			}
-			events := append(early, relay.Event{ID: id(2), XID: xid}, relay.Event{ID: id(3), XID: xid})
+			events := append(early, relay.Event{ID: id(2), AggregateID: "a2", XID: xid}, relay.Event{ID: id(3), AggregateID: "a3", XID: xid})
 			marks := marksOf(events)
 			refuse(&marks[2], "no route")
 			for range 2 {
@@ -368,10 +368,16 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 			if got := counts(t, db); got != want {
 				t.Errorf("%s: rows: %s, want %s", mode, got, want)
 			}
+			if mark(t, l, marks[2:3]); !l.marks.skip {
+				t.Errorf("%s: after a batch without the locked row the next one waits for it again", mode)
+			}
 			if err := person.Commit(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			mark(t, l, []relay.Mark{marks[0]})
+			if mark(t, l, marks[2:3]); l.marks.skip {
+				t.Errorf("%s: locked rows are looked for when there are none", mode)
+			}
 			if got := row(t, db, 1); strings.HasPrefix(got, "claimed") || strings.HasPrefix(got, "pending") {
 				t.Errorf("%s: the row that was locked: %s", mode, got)
 			}
@@ -458,6 +464,12 @@ func TestMayMix(t *testing.T) {
 		}
 		return marks
 	}
+	refused := func(marks []relay.Mark, is ...int) []relay.Mark {
+		for _, i := range is {
+			refuse(&marks[i], "no")
+		}
+		return marks
+	}
 	seen := snapshot{xmax: 1<<32 + 100, running: []uint64{1<<32 + 90}}
 	for _, c := range []struct {
 		marks []relay.Mark
@@ -474,6 +486,10 @@ func TestMayMix(t *testing.T) {
 		{of(90, 10, 91, 10), true},
 		{of(91, 10, 90, 10), false},
 		{of(4294967295, 10, 99, 10), false},
+		{refused(of(100, 100, 100, 100), 2), true}, // its entry could be written while the row in front of it is invisible
+		{refused(of(100, 100, 100, 100), 0, 1), false},
+		{refused(of(100, 100, 100, 100), 0, 1, 2, 3), false},
+		{refused(of(10, 10, 10, 10), 2, 3), false},
 	} {
 		if got := seen.mayMix(c.marks); got != c.want {
 			t.Errorf("%v: %t", c.marks, got)

@@ -43,21 +43,29 @@ func (s *snapshot) hides(xid uint32) bool {
 	return full >= s.xmax || slices.Contains(s.running, full)
 }
 
-// mayMix reports whether a batch has events of one key from several transactions of which the earlier one may be invisible, for all that
-// this snapshot knows: an older one errs on the side of true.
+// mayMix reports whether one statement could mark a later event of a key and not an earlier one, for all that this snapshot knows (an older
+// one errs on the side of true): the earlier one's transaction may be invisible, and the later one is of another, or has entries in the
+// ledger, which do not wait for its row.
 func (s *snapshot) mayMix(marks []relay.Mark) bool {
 	recent := slices.IndexFunc(marks, func(m relay.Mark) bool { return s.hides(m.XID) })
 	if recent < 0 {
 		return false
 	}
-	first := make(map[uint32]uint32) // by key, the first transaction that may be invisible
+	type front struct {
+		xid       uint32 // the first transaction that may be invisible
+		delivered bool   // it has an event that has no entries
+	}
+	fronts := make(map[uint32]front) // by key
 	for i := range marks[recent:] {
 		m := &marks[recent+i]
-		if xid, is := first[m.KeyHash]; is && xid != m.XID {
+		f, is := fronts[m.KeyHash]
+		switch {
+		case !is && !s.hides(m.XID):
+			continue
+		case is && (f.xid != m.XID || f.delivered && len(m.Parked) > 0):
 			return true
-		} else if !is && s.hides(m.XID) {
-			first[m.KeyHash] = m.XID
 		}
+		fronts[m.KeyHash] = front{m.XID, f.delivered || len(m.Parked) == 0}
 	}
 	return false
 }

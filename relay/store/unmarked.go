@@ -33,7 +33,7 @@ const (
 		WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at <= clock_timestamp() ORDER BY next_attempt_at LIMIT $2`
 
 	lockedSQL = `SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) EXCEPT SELECT event_id FROM
-		(SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR NO KEY UPDATE SKIP LOCKED) free`
+		(SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED) free`
 
 	// remarkedSQL takes the entries out of rows that say what they should, or are gone.
 	remarkedSQL = `DELETE FROM saga_outbox_delivery d WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
@@ -140,7 +140,7 @@ func (l *lease) tellEach(ids uuids, why func(i int) cause, message string) {
 
 // setLockedAside sets rows aside that somebody has locked for too long, and returns those that are still to be marked later.
 func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, locked []int) ([]int, error) {
-	overdue := l.left.lockedSince(marks, locked)
+	overdue := first(marks, later, l.left.lockedSince(marks, locked))
 	if len(overdue) == 0 {
 		return later, nil
 	}
@@ -154,6 +154,23 @@ func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, l
 	}
 	l.left.unlocked(these)
 	return slices.DeleteFunc(later, func(i int) bool { return slices.Contains(overdue, i) }), nil
+}
+
+// first are those of a batch's overdue events that have none in front of them in their key which goes on waiting: with an entry they would
+// be past it.
+func first(marks []relay.Mark, later, overdue []int) (these []int) {
+	if len(overdue) == 0 {
+		return nil
+	}
+	waiting := make(map[string]bool)
+	for _, i := range slices.Sorted(slices.Values(later)) {
+		if key := marks[i].Key; slices.Contains(overdue, i) && !waiting[key] {
+			these = append(these, i)
+		} else {
+			waiting[key] = true
+		}
+	}
+	return these
 }
 
 // holders says for each row who has it locked, as far as that can be told.
@@ -362,7 +379,7 @@ func (l *lease) rewrite(ctx context.Context, until time.Time) error {
 
 // rewriteOne writes one leftover to the table or to the ledger, if that is possible by now.
 func (l *lease) rewriteOne(ctx context.Context, m relay.Mark) (written bool, err error) {
-	later, _, err := l.markNow(ctx, []relay.Mark{m}, 0)
+	later, _, err := l.markNow(ctx, []relay.Mark{m}, 0, nil)
 	if err == nil && len(later) == 0 {
 		return true, nil
 	}

@@ -147,7 +147,7 @@ func TestDataDirUsedAgain(t *testing.T) {
 	if _, err := os.Stat(s.in("PG_VERSION")); err != nil {
 		t.Fatalf("Close removed a data directory that it did not choose: %v", err)
 	}
-	if _, err := Start(t.Context(), Options{DataDir: dir, Version: "15"}); err == nil || !strings.Contains(err.Error(), "is of PostgreSQL 17") {
+	if _, err := Start(t.Context(), Options{DataDir: dir, Version: "15"}); err == nil || !strings.Contains(err.Error(), "is of PostgreSQL "+DefaultVersion) {
 		t.Fatalf("another version: got %v", err)
 	}
 }

@@ -132,6 +132,9 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *Backoff) (wait ti
 		return d.p.cfg.PollInterval, nil
 	}
 	if len(r.outcomes) > 0 {
+		if len(r.failed) > 0 {
+			d.health.partly(d.log, r.lastError, len(r.failed))
+		}
 		d.recovered()
 		backoff.Reset()
 		return 0, nil

@@ -23,6 +23,7 @@ type sinkHealth struct {
 	logged    time.Time
 	lastError string
 	erred     time.Time // when
+	parted    time.Time // when it was last logged that it took only a part
 	changed   time.Time // when up or isolated last changed; zero: never
 	pace      pace
 }
@@ -52,6 +53,18 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 	if now.Sub(h.logged) >= healthLogInterval {
 		h.logged = now
 		log.Warn("publish did not succeed, offering again", "events", events, "attempt", h.attempts, "backoff", wait, "error", err)
+	}
+}
+
+// partly notes a round of the ledger of which the sink took a part: it is up, and yet some wait for it, and may arrive again.
+func (h *sinkHealth) partly(log hclog.Logger, err error, events int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	h.lastError, h.erred = shown(err.Error()), now
+	if now.Sub(h.parted) >= healthLogInterval {
+		h.parted = now
+		log.Warn("the sink did not take a part of its ledger, offering that again", "events", events, "error", err)
 	}
 }
 

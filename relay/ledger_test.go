@@ -333,6 +333,25 @@ func TestIsolation(t *testing.T) {
 		wantEachOnceInOrder(t, sink, "a", "b")
 	})
 
+	// Of a ledger that is being drained the sink takes some and not others: the log says so, and why.
+	bubble(t, "PartOfALedger", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		sink.Down(errBroker)
+		r := start(t, w, two, sink)
+		w.commit("a", "b", "a", "b")
+		w.until("isolated", func() bool { return len(w.ledger.Entries) == 4 })
+		trouble := sink.OnKey("a").Fail(errBroker)
+		sink.Down(nil)
+		w.untilStatus("sent", "b1", "b2")
+		time.Sleep(time.Minute)
+		if n := r.log.count("the sink did not take a part of its ledger"); n != 1 {
+			t.Errorf("the log says %d times that a part waits, want 1", n)
+		}
+		trouble.Stop()
+		w.untilStatus("sent", "a1", "a2")
+		wantEachOnceInOrder(t, sink, "a", "b")
+	})
+
 	// A broker dies while it still answers for half of a batch: the sink as a whole is isolated, not each batch on its own.
 	bubble(t, "DiesInTheMiddleOfABatch", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")

@@ -382,7 +382,7 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 			// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
 			a.link.kill(fmt.Sprintf("write: %v", err))
 		}
-		return fmt.Errorf("connection lost: %w", reason(err))
+		return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err))) // what the broker said says more than that it is closed
 	}
 	if a.route == nil || rec.RoutingKey != a.routingKey {
 		a.routingKey, a.route = rec.RoutingKey, a.sink.routes.of(rec.RoutingKey)

@@ -66,17 +66,20 @@ func numbers(entries []relay.Entry) string {
 
 func resolve(t testing.TB, l relay.Lease, sink string, fate relay.Fate, entries ...relay.Entry) {
 	t.Helper()
-	var outcomes []relay.Outcome
+	if err := l.Resolve(t.Context(), sink, outcomes(fate, entries...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func outcomes(fate relay.Fate, entries ...relay.Entry) (all []relay.Outcome) {
 	for i := range entries {
 		o := relay.Outcome{Entry: &entries[i], Fate: fate}
 		if fate == relay.FateRefused || fate == relay.FateDead {
 			o.Reason, o.Error, o.Attempts, o.Delay = relay.ReasonRejected, "no", entries[i].Attempts+1, time.Hour
 		}
-		outcomes = append(outcomes, o)
+		all = append(all, o)
 	}
-	if err := l.Resolve(t.Context(), sink, outcomes); err != nil {
-		t.Fatal(err)
-	}
+	return all
 }
 
 // An event that was refused makes those of its key wait, in the batch and in later ones; other keys and sinks are ready.

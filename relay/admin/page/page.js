@@ -194,7 +194,7 @@ function ledger(r) {
   const columns = [{ name: "State" }, { name: "Sink" }, { name: "Reason" }, { name: "Entries", class: "number" }, { name: "Oldest" }];
   const meaning = { retry: "to be offered, or waits for its next try", held: "behind another of its key", dead: "dead letter", unmarked: "delivered, the row does not take its mark" };
   show("ledger", table("Ledger by state and reason", columns, d.ledger.map(e => [
-    tag(e.state === "dead" ? "broken" : "degraded", meaning[e.state] || e.state), e.sink, el("span", { class: "mono whole" }, e.reason || none), count(e.entries), `${duration(age(r, e.oldest))} ago`])));
+    tag(e.state === "dead" ? "broken" : "degraded", meaning[e.state] || e.state), e.sink, el("span", { class: "mono" }, e.reason || none), count(e.entries), `${duration(age(r, e.oldest))} ago`])));
 }
 
 const percent = share => `${(Math.floor(share * 1000) / 10).toFixed(1)} %`; // never rounded up to all of them

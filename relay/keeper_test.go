@@ -146,7 +146,7 @@ func TestKeeper(t *testing.T) {
 		if !errors.As(r.err, &setup) || setup != errSetup {
 			t.Errorf("got %v, want the source's SetupError", r.err)
 		}
-		if !strings.Contains(r.err.Error(), `slot "sagaz_outbox"`) || !strings.Contains(r.err.Error(), "to mend it: set wal_level = logical") {
+		if !strings.Contains(r.err.Error(), `slot "sagaz_outbox"`) || !strings.Contains(r.err.Error(), "to fix it: set wal_level = logical") {
 			t.Errorf("%q does not tell the slot and the fix", r.err)
 		}
 		if w.owner != nil {

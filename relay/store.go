@@ -39,7 +39,7 @@ func (e *SetupError) Error() string {
 		s += ": " + e.Err.Error()
 	}
 	if e.Fix != "" {
-		s += "; to mend it: " + e.Fix
+		s += "; to fix it: " + e.Fix
 	}
 	return s
 }

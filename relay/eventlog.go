@@ -123,7 +123,7 @@ func logMarked(log hclog.Logger, batch []*flight) {
 }
 
 func logDead(log hclog.Logger, sink string, facts []any) {
-	log.Error("event given up: it is a dead letter", append(facts, "sink", sink, "mend", "sagaz-relay dead-letter show, then retry or discard")...)
+	log.Error("event given up: it is a dead letter", append(facts, "sink", sink, "fix", "sagaz-relay dead-letter show, then retry or discard")...)
 }
 
 // logRetried tells of ledger entries that are offered.

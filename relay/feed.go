@@ -77,7 +77,7 @@ func (p *pipeline) loadLedger(ctx context.Context) (unknown map[string]int64, er
 			}
 			for sink, n := range unknown {
 				p.log.Warn("the ledger has events for a sink that is not configured; they stay until it is, or until they are discarded",
-					"sink", sink, "entries", n, "mend", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all")
+					"sink", sink, "entries", n, "fix", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all")
 			}
 			return unknown, nil
 		}
@@ -100,7 +100,7 @@ func (p *pipeline) noteSinks(ctx context.Context, unknown map[string]int64) {
 	}
 	for _, sink := range now {
 		if len(before) > 0 && !slices.Contains(before, sink) {
-			p.log.Info("a sink was added: it gets what is committed from now on", "sink", sink, "mend", "for older events: sagaz-relay replay --since 2h --sink "+sink)
+			p.log.Info("a sink was added: it gets what is committed from now on", "sink", sink, "fix", "for older events: sagaz-relay replay --since 2h --sink "+sink)
 			p.changes.add(Change{Kind: ChangeSinkAdded, Level: LevelInfo, Slot: p.slot, Sink: sink, Text: "it gets what is committed from now on, older events only by replay"})
 		}
 	}
@@ -108,7 +108,7 @@ func (p *pipeline) noteSinks(ctx context.Context, unknown map[string]int64) {
 	for _, sink := range before {
 		if !slices.Contains(now, sink) && unknown[sink] == 0 {
 			p.log.Warn("a sink was removed: what is committed from now on does not go there", "sink", sink, "before", before, "now", now,
-				"mend", "if that is a mistake, set BROKER_TYPE="+strings.Join(before, ","))
+				"fix", "if that is a mistake, set BROKER_TYPE="+strings.Join(before, ","))
 			gone = append(gone, sink)
 		}
 	}

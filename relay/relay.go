@@ -113,7 +113,7 @@ func (r *Relay) check(ctx context.Context) error {
 		if time.Since(logged) >= healthLogInterval {
 			logged = time.Now()
 			r.log.Warn("waiting for the database", "attempt", attempt, "backoff", wait, "error", err,
-				"mend", "check host and port in DATABASE_URL, that the server runs, and that no firewall or network policy is in between")
+				"fix", "check host and port in DATABASE_URL, that the server runs, and that no firewall or network policy is in between")
 		}
 		Sleep(ctx, wait)
 	}

@@ -341,7 +341,7 @@ func (p *pipeline) warnOfSlot(ctx context.Context) {
 		return
 	}
 	p.log.Warn("the replication slot is not being read, and keeps WAL on the database's disk",
-		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "mend", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+p.slot+"')")
+		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "fix", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+p.slot+"')")
 }
 
 // sweepBeside looks, beside a running stream, for rows that no slot tells of: set back to pending by hand, left behind by a dead worker,

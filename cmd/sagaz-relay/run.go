@@ -274,7 +274,7 @@ func lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
 			if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" { // it knows better
 				fix = setup.Fix
 			}
-			log.Warn("the broker cannot be used, events wait for it", "sink", sink.Name(), "error", err, "mend", fix)
+			log.Warn("the broker cannot be used, events wait for it", "sink", sink.Name(), "error", err, "fix", fix)
 		})
 	}
 }

@@ -82,7 +82,7 @@ func (p *pair) mindTime() {
 		return
 	}
 	p.told = true
-	p.log.Warn("the certificate is not valid now, peers will refuse it", "file", p.certFile, "not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "mend", "renew it; the new file is read by itself")
+	p.log.Warn("the certificate is not valid now, peers will refuse it", "file", p.certFile, "not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "fix", "renew it; the new file is read by itself")
 }
 
 func (p *pair) stamps() (s stamps) {

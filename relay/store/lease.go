@@ -126,7 +126,7 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 			if time.Since(warned) > warnEvery {
 				warned = time.Now()
 				log.Warn("standing by: the table's events are delivered through another slot", "other", occupied.Slot, "owner", occupied.Owner,
-					"since", occupied.Taken.UTC().Format(time.RFC3339), "mend", "if it is to be the same set, set RELAY_SLOT="+occupied.Slot+"; if the slot is being renamed, stop the relays of the old one")
+					"since", occupied.Taken.UTC().Format(time.RFC3339), "fix", "if it is to be the same set, set RELAY_SLOT="+occupied.Slot+"; if the slot is being renamed, stop the relays of the old one")
 			}
 			// Not in step with another that stands by for the same reason.
 			if !relay.Sleep(ctx, s.cfg.AcquireInterval+rand.N(s.cfg.AcquireInterval)) {

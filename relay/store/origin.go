@@ -44,7 +44,7 @@ func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
 	if errors.Is(err, errLastOrigin) {
 		fix = "look for origins that nobody needs: sagaz-relay doctor; or raise max_replication_slots (from PostgreSQL 18 on max_active_replication_origins)"
 	}
-	l.log.Info("marking without a replication origin, so the server decodes our marks too", "error", err, "mend", fix)
+	l.log.Info("marking without a replication origin, so the server decodes our marks too", "error", err, "fix", fix)
 }
 
 func takeOrigin(ctx context.Context, conn *pgx.Conn, slot string) error {

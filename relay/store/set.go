@@ -216,7 +216,7 @@ func (l *lease) dropAbandoned(ctx context.Context) {
 				why = "slot " + l.slot + " does not stream yet"
 			}
 			l.log.Warn("a replication slot whose work another one has taken over holds back WAL, and is not dropped", "slots", strings.Join(left, ","), "why", why, "error", err,
-				"mend", "if RELAY_SLOT is what it should be, as the slot's owner or a superuser: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name IN ('"+strings.Join(left, "', '")+"')")
+				"fix", "if RELAY_SLOT is what it should be, as the slot's owner or a superuser: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name IN ('"+strings.Join(left, "', '")+"')")
 		}
 		if refused || !relay.Sleep(ctx, 2*time.Second) {
 			return

@@ -49,7 +49,7 @@ func (q *queue) drop() {
 	defer q.mu.Unlock()
 	if q.lost == 0 {
 		q.log.Warn("more spans are made than exported, some are dropped", "queue", q.limit,
-			"mend", "raise OTEL_BSP_MAX_QUEUE_SIZE, record fewer by OTEL_TRACES_SAMPLER, or look at the collector")
+			"fix", "raise OTEL_BSP_MAX_QUEUE_SIZE, record fewer by OTEL_TRACES_SAMPLER, or look at the collector")
 	}
 	q.lost++
 	q.last = time.Now()

@@ -229,7 +229,7 @@ func TestSinkAddedAndRemoved(t *testing.T) {
 	p = w.relay("rabbitmq-removed", one)
 	p.waitStreaming()
 	warning := p.waitLog("the ledger has events for a sink that is not configured")
-	if warning.text("sink") != "rabbitmq" || warning.text("entries") != fmt.Sprint(entries) || !strings.Contains(warning.text("mend"), "dead-letter discard --state all --sink rabbitmq --all") {
+	if warning.text("sink") != "rabbitmq" || warning.text("entries") != fmt.Sprint(entries) || !strings.Contains(warning.text("fix"), "dead-letter discard --state all --sink rabbitmq --all") {
 		t.Errorf("the warning is %v", warning)
 	}
 	without := commit(false, append(w.randomKeys(rnd, 100, "order.created"), row{key: "k-3", topic: "order.created"})...)

@@ -132,7 +132,7 @@ func TestSwitchModes(t *testing.T) {
 			p = w.relay(fmt.Sprintf("relay-%d-%d-%s", round, i, mode), env.with(settings{"RELAY_MODE": mode}))
 			if mode == "polling" {
 				p.waitPolling()
-				if text := p.waitLog("the replication slot is not being read").text("mend"); !strings.Contains(text, "pg_drop_replication_slot('"+w.slot+"')") {
+				if text := p.waitLog("the replication slot is not being read").text("fix"); !strings.Contains(text, "pg_drop_replication_slot('"+w.slot+"')") {
 					t.Errorf("the log does not say how to drop the slot: %s", text)
 				}
 			} else {

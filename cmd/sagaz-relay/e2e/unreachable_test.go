@@ -114,7 +114,7 @@ func TestBrokerMissingAtStart(t *testing.T) {
 			p := launch(t, program(t), "relay", w.env().with(settings{"BROKER_TYPE": broker, c.variable: c.value}), append(w.secrets(), "pw-broker-secret"), "run")
 			l := p.waitLog("the broker cannot be used")
 			t.Logf("said after %s: %v", time.Since(start).Round(time.Millisecond), l)
-			if l.text("level") != "WARNING" || l.text("sink") != broker || !strings.Contains(l.text("mend"), c.variable) || !strings.Contains(l.text("error"), c.address) {
+			if l.text("level") != "WARNING" || l.text("sink") != broker || !strings.Contains(l.text("fix"), c.variable) || !strings.Contains(l.text("error"), c.address) {
 				t.Errorf("the line does not name sink, variable and address: %v", l)
 			}
 			p.waitReady()

@@ -37,7 +37,7 @@ class Storage:
 
 class OrderSaga(Saga):
     saga_name = "order"
-    listeners = [TellsOfFailedCompensations(storage=Storage())]
+    listeners = [ReportsFailedCompensations(storage=Storage())]
 
     @action("reserve")
     async def reserve(self, ctx):

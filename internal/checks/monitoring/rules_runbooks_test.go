@@ -27,7 +27,7 @@ func TestRulesHaveRunbooks(t *testing.T) {
 			continue
 		}
 		names = slices.Delete(names, i, i+1)
-		for _, part := range []string{"**Symptom.**", "**What it means.**", "**What to run.**\n\n```sh\n", "**How to mend it.**", "**How to know it is mended.**"} {
+		for _, part := range []string{"**Symptom.**", "**What it means.**", "**What to run.**\n\n```sh\n", "**How to fix it.**", "**How to know it is fixed.**"} {
 			if !strings.Contains(text, part) {
 				t.Errorf("%s: no %q", name, part)
 			}

@@ -10,7 +10,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// pair is the server's certificate and key. Files that change are read again: issuers of short-lived certificates replace them.
+// pair is the server's certificate and key. Files that change are read again: issuers of
+// short-lived certificates replace them.
 type pair struct {
 	certFile, keyFile string
 	log               hclog.Logger
@@ -21,10 +22,12 @@ type pair struct {
 	told bool   // that the time of cert is over, or has not come
 }
 
-// stamps tell two files from older ones at the same places; nil is none. A mounted secret is a link that moves; os.Stat follows it.
+// stamps tell two files from older ones at the same places; nil is none. A mounted secret is a link
+// that moves; os.Stat follows it.
 type stamps [2]os.FileInfo
 
-// same compares places on disk, too: times are no finer than the kernel's clock ticks, and certificates have like sizes.
+// same compares places on disk, too: times are no finer than the kernel's clock ticks, and
+// certificates have like sizes.
 func (s stamps) same(as stamps) bool {
 	for i := range s {
 		a, b := s[i], as[i]
@@ -52,8 +55,8 @@ func (p *pair) config() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get(), nil }}
 }
 
-// get returns the certificate, after a look at the files. What cannot be used is told once, and the last good one serves on: half of a pair may
-// be written, and the other half on its way.
+// get returns the certificate, after a look at the files. What cannot be used is told once, and the
+// last good one serves on: half of a pair may be written, and the other half on its way.
 func (p *pair) get() *tls.Certificate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,8 +77,9 @@ func (p *pair) get() *tls.Certificate {
 	return p.cert
 }
 
-// mindTime says once of a certificate that its time is over or has not come: peers refuse it, and their side of the log is all that would
-// tell. It serves on, because some do not mind. It is called with mu held, or before others know of p.
+// mindTime says once of a certificate that its time is over or has not come: peers refuse it, and
+// their side of the log is all that would tell. It serves on, because some do not mind. It is
+// called with mu held, or before others know of p.
 func (p *pair) mindTime() {
 	leaf, now := p.cert.Leaf, time.Now()
 	if p.told || leaf == nil || !now.Before(leaf.NotBefore) && !now.After(leaf.NotAfter) {

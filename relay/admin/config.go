@@ -12,17 +12,20 @@ import (
 
 // Config is what the HTTP side is told.
 type Config struct {
-	// Addr is the address to bind. It comes from METRICS_PORT or RELAY_HTTP_ADDR; empty serves nothing.
+	// Addr is the address to bind. It comes from METRICS_PORT or RELAY_HTTP_ADDR; empty serves
+	// nothing.
 	Addr string
 
-	// Token is asked for by everything but /health: as `Authorization: Bearer TOKEN`, or as the password of any user. It has at
-	// least 16 characters; empty asks for none. Without TLS it crosses the network in clear.
+	// Token is asked for by everything but /health: as `Authorization: Bearer TOKEN`, or as the
+	// password of any user. It has at least 16 characters; empty asks for none. Without TLS it
+	// crosses the network in clear.
 	//
 	// Default none. RELAY_HTTP_TOKEN.
 	Token string `env:"RELAY_HTTP_TOKEN" secret:"true"`
 
-	// CertFile and KeyFile are the certificate (with its chain) and key in PEM; both or none. With them everything speaks TLS 1.2 or
-	// later, and probes need scheme HTTPS. Changed files are noticed at the next connection.
+	// CertFile and KeyFile are the certificate (with its chain) and key in PEM; both or none. With
+	// them everything speaks TLS 1.2 or later, and probes need scheme HTTPS. Changed files are
+	// noticed at the next connection.
 	//
 	// Default none: plain HTTP. RELAY_HTTP_TLS_CERT_FILE, RELAY_HTTP_TLS_KEY_FILE.
 	CertFile string `env:"RELAY_HTTP_TLS_CERT_FILE"`
@@ -33,8 +36,9 @@ type Config struct {
 
 	// Version and Revision are of the program.
 	Version, Revision string
-	// Database looks at what relays share, for the page: who owns what, the ledger. It is called while somebody looks at the page, not more than
-	// once in five seconds. Nil: the page shows only this relay.
+	// Database looks at what relays share, for the page: who owns what, the ledger. It is called
+	// while somebody looks at the page, not more than once in five seconds. Nil: the page shows
+	// only this relay.
 	Database func(context.Context) (*Database, error)
 }
 

@@ -9,14 +9,17 @@ import (
 )
 
 const (
-	// mostConns is how many connections are open at a time: some browsers, scrapers and probes, and room.
+	// mostConns is how many connections are open at a time: some browsers, scrapers and probes, and
+	// room.
 	mostConns = 128
-	// spared is how young a connection is that is not closed for another one, as long as an older one is there.
+	// spared is how young a connection is that is not closed for another one, as long as an older
+	// one is there.
 	spared = time.Second
 )
 
-// conns bounds the open connections. One more than that is taken all the same, and an older one is closed for it: somebody who opens
-// connections and does not read, or does not ask, can then not keep a probe out.
+// conns bounds the open connections. One more than that is taken all the same, and an older one is
+// closed for it: somebody who opens connections and does not read, or does not ask, can then not
+// keep a probe out.
 type conns struct {
 	mu   sync.Mutex // guards open
 	open map[net.Conn]*connState
@@ -53,8 +56,8 @@ func (c *conns) state(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// oldest is the connection to close for a new one: one that waits for a request before one that is being answered, and one that had
-// its time before one that has just come. The caller holds mu.
+// oldest is the connection to close for a new one: one that waits for a request before one that is
+// being answered, and one that had its time before one that has just come. The caller holds mu.
 func (c *conns) oldest(but net.Conn) net.Conn {
 	var found net.Conn
 	var best connState

@@ -86,7 +86,8 @@ func probe(t *testing.T, s *Server, path string) {
 	}
 }
 
-// Whatever strangers do with their connections, probes are answered, and connections and work are bounded.
+// Whatever strangers do with their connections, probes are answered, and connections and work are
+// bounded.
 func TestCrowds(t *testing.T) {
 	for name, text := range map[string]string{
 		"AskForMetricsAndDoNotRead": "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -10,7 +10,8 @@ import (
 type Database struct {
 	Slots  []DatabaseSlot   `json:"slots"`
 	Ledger []DatabaseLedger `json:"ledger"`
-	// Updates are those of the outbox table since its statistics were reset, HOTUpdates those that touched no index.
+	// Updates are those of the outbox table since its statistics were reset, HOTUpdates those that
+	// touched no index.
 	Updates    int64 `json:"updates"`
 	HOTUpdates int64 `json:"hot_updates"`
 }
@@ -42,7 +43,8 @@ const (
 	lookTimeout = 2 * time.Second
 )
 
-// lookout looks at the database for all who ask, at most once in lookEvery. One of them waits for the look, the others get the last one.
+// lookout looks at the database for all who ask, at most once in lookEvery. One of them waits for
+// the look, the others get the last one.
 type lookout struct {
 	look func(context.Context) (*Database, error)
 
@@ -83,7 +85,8 @@ func (l *lookout) due() bool {
 }
 
 func (l *lookout) refresh(ctx context.Context) {
-	// Not the asker's patience: one who goes away in the middle would leave an error for the others.
+	// Not the asker's patience: one who goes away in the middle would leave an error for the
+	// others.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 	defer cancel()
 	seen, err := l.look(ctx)

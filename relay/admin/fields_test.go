@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// fieldsOf lists the paths of all that a value of type t is as JSON. One that may be left out has " if" behind it.
+// fieldsOf lists the paths of all that a value of type t is as JSON. One that may be left out has "
+// if" behind it.
 func fieldsOf(t reflect.Type, path string) (all []string) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()

@@ -202,7 +202,8 @@ func TestTLS(t *testing.T) {
 	other := t.TempDir()
 	newCert, newKey := pairOf(t, other, "second.example")
 	replace := func(from, to string) {
-		// A clock's tick is longer than it takes to write two files, so they may have one time, and one size.
+		// A clock's tick is longer than it takes to write two files, so they may have one time, and
+		// one size.
 		old, err := os.Stat(to)
 		if err == nil {
 			err = os.Chtimes(from, old.ModTime(), old.ModTime())

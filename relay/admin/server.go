@@ -21,8 +21,9 @@ type Server struct {
 	tls      bool
 }
 
-// What a peer may take its time for. A scrape of many series over a slow line fits, a peer that dribbles does not. Together with the
-// bounds of conns and shared this is what keeps HTTP from costing the engine its lease, whoever asks for whatever.
+// What a peer may take its time for. A scrape of many series over a slow line fits, a peer that
+// dribbles does not. Together with the bounds of conns and shared this is what keeps HTTP from
+// costing the engine its lease, whoever asks for whatever.
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 10 * time.Second
@@ -43,7 +44,8 @@ func Listen(cfg Config, shown Relay, metrics prometheus.Gatherer, log hclog.Logg
 		MaxHeaderBytes:    headerBytes,
 		ErrorLog:          stdlog.New(debugLines{log}, "", 0),
 		ConnState:         newConns().state,
-		// One request at a time on a connection: nothing here gains by HTTP/2, and its streams would be one more thing to bound.
+		// One request at a time on a connection: nothing here gains by HTTP/2, and its streams
+		// would be one more thing to bound.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}}
 	if cfg.CertFile != "" {
@@ -100,7 +102,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// debugLines takes what net/http says of peers that break off in the middle of a handshake: port scans and load balancers do.
+// debugLines takes what net/http says of peers that break off in the middle of a handshake: port
+// scans and load balancers do.
 type debugLines struct{ log hclog.Logger }
 
 func (d debugLines) Write(line []byte) (int, error) {

@@ -18,14 +18,14 @@ import (
 const (
 	// cheap is what a build may take to be made for everybody who comes after it.
 	cheap = 5 * time.Millisecond
-	// leisure is how many times a dearer build's time its result serves, so that all who ask cost no more than a fifth of a
-	// core; longest is the most.
+	// leisure is how many times a dearer build's time its result serves, so that all who ask cost
+	// no more than a fifth of a core; longest is the most.
 	leisure = 4
 	longest = time.Second
 )
 
-// shared is something that is built for who asks. However many ask, one at a time builds it, and who has asked before the build began
-// takes its result: the engine shares its core with HTTP.
+// shared is something that is built for who asks. However many ask, one at a time builds it, and
+// who has asked before the build began takes its result: the engine shares its core with HTTP.
 type shared[T any] struct {
 	turn relay.Turn // whoever has it builds
 

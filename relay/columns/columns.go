@@ -1,5 +1,6 @@
-// Package columns knows which columns saga_outbox has and of which types they may be. The start, doctor, the stream and the sweep all ask
-// it, so a type that one of them accepts means the same to the others.
+// Package columns knows which columns saga_outbox has and of which types they may be. The start,
+// doctor, the stream and the sweep all ask it, so a type that one of them accepts means the same to
+// the others.
 package columns
 
 import (
@@ -23,8 +24,8 @@ type Column struct {
 	OID uint32
 	// Type is the type as people write it, such as character varying(255).
 	Type string
-	// Send is the name of the type's binary output function. A domain has that of the type it is made of, an enum has enum_send. So it
-	// tells what a type is, whatever it is called.
+	// Send is the name of the type's binary output function. A domain has that of the type it is
+	// made of, an enum has enum_send. So it tells what a type is, whatever it is called.
 	Send string
 	// Length is the most characters that the type holds; 0 without a limit.
 	Length int
@@ -38,7 +39,8 @@ func SQL(table uint32) string {
 		WHERE a.attrelid = %d AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, table)
 }
 
-// The kinds of types, by their send functions. What the type's output function writes is what is delivered.
+// The kinds of types, by their send functions. What the type's output function writes is what is
+// delivered.
 var (
 	texts      = []string{"varcharsend", "textsend"}
 	names      = []string{"varcharsend", "textsend", "bpcharsend", "citextsend", "enum_send", "uuid_send", "int8send", "int4send", "int2send"}
@@ -92,8 +94,8 @@ func (p *Problem) String() string {
 	return fmt.Sprintf("column %s has type %s; accepted: %s", p.Column, p.Type, p.Accepted)
 }
 
-// Check returns the columns of a table whose types are not accepted. That columns are missing is for others to say. table is the
-// table's name, qualified and quoted.
+// Check returns the columns of a table whose types are not accepted. That columns are missing is
+// for others to say. table is the table's name, qualified and quoted.
 func Check(table string, all []Column) []Problem {
 	var problems []Problem
 	for _, c := range all {
@@ -138,8 +140,9 @@ const (
 	OIDJSONB       = 3802
 )
 
-// ReadsBinary reports whether the binary form of a type in this column is one that the decoder reads: the text itself, but for event_id,
-// created_at and jsonb. The library's own types are among these. Columns of any other type make the stream be asked for text.
+// ReadsBinary reports whether the binary form of a type in this column is one that the decoder
+// reads: the text itself, but for event_id, created_at and jsonb. The library's own types are among
+// these. Columns of any other type make the stream be asked for text.
 func ReadsBinary(column string, oid uint32) bool {
 	switch column {
 	case "event_id":
@@ -153,5 +156,6 @@ func ReadsBinary(column string, oid uint32) bool {
 	}
 }
 
-// IsJSON reports whether PostgreSQL makes sure that a value of this type is a JSON document without a name that occurs twice.
+// IsJSON reports whether PostgreSQL makes sure that a value of this type is a JSON document without
+// a name that occurs twice.
 func IsJSON(oid uint32) bool { return oid == OIDJSONB }

@@ -15,7 +15,8 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// starts are the answers that a relay gets when it starts: about the tables, and, where it may stream, about that and each slot.
+// starts are the answers that a relay gets when it starts: about the tables, and, where it may
+// stream, about that and each slot.
 func starts(t *testing.T, cfg Config) []error {
 	t.Helper()
 	of := store.DefaultConfig()
@@ -62,7 +63,8 @@ func fixOf(f *Finding) string {
 	return strings.Join(parts, " ")
 }
 
-// agree wants of the doctor what the start says, and the other way round: the same problem, the same fix, and as bad as it is.
+// agree wants of the doctor what the start says, and the other way round: the same problem, the
+// same fix, and as bad as it is.
 func agree(t *testing.T, cfg Config, report *Report) {
 	t.Helper()
 	streams := Degraded
@@ -98,7 +100,8 @@ func agree(t *testing.T, cfg Config, report *Report) {
 	}
 }
 
-// Each of the rights that the documentation tells to grant is missed by both when it is taken away, whatever the way to mark.
+// Each of the rights that the documentation tells to grant is missed by both when it is taken away,
+// whatever the way to mark.
 func TestEachGrant(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {

@@ -8,7 +8,8 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// checkBroker asks, where BROKER_TYPE is not set, what a relay asks when it starts: did events go elsewhere before?
+// checkBroker asks, where BROKER_TYPE is not set, what a relay asks when it starts: did events go
+// elsewhere before?
 func (ex *exam) checkBroker(ctx context.Context) {
 	if ex.cfg.ByDefault == nil || ex.table == 0 || !ex.relayTable {
 		return // somebody has named it, or what is missing is told already

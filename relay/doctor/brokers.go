@@ -15,7 +15,8 @@ import (
 
 const (
 	brokerTimeout = 10 * time.Second
-	// sampleRows are the newest rows whose destinations are looked at, and sampleRoutes the most destinations.
+	// sampleRows are the newest rows whose destinations are looked at, and sampleRoutes the most
+	// destinations.
 	sampleRows   = 10_000
 	sampleRoutes = 500
 )

@@ -31,7 +31,8 @@ type Config struct {
 	Encoder   relay.Encoder         // makes the destinations of events
 	ByDefault *relay.SinksByDefault // relay.Config.SinksByDefault
 
-	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is said; PendingTooLong how old a pending row may be.
+	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is said;
+	// PendingTooLong how old a pending row may be.
 	RetainedTooMuch int64
 	PendingTooLong  time.Duration
 	Now             func() time.Time
@@ -116,7 +117,8 @@ func (ex *exam) database(ctx context.Context) {
 	}
 }
 
-// each gives a check its time. A check that used it up has cost us the connection: the next one gets a new one.
+// each gives a check its time. A check that used it up has cost us the connection: the next one
+// gets a new one.
 func (ex *exam) each(ctx context.Context, check func(context.Context)) {
 	if ex.conn != nil && ex.conn.IsClosed() {
 		reconnecting, cancel := context.WithTimeout(ctx, checkTimeout)

@@ -43,7 +43,8 @@ func (s sink) CheckRoutes(_ context.Context, routes []relay.Route) ([]relay.Rout
 	return s.problems, s.unknown
 }
 
-// configFor is what cmd makes of the default settings. The slot's name is the test's own: slots are the server's, not the database's.
+// configFor is what cmd makes of the default settings. The slot's name is the test's own: slots are
+// the server's, not the database's.
 func configFor(t testing.TB, dsn string) Config {
 	t.Helper()
 	encoder, err := encode.New(encode.DefaultConfig())
@@ -134,7 +135,8 @@ const ours = `GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %role; GRANT SELECT
 	GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %role; GRANT SELECT ON saga_outbox_migrations TO %role;
 	CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'insert')`
 
-// Every finding that statements can provoke and mend: it is there, what it prints is run, and it is gone.
+// Every finding that statements can provoke and mend: it is there, what it prints is run, and it is
+// gone.
 func TestFindings(t *testing.T) {
 	library, err := filepath.Glob("../../migrations/testdata/*.sql")
 	if err != nil || len(library) == 0 {
@@ -298,7 +300,8 @@ func entry(sink, slot, state string) string {
 		VALUES (gen_random_uuid(), '` + sink + `', '` + slot + `', 1, 'k', 1, 'T', '` + state + `')`
 }
 
-// A database as it should be, for a role that owns nothing: nothing is worse than a note, and no check is missing.
+// A database as it should be, for a role that owns nothing: nothing is worse than a note, and no
+// check is missing.
 func TestHealthy(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {
@@ -404,7 +407,8 @@ func TestGrouped(t *testing.T) {
 	}
 }
 
-// A slot under our name that is another database's is left alone, by every check: nothing of a neighbour's is advised away.
+// A slot under our name that is another database's is left alone, by every check: nothing of a
+// neighbour's is advised away.
 func TestNeighboursSlot(t *testing.T) {
 	t.Parallel()
 	db, neighbour := pgtest.New(t, pgtest.Migrated()), pgtest.New(t)

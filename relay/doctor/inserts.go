@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// checkInserts looks for triggers that change a row after it was inserted. The stream carries inserts, so what such a trigger makes of the row
-// in the same transaction is not delivered.
+// checkInserts looks for triggers that change a row after it was inserted. The stream carries
+// inserts, so what such a trigger makes of the row in the same transaction is not delivered.
 func (ex *exam) checkInserts(ctx context.Context) {
 	const check = "inserts"
 	if ex.table == 0 {

@@ -111,8 +111,8 @@ func (ex *exam) checkClock(ctx context.Context) {
 	})
 }
 
-// checkPooler looks for something between us and PostgreSQL that shares out connections: it does not take settings at the start of a
-// session, or gives another backend than it said.
+// checkPooler looks for something between us and PostgreSQL that shares out connections: it does
+// not take settings at the start of a session, or gives another backend than it said.
 func (ex *exam) checkPooler(ctx context.Context) {
 	const check = "pooler"
 	var pid uint32

@@ -91,7 +91,8 @@ func TestServerSettings(t *testing.T) {
 	expect(t, cfg, "replication", OK, "wal_sender_timeout 10s")
 }
 
-// replicationConn opens a replication connection: "true" for a physical one, "database" for a logical one.
+// replicationConn opens a replication connection: "true" for a physical one, "database" for a
+// logical one.
 func replicationConn(t *testing.T, dsn, kind string) *pgconn.PgConn {
 	t.Helper()
 	cfg, err := pgconn.ParseConfig(dsn)
@@ -242,7 +243,8 @@ func TestPooler(t *testing.T) {
 	}
 }
 
-// pooler starts a proxy that does to the start of a session what poolers do, and returns the DSN by way of it.
+// pooler starts a proxy that does to the start of a session what poolers do, and returns the DSN by
+// way of it.
 func pooler(t *testing.T, dsn, kind string) string {
 	u, err := url.Parse(dsn)
 	if err != nil {

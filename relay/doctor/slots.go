@@ -263,7 +263,8 @@ func (ex *exam) checkFailover(ctx context.Context, s *slot) {
 	}
 }
 
-// checkOtherSlots looks for slots that were left behind: under a former RELAY_SLOT, or by something else in this database.
+// checkOtherSlots looks for slots that were left behind: under a former RELAY_SLOT, or by something
+// else in this database.
 func (ex *exam) checkOtherSlots(ctx context.Context) {
 	const check = "other slots"
 	all, err := ex.slots(ctx)

@@ -58,8 +58,9 @@ var tune = run("sagaz-relay migrate --tune")
 // libraryIndexes are those that "migrate --tune" brings into shape.
 var libraryIndexes = []string{"idx_outbox_pending", "idx_outbox_claimed_at"}
 
-// checkIndexes looks for indexes that mention a column which a mark changes, in a key, an expression or a predicate. PostgreSQL writes
-// a new entry into every index for such an update; otherwise it is a HOT update, which touches none. BRIN does not count from 16 on.
+// checkIndexes looks for indexes that mention a column which a mark changes, in a key, an
+// expression or a predicate. PostgreSQL writes a new entry into every index for such an update;
+// otherwise it is a HOT update, which touches none. BRIN does not count from 16 on.
 func (ex *exam) checkIndexes(ctx context.Context) {
 	const check = "indexes"
 	if ex.table == 0 {
@@ -98,7 +99,8 @@ func (ex *exam) checkIndexes(ctx context.Context) {
 	ex.add(f)
 }
 
-// roomyPages is the highest fillfactor at which most marks find room on their page (project notes: at 60 two of three do).
+// roomyPages is the highest fillfactor at which most marks find room on their page (project notes:
+// at 60 two of three do).
 const roomyPages = 60
 
 // fewUpdates is how many updates say nothing yet.
@@ -138,7 +140,8 @@ func (ex *exam) checkPages(ctx context.Context) {
 // bigTable is the number of rows from which on a look over all of them is felt.
 const bigTable = 50_000
 
-// checkSweepIndex looks for an index by which the rows that are not sent are found without reading the whole table.
+// checkSweepIndex looks for an index by which the rows that are not sent are found without reading
+// the whole table.
 func (ex *exam) checkSweepIndex(ctx context.Context) {
 	const check = "sweep"
 	if ex.table == 0 || ex.cfg.Mark != "update" {
@@ -177,7 +180,8 @@ func (ex *exam) checkSweepIndex(ctx context.Context) {
 	}
 }
 
-// manyDead is how many dead row versions are worth telling, where they are also a fifth of the table.
+// manyDead is how many dead row versions are worth telling, where they are also a fifth of the
+// table.
 const manyDead = 10_000
 
 func (ex *exam) checkVacuum(ctx context.Context) {
@@ -256,7 +260,8 @@ func (ex *exam) checkOrigin(ctx context.Context) {
 	})
 }
 
-// checkOrigins counts the server's origins, which subscriptions need, too, and names those that nobody uses.
+// checkOrigins counts the server's origins, which subscriptions need, too, and names those that
+// nobody uses.
 func (ex *exam) checkOrigins(ctx context.Context, check string) {
 	ours, left, err := store.Origins(ctx, ex.conn, ex.cfg.Slots)
 	if err != nil {
@@ -290,7 +295,8 @@ func (ex *exam) checkOrigins(ctx context.Context, check string) {
 	ex.ok(check, "marks carry a replication origin, and are not decoded; %d of %s = %d in use, %d by this database's relays", used, setting, limit, len(ours))
 }
 
-// checkStrangers says who may create functions and operators next to saga_outbox, and what keeps sessions from leaving them out.
+// checkStrangers says who may create functions and operators next to saga_outbox, and what keeps
+// sessions from leaving them out.
 func (ex *exam) checkStrangers(ctx context.Context) {
 	const check = "search_path"
 	about := sessions.Of(ex.conn.PgConn())

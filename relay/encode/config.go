@@ -8,14 +8,16 @@ import (
 
 // Config is what the encoder can be told.
 type Config struct {
-	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and {saga_id}.
+	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and
+	// {saga_id}.
 	//
 	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.
 	Topic      string `env:"RELAY_TOPIC"`
 	RoutingKey string `env:"RELAY_ROUTING_KEY"`
 
-	// Envelope is what a message looks like: sagaz, cloudevents, debezium or raw (docs/messages.md). CloudEventsSource
-	// is the attribute source of CloudEvents, a URI or its path: where the events come from.
+	// Envelope is what a message looks like: sagaz, cloudevents, debezium or raw
+	// (docs/messages.md). CloudEventsSource is the attribute source of CloudEvents, a URI or its
+	// path: where the events come from.
 	//
 	// Defaults sagaz, /saga_outbox. RELAY_ENVELOPE, RELAY_CLOUDEVENTS_SOURCE.
 	Envelope          string `env:"RELAY_ENVELOPE"`

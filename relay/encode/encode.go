@@ -39,8 +39,8 @@ func (e *Encoder) RowHeaders(ev *relay.Event) []relay.Header {
 
 const hexDigits = "0123456789abcdef"
 
-// Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the event's own fault
-// (see relay.Refused); rec then holds nothing to publish.
+// Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the
+// event's own fault (see relay.Refused); rec then holds nothing to publish.
 func (e *Encoder) Encode(rec *relay.Record, ev *relay.Event) error {
 	err := e.encode(rec, ev)
 	if err != nil {
@@ -87,9 +87,9 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 	return nil
 }
 
-// sagazBody is the body of the Python library (docs/contract.md, "Wire"): a JSON object with the keys event_id, saga_id, aggregate_type,
-// aggregate_id, event_type, payload, timestamp in this order. id is the event's, and shares the body's memory, which nobody
-// writes to from here on.
+// sagazBody is the body of the Python library (docs/contract.md, "Wire"): a JSON object with the
+// keys event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, timestamp in this
+// order. id is the event's, and shares the body's memory, which nobody writes to from here on.
 func sagazBody(ev *relay.Event) (body []byte, id string) {
 	size := 176 + len(ev.SagaID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) + len(ev.Payload)
 	b := make([]byte, 0, size)
@@ -115,8 +115,8 @@ func sagazBody(ev *relay.Event) (body []byte, id string) {
 	return b, unsafe.String(&b[idAt], 36)
 }
 
-// appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction, or none when it is zero. Written out,
-// because time.AppendFormat was a tenth of the relay's CPU.
+// appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction, or
+// none when it is zero. Written out, because time.AppendFormat was a tenth of the relay's CPU.
 func appendISOFormat(b []byte, t time.Time) []byte {
 	year, month, day := t.Date()
 	hour, minute, second := t.Clock()

@@ -62,7 +62,8 @@ func sample() relay.Event {
 	}
 }
 
-// TestRecords compares whole records with what is recorded in testdata: they are the contract with consumers.
+// TestRecords compares whole records with what is recorded in testdata: they are the contract with
+// consumers.
 func TestRecords(t *testing.T) {
 	change := func(f func(*relay.Event)) relay.Event { ev := sample(); f(&ev); return ev }
 	var out bytes.Buffer
@@ -156,7 +157,8 @@ func randomText(r *rand.Rand) string {
 	return string(b)
 }
 
-// Whatever text columns hold, the body says the same as encoding/json would, and its keys come in the order of docs/contract.md.
+// Whatever text columns hold, the body says the same as encoding/json would, and its keys come in
+// the order of docs/contract.md.
 func TestEncodeAgreesWithEncodingJSON(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	enc := encoder(t, "{event_type}", "{event_type}")

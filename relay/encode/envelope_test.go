@@ -9,7 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// TestEnvelopes compares whole records with what is recorded in testdata: they are a contract with consumers, too.
+// TestEnvelopes compares whole records with what is recorded in testdata: they are a contract with
+// consumers, too.
 func TestEnvelopes(t *testing.T) {
 	change := func(f func(*relay.Event)) relay.Event { ev := sample(); f(&ev); return ev }
 	var out bytes.Buffer

@@ -19,9 +19,10 @@ func countHeaders(object string) int {
 
 var errHeadersEnd = errors.New("the JSON ends too early")
 
-// appendHeaders adds the members of a JSON object, as PostgreSQL renders a jsonb, to headers. A member with the
-// name of an existing header takes its place. A value that is not a string is given as its JSON text.
-// An empty text and null are no headers; anything else that is not an object is an error.
+// appendHeaders adds the members of a JSON object, as PostgreSQL renders a jsonb, to headers. A
+// member with the name of an existing header takes its place. A value that is not a string is given
+// as its JSON text. An empty text and null are no headers; anything else that is not an object is
+// an error.
 func appendHeaders(headers []relay.Header, object string) ([]relay.Header, error) {
 	s := strings.TrimLeft(object, jsonSpace)
 	if s == "" || s == "{}" || s == "null" {
@@ -71,7 +72,8 @@ const jsonSpace = " \t\r\n"
 
 func header(key, value string) relay.Header { return relay.Header{Key: key, Value: value} }
 
-// putHeader overrides one of the first base headers, or appends: jsonb has no duplicate keys of its own.
+// putHeader overrides one of the first base headers, or appends: jsonb has no duplicate keys of its
+// own.
 func putHeader(headers []relay.Header, base int, key, value string) []relay.Header {
 	for i := range headers[:base] {
 		if headers[i].Key == key {

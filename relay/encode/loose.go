@@ -10,8 +10,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// checkLoose checks the texts of an event that nobody else has checked (Event.Loose), and returns its headers in a form in which no name
-// occurs twice: the last value of a name counts, as in jsonb.
+// checkLoose checks the texts of an event that nobody else has checked (Event.Loose), and returns
+// its headers in a form in which no name occurs twice: the last value of a name counts, as in
+// jsonb.
 func checkLoose(ev *relay.Event) (headers string, err error) {
 	for _, text := range [...]struct{ column, value string }{
 		{"saga_id", ev.SagaID},
@@ -37,7 +38,8 @@ func checkLoose(ev *relay.Event) (headers string, err error) {
 	return lastOfEachName(ev.Headers), nil
 }
 
-// lastOfEachName rewrites a valid JSON object so that each name occurs once, with its last value; any other document it leaves as it is.
+// lastOfEachName rewrites a valid JSON object so that each name occurs once, with its last value;
+// any other document it leaves as it is.
 func lastOfEachName(object string) string {
 	if !strings.HasPrefix(strings.TrimLeft(object, jsonSpace), "{") {
 		return object

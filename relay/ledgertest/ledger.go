@@ -1,6 +1,7 @@
-// Package ledgertest is the ledger in memory, as plainly as it can be said: a list of entries by position, and each question answered
-// by going through it. The engine's tests run on it, and a test in relay/store compares it with the SQL over random histories, so the
-// order that the engine is tested with is the order that PostgreSQL gives.
+// Package ledgertest is the ledger in memory, as plainly as it can be said: a list of entries by
+// position, and each question answered by going through it. The engine's tests run on it, and a
+// test in relay/store compares it with the SQL over random histories, so the order that the engine
+// is tested with is the order that PostgreSQL gives.
 package ledgertest
 
 import (
@@ -98,8 +99,9 @@ func (l *Ledger) Park(m *relay.Mark, now time.Time) {
 	}
 }
 
-// Due returns what may be offered to a sink: what has waited long enough and is the first of its line, what was discarded, and what
-// nothing blocks, each by position and at most limit. next is how long until the next waiting entry's time comes, negative when none waits.
+// Due returns what may be offered to a sink: what has waited long enough and is the first of its
+// line, what was discarded, and what nothing blocks, each by position and at most limit. next is
+// how long until the next waiting entry's time comes, negative when none waits.
 func (l *Ledger) Due(sink string, limit int, now time.Time) (due []*Entry, next time.Duration) {
 	var waited, discarded, ready []*Entry
 	next = -1

@@ -25,7 +25,8 @@ type Filter struct {
 	only string // a condition on letters more: ToRetry, ToDiscard
 }
 
-// ToRetry narrows a filter to what Retry changes. It is an error to ask for what waits behind others.
+// ToRetry narrows a filter to what Retry changes. It is an error to ask for what waits behind
+// others.
 func ToRetry(f Filter) (Filter, error) {
 	if f.State == StateHeld {
 		return f, ErrHeld
@@ -34,8 +35,8 @@ func ToRetry(f Filter) (Filter, error) {
 	return f, nil
 }
 
-// ToDiscard narrows a filter to what Discard changes. An entry about a row's mark is none of it: without
-// it, the event would be delivered again.
+// ToDiscard narrows a filter to what Discard changes. An entry about a row's mark is none of it:
+// without it, the event would be delivered again.
 func ToDiscard(f Filter) Filter {
 	f.only = "NOT discarded AND state <> 'unmarked'"
 	return f
@@ -67,7 +68,8 @@ func States() []State {
 // NoSink stands for the sink of a row that has no entry in the ledger.
 const NoSink = "-"
 
-// Letter is an event that a sink did not get: a ledger entry with its row, or a row that failed without one.
+// Letter is an event that a sink did not get: a ledger entry with its row, or a row that failed
+// without one.
 type Letter struct {
 	EventID       string     `json:"event_id"`
 	Sink          string     `json:"sink"` // NoSink for a row without an entry
@@ -88,8 +90,8 @@ type Letter struct {
 	Position      int64      `json:"position,omitempty"`
 }
 
-// givenUp is how last_error begins in a row without an entry that a person has discarded. The row has no other column that could
-// tell, and stays a dead letter for everybody who reads the table.
+// givenUp is how last_error begins in a row without an entry that a person has discarded. The row
+// has no other column that could tell, and stays a dead letter for everybody who reads the table.
 const givenUp = "discarded: "
 
 // letters is every letter there is; find and the statements that change them choose from it.
@@ -142,8 +144,8 @@ func texts(ids []relay.UUID) []string {
 	return all
 }
 
-// Find returns the letters that the filter chooses, the oldest first, at most limit (0: all), and how many there are. For rows without an
-// entry it may have to look at the whole table.
+// Find returns the letters that the filter chooses, the oldest first, at most limit (0: all), and
+// how many there are. For rows without an entry it may have to look at the whole table.
 func Find(ctx context.Context, conn *pgx.Conn, f Filter, limit int) (found []Letter, total int, err error) {
 	var args []any
 	where := f.where(&args)

@@ -155,7 +155,8 @@ func TestFind(t *testing.T) {
 			filter Filter
 			want   []string
 		}{
-			// the oldest first: entry n has been there for n hours, and event 7 since the morning of 2026-11-23
+			// the oldest first: entry n has been there for n hours, and event 7 since the morning
+			// of 2026-11-23
 			{"Dead", Filter{State: StateDead}, []string{"11 kafka dead", "6 rabbitmq dead", "3 kafka dead", "1 rabbitmq dead", "7 - dead"}},
 			{"Held", Filter{State: StateHeld}, []string{"2 rabbitmq held"}},
 			{"Retry", Filter{State: StateRetry}, []string{"6 kafka retry", "4 kafka retry", "8 - retry"}},
@@ -174,7 +175,8 @@ func TestFind(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
-			// Rows without an entry are as old as created_at says, which the test does not choose by the clock.
+			// Rows without an entry are as old as created_at says, which the test does not choose
+			// by the clock.
 			got := ids(found)
 			if !sameButRows(got, tt.want) || total != len(tt.want) {
 				t.Errorf("%s: got %d: %q, want %q", tt.name, total, got, tt.want)
@@ -323,7 +325,8 @@ func TestDiscardReplay(t *testing.T) {
 	db.want("discarded", map[int]string{1: "sent 0 | kafka retry 0 ready detached discarded"})
 }
 
-// Several batches, and others that hold locks: a relay in the middle of a mark is waited for; a row that an application sits on is told.
+// Several batches, and others that hold locks: a relay in the middle of a mark is waited for; a row
+// that an application sits on is told.
 func TestLocks(t *testing.T) {
 	t.Parallel()
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
@@ -403,8 +406,8 @@ func TestShow(t *testing.T) {
 	})
 }
 
-// Rows that do not take their marks are listed by a name of their own. A person may have them tried at once, and cannot give them up: their
-// events would be delivered again.
+// Rows that do not take their marks are listed by a name of their own. A person may have them tried
+// at once, and cannot give them up: their events would be delivered again.
 func TestUnmarkedRows(t *testing.T) {
 	onEach(t, func(t *testing.T, db *table) {
 		db.row(1, "a", "pending", 0)

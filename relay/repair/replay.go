@@ -29,7 +29,8 @@ type Plan struct {
 	Archived int            `json:"archived"` // of these, rows that are in the archive only
 	Unsent   map[string]int `json:"unsent"`   // rows that were not sent yet and are left alone, by status
 	Missing  []string       `json:"missing"`  // event_ids that were asked for and are nowhere
-	// NoArchive says that saga_outbox_archive is not there, or not ours to read, so nobody looked into it.
+	// NoArchive says that saga_outbox_archive is not there, or not ours to read, so nobody looked
+	// into it.
 	NoArchive bool `json:"no_archive,omitempty"`
 
 	chosen []replayed
@@ -46,7 +47,8 @@ type replayed struct {
 type Replayed struct {
 	Done
 	Restored int `json:"restored"` // rows that were copied back from the archive
-	// Gone are rows that were found, and that a retention or somebody else had removed before they got into the ledger.
+	// Gone are rows that were found, and that a retention or somebody else had removed before they
+	// got into the ledger.
 	Gone []string `json:"gone,omitempty"`
 }
 
@@ -122,29 +124,32 @@ func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 	return p, nil
 }
 
-// The rows go in as they were, with status sent: a slot tells of the insert, and the relay leaves alone what was not inserted pending. A row
-// may have gone to the archive since it was found.
+// The rows go in as they were, with status sent: a slot tells of the insert, and the relay leaves
+// alone what was not inserted pending. A row may have gone to the archive since it was found.
 const restoreSQL = `INSERT INTO saga_outbox SELECT * FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
 	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id) ON CONFLICT (event_id) DO NOTHING`
 
 const archivedSQL = `SELECT EXISTS (SELECT FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
 	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id))`
 
-// thereSQL are the events whose rows are there and stay until we commit. What removes rows locks them, and relay.ReplayLock keeps out a retention
-// that would not see the entries.
+// thereSQL are the events whose rows are there and stay until we commit. What removes rows locks
+// them, and relay.ReplayLock keeps out a retention that would not see the entries.
 const thereSQL = `SELECT event_id::text FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR KEY SHARE`
 
-// An entry that is there stays: the event is on its way already. Detached, so that later events of the key do not wait for it.
+// An entry that is there stays: the event is on its way already. Detached, so that later events of
+// the key do not wait for it.
 const replaySQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, detached, replayed_at)
 	SELECT e.event_id, s.sink, $5, $6 + e.n, e.key, e.hash, e.type, 'retry', true, now()
 	FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[]) WITH ORDINALITY AS e (event_id, key, hash, type, n), unnest($7::text[]) AS s (sink)
 	WHERE EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = e.event_id AND o.status = 'sent')
 	ON CONFLICT (event_id, sink) DO NOTHING RETURNING sink`
 
-// Run puts the planned events into the ledger, for the slot's owner to deliver: behind what is there, in the order of the plan.
+// Run puts the planned events into the ledger, for the slot's owner to deliver: behind what is
+// there, in the order of the plan.
 func (p *Plan) Run(ctx context.Context, conn *pgx.Conn, r Replay) (*Replayed, error) {
 	done := &Replayed{Done: Done{Sinks: make(map[string]int)}}
-	// What is detached is in nobody's way, so it does not matter when others take the same positions meanwhile.
+	// What is detached is in nobody's way, so it does not matter when others take the same
+	// positions meanwhile.
 	var last int64
 	if err := conn.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM saga_outbox_delivery WHERE slot = $1`, r.Slot).Scan(&last); err != nil {
 		return done, fmt.Errorf("read the ledger: %w", err)
@@ -188,7 +193,8 @@ func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, a
 	if err != nil {
 		return 0, nil, nil, err
 	}
-	// Only what is in the archive and nowhere else is copied: a role without INSERT on saga_outbox can replay the rest.
+	// Only what is in the archive and nowhere else is copied: a role without INSERT on saga_outbox
+	// can replay the rest.
 	if !p.NoArchive && len(there) < len(ids) {
 		var archived bool
 		if err := tx.QueryRow(ctx, archivedSQL, ids).Scan(&archived); err != nil {

@@ -123,8 +123,8 @@ func TestReplayWithoutArchive(t *testing.T) {
 	}
 }
 
-// A role with the relay's rights can replay what is still in saga_outbox. For what is in the archive the error names the one right that is
-// missing.
+// A role with the relay's rights can replay what is still in saga_outbox. For what is in the
+// archive the error names the one right that is missing.
 func TestReplayWithNamedRights(t *testing.T) {
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
 	for n := 1; n <= 3; n++ {
@@ -165,7 +165,8 @@ func TestReplayWithNamedRights(t *testing.T) {
 	}
 }
 
-// What a retention is just removing is not promised: replay waits for it, and says that the event is gone.
+// What a retention is just removing is not promised: replay waits for it, and says that the event
+// is gone.
 func TestReplayWaitsForRetention(t *testing.T) {
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
 	for n := 1; n <= 3; n++ {

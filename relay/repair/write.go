@@ -13,7 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Bounds of one transaction. It holds the lock on the slot's row, which the owner's marks and the renewal of its lease wait for.
+// Bounds of one transaction. It holds the lock on the slot's row, which the owner's marks and the
+// renewal of its lease wait for.
 const (
 	batchSize   = 1000
 	lockTimeout = 500 * time.Millisecond
@@ -24,9 +25,11 @@ const (
 // Done counts what a command changed, by sink.
 type Done struct {
 	Sinks map[string]int `json:"sinks"`
-	// Passed are letters that were chosen and left as they are: changed by a relay or by somebody else meanwhile.
+	// Passed are letters that were chosen and left as they are: changed by a relay or by somebody
+	// else meanwhile.
 	Passed int `json:"passed"`
-	// Locked are those whose rows somebody held locked all the time; the command may be run again for them.
+	// Locked are those whose rows somebody held locked all the time; the command may be run again
+	// for them.
 	Locked int `json:"locked"`
 }
 
@@ -42,9 +45,10 @@ func (d *Done) N() int {
 // ErrHeld is returned when Retry is asked for what waits behind others.
 var ErrHeld = errors.New("held events go out by themselves, in order, when the one before them is retried or discarded")
 
-// Retry has letters offered again. A dead one (or one that was discarded and not taken out yet) becomes ready, with its attempts
-// forgotten; one that waits for its next attempt is due now. What is held behind one of them follows by itself, in order. A row
-// without an entry says pending again, for a relay to find. hybrid is relay.Config.Hybrid.
+// Retry has letters offered again. A dead one (or one that was discarded and not taken out yet)
+// becomes ready, with its attempts forgotten; one that waits for its next attempt is due now. What
+// is held behind one of them follows by itself, in order. A row without an entry says pending
+// again, for a relay to find. hybrid is relay.Config.Hybrid.
 func Retry(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
 	f, err := ToRetry(f)
 	if err != nil {
@@ -53,8 +57,8 @@ func Retry(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, e
 	return change(ctx, conn, f, hybrid, retryEntriesSQL, retryRowsSQL)
 }
 
-// Discard gives letters up: the slot's owner takes their entries out, and what waits behind them goes on. Their rows stay dead
-// letters, and last_error says that they were discarded.
+// Discard gives letters up: the slot's owner takes their entries out, and what waits behind them
+// goes on. Their rows stay dead letters, and last_error says that they were discarded.
 func Discard(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
 	return change(ctx, conn, ToDiscard(f), hybrid, discardEntriesSQL, discardRowsSQL)
 }
@@ -70,15 +74,16 @@ const (
 			discarded = false
 		` + chosen + ` AND (d.discarded OR d.state = 'dead' OR d.state = 'retry' AND d.next_attempt_at > now()) RETURNING d.sink`
 
-	// A held entry stays held: the owner comes to it when what is before it has gone. Made ready now, it would be taken out first, and
-	// free those behind it too early.
+	// A held entry stays held: the owner comes to it when what is before it has gone. Made ready
+	// now, it would be taken out first, and free those behind it too early.
 	discardEntriesSQL = `UPDATE saga_outbox_delivery d SET
 			state = CASE d.state WHEN 'held' THEN 'held' ELSE 'retry' END, next_attempt_at = NULL, discarded = true
 		` + chosen + ` AND NOT d.discarded RETURNING d.sink`
 
-	// A row with an entry about its mark is left alone: what it is to say is written when it takes it.
-	// What the entries say, their rows say, as after relay.Ledger's Resolve; with $2, hybrid mode, no row says pending, which another worker
-	// would take. A row whose entries are all discarded is a dead letter. One that was sent and is being delivered once more stays sent.
+	// A row with an entry about its mark is left alone: what it is to say is written when it takes
+	// it. What the entries say, their rows say, as after relay.Ledger's Resolve; with $2, hybrid
+	// mode, no row says pending, which another worker would take. A row whose entries are all
+	// discarded is a dead letter. One that was sent and is being delivered once more stays sent.
 	rowsSQL = `UPDATE saga_outbox o SET status = e.status, retry_count = e.attempts,
 			last_error = CASE WHEN e.discarded THEN '` + givenUp + `' || coalesce(e.error, '') ELSE o.last_error END
 		FROM (SELECT event_id, bool_and(discarded) AS discarded, coalesce(max(attempts) FILTER (WHERE NOT discarded), max(attempts)) AS attempts,
@@ -191,13 +196,14 @@ func (d *Done) add(sinks []string, of int) {
 	d.Passed += of - len(sinks)
 }
 
-// write runs f in a transaction that has the lock of the slot's row ("" for none), again if somebody has locked what it needs. f counts
-// what it did last of all.
+// write runs f in a transaction that has the lock of the slot's row ("" for none), again if
+// somebody has locked what it needs. f counts what it did last of all.
 func write(ctx context.Context, conn *pgx.Conn, slot string, f func(pgx.Tx) error) error {
 	pause := relay.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}
 	for try := 1; ; try++ {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			// Should we be stopped half-way, the server ends the transaction before the owner's lease suffers.
+			// Should we be stopped half-way, the server ends the transaction before the owner's
+			// lease suffers.
 			limits := fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d; SET LOCAL idle_in_transaction_session_timeout = %[2]d`,
 				lockTimeout.Milliseconds(), (4 * lockTimeout).Milliseconds())
 			if _, err := tx.Exec(ctx, limits, pgx.QueryExecModeSimpleProtocol); err != nil {
@@ -216,7 +222,8 @@ func write(ctx context.Context, conn *pgx.Conn, slot string, f func(pgx.Tx) erro
 	}
 }
 
-// locked reports whether somebody else held a lock for too long: lock_not_available, query_canceled by statement_timeout, deadlock_detected.
+// locked reports whether somebody else held a lock for too long: lock_not_available, query_canceled
+// by statement_timeout, deadlock_detected.
 func locked(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && slices.Contains([]string{"55P03", "57014", "40P01"}, pg.Code)

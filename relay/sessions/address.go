@@ -31,7 +31,8 @@ func AddressOf(c *pgconn.Config) string {
 	return fmt.Sprintf("%s/%s as %s", net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), c.Database, c.User)
 }
 
-// elsewhere are parameters that other clients take for themselves and never send to the server. PostgreSQL refuses them (42704).
+// elsewhere are parameters that other clients take for themselves and never send to the server.
+// PostgreSQL refuses them (42704).
 var elsewhere = map[string]string{
 	// libpq
 	"keepalives": "the relay always sends keepalives", "gssencmode": "the relay does not use GSSAPI encryption", "gsslib": "the relay does not use GSSAPI",
@@ -47,7 +48,8 @@ var elsewhere = map[string]string{
 	"async_fallback": "it is another driver's", "tcpkeepalive": "the relay always sends keepalives", "applicationname": "the relay has a name of its own",
 }
 
-// notSupported are parameters whose silent absence would be less safe than what was asked for, with the values that ask for nothing.
+// notSupported are parameters whose silent absence would be less safe than what was asked for, with
+// the values that ask for nothing.
 var notSupported = map[string]struct {
 	harmless []string
 	instead  string
@@ -66,8 +68,9 @@ var notSupported = map[string]struct {
 	"currentschema":            {[]string{""}, "write search_path=… instead"},
 }
 
-// Parse reads DATABASE_URL. What it says holds no password and no other part of a value. Parameters that libpq, other
-// drivers or poolers take for themselves are left out: the server would refuse the session because of them.
+// Parse reads DATABASE_URL. What it says holds no password and no other part of a value. Parameters
+// that libpq, other drivers or poolers take for themselves are left out: the server would refuse
+// the session because of them.
 func Parse(databaseURL string) (*Address, error) {
 	cfg, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
@@ -75,10 +78,12 @@ func Parse(databaseURL string) (*Address, error) {
 	}
 	switch {
 	case strings.Contains(cfg.Host, "@"):
-		// The password ends at its first @ then, and the rest of it would stand in every message that names the host.
+		// The password ends at its first @ then, and the rest of it would stand in every message
+		// that names the host.
 		return nil, errors.New("DATABASE_URL: the host holds an @: want reserved characters in the password percent-encoded (@ as %40, / as %2F, : as %3A)")
 	case hasOddName(cfg.RuntimeParams):
-		// A URL that lost its beginning: up to its first = it is read as the name of a setting, and the host is whatever is the default.
+		// A URL that lost its beginning: up to its first = it is read as the name of a setting, and
+		// the host is whatever is the default.
 		return nil, errors.New("DATABASE_URL: is neither a URL nor made of keyword=value: want postgresql://user:password@host:5432/database")
 	}
 	a := &Address{ConnConfig: cfg}
@@ -133,8 +138,9 @@ func Parse(databaseURL string) (*Address, error) {
 	return a, nil
 }
 
-// settleQueries undoes what the string says about how statements are sent, which is pgx's own and gone from RuntimeParams.
-// Other modes cannot hand over lists of ids, and batches in mode exec pass by the qualifier (qualify.go).
+// settleQueries undoes what the string says about how statements are sent, which is pgx's own and
+// gone from RuntimeParams. Other modes cannot hand over lists of ids, and batches in mode exec pass
+// by the qualifier (qualify.go).
 func (a *Address) settleQueries() {
 	const mode, capacity = pgx.QueryExecModeCacheStatement, 512
 	if a.DefaultQueryExecMode != mode {
@@ -150,7 +156,8 @@ func (a *Address) settleQueries() {
 func withoutDSN(err error) error {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {
-		// What the cause quotes is a piece of the string: of a password with a space in it, for instance.
+		// What the cause quotes is a piece of the string: of a password with a space in it, for
+		// instance.
 		if cause := parse.Unwrap(); cause != nil && !strings.ContainsAny(cause.Error(), `"'`+"`") {
 			return fmt.Errorf("DATABASE_URL: cannot be read (%w): want postgresql://user:password@host:5432/database", cause)
 		}

@@ -90,8 +90,8 @@ func TestParametersOfOtherClients(t *testing.T) {
 	}
 }
 
-// Of what a server answers to a wish for a session, a person has to fix what will be the same at the
-// next try, and the rest is waited out: class by class of PostgreSQL's appendix "Error Codes".
+// Of what a server answers to a wish for a session, a person has to fix what will be the same at
+// the next try, and the rest is waited out: class by class of PostgreSQL's appendix "Error Codes".
 func TestRefused(t *testing.T) {
 	person := []string{
 		"28000", "28P01", "28999", "3D000", "42501", "42704", "42601", "42P02", "22023", "22P02", "55P02",

@@ -10,7 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// codeProtocolViolation is the SQLSTATE with which PgBouncer refuses settings that it does not know.
+// codeProtocolViolation is the SQLSTATE with which PgBouncer refuses settings that it does not
+// know.
 const codeProtocolViolation = "08P01"
 
 // code is the SQLSTATE of a server's error, or "".
@@ -22,7 +23,8 @@ func code(err error) string {
 	return pg.Code
 }
 
-// Cause takes the cause out of pgconn's error, which repeats user, database and every address tried.
+// Cause takes the cause out of pgconn's error, which repeats user, database and every address
+// tried.
 func Cause(err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
@@ -35,7 +37,8 @@ func Cause(err error) error {
 	return err
 }
 
-// once is the first of several errors that read alike: pgconn tries an address with TLS and without, and tells both.
+// once is the first of several errors that read alike: pgconn tries an address with TLS and
+// without, and tells both.
 func once(err error) error {
 	all, ok := err.(interface{ Unwrap() []error })
 	if !ok {
@@ -52,9 +55,10 @@ func once(err error) error {
 	return cmp.Or(first, err)
 }
 
-// connectFaults are the SQLSTATEs with which a server refuses a session for what a person has to change: who, into what, with
-// what. Every other error at that point passes by itself, or by somebody's work on the server, and is waited out: the server
-// starts, stops or recovers (57P01 to 57P03), is short of something (53…), takes nobody just now (55000), the connection broke (08…).
+// connectFaults are the SQLSTATEs with which a server refuses a session for what a person has to
+// change: who, into what, with what. Every other error at that point passes by itself, or by
+// somebody's work on the server, and is waited out: the server starts, stops or recovers (57P01 to
+// 57P03), is short of something (53…), takes nobody just now (55000), the connection broke (08…).
 var connectFaults = map[string]struct{ problem, fix string }{
 	"28000": {"the server refuses the role or its password", "set the right user and password; where the message names pg_hba.conf, allow the role there"},
 	"28P01": {"the server refuses the role or its password", "set the right user and password"},
@@ -69,8 +73,8 @@ var connectFaults = map[string]struct{ problem, fix string }{
 	"42P02": {"the server does not know a parameter of it", "leave the parameter out that the message names"},
 }
 
-// Refused makes of a server's answer to a wish for a session a *relay.SetupError, if it is up to a person, and leaves any other
-// error as it is.
+// Refused makes of a server's answer to a wish for a session a *relay.SetupError, if it is up to a
+// person, and leaves any other error as it is.
 func Refused(err error) error {
 	if setup := (*relay.SetupError)(nil); errors.As(err, &setup) {
 		return err

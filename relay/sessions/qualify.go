@@ -18,9 +18,10 @@ func (t tables) add(name, schema string) {
 	}
 }
 
-// qualify gives each of the tables that a statement names its schema. A name in a string counts where it is made a table's by a
-// cast to regclass or by one of the functions that take one. What has a schema, is quoted, or is a name given
-// here (AS) or only repeated (FOR UPDATE OF), stays as it is.
+// qualify gives each of the tables that a statement names its schema. A name in a string counts
+// where it is made a table's by a cast to regclass or by one of the functions that take one. What
+// has a schema, is quoted, or is a name given here (AS) or only repeated (FOR UPDATE OF), stays as
+// it is.
 func (t tables) qualify(sql string) string {
 	var out strings.Builder
 	done := 0
@@ -62,7 +63,8 @@ func letter(c byte) bool {
 	return c == '_' || c == '$' || c >= 0x80 || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
 
-// takesTable reports whether what comes next is the first argument of a function that takes a table.
+// takesTable reports whether what comes next is the first argument of a function that takes a
+// table.
 func takesTable(before string) bool {
 	return strings.HasSuffix(before, "regclass(") || strings.HasSuffix(before, "_size(") || strings.HasSuffix(before, "_privilege(")
 }
@@ -76,8 +78,9 @@ func wantsSchema(before string) bool {
 	return !strings.EqualFold(word, " AS ") && !strings.EqualFold(word, " OF ")
 }
 
-// qualifier passes on what goes to the server, and gives the tables in its statements their schemas. That costs nothing where no
-// statement is sent: a prepared one is sent once. Every Write is of whole messages, as pgproto3 makes them.
+// qualifier passes on what goes to the server, and gives the tables in its statements their
+// schemas. That costs nothing where no statement is sent: a prepared one is sent once. Every Write
+// is of whole messages, as pgproto3 makes them.
 type qualifier struct {
 	to     io.Writer
 	tables tables // nil until they are known
@@ -119,7 +122,8 @@ func (q *qualifier) rewrite(p []byte) []byte {
 	return append(out, p[done:]...)
 }
 
-// statement returns the body of a Query or Parse message with the tables qualified, or nil if it names none.
+// statement returns the body of a Query or Parse message with the tables qualified, or nil if it
+// names none.
 func (q *qualifier) statement(kind byte, body []byte) []byte {
 	name := 0 // Parse: the statement's name comes first
 	if kind == 'P' {

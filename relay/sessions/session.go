@@ -16,10 +16,11 @@ import (
 
 // About is what is known of a session beyond what the server says.
 type About struct {
-	// Pooled says that a pooler may run each transaction in another session. Then a session has no state: no settings, no
-	// prepared statements with a name, no advisory locks, no origin.
+	// Pooled says that a pooler may run each transaction in another session. Then a session has no
+	// state: no settings, no prepared statements with a name, no advisory locks, no origin.
 	Pooled bool
-	// Path is the search_path that the session was given, Schemas are those of it that exist and that the role may use.
+	// Path is the search_path that the session was given, Schemas are those of it that exist and
+	// that the role may use.
 	Path    string
 	Schemas []string
 	// Pinned says that nothing but PostgreSQL's own functions are found by name.
@@ -28,7 +29,8 @@ type About struct {
 	tables tables
 }
 
-// Table is the qualified and quoted name of a table of ours, or "" where the search_path does not lead to it.
+// Table is the qualified and quoted name of a table of ours, or "" where the search_path does not
+// lead to it.
 func (a *About) Table(name string) string {
 	schema, is := a.tables[name]
 	if !is {
@@ -37,8 +39,8 @@ func (a *About) Table(name string) string {
 	return schema + "." + pgx.Identifier{name}.Sanitize()
 }
 
-// Named is what finds a table of ours in this session: Table, or through a pooler, where nothing is known, the bare name. It is nil
-// where the table was not found, and to_regclass is NULL then.
+// Named is what finds a table of ours in this session: Table, or through a pooler, where nothing is
+// known, the bare name. It is nil where the table was not found, and to_regclass is NULL then.
 func (a *About) Named(name string) *string {
 	if !a.Pooled {
 		name = a.Table(name)
@@ -63,7 +65,8 @@ func Of(conn *pgconn.PgConn) *About {
 // nameLimit is at how many bytes PostgreSQL cuts an application_name off (NAMEDATALEN - 1).
 const nameLimit = 63
 
-// Name is what pg_stat_activity shows for a purpose, cut off as PostgreSQL does, so that it is found again.
+// Name is what pg_stat_activity shows for a purpose, cut off as PostgreSQL does, so that it is
+// found again.
 func Name(purpose string) string {
 	name := "sagaz-relay " + purpose
 	return name[:min(len(name), nameLimit)]
@@ -76,8 +79,8 @@ type Options struct {
 	Creates bool              // the session makes tables; see doc.go
 }
 
-// Open makes an ordinary session. cfg is not changed; its query mode stays, but for one through a pooler, which can
-// prepare nothing.
+// Open makes an ordinary session. cfg is not changed; its query mode stays, but for one through a
+// pooler, which can prepare nothing.
 func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error) {
 	direct := cfg.Copy()
 	for name, value := range o.Direct {
@@ -114,8 +117,8 @@ func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error
 // ErrPooler says that somebody else has started the session.
 var ErrPooler = errors.New("settings at the start of a session are lost")
 
-// Pin prepares a configuration for one connection, so that its session is as doc.go says. It comes after all that the
-// caller wants of the configuration itself.
+// Pin prepares a configuration for one connection, so that its session is as doc.go says. It comes
+// after all that the caller wants of the configuration itself.
 func Pin(cfg *pgconn.Config, o Options) {
 	for name, value := range settings {
 		set(cfg.RuntimeParams, name, value)
@@ -151,10 +154,12 @@ func Pin(cfg *pgconn.Config, o Options) {
 	}
 }
 
-// Until search_path is pinned, everything in a statement has to be qualified. A session that is not ours alone must not be changed.
+// Until search_path is pinned, everything in a statement has to be qualified. A session that is not
+// ours alone must not be changed.
 const directSQL = `SELECT pg_catalog.current_setting('` + directSetting + `', true)`
 
-// pinSQL takes the search_path that the session was given, and puts ours in its place; the names of the schemas are in their order.
+// pinSQL takes the search_path that the session was given, and puts ours in its place; the names of
+// the schemas are in their order.
 const pinSQL = `SELECT pg_catalog.current_setting('search_path'),
 		pg_catalog.set_config('sagaz_relay.path', pg_catalog.current_setting('search_path'), false),
 		pg_catalog.set_config('sagaz_relay.schemas', pg_catalog.current_schemas(false)::pg_catalog.text, false),
@@ -165,13 +170,15 @@ const pinSQL = `SELECT pg_catalog.current_setting('search_path'),
 	SELECT set_config('search_path', concat_ws(', ', 'pg_catalog', nullif(current_setting('sagaz_relay.path'), ''), 'pg_temp'), false)
 		WHERE EXISTS (` + dependentsSQL + `)`
 
-// oursSQL are the tables by our names that the original search_path leads to; of two by one name the first.
+// oursSQL are the tables by our names that the original search_path leads to; of two by one name
+// the first.
 const oursSQL = `SELECT DISTINCT ON (c.relname) c.oid, n.nspname::text AS schema, c.relname::text AS name
 	FROM pg_catalog.unnest(pg_catalog.current_setting('sagaz_relay.schemas')::name[]) WITH ORDINALITY AS s (schema, nth)
 	JOIN pg_namespace n ON n.nspname = s.schema JOIN pg_class c ON c.relnamespace = n.oid
 	WHERE (c.relname ~ '^saga_outbox' OR c.relname = 'consumer_inbox') AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY c.relname, s.nth`
 
-// dependentsSQL are the functions that run when a row of ours is written, and that look names up in whatever search_path there is.
+// dependentsSQL are the functions that run when a row of ours is written, and that look names up in
+// whatever search_path there is.
 const dependentsSQL = `WITH ours AS (` + oursSQL + `), tables AS (SELECT oid FROM ours UNION SELECT inhrelid FROM pg_inherits WHERE inhparent IN (SELECT oid FROM ours)),
 	users (classid, objid) AS (
 		SELECT 'pg_constraint'::regclass::oid, oid FROM pg_constraint WHERE conrelid IN (SELECT oid FROM tables)

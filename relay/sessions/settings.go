@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// settings are what every session has, whatever the connection string, the role or the database say. Row security is off so
-// that a policy which hides rows is an error, and not a table that seems to have fewer.
+// settings are what every session has, whatever the connection string, the role or the database
+// say. Row security is off so that a policy which hides rows is an error, and not a table that
+// seems to have fewer.
 //
 // synchronous_commit is left to them: how safe a commit has to be is the database's policy.
 var settings = map[string]string{
@@ -29,11 +30,13 @@ var settings = map[string]string{
 	"idle_session_timeout":                "0",
 }
 
-// pooledSettings are those of them that a pooler takes at the start of a session: it keeps them for each of its clients.
+// pooledSettings are those of them that a pooler takes at the start of a session: it keeps them for
+// each of its clients.
 var pooledSettings = []string{"client_encoding", "datestyle", "timezone", "standard_conforming_strings"}
 
-// directSetting is a setting of our own that a connection asks for when it starts. In a session that does not have it
-// afterwards, somebody between us and the server has started the session: a pooler. PgBouncer refuses it instead.
+// directSetting is a setting of our own that a connection asks for when it starts. In a session
+// that does not have it afterwards, somebody between us and the server has started the session: a
+// pooler. PgBouncer refuses it instead.
 const directSetting = "sagaz_relay.direct"
 
 // set sets a parameter of the start of a session in place of the same one in another spelling.
@@ -46,7 +49,8 @@ func set(params map[string]string, name, value string) {
 	params[name] = value
 }
 
-// StartParameters are the names of what a session of ours asks for when it starts, for those who configure a pooler to ignore it.
+// StartParameters are the names of what a session of ours asks for when it starts, for those who
+// configure a pooler to ignore it.
 func StartParameters() []string {
 	return append(slices.Sorted(maps.Keys(settings)), directSetting)
 }

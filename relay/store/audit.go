@@ -10,8 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// AuditRow is a row as sagaz-relay verify looks at it: the event without its payload, and with its headers only where they may override
-// the one that carries its id.
+// AuditRow is a row as sagaz-relay verify looks at it: the event without its payload, and with its
+// headers only where they may override the one that carries its id.
 type AuditRow struct {
 	Event      relay.Event
 	Status     string
@@ -26,8 +26,9 @@ type AuditEntry struct {
 	Discarded bool
 }
 
-// ReadAudit gives row the events of saga_outbox and saga_outbox_archive that were created from since on and before until (zero: no limit), and then
-// entry the whole ledger, as they were at one moment. Both are called one at a time; their errors end it.
+// ReadAudit gives row the events of saga_outbox and saga_outbox_archive that were created from
+// since on and before until (zero: no limit), and then entry the whole ledger, as they were at one
+// moment. Both are called one at a time; their errors end it.
 func ReadAudit(ctx context.Context, conn *pgx.Conn, since, until time.Time, row func(AuditRow) error, entry func(AuditEntry) error) error {
 	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		// The outbox first: an event may be in both for a moment, never in none.
@@ -74,7 +75,8 @@ func orNull(t time.Time) *time.Time {
 	return &t
 }
 
-// Existing returns those of the events that have a row in saga_outbox or its archive, whenever they were created.
+// Existing returns those of the events that have a row in saga_outbox or its archive, whenever they
+// were created.
 func Existing(ctx context.Context, conn *pgx.Conn, ids []relay.UUID) (map[relay.UUID]bool, error) {
 	rows, err := conn.Query(ctx, `SELECT event_id FROM saga_outbox WHERE event_id = ANY($1)
 		UNION ALL SELECT event_id FROM saga_outbox_archive WHERE event_id = ANY($1)`, uuids(ids))

@@ -12,11 +12,13 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// notedSQL returns the sinks that were noted, best of this slot, and whether a relay has ever had a slot here.
+// notedSQL returns the sinks that were noted, best of this slot, and whether a relay has ever had a
+// slot here.
 const notedSQL = `SELECT coalesce((SELECT sinks FROM saga_outbox_relay WHERE sinks <> '' AND heir IS NULL ORDER BY slot = $1 DESC, renewed_at DESC LIMIT 1), ''),
 	EXISTS (SELECT FROM saga_outbox_relay WHERE epoch > 0)`
 
-// anySentSQL looks for a row that was sent. It may read a table of any size, once: only a relay that starts where none has been asks it.
+// anySentSQL looks for a row that was sent. It may read a table of any size, once: only a relay
+// that starts where none has been asks it.
 const anySentSQL = `SELECT EXISTS (SELECT FROM saga_outbox WHERE status = 'sent')`
 
 const (
@@ -34,7 +36,8 @@ func (s *Store) Before(ctx context.Context, slot string) (relay.Before, error) {
 	return ReadBefore(ctx, conn, slot)
 }
 
-// ReadBefore reads the same over a connection of the caller's, which is closed when a time limit is over.
+// ReadBefore reads the same over a connection of the caller's, which is closed when a time limit is
+// over.
 func ReadBefore(ctx context.Context, conn *pgx.Conn, slot string) (b relay.Before, err error) {
 	asking, cancel := context.WithTimeout(ctx, beforeTimeout)
 	defer cancel()
@@ -53,7 +56,8 @@ func ReadBefore(ctx context.Context, conn *pgx.Conn, slot string) (b relay.Befor
 	defer cancel()
 	err = conn.QueryRow(looking, anySentSQL).Scan(&b.Sent)
 	if errors.Is(looking.Err(), context.DeadlineExceeded) && ctx.Err() == nil {
-		// So many rows and no answer: the table is in use, and where its events go is a question worth asking.
+		// So many rows and no answer: the table is in use, and where its events go is a question
+		// worth asking.
 		b.Sent = true
 		return b, nil
 	}

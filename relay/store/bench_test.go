@@ -26,8 +26,9 @@ const libraryIndexes = `DROP INDEX idx_outbox_pending, idx_outbox_claimed_at; DR
 	CREATE INDEX idx_outbox_pending ON saga_outbox (created_at) WHERE status = 'pending';
 	CREATE INDEX idx_outbox_claimed_at ON saga_outbox (claimed_at) WHERE status = 'claimed'`
 
-// BenchmarkIdleLook is what a look for pending rows costs when there are none, among many that are sent: inserted as pending, and
-// marked, in turns of 5,000, as in life. ns/op is what the caller waits.
+// BenchmarkIdleLook is what a look for pending rows costs when there are none, among many that are
+// sent: inserted as pending, and marked, in turns of 5,000, as in life. ns/op is what the caller
+// waits.
 //
 //	SAGAZ_BENCH_ROWS=5000000 go test ./relay/store -run '^$' -bench IdleLook -benchtime 20x -timeout 60m
 func BenchmarkIdleLook(b *testing.B) {
@@ -98,7 +99,8 @@ func BenchmarkIdleLook(b *testing.B) {
 	}
 }
 
-// BenchmarkLedger is what entries cost: written by Mark, 2,500 events at a time, read by Due and taken out by Resolve.
+// BenchmarkLedger is what entries cost: written by Mark, 2,500 events at a time, read by Due and
+// taken out by Resolve.
 //
 //	go test ./relay/store -run '^$' -bench Ledger -benchtime 100x
 func BenchmarkLedger(b *testing.B) {

@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// beside are the lease's connections for what must not wait for marks, nor marks for it: looks at the slot, counts, sweeps, pruning. They
-// are made when needed and kept for the next time.
+// beside are the lease's connections for what must not wait for marks, nor marks for it: looks at
+// the slot, counts, sweeps, pruning. They are made when needed and kept for the next time.
 type beside struct {
 	mu     sync.Mutex // guards the fields below
 	idle   map[string]*pgx.Conn
@@ -85,7 +85,8 @@ func (b *beside) close() {
 	all.Wait()
 }
 
-// fact runs a quick look on the connection for such looks. A cut connection of the marks does not touch it, nor it them.
+// fact runs a quick look on the connection for such looks. A cut connection of the marks does not
+// touch it, nor it them.
 func (l *lease) fact(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
 	return l.facts.within(ctx, func(ctx context.Context) error { return l.beside(ctx, "facts", f) })
 }

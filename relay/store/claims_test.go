@@ -13,7 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What the library's worker runs (sagaz 1.5.0, PostgreSQLOutboxStorage.claim_batch and release_stuck_events).
+// What the library's worker runs (sagaz 1.5.0, PostgreSQLOutboxStorage.claim_batch and
+// release_stuck_events).
 const (
 	libraryClaim = `WITH claimed AS (
 		SELECT event_id FROM saga_outbox WHERE status = 'pending' AND created_at <= now() + interval '1 minute' ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)
@@ -107,7 +108,8 @@ func TestHybridClaims(t *testing.T) {
 		if got := value[string](t, db.Pool, `SELECT worker_id FROM saga_outbox WHERE status = 'claimed'`); got != "sagaz-relay/outbox/1/"+strings.Repeat("ö", 234) {
 			t.Errorf("claimed by %s", got)
 		}
-		// The worker takes none that is claimed. A second look finds the claim ours, with another owner, too.
+		// The worker takes none that is claimed. A second look finds the claim ours, with another
+		// owner, too.
 		release(t, l)
 		l = acquire(t, s, "outbox")
 		if got := settled(t, l, events[:1]); got[0] || !strings.HasPrefix(value[string](t, db.Pool, `SELECT worker_id FROM saga_outbox WHERE status = 'claimed'`), "sagaz-relay/outbox/2/") {
@@ -148,7 +150,8 @@ func TestHybridClaims(t *testing.T) {
 		if got := settled(t, l, events[3:4]); got[0] {
 			t.Error("the row that was locked is settled")
 		}
-		// What only waits in the ledger is not for the other worker, and the library's own sweep of stuck claims leaves it alone.
+		// What only waits in the ledger is not for the other worker, and the library's own sweep of
+		// stuck claims leaves it alone.
 		mark(t, l, parking(marksOf(events[3:4]), held("kafka")))
 		exec(t, db, `UPDATE saga_outbox SET claimed_at = now() - interval '1 hour' WHERE claimed_at IS NOT NULL`)
 		exec(t, db, libraryRelease)

@@ -20,15 +20,17 @@ type Config struct {
 	// Default: the host name. WORKER_ID.
 	Owner string `env:"WORKER_ID"`
 
-	// Mark is what becomes of a row whose event every sink has: "update" sets status and sent_at, "delete" deletes
-	// the row, "archive" moves it to saga_outbox_archive. Rows that were refused are always kept.
+	// Mark is what becomes of a row whose event every sink has: "update" sets status and sent_at,
+	// "delete" deletes the row, "archive" moves it to saga_outbox_archive. Rows that were refused
+	// are always kept.
 	//
 	// Default "update". RELAY_MARK.
 	Mark string `env:"RELAY_MARK"`
 
-	// ClaimTimeout is how old a claim of the library's worker on a row may be before that worker counts as dead. The
-	// relay waits that long for the fate of a claimed row where it looks rows up (RELAY_HYBRID). Too short publishes
-	// twice what a slow worker is still at; too long stands still when a worker was killed.
+	// ClaimTimeout is how old a claim of the library's worker on a row may be before that worker
+	// counts as dead. The relay waits that long for the fate of a claimed row where it looks rows
+	// up (RELAY_HYBRID). Too short publishes twice what a slow worker is still at; too long stands
+	// still when a worker was killed.
 	//
 	// Default 5m. STUCK_CLAIM_TIMEOUT_SECONDS.
 	ClaimTimeout time.Duration `env:"STUCK_CLAIM_TIMEOUT_SECONDS"`
@@ -38,15 +40,16 @@ type Config struct {
 	// Default 33554432 (32 MiB). RELAY_MAX_EVENT_BYTES.
 	MaxEventBytes int `env:"RELAY_MAX_EVENT_BYTES"`
 
-	// Hybrid makes the relay claim the rows that it looks up before it publishes them, so that a worker of the library that runs beside it leaves
-	// them alone; see relay.Config.Hybrid.
+	// Hybrid makes the relay claim the rows that it looks up before it publishes them, so that a
+	// worker of the library that runs beside it leaves them alone; see relay.Config.Hybrid.
 	//
 	// Default false. RELAY_HYBRID.
 	Hybrid bool `env:"RELAY_HYBRID"`
 
-	// LeaseTTL bounds how long a slot stays with an owner that is frozen or cut off from the database: it stops by itself when it
-	// could not renew for five sixths of it, and another takes over after all of it. An owner that dies or stops frees the slot at
-	// once, whatever this is. Too short makes owners fight while the database stalls.
+	// LeaseTTL bounds how long a slot stays with an owner that is frozen or cut off from the
+	// database: it stops by itself when it could not renew for five sixths of it, and another takes
+	// over after all of it. An owner that dies or stops frees the slot at once, whatever this is.
+	// Too short makes owners fight while the database stalls.
 	//
 	// Default 9s. RELAY_LEASE_TTL.
 	LeaseTTL time.Duration `env:"RELAY_LEASE_TTL"`

@@ -11,11 +11,13 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// isPooled reports whether a pooler may run each transaction of the connection in another session; see sessions.About.
+// isPooled reports whether a pooler may run each transaction of the connection in another session;
+// see sessions.About.
 func isPooled(conn *pgx.Conn) bool { return sessions.Of(conn.PgConn()).Pooled }
 
-// Pooled reports whether the last connection that was made went through a pooler, such as PgBouncer, in which no session is ours. Everything
-// works then, but for replication; the lease is held by renewal alone, so a relay that dies is followed only after RELAY_LEASE_TTL.
+// Pooled reports whether the last connection that was made went through a pooler, such as
+// PgBouncer, in which no session is ours. Everything works then, but for replication; the lease is
+// held by renewal alone, so a relay that dies is followed only after RELAY_LEASE_TTL.
 func (s *Store) Pooled() bool { return s.pooled.Load() == pooledYes }
 
 const (
@@ -23,7 +25,8 @@ const (
 	pooledYes = 2
 )
 
-// describe tells a connection that gets no description of its statements which types our Go values stand for.
+// describe tells a connection that gets no description of its statements which types our Go values
+// stand for.
 func describe(conn *pgx.Conn) {
 	conn.TypeMap().RegisterDefaultPgType(uuids{}, "_uuid")
 	conn.TypeMap().RegisterDefaultPgType(pgtype.UUID{}, "uuid")
@@ -31,7 +34,8 @@ func describe(conn *pgx.Conn) {
 	conn.TypeMap().RegisterDefaultPgType((*timestamp)(nil), "timestamptz")
 }
 
-// connect opens a connection for one purpose. Silence of the peer shows within seconds on both sides, not after the kernels' hours.
+// connect opens a connection for one purpose. Silence of the peer shows within seconds on both
+// sides, not after the kernels' hours.
 func (s *Store) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	// ConnectTimeout is for one address, and not for the first statements.
 	ctx, cancel := context.WithTimeout(ctx, s.conn.ConnectTimeout+factLeast)

@@ -14,14 +14,16 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// ErrStandby passes: somebody promotes the server, or the name in DATABASE_URL comes to lead to the primary.
+// ErrStandby passes: somebody promotes the server, or the name in DATABASE_URL comes to lead to the
+// primary.
 var ErrStandby = errors.New("the server is a standby, which takes no writes; name the primary in DATABASE_URL, with several hosts add target_session_attrs=read-write")
 
 // OldestServer is the first version that the relay works with.
 const OldestServer = 14
 
-// Examine looks at all that the tables and the server have to be like for a relay with a way to mark, with or without a
-// retention that removes rows, with or without an archive. It is what Check refuses by.
+// Examine looks at all that the tables and the server have to be like for a relay with a way to
+// mark, with or without a retention that removes rows, with or without an archive. It is what Check
+// refuses by.
 func Examine(ctx context.Context, conn *pgx.Conn, mark string, retention, archive bool) []relay.Examined {
 	s := &Store{cfg: Config{Mark: mark}, prunes: retention, prunesTo: archive}
 	return s.examine(ctx, conn)
@@ -69,7 +71,8 @@ func (x *demands) server(ctx context.Context) (fine string, faults []*relay.Setu
 	return "", faults, nil
 }
 
-// tables looks for each table the way the statements do, by search_path, and, where it is not found, elsewhere.
+// tables looks for each table the way the statements do, by search_path, and, where it is not
+// found, elsewhere.
 func (x *demands) tables(ctx context.Context) (fine string, faults []*relay.SetupError, err error) {
 	var found, missing []string
 	for _, n := range x.needs {
@@ -114,7 +117,8 @@ func (x *demands) tables(ctx context.Context) (fine string, faults []*relay.Setu
 
 func (x *demands) named(table string) *string { return sessions.Of(x.conn.PgConn()).Named(table) }
 
-// outboxColumns are the columns of saga_outbox that are read or written, as 0001_saga_outbox.sql makes them.
+// outboxColumns are the columns of saga_outbox that are read or written, as 0001_saga_outbox.sql
+// makes them.
 var outboxColumns = []struct{ name, definition string }{
 	{"event_id", "UUID PRIMARY KEY"},
 	{"saga_id", "VARCHAR(255) NOT NULL"},
@@ -249,8 +253,8 @@ func (x *demands) rowSecurity(ctx context.Context) (fine string, faults []*relay
 	return "hides no rows", faults, nil
 }
 
-// hidden tells whether row level security keeps rows of a table from our role. A row that is hidden looks like one that is gone:
-// it would be delivered over and over, or never.
+// hidden tells whether row level security keeps rows of a table from our role. A row that is hidden
+// looks like one that is gone: it would be delivered over and over, or never.
 func (x *demands) hidden(ctx context.Context, table, name string) (*relay.SetupError, error) {
 	var hidden bool
 	var role string
@@ -268,10 +272,12 @@ func (x *demands) hidden(ctx context.Context, table, name string) (*relay.SetupE
 	}, nil
 }
 
-// planTimeout bounds the look at the statements, which waits for whoever alters a table. That shall be said, not waited for in silence.
+// planTimeout bounds the look at the statements, which waits for whoever alters a table. That shall
+// be said, not waited for in silence.
 const planTimeout = 30 * time.Second
 
-// plan plans every statement of the lease: each table, column and type that they need; nothing is read.
+// plan plans every statement of the lease: each table, column and type that they need; nothing is
+// read.
 func (x *demands) plan(ctx context.Context) (fine string, faults []*relay.SetupError, err error) {
 	ctx, cancel := context.WithTimeout(ctx, planTimeout)
 	defer cancel()

@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Row level security on any of the tables, for a role that is not their owner: the start says so, and no statement takes a row that is
-// hidden for one that is gone.
+// Row level security on any of the tables, for a role that is not their owner: the start says so,
+// and no statement takes a row that is hidden for one that is gone.
 func TestRowSecurity(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		role, _, dsn := db.Role(t, "")
@@ -96,7 +96,8 @@ func TestSettingsOfRoleAndDatabase(t *testing.T) {
 	})
 }
 
-// How pgx is to send statements may be part of DATABASE_URL; marks need the way that they are written for.
+// How pgx is to send statements may be part of DATABASE_URL; marks need the way that they are
+// written for.
 func TestQueryModesOfTheAddress(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	for _, way := range []string{
@@ -124,7 +125,8 @@ func TestQueryModesOfTheAddress(t *testing.T) {
 	}
 }
 
-// Rows are archived whole with an identity column; with a computed one once the archive does not compute it itself.
+// Rows are archived whole with an identity column; with a computed one once the archive does not
+// compute it itself.
 func TestArchiveOfIdentityAndComputedColumns(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		exec(t, db, `ALTER TABLE saga_outbox ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY, ADD COLUMN kind text GENERATED ALWAYS AS (lower(event_type)) STORED`)

@@ -11,8 +11,9 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// Connect opens a connection for a command that a person has typed; purpose is shown in pg_stat_activity. It prepares no
-// statements, so a pooler in between does no harm. What a person has to fix is a *relay.SetupError; no error holds the password.
+// Connect opens a connection for a command that a person has typed; purpose is shown in
+// pg_stat_activity. It prepares no statements, so a pooler in between does no harm. What a person
+// has to fix is a *relay.SetupError; no error holds the password.
 func Connect(ctx context.Context, databaseURL, purpose string) (*pgx.Conn, error) {
 	return open(ctx, databaseURL, sessions.Options{Purpose: purpose})
 }
@@ -36,10 +37,12 @@ func open(ctx context.Context, databaseURL string, o sessions.Options) (*pgx.Con
 	return conn, nil
 }
 
-// ConnectCause takes the cause out of pgconn's error, which repeats user, database and every address tried.
+// ConnectCause takes the cause out of pgconn's error, which repeats user, database and every
+// address tried.
 func ConnectCause(err error) error { return sessions.Cause(err) }
 
-// Diagnose turns a server's error that a person has to fix into a *relay.SetupError, and leaves any other as it is.
+// Diagnose turns a server's error that a person has to fix into a *relay.SetupError, and leaves any
+// other as it is.
 func Diagnose(err error) error {
 	if done := (*relay.SetupError)(nil); err == nil || errors.As(err, &done) {
 		return err

@@ -10,16 +10,17 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// noteEncoding notes the database's encoding. We talk UTF-8 with every server, which converts, but for one without an encoding
-// (sessions.AnyBytes).
+// noteEncoding notes the database's encoding. We talk UTF-8 with every server, which converts, but
+// for one without an encoding (sessions.AnyBytes).
 func (s *Store) noteEncoding(conn *pgx.Conn) {
 	encoding := sessions.Encoding(conn.PgConn())
 	s.ascii.Store(encoding != "" && encoding != "UTF8" && encoding != sessions.AnyBytes)
 	s.unchecked.Store(encoding == sessions.AnyBytes)
 }
 
-// storable makes a text of our own one that a text column of this database takes: not endless, without NUL, UTF-8, and where the database
-// has another encoding, ASCII: LATIN1 has no ellipsis. What a row holds is not changed: the database has it already.
+// storable makes a text of our own one that a text column of this database takes: not endless,
+// without NUL, UTF-8, and where the database has another encoding, ASCII: LATIN1 has no ellipsis.
+// What a row holds is not changed: the database has it already.
 func (s *Store) storable(text string) string {
 	text = validText(text)
 	if s.ascii.Load() {

@@ -13,18 +13,20 @@ import (
 type blame int
 
 const (
-	// blameNobody is for the connection, the server's end, a fence, a stop: the batch is tried again as it is.
+	// blameNobody is for the connection, the server's end, a fence, a stop: the batch is tried
+	// again as it is.
 	blameNobody blame = iota
-	// blamePassing is for codes that as a rule pass by themselves. A trigger may raise any of them for
-	// one row again and again, so a batch that goes on failing is tried in halves after a while.
+	// blamePassing is for codes that as a rule pass by themselves. A trigger may raise any of them
+	// for one row again and again, so a batch that goes on failing is tried in halves after a
+	// while.
 	blamePassing
 	// blameRow is for codes that come of what is in a row: the batch is tried in halves at once.
 	blameRow
 )
 
-// passingClasses are the classes of SQLSTATE that tell of the server, of resources, of others at work;
-// codes of all other classes come of data, of constraints and of triggers. Nothing hangs on the border:
-// what was set aside by mistake gets its mark at the next try.
+// passingClasses are the classes of SQLSTATE that tell of the server, of resources, of others at
+// work; codes of all other classes come of data, of constraints and of triggers. Nothing hangs on
+// the border: what was set aside by mistake gets its mark at the next try.
 var passingClasses = map[string]bool{
 	"08": true, // connection exception
 	"0B": true, // invalid transaction initiation
@@ -71,7 +73,8 @@ type cause struct {
 	raised     bool // in a function, that of a trigger for instance
 }
 
-// raisedIn finds the function in an error's context: "PL/pgSQL function public.check_it() line 3 at RAISE".
+// raisedIn finds the function in an error's context: "PL/pgSQL function public.check_it() line 3 at
+// RAISE".
 var raisedIn = regexp.MustCompile(`PL/[A-Za-z]+ function ([^\s(]+\([^)]*\))`)
 
 // causeOf describes an error without what is in the row. DETAIL holds the whole row and HINT what a
@@ -117,8 +120,9 @@ func (q quiet) Error() string { return q.text }
 
 func (q quiet) Unwrap() error { return q.error }
 
-// withoutValues takes the server's message out of an error's text where it may hold what is in a row: a function's
-// author has written it, or it quotes the value that is not well-formed (class 22). errors.As finds the error as it was.
+// withoutValues takes the server's message out of an error's text where it may hold what is in a
+// row: a function's author has written it, or it quotes the value that is not well-formed (class
+// 22). errors.As finds the error as it was.
 func withoutValues(err error) error {
 	var pg *pgconn.PgError
 	if err == nil || !errors.As(err, &pg) || pg.Message == "" {

@@ -14,7 +14,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Whose fault an error may be, class by class. What a trigger may raise for one row is in unmarked_test.go, on the real server.
+// Whose fault an error may be, class by class. What a trigger may raise for one row is in
+// unmarked_test.go, on the real server.
 func TestBlame(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
@@ -75,7 +76,8 @@ func TestCauseHasNoValues(t *testing.T) {
 	}
 }
 
-// A trigger may say anything, with a code for which the batch is tried again as it is and the error logged.
+// A trigger may say anything, with a code for which the batch is tried again as it is and the error
+// logged.
 func TestErrorsOfMarksHaveNoValues(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	const secret = "Zoë, 42 years"
@@ -119,7 +121,8 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// The bound of the work: n at fault among m cost about 2 n log m writes, and all of them at most a few more than a hundred.
+// The bound of the work: n at fault among m cost about 2 n log m writes, and all of them at most a
+// few more than a hundred.
 func TestHalvingIsBounded(t *testing.T) {
 	refused := errors.New("refused")
 	for _, c := range []struct {

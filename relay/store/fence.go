@@ -26,7 +26,8 @@ type fencedTx struct {
 	lockTimeout time.Duration
 }
 
-// settingsSQL makes the settings of a marking session for one transaction, where the session is a pooler's.
+// settingsSQL makes the settings of a marking session for one transaction, where the session is a
+// pooler's.
 const settingsSQL = `SELECT set_config('lock_timeout', $1, true), set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)`
 
 func (l *lease) fenced(f fence) *fencedTx {
@@ -35,7 +36,8 @@ func (l *lease) fenced(f fence) *fencedTx {
 	return tx
 }
 
-// queue adds a statement. The number of rows that it changed is added to n once run returns, unless n is nil.
+// queue adds a statement. The number of rows that it changed is added to n once run returns, unless
+// n is nil.
 func (t *fencedTx) queue(n *int, sql string, args ...any) {
 	t.batch.Queue(sql, args...)
 	t.took = append(t.took, func(r pgx.BatchResults) error {
@@ -47,7 +49,8 @@ func (t *fencedTx) queue(n *int, sql string, args ...any) {
 	})
 }
 
-// query adds a statement whose rows are read by f, once for each, after they were scanned into dest.
+// query adds a statement whose rows are read by f, once for each, after they were scanned into
+// dest.
 func (t *fencedTx) query(dest []any, f func() error, sql string, args ...any) {
 	t.batch.Queue(sql, args...)
 	t.took = append(t.took, func(r pgx.BatchResults) error {
@@ -60,7 +63,8 @@ func (t *fencedTx) query(dest []any, f func() error, sql string, args ...any) {
 	})
 }
 
-// run sends the transaction. It returns relay.ErrFenced, and nothing is written, when the slot has another owner.
+// run sends the transaction. It returns relay.ErrFenced, and nothing is written, when the slot has
+// another owner.
 func (t *fencedTx) run(ctx context.Context, conn *pgx.Conn) (err error) {
 	batch := &t.batch
 	if isPooled(conn) {

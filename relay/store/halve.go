@@ -12,14 +12,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// halving finds, in a batch that failed for good without saying for which row, the rows that it failed
-// for. It writes [lo, hi) of a batch, and when that fails for what may be the fault of a row, each half
-// of it in order, until the rows at fault stand alone. Those go to aside, with the reason; all others
-// are written.
+// halving finds, in a batch that failed for good without saying for which row, the rows that it
+// failed for. It writes [lo, hi) of a batch, and when that fails for what may be the fault of a
+// row, each half of it in order, until the rows at fault stand alone. Those go to aside, with the
+// reason; all others are written.
 //
-// n rows at fault among m cost about 2 n log m transactions. The work is bounded: what has not been taken
-// apart when it ends, or follows on many rows that all fail, goes aside as it is. That is safe for
-// everything that is tried again from where it was put, and a table that refuses every row stops no event.
+// n rows at fault among m cost about 2 n log m transactions. The work is bounded: what has not been
+// taken apart when it ends, or follows on many rows that all fail, goes aside as it is. That is
+// safe for everything that is tried again from where it was put, and a table that refuses every row
+// stops no event.
 type halving struct {
 	write func(lo, hi int) error
 	aside func(lo, hi int, why error) error
@@ -27,7 +28,8 @@ type halving struct {
 	fault func(error) bool
 	left  int // writes that may still be made
 	until time.Time
-	// giveUp is after how many rows that failed alone the next ones are not taken apart; 0: allAtFault.
+	// giveUp is after how many rows that failed alone the next ones are not taken apart; 0:
+	// allAtFault.
 	giveUp int
 
 	alone int // rows that have failed alone since a write has succeeded
@@ -38,8 +40,8 @@ const halvingWrites = 1500
 
 var halvingFor = 3 * time.Second
 
-// allAtFault is after how many rows that failed alone, without a write that succeeded in between, the
-// next ones are not taken apart.
+// allAtFault is after how many rows that failed alone, without a write that succeeded in between,
+// the next ones are not taken apart.
 const allAtFault = 64
 
 // run writes [lo, hi).
@@ -73,8 +75,8 @@ func (h *halving) split(lo, hi int, why error) error {
 	return h.run(mid, hi)
 }
 
-// Passing errors are taken for the fault of a row when a batch has failed so often, and for so long. One
-// that had no answer in time has waited long enough.
+// Passing errors are taken for the fault of a row when a batch has failed so often, and for so
+// long. One that had no answer in time has waited long enough.
 const (
 	passingTries = 5
 	silentTries  = 2
@@ -119,9 +121,10 @@ func (s *streaks) reset(what string) {
 	delete(s.runs, what)
 }
 
-// batched writes a batch of n in one go, and by halves when it has to be; probe is the same statement
-// without any row. What fails without a row is no row's fault (a column or a right that is missing, a
-// server that is read-only, a trigger for each statement): it is returned, to be tried again as it is.
+// batched writes a batch of n in one go, and by halves when it has to be; probe is the same
+// statement without any row. What fails without a row is no row's fault (a column or a right that
+// is missing, a server that is read-only, a trigger for each statement): it is returned, to be
+// tried again as it is.
 func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, hi int) error, probe func() error, aside func(lo, hi int, why error) error) error {
 	err := write(0, n)
 	if err == nil {
@@ -154,9 +157,9 @@ func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, 
 // sessionEvery is how often a fault may end the marking session.
 const sessionEvery = time.Minute
 
-// anewSession ends the marking session when a trigger does not find what it names. Sessions keep the
-// search_path that they were given only where triggers depend on it, which is looked at when they begin
-// (package sessions): this trigger may be younger.
+// anewSession ends the marking session when a trigger does not find what it names. Sessions keep
+// the search_path that they were given only where triggers depend on it, which is looked at when
+// they begin (package sessions): this trigger may be younger.
 func (l *lease) anewSession(ctx context.Context, err error) bool {
 	c := causeOf(err)
 	if !strings.HasPrefix(c.code, "42") || !c.raised || !l.left.mayEndSession() {

@@ -8,10 +8,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// stuckSQL walks through the lines in which something blocks, by hash, $4 hashes from $3 on, and looks at the first entries of each: a
-// line whose first blocking entry is a held one is stuck, because nothing will free it. It returns those lines, and in the last row (key
-// null) the hash that it came to. Of lines that share a hash, one that begins behind a hundred entries of others is found when these
-// have gone.
+// stuckSQL walks through the lines in which something blocks, by hash, $4 hashes from $3 on, and
+// looks at the first entries of each: a line whose first blocking entry is a held one is stuck,
+// because nothing will free it. It returns those lines, and in the last row (key null) the hash
+// that it came to. Of lines that share a hash, one that begins behind a hundred entries of others
+// is found when these have gone.
 const stuckSQL = `WITH RECURSIVE hashes AS (
 		(SELECT key_hash, 1 AS n FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND ` + blocking + ` AND key_hash >= $3::int
 			ORDER BY key_hash LIMIT 1)
@@ -28,7 +29,8 @@ const stuckSQL = `WITH RECURSIVE hashes AS (
 // healAtOnce is how many hashes one Heal looks at.
 const healAtOnce = 2000
 
-// Heal implements relay.Ledger. Entries that are held behind nothing were left by earlier versions, or by a person's SQL.
+// Heal implements relay.Ledger. Entries that are held behind nothing were left by earlier versions,
+// or by a person's SQL.
 func (l *lease) Heal(ctx context.Context, sink string, from int32) (freed int, next int32, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()

@@ -109,7 +109,8 @@ const insertSQL = `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, eve
 	SELECT ('00000000-0000-0000-' || lpad(to_hex(i >> 48), 4, '0') || '-' || lpad(to_hex(i), 12, '0'))::uuid, 's' || i, 'a' || i, 'Tested', jsonb_build_object('n', i)
 	FROM generate_series($1::bigint, $2) i`
 
-// insert makes the rows from..to in one transaction, and returns what the stream would tell of them.
+// insert makes the rows from..to in one transaction, and returns what the stream would tell of
+// them.
 func insert(t testing.TB, db *pgtest.DB, from, to int) []relay.Event {
 	t.Helper()
 	conn := db.Conn(t)

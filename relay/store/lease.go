@@ -15,12 +15,14 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// lockClass is the first key of the slots' advisory locks; the second is hashtext of the slot: "SAGZ" in ASCII.
+// lockClass is the first key of the slots' advisory locks; the second is hashtext of the slot:
+// "SAGZ" in ASCII.
 const lockClass = 0x5341475a
 
-// acquireSQL takes the row from an owner that was seen with epoch $3 and, if it is one without a lock, as renewed at $5: by our own clock it
-// has not been renewed for the time of a lease. Whoever was faster has moved the epoch on. A row that does not say yet which cluster it is of says
-// so from here on (system.go).
+// acquireSQL takes the row from an owner that was seen with epoch $3 and, if it is one without a
+// lock, as renewed at $5: by our own clock it has not been renewed for the time of a lease. Whoever
+// was faster has moved the epoch on. A row that does not say yet which cluster it is of says so
+// from here on (system.go).
 const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pooled, system_id, timeline)
 		VALUES ($1, 1, $2, $4, (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8))
 	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL, heir = NULL,
@@ -69,7 +71,8 @@ func (s *Store) Waiting(slot string) error {
 	return nil
 }
 
-// noteWaiting notes what keeps a standby of the slot from taking the lease, were it free; nil for nothing.
+// noteWaiting notes what keeps a standby of the slot from taking the lease, were it free; nil for
+// nothing.
 func (s *Store) noteWaiting(slot string, err error) {
 	if err == nil {
 		s.waiting.Delete(slot)
@@ -138,7 +141,8 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 		switch {
 		case seen.pooled: // it has no connections that count
 		case s.own(slot, seen.epoch):
-			// We know without waiting that it is not renewed any more: its connections are half-open.
+			// We know without waiting that it is not renewed any more: its connections are
+			// half-open.
 			if time.Since(warned) > warnEvery {
 				warned = time.Now()
 				log.Warn("our own lost lease still holds the slot, ending its connections", "epoch", seen.epoch)
@@ -198,8 +202,8 @@ func (r *rival) alive(life string, at time.Time) {
 	r.life = life
 }
 
-// outwait ends the connections of an owner whose lock another session still has, once it has given no sign of life for the time of a
-// lease, and reports it. Before that it looks for such a sign.
+// outwait ends the connections of an owner whose lock another session still has, once it has given
+// no sign of life for the time of a lease, and reports it. Before that it looks for such a sign.
 func (s *Store) outwait(ctx context.Context, conn *pgx.Conn, slot string, owner *rival, at time.Time, warn func(stale time.Duration)) (ending bool, err error) {
 	switch stale := at.Sub(owner.since); {
 	case stale > s.cfg.LeaseTTL:
@@ -216,8 +220,9 @@ func (s *Store) outwait(ctx context.Context, conn *pgx.Conn, slot string, owner 
 	return false, nil
 }
 
-// lives returns what changes with each statement of the session that has the slot's lock; nothing if we may not see it. An owner
-// that cannot write the slot's row, because another session holds it, still asks.
+// lives returns what changes with each statement of the session that has the slot's lock; nothing
+// if we may not see it. An owner that cannot write the slot's row, because another session holds
+// it, still asks.
 func (s *Store) lives(ctx context.Context, conn *pgx.Conn, slot string) (life string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -229,7 +234,8 @@ func (s *Store) lives(ctx context.Context, conn *pgx.Conn, slot string) (life st
 	return life, nil
 }
 
-// holdsOn returns an error that names the session which has the slot's lock, though it was told to end; nil when there is none.
+// holdsOn returns an error that names the session which has the slot's lock, though it was told to
+// end; nil when there is none.
 func (s *Store) holdsOn(ctx context.Context, conn *pgx.Conn, slot string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -256,8 +262,9 @@ func lockHeld(slot string) string {
 const trySQL = `coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(extract(epoch FROM s.renewed_at)::text, ''), coalesce(s.pooled, false), coalesce(s.released_at IS NOT NULL OR s.heir IS NOT NULL, true)
 	FROM (SELECT 1) one LEFT JOIN saga_outbox_relay s ON s.slot = $2`
 
-// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and with it back vacuum). Behind a pooler it
-// asks only whether anybody has the lock. An owner without a lock may live all the same: whoever asks has to watch its renewals.
+// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and
+// with it back vacuum). Behind a pooler it asks only whether anybody has the lock. An owner without
+// a lock may live all the same: whoever asks has to watch its renewals.
 func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (free bool, seen sighting, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -294,8 +301,9 @@ func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 	return nil
 }
 
-// take makes the lock a lease: the epoch moves on, which fences whoever had it before. It returns errTaken when another relay was faster, and
-// a relay.OccupiedError when somebody alive owns another slot of the table.
+// take makes the lock a lease: the epoch moves on, which fences whoever had it before. It returns
+// errTaken when another relay was faster, and a relay.OccupiedError when somebody alive owns
+// another slot of the table.
 func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sighting, members rivals, log hclog.Logger) (*lease, error) {
 	if err := s.endMarks(ctx, conn, slot); err != nil {
 		return nil, err
@@ -332,7 +340,8 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sigh
 	return l, nil
 }
 
-// takeRow takes the slot's row in a transaction, and what other slots of the table have left. It returns when it began to.
+// takeRow takes the slot's row in a transaction, and what other slots of the table have left. It
+// returns when it began to.
 func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease, seen sighting, members rivals) (sent time.Time, err error) {
 	bounded, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -382,7 +391,8 @@ func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease
 	return sent, nil
 }
 
-// own reports whether the slot's newest epoch is that of a lease which this process had and has given up.
+// own reports whether the slot's newest epoch is that of a lease which this process had and has
+// given up.
 func (s *Store) own(slot string, epoch int64) bool {
 	found, ok := s.leases.Load(slot)
 	if !ok {
@@ -397,8 +407,9 @@ func (s *Store) own(slot string, epoch int64) bool {
 	}
 }
 
-// endMarks ends the marking session of whoever had the lease before. Frozen in the middle of sending a batch, it would hold the
-// lock of the slot's row, which its fence took, until it is dead: the server waits for the rest of the batch, and no timeout counts that.
+// endMarks ends the marking session of whoever had the lease before. Frozen in the middle of
+// sending a batch, it would hold the lock of the slot's row, which its fence took, until it is
+// dead: the server waits for the rest of the batch, and no timeout counts that.
 func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -410,8 +421,8 @@ func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error
 	return nil
 }
 
-// lease implements relay.Lease. The lock lives on conn, which only renew and Release use; marks and look-ups have a connection
-// of their own, so that a long one cannot hold up a renewal.
+// lease implements relay.Lease. The lock lives on conn, which only renew and Release use; marks and
+// look-ups have a connection of their own, so that a long one cannot hold up a renewal.
 type lease struct {
 	store     *Store
 	slot      string
@@ -469,8 +480,8 @@ func (l *lease) Err() error {
 	}
 }
 
-// Valid implements relay.Lease: trust ends a sixth of the time before anybody else may take the slot. Go's monotonic clock
-// runs on while a process is stopped.
+// Valid implements relay.Lease: trust ends a sixth of the time before anybody else may take the
+// slot. Go's monotonic clock runs on while a process is stopped.
 func (l *lease) Valid() bool {
 	select {
 	case <-l.lost:
@@ -491,8 +502,8 @@ func (l *lease) losing(err error) {
 func (l *lease) renew(ctx context.Context) {
 	every := l.store.cfg.LeaseTTL / 3
 	for {
-		// In between it listens. Nobody notifies, but the server says so when it ends the connection, and with it the lock, which
-		// another relay may have the moment after.
+		// In between it listens. Nobody notifies, but the server says so when it ends the
+		// connection, and with it the lock, which another relay may have the moment after.
 		wait, cancel := context.WithTimeout(ctx, every)
 		_, err := l.conn.WaitForNotification(wait)
 		over := wait.Err() != nil
@@ -506,7 +517,8 @@ func (l *lease) renew(ctx context.Context) {
 		case !over:
 			continue
 		}
-		// One renewal may take until the lease's end, no longer; and not long once the lease is being released.
+		// One renewal may take until the lease's end, no longer; and not long once the lease is
+		// being released.
 		sent := time.Now()
 		bounded, cancel := context.WithDeadline(context.WithoutCancel(ctx), l.renewed.Load().Add(l.store.cfg.LeaseTTL*5/6))
 		released := context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, cancel) })
@@ -527,9 +539,10 @@ func (l *lease) renew(ctx context.Context) {
 
 // renewOnce writes that we live, and reports whether the slot is still ours.
 //
-// A transaction of ours may hold the row's lock: a mark whose commit waits for a disk or a standby, or whose backend was
-// stopped. Then we only look whether the epoch is ours. A standby sees on the backend that holds the slot's lock that it
-// has asked (Store.lives). Behind a pooler there is no such backend, so there the wait has the whole of the time.
+// A transaction of ours may hold the row's lock: a mark whose commit waits for a disk or a standby,
+// or whose backend was stopped. Then we only look whether the epoch is ours. A standby sees on the
+// backend that holds the slot's lock that it has asked (Store.lives). Behind a pooler there is no
+// such backend, so there the wait has the whole of the time.
 func (l *lease) renewOnce(ctx context.Context) (ours bool, err error) {
 	tag, err := l.conn.Exec(ctx, `UPDATE saga_outbox_relay SET renewed_at = clock_timestamp() WHERE slot = $1 AND epoch = $2`, l.slot, l.epoch)
 	if !isLocked(err) || isPooled(l.conn) {
@@ -540,8 +553,8 @@ func (l *lease) renewOnce(ctx context.Context) (ours bool, err error) {
 	return ours, err
 }
 
-// prepareRenewals sets up the session for them, after the epoch was moved. A renewal says only that we live at this moment, so its
-// commit need not wait for the server's disk, nor for its standbys.
+// prepareRenewals sets up the session for them, after the epoch was moved. A renewal says only that
+// we live at this moment, so its commit need not wait for the server's disk, nor for its standbys.
 func (l *lease) prepareRenewals(ctx context.Context) error {
 	if isPooled(l.conn) {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Bounds of the handover. What the product promises is 1 s after a clean stop and 3 s after a death; the measure is the
-// test's own clock, on a machine that is busy with other tests.
+// Bounds of the handover. What the product promises is 1 s after a clean stop and 3 s after a
+// death; the measure is the test's own clock, on a machine that is busy with other tests.
 const (
 	afterStop  = time.Second
 	afterDeath = 3 * time.Second
@@ -146,7 +146,8 @@ func TestLeaseOwnerKilled(t *testing.T) {
 	})
 }
 
-// checkFenced has a former owner mark, as its marker would, and makes sure that nothing comes of it.
+// checkFenced has a former owner mark, as its marker would, and makes sure that nothing comes of
+// it.
 func checkFenced(t testing.TB, db *pgtest.DB, old *lease, marks []relay.Mark) {
 	t.Helper()
 	before := counts(t, db)
@@ -176,7 +177,8 @@ func frozen(t *testing.T, db *pgtest.DB, freeze func(*pgtest.Proxy, *lease)) (ol
 	freeze(proxy, old)
 	start := time.Now()
 	next = acquire(t, standby, "outbox")
-	// The order of the two matters more than the time: nobody trusts the old lease when the new one is there.
+	// The order of the two matters more than the time: nobody trusts the old lease when the new one
+	// is there.
 	if old.Valid() {
 		t.Error("the frozen owner still trusts its lease when the next has taken it")
 	}
@@ -209,8 +211,9 @@ func TestLeaseOwnerFrozen(t *testing.T) {
 	})
 }
 
-// A is frozen with half of a mark batch on its way: the server has executed the fence, holds the lock of the slot's row for A, and waits
-// for the rest, which idle_in_transaction_session_timeout does not count. B must be able to take over all the same.
+// A is frozen with half of a mark batch on its way: the server has executed the fence, holds the
+// lock of the slot's row for A, and waits for the rest, which idle_in_transaction_session_timeout
+// does not count. B must be able to take over all the same.
 func TestLeaseOwnerFrozenInMark(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		events := insert(t, db, 1, 2500)
@@ -235,8 +238,9 @@ func TestLeaseOwnerFrozenInMark(t *testing.T) {
 	})
 }
 
-// Somebody holds the lock of a row that is to be marked: psql left open, a long transaction of the application. The mark waits,
-// the lease must not: its renewal updates the same row as the mark's fence.
+// Somebody holds the lock of a row that is to be marked: psql left open, a long transaction of the
+// application. The mark waits, the lease must not: its renewal updates the same row as the mark's
+// fence.
 func TestLeaseRenewedWhileMarkWaits(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)

@@ -14,16 +14,19 @@ import (
 )
 
 const (
-	// blockingSQL counts by the low bits of the hash, so the answer has an end, whatever the ledger.
+	// blockingSQL counts by the low bits of the hash, so the answer has an end, whatever the
+	// ledger.
 	blockingSQL = `SELECT sink, key_hash & $2::int, count(*), count(*) FILTER (WHERE NOT detached) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2`
 	countsSQL   = `SELECT sink, state, count(*), min(coalesce(event_at, parked_at)) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
 )
 
-// dueSQL returns entries that may be offered, in three turns, so that none has to wait for the end of a long line of another kind. First
-// come those whose time has come, if nothing of their line is in front of them. Then those that a person has discarded, wherever they
-// are. Then the ready ones by position; one that has something blocking in front of it (hold) has to be held first. No line has entries
-// in both the first and the third turn. A row that is missing while the transaction that inserted it is not visible in this
-// statement's own snapshot will come; without such a transaction it is gone. size is what the row's large columns take on disk.
+// dueSQL returns entries that may be offered, in three turns, so that none has to wait for the end
+// of a long line of another kind. First come those whose time has come, if nothing of their line is
+// in front of them. Then those that a person has discarded, wherever they are. Then the ready ones
+// by position; one that has something blocking in front of it (hold) has to be held first. No line
+// has entries in both the first and the third turn. A row that is missing while the transaction
+// that inserted it is not visible in this statement's own snapshot will come; without such a
+// transaction it is gone. size is what the row's large columns take on disk.
 var dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.attempts, d.detached, d.replayed_at, d.discarded, d.hold,
 		o.event_id IS NULL, coalesce(o.event_id IS NULL AND NOT pg_visible_in_snapshot(d.xid, pg_current_snapshot()), false),
 		coalesce(pg_column_size(o.payload) + pg_column_size(o.headers), 0)
@@ -37,7 +40,8 @@ var dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.atte
 	LEFT JOIN saga_outbox o ON o.event_id = d.event_id
 	ORDER BY d.turn, d.position`
 
-// nextSQL is how long until the first of the waiting entries' time, in seconds; null when none waits.
+// nextSQL is how long until the first of the waiting entries' time, in seconds; null when none
+// waits.
 const nextSQL = `SELECT extract(epoch FROM next_attempt_at - clock_timestamp())::float8 FROM saga_outbox_delivery
 	WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at > clock_timestamp() AND NOT discarded ORDER BY next_attempt_at LIMIT 1`
 
@@ -48,12 +52,14 @@ var holdAgainSQL = `UPDATE saga_outbox_delivery r SET state = 'held' WHERE r.eve
 // invisibleSoon is when to ask again for entries whose rows are not visible yet.
 const invisibleSoon = 50 * time.Millisecond
 
-// LastPosition implements relay.Ledger. Epochs only grow, also over a change of the slot's name, so each owner's positions are past those
-// of all before it, and nobody has to read the ledger for that. Forty bits are thirty years at 1,000 events a second.
+// LastPosition implements relay.Ledger. Epochs only grow, also over a change of the slot's name, so
+// each owner's positions are past those of all before it, and nobody has to read the ledger for
+// that. Forty bits are thirty years at 1,000 events a second.
 func (l *lease) LastPosition() int64 { return l.epoch << 40 }
 
-// Blocking implements relay.Ledger. It reads the whole ledger once, on a connection of its own: five million entries take some seconds
-// of the server's time, and hundreds of millions some minutes, which is said while it lasts. f must not call the lease.
+// Blocking implements relay.Ledger. It reads the whole ledger once, on a connection of its own:
+// five million entries take some seconds of the server's time, and hundreds of millions some
+// minutes, which is said while it lasts. f must not call the lease.
 func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error {
 	began := time.Now()
 	progress := time.NewTicker(progressEvery)
@@ -98,7 +104,8 @@ func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
 	return counts, nil
 }
 
-// ledgerMost bounds what reads the whole ledger. A server that is gone is noticed much earlier, by its silence.
+// ledgerMost bounds what reads the whole ledger. A server that is gone is noticed much earlier, by
+// its silence.
 const ledgerMost = 10 * time.Minute
 
 // whole calls f for each row of a query that reads the whole ledger.
@@ -137,7 +144,8 @@ func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due 
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		// A refusal holds what is behind it some thousands at a time; the others are met here, and held then.
+		// A refusal holds what is behind it some thousands at a time; the others are met here, and
+		// held then.
 		for range 10 {
 			all, held, err := l.due(ctx, conn, sink, limit+l.left.unwrittenOf(sink))
 			if err != nil {
@@ -162,7 +170,8 @@ func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due 
 	return due, next, nil
 }
 
-// holdAgain makes entries held. One that does not let itself be changed is met again; it is not offered either way.
+// holdAgain makes entries held. One that does not let itself be changed is met again; it is not
+// offered either way.
 func (l *lease) holdAgain(ctx context.Context, conn *pgx.Conn, sink string, held uuids) error {
 	h := halving{
 		left: remarkWrites, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) == blameRow },
@@ -247,7 +256,8 @@ func (l *lease) offer(ctx context.Context, conn *pgx.Conn, sink string, all []fo
 	return due, next, nil
 }
 
-// rowsOf reads the rows of entries that will be offered, in order and as many as fit; unread are the others.
+// rowsOf reads the rows of entries that will be offered, in order and as many as fit; unread are
+// the others.
 func (l *lease) rowsOf(ctx context.Context, conn *pgx.Conn, all []found, maxBytes int) (rows map[relay.UUID]relay.Event, unread map[relay.UUID]bool, err error) {
 	ids := make(uuids, 0, len(all))
 	for i := range all {

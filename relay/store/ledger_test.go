@@ -32,7 +32,8 @@ func parking(marks []relay.Mark, entry relay.Parked) []relay.Mark {
 	return marks
 }
 
-// ledger is what the table says: for each entry of a sink, by position, its event's number and state.
+// ledger is what the table says: for each entry of a sink, by position, its event's number and
+// state.
 func ledger(t testing.TB, db *pgtest.DB, sink string) string {
 	t.Helper()
 	return value[string](t, db.Pool, `SELECT coalesce(string_agg(position || ' ' || CASE WHEN state = 'retry' AND next_attempt_at IS NULL THEN 'ready' WHEN state = 'retry' THEN 'waiting' ELSE state END, ', ' ORDER BY position), 'empty')
@@ -82,7 +83,8 @@ func outcomes(fate relay.Fate, entries ...relay.Entry) (all []relay.Outcome) {
 	return all
 }
 
-// An event that was refused makes those of its key wait, in the batch and in later ones; other keys and sinks are ready.
+// An event that was refused makes those of its key wait, in the batch and in later ones; other keys
+// and sinks are ready.
 func TestParkBehindARefusal(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -161,7 +163,8 @@ func TestParkBehindADeadLetter(t *testing.T) {
 	})
 }
 
-// Of a long line a thousand are freed at once, and more as these go; a newcomer stays behind the last.
+// Of a long line a thousand are freed at once, and more as these go; a newcomer stays behind the
+// last.
 func TestFreeing(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

@@ -10,22 +10,23 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// leftovers are what neither the table nor the ledger takes, so that only this process knows of it: the
-// events are done, their rows say pending. While the lease lives, they are left out of sweeps and
-// look-ups. They are tried again until they are written. A process that ends before forgets them; the
-// next owner finds their rows, and delivers them again.
+// leftovers are what neither the table nor the ledger takes, so that only this process knows of it:
+// the events are done, their rows say pending. While the lease lives, they are left out of sweeps
+// and look-ups. They are tried again until they are written. A process that ends before forgets
+// them; the next owner finds their rows, and delivers them again.
 type leftovers struct {
 	mu    sync.Mutex // guards what follows
 	marks map[relay.UUID]*leftover
-	// lines count the events in marks that their key waits for at a sink. What comes later of such a key is
-	// kept here too, or it would pass them in the ledger.
+	// lines count the events in marks that their key waits for at a sink. What comes later of such
+	// a key is kept here too, or it would pass them in the ledger.
 	lines map[lineOf]int
 	// outcomes of ledger entries that Resolve could not write.
 	outcomes map[entryOf]*unwritten
 	pause    time.Duration
 	next     time.Time // when they are tried again; zero: there is none
 
-	// Rows that retention could not remove, and when; rows that hybrid mode could not claim for a lock, since when.
+	// Rows that retention could not remove, and when; rows that hybrid mode could not claim for a
+	// lock, since when.
 	unprunable map[relay.UUID]time.Time
 	unclaimed  map[relay.UUID]time.Time
 
@@ -213,7 +214,8 @@ func (l *leftovers) watching() bool {
 	return len(l.locked) > 0
 }
 
-// lockedSince notes which of a batch's rows are locked, and returns those that have been for too long.
+// lockedSince notes which of a batch's rows are locked, and returns those that have been for too
+// long.
 func (l *leftovers) lockedSince(marks []relay.Mark, locked []int) (overdue []int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -265,7 +267,8 @@ func (l *leftovers) first(id relay.UUID) bool {
 	return true
 }
 
-// longUnclaimed notes that a row could not be claimed for somebody's lock, and reports whether that has lasted.
+// longUnclaimed notes that a row could not be claimed for somebody's lock, and reports whether that
+// has lasted.
 func (l *leftovers) longUnclaimed(id relay.UUID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

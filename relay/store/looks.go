@@ -10,8 +10,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// slotSQL reads columns that only newer servers have by way of jsonb, where a column that is not there is NULL. A standby is known by the
-// connection on which it waits for the slot's lease; application_name is shown to everybody.
+// slotSQL reads columns that only newer servers have by way of jsonb, where a column that is not
+// there is NULL. A standby is known by the connection on which it waits for the slot's lease;
+// application_name is shown to everybody.
 const slotSQL = `SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), (pg_current_wal_lsn() - '0/0')::bigint,
 	coalesce(s.confirmed_flush_lsn - '0/0', 0)::bigint, coalesce(s.restart_lsn - '0/0', 0)::bigint, coalesce(s.wal_status, ''), s.safe_wal_size,
 	CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN 0 ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size')) END,

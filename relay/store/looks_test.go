@@ -95,7 +95,8 @@ func TestUpdates(t *testing.T) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		events := insert(t, db, 1, 50)
 		mark(t, l, marksOf(events))
-		// Up to PostgreSQL 14 a session reports what it did when it does something again, half a second later.
+		// Up to PostgreSQL 14 a session reports what it did when it does something again, half a
+		// second later.
 		for end := time.Now().Add(time.Minute); !value[bool](t, db.Pool, `SELECT n_tup_upd >= 50 FROM pg_stat_all_tables WHERE relid = 'saga_outbox'::regclass`); time.Sleep(50 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("the server does not report the updates")

@@ -12,12 +12,14 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Every transaction that writes rows or the ledger is: this statement, then the others, in one implicit transaction (the extended protocol
-// without a Sync in between; PostgreSQL docs, "Pipelining"). The row lock that it takes holds the epoch still until the commit, and puts
-// all who write the slot's ledger in line, a person's dead-letter command among them. In READ COMMITTED each statement after it takes a
-// fresh snapshot, so it sees all that was written by whoever had the lock before. That is why an event cannot be made to wait for one that has just
-// gone: Mark sees the entry that blocks a key, and makes its own held; or Resolve has taken that entry out before, and Mark sees none; or Resolve
-// comes after, and sees the held one.
+// Every transaction that writes rows or the ledger is: this statement, then the others, in one
+// implicit transaction (the extended protocol without a Sync in between; PostgreSQL docs,
+// "Pipelining"). The row lock that it takes holds the epoch still until the commit, and puts all
+// who write the slot's ledger in line, a person's dead-letter command among them. In READ COMMITTED
+// each statement after it takes a fresh snapshot, so it sees all that was written by whoever had
+// the lock before. That is why an event cannot be made to wait for one that has just gone: Mark
+// sees the entry that blocks a key, and makes its own held; or Resolve has taken that entry out
+// before, and Mark sees none; or Resolve comes after, and sees the held one.
 const fenceSQL = `UPDATE saga_outbox_relay SET marked_lsn = greatest(marked_lsn, '0/0'::pg_lsn + $3::numeric, CASE WHEN $5::boolean THEN pg_current_wal_insert_lsn() ELSE '0/0' END),
 	confirmed_lsn = greatest(confirmed_lsn, '0/0'::pg_lsn + $4::numeric) WHERE slot = $1 AND epoch = $2`
 
@@ -27,15 +29,17 @@ const owned = ` AND EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $2 AND ep
 const (
 	sentSQL   = `UPDATE saga_outbox SET status = 'sent', sent_at = now() WHERE event_id = ANY($1::uuid[])` + owned
 	deleteSQL = `DELETE FROM saga_outbox WHERE event_id = ANY($1::uuid[])` + owned
-	// A claim that was on the row, ours or a dead worker's, ends with it: "failed" with a claim is what a worker says that is still at it.
+	// A claim that was on the row, ours or a dead worker's, ends with it: "failed" with a claim is
+	// what a worker says that is still at it.
 	refusedSQL = `UPDATE saga_outbox o SET status = r.status, retry_count = r.attempts, last_error = r.error, worker_id = NULL, claimed_at = NULL
 		FROM unnest($1::uuid[], $4::text[], $5::int[], $6::text[]) AS r (event_id, status, attempts, error)
 		WHERE o.event_id = r.event_id AND o.event_id = ANY($1::uuid[])` + owned
 	statusSQL = `SELECT event_id, status FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 )
 
-// archiveSQL moves rows; the copy says sent. Whole rows are moved, so columns that somebody added come along: both tables
-// have the same columns in the same order (docs/contract.md, "Tables"). OFFSET 0 keeps the row from being built once for each column.
+// archiveSQL moves rows; the copy says sent. Whole rows are moved, so columns that somebody added
+// come along: both tables have the same columns in the same order (docs/contract.md, "Tables").
+// OFFSET 0 keeps the row from being built once for each column.
 const archiveSQL = `WITH gone AS (DELETE FROM saga_outbox o WHERE event_id = ANY($1::uuid[])` + owned + ` RETURNING o AS was)
 	INSERT INTO saga_outbox_archive OVERRIDING SYSTEM VALUE SELECT (m.became).* FROM (
 		SELECT jsonb_populate_record(was, jsonb_build_object('status', 'sent', 'sent_at', now())) AS became FROM gone OFFSET 0) m
@@ -46,7 +50,8 @@ func skipping(sql string) string {
 	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id IN (SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED)`, 1)
 }
 
-// withoutEntries makes of a marking statement one that leaves rows alone which have entries in the ledger.
+// withoutEntries makes of a marking statement one that leaves rows alone which have entries in the
+// ledger.
 func withoutEntries(sql string) string {
 	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id = ANY(ARRAY(SELECT i FROM unnest($1::uuid[]) AS i WHERE NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = i)))`, 1)
 }
@@ -62,16 +67,19 @@ func (s *Store) deliveredSQL() string {
 	}
 }
 
-// markTimeout bounds one transaction; beyond it something holds its rows' locks, and the batch is tried again.
+// markTimeout bounds one transaction; beyond it something holds its rows' locks, and the batch is
+// tried again.
 const markTimeout = 30 * time.Second
 
-// Mark implements relay.Lease. Rows whose locks somebody holds (a session left open, the library's worker) are passed over, for later,
-// once waiting for them has not helped, and set aside when that lasts. A batch that fails for what may be the fault of one of its
-// rows is written in halves, and the rows at fault are set aside (unmarked.go).
+// Mark implements relay.Lease. Rows whose locks somebody holds (a session left open, the library's
+// worker) are passed over, for later, once waiting for them has not helped, and set aside when that
+// lasts. A batch that fails for what may be the fault of one of its rows is written in halves, and
+// the rows at fault are set aside (unmarked.go).
 //
-// Crashes. Between two halves: those that are committed are marked, or in the ledger; the others are pending behind the slot's position, and
-// told again. Between a publish and the row's entry: told again, refused again, set aside then. After the entry: it keeps the row from being
-// delivered again.
+// Crashes. Between two halves: those that are committed are marked, or in the ledger; the others
+// are pending behind the slot's position, and told again. Between a publish and the row's entry:
+// told again, refused again, set aside then. After the entry: it keeps the row from being delivered
+// again.
 func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err error) {
 	var locked []int
 	waiting := make(map[string]bool) // keys of which an event is for later: the parts that follow must not pass it
@@ -115,8 +123,9 @@ func shifted(all, part []int, lo int) []int {
 	return all
 }
 
-// mark is one transaction of Mark, and the look at what it has not found: later are the events to be marked again, and locked those of them
-// whose rows are there. Events of keys that are waiting are for later.
+// mark is one transaction of Mark, and the look at what it has not found: later are the events to
+// be marked again, and locked those of them whose rows are there. Events of keys that are waiting
+// are for later.
 func (l *lease) mark(ctx context.Context, b relay.MarkBatch, waiting map[string]bool) (later, locked []int, err error) {
 	marks, at := l.left.behind(b.Marks)
 	later, locked, err = l.markNow(ctx, marks, b.Confirm, waiting)
@@ -147,8 +156,9 @@ func (l *lease) markNow(ctx context.Context, marks []relay.Mark, confirm relay.L
 	return later, locked, err
 }
 
-// markInOrder marks what can be marked, but no event whose key has an earlier one that cannot be: a relay that dies now makes the next owner
-// deliver that one again, and what arrives again has to be a suffix.
+// markInOrder marks what can be marked, but no event whose key has an earlier one that cannot be: a
+// relay that dies now makes the next owner deliver that one again, and what arrives again has to be
+// a suffix.
 func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, confirm relay.LSN, waiting map[string]bool) (later, locked []int, err error) {
 	later, locked, err = l.notYet(ctx, conn, marks, waiting)
 	if err != nil {
@@ -181,7 +191,8 @@ func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, marks []relay.M
 	return later, locked, err
 }
 
-// placeOf is where in a whole batch the i-th of a part is that is at these places; nil for a part that is the whole.
+// placeOf is where in a whole batch the i-th of a part is that is at these places; nil for a part
+// that is the whole.
 func placeOf(at []int, i int) int {
 	if at == nil {
 		return i
@@ -189,9 +200,10 @@ func placeOf(at []int, i int) int {
 	return at[i]
 }
 
-// notYet finds the events that must not be marked now: those whose rows cannot be, and all behind one of these in its key. It is asked for
-// what one statement could mark in part: rows of several transactions, of which the later one may be visible sooner, and rows
-// whose locks somebody holds. What becomes locked after this look is still passed over alone.
+// notYet finds the events that must not be marked now: those whose rows cannot be, and all behind
+// one of these in its key. It is asked for what one statement could mark in part: rows of several
+// transactions, of which the later one may be visible sooner, and rows whose locks somebody holds.
+// What becomes locked after this look is still passed over alone.
 func (l *lease) notYet(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, waiting map[string]bool) (later, locked []int, err error) {
 	seen, taken := &l.marks.seen, map[relay.UUID]bool(nil)
 	mixed := seen.mayMix(marks)
@@ -337,12 +349,14 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w 
 	return found, tx.run(ctx, conn)
 }
 
-// missing finds out, after fewer rows were marked than asked for, which of them are not visible yet, and which are there (locked). The
-// others are gone: deleted by somebody, or by an earlier attempt whose answer was lost.
+// missing finds out, after fewer rows were marked than asked for, which of them are not visible
+// yet, and which are there (locked). The others are gone: deleted by somebody, or by an earlier
+// attempt whose answer was lost.
 //
-// A transaction's WAL is streamed as soon as it is flushed; its rows are visible to others only when it leaves the list of running
-// transactions, after the wait for synchronous standbys. So an event can be published before its row can be marked.
-// Taking the snapshot before the look at the rows makes the answer safe: whoever had ended by then had its rows visible to the look.
+// A transaction's WAL is streamed as soon as it is flushed; its rows are visible to others only
+// when it leaves the list of running transactions, after the wait for synchronous standbys. So an
+// event can be published before its row can be marked. Taking the snapshot before the look at the
+// rows makes the answer safe: whoever had ended by then had its rows visible to the look.
 func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (later, locked []int, err error) {
 	running, err := takeSnapshot(ctx, conn)
 	if err != nil {

@@ -17,8 +17,9 @@ import (
 
 var markSeed = flag.Uint64("markseed", 0, "the history of marks to run; 0: some fixed ones")
 
-// Random histories of transactions that end in any order, locks, rows that refuse their marks, and batches: after each Mark, what a crash
-// would leave without a mark or an entry is a suffix of each key, and only what has to wait does.
+// Random histories of transactions that end in any order, locks, rows that refuse their marks, and
+// batches: after each Mark, what a crash would leave without a mark or an entry is a suffix of each
+// key, and only what has to wait does.
 func TestMarkRandomHistories(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		exec(t, db, `CREATE TABLE refused (event_id uuid);

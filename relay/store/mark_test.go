@@ -254,8 +254,8 @@ func TestMarkAfterRelease(t *testing.T) {
 	}
 }
 
-// With a synchronous standby, a transaction's WAL is flushed, and streamed, before the transaction is visible to others. Here the
-// standby never answers.
+// With a synchronous standby, a transaction's WAL is flushed, and streamed, before the transaction
+// is visible to others. Here the standby never answers.
 func TestMarkBeforeRowIsVisible(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {
@@ -342,7 +342,8 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 	}
 }
 
-// A batch that waits for a row in vain marks the others, whatever becomes of rows when they are marked.
+// A batch that waits for a row in vain marks the others, whatever becomes of rows when they are
+// marked.
 func TestMarkPassesOverLockedRows(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for mode, want := range map[string]string{
@@ -387,8 +388,8 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 	})
 }
 
-// What cannot be marked yet holds up the marks of its key and no others: a crash between the two would make the next owner deliver
-// the first again and not the second.
+// What cannot be marked yet holds up the marks of its key and no others: a crash between the two
+// would make the next owner deliver the first again and not the second.
 func TestMarkKeepsTheOrderOfAKey(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, mode := range []string{MarkUpdate, MarkDelete, MarkArchive} {
@@ -456,7 +457,8 @@ func TestMarkKeepsTheOrderOfAKey(t *testing.T) {
 	})
 }
 
-// Many transactions of one key that are known to be visible cost no look at a snapshot; new ones cost one.
+// Many transactions of one key that are known to be visible cost no look at a snapshot; new ones
+// cost one.
 func TestMayMix(t *testing.T) {
 	of := func(xids ...uint32) (marks []relay.Mark) {
 		for i, xid := range xids {

@@ -25,10 +25,11 @@ var (
 	modelSeed = flag.Uint64("model-seed", 0, "of TestLedgerModel; 0: another one each time")
 )
 
-// The ledger's SQL and its plain twin (relay/ledgertest) go through the same random histories, each of one key at several sinks: events
-// are parked in any order of their positions, refused, delivered, given up, retried and discarded by a person, replayed; owners change,
-// marks are repeated, slots renamed, sinks come and go. After every step both must offer the same, and at the end nothing may be left
-// but what a dead letter holds up.
+// The ledger's SQL and its plain twin (relay/ledgertest) go through the same random histories, each
+// of one key at several sinks: events are parked in any order of their positions, refused,
+// delivered, given up, retried and discarded by a person, replayed; owners change, marks are
+// repeated, slots renamed, sinks come and go. After every step both must offer the same, and at the
+// end nothing may be left but what a dead letter holds up.
 //
 // Many histories share a database and each statement, because they share no key.
 func TestLedgerModel(t *testing.T) {
@@ -157,7 +158,8 @@ func (m *model) step(round int) {
 	m.replay()
 }
 
-// insertRows makes rows of the table, one for each of the histories, and returns the number of the first.
+// insertRows makes rows of the table, one for each of the histories, and returns the number of the
+// first.
 func (m *model) insertRows(of []*history) (first int) {
 	keys := make([]string, len(of))
 	for i, h := range of {
@@ -190,7 +192,8 @@ func (m *model) park(round int) {
 	}
 	var marks []relay.Mark
 	for _, h := range m.keys {
-		// Whatever the lane does: each of its events may come to the ledger before the others of its key.
+		// Whatever the lane does: each of its events may come to the ledger before the others of
+		// its key.
 		m.rng.Shuffle(len(h.lane), func(i, j int) { h.lane[i], h.lane[j] = h.lane[j], h.lane[i] })
 		for len(h.lane) > 0 && m.percent(75) {
 			mark := h.lane[0]
@@ -295,7 +298,8 @@ func (m *model) timePasses(percent int) {
 	exec(m.t, m.db, `UPDATE saga_outbox_delivery SET next_attempt_at = now() - interval '1 s' WHERE next_attempt_at IS NOT NULL AND partition_key = ANY($1)`, keys)
 }
 
-// offer makes one round for a sink, after it has compared what is due. With all it takes whatever is offered.
+// offer makes one round for a sink, after it has compared what is due. With all it takes whatever
+// is offered.
 func (m *model) offer(sink string, all int) (resolved int) {
 	m.now = time.Now().Add(time.Millisecond)
 	due, _, err := m.lease.Due(m.t.Context(), sink, 1<<20, 1<<30)
@@ -356,8 +360,8 @@ func (m *model) offer(sink string, all int) (resolved int) {
 	return len(outcomes)
 }
 
-// compare checks that SQL offers of a key what the twin does. Of a line it may be fewer, from the front on: long lines are freed in
-// pieces.
+// compare checks that SQL offers of a key what the twin does. Of a line it may be fewer, from the
+// front on: long lines are freed in pieces.
 func (m *model) compare(h *history, sink string, got []*relay.Entry) {
 	want, _ := h.ledger.Due(sink, math.MaxInt, m.now)
 	var line, wantLine, others, wantOthers []int64
@@ -432,7 +436,8 @@ func (m *model) replay() {
 	}
 }
 
-// end parks what is on offer, lets time pass and everything be taken, twice: then, after a person has retried what holds its key up.
+// end parks what is on offer, lets time pass and everything be taken, twice: then, after a person
+// has retried what holds its key up.
 func (m *model) end() {
 	for _, h := range m.keys {
 		for len(h.lane) > 0 {

@@ -16,7 +16,8 @@ type Need struct {
 	Rights []string
 }
 
-// Needs are all of them: for a way to mark, with or without a retention that removes rows, with or without an archive.
+// Needs are all of them: for a way to mark, with or without a retention that removes rows, with or
+// without an archive.
 func Needs(mark string, retention, archive bool) []Need {
 	outbox := []string{"SELECT", "UPDATE"}
 	if mark != MarkUpdate || retention {
@@ -33,7 +34,8 @@ func Needs(mark string, retention, archive bool) []Need {
 	return needs
 }
 
-// Grants are the statements that give a role that owns nothing what the relay needs, however it is set up.
+// Grants are the statements that give a role that owns nothing what the relay needs, however it is
+// set up.
 func Grants(role string) string {
 	var all []string
 	for _, n := range Needs(MarkArchive, true, true) {
@@ -42,7 +44,8 @@ func Grants(role string) string {
 	return strings.Join(all, " ")
 }
 
-// Lacks tells which rights the role of a connection lacks on a table. A table that is not there is told as not there.
+// Lacks tells which rights the role of a connection lacks on a table. A table that is not there is
+// told as not there.
 func (n *Need) Lacks(ctx context.Context, conn *pgx.Conn) (there bool, rights []string, err error) {
 	name := sessions.Of(conn.PgConn()).Named(n.Table)
 	if name == nil {

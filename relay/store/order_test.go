@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// An event comes to the ledger after one of its key that was refused, and was before it: it goes out first.
+// An event comes to the ledger after one of its key that was refused, and was before it: it goes
+// out first.
 func TestParkInFrontOfARefusal(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -35,8 +36,8 @@ func TestParkInFrontOfARefusal(t *testing.T) {
 	})
 }
 
-// Some of a line were ready behind its refused head, more than are ever freed at once, and were not met yet: when the head is
-// delivered, those right behind it are freed all the same.
+// Some of a line were ready behind its refused head, more than are ever freed at once, and were not
+// met yet: when the head is delivered, those right behind it are freed all the same.
 func TestFreedThoughOthersAreReady(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		s := newStore(t, testConfig(db), nil)
@@ -64,13 +65,15 @@ func TestFreedThoughOthersAreReady(t *testing.T) {
 	})
 }
 
-// A ledger that an earlier version left stuck, in more lines than one look goes through, and healthy lines between them.
+// A ledger that an earlier version left stuck, in more lines than one look goes through, and
+// healthy lines between them.
 func TestHeal(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		const lines = healAtOnce + 500
 		insert(t, db, 1, 3*lines)
-		// Of each line: the first is held, the second waits, the third is held. Of every tenth the first waits, as it should.
+		// Of each line: the first is held, the second waits, the third is held. Of every tenth the
+		// first waits, as it should.
 		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, next_attempt_at)
 			SELECT event_id, 'kafka', 'outbox', n, 'k' || n % $1, hashtext('k' || n % $1), 'Tested', CASE WHEN waits THEN 'retry' ELSE 'held' END, CASE WHEN waits THEN now() + interval '1 h' END
 			FROM (SELECT *, n / $1 = CASE WHEN n % $1 % 10 = 0 THEN 0 ELSE 1 END AS waits FROM (SELECT event_id, (payload->>'n')::bigint - 1 AS n FROM saga_outbox) o) r`, int64(lines))
@@ -99,8 +102,9 @@ func TestHeal(t *testing.T) {
 	})
 }
 
-// The statistics say that one key has the whole ledger. For each other key, what is in its line is found by the line's own indexes all the
-// same, and not by a walk through what is ready of all keys.
+// The statistics say that one key has the whole ledger. For each other key, what is in its line is
+// found by the line's own indexes all the same, and not by a walk through what is ready of all
+// keys.
 func TestLinesAreFoundByTheirIndexes(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, next_attempt_at)

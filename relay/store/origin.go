@@ -10,17 +10,20 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// A marking session has a replication origin, so that a server from 16 on drops our own updates before decoding them. Origins are the
-// server's, of all databases together, and their number is limited (max_replication_slots, from 18 on max_active_replication_origins);
-// subscriptions need them, too. So a slot has one, with the database's OID in its name, it goes with the slot (uninstall), and none is
-// made that would be the server's last. Without an origin everything works the same, only slower.
+// A marking session has a replication origin, so that a server from 16 on drops our own updates
+// before decoding them. Origins are the server's, of all databases together, and their number is
+// limited (max_replication_slots, from 18 on max_active_replication_origins); subscriptions need
+// them, too. So a slot has one, with the database's OID in its name, it goes with the slot
+// (uninstall), and none is made that would be the server's last. Without an origin everything works
+// the same, only slower.
 const (
 	originSQL = `SELECT 'sagaz_relay_' || d.oid || '_' || $1::text, EXISTS (SELECT FROM pg_replication_origin WHERE roname = 'sagaz_relay_' || d.oid || '_' || $1::text),
 		EXISTS (SELECT FROM pg_replication_origin WHERE ` + former + `),
 		(SELECT count(*) FROM pg_replication_origin), coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::bigint
 		FROM pg_database d WHERE d.datname = current_database()`
 
-	// formerOriginsSQL drops those that older relays made, two a slot. One in use is left, and so are all without the right.
+	// formerOriginsSQL drops those that older relays made, two a slot. One in use is left, and so
+	// are all without the right.
 	formerOriginsSQL = `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE ` + former
 
 	former = `roname IN ('sagaz_relay_' || $1::text || '_a', 'sagaz_relay_' || $1::text || '_b')`
@@ -28,7 +31,8 @@ const (
 
 const codeInUse = "55006"
 
-// originPatience is how long a predecessor's session, which was just ended, may take to let the origin go.
+// originPatience is how long a predecessor's session, which was just ended, may take to let the
+// origin go.
 const originPatience = 500 * time.Millisecond
 
 // errLastOrigin says that one more origin would take the last one.
@@ -79,8 +83,8 @@ func takeOrigin(ctx context.Context, conn *pgx.Conn, slot string) error {
 	}
 }
 
-// ourOriginsSQL are the origins of this database's slots $1. Those of older relays have no database in their name, so they count only
-// where no other database has a slot of that name.
+// ourOriginsSQL are the origins of this database's slots $1. Those of older relays have no database
+// in their name, so they count only where no other database has a slot of that name.
 const ourOriginsSQL = `SELECT o.roname FROM pg_replication_origin o, pg_database d WHERE d.datname = current_database()
 	AND (starts_with(o.roname, 'sagaz_relay_' || d.oid || '_')
 		OR o.roname IN (SELECT 'sagaz_relay_' || slot || suffix FROM unnest($1::text[]) AS slot, unnest('{_a,_b}'::text[]) AS suffix
@@ -91,7 +95,8 @@ const ourOriginsSQL = `SELECT o.roname FROM pg_replication_origin o, pg_database
 const leftOriginsSQL = `SELECT o.roname FROM pg_replication_origin o WHERE o.roname ~ '^sagaz_relay_[0-9]+_'
 	AND NOT EXISTS (SELECT FROM pg_database d WHERE d.oid::text = split_part(o.roname, '_', 3)) ORDER BY o.roname`
 
-// Origins are the replication origins of this database's slots, and those of relays whose database is gone.
+// Origins are the replication origins of this database's slots, and those of relays whose database
+// is gone.
 func Origins(ctx context.Context, conn *pgx.Conn, slots []string) (ours, left []string, err error) {
 	ours, err = names(ctx, conn, ourOriginsSQL, slots)
 	if err == nil {

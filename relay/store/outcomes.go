@@ -9,13 +9,18 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What Resolve does when the database refuses what became of one entry, step by step, each with less of it:
+// What Resolve does when the database refuses what became of one entry, step by step, each with
+// less of it:
 //
-//  1. The row does not take its status: the entry is written without it, and the row is set aside, as by Mark.
-//  2. An entry behind it cannot be made held or ready: only its own entry is written. What is to be freed behind it is tried again.
-//  3. Its entry cannot be changed: it is replaced by another. One that was delivered becomes the row's entry of relay.MarkSink.
-//  4. Nothing of that: the outcome is kept in memory and tried again. Due leaves the entry out meanwhile, and of a refused
-//     one those of its key behind it. A process that ends before forgets it, and the next owner offers the entry again.
+//  1. The row does not take its status: the entry is written without it, and the row is set aside,
+//     as by Mark.
+//  2. An entry behind it cannot be made held or ready: only its own entry is written. What is to be
+//     freed behind it is tried again.
+//  3. Its entry cannot be changed: it is replaced by another. One that was delivered becomes the
+//     row's entry of relay.MarkSink.
+//  4. Nothing of that: the outcome is kept in memory and tried again. Due leaves the entry out
+//     meanwhile, and of a refused one those of its key behind it. A process that ends before
+//     forgets it, and the next owner offers the entry again.
 
 // entryOf names an entry.
 type entryOf struct {
@@ -156,7 +161,8 @@ func (l *leftovers) dropOutcome(u *unwritten) {
 	delete(l.outcomes, entryOf{u.outcome.Entry.Event.ID, u.sink})
 }
 
-// offerable leaves out of a sink's entries those whose outcomes are not written yet, and those that wait behind them.
+// offerable leaves out of a sink's entries those whose outcomes are not written yet, and those that
+// wait behind them.
 func (l *leftovers) offerable(sink string, all []found) []found {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -23,7 +23,8 @@ func parkAll(t *testing.T, db *pgtest.DB, l *lease, n int) []relay.Mark {
 	return marks
 }
 
-// drain offers what is due until nothing is, delivers it, and returns how often each row was offered and in which order its key came.
+// drain offers what is due until nothing is, delivers it, and returns how often each row was
+// offered and in which order its key came.
 func drain(t *testing.T, l *lease, fate func(n int) relay.Outcome, rounds int) (offered map[relay.UUID]int, order map[string][]int64) {
 	t.Helper()
 	offered, order = make(map[relay.UUID]int), make(map[string][]int64)
@@ -51,8 +52,8 @@ func drain(t *testing.T, l *lease, fate func(n int) relay.Outcome, rounds int) (
 	return offered, order
 }
 
-// The ledger's writes meet rows and entries that the database refuses, each with another SQLSTATE: all others go on, in order, and nothing is
-// offered again that was delivered.
+// The ledger's writes meet rows and entries that the database refuses, each with another SQLSTATE:
+// all others go on, in order, and nothing is offered again that was delivered.
 func TestResolveSetsAsideWhatIsRefused(t *testing.T) {
 	for _, c := range []struct {
 		name, table, when string
@@ -110,7 +111,8 @@ func TestResolveSetsAsideWhatIsRefused(t *testing.T) {
 	}
 }
 
-// An entry that cannot be updated is refused again: it is replaced, and its key waits for it as it should.
+// An entry that cannot be updated is refused again: it is replaced, and its key waits for it as it
+// should.
 func TestResolveRefusedAgain(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -137,8 +139,8 @@ func TestResolveRefusedAgain(t *testing.T) {
 	})
 }
 
-// In hybrid mode rows are claimed before they are delivered. One that refuses that is delivered all the same, and set aside at its mark; so is one
-// that somebody has locked for long.
+// In hybrid mode rows are claimed before they are delivered. One that refuses that is delivered all
+// the same, and set aside at its mark; so is one that somebody has locked for long.
 func TestClaimOfRefusedAndLockedRows(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
@@ -215,7 +217,8 @@ func TestPruneLeavesOutWhatIsRefused(t *testing.T) {
 	}
 }
 
-// Dead letters that a person wants delivered again are made ready, but for the one whose entry refuses it.
+// Dead letters that a person wants delivered again are made ready, but for the one whose entry
+// refuses it.
 func TestReviveOfRefusedEntries(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

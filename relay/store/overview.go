@@ -15,7 +15,8 @@ type Overview struct {
 	Slots  []SlotOverview  `json:"slots"`
 	Ledger []LedgerSummary `json:"ledger"`
 	Rows   []RowCount      `json:"rows,omitempty"`
-	// Updates are those of the outbox table since its statistics were reset, HOTUpdates those that touched no index.
+	// Updates are those of the outbox table since its statistics were reset, HOTUpdates those that
+	// touched no index.
 	Updates    int64 `json:"updates"`
 	HOTUpdates int64 `json:"hot_updates"`
 }
@@ -30,11 +31,13 @@ type LedgerSummary struct {
 	Oldest  string `json:"oldest"` // when it was written
 
 	OldestTime time.Time `json:"-"` // the same
-	// Next is when the first of them is to be offered again, now or in the past for at once; empty for those that are not in state retry.
+	// Next is when the first of them is to be offered again, now or in the past for at once; empty
+	// for those that are not in state retry.
 	Next string `json:"next_attempt"`
 }
 
-// SlotOverview is one slot that relays share. The byte counts are null when the slot does not exist.
+// SlotOverview is one slot that relays share. The byte counts are null when the slot does not
+// exist.
 type SlotOverview struct {
 	Slot          string `json:"slot"`
 	Owner         string `json:"owner"` // empty when the lease is free

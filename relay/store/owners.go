@@ -13,8 +13,8 @@ type SlotOwner struct {
 	Slot  string `json:"slot"`
 	Owner string `json:"owner"` // who had the lease last
 	Epoch int64  `json:"epoch"`
-	// Running says that a relay has the lease now: somebody holds its lock, or, for one that works through a pooler, it was renewed
-	// lately and not released.
+	// Running says that a relay has the lease now: somebody holds its lock, or, for one that works
+	// through a pooler, it was renewed lately and not released.
 	Running bool `json:"running"`
 	// Locked says that somebody holds the advisory lock.
 	Locked   bool          `json:"locked"`
@@ -22,8 +22,8 @@ type SlotOwner struct {
 	Renewed  time.Duration `json:"-"`        // since the last renewal, by the server's clock
 }
 
-// ownedLately is for how long a lease that nobody holds a lock for counts as held after its last renewal, unless
-// RELAY_LEASE_TTL is longer.
+// ownedLately is for how long a lease that nobody holds a lock for counts as held after its last
+// renewal, unless RELAY_LEASE_TTL is longer.
 const ownedLately = 30 * time.Second
 
 // Owners tells who owns which slot. ttl is RELAY_LEASE_TTL.

@@ -7,11 +7,13 @@ import (
 	"time"
 )
 
-// patience is how long statements of one kind may take before their connection is given up for another.
+// patience is how long statements of one kind may take before their connection is given up for
+// another.
 //
-// Nothing tells a server that works from a connection that leads nowhere: a link that forwards nothing, a backend that was
-// stopped. So the first limit is short, and each one that was not enough doubles the next. What succeeds sets it to a
-// multiple of the time it took, so that a database which is slow for good is not interrupted again and again.
+// Nothing tells a server that works from a connection that leads nowhere: a link that forwards
+// nothing, a backend that was stopped. So the first limit is short, and each one that was not
+// enough doubles the next. What succeeds sets it to a multiple of the time it took, so that a
+// database which is slow for good is not interrupted again and again.
 type patience struct {
 	least, most time.Duration
 
@@ -19,7 +21,8 @@ type patience struct {
 	now time.Duration
 }
 
-// within runs f, a statement or a few, in the time that there is for it. What is told of its error holds no value of a row.
+// within runs f, a statement or a few, in the time that there is for it. What is told of its error
+// holds no value of a row.
 func (p *patience) within(ctx context.Context, f func(context.Context) error) error {
 	p.mu.Lock()
 	limit := max(p.now, p.least)
@@ -50,7 +53,8 @@ func (e slowError) Error() string {
 	return "no answer from the database within " + e.limit.Round(time.Millisecond).String() + ", the connection is given up"
 }
 
-// Limits of the lease's statements. A mark is one round trip; a sweep may read a large table, and prune many of its pages.
+// Limits of the lease's statements. A mark is one round trip; a sweep may read a large table, and
+// prune many of its pages.
 const (
 	markLeast   = 5 * time.Second
 	factLeast   = 5 * time.Second

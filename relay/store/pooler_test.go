@@ -93,7 +93,8 @@ func TestPooler(t *testing.T) {
 	})
 }
 
-// A pooler that swallows what it does not know, as some are told to and others always do, is noticed all the same.
+// A pooler that swallows what it does not know, as some are told to and others always do, is
+// noticed all the same.
 func TestPoolerThatIgnoresSettings(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	cfg := testConfig(db)
@@ -123,7 +124,8 @@ func waiting(t testing.TB, s *Store, slot string) (got chan *lease, stop context
 	return got, func() { cancel(); <-ended }
 }
 
-// A lease without a lock and one with a lock exclude each other, and each other's kind; a release frees at once, a death after the TTL.
+// A lease without a lock and one with a lock exclude each other, and each other's kind; a release
+// frees at once, a death after the TTL.
 func TestPoolerLease(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
@@ -135,7 +137,8 @@ func TestPoolerLease(t *testing.T) {
 				t.Errorf("%s: pooled %t", name, stores[0].Pooled())
 			}
 			got, stop := waiting(t, stores[1], "outbox")
-			// It has looked and looked again by the time that the first has renewed its lease three times.
+			// It has looked and looked again by the time that the first has renewed its lease three
+			// times.
 			for range 3 {
 				renewed := value[string](t, db.Pool, `SELECT renewed_at::text FROM saga_outbox_relay`)
 				db.Until(t, `SELECT renewed_at > $1::timestamptz FROM saga_outbox_relay`, renewed)

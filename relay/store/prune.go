@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// prunable is true for rows that were sent before an age of $2 seconds, and that nobody wants delivered again.
+// prunable is true for rows that were sent before an age of $2 seconds, and that nobody wants
+// delivered again.
 const prunable = `status = 'sent' AND created_at < clock_timestamp() - make_interval(secs => $2) AND (sent_at IS NULL OR sent_at < clock_timestamp() - make_interval(secs => $2)) AND ` + inNoLedger
 
 // spared leaves out the rows that could not be removed.
@@ -20,11 +21,13 @@ func spared(n string) string {
 	return ` AND NOT EXISTS (SELECT FROM unnest(` + n + `::uuid[]) AS r WHERE r = o.event_id)`
 }
 
-// ownedNow is owned without a lock: pruning must not hold up marking, and what an owner of yesterday prunes is right, too.
+// ownedNow is owned without a lock: pruning must not hold up marking, and what an owner of
+// yesterday prunes is right, too.
 const ownedNow = ` AND EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $3 AND epoch = $4)`
 
 var (
-	// By the index on created_at, which has the oldest rows first. Those of them that were never sent are passed over each time.
+	// By the index on created_at, which has the oldest rows first. Those of them that were never
+	// sent are passed over each time.
 	oldestSQL = `SELECT o.event_id FROM saga_outbox o WHERE ` + prunable + ownedNow + spared(`$5`) + ` ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED`
 	// Without such an index, by place: the pages from $5 to before $6.
 	placeSQL = `SELECT o.event_id FROM saga_outbox o WHERE o.ctid >= $5::text::tid AND o.ctid < $6::text::tid AND ` + prunable + ownedNow + spared(`$7`) + ` LIMIT $1 FOR UPDATE SKIP LOCKED`
@@ -37,7 +40,8 @@ const (
 		WHERE i.indrelid = 'saga_outbox'::regclass AND i.indisvalid AND i.indpred IS NULL AND a.attname = 'created_at' AND m.amname = 'btree')`
 	pagesSQL = `SELECT pg_relation_size('saga_outbox') / current_setting('block_size')::bigint`
 
-	// youngSQL is when the oldest of the rows that were sent on some pages comes of age, in seconds from now.
+	// youngSQL is when the oldest of the rows that were sent on some pages comes of age, in seconds
+	// from now.
 	youngSQL = `SELECT coalesce(extract(epoch FROM min(greatest(created_at, sent_at)) - clock_timestamp())::float8 + $1::float8, 'infinity') FROM saga_outbox
 		WHERE ctid >= $2::text::tid AND ctid < $3::text::tid AND status = 'sent' AND greatest(created_at, sent_at) > clock_timestamp() - make_interval(secs => $1)`
 )
@@ -67,8 +71,9 @@ type walk struct {
 	took   time.Duration // for the pages before it
 }
 
-// Prune implements relay.Lease. Without an index on created_at it walks through the table's pages, remembers its place from call to call, and, having come
-// through, waits until a row comes of age that it has met on the way; and for long enough that walking takes a hundredth of the time.
+// Prune implements relay.Lease. Without an index on created_at it walks through the table's pages,
+// remembers its place from call to call, and, having come through, waits until a row comes of age
+// that it has met on the way; and for long enough that walking takes a hundredth of the time.
 func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limit int) (int, error) {
 	var pruned int
 	err := l.beside(ctx, "prune", func(ctx context.Context, conn *pgx.Conn) error {
@@ -99,8 +104,9 @@ func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limi
 	return pruned, nil
 }
 
-// prune removes the rows that a query finds, by one statement. When that fails for what may be the fault of a row (another table refers to
-// it, a trigger keeps it), it is tried in halves; the rows at fault are left out for an hour.
+// prune removes the rows that a query finds, by one statement. When that fails for what may be the
+// fault of a row (another table refers to it, a trigger keeps it), it is tried in halves; the rows
+// at fault are left out for an hour.
 func (l *lease) prune(ctx context.Context, conn *pgx.Conn, found string, archive bool, args ...any) (pruned int, err error) {
 	remove := func(found string, args ...any) error {
 		n, err := l.remove(ctx, conn, pruneSQL(found, archive), args...)
@@ -140,7 +146,8 @@ func (l *lease) prune(ctx context.Context, conn *pgx.Conn, found string, archive
 	return pruned, h.run(0, len(ids))
 }
 
-// remove removes rows by one statement, whose snapshot is taken once no replay is half-way; see relay.ReplayLock.
+// remove removes rows by one statement, whose snapshot is taken once no replay is half-way; see
+// relay.ReplayLock.
 func (l *lease) remove(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (removed int, err error) {
 	err = l.pruning.patience.within(ctx, func(ctx context.Context) error {
 		var both pgx.Batch // one transaction, one round trip

@@ -13,9 +13,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Mark and Resolve meet on two connections, as those of an owner and of a person's command do; and the order of each key stays, and
-// nothing is left behind held. The sequence that this is for: Mark sees a waiting head and makes the next event of its key held, while Resolve takes
-// the head out and finds nothing to free.
+// Mark and Resolve meet on two connections, as those of an owner and of a person's command do; and
+// the order of each key stays, and nothing is left behind held. The sequence that this is for: Mark
+// sees a waiting head and makes the next event of its key held, while Resolve takes the head out
+// and finds nothing to free.
 func TestMarkBesideResolve(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -89,7 +90,8 @@ func TestMarkBesideResolve(t *testing.T) {
 	})
 }
 
-// A person's command holds the lock of the slot's row: marks wait for it, and see what it has changed.
+// A person's command holds the lock of the slot's row: marks wait for it, and see what it has
+// changed.
 func TestMarkWaitsForAPerson(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)

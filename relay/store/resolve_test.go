@@ -36,7 +36,8 @@ func TestResolve(t *testing.T) {
 		if l.LastPosition() <= 4 {
 			t.Errorf("the last position is %d, want one past the 4 in the ledger", l.LastPosition())
 		}
-		// Refused again, then delivered: those behind it become ready, and the row still waits for the other sink.
+		// Refused again, then delivered: those behind it become ready, and the row still waits for
+		// the other sink.
 		resolve(t, l, "kafka", relay.FateRefused, head...)
 		if got, want := ledger(t, db, "kafka"), "1 waiting, 2 held, 3 held, 4 held"; got != want {
 			t.Errorf("refused again: %s, want %s", got, want)
@@ -147,7 +148,8 @@ func TestResolveMarks(t *testing.T) {
 	})
 }
 
-// What a person discards out of the middle of a line frees nobody: the head still waits for its time.
+// What a person discards out of the middle of a line frees nobody: the head still waits for its
+// time.
 func TestDiscardBehindAWaitingHead(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, dead := range []bool{false, true} {

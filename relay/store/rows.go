@@ -16,15 +16,18 @@ import (
 	"github.com/sagaz-relay/relay/relay/columns"
 )
 
-// Rows are read in pieces of at most so many, and of about so many bytes as they are stored. What they take in memory is seen when they are read.
+// Rows are read in pieces of at most so many, and of about so many bytes as they are stored. What
+// they take in memory is seen when they are read.
 const (
 	pieceRows  = 500
 	pieceBytes = 256 << 10
 )
 
-// eventSQL selects an event's fields, in the order in which readTogether takes them, of the rows o. The texts are what the types' output
-// functions write, as in the stream; limit is a parameter, how large they may be. What is larger is not sent: what PostgreSQL has stored says
-// nothing of that, because it compresses, and 1e1000 is short. OFFSET 0 keeps a document from being rendered more than once.
+// eventSQL selects an event's fields, in the order in which readTogether takes them, of the rows o.
+// The texts are what the types' output functions write, as in the stream; limit is a parameter, how
+// large they may be. What is larger is not sent: what PostgreSQL has stored says nothing of that,
+// because it compresses, and 1e1000 is short. OFFSET 0 keeps a document from being rendered more
+// than once.
 func eventSQL(limit string) string {
 	fields := "o.event_id"
 	for _, name := range []string{"saga_id", "aggregate_type", "aggregate_id", "event_type"} {
@@ -37,7 +40,8 @@ func eventSQL(limit string) string {
 			+ coalesce(octet_length(o.aggregate_type::text), 0) + coalesce(octet_length(o.aggregate_id::text), 0) + coalesce(octet_length(o.event_type::text), 0) AS size OFFSET 0) m`, limit)
 }
 
-// smallText is the size of texts that are read in any case, so that a row that is too large can be told by its id, key and type.
+// smallText is the size of texts that are read in any case, so that a row that is too large can be
+// told by its id, key and type.
 const smallText = 4 << 10
 
 var rowsSQL = eventSQL("$2::int8") + ` WHERE o.event_id = ANY($1::uuid[]) ORDER BY array_position($1::uuid[], o.event_id)`
@@ -88,11 +92,13 @@ func (t timestamp) TimestamptzValue() (pgtype.Timestamptz, error) {
 // rowsQuery makes the query for rows with these ids: eventSQL's columns, in the order of the ids.
 type rowsQuery func(ids uuids) (sql string, args []any)
 
-// readRows reads rows in the order of their ids, until their texts take more than room. It returns how many of the ids it has dealt with: at
-// least one. Rows that are not there, or not what the query asks for, are left out.
+// readRows reads rows in the order of their ids, until their texts take more than room. It returns
+// how many of the ids it has dealt with: at least one. Rows that are not there, or not what the
+// query asks for, are left out.
 //
-// What the server cannot send, because a character has no UTF-8 or a text would be longer than 1 GB, fails the whole query. Then each row is read
-// by itself, and the ones at fault come as events that are Unfit.
+// What the server cannot send, because a character has no UTF-8 or a text would be longer than 1
+// GB, fails the whole query. Then each row is read by itself, and the ones at fault come as events
+// that are Unfit.
 func (l *lease) readRows(ctx context.Context, conn *pgx.Conn, ids uuids, room int, query rowsQuery) (events []relay.Event, n int, err error) {
 	events, n, err = l.readTogether(ctx, conn, ids, room, query)
 	if !isUnreadable(err) {
@@ -155,8 +161,8 @@ func (l *lease) readTogether(ctx context.Context, conn *pgx.Conn, ids uuids, roo
 	return events, n, nil
 }
 
-// eventOf makes an event of eventSQL's columns; payload and headers are the types of these. Through a pooler values come as text, whatever
-// was asked for.
+// eventOf makes an event of eventSQL's columns; payload and headers are the types of these. Through
+// a pooler values come as text, whatever was asked for.
 func (l *lease) eventOf(types *pgtype.Map, fields []pgconn.FieldDescription, raw [][]byte) (ev relay.Event, payload, headers uint32, err error) {
 	var (
 		id      [16]byte
@@ -208,8 +214,9 @@ func (l *lease) readUnreadable(ctx context.Context, conn *pgx.Conn, id uuids, ca
 	return events, err
 }
 
-// isUnreadable reports whether a query failed because of what rows hold: data that cannot be converted, a text longer than the server can
-// make, damage, what a function of a policy or a view raises.
+// isUnreadable reports whether a query failed because of what rows hold: data that cannot be
+// converted, a text longer than the server can make, damage, what a function of a policy or a view
+// raises.
 func isUnreadable(err error) bool {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -244,7 +251,8 @@ func (s *Store) accepts(ctx context.Context, conn *pgx.Conn, types rowTypes) err
 	return nil
 }
 
-// checkColumns reports columns of saga_outbox whose types are not accepted. That there is no such table is for others to say.
+// checkColumns reports columns of saga_outbox whose types are not accepted. That there is no such
+// table is for others to say.
 func checkColumns(ctx context.Context, conn *pgx.Conn) error {
 	var (
 		table int64

@@ -9,7 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// marks is the lease's connection for marks and look-ups. It is made again when it breaks; the lease does not depend on it.
+// marks is the lease's connection for marks and look-ups. It is made again when it breaks; the
+// lease does not depend on it.
 type marks struct {
 	turn     relay.Turn // one transaction at a time; whoever has it owns the rest
 	patience patience
@@ -30,10 +31,12 @@ func (l *lease) openMarks(ctx context.Context) error {
 		l.marks.conn = conn
 		return nil
 	}
-	// A transaction of ours is one round trip. If we are frozen in the middle of it, its locks must not outlive us for long.
-	// And its wait for a row must not hold the slot's row for long, which the renewal of the lease wants.
+	// A transaction of ours is one round trip. If we are frozen in the middle of it, its locks must
+	// not outlive us for long. And its wait for a row must not hold the slot's row for long, which
+	// the renewal of the lease wants.
 	ttl := l.store.cfg.LeaseTTL.Milliseconds()
-	// Every statement here looks rows up by an index. A plan that was made while the ledger was empty must not read all of it later.
+	// Every statement here looks rows up by an index. A plan that was made while the ledger was
+	// empty must not read all of it later.
 	if _, err := conn.Exec(ctx, fmt.Sprintf(`SET idle_in_transaction_session_timeout = %d; SET lock_timeout = %d; SET jit = off; SET enable_seqscan = off`, ttl/3, ttl/9)); err != nil {
 		closeConn(conn)
 		return fmt.Errorf("prepare the marking session: %w", err)
@@ -55,8 +58,8 @@ func (m *marks) close(ctx context.Context) {
 	}
 }
 
-// with runs f on the connection, which it makes again first if need be. A connection on which f gets no answer in time is
-// given up, and made again by the next call.
+// with runs f on the connection, which it makes again first if need be. A connection on which f
+// gets no answer in time is given up, and made again by the next call.
 func (l *lease) with(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
 	if err := l.marks.turn.Take(ctx); err != nil {
 		return err

@@ -14,28 +14,38 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// One table has one set of slots: the rows of saga_outbox_relay without an heir. For now a set is one slot.
+// One table has one set of slots: the rows of saga_outbox_relay without an heir. For now a set is
+// one slot.
 //
-// Whoever takes a lease looks at all rows, in the transaction that takes it and behind a lock of the set, so two of these cannot miss each
-// other. If a slot of another name is owned by somebody alive, nothing is taken: both would deliver every event. If its owner is gone,
-// the slot was renamed (RELAY_SLOT), and the new one inherits: the old row gets its heir and an epoch that fences a zombie, its ledger
-// entries go in front of ours, our row gets its marked_lsn and owes a sweep. One transaction, so there is no crash in its middle:
+// Whoever takes a lease looks at all rows, in the transaction that takes it and behind a lock of
+// the set, so two of these cannot miss each other. If a slot of another name is owned by somebody
+// alive, nothing is taken: both would deliver every event. If its owner is gone, the slot was
+// renamed (RELAY_SLOT), and the new one inherits: the old row gets its heir and an epoch that
+// fences a zombie, its ledger entries go in front of ours, our row gets its marked_lsn and owes a
+// sweep. One transaction, so there is no crash in its middle:
 //
-//   - before its commit: the old row has no heir, everything is as it was, and the next to take the lease does all of it;
-//   - after it, before the old replication slot is dropped: the row with an heir says that the slot is not needed. Every owner drops the
-//     slots of such rows, but only once its own streams and no sweep is owed: RELAY_SLOT may be mistyped, and name a slot that is of no
-//     use to us. Until then they hold back WAL, and nothing else;
-//   - an owner of the old slot that was frozen since before: its epoch is gone, its marks are refused, and it stops;
-//   - back to the old name: the old row loses its heir, and inherits from the one that had inherited.
+//   - before its commit: the old row has no heir, everything is as it was, and the next to take the
+//     lease does all of it;
+//   - after it, before the old replication slot is dropped: the row with an heir says that the slot
+//     is not needed. Every owner drops the slots of such rows, but only once its own streams and no
+//     sweep is owed: RELAY_SLOT may be mistyped, and name a slot that is of no use to us. Until
+//     then they hold back WAL, and nothing else;
+//   - an owner of the old slot that was frozen since before: its epoch is gone, its marks are
+//     refused, and it stops;
+//   - back to the old name: the old row loses its heir, and inherits from the one that had
+//     inherited.
 //
-// An event that the old owner had published and not marked is pending, and found by the sweep. What it had marked while its own slot still
-// tells of it is nobody's concern any more: nobody reads that slot. What the new slot tells of it, if that existed, is looked up, because it
-// is not past marked_lsn.
+// An event that the old owner had published and not marked is pending, and found by the sweep. What
+// it had marked while its own slot still tells of it is nobody's concern any more: nobody reads
+// that slot. What the new slot tells of it, if that existed, is looked up, because it is not past
+// marked_lsn.
 //
-// A relay of a version before this one knows no set. While it owns its slot we stand by like for any other. Once its slot has an heir its
-// row looks as if an owner behind a pooler held it: so that one stands by, too.
+// A relay of a version before this one knows no set. While it owns its slot we stand by like for
+// any other. Once its slot has an heir its row looks as if an owner behind a pooler held it: so
+// that one stands by, too.
 
-// setClass is the class of the advisory lock behind which leases of any slot are taken: "SAGS" in ASCII.
+// setClass is the class of the advisory lock behind which leases of any slot are taken: "SAGS" in
+// ASCII.
 const setClass = 0x53414753
 
 // othersSQL tells of the other slots of the set, the newest first.
@@ -43,13 +53,14 @@ var othersSQL = `SELECT slot, owner, epoch, extract(epoch FROM renewed_at)::text
 	FROM saga_outbox_relay WHERE slot <> $2 AND heir IS NULL ORDER BY renewed_at DESC, slot`
 
 const (
-	// bequeathSQL fences the owners of slot $1 and makes $2 its heir. A relay that knows no heirs takes the row for that of a living owner
-	// behind a pooler, and does not take the slot.
+	// bequeathSQL fences the owners of slot $1 and makes $2 its heir. A relay that knows no heirs
+	// takes the row for that of a living owner behind a pooler, and does not take the slot.
 	bequeathSQL = `UPDATE saga_outbox_relay SET epoch = epoch + 1, heir = $2, owner = 'none: its work went to slot ' || $2, pooled = true, released_at = NULL,
 			renewed_at = now() + interval '100 years', sweep_owed = true, sweep_cause = 'renamed', sweep_snapshot = NULL
 		WHERE slot = $1 AND epoch = $3 AND heir IS NULL`
 
-	// inheritSQL is what our row has of the old one. The WAL does not end before what either has marked.
+	// inheritSQL is what our row has of the old one. The WAL does not end before what either has
+	// marked.
 	inheritSQL = `UPDATE saga_outbox_relay h SET marked_lsn = greatest(h.marked_lsn, o.marked_lsn), generation = greatest(h.generation, o.generation + 1), sinks = coalesce(o.sinks, h.sinks),
 			epoch = greatest(h.epoch, o.epoch), sweep_owed = true, sweep_cause = 'renamed', sweep_snapshot = NULL
 		FROM saga_outbox_relay o WHERE h.slot = $1 AND o.slot = $2`
@@ -58,7 +69,8 @@ const (
 	frontSQL = `SELECT CASE WHEN theirs >= ours THEN ours - theirs - 1 ELSE 0 END FROM (SELECT (SELECT min(position) FROM saga_outbox_delivery WHERE slot = $1) AS ours,
 		(SELECT max(position) FROM saga_outbox_delivery WHERE slot = $2) AS theirs) p WHERE theirs IS NOT NULL`
 
-	// moveSQL gives us $6 entries of slot $2, by key from the last on, and returns the last of these.
+	// moveSQL gives us $6 entries of slot $2, by key from the last on, and returns the last of
+	// these.
 	moveSQL = `WITH part AS (SELECT event_id, sink FROM saga_outbox_delivery WHERE slot = $2 AND (event_id, sink) > ($4::uuid, $5::text) ORDER BY event_id, sink LIMIT $6),
 		moved AS (UPDATE saga_outbox_delivery d SET slot = $1, position = d.position + $3 FROM part WHERE d.event_id = part.event_id AND d.sink = part.sink AND d.slot = $2 RETURNING true)
 		SELECT event_id::text, sink, (SELECT count(*) FROM moved) FROM part ORDER BY event_id DESC, sink DESC LIMIT 1`
@@ -67,7 +79,8 @@ const (
 	// abandonedSQL finds the replication slots that nobody needs: those of ours that have an heir.
 	abandonedSQL = `SELECT s.slot_name, s.active FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
 		WHERE r.heir IS NOT NULL AND s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database()`
-	// settledSQL is true when the owner's own slot is of use: it is read, and what it does not tell was found.
+	// settledSQL is true when the owner's own slot is of use: it is read, and what it does not tell
+	// was found.
 	settledSQL = `SELECT EXISTS (SELECT FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
 		WHERE r.slot = $1 AND r.epoch = $2 AND NOT r.sweep_owed AND s.active AND s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database())`
 	dropSlotSQL = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active AND database = current_database() AND plugin = 'pgoutput'`
@@ -97,7 +110,8 @@ func (r rivals) of(slot string) *rival {
 	return r[slot]
 }
 
-// others returns the other slots of the set. Behind the lock of the set nobody takes a lease meanwhile; errTaken says that somebody is about to.
+// others returns the other slots of the set. Behind the lock of the set nobody takes a lease
+// meanwhile; errTaken says that somebody is about to.
 func (s *Store) others(ctx context.Context, tx pgx.Tx, slot string) (all []member, err error) {
 	var first bool
 	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1, 0)`, int32(setClass)).Scan(&first); err != nil {
@@ -121,8 +135,9 @@ func (s *Store) others(ctx context.Context, tx pgx.Tx, slot string) (all []membe
 	return all, nil
 }
 
-// living returns the first member whose owner lives: it holds its lock, or, without one behind a pooler, was renewed within the time of a
-// lease by our own clock. One that holds a lock and does not renew is frozen: its connections are ended, as for our own slot.
+// living returns the first member whose owner lives: it holds its lock, or, without one behind a
+// pooler, was renewed within the time of a lease by our own clock. One that holds a lock and does
+// not renew is frozen: its connections are ended, as for our own slot.
 func (s *Store) living(ctx context.Context, conn *pgx.Conn, all []member, watched rivals, at time.Time) (*member, error) {
 	for i := range all {
 		m := &all[i]
@@ -145,8 +160,9 @@ func (s *Store) living(ctx context.Context, conn *pgx.Conn, all []member, watche
 	return nil, nil
 }
 
-// inherit takes over what other slots have left, the newest first, each in front of what is there. It may move a large ledger, piece by piece:
-// each statement is a sign of life for those who wait for the lease.
+// inherit takes over what other slots have left, the newest first, each in front of what is there.
+// It may move a large ledger, piece by piece: each statement is a sign of life for those who wait
+// for the lease.
 func (s *Store) inherit(ctx context.Context, tx pgx.Tx, slot string, all []member, log hclog.Logger) error {
 	for _, m := range all {
 		tag, err := tx.Exec(ctx, bequeathSQL, m.slot, slot, m.seen.epoch)
@@ -200,7 +216,8 @@ func (s *Store) inheritLedger(ctx context.Context, tx pgx.Tx, slot, from string,
 // progressEvery is how often the log tells of work that takes long.
 const progressEvery = 5 * time.Second
 
-// dropAbandoned drops the replication slots that have an heir, until there are none. What keeps it from that for a minute is told, once.
+// dropAbandoned drops the replication slots that have an heir, until there are none. What keeps it
+// from that for a minute is told, once.
 func (l *lease) dropAbandoned(ctx context.Context) {
 	told := false
 	for began := time.Now(); ; {

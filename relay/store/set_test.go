@@ -29,8 +29,8 @@ func quickLease(t testing.TB, db *pgtest.DB, owner string, change func(*Config))
 	return newStore(t, cfg, nil)
 }
 
-// The slot was renamed while its sink was down: the new one takes what the old one left, in order, in front of its own, and the old
-// slot goes. Then back to the first name.
+// The slot was renamed while its sink was down: the new one takes what the old one left, in order,
+// in front of its own, and the old slot goes. Then back to the first name.
 func TestRenamedSlotInherits(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		x, y := db.Name+"_x", db.Name+"_y"
@@ -44,7 +44,8 @@ func TestRenamedSlotInherits(t *testing.T) {
 			defer conn.Close(context.Background()) //nolint:errcheck // nothing depends on it
 			_, _ = conn.Exec(context.Background(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ANY($1) AND NOT active`, []string{x, y})
 		})
-		// y was in use once, before this version, and has left an event of the key; x has left two, from before.
+		// y was in use once, before this version, and has left an event of the key; x has left two,
+		// from before.
 		old := acquire(t, quickLease(t, db, "relay-y", nil), y)
 		marks := ofKey(parking(marksOf(insert(t, db, 1, 4)), held("kafka")), "k")
 		mark(t, old, marks[2:3])
@@ -79,7 +80,8 @@ func TestRenamedSlotInherits(t *testing.T) {
 		if got, want := strings.Join(order, " "), `{"n": 1} {"n": 2} {"n": 3} {"n": 4}`; got != want {
 			t.Errorf("delivered %s, want %s", got, want)
 		}
-		// The old replication slot stays until the new one is of use: without it, with a sweep owed, while nobody reads it.
+		// The old replication slot stays until the new one is of use: without it, with a sweep
+		// owed, while nobody reads it.
 		stays := func(when string) {
 			t.Helper()
 			if left, settled, err := l.dropOnce(t.Context()); err != nil || settled || !slices.Equal(left, []string{x}) {
@@ -136,8 +138,9 @@ func stream(t testing.TB, db *pgtest.DB, slot string) (stop func()) {
 	return stop
 }
 
-// A relay of another slot does not take anything while one lives, says whom it found, and takes over when that one is gone: by a clean
-// stop, by the death of its connections, or without a lock behind a pooler, by its silence.
+// A relay of another slot does not take anything while one lives, says whom it found, and takes
+// over when that one is gone: by a clean stop, by the death of its connections, or without a lock
+// behind a pooler, by its silence.
 func TestAnotherSlotStandsBy(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, c := range []struct {
@@ -197,13 +200,15 @@ func TestAnotherSlotStandsBy(t *testing.T) {
 	})
 }
 
-// The server's clock steps, by an hour ahead or back: who owns a slot without a lock keeps it, and when it is gone the next comes.
+// The server's clock steps, by an hour ahead or back: who owns a slot without a lock keeps it, and
+// when it is gone the next comes.
 func TestPooledLeaseAndTheServersClock(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, step := range []string{"-1 h", "1 h"} {
 			own := quickLease(t, db, "first", func(cfg *Config) { cfg.DatabaseURL = db.Pooled(t) })
 			l := acquire(t, own, "x")
-			// As the clock of the others has it: what was renewed just now is an hour old, or an hour ahead.
+			// As the clock of the others has it: what was renewed just now is an hour old, or an
+			// hour ahead.
 			exec(t, db, `UPDATE saga_outbox_relay SET renewed_at = renewed_at + $1::interval`, step)
 			ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 			if _, err := quickLease(t, db, "second", nil).Acquire(ctx, "x"); err == nil || !l.Valid() {
@@ -261,7 +266,8 @@ func TestOneSetOfSlots(t *testing.T) {
 	})
 }
 
-// What a relay before this version asks for a lease: it must not get a slot whose work went to another.
+// What a relay before this version asks for a lease: it must not get a slot whose work went to
+// another.
 const oldTrySQL = `SELECT coalesce(s.pooled AND s.released_at IS NULL AND s.renewed_at >= clock_timestamp() - make_interval(secs => 15), false) FROM saga_outbox_relay s WHERE s.slot = $1`
 
 func TestOldRelayAndTheSet(t *testing.T) {

@@ -26,8 +26,9 @@ func takeSnapshot(ctx context.Context, conn *pgx.Conn) (snapshot, error) {
 	return s, nil
 }
 
-// hides reports whether the rows of a transaction are invisible because it has not ended. 0 stands for a transaction
-// that ended long ago. The stream gives the lower 32 bits only; the rest is that of xmax, or one off.
+// hides reports whether the rows of a transaction are invisible because it has not ended. 0 stands
+// for a transaction that ended long ago. The stream gives the lower 32 bits only; the rest is that
+// of xmax, or one off.
 func (s *snapshot) hides(xid uint32) bool {
 	if xid == 0 {
 		return false
@@ -43,9 +44,10 @@ func (s *snapshot) hides(xid uint32) bool {
 	return full >= s.xmax || slices.Contains(s.running, full)
 }
 
-// mayMix reports whether one statement could mark a later event of a key and not an earlier one, for all that this snapshot knows (an older
-// one errs on the side of true): the earlier one's transaction may be invisible, and the later one is of another, or has entries in the
-// ledger, which do not wait for its row.
+// mayMix reports whether one statement could mark a later event of a key and not an earlier one,
+// for all that this snapshot knows (an older one errs on the side of true): the earlier one's
+// transaction may be invisible, and the later one is of another, or has entries in the ledger,
+// which do not wait for its row.
 func (s *snapshot) mayMix(marks []relay.Mark) bool {
 	recent := slices.IndexFunc(marks, func(m relay.Mark) bool { return s.hides(m.XID) })
 	if recent < 0 {

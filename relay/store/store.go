@@ -14,7 +14,8 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// Store is the outbox in one database. It holds no connection of its own: a lease has two, for as long as it lives.
+// Store is the outbox in one database. It holds no connection of its own: a lease has two, for as
+// long as it lives.
 type Store struct {
 	cfg  Config
 	conn *sessions.Address
@@ -91,7 +92,8 @@ func archiveError(err error, before string, fix []string) *relay.SetupError {
 	}
 }
 
-// Prunes says that retention removes rows, or moves them to the archive: Check then looks at what that needs, too.
+// Prunes says that retention removes rows, or moves them to the archive: Check then looks at what
+// that needs, too.
 func (s *Store) Prunes(archive bool) { s.prunes, s.prunesTo = true, archive }
 
 // statements are those that Check plans: all that touch the tables.

@@ -67,7 +67,8 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// A role that owns nothing works with the rights that the error tells to grant, and with nothing less.
+// A role that owns nothing works with the rights that the error tells to grant, and with nothing
+// less.
 func TestCheckRights(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, mode := range []string{MarkUpdate, MarkDelete, MarkArchive} {

@@ -12,8 +12,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Somebody holds the lock of the slot's row: a mark whose commit waits for a disk, a person. The owner cannot write that it lives, and
-// asks instead. A standby sees that on the owner's session, and does not take the slot for several times the lease's time.
+// Somebody holds the lock of the slot's row: a mark whose commit waits for a disk, a person. The
+// owner cannot write that it lives, and asks instead. A standby sees that on the owner's session,
+// and does not take the slot for several times the lease's time.
 func TestLeaseKeptWhileItsRowIsLocked(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
@@ -55,7 +56,8 @@ func TestLeaseKeptWhileItsRowIsLocked(t *testing.T) {
 	})
 }
 
-// use is what one of a lease's connections is for, a call that waits for that connection alone, and its limit.
+// use is what one of a lease's connections is for, a call that waits for that connection alone, and
+// its limit.
 type use struct {
 	purpose string
 	call    func(ctx context.Context, l *lease) error
@@ -83,8 +85,8 @@ var uses = []use{
 	},
 }
 
-// One connection of an owner leads nowhere: nothing is forwarded and nothing closed. The others go on meanwhile, and what used it goes on
-// with another within seconds.
+// One connection of an owner leads nowhere: nothing is forwarded and nothing closed. The others go
+// on meanwhile, and what used it goes on with another within seconds.
 func TestOneConnectionCut(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
@@ -167,7 +169,8 @@ func stuckAlone(t *testing.T, l *lease, stick func(t *testing.T, purpose string)
 	}
 }
 
-// A call that waits for its turn behind one that is stuck ends with its context; so does the release of the lease.
+// A call that waits for its turn behind one that is stuck ends with its context; so does the
+// release of the lease.
 func TestNobodyWaitsWithoutEnd(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	proxy := pgtest.NewProxy(t, db.DSN)

@@ -16,8 +16,8 @@ const sweepKeys = 100_000
 // sweepBytes is about how much one call of a sweep's f gets.
 const sweepBytes = 1 << 20
 
-// wanted is what each kind of sweep looks for. $1 is STUCK_CLAIM_TIMEOUT_SECONDS, $2 begins the worker_id of the claims of our slot's owners, $3 that of
-// this very owner's.
+// wanted is what each kind of sweep looks for. $1 is STUCK_CLAIM_TIMEOUT_SECONDS, $2 begins the
+// worker_id of the claims of our slot's owners, $3 that of this very owner's.
 var wanted = map[relay.SweepKind]string{
 	relay.SweepPending: `status = 'pending' AND $1::float8 IS NOT NULL AND $2::text IS NOT NULL AND $3::text IS NOT NULL`,
 	relay.SweepClaimed: `status = 'claimed' AND claimed_at IS NOT NULL AND (claimed_at < clock_timestamp() - make_interval(secs => $1)
@@ -28,19 +28,23 @@ var wanted = map[relay.SweepKind]string{
 // inNoLedger is true for rows without entries.
 const inNoLedger = `NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)`
 
-// keysSQL finds the rows of one kind, sorts them, and returns the first after a place. They are found first and sorted after (MATERIALIZED), or the
-// planner would walk the index on created_at, through millions of sent rows, in the hope of finding the first few soon.
+// keysSQL finds the rows of one kind, sorts them, and returns the first after a place. They are
+// found first and sorted after (MATERIALIZED), or the planner would walk the index on created_at,
+// through millions of sent rows, in the hope of finding the first few soon.
 //
-// A row version is seen in the snapshot $4 when the transaction that wrote it, xmin, is visible there. xmin is the lower half of a transaction
-// id; the upper is such that it lies before the end of our own snapshot. xmin may also be a subtransaction (a savepoint), of which
-// a snapshot says nothing: its id is higher than its transaction's. So, unless $5, what was written after a transaction began that the snapshot has as
-// running, and that has committed since, does not count as seen: it may be its savepoint's.
+// A row version is seen in the snapshot $4 when the transaction that wrote it, xmin, is visible
+// there. xmin is the lower half of a transaction id; the upper is such that it lies before the end
+// of our own snapshot. xmin may also be a subtransaction (a savepoint), of which a snapshot says
+// nothing: its id is higher than its transaction's. So, unless $5, what was written after a
+// transaction began that the snapshot has as running, and that has committed since, does not count
+// as seen: it may be its savepoint's.
 //
-// Rows with one created_at are sorted by the command that made them, cmin. That is in the same place as xmax's command, so an update that was
-// rolled back leaves its own number there. Where a row of a transaction has an xmax, its rows are sorted by where they stand.
+// Rows with one created_at are sorted by the command that made them, cmin. That is in the same
+// place as xmax's command, so an update that was rolled back leaves its own number there. Where a
+// row of a transaction has an xmax, its rows are sorted by where they stand.
 //
-// Rows in the ledger are left out, but for pending ones with a dead entry, which are told apart: a dead letter says dead_letter, so a person has
-// set it back to pending.
+// Rows in the ledger are left out, but for pending ones with a dead entry, which are told apart: a
+// dead letter says dead_letter, so a person has set it back to pending.
 func keysSQL(kind relay.SweepKind, since bool) string {
 	window := `$6::timestamptz IS NULL`
 	if since {
@@ -79,15 +83,18 @@ type sweepKey struct {
 	id   relay.UUID
 	at   timestamp
 	size int
-	// Rows with one created_at, which a transaction gives to all its rows by default, are in the order of their insertion: by the number of the
-	// command in the transaction, then by place. A row that was updated since has those of the update.
+	// Rows with one created_at, which a transaction gives to all its rows by default, are in the
+	// order of their insertion: by the number of the command in the transaction, then by place. A
+	// row that was updated since has those of the update.
 	command int64
 	place   string
 }
 
-// Sweep implements relay.Sweeper. With the snapshot that SweepFrom has noted, Seen is taken generously: rows that may have been visible in
-// it are among those found, and the slot, which is read afterwards, is asked for no row that is settled by then. With any
-// other it is taken strictly: what may not have been visible is left for a later sweep, because the stream may be telling of it.
+// Sweep implements relay.Sweeper. With the snapshot that SweepFrom has noted, Seen is taken
+// generously: rows that may have been visible in it are among those found, and the slot, which is
+// read afterwards, is asked for no row that is settled by then. With any other it is taken
+// strictly: what may not have been visible is left for a later sweep, because the stream may be
+// telling of it.
 func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
 	err := l.beside(ctx, "sweep", func(ctx context.Context, conn *pgx.Conn) error {
 		return l.sweep(ctx, conn, q, f)
@@ -194,8 +201,8 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 	}
 }
 
-// revive gives dead letters, whose rows a person has set back to pending, to the ledger's retries. An entry that does not let itself be
-// changed stays dead.
+// revive gives dead letters, whose rows a person has set back to pending, to the ledger's retries.
+// An entry that does not let itself be changed stays dead.
 func (l *lease) revive(ctx context.Context, ids uuids) error {
 	return l.batched(ctx, "revive", len(ids), func(lo, hi int) error {
 		tx := l.fenced(fence{})
@@ -211,8 +218,9 @@ func (l *lease) revive(ctx context.Context, ids uuids) error {
 	})
 }
 
-// piece reads the rows of the first keys and gives to f what fits; it returns the keys that are left. limit is how many it takes at most, which
-// it adapts to how large rows are: what does not fit is read again, so that it is fresh when its turn comes.
+// piece reads the rows of the first keys and gives to f what fits; it returns the keys that are
+// left. limit is how many it takes at most, which it adapts to how large rows are: what does not
+// fit is read again, so that it is fresh when its turn comes.
 func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind, args []any, keys []sweepKey, limit *int, f func([]relay.Event) error) ([]sweepKey, error) {
 	stored := 0
 	ids := make(uuids, 0, min(len(keys), *limit))

@@ -90,7 +90,8 @@ func TestSweepRevivesDeadLetters(t *testing.T) {
 
 var errStop = errors.New("enough")
 
-// What was settled while f was busy is not among the next rows; sizes are bounded; nothing is held meanwhile.
+// What was settled while f was busy is not among the next rows; sizes are bounded; nothing is held
+// meanwhile.
 func TestSweepInPieces(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -158,8 +159,9 @@ func TestSweepClaimedAndFailed(t *testing.T) {
 	})
 }
 
-// Two looks: what was visible in the snapshot, and nothing that may not have been. On a server of its own: a snapshot holds the
-// transactions of all databases, so any other that runs while it is taken and then commits makes the sweep leave the fourth row for later.
+// Two looks: what was visible in the snapshot, and nothing that may not have been. On a server of
+// its own: a snapshot holds the transactions of all databases, so any other that runs while it is
+// taken and then commits makes the sweep leave the fourth row for later.
 func TestSweepSeen(t *testing.T) {
 	onEachAlone(t, map[string]string{"autovacuum": "off"}, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -196,7 +198,8 @@ func TestSweepSeen(t *testing.T) {
 		if err := tx.Commit(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		// The fourth may be the transaction's savepoint's, for all that the snapshot says; another sweep will find it.
+		// The fourth may be the transaction's savepoint's, for all that the snapshot says; another
+		// sweep will find it.
 		if got, want := swept(t, l, relay.SweepQuery{Seen: h.Snapshot}), ""; got != want {
 			t.Errorf("after it has committed: got %q, want %q", got, want)
 		}

@@ -11,24 +11,28 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// A slot's row holds positions in the WAL, and a ledger entry the id of a transaction. Both count from the start of one
-// cluster. In a database that was dumped and restored in another they are of a WAL that is not there:
+// A slot's row holds positions in the WAL, and a ledger entry the id of a transaction. Both count
+// from the start of one cluster. In a database that was dumped and restored in another they are of
+// a WAL that is not there:
 //
-//   - a position in front of this WAL's end would be reported to the slot, which then tells nothing until the WAL has come
-//     so far: events late and out of order, with everything green;
+//   - a position in front of this WAL's end would be reported to the slot, which then tells nothing
+//     until the WAL has come so far: events late and out of order, with everything green;
 //   - an entry whose row is gone would wait for a transaction from the future.
 //
-// So the cluster's identifier stands beside the positions, and whoever takes the lease compares it first. Another cluster
-// means: positions count from nothing, and the table is swept as for a slot that is gone.
+// So the cluster's identifier stands beside the positions, and whoever takes the lease compares it
+// first. Another cluster means: positions count from nothing, and the table is swept as for a slot
+// that is gone.
 //
-// Another timeline of the same cluster (a promotion, a point-in-time recovery) shares the WAL up to where it branched off, and what
-// came after it on the old one is gone with its rows. Positions may lie behind that point, and this WAL may be past them by now.
-// So the one that is reported to the slot is forgotten; the slot's own, which the new primary keeps, counts. What was noted of marks
+// Another timeline of the same cluster (a promotion, a point-in-time recovery) shares the WAL up to
+// where it branched off, and what came after it on the old one is gone with its rows. Positions may
+// lie behind that point, and this WAL may be past them by now. So the one that is reported to the
+// slot is forgotten; the slot's own, which the new primary keeps, counts. What was noted of marks
 // stays: up to it rows are looked up, which is right wherever it is.
 //
-// The sequence of crashes: the entries are cleared first, in pieces, then the row is changed with the identifier in one
-// statement. A relay that dies before that leaves the identifier as it was, and the next one begins again, with what is left. Between
-// that and the lease's epoch nothing is written by anybody: we hold the slot's lock, or, behind a pooler, the owner's time is over.
+// The sequence of crashes: the entries are cleared first, in pieces, then the row is changed with
+// the identifier in one statement. A relay that dies before that leaves the identifier as it was,
+// and the next one begins again, with what is left. Between that and the lease's epoch nothing is
+// written by anybody: we hold the slot's lock, or, behind a pooler, the owner's time is over.
 const (
 	systemSQL = `SELECT c.system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8),
 			coalesce(r.system_id, c.system_identifier), coalesce(r.timeline, left(pg_walfile_name(pg_current_wal_lsn()), 8))
@@ -46,7 +50,8 @@ const (
 // clearedAtOnce is how many entries are cleared in one transaction.
 const clearedAtOnce = 20_000
 
-// knowSystem makes the slot's positions those of this cluster, before its lease is taken from the owner with that epoch.
+// knowSystem makes the slot's positions those of this cluster, before its lease is taken from the
+// owner with that epoch.
 func (s *Store) knowSystem(ctx context.Context, conn *pgx.Conn, slot string, epoch int64, log hclog.Logger) error {
 	var system, notedSystem int64
 	var timeline, notedTimeline string

@@ -16,8 +16,9 @@ func positions(t testing.TB, db *pgtest.DB) string {
 		FROM saga_outbox_relay WHERE slot = 'outbox'`)
 }
 
-// A database that was restored in another cluster brings positions and transactions that mean nothing there: the positions are forgotten, and
-// nobody waits for the transactions. Another timeline of the same cluster keeps what was marked.
+// A database that was restored in another cluster brings positions and transactions that mean
+// nothing there: the positions are forgotten, and nobody waits for the transactions. Another
+// timeline of the same cluster keeps what was marked.
 func TestAnotherCluster(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		role, _, dsn := db.Role(t, "")
@@ -58,7 +59,8 @@ func TestAnotherCluster(t *testing.T) {
 		}
 		release(t, l)
 
-		// As a dump brings it: a WAL and transactions far ahead of ours, and an entry whose row is gone.
+		// As a dump brings it: a WAL and transactions far ahead of ours, and an entry whose row is
+		// gone.
 		exec(t, db, `UPDATE saga_outbox_relay SET system_id = 42, marked_lsn = 'FFFF/0', confirmed_lsn = 'FFFF/0', sweep_snapshot = '900000000:900000000:', sweep_lsn = 'FFFF/0'`)
 		exec(t, db, `UPDATE saga_outbox_delivery SET xid = '900000000', commit_lsn = 'FFFF/0', next_attempt_at = NULL`)
 		exec(t, db, `DELETE FROM saga_outbox WHERE event_id = $1`, id(2))

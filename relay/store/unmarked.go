@@ -11,13 +11,13 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Rows whose marks the database refuses are set aside: an entry of relay.MarkSink in the ledger says so,
-// and everything that finds events leaves rows with entries alone. Remark tries them again at growing
-// pauses. Such an entry needs neither the row nor its lock, so it can be made for a row that somebody
-// holds FOR UPDATE, too.
+// Rows whose marks the database refuses are set aside: an entry of relay.MarkSink in the ledger
+// says so, and everything that finds events leaves rows with entries alone. Remark tries them again
+// at growing pauses. Such an entry needs neither the row nor its lock, so it can be made for a row
+// that somebody holds FOR UPDATE, too.
 
-// lockedFor is how long a row may be locked, or pass by a mark without a word (a trigger that returns
-// NULL), until it is set aside. An ordinary transaction is over by then.
+// lockedFor is how long a row may be locked, or pass by a mark without a word (a trigger that
+// returns NULL), until it is set aside. An ordinary transaction is over by then.
 const lockedFor = 5 * time.Second
 
 // remarkPause is the time until the next try, in seconds, after $3 tries.
@@ -48,7 +48,8 @@ const (
 	givenUpSQL = `UPDATE saga_outbox_delivery d SET reason = '` + string(relay.ReasonDiscarded) + `' WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
 		AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `')` + owned
 
-	// holdersSQL finds who has rows locked by their xmax, without waiting for the lock: a row's locker is the transaction that is written there.
+	// holdersSQL finds who has rows locked by their xmax, without waiting for the lock: a row's
+	// locker is the transaction that is written there.
 	holdersSQL = `SELECT event_id, coalesce(
 		(SELECT format('locked by pid %s, user %s, application %s%s', a.pid, a.usename, coalesce(nullif(a.application_name, ''), '-'),
 				coalesce(', for ' || extract(epoch FROM clock_timestamp() - a.xact_start)::int || ' s', ''))
@@ -57,7 +58,8 @@ const (
 			FROM pg_prepared_xacts p WHERE p.transaction = o.xmax LIMIT 1), '') FROM saga_outbox o WHERE event_id = ANY($1::uuid[])`
 )
 
-// withoutOthers makes of a marking statement one that leaves rows alone which have entries of other sinks.
+// withoutOthers makes of a marking statement one that leaves rows alone which have entries of other
+// sinks.
 func withoutOthers(sql string) string {
 	return strings.Replace(withoutEntries(sql), `d.event_id = i)`, `d.event_id = i AND d.sink <> '`+relay.MarkSink+`')`, 1)
 }
@@ -69,8 +71,8 @@ func unmarkedBecause(reason relay.Reason, why cause) relay.Parked {
 	}
 }
 
-// setAside makes entries for rows that refuse their marks, along with the entries of sinks that refused the
-// events. What the ledger refuses is kept in memory.
+// setAside makes entries for rows that refuse their marks, along with the entries of sinks that
+// refused the events. What the ledger refuses is kept in memory.
 func (l *lease) setAside(ctx context.Context, marks []relay.Mark, why error) error {
 	return l.asides(ctx, marks, relay.ReasonUnmarked, func(int) cause { return causeOf(why) })
 }
@@ -138,7 +140,8 @@ func (l *lease) tellEach(ids uuids, why func(i int) cause, message string) {
 	}
 }
 
-// setLockedAside sets rows aside that somebody has locked for too long, and returns those that are still to be marked later.
+// setLockedAside sets rows aside that somebody has locked for too long, and returns those that are
+// still to be marked later.
 func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, locked []int) ([]int, error) {
 	overdue := first(marks, later, l.left.lockedSince(marks, locked))
 	if len(overdue) == 0 {
@@ -156,8 +159,8 @@ func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, l
 	return slices.DeleteFunc(later, func(i int) bool { return slices.Contains(overdue, i) }), nil
 }
 
-// first are those of a batch's overdue events that have none in front of them in their key which goes on waiting: with an entry they would
-// be past it.
+// first are those of a batch's overdue events that have none in front of them in their key which
+// goes on waiting: with an entry they would be past it.
 func first(marks []relay.Mark, later, overdue []int) (these []int) {
 	if len(overdue) == 0 {
 		return nil
@@ -201,7 +204,8 @@ const (
 	remarkFor = 2 * time.Second
 	// remarkWrites bounds the transactions by which one batch of a look is taken apart.
 	remarkWrites = 64
-	// remarkGiveUp is after how many rows that are refused alone, and none taken, the rest of it waits for the next time.
+	// remarkGiveUp is after how many rows that are refused alone, and none taken, the rest of it
+	// waits for the next time.
 	remarkGiveUp = 8
 )
 
@@ -243,7 +247,8 @@ func (l *lease) unmarked(ctx context.Context) (u relay.Unmarked, err error) {
 	return u, nil
 }
 
-// remark tries a batch of entries that are due, and reports whether there are likely more that work.
+// remark tries a batch of entries that are due, and reports whether there are likely more that
+// work.
 func (l *lease) remark(ctx context.Context) (more bool, err error) {
 	var (
 		id     [16]byte
@@ -343,7 +348,8 @@ func (l *lease) postpone(ctx context.Context, ids uuids, reason relay.Reason, wh
 	return l.send(ctx, tx)
 }
 
-// rewrite tries leftovers again, in their order, one by one: of a key none may pass the one before it.
+// rewrite tries leftovers again, in their order, one by one: of a key none may pass the one before
+// it.
 func (l *lease) rewrite(ctx context.Context, until time.Time) error {
 	marks, outcomes := l.left.due()
 	if err := l.rewriteOutcomes(ctx, outcomes, until); err != nil {

@@ -15,7 +15,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// everyClass has a code of each class of SQLSTATE that a trigger may raise, and some that stand for a kind of their own.
+// everyClass has a code of each class of SQLSTATE that a trigger may raise, and some that stand for
+// a kind of their own.
 var everyClass = []string{
 	"03000", "08006", "09000", "0A000", "0B000", "0F001", "0L000", "0P000", "0Z000", "20000", "21000", "22001", "22P02", "23502", "23503", "23505", "23514", "23P01", "24000",
 	"25006", "25P02", "26000", "27000", "28000", "2B000", "2D000", "2F005", "34000", "38000", "39P01", "3B001", "3D000", "3F000", "40001", "40P01", "42501", "42703", "42883", "42P01",
@@ -120,8 +121,9 @@ func sweepAll(t testing.TB, l *lease) (found []relay.UUID) {
 	return found
 }
 
-// A batch in which the database refuses some rows, each with another SQLSTATE: the others are marked, these are set aside so that nothing delivers
-// them again, and they get their marks once the database takes them.
+// A batch in which the database refuses some rows, each with another SQLSTATE: the others are
+// marked, these are set aside so that nothing delivers them again, and they get their marks once
+// the database takes them.
 func TestMarkSetsAsideWhatIsRefused(t *testing.T) {
 	for _, c := range []struct{ mode, table, when string }{
 		{MarkUpdate, "saga_outbox", "UPDATE"},
@@ -236,7 +238,8 @@ func TestMarkTellsTheTablesFault(t *testing.T) {
 	})
 }
 
-// A table that refuses every row stops no event: all are set aside, in a bounded number of transactions.
+// A table that refuses every row stops no event: all are set aside, in a bounded number of
+// transactions.
 func TestMarkAllRowsRefused(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -264,7 +267,8 @@ func TestMarkAllRowsRefused(t *testing.T) {
 	})
 }
 
-// A row that somebody holds is set aside after a while, with whom it waits for; it gets its mark when the lock is gone.
+// A row that somebody holds is set aside after a while, with whom it waits for; it gets its mark
+// when the lock is gone.
 func TestMarkSetsAsideWhatIsLocked(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -324,7 +328,8 @@ func TestMarkSetsAsideWhatIsSkipped(t *testing.T) {
 	})
 }
 
-// Nor the ledger takes the entry: the event is kept in memory, in the order of its key, until it is taken; the next owner finds its row.
+// Nor the ledger takes the entry: the event is kept in memory, in the order of its key, until it is
+// taken; the next owner finds its row.
 func TestMarkKeepsInMemoryWhatTheLedgerRefuses(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -374,7 +379,8 @@ func TestMarkKeepsInMemoryWhatTheLedgerRefuses(t *testing.T) {
 	})
 }
 
-// A trigger that is made while the relay runs finds what it names by the search_path, though our sessions have pinned theirs.
+// A trigger that is made while the relay runs finds what it names by the search_path, though our
+// sessions have pinned theirs.
 func TestMarkBesideANewTrigger(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -389,8 +395,9 @@ func TestMarkBesideANewTrigger(t *testing.T) {
 	})
 }
 
-// A row that does not take its status failed or dead_letter: its entries stay as they are, the sweep does not take the dead letter for one that
-// a person has set back, and when it is delivered in the end, the row says so once it can.
+// A row that does not take its status failed or dead_letter: its entries stay as they are, the
+// sweep does not take the dead letter for one that a person has set back, and when it is delivered
+// in the end, the row says so once it can.
 func TestMarkOfRefusedEventsIsRefused(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

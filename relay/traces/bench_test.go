@@ -8,7 +8,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What tracing costs: a trace for each row (Begin), and a span for a batch of a thousand with its links (Sent, Marked).
+// What tracing costs: a trace for each row (Begin), and a span for a batch of a thousand with its
+// links (Sent, Marked).
 func BenchmarkTracer(b *testing.B) {
 	for _, share := range []string{"0", "0.01", "1"} {
 		log, _ := newLog()

@@ -16,23 +16,26 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 )
 
-// Config is where traces go, by the variables of OpenTelemetry's specification. OpenTelemetry's libraries would read most of them by
-// themselves, but with a line in a log where a value is wrong, and not from files; so they get all of them from here.
+// Config is where traces go, by the variables of OpenTelemetry's specification. OpenTelemetry's
+// libraries would read most of them by themselves, but with a line in a log where a value is wrong,
+// and not from files; so they get all of them from here.
 type Config struct {
-	// Endpoint is the collector: http://host:4318, or http://host:4317 for gRPC; https for TLS. Empty: no traces, and no cost. /v1/traces is
-	// added to its path for HTTP. TracesEndpoint goes first, and is taken as it is.
+	// Endpoint is the collector: http://host:4318, or http://host:4317 for gRPC; https for TLS.
+	// Empty: no traces, and no cost. /v1/traces is added to its path for HTTP. TracesEndpoint goes
+	// first, and is taken as it is.
 	//
 	// No default. OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT.
 	Endpoint       string `env:"OTEL_EXPORTER_OTLP_ENDPOINT" secret:"address"`
 	TracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" secret:"address"`
 
-	// Protocol is what the collector is spoken to in: http/protobuf or grpc. When it is not said, port 4317 means grpc, which is what the Python library speaks, and any other
-	// http/protobuf.
+	// Protocol is what the collector is spoken to in: http/protobuf or grpc. When it is not said,
+	// port 4317 means grpc, which is what the Python library speaks, and any other http/protobuf.
 	//
 	// No default. OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, else OTEL_EXPORTER_OTLP_PROTOCOL.
 	Protocol string `env:"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" fallback:"OTEL_EXPORTER_OTLP_PROTOCOL"`
 
-	// Headers is what goes with every request: name=value with commas between, values percent-encoded. It is secret.
+	// Headers is what goes with every request: name=value with commas between, values
+	// percent-encoded. It is secret.
 	//
 	// No default. OTEL_EXPORTER_OTLP_TRACES_HEADERS, else OTEL_EXPORTER_OTLP_HEADERS.
 	Headers string `env:"OTEL_EXPORTER_OTLP_TRACES_HEADERS" fallback:"OTEL_EXPORTER_OTLP_HEADERS" secret:"true"`
@@ -47,10 +50,12 @@ type Config struct {
 	// Default none. OTEL_EXPORTER_OTLP_TRACES_COMPRESSION, else OTEL_EXPORTER_OTLP_COMPRESSION.
 	Compression string `env:"OTEL_EXPORTER_OTLP_TRACES_COMPRESSION" fallback:"OTEL_EXPORTER_OTLP_COMPRESSION"`
 
-	// Certificate is a file of certificates (PEM) that the collector's is checked against, instead of the system's. ClientCertificate and ClientKey
-	// are the relay's own, for a collector that asks. They are read at the start.
+	// Certificate is a file of certificates (PEM) that the collector's is checked against, instead
+	// of the system's. ClientCertificate and ClientKey are the relay's own, for a collector that
+	// asks. They are read at the start.
 	//
-	// No default. OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE, else OTEL_EXPORTER_OTLP_CERTIFICATE; and so for _CLIENT_CERTIFICATE and _CLIENT_KEY.
+	// No default. OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE, else OTEL_EXPORTER_OTLP_CERTIFICATE; and
+	// so for _CLIENT_CERTIFICATE and _CLIENT_KEY.
 	Certificate       string `env:"OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE" fallback:"OTEL_EXPORTER_OTLP_CERTIFICATE"`
 	ClientCertificate string `env:"OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE" fallback:"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"`
 	ClientKey         string `env:"OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY" fallback:"OTEL_EXPORTER_OTLP_CLIENT_KEY" secret:"path"`
@@ -66,32 +71,37 @@ type Config struct {
 	Disabled bool   `env:"OTEL_SDK_DISABLED"`
 	Exporter string `env:"OTEL_TRACES_EXPORTER"`
 
-	// ServiceName is the relay's name in traces. ResourceAttributes are more that it is told: name=value with commas between, values
-	// percent-encoded; a service.name among them counts when OTEL_SERVICE_NAME is not set.
+	// ServiceName is the relay's name in traces. ResourceAttributes are more that it is told:
+	// name=value with commas between, values percent-encoded; a service.name among them counts when
+	// OTEL_SERVICE_NAME is not set.
 	//
 	// Defaults outbox-worker, none. OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES.
 	ServiceName        string `env:"OTEL_SERVICE_NAME"`
 	ResourceAttributes string `env:"OTEL_RESOURCE_ATTRIBUTES"`
 
-	// Sampler says what is recorded: always_on, always_off, traceidratio, or one of these with parentbased_ in front, which follows what the events'
-	// traces say and decides by itself only where there is none. SamplerArg is the share for traceidratio, 0 to 1.
+	// Sampler says what is recorded: always_on, always_off, traceidratio, or one of these with
+	// parentbased_ in front, which follows what the events' traces say and decides by itself only
+	// where there is none. SamplerArg is the share for traceidratio, 0 to 1.
 	//
 	// Defaults parentbased_always_on, 1. OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG.
 	Sampler    string `env:"OTEL_TRACES_SAMPLER"`
 	SamplerArg string `env:"OTEL_TRACES_SAMPLER_ARG"`
 
-	// Spans wait in a queue of QueueSize, and go out in batches of BatchSize, or every ScheduleDelay; ExportTimeout bounds a batch with its
-	// repetitions. Both times are milliseconds. What the queue has no room for is dropped.
+	// Spans wait in a queue of QueueSize, and go out in batches of BatchSize, or every
+	// ScheduleDelay; ExportTimeout bounds a batch with its repetitions. Both times are
+	// milliseconds. What the queue has no room for is dropped.
 	//
-	// Defaults 2048, 512, 5000, 30000. OTEL_BSP_MAX_QUEUE_SIZE, OTEL_BSP_MAX_EXPORT_BATCH_SIZE, OTEL_BSP_SCHEDULE_DELAY, OTEL_BSP_EXPORT_TIMEOUT.
+	// Defaults 2048, 512, 5000, 30000. OTEL_BSP_MAX_QUEUE_SIZE, OTEL_BSP_MAX_EXPORT_BATCH_SIZE,
+	// OTEL_BSP_SCHEDULE_DELAY, OTEL_BSP_EXPORT_TIMEOUT.
 	QueueSize     int `env:"OTEL_BSP_MAX_QUEUE_SIZE"`
 	BatchSize     int `env:"OTEL_BSP_MAX_EXPORT_BATCH_SIZE"`
 	ScheduleDelay int `env:"OTEL_BSP_SCHEDULE_DELAY"`
 	ExportTimeout int `env:"OTEL_BSP_EXPORT_TIMEOUT"`
 
-	// Events begins a trace for every row that has no traceparent, and puts one into the record's headers, so that its consumers' spans belong
-	// together. Off, such a row is delivered as it is: a header more is a change of the wire, and a span for every event has its price at
-	// tens of thousands a second. Applications that trace put a traceparent into the row.
+	// Events begins a trace for every row that has no traceparent, and puts one into the record's
+	// headers, so that its consumers' spans belong together. Off, such a row is delivered as it is:
+	// a header more is a change of the wire, and a span for every event has its price at tens of
+	// thousands a second. Applications that trace put a traceparent into the row.
 	//
 	// Default false. RELAY_TRACE_EVENTS.
 	Events bool `env:"RELAY_TRACE_EVENTS"`
@@ -125,8 +135,9 @@ func (c Config) On() bool {
 	return !c.Disabled && !strings.EqualFold(c.Exporter, exporterNone) && (c.Endpoint != "" || c.TracesEndpoint != "")
 }
 
-// Validate reports everything that is wrong at once, by the names the user typed. It shows neither headers nor an endpoint's password. What is
-// switched off is not looked at: in a cluster these variables are often set for all.
+// Validate reports everything that is wrong at once, by the names the user typed. It shows neither
+// headers nor an endpoint's password. What is switched off is not looked at: in a cluster these
+// variables are often set for all.
 func (c Config) Validate() error {
 	if !c.On() {
 		return nil

@@ -16,8 +16,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// newClient makes the client of a configuration that is valid. It does not connect. Every option is given, so that nothing in the
-// environment counts that Config does not know.
+// newClient makes the client of a configuration that is valid. It does not connect. Every option is
+// given, so that nothing in the environment counts that Config does not know.
 func (c Config) newClient(to target) (otlptrace.Client, error) {
 	headers, err := c.headers()
 	if err != nil {
@@ -58,7 +58,8 @@ func (c Config) newClient(to target) (otlptrace.Client, error) {
 
 func milliseconds(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 
-// quiet is an exporter that tells of trouble in our log, once in a while, instead of in OpenTelemetry's own at every batch.
+// quiet is an exporter that tells of trouble in our log, once in a while, instead of in
+// OpenTelemetry's own at every batch.
 type quiet struct {
 	sdktrace.SpanExporter
 	log     hclog.Logger
@@ -118,7 +119,8 @@ func (q *quiet) clean(text string) string {
 	return text
 }
 
-// secretsOf are the values of headers, and the words in them ("Bearer xyz"); what is too short to be a secret would only spoil the text.
+// secretsOf are the values of headers, and the words in them ("Bearer xyz"); what is too short to
+// be a secret would only spoil the text.
 func secretsOf(headers map[string]string) []string {
 	var secrets []string
 	for _, value := range headers {

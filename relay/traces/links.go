@@ -10,7 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// maxLinks is how many events a span links to; it is what OpenTelemetry's own limit is unless it was changed. The rest is counted.
+// maxLinks is how many events a span links to; it is what OpenTelemetry's own limit is unless it
+// was changed. The rest is counted.
 const maxLinks = 128
 
 // links is what a batch's events say of their traces.
@@ -52,8 +53,9 @@ func tally(records iter.Seq[*relay.Record]) (l links) {
 // oneTrace reports whether all events are of the same trace.
 func (l *links) oneTrace() bool { return l.trace != [16]byte{} && !l.several && l.without == 0 }
 
-// decider is the event that says whether the batch is recorded: one that is, if there is any. It is nil when the root sampler has a say,
-// because events without a context are among those that are not.
+// decider is the event that says whether the batch is recorded: one that is, if there is any. It is
+// nil when the root sampler has a say, because events without a context are among those that are
+// not.
 func (l *links) decider() *relay.Record {
 	switch {
 	case l.sampled > 0:

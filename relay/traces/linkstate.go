@@ -9,14 +9,17 @@ import (
 	wire "go.opentelemetry.io/proto/otlp/trace/v1"
 )
 
-// linkStates is a client that adds to the spans' links the tracestate of what they link to. OpenTelemetry's exporter leaves it out, though the
-// protocol has a field for it, and vendors sample and route by it.
+// linkStates is a client that adds to the spans' links the tracestate of what they link to.
+// OpenTelemetry's exporter leaves it out, though the protocol has a field for it, and vendors
+// sample and route by it.
 type linkStates struct{ otlptrace.Client }
 
-// spansKey is where a context has the spans that are being exported, as they were before they were translated.
+// spansKey is where a context has the spans that are being exported, as they were before they were
+// translated.
 type spansKey struct{}
 
-// withStates returns a context in which linkStates finds the spans, if one of their links has a tracestate.
+// withStates returns a context in which linkStates finds the spans, if one of their links has a
+// tracestate.
 func withStates(ctx context.Context, spans []sdktrace.ReadOnlySpan) context.Context {
 	hasState := func(l sdktrace.Link) bool { return l.SpanContext.TraceState().Len() > 0 }
 	if !slices.ContainsFunc(spans, func(s sdktrace.ReadOnlySpan) bool { return slices.ContainsFunc(s.Links(), hasState) }) {

@@ -11,8 +11,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// queue counts the spans that wait to be exported, and lets no more than limit wait. The processor behind it would drop the others by itself, and
-// tell nobody; it has room for as many, so it never does.
+// queue counts the spans that wait to be exported, and lets no more than limit wait. The processor
+// behind it would drop the others by itself, and tell nobody; it has room for as many, so it never
+// does.
 type queue struct {
 	sdktrace.SpanProcessor
 	limit   int64

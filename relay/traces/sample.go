@@ -12,11 +12,12 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// deciderKey is where a context has the span context that decides about a span which begins a trace of its own, and only links to others.
+// deciderKey is where a context has the span context that decides about a span which begins a trace
+// of its own, and only links to others.
 type deciderKey struct{}
 
-// byEvents asks the configured sampler about such a span as if the decider were its parent: so a batch is recorded when one of its events is,
-// and the parentbased_ samplers mean what they say.
+// byEvents asks the configured sampler about such a span as if the decider were its parent: so a
+// batch is recorded when one of its events is, and the parentbased_ samplers mean what they say.
 type byEvents struct{ sdktrace.Sampler }
 
 // ShouldSample implements sdktrace.Sampler.
@@ -34,8 +35,8 @@ func (s byEvents) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingR
 // eventKey is where a context has the id of the event whose trace begins.
 type eventKey struct{}
 
-// ids makes trace and span ids: random ones, but for the trace of an event, whose id follows from the event's, so that a redelivery is
-// found in the same trace.
+// ids makes trace and span ids: random ones, but for the trace of an event, whose id follows from
+// the event's, so that a redelivery is found in the same trace.
 type ids struct{}
 
 // NewIDs implements sdktrace.IDGenerator.
@@ -51,8 +52,8 @@ func (g ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 	return id, g.NewSpanID(ctx, id)
 }
 
-// traceOfEvent is the id of the trace that begins with an event. It is hashed: samplers count on all bits being random, and those that tell a
-// UUID's version are not.
+// traceOfEvent is the id of the trace that begins with an event. It is hashed: samplers count on
+// all bits being random, and those that tell a UUID's version are not.
 func traceOfEvent(event relay.UUID) (id trace.TraceID) {
 	sum := sha256.Sum256(event[:])
 	copy(id[:], sum[:])

@@ -21,7 +21,8 @@ type sinkWords struct {
 	system      string
 	placer      relay.Placer // nil: the sink cannot say
 	destination func(*relay.Record) string
-	// template stands for the destinations where there is one for every aggregate or saga, which is too many for spans' names; else empty.
+	// template stands for the destinations where there is one for every aggregate or saga, which is
+	// too many for spans' names; else empty.
 	template string
 }
 

@@ -88,8 +88,8 @@ func TestSendBatch(t *testing.T) {
 	})
 }
 
-// A destination may be as long as a row's texts: what spans keep of it is short, and there is one for
-// each all the same.
+// A destination may be as long as a row's texts: what spans keep of it is short, and there is one
+// for each all the same.
 func TestSendToLongDestinations(t *testing.T) {
 	long := strings.Repeat("t", 1<<20)
 	spans := spansOf(t, DefaultConfig(), about, func(tr *Tracer) {
@@ -257,7 +257,8 @@ func TestOtherSpans(t *testing.T) {
 	wantAttributes(t, spans[3], map[string]string{"outbox.slot": "s", "outbox.sink": "kafka", "outbox.events": "4", "outbox.settled": "3", "outbox.failed": "1"})
 }
 
-// RELAY_TRACE_EVENTS begins a trace for a row, the same one at a redelivery, and passes it on also when it is not recorded.
+// RELAY_TRACE_EVENTS begins a trace for a row, the same one at a redelivery, and passes it on also
+// when it is not recorded.
 func TestBegin(t *testing.T) {
 	cfg := DefaultConfig()
 	ev := &relay.Event{ID: relay.UUID{1, 2, 3}, EventType: "OrderCreated", CommittedAt: relay.TimestampOf(time.Now().Add(-time.Second))}

@@ -20,7 +20,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Tracer makes spans of what a relay does. Its methods may be called from any goroutine until Close.
+// Tracer makes spans of what a relay does. Its methods may be called from any goroutine until
+// Close.
 type Tracer struct {
 	cfg      Config
 	log      hclog.Logger
@@ -41,11 +42,13 @@ var _ relay.Tracer = (*Tracer)(nil)
 type About struct {
 	WorkerID, Version string
 	Topic, RoutingKey string // RELAY_TOPIC and RELAY_ROUTING_KEY
-	// Dropped, if not nil, is told of spans that no collector will get, and why; see relay.Metrics.SpansDropped. It must not block.
+	// Dropped, if not nil, is told of spans that no collector will get, and why; see
+	// relay.Metrics.SpansDropped. It must not block.
 	Dropped func(reason string, spans int)
 }
 
-// New returns the tracer, or nil where the configuration says that there is none. It does not connect.
+// New returns the tracer, or nil where the configuration says that there is none. It does not
+// connect.
 func New(cfg Config, about About, log hclog.Logger) (*Tracer, error) {
 	log = log.Named("traces")
 	if !cfg.On() {
@@ -116,7 +119,8 @@ func newTracer(cfg Config, about About, exporter sdktrace.SpanExporter, log hclo
 
 const scope = "github.com/sagaz-relay/relay"
 
-// silence keeps OpenTelemetry's libraries from writing to standard error in their own format. They have one logger for the whole process.
+// silence keeps OpenTelemetry's libraries from writing to standard error in their own format. They
+// have one logger for the whole process.
 func silence(log hclog.Logger) {
 	otel.SetLogger(logr.Discard())
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Debug("opentelemetry", "error", err) }))
@@ -139,7 +143,8 @@ func (c Config) resource(about About) (*resource.Resource, error) {
 	return resource.NewWithAttributes(semconv.SchemaURL, attrs...), nil
 }
 
-// Close exports what is queued, until ctx ends. It is called when nobody uses the tracer any more; a second call does nothing.
+// Close exports what is queued, until ctx ends. It is called when nobody uses the tracer any more;
+// a second call does nothing.
 func (t *Tracer) Close(ctx context.Context) {
 	t.closing.Do(func() {
 		if err := t.provider.Shutdown(ctx); err != nil {
@@ -150,7 +155,8 @@ func (t *Tracer) Close(ctx context.Context) {
 	})
 }
 
-// start begins a span of what was done with events. It is recorded when one of them is, and lies in their trace when all are of the same.
+// start begins a span of what was done with events. It is recorded when one of them is, and lies in
+// their trace when all are of the same.
 func (t *Tracer) start(name string, kind trace.SpanKind, at time.Time, l *links) trace.Span {
 	ctx := context.Background()
 	switch {
@@ -181,7 +187,8 @@ func (t *Tracer) Begin(rec *relay.Record, ev *relay.Event) {
 	if !t.cfg.Events {
 		return
 	}
-	// Of a hundred traces, ninety-nine may not be recorded. To ask for such a span costs ten times what follows.
+	// Of a hundred traces, ninety-nine may not be recorded. To ask for such a span costs ten times
+	// what follows.
 	id := traceOfEvent(ev.ID)
 	if t.sampler.ShouldSample(sdktrace.SamplingParameters{ParentContext: context.Background(), TraceID: id, Kind: trace.SpanKindProducer}).Decision == sdktrace.Drop {
 		rec.Trace = relay.TraceContext{TraceID: id, SpanID: ids{}.NewSpanID(context.Background(), id)}
@@ -200,7 +207,8 @@ func (t *Tracer) Begin(rec *relay.Record, ev *relay.Event) {
 	rec.Trace = relay.TraceContext{TraceID: sc.TraceID(), SpanID: sc.SpanID(), Flags: byte(sc.TraceFlags())}
 	rec.Headers = append(rec.Headers, relay.Header{Key: relay.TraceParent, Value: string(rec.Trace.AppendText(make([]byte, 0, 55)))})
 	if span.IsRecording() {
-		// The outbox is where the message is made; which brokers it goes to is for the spans that send it.
+		// The outbox is where the message is made; which brokers it goes to is for the spans that
+		// send it.
 		span.SetAttributes(semconv.MessagingSystemKey.String("outbox"), semconv.MessagingOperationName("create"), semconv.MessagingOperationTypeCreate,
 			semconv.MessagingDestinationName(relay.Short(ev.EventType)))
 		span.SetAttributes(message(rec)...)

@@ -30,19 +30,24 @@ type Row struct {
 	Retried   bool // it failed at some time, and may have gone out behind later events of its key
 }
 
-// Audit compares the table with what sinks hold, for sagaz-relay verify. Unlike a Checker it was not there when the events were
-// committed, and the table does not know in which order that was. So it tells two things apart:
+// Audit compares the table with what sinks hold, for sagaz-relay verify. Unlike a Checker it was
+// not there when the events were committed, and the table does not know in which order that was. So
+// it tells two things apart:
 //
-//   - What two sinks show of one key in different orders is out of order in one of them, whatever the commits were
-//     (Report.Disagreements). Sinks with topics have an order per key and topic only, and are compared within these.
-//   - created_at is the clock of an application, read before its commit. Where each event of a key is made after the one before it is
-//     committed, by hosts with good clocks, its order is the commit order; else it need not be. What arrives against it is
-//     reported as EarlierArrivedLater, as something to look at.
+//   - What two sinks show of one key in different orders is out of order in one of them, whatever
+//     the commits were (Report.Disagreements). Sinks with topics have an order per key and topic
+//     only, and are compared within these.
+//   - created_at is the clock of an application, read before its commit. Where each event of a key
+//     is made after the one before it is committed, by hosts with good clocks, its order is the
+//     commit order; else it need not be. What arrives against it is reported as
+//     EarlierArrivedLater, as something to look at.
 //
-// An event that was refused and retried (Row.Retried) may come late by right, and is left out of both.
+// An event that was refused and retried (Row.Retried) may come late by right, and is left out of
+// both.
 //
-// Rows come first, then ledger entries, then arrivals. It is not safe for use from several goroutines. It keeps about 50 bytes an event and
-// 5 for each sink, and each key once with some 50 bytes.
+// Rows come first, then ledger entries, then arrivals. It is not safe for use from several
+// goroutines. It keeps about 50 bytes an event and 5 for each sink, and each key once with some 50
+// bytes.
 type Audit struct {
 	sealed bool
 	rows   []auditRow
@@ -131,8 +136,8 @@ func (a *Audit) find(id relay.UUID) (int, bool) {
 	return slices.BinarySearchFunc(a.rows, id, func(r auditRow, id relay.UUID) int { return bytes.Compare(r.id[:], id[:]) })
 }
 
-// Parked notes a ledger entry. Those of events and sinks that are not looked at say something, too: a row with an entry for one sink
-// waits for that sink alone.
+// Parked notes a ledger entry. Those of events and sinks that are not looked at say something, too:
+// a row with an entry for one sink waits for that sink alone.
 func (a *Audit) Parked(id relay.UUID, sink string, standing Standing) {
 	i, ok := a.find(id)
 	if !ok {
@@ -145,8 +150,8 @@ func (a *Audit) Parked(id relay.UUID, sink string, standing Standing) {
 	}
 }
 
-// Arrived notes that the sink holds the event, once more or for the first time, in its order. replayed says that a person wanted
-// that. It returns false when no row has that id.
+// Arrived notes that the sink holds the event, once more or for the first time, in its order.
+// replayed says that a person wanted that. It returns false when no row has that id.
 func (a *Audit) Arrived(sink string, id relay.UUID, replayed bool) bool {
 	i, ok := a.find(id)
 	if !ok {
@@ -190,8 +195,8 @@ type AuditSink struct {
 	Missing             Found[Finding]   `json:"missing"`
 	Duplicates          Found[Finding]   `json:"duplicates"`
 	EarlierArrivedLater Found[Different] `json:"earlier_arrived_later"`
-	// Unknown are ids of deliveries that no row has, and NoID deliveries without an id. The caller fills them in, since only it can look
-	// an event up that is not among the rows.
+	// Unknown are ids of deliveries that no row has, and NoID deliveries without an id. The caller
+	// fills them in, since only it can look an event up that is not among the rows.
 	Unknown Found[string] `json:"unknown"`
 	NoID    int           `json:"no_id"`
 }
@@ -304,7 +309,8 @@ func (a *Audit) standing(s *auditSink, i int) Standing {
 	return a.rows[i].standing
 }
 
-// arrived lists the rows that arrived and were never retried by key (and topic), in the order of their first arrival.
+// arrived lists the rows that arrived and were never retried by key (and topic), in the order of
+// their first arrival.
 func (a *Audit) arrived(s *auditSink, perTopic bool) []int32 {
 	var list []int32
 	for i := range a.rows {

@@ -11,8 +11,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// auditOf makes an audit of rows given as "a0 a1 b0/t1!": the letters are the key, the order is that of created_at, "/" names the
-// topic, and a last character says sent (none), pending "?", dead "+", or sent after a retry "!".
+// auditOf makes an audit of rows given as "a0 a1 b0/t1!": the letters are the key, the order is
+// that of created_at, "/" names the topic, and a last character says sent (none), pending "?", dead
+// "+", or sent after a retry "!".
 func auditOf(t *testing.T, rows string, sinks ...string) *Audit {
 	t.Helper()
 	a := NewAudit()

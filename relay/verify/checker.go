@@ -20,12 +20,14 @@ const AnyNumber = -1
 
 // Options of a Checker. The zero value allows no duplicate.
 type Options struct {
-	// MaxDuplicates is how many redeliveries each sink may see, or AnyNumber. Their order is checked in any case.
+	// MaxDuplicates is how many redeliveries each sink may see, or AnyNumber. Their order is
+	// checked in any case.
 	MaxDuplicates int
 }
 
-// Checker takes notes of commits and deliveries, and judges them. All methods may be called from any goroutine. Commits
-// and deliveries may be told of in any order relative to each other: a relay is often faster than the answer to COMMIT.
+// Checker takes notes of commits and deliveries, and judges them. All methods may be called from
+// any goroutine. Commits and deliveries may be told of in any order relative to each other: a relay
+// is often faster than the answer to COMMIT.
 //
 // It keeps about 100 bytes an event.
 type Checker struct {
@@ -58,8 +60,8 @@ type delivery struct {
 	key int32
 }
 
-// New returns a checker for the sinks named. A sink that is named and gets nothing is a sink that misses everything; one
-// that is not named counts from its first delivery on.
+// New returns a checker for the sinks named. A sink that is named and gets nothing is a sink that
+// misses everything; one that is not named counts from its first delivery on.
 func New(opts Options, sinks ...string) *Checker {
 	c := &Checker{opts: opts, keys: make(map[string]int32), committed: make(map[relay.UUID]int32)}
 	for _, name := range sinks {
@@ -68,8 +70,9 @@ func New(opts Options, sinks ...string) *Checker {
 	return c
 }
 
-// Commit notes committed events. Those of one key must come in commit order, over all calls; those of different keys in
-// any. It panics when an event comes twice: event_id is the table's primary key, so the caller has miscounted.
+// Commit notes committed events. Those of one key must come in commit order, over all calls; those
+// of different keys in any. It panics when an event comes twice: event_id is the table's primary
+// key, so the caller has miscounted.
 func (c *Checker) Commit(events ...Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,8 +87,8 @@ func (c *Checker) Commit(events ...Event) {
 	}
 }
 
-// Deliver notes what a sink got. Deliveries of one key must come in the order in which a consumer sees them (that of the
-// partition, queue or file); those of different keys in any.
+// Deliver notes what a sink got. Deliveries of one key must come in the order in which a consumer
+// sees them (that of the partition, queue or file); those of different keys in any.
 func (c *Checker) Deliver(sinkName string, events ...Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -95,8 +98,8 @@ func (c *Checker) Deliver(sinkName string, events ...Event) {
 	}
 }
 
-// DeadLetter notes events that the relay gave up for a sink, where a person can see and retry them. They need not arrive, and
-// when they do, after a retry, they may be late.
+// DeadLetter notes events that the relay gave up for a sink, where a person can see and retry them.
+// They need not arrive, and when they do, after a retry, they may be late.
 func (c *Checker) DeadLetter(sinkName string, ids ...relay.UUID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -109,7 +112,8 @@ func (c *Checker) DeadLetter(sinkName string, ids ...relay.UUID) {
 	}
 }
 
-// Counts tells how many commits there were, and how many deliveries to a sink, repetitions included. It is cheap.
+// Counts tells how many commits there were, and how many deliveries to a sink, repetitions
+// included. It is cheap.
 func (c *Checker) Counts(sinkName string) (committed, delivered int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

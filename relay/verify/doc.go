@@ -1,5 +1,6 @@
-// Package verify holds the relay's promises as a checker. Tests, bench and demo tell it what was committed and what each
-// sink got; it says which promise was broken, by which event. It does not know how records were carried.
+// Package verify holds the relay's promises as a checker. Tests, bench and demo tell it what was
+// committed and what each sink got; it says which promise was broken, by which event. It does not
+// know how records were carried.
 //
 // What it checks, for each sink:
 //
@@ -10,14 +11,17 @@
 //	                    (or goes further back) until it is past everything that has arrived before
 //	duplicates          are counted, and allowed up to a limit
 //
-// With a key's events numbered in commit order, this is legal: 0 1 2 | 1 2 3 | 0 1 2 3 4. These are not:
+// With a key's events numbered in commit order, this is legal: 0 1 2 | 1 2 3 | 0 1 2 3 4. These are
+// not:
 //
 //	0 2 1        2 overtook 1
 //	0 1 2 1 3    the redelivery began with 1 and left 2 out
 //	0 1 2 1      the redelivery began with 1 and ended before 2
 //
-// An event that never arrives is missing, and leaves no hole: 0 2 is one missing event and no disorder.
+// An event that never arrives is missing, and leaves no hole: 0 2 is one missing event and no
+// disorder.
 //
-// Audit is for sagaz-relay verify, which comes later and has only the table to compare with: it knows what is missing and what came
-// twice, and of order only what the table and the sinks can tell (see there).
+// Audit is for sagaz-relay verify, which comes later and has only the table to compare with: it
+// knows what is missing and what came twice, and of order only what the table and the sinks can
+// tell (see there).
 package verify

@@ -1,6 +1,7 @@
 package verify
 
-// Report judges what has been told so far. It may be called several times; commits and deliveries wait for it.
+// Report judges what has been told so far. It may be called several times; commits and deliveries
+// wait for it.
 func (c *Checker) Report() *Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -21,10 +22,12 @@ const (
 	exempt = -2 // a dead letter: it arrives or not, early or late
 )
 
-// judge goes over one sink's deliveries twice: first to learn what arrived at all, then to follow each key.
+// judge goes over one sink's deliveries twice: first to learn what arrived at all, then to follow
+// each key.
 //
-// In between, the events of each key that arrived get ranks, 0 and up without holes, in commit order. So an event that
-// is missing is reported as that, and does not put everything behind it out of order.
+// In between, the events of each key that arrived get ranks, 0 and up without holes, in commit
+// order. So an event that is missing is reported as that, and does not put everything behind it out
+// of order.
 func (c *Checker) judge(s *sink) SinkReport {
 	r := SinkReport{Sink: s.name, Delivered: len(s.deliveries)}
 
@@ -110,10 +113,12 @@ func (c *Checker) event(index int32) Event {
 // trail follows the ranks of one key at one sink.
 type trail struct {
 	last int32 // index into events of the newest delivery, or absent
-	// reached is the rank up to which the key's events have arrived since the last step back; top is the highest that has
-	// arrived at all. Below it, a redelivery is under way. Both start at -1.
+	// reached is the rank up to which the key's events have arrived since the last step back; top
+	// is the highest that has arrived at all. Below it, a redelivery is under way. Both start at
+	// -1.
 	reached, top int32
-	// due is the lowest rank that has not arrived. ahead are those above it that have: empty, unless order is broken.
+	// due is the lowest rank that has not arrived. ahead are those above it that have: empty,
+	// unless order is broken.
 	due   int32
 	ahead map[int32]bool
 }

@@ -52,7 +52,8 @@ const (
 type Disorder struct {
 	Event    Event
 	Position int
-	// After is what arrived just before under the same key, zero for the first arrival and for Stopped.
+	// After is what arrived just before under the same key, zero for the first arrival and for
+	// Stopped.
 	After         Event
 	AfterPosition int
 	Kind          Kind

@@ -20,7 +20,8 @@ func id(name string) relay.UUID {
 	return u
 }
 
-// events reads "a0 a1 b0": the letters before the number are the key. "a0@b" is event a0 under key b.
+// events reads "a0 a1 b0": the letters before the number are the key. "a0@b" is event a0 under key
+// b.
 func events(text string) []Event {
 	var list []Event
 	for _, word := range strings.Fields(text) {
@@ -37,7 +38,8 @@ func TestReport(t *testing.T) {
 	const committed = "a0 a1 b0 a2 b1"
 	for _, tc := range []struct {
 		name, delivered string
-		// want is "missing unknown wrong-key duplicates", then each disorder as event and kind's first word
+		// want is "missing unknown wrong-key duplicates", then each disorder as event and kind's
+		// first word
 		want string
 	}{
 		{"Complete", "a0 a1 b0 a2 b1", "0 0 0 0"},
@@ -276,7 +278,8 @@ func TestAgainstTwin(t *testing.T) {
 	}
 }
 
-// Every single thing that a relay could do wrong must be seen, and blamed on the event it happened to.
+// Every single thing that a relay could do wrong must be seen, and blamed on the event it happened
+// to.
 func TestEveryViolationIsFound(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 0))

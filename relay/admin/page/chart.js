@@ -11,8 +11,8 @@ export function svg(name, attributes, ...children) {
 
 const W = 360, H = 64;
 
-// A round number at or above the largest value, so that the scale does not jump with each sample. base is 1024 for bytes, which are round in
-// their units.
+// A round number at or above the largest value, so that the scale does not jump with each sample.
+// base is 1024 for bytes, which are round in their units.
 export function ceiling(max, least, base = 1) {
   if (!(max > least)) return least;
   const whole = base > 1 ? base ** Math.floor(Math.log(max) / Math.log(base)) : 1;
@@ -46,7 +46,8 @@ export function known(values) {
   return values.filter(v => v !== null);
 }
 
-// A chart over its whole box. label is its text alternative; cap, if given and in reach, is a limit that is drawn.
+// A chart over its whole box. label is its text alternative; cap, if given and in reach, is a limit
+// that is drawn.
 export function chart(values, { label, least, base, cap }) {
   const max = Math.max(0, ...known(values));
   const near = cap && max > cap / 2;

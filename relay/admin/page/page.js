@@ -1,5 +1,5 @@
-// The status page: asks for status.json and shows it. Everything that comes from rows, brokers or the server is put into text nodes
-// or attributes by the DOM, never parsed as markup.
+// The status page: asks for status.json and shows it. Everything that comes from rows, brokers or
+// the server is put into text nodes or attributes by the DOM, never parsed as markup.
 
 import { chart, gauge, known, sign, spark } from "./chart.js";
 
@@ -70,7 +70,8 @@ const tag = (level, text) => el("span", { class: "tag", "data-level": level }, s
 const fact = (name, value, wide) => (value === null || value === "" ? null : el("div", { class: wide ? "wide" : null }, el("dt", {}, name), el("dd", {}, value)));
 const empty = text => el("div", { class: "card" }, el("p", { class: "empty" }, text));
 
-// table makes one that a narrow screen shows as a list: its cells carry their column's name, and everything its role.
+// table makes one that a narrow screen shows as a list: its cells carry their column's name, and
+// everything its role.
 function table(label, columns, rows) {
   const cell = (column, content, first) => el(first ? "th" : "td", {
     role: first ? "rowheader" : "cell", scope: first ? "row" : null, class: column.class, "data-label": column.name,
@@ -199,7 +200,8 @@ function ledger(r) {
 
 const percent = share => `${(Math.floor(share * 1000) / 10).toFixed(1)} %`; // never rounded up to all of them
 
-// marks tells how many of the table's updates were HOT: lately, which only the table's speaker knows, and since its statistics began.
+// marks tells how many of the table's updates were HOT: lately, which only the table's speaker
+// knows, and since its statistics began.
 function marks(r) {
   const d = r.database;
   const recent = r.slots.map(s => s.hot_share).find(s => s !== null && s !== undefined);
@@ -230,7 +232,8 @@ function changes(r) {
     el("span", { class: "about soft" }, [c.sink, c.slot].filter(Boolean).join(" · "))))));
 }
 
-// announce tells a screen reader what has changed, and only that: a new verdict at once, what flaps not more than every ten seconds.
+// announce tells a screen reader what has changed, and only that: a new verdict at once, what flaps
+// not more than every ten seconds.
 const pause = 10000;
 let told = null, state = null, spoken = -pause;
 function announce(r) {

@@ -10,7 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// A slot's accidents: each is told by its cause, and Create and Open bring a slot back that tells what comes later.
+// A slot's accidents: each is reported with its cause, and Create and Open bring back a slot that
+// delivers what comes later.
 
 func newAccident(t testing.TB, db *pgtest.DB) *accident {
 	a := &accident{t: t, db: db, src: newSource(t, config(db.DSN)), in: newIntake(t)}
@@ -36,7 +37,8 @@ func (a *accident) down() relay.LSN {
 	return a.in.Watermark()
 }
 
-// whileBusy calls f until its error is not that the slot is busy: the server may not be done with a connection that was closed.
+// whileBusy calls f until its error is not that the slot is busy: the server may not be done with a
+// connection that was closed.
 func whileBusy(f func() error) error {
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		if err := f(); !errors.Is(err, relay.ErrSlotBusy) || time.Now().After(end) {
@@ -58,8 +60,9 @@ func (a *accident) open(src *Source, known relay.LSN) error {
 	})
 }
 
-// recovers makes the slot and opens it, by this relay or by another one that knows nothing of the accident. What is
-// inserted later must arrive, and nothing of before the position that Create has returned.
+// recovers makes the slot and opens it, by this relay or by another one that knows nothing of the
+// accident. What is inserted later must arrive, and nothing of before the position that Create has
+// returned.
 func (a *accident) recovers(src *Source) {
 	a.t.Helper()
 	var at relay.LSN
@@ -70,7 +73,7 @@ func (a *accident) recovers(src *Source) {
 		a.t.Fatalf("Create: %v", err)
 	}
 	if got := confirmed(a.t, a.db); got != at {
-		a.t.Errorf("Create says that the slot stands at %s, the server says %s", at, got)
+		a.t.Errorf("Create reports the slot at %s, the server has it at %s", at, got)
 	}
 	st, err := src.Open(a.t.Context(), a.db.Name, at)
 	if err != nil {
@@ -174,8 +177,8 @@ func TestSlotLost(t *testing.T) {
 	}
 }
 
-// Up to PostgreSQL 17 the server ends the stream when its publication is gone. 18 warns and goes on without the rows, which nobody
-// would notice.
+// Up to PostgreSQL 17 the server ends the stream when its publication is gone. 18 warns and goes on
+// without the rows, which nobody would notice.
 func TestPublicationDropped(t *testing.T) {
 	t.Run("while streaming", func(t *testing.T) {
 		eachVersion(t, []string{"18"}, func(t *testing.T, version string) {
@@ -213,7 +216,8 @@ func TestPublicationDropped(t *testing.T) {
 			a.recovers(newSource(t, config(a.db.DSN))) // Create sees it by itself
 		})
 	})
-	// A slot does not see a publication that is younger than what it decodes. The server says so at the first row.
+	// A slot does not see a publication that is younger than what it decodes. The server reports
+	// that at the first row.
 	t.Run("while down, and made again", func(t *testing.T) {
 		eachVersion(t, []string{"18"}, func(t *testing.T, version string) {
 			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
@@ -237,12 +241,13 @@ func TestPublicationDropped(t *testing.T) {
 	})
 }
 
-// Of a table that a publication has ceased to carry the server says nothing at all.
+// The server does not report that a publication has ceased to carry a table.
 func TestPublicationChanged(t *testing.T) {
 	for _, c := range []struct {
-		name, change, back string   // statements
-		setup              []string // what a person is told; none if nothing is wrong any more
-		lists              bool     // only a list of columns is changed, which 14 has not
+		name, change, back string // statements
+		// the setup error for a person; none if nothing is wrong any more
+		setup []string
+		lists bool // only a list of columns is changed, which 14 has not
 	}{
 		{"table taken out", `ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox`, `ALTER PUBLICATION sagaz_outbox ADD TABLE saga_outbox`, []string{"does not contain", "ADD TABLE"}, false},
 		{"no inserts", `ALTER PUBLICATION sagaz_outbox SET (publish = 'delete')`, `ALTER PUBLICATION sagaz_outbox SET (publish = 'insert')`, []string{"does not publish inserts", "SET (publish"}, false},
@@ -319,8 +324,8 @@ func goesOn(r *running, db *pgtest.DB, in *intake) {
 	r.alive()
 }
 
-// Rows that were left out while the table was out of the publication are found by the sweep. A later row of the same key must not go before them: the
-// change is noticed before it is told.
+// Rows that were left out while the table was out of the publication are found by the sweep. A
+// later row of the same key must not go before them: the change is noticed before it is handed on.
 func TestPublicationChangedBetweenRows(t *testing.T) {
 	eachVersion(t, []string{"14", "18"}, func(t *testing.T, version string) {
 		db := pgtest.NewVersion(t, version, pgtest.Migrated())
@@ -341,7 +346,7 @@ func TestPublicationChangedBetweenRows(t *testing.T) {
 	})
 }
 
-// A slot that stands further on than we have let it go cannot tell of what it has passed.
+// A slot that is further on than we have let it go cannot deliver what it has passed.
 func TestSlotMoved(t *testing.T) {
 	t.Run("advanced", func(t *testing.T) {
 		eachVersion(t, nil, func(t *testing.T, version string) {
@@ -349,12 +354,12 @@ func TestSlotMoved(t *testing.T) {
 			known := a.down()
 			insert(t, a.db, "gap")
 			exec(t, a.db, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, a.db.Name)
-			stands := confirmed(t, a.db)
+			moved := confirmed(t, a.db)
 			other := newSource(t, config(a.db.DSN))
-			wantGone(t, a.open(other, known), a.db.Name, relay.GoneMoved, known.String(), stands.String())
+			wantGone(t, a.open(other, known), a.db.Name, relay.GoneMoved, known.String(), moved.String())
 			// It can be read, so Create leaves it as it is.
-			if at, err := other.Create(t.Context(), a.db.Name); err != nil || at != stands {
-				t.Errorf("Create: got %s, %v, want %s", at, err, stands)
+			if at, err := other.Create(t.Context(), a.db.Name); err != nil || at != moved {
+				t.Errorf("Create: got %s, %v, want %s", at, err, moved)
 			}
 			a.recovers(other)
 		})
@@ -392,7 +397,8 @@ func TestSlotMoved(t *testing.T) {
 	})
 }
 
-// Create has to drop a slot that a former owner's connection holds, which it may; of anybody else's it says who it is.
+// Create has to drop a slot that a former owner's connection reads, which it may. If it is anybody
+// else's, the error names the reader.
 func TestCreateWhileBusy(t *testing.T) {
 	for _, c := range []struct {
 		name, application string
@@ -402,7 +408,8 @@ func TestCreateWhileBusy(t *testing.T) {
 			t.Parallel()
 			a := newAccident(t, pgtest.New(t, pgtest.Migrated()))
 			a.down()
-			exec(t, a.db, `CREATE PUBLICATION theirs FOR TABLE saga_outbox`) // theirs stays, or their stream would end
+			// theirs stays, or their stream would end
+			exec(t, a.db, `CREATE PUBLICATION theirs FOR TABLE saga_outbox`)
 			pid := replicate(t, a.db, a.db.Name, c.application+a.db.Name, "theirs")
 			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
 			insert(t, a.db, "gap")

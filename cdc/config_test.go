@@ -8,7 +8,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// What is wrong with the configuration is said all at once, each thing once, and without the password.
+// What is wrong with the configuration is reported all at once, each thing once, and without the
+// password.
 func TestConfigErrors(t *testing.T) {
 	const dsn = "postgresql://app:s3cret@db/shop"
 	for _, c := range []struct {

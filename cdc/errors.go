@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// SQLSTATEs that we tell apart (PostgreSQL docs, appendix A).
+// SQLSTATEs that are treated differently (PostgreSQL docs, appendix A).
 const (
 	codeInvalidPassword    = "28P01" //nolint:gosec // an error code
 	codeInvalidAuth        = "28000"
@@ -29,12 +29,13 @@ const (
 	codeProtocolViolation  = "08P01"
 )
 
-// classify adds to a server's error what a person can do about it, where that is known. Everything else is passing trouble
-// and stays as it is. role is ours, for the statements that mend its rights.
+// classify adds to a server's error what a person can do about it, where that is known. Everything
+// else is a transient error and stays as it is. role is ours, for the statements that fix its
+// rights.
 func classify(err error, role string) error {
 	var column *pgoutput.ColumnError
 	if errors.As(err, &column) {
-		return &relay.SetupError{Problem: column.Error(), Fix: "then start the relay again: the slot stands before the first row it could not read"}
+		return &relay.SetupError{Problem: column.Error(), Fix: "then start the relay again: the slot is before the first row it could not read"}
 	}
 	var pg *pgconn.PgError
 	if done := (*relay.SetupError)(nil); errors.As(err, &done) || !errors.As(err, &pg) {
@@ -42,7 +43,8 @@ func classify(err error, role string) error {
 	}
 	switch pg.Code {
 	case codeInvalidPassword, codeInvalidAuth:
-		if strings.Contains(pg.Message, "replication") { // no pg_hba.conf entry for replication connection …
+		// no pg_hba.conf entry for replication connection …
+		if strings.Contains(pg.Message, "replication") {
 			return &relay.SetupError{
 				Problem: "DATABASE_URL: the server does not let this role make replication connections", Err: err, Streaming: true,
 				Fix: "allow the role in pg_hba.conf (a replication connection to a named database matches that database's lines)",
@@ -52,7 +54,8 @@ func classify(err error, role string) error {
 	case codeNoDatabase:
 		return sessions.Refused(err)
 	case codePrivilege:
-		// The server's messages may be in any language; what it calls the attribute and its own functions is not translated.
+		// The server's messages may be in any language; what it calls the attribute and its own
+		// functions is not translated.
 		if strings.Contains(pg.Message, "walsender") || strings.Contains(pg.Message, "replication") || strings.Contains(pg.Detail, "REPLICATION") || pg.Routine == "InitPostgres" {
 			grant := "ALTER ROLE " + quoteIdent(role) + " REPLICATION;"
 			return &relay.SetupError{
@@ -68,22 +71,24 @@ func classify(err error, role string) error {
 	case codeConfigurationLimit:
 		return NoSlotFree(err)
 	case codeTooManyConnections:
-		if strings.Contains(pg.Message, "max_wal_senders") { // otherwise max_connections, which passes
+		// otherwise max_connections, which is transient
+		if strings.Contains(pg.Message, "max_wal_senders") {
 			return NoSenderFree(err)
 		}
 	}
 	return err
 }
 
-// classifyConnect is classify for what was said to our wish to connect.
+// classifyConnect is classify for the answer to our attempt to connect.
 func classifyConnect(err error, role string) error {
-	if errors.Is(err, sessions.ErrPooler) || hasCode(err, codeProtocolViolation) || hasCode(err, codeFeature) { // unsupported startup parameter: replication
+	// unsupported startup parameter: replication
+	if errors.Is(err, sessions.ErrPooler) || hasCode(err, codeProtocolViolation) || hasCode(err, codeFeature) {
 		return Pooler(err)
 	}
 	return sessions.Refused(classify(err, role))
 }
 
-// Pooler is what is said where a pooler answers.
+// Pooler is the error where a pooler answers.
 func Pooler(err error) *relay.SetupError {
 	return &relay.SetupError{
 		Problem: "DATABASE_URL does not lead to PostgreSQL itself, but to a pooler that has no replication connections", Err: err, Streaming: true,
@@ -99,7 +104,7 @@ func walLevelError(err error) *relay.SetupError {
 	}
 }
 
-// WALLevel is what is said of a wal_level; nil for the one that is needed.
+// WALLevel is the error for a wal_level; nil for the one that is needed.
 func WALLevel(level string) *relay.SetupError {
 	if level == "logical" {
 		return nil
@@ -107,7 +112,7 @@ func WALLevel(level string) *relay.SetupError {
 	return walLevelError(fmt.Errorf("wal_level = %s", level))
 }
 
-// NoSlotFree is what is said when the server has no slot for us.
+// NoSlotFree is the error when the server has no slot for us.
 func NoSlotFree(err error) *relay.SetupError {
 	return &relay.SetupError{
 		Problem: "no replication slot is free", Err: err, Streaming: true,
@@ -115,7 +120,7 @@ func NoSlotFree(err error) *relay.SetupError {
 	}
 }
 
-// NoSenderFree is what is said when it has no walsender for us.
+// NoSenderFree is the error when it has no walsender for us.
 func NoSenderFree(err error) *relay.SetupError {
 	return &relay.SetupError{
 		Problem: "no walsender is free", Err: err, Streaming: true,

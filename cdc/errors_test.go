@@ -16,7 +16,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// withoutPassword fails the test when the error tells the password of dsn.
+// withoutPassword fails the test when the error has the password of dsn.
 func withoutPassword(t testing.TB, err error, dsn string) {
 	t.Helper()
 	u, parse := url.Parse(dsn)
@@ -55,16 +55,16 @@ func createFails(t testing.TB, dsn, slot string) error {
 	return err
 }
 
-// Whatever is wrong with the database is said with the statement that mends it; and where that is a statement that we can
-// run, it does mend it.
+// Whatever is wrong with the database is reported with the statement that fixes it. Where that is a
+// statement that we can run, it does fix it.
 func TestSetupErrors(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		sql   string
-		check bool // Check says the same
+		check bool // Check reports the same
 		poll  bool // without streaming it would work
 		want  []string
-		mend  string // what the Fix tells to run, as far as it is one statement of SQL
+		fix   string // what the Fix has to run, as far as it is one statement of SQL
 	}{
 		{"table missing", `DROP TABLE saga_outbox`, true, false, []string{"saga_outbox does not exist", "sagaz-relay migrate"}, ""},
 		{"columns missing", `ALTER TABLE saga_outbox DROP headers, DROP payload`, true, false, []string{"saga_outbox", "payload, headers"}, ""},
@@ -108,13 +108,13 @@ func TestSetupErrors(t *testing.T) {
 			} else if err != nil {
 				t.Errorf("Check: %v", err)
 			}
-			if c.mend == "" {
+			if c.fix == "" {
 				return
 			}
-			if strings.HasPrefix(c.mend, "ALTER") {
-				wantSetup(t, openFails(t, db.DSN, db.Name), c.mend)
+			if strings.HasPrefix(c.fix, "ALTER") {
+				wantSetup(t, openFails(t, db.DSN, db.Name), c.fix)
 			}
-			exec(t, db, c.mend)
+			exec(t, db, c.fix)
 			in := newIntake(t)
 			start(t, newSource(t, config(db.DSN)), db.Name, in)
 			insert(t, db, "a")
@@ -177,14 +177,15 @@ func TestRights(t *testing.T) {
 
 			role, _, dsn := db.Role(t, "")
 			exec(t, db, `GRANT SELECT ON saga_outbox TO `+role)
-			mend := `ALTER ROLE "` + role + `" REPLICATION`
-			wantSetup(t, openFails(t, dsn, db.Name), mend)
+			fix := `ALTER ROLE "` + role + `" REPLICATION`
+			wantSetup(t, openFails(t, dsn, db.Name), fix)
 			err := newSource(t, config(dsn)).Check(t.Context())
-			wantSetup(t, err, mend)
+			wantSetup(t, err, fix)
 			wantStreaming(t, err, true)
-			exec(t, db, mend)
+			exec(t, db, fix)
 
-			// Now it may replicate, but the table is somebody else's, and so is the publication to make.
+			// Now it may replicate, but the table is somebody else's, and so is the publication to
+			// make.
 			create := PublicationSQL("sagaz_outbox", "public.saga_outbox", majorVersion(version))
 			for _, err := range []error{newSource(t, config(dsn)).Check(t.Context()), createFails(t, dsn, db.Name)} {
 				wantSetup(t, err, create, "owner of public.saga_outbox")
@@ -249,7 +250,7 @@ func replicate(t testing.TB, db *pgtest.DB, slot, application, publication strin
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
-	// Nothing reads the answer: it is only to hold the slot.
+	// Nothing reads the answer: it is only to keep the slot in use.
 	if _, err := conn.Conn().Write(query(`START_REPLICATION SLOT "` + slot + `" LOGICAL 0/0 (proto_version '1', publication_names '"` + publication + `"')`)); err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +279,8 @@ func TestSlotBusy(t *testing.T) {
 		if got := ask(t, db, `SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, db.Name); got != pid {
 			t.Errorf("the stranger with pid %s was ended; %s reads now", pid, got)
 		}
-		if made, err := src.EnsureSlot(t.Context(), db.Name); made || err != nil { // it is there, after all
+		// it is there, after all
+		if made, err := src.EnsureSlot(t.Context(), db.Name); made || err != nil {
 			t.Errorf("EnsureSlot: got %t, %v", made, err)
 		}
 		if err := src.Check(t.Context()); err != nil {
@@ -299,7 +301,8 @@ func TestSlotBusy(t *testing.T) {
 	})
 	for _, c := range []struct{ name, slot string }{
 		{"a zombie is ended", "z_" + strings.ToLower(rand.Text()[:10])},
-		// The server keeps 63 bytes of an application_name, and a slot's name may be as long by itself.
+		// The server keeps 63 bytes of an application_name, and a slot's name may be as long by
+		// itself.
 		{"a zombie with a long name is ended", "z_" + strings.ToLower(rand.Text()[:10]) + strings.Repeat("o", 51)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -318,7 +321,8 @@ func TestSlotBusy(t *testing.T) {
 			in.wait(1)
 		})
 	}
-	// pg_terminate_backend is refused to a role that is not the walsender's own, nor a superuser: then it is only named.
+	// pg_terminate_backend is refused to a role that is not the walsender's own, nor a superuser:
+	// then it is only named.
 	t.Run("a zombie of another role", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())
@@ -333,7 +337,8 @@ func TestSlotBusy(t *testing.T) {
 	})
 }
 
-// The server makes a slot only when all transactions under way have ended. Whoever waits for that can be told to stop.
+// The server makes a slot only when all transactions under way have ended. Whoever waits for that
+// can be stopped.
 func TestCreateWaitsForOldTransactions(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())

@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// The primary dies and the standby takes its place. With a slot that the standby has copied the stream goes on where it was; without, the
-// slot is missing.
+// The primary dies and the standby takes its place. With a slot that the standby has copied the
+// stream goes on where it was; without, the slot is missing.
 func TestFailover(t *testing.T) {
 	for _, synced := range []bool{true, false} {
 		t.Run(map[bool]string{true: "slot synced", false: "slot not synced"}[synced], func(t *testing.T) {
@@ -29,7 +29,8 @@ func TestFailover(t *testing.T) {
 			standby := newSource(t, config(pair.Standby.DSN(db.Name)))
 			var setup *relay.SetupError
 			err := standby.Check(t.Context())
-			for tries := 0; !errors.Is(err, errStandby) && tries < 100; tries++ { // it has not replayed the database yet
+			// it has not replayed the database yet
+			for tries := 0; !errors.Is(err, errStandby) && tries < 100; tries++ {
 				time.Sleep(100 * time.Millisecond)
 				err = standby.Check(t.Context())
 			}
@@ -60,7 +61,8 @@ func TestFailover(t *testing.T) {
 			events := in.until("the event committed after the failover", func() bool {
 				return len(in.events) > 0 && in.events[len(in.events)-1].AggregateID == "meanwhile"
 			})
-			if got := keys(events); got != "open meanwhile" && got != "before open meanwhile" { // before, if the copy was behind
+			// before, if the copy was behind
+			if got := keys(events); got != "open meanwhile" && got != "before open meanwhile" {
 				t.Errorf("got %s, want open meanwhile", got)
 			}
 			// Its position moves on the new primary as on the old one.

@@ -17,7 +17,8 @@ func quick(dsn string) Config {
 	return cfg
 }
 
-// block makes Admit block until the returned function is called or the context ends. The channel tells that it does.
+// block makes Admit block until the returned function is called or the context ends. The channel is
+// closed when it does.
 func (in *intake) block() (entered chan struct{}, release func()) {
 	entered, gate := make(chan struct{}, 1000), make(chan struct{})
 	in.admit = func(ctx context.Context, _ []relay.Event) error {
@@ -32,7 +33,8 @@ func (in *intake) block() (entered chan struct{}, release func()) {
 	return entered, func() { close(gate) }
 }
 
-// The server ends a connection that has not been heard of for wal_sender_timeout. The intake may block for longer.
+// The server ends a connection that has not been heard of for wal_sender_timeout. The intake may
+// block for longer.
 func TestFeedbackWhileAdmitBlocks(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -105,8 +107,9 @@ func TestIdleOutboxFollowsOtherTraffic(t *testing.T) {
 	in.wait(0)
 }
 
-// What is in flight when Run has been stopped may take longer to drain than the server waits for a sign of us. Until Close the watermark is
-// reported, also when the server has filled the socket, which nobody reads any more.
+// What is in flight when Run has been stopped may take longer to drain than the server waits for
+// us. Until Close the watermark is reported, also when the server has filled the socket, which
+// nobody reads any more.
 func TestFeedbackUntilClose(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -148,7 +151,8 @@ func TestFeedbackUntilClose(t *testing.T) {
 	}
 }
 
-// Whatever the stream does when it is told to stop, it stops, and what it has reported the server has taken.
+// Whatever the stream does when it is stopped, it stops, and the server has taken what it has
+// reported.
 func TestStops(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -183,7 +187,8 @@ func TestStops(t *testing.T) {
 			t.Parallel()
 			db := pgtest.New(t, pgtest.Migrated())
 			cfg := config(db.DSN)
-			cfg.WALSenderTimeout, cfg.StatusInterval = 10*time.Minute, 3*time.Minute // no report but the last one
+			// no report but the last one
+			cfg.WALSenderTimeout, cfg.StatusInterval = 10*time.Minute, 3*time.Minute
 			src := newSource(t, cfg)
 			in := newIntake(t)
 			r := start(t, src, db.Name, in)
@@ -269,7 +274,8 @@ func TestServerGone(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	})
-	// The server has not heard of us for wal_sender_timeout: it closes the connection, but that does not get through either.
+	// The server has not heard of us for wal_sender_timeout: it closes the connection, but that
+	// does not get through either.
 	t.Run("wal_sender_timeout", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())
@@ -344,7 +350,7 @@ func TestServerGone(t *testing.T) {
 			begin = time.Now()
 			r.once.Do(func() {
 				if err := r.stream.Close(ctx); err == nil {
-					t.Error("Close says that a silent server has taken its report")
+					t.Error("Close returned that a silent server has taken its report")
 				}
 			})
 			if took := time.Since(begin); took > 5*time.Second {
@@ -352,12 +358,13 @@ func TestServerGone(t *testing.T) {
 			}
 			proxy.Cut()
 			proxy.Thaw()
-			start(t, src, db.Name, newIntake(t)) // the server lets go of the slot after wal_sender_timeout, too
+			// the server lets go of the slot after wal_sender_timeout, too
+			start(t, src, db.Name, newIntake(t))
 		})
 	}
 }
 
-// A server that says nothing at all does not keep Run from stopping.
+// A server that sends nothing at all does not keep Run from stopping.
 func TestStopsInSilence(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())

@@ -8,26 +8,31 @@ import (
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 )
 
-// frames looks at the bytes of a replication connection below the protocol decoder, which takes memory for a whole message before anybody
-// can look at it. A row that is larger than may be read passes without its large values: their bytes are dropped as they come, and
-// pgoutput.CutColumn stands where each was.
+// frames looks at the bytes of a replication connection below the protocol decoder, which takes
+// memory for a whole message before anybody can look at it. A row that is larger than may be read
+// passes without its large values: their bytes are dropped as they come, and pgoutput.CutColumn
+// takes the place of each.
 //
-// A message is: a byte that names its kind, an int32 length that counts itself, the body (PostgreSQL docs, "Message Formats").
+// A message is: a byte that names its kind, an int32 length that counts itself, the body
+// (PostgreSQL docs, "Message Formats").
 type frames struct {
 	limit int                               // bytes of a row's values; 0 for no limit
 	needs func(oid uint32, column int) bool // whether a column is worth keeping; nil: all are
 	left  int                               // bytes of the current message that are still to pass
-	cut   *cutter                           // the message that is being cut; nil when there is none
+	cut   *cutter                           // the message that is being cut; nil when none is
 	done  []byte                            // what is left of such a message, to be handed out
 }
 
 const (
 	frameHead = 5
-	// rowHead is what stands before the columns of an Insert: the head, 'w' with three int64, 'I' with the relation's OID, 'N', the number of columns.
+	// rowHead is the length of what comes before the columns of an Insert: the head, 'w' with three
+	// int64, 'I' with the relation's OID, 'N', the number of columns.
 	rowHead = frameHead + 1 + 24 + 1 + 4 + 1 + 2
-	// rowSlack is how much a row may take beside the values that count: what lies between is measured by the decoder.
+	// rowSlack is how much a row may take in addition to the values that count: what lies between
+	// is measured by the decoder.
 	rowSlack = 4 << 10
-	// smallValue is the size of values that are kept in any case, so that the row can be told by its id, key and type.
+	// smallValue is the size of values that are kept in any case, so that the row can be identified
+	// by its id, key and type.
 	smallValue = 4 << 10
 )
 
@@ -38,8 +43,9 @@ func (f *frames) take(p []byte) int {
 	return n
 }
 
-// look looks at what was received. It returns how many of the bytes, from the first on, may be handed out as they are; or how many were
-// taken for a message that is being cut. Neither means that it has to see more.
+// look looks at what was received. It returns how many of the bytes, from the first on, may be
+// handed out as they are; or how many were taken for a message that is being cut. Neither means
+// that it has to see more.
 func (f *frames) look(b []byte) (passed, cut int) {
 	if f.cut != nil {
 		return 0, f.feed(b)
@@ -92,7 +98,7 @@ type cutter struct {
 	head   []byte // of a value: its kind and length, as far as they are there
 	value  int    // bytes of the value to come
 	keep   bool   // they are kept
-	broken bool   // the row makes no sense: the rest is dropped, and the decoder says so
+	broken bool   // the row makes no sense: the rest is dropped, and the decoder reports it
 }
 
 func newCutter(f *frames, head []byte, left int) *cutter {

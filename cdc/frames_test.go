@@ -15,7 +15,8 @@ func message(kind byte, body []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{kind}, uint32(4+len(body))), body...)
 }
 
-// row is an Insert in its CopyData; a value of nil is NULL. kinds may replace the kind of a value that is there.
+// row is an Insert in its CopyData; a value of nil is NULL. kinds may replace the kind of a value
+// that is there.
 func row(cut map[int]bool, values ...[]byte) []byte {
 	b := append([]byte{'w'}, make([]byte, 24)...)
 	b = append(b, 'I', 0, 0, 64, 0, 'N', 0, byte(len(values)))
@@ -47,8 +48,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// Whatever pieces the bytes come in: a row over the limit loses its large values, a column that nobody needs first, and every other byte passes
-// as it is.
+// Whatever pieces the bytes come in: a row over the limit loses its large values, a column that
+// nobody needs first, and every other byte passes as it is.
 func TestFramesCutLargeRows(t *testing.T) {
 	const limit = 64 << 10
 	small, large := []byte("small"), bytes.Repeat([]byte("x"), 3*limit)
@@ -79,7 +80,8 @@ func TestFramesCutLargeRows(t *testing.T) {
 	}
 }
 
-// Nonsense is passed on for the protocol decoder to refuse, or cut in some way; it never ends in a panic or an endless loop.
+// Nonsense is passed on for the protocol decoder to refuse, or cut in some way; it never ends in a
+// panic or an endless loop.
 func TestFramesOfNonsense(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 300 {

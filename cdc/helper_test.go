@@ -22,11 +22,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
 // patience is for what happens at once on a machine that has nothing else to do.
 const patience = time.Minute
 
-// intake records what a stream tells and complains when that is out of order.
+// intake records what a stream hands on and fails the test when that is out of order.
 type intake struct {
 	t testing.TB
 
-	admit func(ctx context.Context, events []relay.Event) error // called first in every Admit; may block
+	// called first in every Admit; may block
+	admit func(ctx context.Context, events []relay.Event) error
 
 	mu        sync.Mutex // guards what follows
 	changed   chan struct{}
@@ -62,13 +63,13 @@ func (in *intake) Admit(ctx context.Context, events []relay.Event) error {
 			case e.CommitLSN > last.CommitLSN && e.Ordinal != 0:
 				in.t.Errorf("got event %d of commit %s first", e.Ordinal, e.CommitLSN)
 			case e.CommitLSN > last.CommitLSN && in.passed <= last.CommitLSN:
-				in.t.Errorf("nothing told where commit %s ends", last.CommitLSN)
+				in.t.Errorf("nothing has reported where commit %s ends", last.CommitLSN)
 			}
 		}
 		in.events = append(in.events, *e)
 		in.move(e.CommitEnd)
 	}
-	in.tell()
+	in.wake()
 	return nil
 }
 
@@ -76,7 +77,7 @@ func (in *intake) Pass(lsn relay.LSN) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.move(lsn)
-	in.tell()
+	in.wake()
 }
 
 func (in *intake) move(lsn relay.LSN) {
@@ -86,7 +87,7 @@ func (in *intake) move(lsn relay.LSN) {
 	}
 }
 
-func (in *intake) tell() {
+func (in *intake) wake() {
 	close(in.changed)
 	in.changed = make(chan struct{})
 }
@@ -117,7 +118,7 @@ func (in *intake) release() relay.LSN {
 	return in.watermark
 }
 
-// until waits until is says yes to what has been recorded, and returns the events.
+// until waits until is accepts what has been recorded, and returns the events.
 func (in *intake) until(what string, is func() bool) []relay.Event {
 	in.t.Helper()
 	deadline := time.After(patience)
@@ -145,7 +146,7 @@ func (in *intake) wait(n int) []relay.Event {
 	return events
 }
 
-// waitPassed waits until everything committed before lsn is known to have been told.
+// waitPassed waits until everything committed before lsn is known to have been handed on.
 func (in *intake) waitPassed(lsn relay.LSN) []relay.Event {
 	in.t.Helper()
 	return in.until("position "+lsn.String(), func() bool { return in.passed >= lsn })
@@ -308,7 +309,8 @@ func keys(events []relay.Event) string {
 	return b.String()
 }
 
-// wantSetup fails the test unless err is a *relay.SetupError that says how to mend it, and holds every one of the texts.
+// wantSetup fails the test unless err is a *relay.SetupError with a Fix that has every one of the
+// texts in it.
 func wantSetup(t testing.TB, err error, texts ...string) {
 	t.Helper()
 	var setup *relay.SetupError
@@ -317,7 +319,7 @@ func wantSetup(t testing.TB, err error, texts ...string) {
 		t.Errorf("got %T (%v), want a *relay.SetupError", err, err)
 		return
 	case setup.Fix == "":
-		t.Errorf("nothing says how to mend: %v", err)
+		t.Errorf("it has no Fix: %v", err)
 	}
 	for _, text := range texts {
 		if !strings.Contains(err.Error(), text) {
@@ -326,7 +328,8 @@ func wantSetup(t testing.TB, err error, texts ...string) {
 	}
 }
 
-// wantGone fails the test unless err is a *relay.SlotGoneError of the slot with the given cause, and holds every one of the texts.
+// wantGone fails the test unless err is a *relay.SlotGoneError of the slot with the given cause,
+// and has every one of the texts in it.
 func wantGone(t testing.TB, err error, slot string, cause relay.GoneCause, texts ...string) {
 	t.Helper()
 	var gone *relay.SlotGoneError
@@ -341,7 +344,8 @@ func wantGone(t testing.TB, err error, slot string, cause relay.GoneCause, texts
 	}
 }
 
-// wantStreaming fails the test unless err is a *relay.SetupError that tells whether only streaming is impossible.
+// wantStreaming fails the test unless err is a *relay.SetupError that has whether only streaming is
+// impossible.
 func wantStreaming(t testing.TB, err error, streaming bool) {
 	t.Helper()
 	var setup *relay.SetupError

@@ -12,11 +12,13 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// holdersEvery is how often a command that makes a slot says what it waits for.
+// holdersEvery is how often a command that makes a slot logs what it waits for.
 const holdersEvery = 5 * time.Second
 
-// Holders implements relay.Source. Making a slot waits for each transaction with an id that was open when it began, wherever in the
-// server (snapbuild.c, SnapBuildWaitSnapshot): for its lock, which tells whose it is. A transaction that was prepared, and forgotten, has no process.
+// Holders implements relay.Source. Making a slot waits for each transaction with an id that was
+// open when it began, wherever in the server (snapbuild.c, SnapBuildWaitSnapshot). It waits for the
+// transaction's lock, which shows whose it is. A transaction that was prepared, and forgotten, has
+// no process.
 func (s *Source) Holders(ctx context.Context, slot string) ([]relay.Holder, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout)
 	defer cancel()
@@ -53,7 +55,7 @@ func (s *Source) ordinary(ctx context.Context) (*pgconn.PgConn, error) {
 	delete(cfg.RuntimeParams, "wal_sender_timeout")
 	cfg.RuntimeParams["application_name"] = "sagaz-relay look"
 	sessions.Pin(cfg, sessions.Options{})
-	// Somebody may hold the table locked.
+	// Somebody may have locked the table.
 	cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
@@ -62,8 +64,9 @@ func (s *Source) ordinary(ctx context.Context) (*pgconn.PgConn, error) {
 	return conn, nil
 }
 
-// saying says what the making of a slot waits for, again and again, until the function that it returns is called.
-func (s *Source) saying(ctx context.Context, slot string) (done func()) {
+// logHolders logs what the making of a slot waits for, again and again, until the function that it
+// returns is called.
+func (s *Source) logHolders(ctx context.Context, slot string) (done func()) {
 	ctx, stop := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {

@@ -20,7 +20,8 @@ func preparing(t *testing.T, version string) (superuser string) {
 	return pgtest.OwnServer(t, version, map[string]string{"max_prepared_transactions": "5", "wal_level": "logical"}).DSN("postgres")
 }
 
-// Making a slot waits for transactions of any database, open ones and prepared ones, and names them.
+// Making a slot waits for transactions of any database, open ones and prepared ones, and names
+// them.
 func TestHolders(t *testing.T) {
 	eachVersion(t, nil, func(t *testing.T, version string) {
 		superuser := preparing(t, version)
@@ -96,8 +97,8 @@ func (l *logText) String() string {
 	return l.text.String()
 }
 
-// Statements that alter the publication and leave it as it is need no new slot, which would wait for as long as a transaction is
-// open somewhere.
+// Statements that alter the publication and leave it as it is need no new slot, which would wait
+// for as long as a transaction is open somewhere.
 func TestPublicationAlteredHarmlessly(t *testing.T) {
 	eachVersion(t, nil, func(t *testing.T, version string) {
 		superuser := preparing(t, version)
@@ -119,7 +120,8 @@ func TestPublicationAlteredHarmlessly(t *testing.T) {
 						t.Fatal(err)
 					}
 					held := make(chan struct{})
-					timeout := time.AfterFunc(patience/2, func() { // or else the test would wait as the relay does
+					// or else the test would wait as the relay does
+					timeout := time.AfterFunc(patience/2, func() {
 						close(held)
 						_, _ = conn.Exec(context.WithoutCancel(t.Context()), `COMMIT`)
 					})
@@ -143,7 +145,8 @@ func TestPublicationAlteredHarmlessly(t *testing.T) {
 	})
 }
 
-// A relay that was frozen in the middle of making a slot again drops nothing of its successor's when it thaws.
+// A relay that was frozen in the middle of making a slot again drops nothing of its successor's
+// when it thaws.
 func TestFrozenInCreate(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
@@ -168,7 +171,7 @@ func TestFrozenInCreate(t *testing.T) {
 	if err := sess.dropSlot(t.Context(), db.Name, seen); err != nil {
 		t.Errorf("it is gone already: got %v", err)
 	}
-	exec(t, db, `SELECT pg_logical_emit_message(true, 'test', 'x')`) // so that it stands elsewhere
+	exec(t, db, `SELECT pg_logical_emit_message(true, 'test', 'x')`) // so that it is elsewhere
 	if _, err := newSource(t, config(db.DSN)).Create(t.Context(), db.Name); err != nil {
 		t.Fatal(err)
 	}

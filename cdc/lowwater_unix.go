@@ -7,7 +7,8 @@ import (
 	"syscall"
 )
 
-// lowWater returns a function that sets SO_RCVLOWAT on the TCP connection below conn, or nil when there is none to be found.
+// lowWater returns a function that sets SO_RCVLOWAT on the TCP connection below conn, or nil when
+// it finds no such connection.
 func lowWater(conn net.Conn) func(bytes int) {
 	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
 		conn = wrapped.NetConn()

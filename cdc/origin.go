@@ -12,28 +12,34 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Our marks carry a replication origin, so that a server from PostgreSQL 16 on can drop them before it decodes them: the slot is read with
-// origin 'none'. That drops what others write under an origin, too: a subscription on the table, pglogical, a migration service. Such rows
-// would be found by the sweep, late and behind later ones of their keys.
+// Our marks carry a replication origin, so that a server from PostgreSQL 16 on can drop them before
+// it decodes them: the slot is read with origin 'none'. That drops what others write under an
+// origin, too: a subscription on the table, pglogical, a migration service. The sweep would find
+// such rows, but late, and behind later ones of their keys.
 //
-// So the filter is on only while no origin exists but ours, and nothing leaves the stream unverified: before events are handed on, or a
-// position is passed, the server is asked whether there is another origin by now. Whatever was hidden was committed before, under an origin
-// that was there already. If there is one, nothing is handed on, and the slot is read again from the position that was verified last, without
-// the filter. That is a query for each batch, not for each event.
+// So the filter is on only while no origin exists but ours, and nothing leaves the stream
+// unverified: before events are handed on, or a position is passed, the server is asked whether
+// there is another origin by now. Whatever was hidden was committed before, under an origin that
+// was there already. If there is one, nothing is handed on, and the slot is read again from the
+// position that was verified last, without the filter. That is a query for each batch, not for each
+// event.
 //
-// What is left: rows under an origin that is dropped again before the next batch comes, or that was dropped while no relay read the slot; and
-// one that was made in the same transaction as the row, while its commit waits for a synchronous standby. The sweep finds these, and counts
-// them (outbox_recovered_events_total, cause pending).
+// What is left: rows under an origin that is dropped again before the next batch comes, or that was
+// dropped while no relay read the slot. And rows under an origin that was made in the same
+// transaction as the row, while its commit waits for a synchronous standby. The sweep finds these,
+// and counts them (outbox_recovered_events_total, cause pending).
 
 // ourOrigins begins the names of the origins of relays' marks.
 const ourOrigins = "sagaz_relay_"
 
-// foreignSQL lists the origins under which somebody may write to this database. One of a subscription in another database is none of these.
+// foreignSQL lists the origins under which somebody may write to this database. One of a
+// subscription in another database is none of these.
 const foreignSQL = `SELECT o.roname::text FROM pg_replication_origin o WHERE NOT starts_with(o.roname, '` + ourOrigins + `')
 	AND NOT EXISTS (SELECT FROM pg_subscription s, pg_database d WHERE d.datname = current_database() AND s.subdbid <> d.oid
 		AND (o.roname = 'pg_' || s.oid::text OR starts_with(o.roname, 'pg_' || s.oid::text || '_'))) ORDER BY 1 LIMIT 3`
 
-// ForeignOrigins are the first few replication origins under which somebody else may write to the database.
+// ForeignOrigins are the first few replication origins under which somebody else may write to the
+// database.
 func ForeignOrigins(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 	rows, err := conn.Query(ctx, foreignSQL)
 	if err != nil {
@@ -42,17 +48,20 @@ func ForeignOrigins(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// originFilter verifies that the stream's filter hides nothing but our marks. Its methods are the reader's; close comes after it.
+// originFilter verifies that the stream's filter hides nothing but our marks. Its methods are the
+// reader's; close comes after it.
 type originFilter struct {
 	conn     *pgconn.PgConn
 	patience time.Duration
 	verified time.Time // when the last question was begun that had the right answer
 }
 
-// passEvery spaces the questions for positions alone. A position that is not passed on is followed by another.
+// passEvery spaces the questions for positions alone. A position that is not passed on is followed
+// by another.
 const passEvery = 200 * time.Millisecond
 
-// filter returns a filter for a stream that is about to be started, or nil where the slot has to be read without.
+// filter returns a filter for a stream that is about to be started, or nil where the slot has to be
+// read without.
 func (s *Source) filter(ctx context.Context, slot string, server int) *originFilter {
 	if server < 16 || s.readsAll(slot) {
 		return nil
@@ -107,7 +116,8 @@ func (s *Source) readsAll(slot string) bool {
 	return s.unfiltered[slot]
 }
 
-// verify makes sure that nothing was hidden before what has been received. Its error ends the stream; the next one has no filter.
+// verify makes sure that nothing was hidden before what has been received. Its error ends the
+// stream; the next one has no filter.
 func (s *stream) verify(ctx context.Context) error {
 	if s.filter == nil {
 		return nil

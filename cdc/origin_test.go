@@ -9,8 +9,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Rows that somebody writes under a replication origin of their own come in commit order among the others, also when the origin is made
-// while the stream runs, and when their own commits are the only ones for a while.
+// Rows that somebody writes under a replication origin of their own come in commit order among the
+// others, also when the origin is made while the stream runs, and when their own commits are the
+// only ones for a while.
 func TestForeignOriginKeepsCommitOrder(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {
@@ -90,7 +91,7 @@ func testForeignOrigin(t *testing.T, db *pgtest.DB, filters bool) {
 	<-ended
 }
 
-// once passes on what was not told before, as the pipeline does.
+// once passes on what was not handed on before, as the pipeline does.
 type once struct{ *intake }
 
 func (o once) Admit(ctx context.Context, events []relay.Event) error {

@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// A pooler refuses the startup parameter that makes a replication connection, or takes it and gives an ordinary one.
+// A pooler refuses the startup parameter that makes a replication connection, or takes it and gives
+// an ordinary one.
 func TestPooler(t *testing.T) {
 	t.Run("refuses", func(t *testing.T) {
 		t.Parallel()
@@ -41,7 +42,7 @@ func TestPooler(t *testing.T) {
 	})
 }
 
-// answering is a server that does with each connection as told.
+// answering is a server that does with each connection what the test wants.
 func answering(t testing.TB, serve func(net.Conn)) (dsn string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -77,7 +78,8 @@ func hostOf(t testing.TB, dsn string) string {
 	return u.Host
 }
 
-// withoutParameter passes a connection on to a server, with a parameter of the startup message left out.
+// withoutParameter passes a connection on to a server, with a parameter of the startup message left
+// out.
 func withoutParameter(t testing.TB, client net.Conn, host, parameter string) {
 	server, err := net.Dial("tcp", host)
 	if err != nil {

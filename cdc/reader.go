@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// reader puts a large buffer between the socket and the protocol decoder, and calls before when the buffer is empty and
-// the socket is about to be asked: the moment to hand on what has been gathered, because the read may take for ever.
+// reader puts a large buffer between the socket and the protocol decoder, and calls before when the
+// buffer is empty and the socket is about to be asked: the moment to hand on what has been
+// gathered, because the read may take for ever.
 type reader struct {
 	src     io.Reader
 	conn    net.Conn      // for deadlines; nil while connecting
@@ -25,15 +26,17 @@ type reader struct {
 	lastSize int
 	lastTook time.Duration   // from the read before it
 	busy     bool            // the last read brought much, so the next one waits for more
-	lowWater func(bytes int) // sets SO_RCVLOWAT; nil where there is none
+	lowWater func(bytes int) // sets SO_RCVLOWAT; nil where the system has no such option
 }
 
-// A walsender that sends small transactions writes each to the socket by itself. Reading each by itself would cost a wake-up, a
-// batch and a broker's request an event, and the walsender pays for the wake-up, too. So reads that do not fill half the buffer
-// keep a distance: idlePause on a quiet stream, which an event hardly notices, busyPause once reads bring more than busyRead.
-// On a busy stream the kernel is asked not to wake us for less than busyLowWater either (SO_RCVLOWAT, socket(7)): the poller
-// would otherwise be woken by every segment, whether somebody reads or not. busyWait bounds what that can hold back when the
-// stream dries up. Draining single-row transactions this halves the CPU of all sides (docs/measurements.md).
+// A walsender that sends small transactions writes each to the socket by itself. Reading each by
+// itself would cost a wake-up, a batch and a broker's request an event, and the walsender pays for
+// the wake-up, too. So reads that do not fill half the buffer are spaced: by idlePause on a quiet
+// stream, which hardly delays an event, by busyPause once reads bring more than busyRead. On a busy
+// stream the kernel is asked not to wake us for less than busyLowWater either (SO_RCVLOWAT,
+// socket(7)): the poller would otherwise be woken by every segment, whether somebody reads or not.
+// busyWait bounds what that can hold back when the stream dries up. Draining single-row
+// transactions this halves the CPU of all sides (docs/measurements.md).
 const (
 	idlePause    = time.Millisecond
 	busyPause    = 4 * time.Millisecond
@@ -43,7 +46,8 @@ const (
 	busyWait     = 5 * time.Millisecond
 )
 
-// readBuffer is a few hundred events: fewer bytes cost a system call more often, more are never there at once.
+// readBuffer is a few hundred events: fewer bytes cost a system call more often, more are never
+// there at once.
 const readBuffer = 256 << 10
 
 func newReader(src io.Reader) *reader { return &reader{src: src, buf: make([]byte, readBuffer)} }
@@ -87,8 +91,8 @@ func (r *reader) refill() (int, error) {
 		r.setBusy(r.lastSize >= busyRead)
 		wait, pause := r.silence, idlePause
 		if r.busy {
-			// As long as it takes to gather busyGather at the last read's rate: longer, and the socket would be full, and the
-			// walsender would wait for us.
+			// As long as it takes to gather busyGather at the last read's rate. A longer pause
+			// would fill the socket, and the walsender would wait for us.
 			wait, pause = busyWait, min(busyPause, r.lastTook*busyGather/time.Duration(r.lastSize))
 		}
 		if r.lastSize < len(r.buf)/2 {

@@ -15,18 +15,23 @@ import (
 	"github.com/sagaz-relay/relay/relay/columns"
 )
 
-// outboxTable is the table that the Python library and every application know. It is looked up by search_path.
+// outboxTable is the table that the Python library and every application know. It is looked up by
+// search_path.
 const outboxTable = "saga_outbox"
 
-// outbox is what the catalog says of the outbox table.
+// outbox is what the catalog has about the outbox table.
 type outbox struct {
 	oid       uint32
 	name      string // qualified and quoted
 	owner     string
-	published bool   // the publication exists and carries its inserts
-	version   string // of what the catalog says of that; another one means that it was changed meanwhile
-	content   string // what the publication carries of the table; another version with the same content did no harm, if there was none in between
-	columns   []columns.Column
+	published bool // the publication exists and carries its inserts
+	// version is that of the catalog's rows for the publication: another one means that it was
+	// changed.
+	version string
+	// content is what the publication carries of the table. Another version with the same content
+	// did no harm, if the content was the same in between.
+	content string
+	columns []columns.Column
 }
 
 // column returns a column by its name, or nil.
@@ -48,8 +53,8 @@ func (t *outbox) readsBinary() bool {
 	return true
 }
 
-// describes reports whether columns that the stream has described are those of the table as it is now, or of types that need no catalog to
-// be understood.
+// describes reports whether columns that the stream has described are those of the table as it is
+// now, or of types that need no catalog to be understood.
 func (t *outbox) describes(types map[string]uint32) bool {
 	for name, oid := range types {
 		if c := t.column(name); (c == nil || c.OID != oid) && !columns.ReadsBinary(name, oid) {
@@ -59,7 +64,8 @@ func (t *outbox) describes(types map[string]uint32) bool {
 	return true
 }
 
-// query runs SQL by the simple protocol, the only one a walsender takes, and returns the rows as text.
+// query runs SQL by the simple protocol, the only one a walsender takes, and returns the rows as
+// text.
 func (s *session) query(ctx context.Context, sql string) ([][]string, error) {
 	results, err := s.conn.Exec(ctx, sql).ReadAll()
 	if err != nil {
@@ -78,12 +84,12 @@ func (s *session) query(ctx context.Context, sql string) ([][]string, error) {
 	return rows, nil
 }
 
-// errStandby passes: somebody promotes the server, or the name in DATABASE_URL comes to lead to the primary. The same is said of an ordinary
-// connection (store.ErrStandby).
+// errStandby is transient: somebody promotes the server, or the name in DATABASE_URL comes to lead
+// to the primary. The error of an ordinary connection reads the same (store.ErrStandby).
 var errStandby = errors.New("the server is a standby, which takes no writes; name the primary in DATABASE_URL, with several hosts add target_session_attrs=read-write")
 
-// inspect looks at table and publication, and for streaming at the connection and the settings too, and reports what a person
-// has to mend.
+// inspect looks at table and publication, and for streaming at the connection and the settings too,
+// and reports what a person has to fix.
 func (s *session) inspect(ctx context.Context, publication string, streaming bool) (*outbox, error) {
 	rows, err := s.query(ctx, `SELECT current_setting('wal_level'), c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner), current_database(),
 			pg_is_in_recovery(), coalesce((SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()), 'walsender'), c.relpersistence
@@ -114,12 +120,13 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 	if err = s.checkPublication(ctx, publication, t); err == nil && row[7] == "u" {
 		logged := fmt.Sprintf("ALTER TABLE %s SET LOGGED;", t.name)
 		err = &relay.SetupError{
-			Problem: fmt.Sprintf("table %s is unlogged: its rows are not in the WAL, so no slot tells of them, and a crash of PostgreSQL empties it", t.name),
+			Problem: fmt.Sprintf("table %s is unlogged: its rows are not in the WAL, so the stream does not deliver them, and a crash of PostgreSQL empties it", t.name),
 			Fix:     fmt.Sprintf("as %s (it rewrites the table, and locks it meanwhile): %s", t.owner, logged), SQL: []string{logged}, Streaming: true,
 		}
 	}
-	// A missing column is the first thing to mend: dropping it has changed the publication, too. This query comes second, because the first
-	// one waits for whoever is at it just now.
+	// A missing column is the first thing to fix: dropping it has changed the publication, too.
+	// This query comes second, because the first one waits for whoever is changing the table just
+	// now.
 	if err := s.checkColumns(ctx, t); err != nil {
 		return nil, err
 	}
@@ -133,7 +140,7 @@ func (s *session) checkColumns(ctx context.Context, t *outbox) error {
 	}
 	t.columns = make([]columns.Column, len(rows))
 	for i, r := range rows {
-		oid, _ := strconv.ParseUint(r[1], 10, 32) // the server says so: it is a number
+		oid, _ := strconv.ParseUint(r[1], 10, 32) // the server sent it: it is a number
 		length, _ := strconv.Atoi(r[4])
 		t.columns[i] = columns.Column{Name: r[0], OID: uint32(oid), Type: r[2], Send: r[3], Length: length}
 	}
@@ -152,8 +159,8 @@ func (s *session) checkColumns(ctx context.Context, t *outbox) error {
 	return columns.SetupError(t.name, t.columns)
 }
 
-// checkPublication finds out whether the publication is there and carries what is needed. That it is missing is no
-// fault: it can be made.
+// checkPublication finds out whether the publication is there and carries what is needed. A missing
+// one is no fault: it can be made.
 func (s *session) checkPublication(ctx context.Context, publication string, t *outbox) error {
 	attnames, filter := "NULL", "NULL"
 	if s.server >= 15 {
@@ -206,8 +213,9 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 	return nil
 }
 
-// membershipSQL selects, as x, the transactions that last changed the rows of the catalog by which the publication
-// carries the table: the publication's own (own), the table's (or its partition ancestors') and its schema's membership.
+// membershipSQL selects, as x, the transactions that last changed the rows of the catalog by which
+// the publication carries the table: the publication's own (own), the table's (or its partition
+// ancestors') and its schema's membership.
 func (s *session) membershipSQL(publication string, t *outbox) string {
 	sql := fmt.Sprintf(`SELECT xmin AS x, true AS own FROM pg_publication WHERE pubname = %[1]s
 		UNION ALL SELECT r.xmin, false FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
@@ -219,13 +227,14 @@ func (s *session) membershipSQL(publication string, t *outbox) string {
 	return sql
 }
 
-// changedSince reports whether the publication, though older, was changed so late that what the slot decodes next may be from
-// before the change: that the table was added then, or the kinds of changes. pgoutput says nothing of that, it leaves the rows out. (Of a
-// publication that is younger altogether it does say so, at the first row.)
+// changedSince reports whether the publication, though older, was changed so late that what the
+// slot decodes next may be from before the change, which added the table, or the kinds of changes.
+// pgoutput does not report that, it leaves the rows out. (A publication that is younger altogether
+// it does report, at the first row.)
 //
-// The slot keeps the catalog as of its catalog_xmin; a change by a transaction from then on may be invisible to it. That is also so
-// for a while after a change that did no harm, or for long where another slot holds the catalog back when this one is made:
-// then a slot is made anew for nothing.
+// The slot keeps the catalog as of its catalog_xmin; a change by a transaction from then on may be
+// invisible to it. That is also so for a while after a change that did no harm, or for long where
+// another slot holds the catalog back when this one is made. Then a slot is made again for nothing.
 func (s *session) changedSince(ctx context.Context, publication string, t *outbox, slot string) (bool, error) {
 	rows, err := s.query(ctx, fmt.Sprintf(`SELECT coalesce(count(DISTINCT m.x::text) > 1 AND
 			min(age(m.x)) FILTER (WHERE age(m.x) >= 0) <= (SELECT age(catalog_xmin) FROM pg_replication_slots WHERE slot_name = %s), false)
@@ -245,8 +254,8 @@ func (s *session) mayPublish(ctx context.Context, t *outbox) (bool, error) {
 	return len(rows) > 0 && rows[0][0] == "t", nil
 }
 
-// PublicationSQL is the statement that makes the publication, for a server of the given major version: inserts only and,
-// from 15 on, only the columns that are used.
+// PublicationSQL is the statement that makes the publication, for a server of the given major
+// version: inserts only and, from 15 on, only the columns that are used.
 func PublicationSQL(publication, table string, server int) string {
 	columns := ""
 	if server >= 15 {
@@ -276,14 +285,14 @@ func (s *session) publicationRefused(publication string, t *outbox, err error) e
 	}
 }
 
-// ExaminePublication looks at what Check looks at over a replication connection, but over an ordinary one: what of
-// publication and table keeps events out of the stream.
+// ExaminePublication looks over an ordinary connection at what Check looks at over a replication
+// connection: what of publication and table keeps events out of the stream.
 func ExaminePublication(ctx context.Context, conn *pgx.Conn, publication string) relay.Examined {
 	s := ordinary(conn)
 	return relay.Examine(ctx, []relay.Look{{Check: "publication", Make: func(ctx context.Context) (string, []*relay.SetupError, error) {
 		table, err := s.inspect(ctx, publication, false)
 		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && !setup.Streaming || errors.Is(err, errStandby) {
-			return "", nil, nil // of the table itself the store tells
+			return "", nil, nil // the store reports on the table itself
 		}
 		if err != nil {
 			return "", nil, err
@@ -307,7 +316,8 @@ func ordinary(conn *pgx.Conn) *session {
 func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
 
-// EnsurePublication makes the publication over an ordinary connection if it is missing, and reports whether it did.
+// EnsurePublication makes the publication over an ordinary connection if it is missing, and reports
+// whether it did.
 func EnsurePublication(ctx context.Context, conn *pgx.Conn, publication string) (made bool, err error) {
 	s := ordinary(conn)
 	table, err := s.inspect(ctx, publication, false)

@@ -2,13 +2,15 @@ package cdc
 
 import "time"
 
-// silence is how long streams of one slot wait for a word of the server.
+// silence is how long streams of one slot wait for the server.
 //
-// A walsender that writes a large transaction to its disk, or reads one of many parts, says nothing meanwhile, however often it is asked: a
-// logical_decoding_work_mem of some GB takes it tens of seconds (reorderbuffer.c, ReorderBufferSerializeTXN). To give the connection up then
-// mends nothing: the next one begins the same transaction from the start, and is given up at the same place, for ever. So each silence that
-// ended a stream lets the next one wait twice as long, until an hour has passed without. A server that is gone, or cut off, is noticed
-// sooner than that by others: connecting again does not work, and the lease is lost.
+// A walsender that writes a large transaction to its disk, or reads one of many parts, sends
+// nothing meanwhile, however often it is asked. A logical_decoding_work_mem of some GB takes it
+// tens of seconds (reorderbuffer.c, ReorderBufferSerializeTXN). To give the connection up then does
+// not help: the next one begins the same transaction from the start, and is given up at the same
+// place, for ever. So each silence that ended a stream lets the next one wait twice as long, until
+// an hour has passed without. A server that is gone, or cut off, is noticed sooner than that by
+// others: connecting again does not work, and the lease is lost.
 type silence struct {
 	broke int // streams ended by it lately
 	last  time.Time
@@ -19,7 +21,7 @@ const (
 	silenceForgets = time.Hour
 )
 
-// silenceOf returns how long the slot's next stream may be told nothing.
+// silenceOf returns how long the slot's next stream may receive nothing.
 func (s *Source) silenceOf(slot string) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -34,14 +34,16 @@ func TestSilenceOf(t *testing.T) {
 	})
 }
 
-// What the server needs longer for than RELAY_WAL_SENDER_TIMEOUT ends one stream, or some, and not each that follows.
+// What the server needs longer for than RELAY_WAL_SENDER_TIMEOUT ends one stream, or some, and not
+// each that follows.
 func TestSilenceIsWaitedOut(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
 	proxy := pgtest.NewProxy(t, db.DSN)
 	cfg := quick(proxy.DSN)
 	src := newSource(t, cfg)
-	src.conn.RuntimeParams["wal_sender_timeout"] = "0" // a walsender that is busy does not look at the clock either
+	// a walsender that is busy does not look at the clock either
+	src.conn.RuntimeParams["wal_sender_timeout"] = "0"
 	r := start(t, src, db.Name, newIntake(t))
 	proxy.Freeze()
 	if err := r.ended(); err == nil {

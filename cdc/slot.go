@@ -11,13 +11,14 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// slot is what pg_replication_slots says.
+// slot is a row of pg_replication_slots.
 type slot struct {
 	plugin, kind, database string
 	active                 bool      // a connection reads it, or makes it just now
 	confirmed              relay.LSN // 0 while it is being made
-	at                     string    // where it stands, as text: that of another slot under the name is another
-	lost                   string    // why the server has given it up; empty if it has not
+	// its position, as text: that of another slot under the name is another
+	at   string
+	lost string // why the server has given it up; empty if it has not
 }
 
 // slotState returns nil when there is no such slot.
@@ -44,19 +45,21 @@ func (s *session) slotState(ctx context.Context, name string) (*slot, error) {
 	return sl, nil
 }
 
-// slotAt is where a slot of pg_replication_slots stands.
+// slotAt is the position of a slot in pg_replication_slots.
 const slotAt = `concat_ws(' ', restart_lsn, confirmed_flush_lsn)`
 
-// ours tells a slot that a relay can read from one that only has its name.
+// ours returns an error for a slot that only has the name of one that a relay can read.
 func (sl *slot) ours(name, database string) error {
 	fault, instead := "", "another name"
 	switch {
-	case sl.kind == "logical" && sl.database != database: // first: what a neighbour's slot is made for is the neighbour's business
+	case sl.kind == "logical" && sl.database != database:
+		// first: what a neighbour's slot is made for is the neighbour's business
 		fault, instead = fmt.Sprintf("slot %q belongs to database %q, not %q", name, sl.database, database), NeighbourlySlot(name, database)
 	case sl.kind != "logical":
 		fault = fmt.Sprintf("slot %q is a %s slot, a logical one is needed", name, sl.kind)
 	case sl.plugin == "" && sl.database == database:
-		// The server shows a slot from before it knows its plugin (slot.c, ReplicationSlotCreate; logical.c, CreateInitDecodingContext).
+		// The server shows a slot from before it knows its plugin (slot.c, ReplicationSlotCreate;
+		// logical.c, CreateInitDecodingContext).
 		return fmt.Errorf("%w: slot %q is being made by somebody just now", relay.ErrSlotBusy, name)
 	case sl.plugin != "pgoutput":
 		fault = fmt.Sprintf("slot %q was made for plugin %s, not pgoutput", name, sl.plugin)
@@ -69,16 +72,17 @@ func (sl *slot) ours(name, database string) error {
 	}
 }
 
-// ForeignSlot is what is said of a slot that only has the name of ours; nil for one of ours.
+// ForeignSlot is the error for a slot that only has the name of ours; nil for one of ours.
 func ForeignSlot(name, kind, plugin, of, database string) *relay.SetupError {
 	var setup *relay.SetupError
 	_ = errors.As((&slot{kind: kind, plugin: plugin, database: of}).ours(name, database), &setup)
 	return setup
 }
 
-// NeighbourlySlot is a name for a slot that another database of the server does not use, in the letters that slots may have. Slots are the
-// server's, and the default name is the same everywhere. It is not chosen by itself: a relay whose slot changed its name on the
-// way would leave the former one behind, with the WAL that it holds back.
+// NeighbourlySlot is a name for a slot that another database of the server does not use, in the
+// letters that slots may have. Slots belong to the server, and the default name is the same
+// everywhere. The relay does not choose this name by itself: it would leave the former slot behind,
+// with the WAL that it holds back.
 func NeighbourlySlot(name, database string) string {
 	letters := strings.Map(func(r rune) rune {
 		switch {
@@ -93,7 +97,8 @@ func NeighbourlySlot(name, database string) string {
 	return letters[:min(len(letters), 63)]
 }
 
-// createSlot makes the slot and returns its consistent point. The server waits for all transactions that are under way.
+// createSlot makes the slot and returns its consistent point. The server waits for all transactions
+// that are under way.
 func (s *session) createSlot(ctx context.Context, name string, failover bool) (relay.LSN, error) {
 	options := "NOEXPORT_SNAPSHOT"
 	if s.server >= 15 {
@@ -116,10 +121,12 @@ func (s *session) createSlot(ctx context.Context, name string, failover bool) (r
 	return at, nil
 }
 
-// dropSlot drops a slot of ours, which was seen before; that it is gone already is no fault. A former owner that still reads it is ended.
+// dropSlot drops a slot of ours, which was seen before. One that is gone already is no fault. A
+// former owner that still reads it is ended.
 //
-// Between the look and here the process may have been frozen, and another relay may have made the slot again. So what is dropped
-// has to stand where the slot stood that was seen, and the lease has to be ours still.
+// Between the look and here the process may have been frozen, and another relay may have made the
+// slot again. So what is dropped has to be at the position of the slot that was seen, and the lease
+// has to be ours still.
 func (s *session) dropSlot(ctx context.Context, name string, seen *slot) error {
 	if !relay.Fence(ctx)() {
 		return fmt.Errorf("drop slot %q: %w", name, relay.ErrLeaseLost)
@@ -141,11 +148,12 @@ func (s *session) dropSlot(ctx context.Context, name string, seen *slot) error {
 	}
 }
 
-// errInUse is what the server would say.
+// errInUse is what the server would report.
 var errInUse = errors.New("it is in use")
 
-// busy says who reads the slot. We hold the slot's lease, so a relay's walsender is that of an owner that is no more, or frozen: it
-// is ended. Anybody else is left alone.
+// busy returns an error that names who reads the slot. We hold the slot's lease, so a relay's
+// walsender is that of an owner that is no more, or frozen: it is ended. Anybody else is left
+// alone.
 func (s *session) busy(ctx context.Context, name string, cause error) error {
 	rows, err := s.query(ctx, `SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'), coalesce(a.usename, '')
 		FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = `+quoteLiteral(name))
@@ -165,8 +173,8 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 	return fmt.Errorf("%w: slot %q is read by pid %s (%s from %s as %s); to end it: SELECT pg_terminate_backend(%s);", relay.ErrSlotBusy, name, r[0], r[1], r[2], r[3], r[0])
 }
 
-// untilReady reads what is left of the answer to a statement that failed. pglogrepl reads an answer up to the error only; what
-// is left would be taken for the answer to the next statement.
+// untilReady reads what is left of the answer to a statement that failed. pglogrepl reads an answer
+// up to the error only; what is left would be taken for the answer to the next statement.
 func (s *session) untilReady(ctx context.Context) error {
 	for {
 		msg, err := s.conn.ReceiveMessage(ctx)
@@ -179,11 +187,14 @@ func (s *session) untilReady(ctx context.Context) error {
 	}
 }
 
-// memory is what a source knows of a slot beyond what the server tells. It is lost with the process, and then a slot may be made anew once
-// more than needed.
+// memory is what a source knows of a slot beyond what the server reports. It is lost with the
+// process, and then a slot may be made again once more than needed.
 type memory struct {
-	anew    bool   // the server has said that the slot cannot be read, or rows were left out: keep it no more
-	made    string // version of the publication as of which we have made the slot, or read it, or swept what it may have left out
+	// the server has reported that the slot cannot be read, or rows were left out: do not keep it
+	spoilt bool
+	// made is the version of the publication as of which the slot was made or read, or what it may
+	// have left out was swept.
+	made    string
 	content string // what the publication carried when the slot was last read
 }
 
@@ -216,9 +227,11 @@ func (s *Source) carried(slot, version, content string) {
 // forget forgets it: something else was seen meanwhile.
 func (s *Source) forget(slot string) { s.note(slot, func(m *memory) { m.content = "" }) }
 
-// touched makes the error for a publication that was altered, and carries what it did before: ALTER PUBLICATION … SET with what was set
-// already, a new owner. The slot is kept, because making one may wait for hours, for any transaction of the server. Whether
-// there was another content for a moment between two looks, nobody can tell: so the table is swept, which finds what was left out.
+// touched makes the error for a publication that was altered, and carries what it did before: ALTER
+// PUBLICATION … SET with what was set already, a new owner. The slot is kept, because making one
+// may wait for hours, for any transaction of the server. It is not known whether the publication
+// had another content for a moment between two looks. So the table is swept, which finds what was
+// left out.
 func (s *Source) touched(slot, version string, err error) error {
 	s.note(slot, func(m *memory) { m.made = version })
 	return &relay.SlotGoneError{Slot: slot, Cause: relay.GonePublication, Err: err}
@@ -227,15 +240,16 @@ func (s *Source) touched(slot, version string, err error) error {
 // gone makes the error, and notes for Create what it means for the slot.
 func (s *Source) gone(slot string, cause relay.GoneCause, err error) error {
 	if cause == relay.GoneLost || cause == relay.GonePublication || cause == relay.GoneUnreadable {
-		s.note(slot, func(m *memory) { m.anew, m.content = true, "" })
+		s.note(slot, func(m *memory) { m.spoilt, m.content = true, "" })
 	}
 	return &relay.SlotGoneError{Slot: slot, Cause: cause, Err: err}
 }
 
-// Create implements relay.Source. The server waits with it for the end of all transactions under way.
+// Create implements relay.Source. The server first waits for the end of all transactions under way.
 //
-// A slot is not kept if it is lost, if its publication had to be made or was changed (pgoutput does not see what is younger than what
-// it decodes), or if Open or Run has said so.
+// A slot is not kept if it is lost, if its publication had to be made or was changed (pgoutput does
+// not see what is younger than what it decodes), or if Open or Run has found that it cannot be
+// read.
 func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 	sess, err := s.connect(ctx, slot)
 	if err != nil {
@@ -256,15 +270,15 @@ func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 		}
 	}
 	known := s.recall(slot)
-	anew := known.anew
+	spoilt := known.spoilt
 	switch {
 	case !table.published: // this first, so that the slot sees it
 		if err := sess.createPublication(ctx, s.cfg.Publication, table); err != nil {
 			return 0, err
 		}
 		s.log.Info("publication created", "publication", s.cfg.Publication, "table", table.name)
-		anew = true
-		s.remember(slot, memory{anew: there != nil})
+		spoilt = true
+		s.remember(slot, memory{spoilt: there != nil})
 		if err := sess.checkPublication(ctx, s.cfg.Publication, table); err != nil {
 			return 0, err
 		}
@@ -272,11 +286,11 @@ func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 		if changed, err := sess.changedSince(ctx, s.cfg.Publication, table, slot); err != nil {
 			return 0, err
 		} else if changed {
-			anew = true
+			spoilt = true
 		}
 	}
 	if there != nil {
-		if there.lost == "" && there.confirmed != 0 && !anew {
+		if there.lost == "" && there.confirmed != 0 && !spoilt {
 			return there.confirmed, nil
 		}
 		if err := sess.dropSlot(ctx, slot, there); err != nil {
@@ -293,8 +307,8 @@ func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 	return at, nil
 }
 
-// EnsureSlot makes the slot if it is missing, and reports whether it did. The server waits with it for the end of
-// all transactions under way. Unlike Create it drops nothing.
+// EnsureSlot makes the slot if it is missing, and reports whether it did. The server first waits
+// for the end of all transactions under way. Unlike Create it drops nothing.
 func (s *Source) EnsureSlot(ctx context.Context, name string) (made bool, err error) {
 	sess, err := s.connect(ctx, name)
 	if err != nil {
@@ -309,13 +323,13 @@ func (s *Source) EnsureSlot(ctx context.Context, name string) (made bool, err er
 	case err != nil:
 		return false, err
 	case there == nil:
-		defer s.saying(ctx, name)()
+		defer s.logHolders(ctx, name)()
 		_, err = sess.createSlot(ctx, name, s.cfg.Failover)
 		return err == nil, err
 	case there.lost != "":
 		return false, &relay.SetupError{
 			Problem: fmt.Sprintf("slot %q is lost, most likely because it needed more WAL than max_slot_wal_keep_size lets it keep (%s)", name, there.lost),
-			Fix:     "start the relay: it makes the slot anew and finds in the table what was not delivered",
+			Fix:     "start the relay: it makes the slot again and finds in the table what was not delivered",
 		}
 	default:
 		return false, there.ours(name, sess.dbname)

@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Relays that find an empty database at once do not disturb each other: one streams, the others are told to wait, or fail in a way
-// that passes.
+// Relays that find an empty database at once do not disturb each other: one streams, the others get
+// an error that means to wait, or a transient one.
 func TestManyOpenAtOnce(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestManyOpenAtOnce(t *testing.T) {
 	}
 }
 
-// A restart of the server is trouble that passes, and loses nothing.
+// A restart of the server is a transient error, and loses nothing.
 func TestServerRestart(t *testing.T) {
 	t.Parallel()
 	server := pgtest.OwnServer(t, pgtest.Version(), nil)

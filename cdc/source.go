@@ -20,30 +20,35 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// Source opens replication slots in one database. It holds no connection of its own. Its methods may be called from several
-// goroutines.
+// Source opens replication slots in one database. It holds no connection of its own. Its methods
+// may be called from several goroutines.
 type Source struct {
 	cfg       Config
 	conn      *pgconn.Config
 	log       hclog.Logger
 	lookEvery time.Duration // see stream.watch
 
-	mu         sync.Mutex // guards what follows
-	slots      map[string]memory
-	silences   map[string]silence
-	stumbles   map[string]stumble
-	textual    map[string]bool // slots that are read as text, because a column has had a type that is read in no other way
-	unfiltered map[string]bool // slots that are read with all origins, because somebody else writes under one
+	mu       sync.Mutex // guards what follows
+	slots    map[string]memory
+	silences map[string]silence
+	stumbles map[string]stumble
+	// textual are the slots that are read as text, because a column has had a type that is read in
+	// no other way.
+	textual map[string]bool
+	// unfiltered are the slots that are read with all origins, because somebody else writes under
+	// one.
+	unfiltered map[string]bool
 }
 
 var _ relay.Source = (*Source)(nil)
 
-// applicationName marks our walsenders in pg_stat_replication; the slot's name follows. It is how a relay tells a
-// predecessor's zombie from a stranger.
+// applicationName marks our walsenders in pg_stat_replication; the slot's name follows. By it a
+// relay recognises a connection that a former owner of the slot has left behind.
 const applicationName = "sagaz-relay slot "
 
-// applicationFor is the application_name of our connection for a slot, as the server keeps it: in 63 bytes (NAMEDATALEN - 1).
-// A slot's own name may have as many. It has ASCII letters only, so nothing else is changed.
+// applicationFor is the application_name of our connection for a slot, as the server keeps it: in
+// 63 bytes (NAMEDATALEN - 1). A slot's own name may have as many. It has ASCII letters only, so
+// nothing else is changed.
 func applicationFor(slot string) string {
 	name := applicationName + slot
 	return name[:min(len(name), 63)]
@@ -61,7 +66,8 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 	conn := &address.Config
 	conn.RuntimeParams["replication"] = "database"
 	conn.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
-	// PostgreSQL 18 warns that it leaves out the rows of a publication that it does not find. That must not be turned off.
+	// PostgreSQL 18 warns when it leaves out the rows of a publication that it does not find. That
+	// must not be turned off.
 	conn.RuntimeParams["client_min_messages"] = "warning"
 	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool), unfiltered: make(map[string]bool)}, nil
 }
@@ -85,7 +91,8 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	}
 	sessions.Pin(cfg, sessions.Options{})
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
-	// The walsender that we have just closed, or that of the slot's former owner, may need a moment to go.
+	// The walsender that we have just closed, or that of the slot's former owner, may need a moment
+	// to go.
 	for end := time.Now().Add(walsenderPatience); hasCode(err, codeTooManyConnections) && time.Now().Before(end) && ctx.Err() == nil; {
 		time.Sleep(walsenderPatience / 20)
 		conn, err = pgconn.ConnectConfig(ctx, cfg)
@@ -105,7 +112,8 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	return sess, nil
 }
 
-// walsenderPatience is how long a server without a free connection or walsender is asked again before that is said.
+// walsenderPatience is how long a server without a free connection or walsender is asked again
+// before that is reported.
 const walsenderPatience = 2 * time.Second
 
 // oldestServer is the first version with pgoutput's binary option.
@@ -117,12 +125,13 @@ func majorVersion(version string) int {
 	if digits < 0 {
 		digits = len(version)
 	}
-	n, _ := strconv.Atoi(version[:digits]) // 0 is too old, and is told so with the version as it stands
+	// 0 is too old, and is reported with the version as it was sent
+	n, _ := strconv.Atoi(version[:digits])
 	return n
 }
 
-// Check implements relay.Source: it connects and looks, and leaves everything as it is. That the slot is
-// missing or in use is no fault, nor is a missing publication that we may make.
+// Check implements relay.Source: it connects and looks, and leaves everything as it is. A slot that
+// is missing or in use is no fault, nor is a missing publication that we may make.
 func (s *Source) Check(ctx context.Context) error {
 	sess, err := s.connect(ctx, "check")
 	if err != nil {
@@ -140,7 +149,7 @@ func (s *Source) Check(ctx context.Context) error {
 	return err
 }
 
-// ExamineConnection makes a replication connection as the relay does, and looks at nothing else.
+// ExamineConnection makes a replication connection as the relay does, and does nothing else.
 func (s *Source) ExamineConnection(ctx context.Context) relay.Examined {
 	return relay.Examine(ctx, []relay.Look{{Check: "replication", Make: func(ctx context.Context) (string, []*relay.SetupError, error) {
 		sess, err := s.connect(ctx, "check")
@@ -209,7 +218,7 @@ func (s *Source) open(ctx context.Context, sess *session, slot string, known rel
 	return st, nil
 }
 
-// readable reports what keeps the slot from being read, or from telling everything.
+// readable returns what keeps the slot from being read, or from delivering everything.
 func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slot string, known relay.LSN) error {
 	there, err := sess.slotState(ctx, slot)
 	if err != nil {
@@ -227,10 +236,10 @@ func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slo
 	case !table.published:
 		return s.gone(slot, relay.GonePublication, fmt.Errorf("publication %q does not exist", s.cfg.Publication))
 	case there.active:
-		// Whoever reads it may move it: how far it got can be told when it is free.
+		// Whoever reads it may move it: how far it got is known when it is free.
 		return sess.busy(ctx, slot, errInUse)
 	case known != 0 && there.confirmed > known:
-		return s.gone(slot, relay.GoneMoved, fmt.Errorf("it stands at %s, and we have let it go to %s only", there.confirmed, known))
+		return s.gone(slot, relay.GoneMoved, fmt.Errorf("it is at %s, and the relay has let it go to %s only", there.confirmed, known))
 	case s.recall(slot).made == table.version:
 		return nil
 	case s.recall(slot).content == table.content:
@@ -243,7 +252,8 @@ func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slo
 	return err
 }
 
-// notStarted says why the stream did not start. Between our look at the slot and then it may have changed hands, or gone.
+// notStarted returns why the stream did not start. Since our look at the slot it may have changed
+// hands, or gone.
 func (s *Source) notStarted(ctx context.Context, sess *session, slot string, err error) error {
 	err = fmt.Errorf("start replication on slot %q: %w", slot, err)
 	if sess.untilReady(ctx) != nil {

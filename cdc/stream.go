@@ -18,9 +18,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// stream is one replication connection that has been started. Run is called at most once, and Close in any case, after it. Feedback
-// begins with Run and ends with Close: what is in flight when Run has returned may take longer to drain than the server
-// lives without a sign of us.
+// stream is one replication connection that has been started. Run is called at most once, and Close
+// in any case, after it. Feedback begins with Run and ends with Close, because what is in flight
+// when Run has returned may take longer to drain than the server keeps a silent connection.
 type stream struct {
 	source   *Source
 	cfg      *Config
@@ -43,7 +43,7 @@ type stream struct {
 
 	reply chan struct{} // capacity one: the server asks for feedback now
 	last  atomic.Int64  // unix nanoseconds of the last message from the server
-	deaf  atomic.Bool   // Run has returned: nobody reads what the server says
+	deaf  atomic.Bool   // Run has returned: nobody reads what the server sends
 
 	stopFeedback  context.CancelFunc // nil before Run
 	feedbackEnded chan struct{}
@@ -96,8 +96,8 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	received := make(chan struct{})
 	others.Go(func() {
 		<-ctx.Done()
-		// A read in progress ends with the context. Said again and again, because the reader, between its look at the
-		// context and its read, sets a deadline of its own.
+		// A read in progress ends with the context. The deadline is set again and again, because
+		// the reader sets its own between its look at the context and its read.
 		for {
 			_ = netConn.SetReadDeadline(time.Unix(1, 0))
 			select {
@@ -152,8 +152,9 @@ func (s *stream) receive(ctx context.Context) error {
 		case *pgproto3.ErrorResponse:
 			return pgconn.ErrorResponseToPgError(m)
 		case *pgproto3.NoticeResponse:
-			// From PostgreSQL 18 on, "skipped loading publication": it goes on without the rows. The code alone would not do: a standby of
-			// synchronized_standby_slots that is away has the same (slot.c), and holds everything up without losing anything.
+			// From PostgreSQL 18 on, "skipped loading publication": it goes on without the rows.
+			// The code alone is not enough: a standby of synchronized_standby_slots that is away
+			// has the same (slot.c), and delays everything without losing anything.
 			if m.Code == codePrerequisite && m.SeverityUnlocalized == "WARNING" && m.File == "pgoutput.c" {
 				return s.source.gone(s.slot, relay.GonePublication, pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m)))
 			}
@@ -184,8 +185,9 @@ func (s *stream) copyData(ctx context.Context, data []byte) error {
 		if err := s.handOn(ctx); err != nil {
 			return err
 		}
-		// The position is where decoding has come to: whatever was committed before it has been sent before this
-		// message (walsender.c, WalSndKeepalive). Inside a transaction it lies before that one's commit.
+		// The position is how far decoding has come: whatever was committed before it has been sent
+		// before this message (walsender.c, WalSndKeepalive). Inside a transaction it lies before
+		// that one's commit.
 		if s.dec.InTransaction() {
 			s.intake.Heard(relay.LSN(m.ServerWALEnd))
 		} else if err := s.pass(ctx, relay.LSN(m.ServerWALEnd), received); err != nil {
@@ -216,7 +218,8 @@ func (s *stream) decode(ctx context.Context, msg []byte) error {
 	case pgoutput.Begin:
 		s.verified = s.filter == nil
 	case pgoutput.Commit:
-		// The position must not overtake the events that are still gathered, so it travels with the last of them.
+		// The position must not overtake the events that are still gathered, so it travels with the
+		// last of them.
 		if n := len(s.batch); n > 0 {
 			s.batch[n-1].CommitEnd = s.dec.CommitEnd
 		} else {
@@ -278,7 +281,8 @@ func (s *stream) report(askReply bool) error {
 	})
 }
 
-// Close implements relay.Stream. The server has taken the last report when it answers our CopyDone, because it reads in order.
+// Close implements relay.Stream. The server has taken the last report when it answers our CopyDone,
+// because it reads in order.
 func (s *stream) Close(ctx context.Context) error {
 	defer s.conn.Close(ctx) //nolint:errcheck // the connection is given up whatever it says
 	if s.filter != nil {

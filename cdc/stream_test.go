@@ -15,8 +15,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Several connections insert, set savepoints, roll back and commit as a random script has it. What arrives is what was
-// committed, in the order of the commits.
+// Several connections insert, set savepoints, roll back and commit as a random script has it. What
+// arrives is what was committed, in the order of the commits.
 func TestStreamsInCommitOrder(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) {
@@ -197,8 +197,8 @@ func TestLargeTransaction(t *testing.T) {
 	}
 }
 
-// The reader waits for many bytes at once while much arrives (SO_RCVLOWAT). When a burst ends in silence, its last event must not
-// stay in the socket: nothing else arrives here for a minute.
+// The reader waits for many bytes at once while much arrives (SO_RCVLOWAT). When a burst ends in
+// silence, its last event must not stay in the socket: nothing else arrives here for a minute.
 func TestBurstThenSilence(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
@@ -208,7 +208,8 @@ func TestBurstThenSilence(t *testing.T) {
 	r := start(t, newSource(t, cfg), db.Name, in)
 	busy := false
 	st := r.stream.(*stream)
-	in.admit = func(context.Context, []relay.Event) error { busy = busy || st.in.busy; return nil } // the reader's own goroutine
+	// the reader's own goroutine
+	in.admit = func(context.Context, []relay.Event) error { busy = busy || st.in.busy; return nil }
 	const burst = 10_000
 	total := 0
 	for i := range 4 {
@@ -254,7 +255,8 @@ func TestForeignRowsAndTruncate(t *testing.T) {
 	}
 }
 
-// Who changes the table while it is read need not stop the relay, unless it takes away what an event is made of.
+// Who changes the table while it is read need not stop the relay, unless it takes away what an
+// event is made of.
 func TestTableChangesWhileStreaming(t *testing.T) {
 	const allColumns = `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'insert')`
 	for _, c := range []struct{ name, before, sql, lacks string }{

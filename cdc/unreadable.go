@@ -11,20 +11,25 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What a stream cannot read stops it at that place, at each try: a row that the server cannot send (its text is longer than 1 GB, or has
-// bytes that are no UTF-8), a message that we do not understand. The table has the rows all the same. So after some tries the slot is made
-// anew behind that place, and the rows up to there are found by the sweep, which reads one by one what it cannot read together.
+// What a stream cannot read stops it at that place, at each try: a row that the server cannot send
+// (its text is longer than 1 GB, or has bytes that are no UTF-8), a message that we do not
+// understand. The table still has the rows. So after some tries the slot is made again behind that
+// place, and the sweep finds the rows up to there. It reads one by one what it cannot read
+// together.
 
-// stumble is where streams of a slot have ended lately because something could not be read.
+// stumble is the place where streams of a slot have ended lately because something could not be
+// read.
 type stumble struct {
 	at    relay.LSN
 	times int
 }
 
-// stumblesTolerated is how often a stream may end at one place before the slot is given up: a connection may bring nonsense once.
+// stumblesTolerated is how often a stream may end at one place before the slot is given up: a
+// connection may bring nonsense once.
 const stumblesTolerated = 2
 
-// stumbled notes that a stream has ended at a transaction, and reports whether the slot is to be given up for it.
+// stumbled notes that a stream has ended at a transaction, and reports whether the slot is to be
+// given up for it.
 func (s *Source) stumbled(slot string, at relay.LSN) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -41,7 +46,8 @@ func (s *Source) stumbled(slot string, at relay.LSN) bool {
 	return true
 }
 
-// isUnreadable reports whether an error of the stream is about what it carries, so that it comes again at the same place.
+// isUnreadable reports whether an error of the stream is about what it carries, so that it comes
+// again at the same place.
 func isUnreadable(err error) bool {
 	if errors.Is(err, pgoutput.ErrProtocol) {
 		return true
@@ -51,7 +57,8 @@ func isUnreadable(err error) bool {
 		return false
 	}
 	switch pg.Code[:2] {
-	case "22", "54", "XX": // data that cannot be converted, a text longer than the server can make, damage
+	case "22", "54", "XX":
+		// data that cannot be converted, a text longer than the server can make, damage
 		return true
 	}
 	return pg.Code == codeOutOfMemory
@@ -70,8 +77,8 @@ func (s *Source) readText(slot string) {
 	s.textual[slot] = true
 }
 
-// described looks at the table's description, which the stream has just brought. It is that of the moment whose WAL is decoded: columns
-// may have had other types then, or may not have been there.
+// described looks at the table's description, which the stream has just brought. It is that of the
+// moment whose WAL is decoded: columns may have had other types then, or may not have been there.
 func (s *stream) described(ctx context.Context) error {
 	table, err := s.lookNow(ctx)
 	switch {

@@ -11,8 +11,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// lookEvery is how often a stream looks whether the publication still carries the table: longer, and more rows need the sweep when
-// it does not; shorter, and idle relays keep a server busy.
+// lookEvery is how often a stream looks whether the publication still carries the table. With a
+// longer interval more rows need the sweep when it does not. With a shorter one idle relays keep a
+// server busy.
 const lookEvery = 10 * time.Second
 
 // look is an ordinary connection that looks at table and publication, made when it is needed.
@@ -21,11 +22,13 @@ type look struct {
 	conn *pgconn.PgConn
 }
 
-// watch looks at table and publication now and then, until ctx ends or they are not what they were when the stream was opened. The
-// server says nothing when a table is taken out of a publication: it leaves out the rows, and the slot goes on without them.
+// watch looks at table and publication now and then, until ctx ends or they are not what they were
+// when the stream was opened. The server does not report that a table was taken out of a
+// publication: it leaves out the rows, and the slot goes on without them.
 //
-// Any change ends the stream, also one that did no harm: what was committed between the change and now may have been left out. Whether
-// the slot is kept then depends on the change: see Source.touched.
+// Any change ends the stream, also one that did no harm: what was committed between the change and
+// now may have been left out. Whether the slot is kept then depends on the change: see
+// Source.touched.
 func (s *stream) watch(ctx context.Context) error {
 	tick := time.NewTicker(s.source.lookEvery)
 	defer tick.Stop()
@@ -41,12 +44,15 @@ func (s *stream) watch(ctx context.Context) error {
 	}
 }
 
-// lookNow looks once. The reader does it, too, when the server describes the table, which it does before the first row that it
-// tells after a change: a row from after a gap must not overtake those in it.
+// lookNow looks once. The reader does it, too, when the server describes the table, which it does
+// before the first row that it sends after a change: a row from after a gap must not overtake those
+// in it.
 //
-// It returns what it saw, or nil. That the look itself does not work means nothing; the stream has its own way to notice that the server is gone.
+// It returns what it saw, or nil. A look that fails means nothing; the stream has its own way to
+// notice that the server is gone.
 func (s *stream) lookNow(ctx context.Context) (table *outbox, err error) {
-	looking, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout) // the wait for the other's look included
+	// the wait for the other's look included
+	looking, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout)
 	defer cancel()
 	err = s.look.turn.Take(looking)
 	if err == nil {

@@ -22,8 +22,8 @@ func benchRow() relay.Event {
 	return ev
 }
 
-// BenchmarkDecodeInsert decodes one row, as it stands in an XLogData message, into an Event: by this package, and by
-// pglogrepl's parsers with the columns picked from its InsertMessage.
+// BenchmarkDecodeInsert decodes one row, as it is in an XLogData message, into an Event: by this
+// package, and by pglogrepl's parsers with the columns picked from its InsertMessage.
 func BenchmarkDecodeInsert(b *testing.B) {
 	for _, format := range []string{"binary", "text"} {
 		isBinary := format == "binary"

@@ -10,7 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Kind says what a decoded message was, as far as a relay cares.
+// Kind is what a decoded message was, as far as a relay cares.
 type Kind uint8
 
 // Kinds of messages.
@@ -20,26 +20,30 @@ const (
 	Insert               // Decoder.Event holds a row of the outbox table
 	Commit               // the transaction is complete; Decoder.CommitEnd is where it ends
 	Truncate             // the outbox table was truncated
-	Relation             // the outbox table was described: at the first row, and after anything that touched table or publication
+	// the outbox table was described: at the first row, and after anything that touched table or
+	// publication
+	Relation
 )
 
 // ErrProtocol marks bytes that no PostgreSQL would send.
 var ErrProtocol = errors.New("malformed pgoutput message")
 
-// ErrWantsText says that a column's type has a binary form that is not read here: the stream has to be asked for text.
+// ErrWantsText means that a column's type has a binary form that is not read here: the stream has
+// to be asked for text.
 var ErrWantsText = errors.New("a column of the outbox table has a type that is read as text only")
 
-// Decoder holds what one replication connection has told so far: the relations and the open
-// transaction. A new connection needs a new Decoder, because the server sends each relation once per
-// connection. It is for one goroutine.
+// Decoder holds the state of one replication connection: the relations and the open transaction. A
+// new connection needs a new Decoder, because the server sends each relation once per connection.
+// It is for one goroutine.
 type Decoder struct {
 	table uint32 // OID of the outbox table; rows of other relations are skipped
 
 	relations map[uint32]*relation
 	scratch   []byte // text of the row being decoded; copied out once
 
-	// MaxEventBytes is how large an event's texts may be; 0 means that there is no limit. Unchecked says that the server knows no encoding,
-	// so nobody has checked the texts. Both are set before the first message.
+	// MaxEventBytes is how large an event's texts may be; 0 means that there is no limit. Unchecked
+	// means that the server knows no encoding, so nobody has checked the texts. Both are set before
+	// the first message.
 	MaxEventBytes int
 	Unchecked     bool
 
@@ -49,20 +53,22 @@ type Decoder struct {
 	xid       uint32
 	ordinal   uint32
 
-	// Event is the row of the last message of kind Insert. It is valid until the next Decode; its strings stay valid.
+	// Event is the row of the last message of kind Insert. It is valid until the next Decode; its
+	// strings stay valid.
 	Event relay.Event
 	// CommitEnd is, after a message of kind Commit, the position just past the transaction's commit
-	// record: what may be confirmed once all its events are settled.
+	// record: what may be confirmed once all its events are marked or in the ledger.
 	CommitEnd relay.LSN
 }
 
-// NewDecoder returns a decoder that looks out for rows of the table with the given OID.
+// NewDecoder returns a decoder of the rows of the table with the given OID.
 func NewDecoder(table uint32) *Decoder {
 	return &Decoder{table: table, relations: make(map[uint32]*relation)}
 }
 
-// Decode reads one message of the stream (the payload of an XLogData message). An error means that the stream
-// cannot be understood from here on; a *ColumnError says that the table has lost a column that is needed.
+// Decode reads one message of the stream (the payload of an XLogData message). An error means that
+// the stream cannot be understood from here on. A *ColumnError means that the table has lost a
+// column that is needed.
 func (d *Decoder) Decode(msg []byte) (Kind, error) {
 	if len(msg) == 0 {
 		return Other, fmt.Errorf("%w: empty", ErrProtocol)
@@ -129,8 +135,8 @@ func (d *Decoder) insert(b []byte) (Kind, error) {
 	return Insert, nil
 }
 
-// truncate reads: int32 number of relations, int8 flags, int32 OID of each. It is not left to pglogrepl, which allocates for
-// as many relations as the message claims.
+// truncate reads: int32 number of relations, int8 flags, int32 OID of each. It is not left to
+// pglogrepl, which allocates for as many relations as the message claims.
 func (d *Decoder) truncate(b []byte) (Kind, error) {
 	if len(b) < 5 || uint64(len(b)-5) < 4*uint64(binary.BigEndian.Uint32(b)) {
 		return Other, fmt.Errorf("%w: Truncate of %d bytes", ErrProtocol, len(b))
@@ -160,8 +166,8 @@ func (d *Decoder) rare(msg []byte) (Kind, error) {
 	return Other, nil
 }
 
-// parseRare calls pglogrepl and turns a panic into an error: its reader indexes without looking at the
-// length, so bytes that were cut short would end the process.
+// parseRare calls pglogrepl and turns a panic into an error: its reader indexes without looking at
+// the length, so bytes that were cut short would end the process.
 func parseRare(msg []byte) (m pglogrepl.Message, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -171,8 +177,8 @@ func parseRare(msg []byte) (m pglogrepl.Message, err error) {
 	return pglogrepl.Parse(msg)
 }
 
-// Types returns the type OIDs of the outbox table's columns as it was described last, by name; nil before that. Of a column that the relay
-// does not need there is none.
+// Types returns the type OIDs of the outbox table's columns as it was described last, by name; nil
+// before that. It has only the columns that the relay needs.
 func (d *Decoder) Types() map[string]uint32 {
 	rel := d.relations[d.table]
 	if rel == nil {
@@ -187,7 +193,8 @@ func (d *Decoder) Types() map[string]uint32 {
 	return types
 }
 
-// Broken is why no row of the outbox table can be read as it was described last: a *ColumnError, or nil.
+// Broken is why no row of the outbox table can be read as it was described last: a *ColumnError, or
+// nil.
 func (d *Decoder) Broken() error {
 	if rel := d.relations[d.table]; rel != nil {
 		return rel.err
@@ -204,7 +211,8 @@ func (d *Decoder) WantsText() bool {
 	return rel != nil && rel.textual
 }
 
-// Needs reports whether the event needs the value of a column of the relation with the given OID. A column that is not known is needed.
+// Needs reports whether the event needs the value of a column of the relation with the given OID. A
+// column that is not known is needed.
 func (d *Decoder) Needs(oid uint32, column int) bool {
 	rel := d.relations[oid]
 	return rel == nil || column >= len(rel.columns) || rel.columns[column].field != fieldNone

@@ -22,7 +22,7 @@ const (
 	xid         uint32          = 771
 )
 
-// inTransaction returns a decoder that has been told of the table and of an open transaction.
+// inTransaction returns a decoder that knows the table and is in an open transaction.
 func inTransaction(t testing.TB, columns []wireColumn) *Decoder {
 	t.Helper()
 	d := NewDecoder(tableOID)
@@ -82,7 +82,7 @@ func TestDecodeTransaction(t *testing.T) {
 			t.Errorf("events:\n got %+v\nwant %+v", kept, want)
 		}
 
-		// Ordinals start anew.
+		// Ordinals start again.
 		mustDecode(t, d, beginMessage(commitAt+0x100, committedAt+1, xid+1), Begin)
 		mustDecode(t, d, insertMessage(tableOID, valuesOf(&first, outboxColumns, isBinary)), Insert)
 		if got := d.Event; got.Ordinal != 0 || got.CommitLSN != commitAt+0x100 || got.XID != xid+1 || got.CommittedAt != committedAt+1 {
@@ -266,8 +266,9 @@ func TestDecodeTimestampText(t *testing.T) {
 		{"0001-12-31 00:00:00+00 BC", -730_120 * day},
 		{"0044-03-15 12:00:00.25+00 BC", -746_117*day + 12*hour + second/4},
 		{"10000-01-01 00:00:00+00", 2_921_940 * day},
-		{"294276-12-31 23:59:59.999999+00", 9_223_371_331_200_000_000 - 1}, // the last one that PostgreSQL knows
-		{"4714-11-24 00:00:00+00 BC", -211_813_488_000_000_000},            // the first one
+		// the last one that PostgreSQL knows
+		{"294276-12-31 23:59:59.999999+00", 9_223_371_331_200_000_000 - 1},
+		{"4714-11-24 00:00:00+00 BC", -211_813_488_000_000_000}, // the first one
 	} {
 		t.Run(tt.text, func(t *testing.T) {
 			d := inTransaction(t, outboxColumns)
@@ -289,7 +290,8 @@ func TestDecodeUUIDText(t *testing.T) {
 	}
 }
 
-// A type whose binary form is not read asks for text, where its value is what the type's output function writes.
+// A type whose binary form is not read asks for text, where its value is what the type's output
+// function writes.
 func TestDecodeTypeThatIsReadAsText(t *testing.T) {
 	described := slices.Clone(outboxColumns)
 	described[3].oid = 20 // aggregate_id is a bigint
@@ -311,8 +313,8 @@ func TestDecodeTypeThatIsReadAsText(t *testing.T) {
 	}
 }
 
-// A row over the limit keeps what tells whose it is, and nothing of what makes it large: whether it came whole or its large values were cut
-// out on the way.
+// A row over the limit keeps what identifies it, and nothing of what makes it large, whether it
+// came whole or its large values were cut out on the way.
 func TestDecodeTooLarge(t *testing.T) {
 	ev := sample()
 	ev.Payload = `"` + strings.Repeat("x", 1000) + `"`
@@ -372,7 +374,8 @@ func TestDecodeCutShort(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for n := range len(msg) {
-				// Both where nothing follows in memory and where the rest is still there, to be read by mistake.
+				// Both where nothing follows in memory and where the rest is still there, to be
+				// read by mistake.
 				for _, cut := range [][]byte{msg[:n:n], msg[:n]} {
 					d := inTransaction(t, outboxColumns)
 					if kind, err := d.Decode(cut); kind != Other || !errors.Is(err, ErrProtocol) {
@@ -426,7 +429,8 @@ func TestDecodeOutOfPlace(t *testing.T) {
 	})
 }
 
-// A Truncate of nine bytes may claim four thousand million relations; the decoder must not believe it.
+// A Truncate of nine bytes may claim four thousand million relations; the decoder must not believe
+// it.
 func TestDecodeTruncateClaimsTooMuch(t *testing.T) {
 	msg := truncateMessage(tableOID)
 	binary.BigEndian.PutUint32(msg[1:], 32<<20)

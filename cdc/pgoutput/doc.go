@@ -4,14 +4,16 @@
 // The messages that occur once per transaction or per row (Begin, Commit, Insert) are decoded here,
 // without reflection and with one allocation per event; so is Truncate, whose length pglogrepl
 // believes. The rest goes through pglogrepl. A row of 500 bytes, own against pglogrepl's parsers
-// (BenchmarkDecodeInsert, median and fastest of 40 runs on one busy core of an AMD EPYC, Go 1.26.8):
+// (BenchmarkDecodeInsert, median and fastest of 40 runs on one busy core of an AMD EPYC, Go
+// 1.26.8):
 //
 //	binary  0.32 µs (0.23), 1 allocation of  512 bytes   1.67 µs (1.31), 32 allocations of 1,696 bytes
 //	text    0.78 µs (0.57), 4 allocations of 616 bytes   2.16 µs (1.74), 35 allocations of 1,856 bytes
 //
 // To run it: go test -run '^$' -bench DecodeInsert -cpu 1 -count 10 ./cdc/pgoutput
 //
-// Formats: PostgreSQL docs, "Logical Replication Message Formats" and "Logical Streaming Replication
-// Parameters". Both tuple formats are read: text, and the types' binary send format (option
-// binary 'true', PostgreSQL 14 and later), which spares the server the rendering of UUIDs and times.
+// Formats: PostgreSQL docs, "Logical Replication Message Formats" and "Logical Streaming
+// Replication Parameters". Both tuple formats are read: text, and the types' binary send format
+// (option binary 'true', PostgreSQL 14 and later), which spares the server the rendering of UUIDs
+// and times.
 package pgoutput

@@ -22,8 +22,8 @@ func script(messages ...[]byte) []byte {
 	return b
 }
 
-// play feeds a script to a new decoder, each message in memory of its own with other bytes behind it, so that an over-read
-// shows in the outcome.
+// play feeds a script to a new decoder, each message in memory of its own with other bytes behind
+// it, so that an over-read shows in the outcome.
 func play(t *testing.T, script []byte, beyond byte) (kinds []Kind, events []relay.Event, err error) {
 	d := NewDecoder(tableOID)
 	for len(script) >= 2 {

@@ -13,7 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay/columns"
 )
 
-// Columns are the columns that an event is made of, in the order in which a publication should list them.
+// Columns are the columns that an event is made of, in the order in which a publication should list
+// them.
 var Columns = columns.Names
 
 // field is a column's place in an event; the values index Columns.
@@ -36,12 +37,13 @@ const (
 // scratchKept is the largest decoding buffer, in bytes, that outlives its row.
 const scratchKept = 1 << 20
 
-// CutColumn is a kind of value that no server sends: a value was left out, because the row is larger than may be read. The length that the
-// value had follows. Whoever reads the connection puts it there (package cdc).
+// CutColumn is a kind of value that no server sends: a value was left out, because the row is
+// larger than may be read. The length that the value had follows. Whoever reads the connection puts
+// it there (package cdc).
 const CutColumn = '!'
 
-// ColumnError says that the outbox table lacks columns that an event needs. The row that ran into it is
-// still in the table, and the slot stands before it.
+// ColumnError means that the outbox table lacks columns that an event needs. The row that ran into
+// it is still in the table, and the slot is before it.
 type ColumnError struct {
 	Table   string
 	Missing []string
@@ -52,8 +54,8 @@ func (e *ColumnError) Error() string {
 		"restore the column, or add it to the publication's column list", e.Table, strings.Join(e.Missing, ", "))
 }
 
-// relation is what the server said of a table, with each of its columns tied to a field by name, so
-// that columns may be added, dropped or reordered.
+// relation is the server's description of a table, with each of its columns tied to a field by
+// name, so that columns may be added, dropped or reordered.
 type relation struct {
 	columns []column
 	err     error // a *ColumnError, when a needed column is missing
@@ -94,8 +96,8 @@ func newRelation(m *pglogrepl.RelationMessage) *relation {
 	return rel
 }
 
-// row reads a tuple: int16 number of columns, then for each a kind byte and, for 't' (text) and 'b' (binary), an int32
-// length and the value.
+// row reads a tuple: int16 number of columns, then for each a kind byte and, for 't' (text) and 'b'
+// (binary), an int32 length and the value.
 func (d *Decoder) row(rel *relation, b []byte) error {
 	if len(b) < 2 {
 		return fmt.Errorf("%w: tuple of %d bytes", ErrProtocol, len(b))
@@ -181,7 +183,7 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 	}
 	text := string(d.scratch)
 	if cap(d.scratch) > scratchKept {
-		d.scratch = nil // one huge row must not cost its size for ever
+		d.scratch = nil // one huge row must not keep its memory for ever
 	}
 	cut := func(f field) string { return text[ends[f].from:ends[f].to] }
 	ev.SagaID = cut(fieldSagaID)
@@ -238,9 +240,9 @@ func decodeTimestamp(b []byte, isBinary bool) (relay.Timestamp, error) {
 	}
 }
 
-// parseTimestamp reads what timestamptz_out and timestamp_out write in DateStyle ISO, which the connection asks for:
-// years of four digits or more, " BC" behind those before the year 1, and offsets down to the minute or second only where
-// those are not zero.
+// parseTimestamp reads what timestamptz_out and timestamp_out write in DateStyle ISO, which the
+// connection asks for: years of four digits or more, " BC" behind those before the year 1, and
+// offsets down to the minute or second only where those are not zero.
 func parseTimestamp(s string) (relay.Timestamp, error) {
 	calendar, bc := strings.CutSuffix(s, " BC")
 	digits := strings.IndexByte(calendar, '-')

@@ -95,8 +95,8 @@ func insertMessage(oid uint32, values []wireValue) []byte {
 	return b
 }
 
-// valuesOf renders an event's row, one value for each column, as the server does in text or binary format. An empty
-// Headers stands for NULL. Columns that are no event's get a value all the same.
+// valuesOf renders an event's row, one value for each column, as the server does in text or binary
+// format. An empty Headers means NULL. Columns that are no event's get a value all the same.
 func valuesOf(ev *relay.Event, columns []wireColumn, isBinary bool) []wireValue {
 	values := make([]wireValue, len(columns))
 	for i, c := range columns {

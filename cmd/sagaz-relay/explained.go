@@ -11,11 +11,12 @@ var explained = map[string]string{
 		"table.",
 	"RELAY_WAL_SENDER_TIMEOUT": "The server's wal_sender_timeout on the relay's replication connection. It bounds how " +
 		"long a slot stays in use after its owner has vanished without closing; a silence of that " +
-		"length also makes the relay give the connection up, and twice that after each time that " +
-		"it was in vain. Too short breaks connections on a database that stalls for a moment.",
-	"RELAY_STATUS_INTERVAL": "How often the watermark is reported. A crash repeats nothing because of a long interval " +
-		"(rows are looked up), but the server keeps WAL for that much longer. At most a third of " +
-		"RELAY_WAL_SENDER_TIMEOUT.",
+		"length also makes the relay give the connection up. Each time that this did not help, " +
+		"the next silence may be twice as long. Too short breaks connections on a database that " +
+		"stalls for a moment.",
+	"RELAY_STATUS_INTERVAL": "How often the watermark is reported. A long interval makes a crash repeat no more than a " +
+		"short one (rows are looked up), but the server keeps WAL for that much longer. At most a " +
+		"third of RELAY_WAL_SENDER_TIMEOUT.",
 	"RELAY_SLOT_FAILOVER": "Creates slots with failover = true on PostgreSQL 17 and later, so that a standby which " +
 		"synchronises slots can go on after a failover.",
 	"RELAY_MAX_EVENT_BYTES": "How large an event may be: saga_id, aggregate_type, aggregate_id, event_type, payload " +

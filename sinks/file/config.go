@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-// Config says where the lines go.
+// Config is where the lines go.
 type Config struct {
 	// Path is the file that lines are appended to. It is made when it is not there, with mode
 	// 0600 since it holds payloads (one that exists keeps its mode); its directory is not.
@@ -15,8 +15,8 @@ type Config struct {
 	// Default "outbox-events.jsonl". RELAY_FILE_PATH.
 	Path string `env:"RELAY_FILE_PATH"`
 
-	// Fsync makes the relay wait until the disk has a record before it acknowledges it. Without it an
-	// acknowledged record survives a crash of the relay but not one of the machine.
+	// Fsync makes the relay wait until the disk has a record before it acknowledges it. Without it
+	// an acknowledged record survives a crash of the relay but not one of the machine.
 	//
 	// Default true. RELAY_FILE_FSYNC.
 	Fsync bool `env:"RELAY_FILE_FSYNC"`

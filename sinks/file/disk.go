@@ -46,8 +46,8 @@ func openFile(path string) (handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A file's name is its directory's content: without this sync the machine could come back without
-	// the file, synced lines and all.
+	// A file's name is its directory's content: without this sync the machine could come back
+	// without the file, synced lines and all.
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		_ = f.Close() // the error to report is the sync's
 		return nil, err
@@ -84,22 +84,21 @@ func (d *disk) check() error {
 	return d.reopen()
 }
 
-// leave closes a file that the path names no longer, since it was removed or renamed: what is
-// written from now on belongs to the path.
+// leave closes a file that was removed or renamed. What is written from now on belongs to the path.
 func (d *disk) leave() {
 	if d.f == nil {
 		return
 	}
 	named, err := os.Stat(d.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-		return // we may not look, which says nothing about the file
+		return // we may not look, which means nothing for the file
 	}
 	if err == nil {
 		if open, err := d.f.Stat(); err != nil || os.SameFile(named, open) {
 			return
 		}
 	}
-	d.log.Warn("the outbox file was removed or renamed, opening it anew", "path", d.path)
+	d.log.Warn("the outbox file was removed or renamed, opening it again", "path", d.path)
 	_ = d.f.Close() // all that we acknowledged is synced
 	d.f = nil
 }
@@ -131,9 +130,9 @@ func (d *disk) reopen() error {
 	return nil
 }
 
-// repair truncates a last line without newline and returns the size that remains. Such a line was never
-// acknowledged: an acknowledgement comes after the sync of the whole line. A tail that is not ours is
-// left alone.
+// repair truncates a last line without newline and returns the size that remains. Such a line was
+// never acknowledged: an acknowledgement comes after the sync of the whole line. A tail that is not
+// ours is left alone.
 func (d *disk) repair(f handle) (int64, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -169,7 +168,7 @@ func (d *disk) repair(f handle) (int64, error) {
 	return whole, nil
 }
 
-// endOfLastLine returns the position after the last newline, 0 when there is none.
+// endOfLastLine returns the position after the last newline, 0 in a file without one.
 func endOfLastLine(f io.ReaderAt, size int64) (int64, error) {
 	chunk := make([]byte, 64<<10)
 	for end := size; end > 0; {
@@ -188,11 +187,11 @@ func endOfLastLine(f io.ReaderAt, size int64) (int64, error) {
 
 var errRemoved = errors.New("the file was removed while it was written")
 
-// commit appends the lines with one write and one sync. When that fails the file is cut back to where it
-// was and opened anew next time, which also repairs what could not be cut back now.
+// commit appends the lines with one write and one sync. When that fails the file is cut back to
+// where it was. It is opened again next time, which also repairs what could not be cut back now.
 //
-// A file that was renamed, as log rotation does, is left for a new one. One that is removed while we write
-// takes the lines with it, so they are not acknowledged.
+// A file that was renamed, as log rotation does, is left for a new one. One that is removed while
+// we write takes the lines with it, so they are not acknowledged.
 func (d *disk) commit(lines []byte) error {
 	d.leave()
 	if d.f == nil {

@@ -79,8 +79,10 @@ type flaky struct {
 type faults struct {
 	writes, syncs, cuts atomic.Int64 // how many more of them fail
 	met                 atomic.Int64
-	removes             atomic.Pointer[string]        // not nil: the file that the next write finds removed
-	gate                atomic.Pointer[chan struct{}] // not nil: a disk that stalls until it is closed
+	// not nil: the file that the next write finds removed
+	removes atomic.Pointer[string]
+	// not nil: a disk that stalls until it is closed
+	gate atomic.Pointer[chan struct{}]
 }
 
 func (f *faults) pass() {
@@ -175,7 +177,7 @@ func TestSinkContract(t *testing.T) {
 	}
 }
 
-// gatedWriter stands for a pipe whose reader may stop reading.
+// gatedWriter acts as a pipe whose reader may stop reading.
 type gatedWriter struct {
 	mu   sync.Mutex
 	open chan struct{} // guarded by mu; closed: writes pass
@@ -296,7 +298,7 @@ func TestTornTail(t *testing.T) {
 }
 
 // Whatever fails on the way, what was not acknowledged leaves no torn line, and the next batch goes
-// through: also when the half-written line could not be cut off at once.
+// through. That is also so when the half-written line could not be cut off at once.
 func TestWriteErrors(t *testing.T) {
 	for _, tc := range []struct {
 		name                string
@@ -376,7 +378,7 @@ func TestFileSizeLimit(t *testing.T) {
 	var acked int
 	var tooBig bool
 	if _, err := fmt.Sscan(string(out), &acked, &tooBig); err != nil || !tooBig || acked == 0 {
-		t.Fatalf("child said %q, want some acknowledged records and EFBIG", out)
+		t.Fatalf("child wrote %q, want some acknowledged records and EFBIG", out)
 	}
 	text, _ := os.ReadFile(cfg.Path)
 	if got := bytes.Count(text, []byte{'\n'}); got != acked || text[len(text)-1] != '\n' {
@@ -429,7 +431,8 @@ func TestKill(t *testing.T) {
 		for n := 0; lines.Scan(); n++ {
 			var key string
 			var count int
-			if _, err := fmt.Sscan(lines.Text(), &key, &count); err == nil { // the last one may be torn
+			// the last one may be torn
+			if _, err := fmt.Sscan(lines.Text(), &key, &count); err == nil {
 				acked[key] = max(acked[key], count)
 			}
 			if n == 20+13*round {
@@ -486,7 +489,8 @@ func (memoryInfo) Size() int64       { return 0 }
 func (memoryInfo) Mode() os.FileMode { return 0 }
 func (memoryInfo) Sys() any          { return nil }
 
-// While one sync is under way the batches of all other lanes gather, and the next sync serves them all.
+// While one sync is under way the batches of all other lanes gather, and the next sync serves them
+// all.
 func TestGroupCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{sync: func() { time.Sleep(time.Second) }} // a slow disk, on synctest's clock
@@ -515,8 +519,9 @@ func TestGroupCommit(t *testing.T) {
 	})
 }
 
-// The lines of a group wait for the group before it. Whoever commits asks each fence right before it writes, so what belongs to
-// somebody else by then is left out, and the others of the group are not.
+// The lines of a group wait for the group before it. The writer asks each fence right before it
+// writes. So what belongs to somebody else by then is left out, and the others of the group are
+// not.
 func TestFenceOfAGroupThatWaited(t *testing.T) {
 	w := &gatedWriter{open: make(chan struct{})}
 	s := NewWriter("stdout", w)
@@ -580,7 +585,8 @@ func TestFenceOfAGroupThatWaited(t *testing.T) {
 	}
 }
 
-// What is written after the file has lost its name goes to the path: nobody would ever read the old one.
+// What is written after the file has lost its name goes to the path: nobody would ever read the old
+// one.
 func TestFileLosesItsName(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -681,7 +687,7 @@ func TestFileRemovedUnderAWrite(t *testing.T) {
 
 func TestFileMode(t *testing.T) {
 	cfg := config(t)
-	for _, want := range []os.FileMode{0o600, 0o644} { // made by us, and as somebody has it
+	for _, want := range []os.FileMode{0o600, 0o644} { // made by us, and made by somebody else
 		s := newSink(t, cfg)
 		if err := s.Check(t.Context()); err != nil {
 			t.Fatal(err)
@@ -780,7 +786,7 @@ func FuzzAppendLine(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// What is no UTF-8 cannot be said in JSON; encoding/json has the same substitute.
+		// What is no UTF-8 has no form in JSON; encoding/json has the same substitute.
 		clean := func(s string) string { return strings.ToValidUTF8(s, "") }
 		valid := func(s string) bool { return clean(s) == s }
 		if valid(topic) && got.Topic != topic || valid(key) && got.Key != key || valid(name) && valid(text) && got.Headers[name] != text {

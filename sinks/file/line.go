@@ -18,9 +18,8 @@ import (
 // linePrefix is how every line of ours begins; a torn tail is recognised by it.
 const linePrefix = `{"topic":`
 
-// AppendLine appends the record as one line of JSON, newline included. A body that is JSON stands under
-// "value" as it is, byte for byte; any other, and one that itself has line breaks, stands under
-// "value_base64".
+// AppendLine appends the record as one line of JSON, newline included. A body that is JSON is under
+// "value", byte for byte. Any other, and one that has line breaks itself, is under "value_base64".
 func AppendLine(b []byte, rec *relay.Record) []byte {
 	b = appendString(append(b, linePrefix...), rec.Topic)
 	b = appendString(append(b, `,"key":`...), rec.Key)
@@ -43,14 +42,15 @@ func AppendLine(b []byte, rec *relay.Record) []byte {
 	return append(b, '"', '}', '\n')
 }
 
-// inline reports whether the body can stand in a line as it is.
+// inline reports whether the body can be part of a line as it is.
 func inline(value []byte) bool {
 	return bytes.IndexByte(value, '\n') < 0 && bytes.IndexByte(value, '\r') < 0 && utf8.Valid(value) && json.Valid(value)
 }
 
 const hexDigits = "0123456789abcdef"
 
-// appendString appends s as a JSON string. Bytes that are no UTF-8 become U+FFFD, as in encoding/json.
+// appendString appends s as a JSON string. Bytes that are no UTF-8 become U+FFFD, as in
+// encoding/json.
 func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	start := 0
@@ -100,8 +100,8 @@ type Line struct {
 }
 
 // Read gives each whole line of the file to f, in order, and stops at f's first error. A last line
-// without its newline is left out: it was never acknowledged. A line that is none of ours is an error
-// that says which.
+// without its newline is left out: it was never acknowledged. A line that is none of ours is an
+// error with the line's number.
 func Read(path string, f func(Line) error) error {
 	in, err := os.Open(path)
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 // ErrClosed is what Publish returns after and because of Close.
 var ErrClosed = errors.New("sink closed")
 
-// closePatience is how long Close waits for a write that the disk, or whoever reads our standard output,
-// does not finish.
+// closePatience is how long Close waits for a write that the disk, or whoever reads our standard
+// output, does not finish.
 const closePatience = 3 * time.Second
 
 // target is what a group of lines is committed to.
@@ -30,8 +30,9 @@ type target interface {
 
 // Sink appends records as lines. Publish may be called from any number of goroutines.
 type Sink struct {
-	name   string
-	target target // owned by the writer goroutine, which may hang in it; everybody else asks and waits
+	name string
+	// owned by the writer goroutine, which may hang in it; everybody else asks and waits
+	target target
 
 	stop     chan struct{}   // closed by Close
 	done     chan struct{}   // closed when the writer goroutine has ended
@@ -42,7 +43,7 @@ type Sink struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	closed bool
-	group  *group // the one that new batches join; nil when there is none
+	group  *group // the one that new batches join, or nil
 	spare  []byte // the buffer of a committed group, for the next one
 }
 
@@ -74,8 +75,8 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	return start("file", &disk{path: cfg.Path, fsync: cfg.Fsync, log: log, open: openFile}), nil
 }
 
-// NewWriter makes a sink that writes its lines to w, which it does not close. A record is acknowledged
-// when w has taken it.
+// NewWriter makes a sink that writes its lines to w, which it does not close. A record is
+// acknowledged when w has taken it.
 func NewWriter(name string, w io.Writer) *Sink {
 	return start(name, &stream{name: name, w: w})
 }
@@ -86,10 +87,11 @@ func start(name string, t target) *Sink {
 	return s
 }
 
-// Name returns "file" or what NewWriter was given.
+// Name returns "file" or the name given to NewWriter.
 func (s *Sink) Name() string { return s.name }
 
-// Check opens the file, or finds out why that cannot be done. It waits no longer than ctx for a disk that hangs.
+// Check opens the file, or finds out why that cannot be done. It waits no longer than ctx for a
+// disk that hangs.
 func (s *Sink) Check(ctx context.Context) error {
 	answer := make(chan error, 1)
 	select {
@@ -109,7 +111,8 @@ func (s *Sink) Check(ctx context.Context) error {
 	}
 }
 
-// Publish appends the batch and returns when it is durable. A batch is acknowledged whole or not at all.
+// Publish appends the batch and returns when it is durable. A batch is acknowledged whole or not at
+// all.
 func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	if len(batch) == 0 {
 		return nil
@@ -148,8 +151,8 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	}
 }
 
-// maxBuffer is the largest buffer kept for the next batch, so that one huge batch does not hold memory
-// for good.
+// maxBuffer is the largest buffer kept for the next batch, so that one huge batch does not hold
+// memory for good.
 const maxBuffer = 4 << 20
 
 // buffers holds the encoding buffers of Publish.
@@ -177,7 +180,8 @@ func (s *Sink) join(m *member, lines []byte) (*group, error) {
 	return g, nil
 }
 
-// run owns the target: it commits one group after the other, while the next gathers, and closes it at the end.
+// run owns the target: it commits one group after the other, while the next gathers, and closes it
+// at the end.
 func (s *Sink) run() {
 	defer close(s.done)
 	defer func() { s.closeErr = s.target.close() }()
@@ -207,9 +211,10 @@ func (s *Sink) run() {
 	}
 }
 
-// commit writes the lines of all members that may still be sent. The fences are asked here and not where the lines were
-// made: while a group waits for the one before it, the process may freeze and its slot go to somebody else. What
-// its caller has given up meanwhile is left out too, since it is offered again.
+// commit writes the lines of all members that may still be sent. The fences are asked here and not
+// where the lines were made, because while a group waits for the one before it, the process may
+// freeze and its slot go to somebody else. What its caller has given up meanwhile is left out too,
+// since it is offered again.
 func (s *Sink) commit(g *group) {
 	lines, from := g.lines[:0], 0
 	for _, m := range g.members {
@@ -221,7 +226,8 @@ func (s *Sink) commit(g *group) {
 		case !m.fence():
 			m.err = fmt.Errorf("append to %s: %w", s.name, relay.ErrFence)
 		default:
-			lines = append(lines, own...) // moves them to the front, if anything before was left out
+			// moves them to the front, if anything before was left out
+			lines = append(lines, own...)
 		}
 	}
 	if len(lines) == 0 {

@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// dataSync waits until the file's data, and of its metadata the size, are on disk. It saves the journal
-// write for the modification time that fsync would cost.
+// dataSync waits until the file's data, and of its metadata the size, are on disk. It saves the
+// journal write for the modification time that fsync would cost.
 func dataSync(f *os.File) error {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -24,7 +24,8 @@ func dataSync(f *os.File) error {
 	return errors.Join(err, os.NewSyscallError("fdatasync", syncErr))
 }
 
-// removed says that no name leads to the open file any more, so that it goes with its last handle.
+// removed reports whether no name leads to the open file any more, so that it goes with its last
+// handle.
 func removed(info os.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return ok && stat.Nlink == 0

@@ -1,14 +1,17 @@
-// Package halve finds the record for which a broker refuses a whole piece of a batch, without a word about which one it is.
+// Package halve finds the record for which a broker refuses a whole piece of a batch without naming
+// the record.
 //
-// The piece is halved until it is refused with one record in it, which is the one. Pieces go out one after the other and in order, so
-// what stands before the culprit has arrived when it is found. One culprit among n records costs about log2(n) refused pieces, and
-// many in a row cost one each.
+// The piece is halved until it is refused with one record in it, which is the one. Pieces go out
+// one after the other and in order, so what is in front of the culprit has arrived when it is
+// found. One culprit among n records costs about log2(n) refused pieces, and many in a row cost one
+// each.
 package halve
 
-// Piece is how many records the next offer may hold. The zero value is no limit. It is not safe for concurrent use.
+// Piece is how many records the next offer may hold. The zero value is no limit. It is not safe for
+// concurrent use.
 type Piece struct {
 	most     int // 0: no limit
-	suspects int // this many from the next one on hold a culprit; 0: not known of any
+	suspects int // among this many from the next one on is a culprit; 0: none is known of
 }
 
 // wide is the size from which on the search counts as over.
@@ -33,7 +36,8 @@ func (p *Piece) Taken(n int) {
 	}
 }
 
-// Refused notes that a piece of the next n records was refused, and reports whether its record stood alone.
+// Refused notes that a piece of the next n records was refused, and reports whether it had one
+// record only.
 func (p *Piece) Refused(n int) (alone bool) {
 	if n <= 1 {
 		*p = Piece{most: 1}
@@ -43,5 +47,6 @@ func (p *Piece) Refused(n int) (alone bool) {
 	return false
 }
 
-// Named is for a broker that names the culprit by its place in the refused piece: next come those in front of it, or it alone.
+// Named is for a broker that names the culprit by its place in the refused piece. Next come those
+// in front of it, or the culprit alone.
 func (p *Piece) Named(place int) { *p = Piece{most: max(1, place), suspects: place + 1} }

@@ -14,16 +14,16 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// place is where a record of the suite stands: it travels in the body, because a broker need not carry
-// the key (AMQP does not).
+// place is the position of a record of the suite in the order of its key. It travels in the body,
+// because a broker need not carry the key (AMQP does not).
 type place struct {
 	Key string `json:"key"`
 	Seq int    `json:"seq"`
 	Pad string `json:"pad,omitempty"`
 }
 
-// NewRecord makes a record for topic whose body says which key and which place in that key's order it
-// has, so that CheckOrder can tell later. Seq starts at 0.
+// NewRecord makes a record for topic whose body has its key and its place in that key's order, for
+// CheckOrder. Seq starts at 0.
 func NewRecord(topic, key string, seq, pad int) *relay.Record {
 	value, err := json.Marshal(place{Key: key, Seq: seq, Pad: strings.Repeat("x", pad)})
 	if err != nil {
@@ -76,8 +76,8 @@ func bare(topic, key string, value []byte) *relay.Record {
 	}
 }
 
-// Failed returns the records of the batch that err leaves to be offered again, in order, and those that
-// it refuses. An error that is no *relay.BatchError leaves all of them.
+// Failed returns the records of the batch that err leaves to be offered again, in order, and those
+// that it refuses. An error that is no *relay.BatchError leaves all of them.
 func Failed(batch []*relay.Record, err error) (again, refused []*relay.Record) {
 	if err == nil {
 		return nil, nil
@@ -99,9 +99,9 @@ func Failed(batch []*relay.Record, err error) (again, refused []*relay.Record) {
 	return again, refused
 }
 
-// Offer publishes the batch as a lane does: what fails in a passing way is offered again, in the same
-// order, until ctx ends. It returns the number of failed offers and an error when ctx ended first or a
-// record was refused.
+// Offer publishes the batch as a lane does: what has a transient error is offered again, in the
+// same order, until ctx ends. It returns the number of failed offers and an error when ctx ended
+// first or a record was refused.
 func Offer(ctx context.Context, sink relay.Sink, batch []*relay.Record) (failures int, err error) {
 	var last error // but for what the end of ctx itself brings
 	for len(batch) > 0 {
@@ -120,14 +120,15 @@ func Offer(ctx context.Context, sink relay.Sink, batch []*relay.Record) (failure
 		select {
 		case <-ctx.Done():
 			return failures, fmt.Errorf("%d records not acknowledged: %w, last: %w", len(batch), context.Cause(ctx), last)
-		case <-time.After(20 * time.Millisecond): // the lane's backoff, without which a broker that is away is asked in a busy loop
+		case <-time.After(20 * time.Millisecond):
+			// the lane's backoff: without it a broker that is away is asked in a busy loop
 		}
 	}
 	return failures, nil
 }
 
-// CheckOrder fails the test unless each key's first `want[key]` places are all there and, per key, no
-// record comes before its predecessor: each is at most one further than the one before it. With
+// CheckOrder fails the test unless each key's first `want[key]` places are all there and, per key,
+// no record comes before its predecessor: each is at most one further than the one before it. With
 // repeats false each also comes once only.
 func CheckOrder(t testing.TB, got []Delivered, want map[string]int, repeats bool) {
 	t.Helper()
@@ -169,7 +170,7 @@ func CheckOrder(t testing.TB, got []Delivered, want map[string]int, repeats bool
 
 func window(seqs []int, i int) []int { return seqs[max(0, i-5):min(len(seqs), i+6)] }
 
-// sameHeaders compares without order: an AMQP table has none.
+// sameHeaders ignores the order, since an AMQP table has none.
 func sameHeaders(a, b []relay.Header) bool {
 	byKey := func(x, y relay.Header) int { return strings.Compare(x.Key, y.Key) }
 	return slices.Equal(slices.SortedFunc(slices.Values(a), byKey), slices.SortedFunc(slices.Values(b), byKey))

@@ -22,7 +22,7 @@ import (
 // Delivered is one record as a consumer of the broker got it.
 type Delivered struct {
 	Topic   string // Kafka topic, AMQP routing key
-	Key     string // empty where the harness says NoKey
+	Key     string // empty with Harness.NoKey
 	Value   []byte
 	Headers []relay.Header
 }
@@ -35,28 +35,30 @@ type Target struct {
 	// Consume returns everything that the broker holds for Topic, in the broker's order within each
 	// partition or queue. The suite calls it once, after the last Publish has returned.
 	Consume func(t testing.TB) []Delivered
-	// Refused makes a record for Topic, or one beside it, that the broker will never take, and says
-	// with which reason. Nil when the broker takes everything.
+	// Refused makes a record that the broker will never take, for Topic or another topic, and
+	// returns the reason to expect. Nil when the broker takes everything.
 	Refused func(key string) (*relay.Record, relay.Reason)
-	// Stall makes the broker (or the way there) take nothing and answer nothing until resume is called.
-	// Nil when that cannot be arranged.
+	// Stall makes the broker (or the way there) take nothing and answer nothing until resume is
+	// called. Nil when that cannot be arranged.
 	Stall func(t testing.TB) (resume func())
 	// Faults are accidents that a sink survives by reconnecting: a restart, a cut connection. Each
 	// returns when the broker can be reached again.
 	Faults map[string]func(t testing.TB)
 }
 
-// Harness tells the suite how to reach one kind of broker.
+// Harness is how the suite reaches one kind of broker.
 type Harness struct {
-	// New makes a target. Its Sink is not yet closed when the test ends; the suite closes it. What else
-	// New opens it ends by t.Cleanup, goroutines included: the suite looks for leaks after that.
+	// New makes a target. Its Sink is not yet closed when the test ends; the suite closes it. What
+	// else New opens it ends by t.Cleanup, goroutines included: the suite looks for leaks after
+	// that.
 	New func(t testing.TB) *Target
-	// NoKey says that the broker does not carry Record.Key.
+	// NoKey is set when the broker does not carry Record.Key.
 	NoKey bool
 	// Soon is how long a Publish may take to return after its context ended, and Close to return
 	// while the broker is stalled. 0 means 5 s.
 	Soon time.Duration
-	// NotOurs are goroutines that a fault starts and that are not the sink's: those of a restarted broker.
+	// NotOurs are goroutines that a fault starts and that are not the sink's: those of a restarted
+	// broker.
 	NotOurs []goleak.Option
 	// Patience is how long the suite waits for what must come in the end. 0 means 60 s.
 	Patience time.Duration
@@ -103,7 +105,8 @@ func Run(t *testing.T, h Harness) {
 	}
 }
 
-// open makes a target whose sink is closed, and whose goroutines are looked for, when the test ends.
+// open makes a target whose sink is closed, and whose goroutines are looked for, when the test
+// ends.
 func (h Harness) open(t *testing.T) *Target {
 	t.Helper()
 	leaks := goleak.IgnoreCurrent()
@@ -118,7 +121,8 @@ func (h Harness) open(t *testing.T) *Target {
 	return target
 }
 
-// closeOnce lets a test close early although the suite closes at the end: the contract allows one call.
+// closeOnce lets a test close early although the suite closes at the end: the contract allows one
+// call.
 type closeOnce struct {
 	relay.Sink
 	once sync.Once
@@ -136,7 +140,7 @@ func (h Harness) ctx(t testing.TB) context.Context {
 	return ctx
 }
 
-// within fails the test when f takes longer than d; it says what f was.
+// within fails the test when f, which does what, takes longer than d.
 func within(t testing.TB, d time.Duration, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -320,17 +324,17 @@ func testRefused(t *testing.T, h Harness) {
 	}
 	// What waited can go once its turn has come.
 	if err := target.Sink.Publish(h.ctx(t), append(a[1:], c...)); err != nil {
-		t.Errorf("what stood behind the refused ones: %v", err)
+		t.Errorf("what was behind the refused ones: %v", err)
 	}
 	got := target.Consume(t)
 	CheckOrder(t, got, map[string]int{"a": 4, "b": 4, "c": 2}, true) // each round sent a[0] and b
 	if want := rounds*(1+4) + 5; len(got) != want {
-		t.Errorf("got %d records, want %d: nothing goes out that stands behind a refused one", len(got), want)
+		t.Errorf("got %d records, want %d: nothing goes out that is behind a refused one", len(got), want)
 	}
 }
 
-// Batches with refused records at random places, and what was held back offered again at the front of the next: each record arrives once, in
-// order.
+// Batches with refused records at random places, and what was held offered again at the front of
+// the next. Each record arrives once, in order.
 func testRefusedAnywhere(t *testing.T, h Harness) {
 	target := h.open(t)
 	if target.Refused == nil {
@@ -402,7 +406,8 @@ func testCancelledBefore(t *testing.T, h Harness) {
 	CheckOrder(t, target.Consume(t), map[string]int{"a": 5}, true)
 }
 
-// What may not be sent any more is not sent, whenever that becomes true; what was acknowledged before stays so.
+// What may not be sent any more is not sent, whenever that becomes true; what was acknowledged
+// before stays so.
 func testFenced(t *testing.T, h Harness) {
 	t.Run("Always", func(t *testing.T) {
 		target := h.open(t)
@@ -456,7 +461,8 @@ func testCancelledDuring(t *testing.T, h Harness) {
 		ctx, cancel := context.WithCancel(h.ctx(t))
 		result := make(chan error, 1)
 		go func() { result <- target.Sink.Publish(ctx, batch) }()
-		// Any moment will do, and each round another: the sink must tell the truth at all of them.
+		// Any moment will do, and each round another: what the sink returns must be true at all of
+		// them.
 		timer := time.AfterFunc(time.Duration(round)*500*time.Microsecond, cancel)
 		var err error
 		select {

@@ -10,9 +10,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Script is a relay.Sink in memory that fails on cue and remembers what it took. It keeps the contract:
-// when a record fails in a passing way the later ones of its key fail too, and behind a refused one they are not taken
-// and get relay.ErrBehind. Without cues it takes everything at once.
+// Script is a relay.Sink in memory that fails on cue and remembers what it took. It keeps the
+// contract: behind a record with a transient error the later ones of its key fail too, and behind a
+// refused one they are not taken and get relay.ErrBehind. Without cues it takes everything at once.
 //
 //	sink := sinktest.NewScript("kafka")
 //	sink.OnKey("order-7").Times(2).Fail(errors.New("leader moved"))
@@ -22,10 +22,10 @@ import (
 //	<-gate.Reached
 //	gate.Release()
 //
-// Several cues may match: of those about the whole call each delay and each gate applies, and the first
-// whole-batch error wins; of those about a record the first that was given wins. All methods may be
-// called from any goroutine at any time. Waiting is on timers and channels only, so it works inside a
-// testing/synctest bubble.
+// Several cues may match. Of those about the whole call each delay and each gate applies, and the
+// first whole-batch error wins. Of those about a record the first that was given wins. All methods
+// may be called from any goroutine at any time. Waiting is on timers and channels only, so it works
+// inside a testing/synctest bubble.
 type Script struct {
 	name string
 
@@ -58,12 +58,12 @@ type Offered struct {
 // ErrScriptClosed is what Publish returns after and because of Close.
 var ErrScriptClosed = errors.New("script: closed")
 
-// NewScript makes a sink that takes everything until told otherwise.
+// NewScript makes a sink that takes everything until it has cues.
 func NewScript(name string) *Script {
 	return &Script{name: name, changed: make(chan struct{}), done: make(chan struct{})}
 }
 
-// Cue says when something happens; one of its methods says what.
+// Cue is when something happens; one of its methods sets what.
 type Cue struct {
 	script *Script
 	// when; one of them
@@ -79,7 +79,7 @@ type Cue struct {
 	gate  *Gate
 }
 
-// Gate holds up calls of Publish.
+// Gate makes calls of Publish wait.
 type Gate struct {
 	Reached chan struct{} // closed when the first call has come to the gate
 	once    sync.Once
@@ -107,7 +107,8 @@ func (s *Script) cue(c Cue) *Cue {
 	return &c
 }
 
-// Times limits the cue to its first n matches (calls for OnCall, offers of a matching record otherwise).
+// Times limits the cue to its first n matches (calls for OnCall, offers of a matching record
+// otherwise).
 func (c *Cue) Times(n int) *Cue {
 	c.script.mu.Lock()
 	defer c.script.mu.Unlock()
@@ -118,7 +119,7 @@ func (c *Cue) Times(n int) *Cue {
 // Stop ends the cue.
 func (c *Cue) Stop() { c.Times(0) }
 
-// Fail gives the record a passing error. On a call it is that of every record in it.
+// Fail gives the record a transient error. On a call it is that of every record in it.
 func (c *Cue) Fail(err error) *Cue { return c.set(func() { c.err = err }) }
 
 // Refuse gives the record a *relay.RefusedError.
@@ -126,8 +127,8 @@ func (c *Cue) Refuse(reason relay.Reason, err error) *Cue {
 	return c.Fail(relay.Refuse(reason, err))
 }
 
-// FailBatch makes the call that the cue matches return err itself, not a *relay.BatchError. Nothing of
-// that batch is taken.
+// FailBatch makes the call that the cue matches return err itself, not a *relay.BatchError. Nothing
+// of that batch is taken.
 func (c *Cue) FailBatch(err error) *Cue { return c.set(func() { c.err, c.whole = err, true }) }
 
 // Lose takes the record and still gives it err: the acknowledgement got lost on the way.
@@ -136,8 +137,8 @@ func (c *Cue) Lose(err error) *Cue { return c.set(func() { c.err, c.lost = err, 
 // Delay makes the call that the cue matches take d longer, or until its context ends.
 func (c *Cue) Delay(d time.Duration) *Cue { return c.set(func() { c.delay = d }) }
 
-// Block makes the calls that the cue matches wait until the gate is released, their context ends or the
-// sink is closed.
+// Block makes the calls that the cue matches wait until the gate is released, their context ends or
+// the sink is closed.
 func (c *Cue) Block() *Gate {
 	g := &Gate{Reached: make(chan struct{}), open: make(chan struct{})}
 	c.set(func() { c.gate = g })
@@ -161,7 +162,7 @@ func (s *Script) Down(err error) {
 // Name returns the name given to NewScript.
 func (s *Script) Name() string { return s.name }
 
-// Check returns what Down was told.
+// Check returns the error given to Down.
 func (s *Script) Check(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +172,7 @@ func (s *Script) Check(context.Context) error {
 	return s.down
 }
 
-// Publish does what the cues say.
+// Publish does what the cues want.
 func (s *Script) Publish(ctx context.Context, batch []*relay.Record) error {
 	if len(batch) == 0 {
 		return nil
@@ -273,7 +274,8 @@ func (s *Script) fate(rec *relay.Record, m matches, i int, held map[string]error
 
 // matches are the cues that one call met.
 type matches struct {
-	calls   []*Cue // about the whole call, and those of records that delay, block or fail it as a whole
+	// about the whole call, and those of records that delay, block or fail it as a whole
+	calls   []*Cue
 	records []*Cue // by index in the batch: the first with a fate for that record
 }
 
@@ -360,15 +362,16 @@ func (s *Script) Taken() []*relay.Record {
 	return slices.Clone(s.taken)
 }
 
-// Offered returns what was offered in every finished call, with its fate, in the order of finishing.
+// Offered returns what was offered in every finished call, with its fate, in the order of
+// finishing.
 func (s *Script) Offered() []Offered {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.offered)
 }
 
-// Calls returns how often Publish was called with records, and the largest number of calls under way at
-// once.
+// Calls returns how often Publish was called with records, and the largest number of calls under
+// way at once.
 func (s *Script) Calls() (calls, atOnce int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -382,8 +385,8 @@ func (s *Script) Closed() bool {
 	return s.closed
 }
 
-// WaitTaken waits until at least n records reached the sink, repeats included. It returns the context's
-// cause when that ends first.
+// WaitTaken waits until at least n records reached the sink, repeats included. It returns the
+// context's cause when that ends first.
 func (s *Script) WaitTaken(ctx context.Context, n int) error {
 	return s.until(ctx, func() bool { return len(s.taken) >= n })
 }

@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var errPassing = errors.New("leader moved")
+var errTransient = errors.New("leader moved")
 
 func delivered(s *sinktest.Script) []sinktest.Delivered {
 	var out []sinktest.Delivered
@@ -46,14 +46,14 @@ func TestScriptKeepsTheContract(t *testing.T) {
 			},
 			Faults: map[string]func(testing.TB){
 				"down": func(t testing.TB) {
-					s.Down(errPassing)
+					s.Down(errTransient)
 					defer s.Down(nil)
 					if err := s.WaitOffered(t.Context(), len(s.Offered())+200); err != nil {
 						t.Error(err)
 					}
 				},
 				"lost acknowledgements": func(t testing.TB) {
-					cue := s.OnKey("lane1-a").Lose(errPassing)
+					cue := s.OnKey("lane1-a").Lose(errTransient)
 					defer cue.Stop()
 					if err := s.WaitTaken(t.Context(), len(s.Taken())+200); err != nil {
 						t.Error(err)
@@ -82,25 +82,25 @@ func TestScript(t *testing.T) {
 		whole   bool // the error is the call's own
 	}{
 		{"nothing", func(*sinktest.Script) {}, nil, nil, all, false},
-		{"key", func(s *sinktest.Script) { s.OnKey("a").Fail(errPassing) }, []string{"a0", "a1", "a2"}, nil, []string{"b0", "b1", "b2"}, false},
-		{"key once", func(s *sinktest.Script) { s.OnKey("a").Times(1).Fail(errPassing) }, []string{"a0", "a1", "a2"}, nil, []string{"b0", "a1", "b1", "a2", "b2"}, false},
-		{"event in the middle", func(s *sinktest.Script) { s.OnEvent(b[1].EventID).Fail(errPassing) }, []string{"b1", "b2"}, nil, []string{"a0", "b0", "a1", "a2", "b2"}, false},
+		{"key", func(s *sinktest.Script) { s.OnKey("a").Fail(errTransient) }, []string{"a0", "a1", "a2"}, nil, []string{"b0", "b1", "b2"}, false},
+		{"key once", func(s *sinktest.Script) { s.OnKey("a").Times(1).Fail(errTransient) }, []string{"a0", "a1", "a2"}, nil, []string{"b0", "a1", "b1", "a2", "b2"}, false},
+		{"event in the middle", func(s *sinktest.Script) { s.OnEvent(b[1].EventID).Fail(errTransient) }, []string{"b1", "b2"}, nil, []string{"a0", "b0", "a1", "a2", "b2"}, false},
 		{"refused", func(s *sinktest.Script) { s.OnEvent(a[1].EventID).Refuse(relay.ReasonRejected, refused) }, []string{"a2"}, []string{"a1"}, []string{"a0", "b0", "b1", "b2"}, false},
 		{"refused behind one that failed", func(s *sinktest.Script) {
-			s.OnEvent(a[0].EventID).Fail(errPassing)
+			s.OnEvent(a[0].EventID).Fail(errTransient)
 			s.OnEvent(a[1].EventID).Refuse(relay.ReasonRejected, refused)
 		}, []string{"a0", "a1", "a2"}, nil, []string{"b0", "b1", "b2"}, false},
-		{"lost", func(s *sinktest.Script) { s.OnEvent(a[1].EventID).Lose(errPassing) }, []string{"a1", "a2"}, nil, all, false},
-		{"call", func(s *sinktest.Script) { s.OnCall(1).Fail(errPassing) }, all, nil, nil, false},
-		{"another call", func(s *sinktest.Script) { s.OnCall(2).Fail(errPassing) }, nil, nil, all, false},
-		{"whole batch", func(s *sinktest.Script) { s.OnCall(1).FailBatch(errPassing) }, all, nil, nil, true},
-		{"whole batch by key", func(s *sinktest.Script) { s.OnKey("b").FailBatch(errPassing) }, all, nil, nil, true},
-		{"whole batch by a key that is not there", func(s *sinktest.Script) { s.OnKey("z").FailBatch(errPassing) }, nil, nil, all, false},
-		{"down", func(s *sinktest.Script) { s.Down(errPassing) }, all, nil, nil, true},
-		{"stopped", func(s *sinktest.Script) { s.OnKey("a").Fail(errPassing).Stop() }, nil, nil, all, false},
+		{"lost", func(s *sinktest.Script) { s.OnEvent(a[1].EventID).Lose(errTransient) }, []string{"a1", "a2"}, nil, all, false},
+		{"call", func(s *sinktest.Script) { s.OnCall(1).Fail(errTransient) }, all, nil, nil, false},
+		{"another call", func(s *sinktest.Script) { s.OnCall(2).Fail(errTransient) }, nil, nil, all, false},
+		{"whole batch", func(s *sinktest.Script) { s.OnCall(1).FailBatch(errTransient) }, all, nil, nil, true},
+		{"whole batch by key", func(s *sinktest.Script) { s.OnKey("b").FailBatch(errTransient) }, all, nil, nil, true},
+		{"whole batch by a key that is not there", func(s *sinktest.Script) { s.OnKey("z").FailBatch(errTransient) }, nil, nil, all, false},
+		{"down", func(s *sinktest.Script) { s.Down(errTransient) }, all, nil, nil, true},
+		{"stopped", func(s *sinktest.Script) { s.OnKey("a").Fail(errTransient).Stop() }, nil, nil, all, false},
 		{"first of two cues", func(s *sinktest.Script) {
 			s.OnEvent(a[0].EventID).Refuse(relay.ReasonRejected, refused)
-			s.OnKey("a").Fail(errPassing)
+			s.OnKey("a").Fail(errTransient)
 		}, []string{"a1", "a2"}, []string{"a0"}, []string{"b0", "b1", "b2"}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

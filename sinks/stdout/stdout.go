@@ -1,5 +1,6 @@
-// Package stdout is the sink that shows records instead of delivering them: the lines of sinks/file, on
-// standard output. A record is acknowledged when it is written, so whoever reads the pipe sets the pace.
+// Package stdout is the sink that shows records instead of delivering them: the lines of
+// sinks/file, on standard output. A record is acknowledged when it is written, so whoever reads the
+// pipe sets the pace.
 package stdout
 
 import (

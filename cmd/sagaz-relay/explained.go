@@ -188,20 +188,20 @@ var explained = map[string]string{
 		"requests; more than the topics' max.message.bytes costs a refused request and a second " +
 		"try. A single larger record travels alone. The default is below the brokers' default " +
 		"limit, 1048588.",
-	"RELAY_KAFKA_IDEMPOTENCE": "Lets the brokers tell a late copy of a request from a new one, so that it is not " +
-		"appended twice. Switch it off only for a broker that cannot; where it is merely not " +
-		"permitted the sink notices, warns and goes on without.",
+	"RELAY_KAFKA_IDEMPOTENCE": "Lets the brokers recognise a late copy of a request, so that it is not appended twice. " +
+		"Switch it off only for a broker that cannot; where it is merely not permitted the sink " +
+		"notices, warns and goes on without.",
 	"RELAY_KAFKA_TOPIC_WAIT": "How long to wait for a topic that does not exist to be created, by the broker " +
 		"(auto.create.topics.enable) or by someone else, before its records are refused as " +
 		"unknown_topic. It is waited once; after that a topic that is still not there is refused " +
-		"at once. Until then the lane stands.",
+		"at once. Until then the lane waits.",
 	"RELAY_KAFKA_REQUEST_TIMEOUT": "How long to wait for a broker's answer before the connection is given up. The broker is " +
-		"told to give up on slow replicas after two thirds of it, so that its answer comes first. " +
-		"Too little turns a slow broker into redeliveries; too much keeps lanes waiting for a " +
-		"dead one.",
+		"asked to give up on slow replicas after two thirds of it, so that its answer comes " +
+		"first. Too little turns a slow broker into redeliveries; too much keeps lanes waiting " +
+		"for a dead one.",
 	"RELAY_KAFKA_DIAL_TIMEOUT": "How long opening a connection may take, with TLS and login.",
-	"RELAY_KAFKA_METADATA_TTL": "How old the sink's idea of a topic may get before it is asked for again, beside the " +
-		"questions that errors cause. Partitions added to a topic are used after that time at the " +
+	"RELAY_KAFKA_METADATA_TTL": "How old the sink's metadata of a topic may get before it is asked for again. Errors " +
+		"cause further questions. Partitions added to a topic are used after that time at the " +
 		"latest.",
 	"RABBITMQ_URL": "Where the broker is and who the relay is: amqp://user:password@host:5672/vhost, or " +
 		"amqps:// for TLS. A reserved character in user or password is percent-encoded, and so is " +

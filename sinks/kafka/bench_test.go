@@ -56,7 +56,8 @@ func BenchmarkPublish(b *testing.B) {
 			batches := make([][]*relay.Record, tc.lanes)
 			for lane := range batches {
 				batches[lane] = eventBatch(lane, tc.of, topics...)
-				if _, err := sinktest.Offer(b.Context(), s, batches[lane]); err != nil { // leaders of a new topic settle
+				// leaders of a new topic settle
+				if _, err := sinktest.Offer(b.Context(), s, batches[lane]); err != nil {
 					b.Fatal(err)
 				}
 			}

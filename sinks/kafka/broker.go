@@ -18,11 +18,11 @@ import (
 )
 
 const (
-	// maxInFlight is the number of requests that a broker's connection holds unanswered: one that the broker works
-	// on, and the next, which is there when that is done. Brokers take the requests of one connection one by
-	// one, so more would only make them smaller: with 20 topics of 4 partitions 5 cost half as much CPU again
-	// per record as 2 (BenchmarkPublish). It must not exceed 5, the number of batches per partition and
-	// producer that brokers remember.
+	// maxInFlight is the number of unanswered requests on a broker's connection: one that the
+	// broker works on, and the next, which is there when that is done. Brokers take the requests of
+	// one connection one by one, so more would only make them smaller: with 20 topics of 4
+	// partitions 5 cost half as much CPU again per record as 2 (BenchmarkPublish). It must not
+	// exceed 5, the number of batches per partition and producer that brokers remember.
 	maxInFlight = 2
 	// frameBytes is when a request is sent though other partitions wait: it bounds the buffer.
 	frameBytes = 2 << 20
@@ -30,9 +30,9 @@ const (
 	keepBuffer = 4 << 20
 )
 
-// broker sends what its partitions have, all of them in one request, as soon as the connection has room.
-// While requests are under way the partitions gather, so batches grow with the load and no
-// linger time is needed.
+// broker sends what all its partitions have in one request, as soon as the connection has room.
+// While requests are under way the partitions gather, so batches grow with the load and no linger
+// time is needed.
 type broker struct {
 	sink *Sink
 	id   int32
@@ -55,7 +55,8 @@ func (b *broker) address() string {
 	return b.addr
 }
 
-// add puts a partition on the list; the caller holds the partition's mutex and has marked it as listed.
+// add puts a partition on the list; the caller holds the partition's mutex and has marked it as
+// listed.
 func (b *broker) add(p *partition) {
 	b.mu.Lock()
 	b.ready = append(b.ready, p)
@@ -139,8 +140,8 @@ func (b *broker) flush() {
 	}
 }
 
-// connect opens a connection for what is ready. Before a broker is dialed its partitions ask who leads
-// them: when a broker went away, they have often moved.
+// connect opens a connection for what is ready. Before a broker is dialed its partitions look up
+// their leader: when a broker went away, they have often moved.
 func (b *broker) connect() *link {
 	var asked []*partition
 	for _, p := range b.takeReady() {
@@ -191,7 +192,7 @@ func (b *broker) dial() (*link, error) {
 		slots:   make(chan struct{}, maxInFlight),
 		down:    make(chan struct{}),
 	}
-	b.sink.goroutines.Add(1) // the sender holds one, so the count is above zero
+	b.sink.goroutines.Add(1) // the sender counts as one, so the count is above zero
 	go func() {
 		defer b.sink.goroutines.Done()
 		stop := context.AfterFunc(b.sink.ctx, func() { l.close(ErrClosed) })
@@ -201,15 +202,15 @@ func (b *broker) dial() (*link, error) {
 	return l, nil
 }
 
-// link is one connection to a broker with the requests on it. The sender writes, read reads; brokers answer in
-// order.
+// link is one connection to a broker with the requests on it. The sender writes, read reads;
+// brokers answer in order.
 type link struct {
 	broker  *broker
 	conn    *wire
 	addr    string
 	version int16
 	slots   chan struct{} // one token per unanswered request
-	down    chan struct{} // closed when the connection is of no more use
+	down    chan struct{} // closed when the connection is no longer used
 
 	mu      sync.Mutex
 	err     error // why it was closed
@@ -222,8 +223,8 @@ type request struct {
 	deadline time.Time
 }
 
-// fence reports whether all of it may still be sent. It is asked last, so that a process which was frozen while it composed
-// the request does not write it when it thaws.
+// fence reports whether all of it may still be sent. It is asked last. So a process which was
+// frozen while it composed the request does not write it when it thaws.
 func (r *request) fence() bool {
 	for _, c := range r.chunks {
 		for i := range c.segs {
@@ -244,7 +245,7 @@ func (l *link) broken() bool {
 	}
 }
 
-// close ends the connection; the first cause stays. read then settles what is pending.
+// close ends the connection; the first cause stays. read then gives fates to what is pending.
 func (l *link) close(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -272,7 +273,7 @@ func (l *link) send(buf []byte, req *request) {
 	_ = l.conn.SetWriteDeadline(req.deadline)
 	l.mu.Unlock()
 	if !req.fence() {
-		l.close(relay.ErrFence) // read settles it; the broker has seen nothing of it
+		l.close(relay.ErrFence) // read gives it its fate; the broker has seen nothing of it
 		return
 	}
 	if _, err := l.conn.Write(buf); err != nil {
@@ -280,7 +281,7 @@ func (l *link) send(buf []byte, req *request) {
 	}
 }
 
-// read settles answers until the connection ends, and then what is left without one.
+// read gives fates by the answers until the connection ends, and then to what is left without one.
 func (l *link) read() {
 	err := l.answers()
 	l.close(fmt.Errorf("read from kafka at %s: %w", l.addr, err))
@@ -319,13 +320,14 @@ func (l *link) answers() error {
 			_ = l.conn.SetReadDeadline(time.Time{})
 		}
 		l.mu.Unlock()
-		l.settle(req, msg.(*produce.Response))
+		l.match(req, msg.(*produce.Response))
 		<-l.slots
 	}
 }
 
-// settle matches the answer with what was sent; brokers may answer in another order.
-func (l *link) settle(req *request, res *produce.Response) {
+// match gives each chunk of the request its part of the answer; brokers may answer in another
+// order.
+func (l *link) match(req *request, res *produce.Response) {
 	next := 0
 	find := func(topic string, index int32) *chunk {
 		for range req.chunks {
@@ -348,7 +350,7 @@ func (l *link) settle(req *request, res *produce.Response) {
 	}
 	for _, c := range req.chunks {
 		if c != nil {
-			c.p.lost(c, fmt.Errorf("kafka at %s answered without a word about the partition", l.addr), true, true)
+			c.p.lost(c, fmt.Errorf("kafka at %s answered without naming the partition", l.addr), true, true)
 		}
 	}
 }

@@ -12,14 +12,14 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 )
 
-// Config says how to reach the brokers and how to write to them. Each field names its variable in its tag;
-// fallback is read when that is unset, secret values are never shown.
+// Config is how to reach the brokers and how to write to them. Each field names its variable in its
+// tag; fallback is read when that is unset, secret values are never shown.
 type Config struct {
-	// Brokers lists addresses of some brokers of the cluster, host:port each (port 9092 when left out); the
-	// others are learnt from them. One that is down is passed over, so name two or three.
+	// Brokers lists addresses of some brokers of the cluster, host:port each (port 9092 when left
+	// out); the others are learnt from them. One that is down is passed over, so name two or three.
 	//
-	// No default. KAFKA_BOOTSTRAP_SERVERS, comma-separated; when that is unset BROKER_URL, which may say
-	// kafka:// in front.
+	// No default. KAFKA_BOOTSTRAP_SERVERS, comma-separated; when that is unset BROKER_URL, which
+	// may begin with kafka://.
 	Brokers []string `env:"KAFKA_BOOTSTRAP_SERVERS" fallback:"BROKER_URL" secret:"address"`
 
 	// ClientID is the name under which brokers log this client and count its quota.
@@ -27,14 +27,14 @@ type Config struct {
 	// Default sagaz-relay. KAFKA_CLIENT_ID.
 	ClientID string `env:"KAFKA_CLIENT_ID"`
 
-	// SecurityProtocol is what the brokers' listener speaks: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
-	// The SASL_ ones need SASLMechanism.
+	// SecurityProtocol is what the brokers' listener speaks: PLAINTEXT, SSL, SASL_PLAINTEXT or
+	// SASL_SSL. The SASL_ ones need SASLMechanism.
 	//
 	// Default PLAINTEXT. KAFKA_SECURITY_PROTOCOL.
 	SecurityProtocol string `env:"KAFKA_SECURITY_PROTOCOL"`
 
-	// SASLMechanism is how the user proves itself: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. PLAIN over
-	// SASL_PLAINTEXT puts the password on the network.
+	// SASLMechanism is how the user proves itself: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. PLAIN
+	// over SASL_PLAINTEXT puts the password on the network.
 	//
 	// No default. KAFKA_SASL_MECHANISM.
 	SASLMechanism string `env:"KAFKA_SASL_MECHANISM"`
@@ -49,8 +49,9 @@ type Config struct {
 	// No default. KAFKA_SASL_PASSWORD.
 	SASLPassword string `env:"KAFKA_SASL_PASSWORD" secret:"true"`
 
-	// TLSCAFile holds the certificates (PEM) that brokers' certificates are checked against, instead of
-	// the system's. Read again at every connection, so that a rotated file needs no restart.
+	// TLSCAFile holds the certificates (PEM) that brokers' certificates are checked against,
+	// instead of the system's. Read again at every connection, so that a rotated file needs no
+	// restart.
 	//
 	// Default: the system's. RELAY_KAFKA_TLS_CA_FILE.
 	TLSCAFile string `env:"RELAY_KAFKA_TLS_CA_FILE"`
@@ -66,42 +67,45 @@ type Config struct {
 	// No default. RELAY_KAFKA_TLS_KEY_FILE.
 	TLSKeyFile string `env:"RELAY_KAFKA_TLS_KEY_FILE" secret:"path"`
 
-	// TLSServerName is the name expected in brokers' certificates, where that is not the host name under
-	// which they are reached (a port-forward, an address by number).
+	// TLSServerName is the name expected in brokers' certificates, where that is not the host name
+	// under which they are reached (a port-forward, an address by number).
 	//
 	// Default: each broker's host name. RELAY_KAFKA_TLS_SERVER_NAME.
 	TLSServerName string `env:"RELAY_KAFKA_TLS_SERVER_NAME"`
 
-	// Compression is the codec for record batches: none, gzip, snappy, lz4 or zstd. It spends the relay's
-	// CPU to save network and the brokers' disks; consumers read any of them.
+	// Compression is the codec for record batches: none, gzip, snappy, lz4 or zstd. It spends the
+	// relay's CPU to save network and the brokers' disks; consumers read any of them.
 	//
 	// Default none. RELAY_KAFKA_COMPRESSION.
 	Compression string `env:"RELAY_KAFKA_COMPRESSION"`
 
 	// BatchBytes is how large one batch for one partition may grow, before compression. Too little
-	// costs requests; more than the topics' max.message.bytes costs a refused request and a second try. A
-	// single larger record travels alone. The default is below the brokers' default limit, 1048588.
+	// costs requests; more than the topics' max.message.bytes costs a refused request and a second
+	// try. A single larger record travels alone. The default is below the brokers' default limit,
+	// 1048588.
 	//
 	// Default 1000000. RELAY_KAFKA_BATCH_BYTES.
 	BatchBytes int `env:"RELAY_KAFKA_BATCH_BYTES"`
 
-	// Idempotence lets the brokers tell a late copy of a request from a new one, so that it is not appended twice.
-	// Switch it off only for a broker that cannot; where it is merely not permitted the sink notices, warns
-	// and goes on without.
+	// Idempotence lets the brokers recognise a late copy of a request, so that it is not appended
+	// twice. Switch it off only for a broker that cannot; where it is merely not permitted the sink
+	// notices, warns and goes on without.
 	//
 	// Default true. RELAY_KAFKA_IDEMPOTENCE.
 	Idempotence bool `env:"RELAY_KAFKA_IDEMPOTENCE"`
 
 	// TopicWait is how long to wait for a topic that does not exist to be created, by the broker
-	// (auto.create.topics.enable) or by someone else, before its records are refused as unknown_topic. It is
-	// waited once; after that a topic that is still not there is refused at once. Until then the lane stands.
+	// (auto.create.topics.enable) or by someone else, before its records are refused as
+	// unknown_topic. It is waited once; after that a topic that is still not there is refused at
+	// once. Until then the lane waits.
 	//
 	// Default 5s. RELAY_KAFKA_TOPIC_WAIT.
 	TopicWait time.Duration `env:"RELAY_KAFKA_TOPIC_WAIT"`
 
-	// RequestTimeout is how long to wait for a broker's answer before the connection is given up. The broker
-	// is told to give up on slow replicas after two thirds of it, so that its answer comes first.
-	// Too little turns a slow broker into redeliveries; too much keeps lanes waiting for a dead one.
+	// RequestTimeout is how long to wait for a broker's answer before the connection is given up.
+	// The broker is asked to give up on slow replicas after two thirds of it, so that its answer
+	// comes first. Too little turns a slow broker into redeliveries; too much keeps lanes waiting
+	// for a dead one.
 	//
 	// Default 15s. RELAY_KAFKA_REQUEST_TIMEOUT.
 	RequestTimeout time.Duration `env:"RELAY_KAFKA_REQUEST_TIMEOUT"`
@@ -111,8 +115,9 @@ type Config struct {
 	// Default 5s. RELAY_KAFKA_DIAL_TIMEOUT.
 	DialTimeout time.Duration `env:"RELAY_KAFKA_DIAL_TIMEOUT"`
 
-	// MetadataTTL is how old the sink's idea of a topic may get before it is asked for again, beside the
-	// questions that errors cause. Partitions added to a topic are used after that time at the latest.
+	// MetadataTTL is how old the sink's metadata of a topic may get before it is asked for again.
+	// Errors cause further questions. Partitions added to a topic are used after that time at the
+	// latest.
 	//
 	// Default 30s. RELAY_KAFKA_METADATA_TTL.
 	MetadataTTL time.Duration `env:"RELAY_KAFKA_METADATA_TTL"`
@@ -147,9 +152,9 @@ const (
 	mechanismSCRAM512 = "SCRAM-SHA-512"
 )
 
-// maxRecord is what a record may measure where the topic's limit cannot be learnt: a broker closes the
-// connection on a request above socket.request.max.bytes (100 MiB unless changed) without a word, and
-// other partitions' records must fit beside it.
+// maxRecord is what a record may measure where the topic's limit cannot be learnt: a broker closes
+// the connection on a request above socket.request.max.bytes (100 MiB unless changed) without an
+// answer, and other partitions' records must fit next to it.
 const maxRecord = 96 << 20
 
 // Validate reports everything that is wrong, by the variables' names. It does not look at files.
@@ -226,7 +231,8 @@ func (c *Config) tls() bool {
 	return c.SecurityProtocol == protocolSSL || c.SecurityProtocol == protocolSASLSSL
 }
 
-// addresses returns Brokers as host:port. Errors do not repeat what was typed: it may hold a password.
+// addresses returns Brokers as host:port. Errors do not repeat what was typed: it may contain a
+// password.
 func (c *Config) addresses() ([]string, error) {
 	const name = "KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL)"
 	if err := address.Brokers(c.Brokers); err != nil {

@@ -60,7 +60,7 @@ func TestConfigValidate(t *testing.T) {
 			}
 			for _, part := range tc.want {
 				if !strings.Contains(err.Error(), part) {
-					t.Errorf("%q does not say %q", err, part)
+					t.Errorf("%q does not have %q", err, part)
 				}
 			}
 			if err != nil && strings.Contains(err.Error(), "s3cret") {

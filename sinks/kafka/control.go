@@ -18,13 +18,13 @@ import (
 	"github.com/segmentio/kafka-go/protocol/metadata"
 )
 
-// control asks what any broker can answer (topics, producer ids, limits) over a connection of its own, so
-// that a question never waits behind records. One question at a time.
+// control asks what any broker can answer (topics, producer ids, limits), one question at a time.
+// It has a connection of its own, so that a question never waits behind records.
 type control struct {
 	dialer *dialer
 	addrs  func() []string
 
-	turn chan struct{} // holds one token; who has it owns conn
+	turn chan struct{} // one token: who has it owns conn
 	conn *wire
 	addr string
 }
@@ -35,8 +35,8 @@ func newControl(d *dialer, addrs func() []string) *control {
 	return c
 }
 
-// ask sends a request that may be repeated without harm: a connection that was idle may turn out
-// closed, and then the question goes to a fresh one.
+// ask sends a request that may be repeated without harm. A connection that was idle may turn out
+// closed, and then the request goes over a new one.
 func (c *control) ask(ctx context.Context, req protocol.Message) (protocol.Message, error) {
 	select {
 	case <-c.turn:
@@ -102,7 +102,7 @@ func (c *control) close() {
 	c.turn <- struct{}{}
 }
 
-// topics asks about the topics by name, never about all of them: a cluster may have thousands. Asking
+// topics asks about the topics by name, never about all, since a cluster may have thousands. Asking
 // creates them where the broker does that by itself.
 func (c *control) topics(ctx context.Context, names []string) (*metadata.Response, error) {
 	if names == nil {
@@ -127,7 +127,8 @@ func (c *control) metadata(ctx context.Context, req *metadata.Request) (*metadat
 const (
 	// maxBrokers is far above any cluster; each costs a goroutine here.
 	maxBrokers = 5000
-	// maxGap is how far the number of a partition may be above how many are listed: brokers list all of them.
+	// maxGap is how far the number of a partition may be above how many are listed: brokers list
+	// all of them.
 	maxGap = 1024
 )
 
@@ -147,9 +148,9 @@ func plausible(m *metadata.Response) error {
 	return nil
 }
 
-// wouldCreate asks whether the cluster would create a topic, without creating it. The answer says in words what a question for its
-// metadata does not: that the name collides with another topic's, or that a policy forbids it. It returns 0 and "" when the
-// cluster would, or does not say.
+// wouldCreate asks whether the cluster would create a topic, without creating it. The answer has
+// what an answer about metadata does not: that the name collides with another topic's, or that a
+// policy forbids it. It returns 0 and "" when the cluster would create it, or does not answer.
 func (c *control) wouldCreate(ctx context.Context, name string) (code kafkago.Error, text string) {
 	res, err := c.ask(ctx, &createtopics.Request{
 		Topics:    []createtopics.RequestTopic{{Name: name, NumPartitions: 1, ReplicationFactor: 1}},
@@ -166,18 +167,19 @@ func (c *control) wouldCreate(ctx context.Context, name string) (code kafkago.Er
 	return 0, ""
 }
 
-// notCreated says why brokers do not create a topic with a legal name; "" when that is not known.
+// notCreated returns why brokers do not create a topic with a legal name; "" when that is not
+// known.
 func (c *control) notCreated(ctx context.Context, name string) string {
 	switch code, text := c.wouldCreate(ctx, name); code {
 	case kafkago.InvalidTopic:
 		// For Kafka . and _ are one, because they are in the names of its metrics.
 		if strings.Contains(text, "collides") || strings.ContainsAny(name, "._") {
 			return fmt.Sprintf("no broker creates it, because its name collides with that of another topic, in which . and _ count as the same (%v): "+
-				"change event_type or RELAY_TOPIC, or delete the other topic", said(code, text))
+				"change event_type or RELAY_TOPIC, or delete the other topic", withText(code, text))
 		}
-		return fmt.Sprintf("no broker creates it (%v): change event_type or RELAY_TOPIC", said(code, text))
+		return fmt.Sprintf("no broker creates it (%v): change event_type or RELAY_TOPIC", withText(code, text))
 	case kafkago.PolicyViolation:
-		return fmt.Sprintf("no broker creates it by itself (%v): create it as that policy wants", said(code, text))
+		return fmt.Sprintf("no broker creates it by itself (%v): create it as that policy wants", withText(code, text))
 	default: // it could be created, or we may not ask
 		return ""
 	}
@@ -196,7 +198,7 @@ func (c *control) producer(ctx context.Context) (producerID, error) {
 	return producerID{r.ProducerID, r.ProducerEpoch}, nil
 }
 
-// limit asks for max.message.bytes of a topic. It returns 0 when the broker does not tell, mostly
+// limit asks for max.message.bytes of a topic. It returns 0 when the broker does not answer, mostly
 // because the user may not ask.
 func (c *control) limit(ctx context.Context, topic string) (int64, error) {
 	const name = "max.message.bytes"

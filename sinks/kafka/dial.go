@@ -47,14 +47,14 @@ func newDialer(cfg *Config) (*dialer, error) {
 		return nil, fmt.Errorf("KAFKA_SASL_USERNAME or KAFKA_SASL_PASSWORD holds characters that %s does not allow (SASLprep, RFC 4013)", cfg.SASLMechanism)
 	}
 	if cfg.tls() {
-		if _, err := d.tlsConfig("localhost"); err != nil { // a missing file is told at start
+		if _, err := d.tlsConfig("localhost"); err != nil { // a missing file is reported at start
 			return nil, err
 		}
 	}
 	return d, nil
 }
 
-// tlsConfig reads the files anew for each connection, so that rotated certificates are picked up.
+// tlsConfig reads the files again for each connection, so that rotated certificates are picked up.
 func (d *dialer) tlsConfig(host string) (*tls.Config, error) {
 	c := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
 	if d.cfg.TLSServerName != "" {
@@ -80,8 +80,8 @@ func (d *dialer) tlsConfig(host string) (*tls.Config, error) {
 	return c, nil
 }
 
-// dial returns a connection to the broker at addr with the versions it speaks. Its errors name the address
-// and what to check.
+// dial returns a connection to the broker at addr with the versions it speaks. Its errors name the
+// address and what to check.
 func (d *dialer) dial(ctx context.Context, addr string) (*wire, map[protocol.ApiKey]int16, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.DialTimeout)
 	defer cancel()
@@ -112,7 +112,7 @@ func (d *dialer) dial(ctx context.Context, addr string) (*wire, map[protocol.Api
 	return conn, versions, nil
 }
 
-// step is where the opening of a connection stands.
+// step is how far the opening of a connection has come.
 type step string
 
 const (
@@ -179,7 +179,7 @@ func login(ctx context.Context, conn *wire, mechanism sasl.Mechanism) error {
 		msg, err := conn.RoundTrip(&saslauthenticate.Request{AuthBytes: state})
 		if err != nil {
 			if errors.Is(err, io.ErrUnexpectedEOF) {
-				err = kafkago.SASLAuthenticationFailed // a broker may say no by hanging up
+				err = kafkago.SASLAuthenticationFailed // a broker may refuse by hanging up
 			}
 			return err
 		}
@@ -194,7 +194,8 @@ func login(ctx context.Context, conn *wire, mechanism sasl.Mechanism) error {
 	return nil
 }
 
-// hinted is an error with what to check. For those who show the two apart it is a *relay.SetupError.
+// hinted is an error with what to check. To those who show the two separately it is a
+// *relay.SetupError.
 type hinted struct {
 	err error
 	fix string
@@ -238,7 +239,8 @@ func hint(err error, cfg *Config, at step) error {
 		return add("the broker's certificate has expired, or a clock is wrong: renew it")
 	case errors.As(err, &notTLS):
 		return add("the listener does not speak TLS: check the port, or KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)
-	case errors.As(err, &fromPeer) && fromPeer.Op == "remote error": // a TLS alert; its type is not exported
+	case errors.As(err, &fromPeer) && fromPeer.Op == "remote error":
+		// a TLS alert; its type is not exported
 		return add("the broker refused the TLS session; when it wants a client certificate set RELAY_KAFKA_TLS_CERT_FILE and RELAY_KAFKA_TLS_KEY_FILE")
 	case errors.Is(err, kafkago.SASLAuthenticationFailed):
 		return add("check KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM")

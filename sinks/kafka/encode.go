@@ -14,10 +14,11 @@ import (
 )
 
 // Record batches (magic 2) and the produce request around them are written here, straight from
-// relay.Record into the buffer that goes to the socket. kafka-go's own encoder goes through an interface
-// value per key, value and header and through pages that it copies once more: 940 ns a record where this takes
-// 100 (BenchmarkEncode, 500 bytes and three headers). It also has no way to set a batch's
-// producer id and sequence number. TestEncode has kafka-go read back what is written here.
+// relay.Record into the buffer that goes to the socket. kafka-go's own encoder goes through an
+// interface value per key, value and header and through pages that it copies once more: 940 ns a
+// record where this takes 100 (BenchmarkEncode, 500 bytes and three headers). It also has no way to
+// set a batch's producer id and sequence number. TestEncode has kafka-go read back what is written
+// here.
 
 var codecs = map[string]compress.Compression{
 	"none":   compress.None,
@@ -32,8 +33,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // batchHeader is the size of a record batch without records.
 const batchHeader = 61
 
-// producerID is what a broker tells a late copy of a batch by: it takes from an id only batches of its
-// newest epoch, and in them only the sequence number that follows.
+// producerID is how a broker recognises a late copy of a batch: it takes from an id only batches of
+// its newest epoch, and in them only the sequence number that follows.
 type producerID struct {
 	id    int64
 	epoch int16
@@ -82,8 +83,8 @@ func (w *batchWriter) add(rec *relay.Record, limit int) bool {
 	return true
 }
 
-// finish closes the batch and returns buf with it. All records carry the time of sending, as with the
-// library: a created_at from a clock that is wrong would be refused by the broker
+// finish closes the batch and returns buf with it. All records carry the time of sending, as with
+// the library. A created_at from a clock that is wrong would be refused by the broker
 // (message.timestamp.after.max.ms), though the record is fine.
 func (w *batchWriter) finish(id producerID, seq int32, now time.Time) ([]byte, error) {
 	if w.compression != compress.None {
@@ -106,7 +107,7 @@ func (w *batchWriter) finish(id producerID, seq int32, now time.Time) ([]byte, e
 	be.PutUint32(b[8:], uint32(len(b)-12))                   // length of what follows
 	be.PutUint32(b[12:], ^uint32(0))                         // partition leader epoch: the broker's
 	b[16] = 2                                                // magic
-	be.PutUint16(b[21:], uint16(w.compression))              // attributes: create time, no transaction
+	be.PutUint16(b[21:], uint16(w.compression))              // attributes, with create time
 	be.PutUint32(b[23:], uint32(w.records-1))                // last offset delta
 	be.PutUint64(b[27:], millis)                             // base timestamp
 	be.PutUint64(b[35:], millis)                             // max timestamp
@@ -118,7 +119,7 @@ func (w *batchWriter) finish(id producerID, seq int32, now time.Time) ([]byte, e
 	return w.buf, nil
 }
 
-// recordSize is the size on the wire of a batch that holds rec alone, before compression.
+// recordSize is the size on the wire of a batch of rec alone, before compression.
 func recordSize(rec *relay.Record) int {
 	body := bodySize(rec, 0)
 	return batchHeader + varintSize(body) + body
@@ -174,8 +175,8 @@ func (w *bufferWriter) Write(p []byte) (int, error) {
 
 var _ io.Writer = (*bufferWriter)(nil)
 
-// frame is a produce request in the making: versions 3 to 8 have this form. Partitions come sorted by
-// topic, because brokers silently drop all but the first entry for a topic.
+// frame is a produce request in the making: versions 3 to 8 have this form. Partitions come sorted
+// by topic, because brokers silently drop all but the first entry for a topic.
 type frame struct {
 	buf        []byte
 	topic      string
@@ -200,8 +201,8 @@ func (f *frame) begin(version int16, correlation int32, clientID string, timeout
 	f.buf = append(f.buf, 0, 0, 0, 0)
 }
 
-// partition opens the entry of a partition; the caller appends its record batch to f.buf and then calls
-// closePartition with what this returned.
+// partition opens the entry of a partition; the caller appends its record batch to f.buf and then
+// calls closePartition with what this returned.
 func (f *frame) partition(topic string, index int32) (mark int) {
 	be := binary.BigEndian
 	if f.topics == 0 || topic != f.topic {

@@ -12,32 +12,33 @@ import (
 // ErrClosed is what Publish returns once Close was called.
 var ErrClosed = errors.New("kafka sink is closed")
 
-// verdict is what a broker's answer means for the records of one batch.
-type verdict int
+// meaning is what a broker's answer means for the records of one batch.
+type meaning int
 
 const (
 	// delivered: in the log of all in-sync replicas.
-	delivered verdict = iota
-	// moved: not appended, because another broker leads the partition now, or none does yet. The leader is
-	// asked for again and the batch sent there, a few times; after that it is passing.
+	delivered meaning = iota
+	// moved: not appended, because another broker leads the partition now, or none does yet. The
+	// leader is asked for again and the batch sent there, a few times; after that it is transient.
 	moved
-	// passing: not appended, or nobody knows; the lane offers it again.
-	passing
-	// oversized: the batch is larger than the topic allows. Its records are sent in smaller batches,
-	// down to one, which is then refused.
+	// transient: not appended, or that is not known; the lane offers it again.
+	transient
+	// oversized: the batch is larger than the topic allows. Its records are sent in smaller
+	// batches, down to one, which is then refused.
 	oversized
 	// suspect: a record of the batch is at fault; found in the same way.
 	suspect
 	// refused: every record of the batch is refused.
 	refused
-	// misplaced: the sequence number is not the one that the broker waits for, so nothing was appended.
+	// misplaced: the sequence number is not the one that the broker waits for, so nothing was
+	// appended.
 	misplaced
 	// unfenced: the broker takes no producer id from this user.
 	unfenced
 )
 
-// classify is the one place that sorts produce errors. The reason is for oversized, suspect and refused.
-func classify(code kafkago.Error) (verdict, relay.Reason) {
+// classify alone sorts produce errors. The reason is for oversized, suspect and refused.
+func classify(code kafkago.Error) (meaning, relay.Reason) {
 	switch code {
 	case 0:
 		return delivered, ""
@@ -50,15 +51,17 @@ func classify(code kafkago.Error) (verdict, relay.Reason) {
 		return oversized, relay.ReasonTooLarge
 
 	case kafkago.InvalidRecord:
-		// A record has no key though the topic is compacted, or the broker's own validation says no. Brokers
-		// name the record (record_errors, from version 8 of the request).
+		// A record has no key though the topic is compacted, or the broker's own validation refuses
+		// it. Brokers name the record (record_errors, from version 8 of the request).
 		return suspect, relay.ReasonRejected
 	case kafkago.InvalidMessage:
-		// CORRUPT_MESSAGE: the checksum or the form of a record is wrong on arrival, which between a correct
-		// client and broker means damage on the way or a broker that validates more than Kafka does.
+		// CORRUPT_MESSAGE: the checksum or the form of a record is wrong on arrival, which between
+		// a correct client and broker means damage on the way or a broker that validates more than
+		// Kafka does.
 		return suspect, relay.ReasonRejected
 	case kafkago.PolicyViolation, kafkago.UnsupportedForMessageFormat:
-		// A policy class of the broker refuses it; or the topic's log format is older than headers (0.10).
+		// A policy class of the broker refuses it; or the topic's log format is older than headers
+		// (0.10).
 		return suspect, relay.ReasonRejected
 
 	case kafkago.InvalidTopic:
@@ -70,7 +73,8 @@ func classify(code kafkago.Error) (verdict, relay.Reason) {
 
 	case kafkago.NotLeaderForPartition, kafkago.LeaderNotAvailable, kafkago.UnknownTopicOrPartition,
 		kafkago.ReplicaNotAvailable, kafkago.FencedLeaderEpoch, kafkago.UnknownLeaderEpoch, kafkago.KafkaStorageError:
-		// The leader moved, is being elected, lost its disk, or the topic was deleted or has just been made.
+		// The leader moved, is being elected, lost its disk, or the topic was deleted or has just
+		// been made.
 		return moved, ""
 
 	case kafkago.OutOfOrderSequenceNumber, kafkago.DuplicateSequenceNumber, kafkago.InvalidProducerEpoch, kafkago.UnknownProducerId,
@@ -85,30 +89,33 @@ func classify(code kafkago.Error) (verdict, relay.Reason) {
 	case kafkago.InvalidTimestamp:
 		// Records carry the time of sending, so it is this host's clock, or limits of the topic
 		// (message.timestamp.*.max.ms) that no record could keep: never the record's own fault.
-		return passing, ""
+		return transient, ""
 	case kafkago.RequestTimedOut, kafkago.NotEnoughReplicasAfterAppend:
 		// Appended by the leader, but not by enough replicas in time: it may survive or not.
-		return passing, ""
+		return transient, ""
 	}
-	// NOT_ENOUGH_REPLICAS, THROTTLING_QUOTA_EXCEEDED, UNSUPPORTED_COMPRESSION_TYPE (an old broker and
-	// zstd), BROKER_NOT_AVAILABLE, UNKNOWN_SERVER_ERROR and what brokers will invent: no record is at fault.
-	return passing, ""
+	// NOT_ENOUGH_REPLICAS, THROTTLING_QUOTA_EXCEEDED, UNSUPPORTED_COMPRESSION_TYPE (an old broker
+	// and zstd), BROKER_NOT_AVAILABLE, UNKNOWN_SERVER_ERROR and codes that are not known here: no
+	// record is at fault.
+	return transient, ""
 }
 
-// unsupported says that there will be no producer id: the user may not have one, or the broker knows none.
+// unsupported reports whether there will be no producer id: the user may not have one, or the
+// broker knows none.
 func unsupported(err error) bool {
 	return errors.Is(err, kafkago.ClusterAuthorizationFailed) || errors.Is(err, kafkago.TransactionalIDAuthorizationFailed) ||
 		errors.Is(err, kafkago.UnsupportedVersion)
 }
 
-// loading says that a broker will have a producer id in a moment.
+// loading reports whether a broker will have a producer id in a moment.
 func loading(err error) bool {
 	return errors.Is(err, kafkago.GroupLoadInProgress) || errors.Is(err, kafkago.GroupCoordinatorNotAvailable) || errors.Is(err, kafkago.NotCoordinatorForGroup)
 }
 
-// said is a broker's error with what it adds in words. Brokers name topics, partitions and limits there,
-// never a record's content; it is cut all the same, since validators can be anybody's.
-func said(code kafkago.Error, text string) error {
+// withText is a broker's error with the text that it adds. Brokers name topics, partitions and
+// limits there, never a record's content. It is cut all the same, since validators can be
+// anybody's.
+func withText(code kafkago.Error, text string) error {
 	if text == "" {
 		return code
 	}

@@ -26,7 +26,8 @@ func values(topic, key string, n int) []*relay.Record {
 	return recs
 }
 
-// outcome is what Publish said, record by record: ok, again, behind or the reason of the refusal.
+// outcome is what Publish returned, record by record: ok, again, behind or the reason of the
+// refusal.
 func outcome(batch []*relay.Record, err error) []string {
 	out := make([]string, len(batch))
 	var be *relay.BatchError
@@ -52,8 +53,8 @@ func outcome(batch []*relay.Record, err error) []string {
 
 func repeat(s string, n int) []string { return slices.Repeat([]string{s}, n) }
 
-// What a broker's answer means for the records. Each batch has 5 records of one key; the code comes for the
-// first batch or for every batch that holds the culprit.
+// What a broker's answer means for the records. Each batch has 5 records of one key; the code comes
+// for the first batch or for every batch with the culprit.
 func TestAnswers(t *testing.T) {
 	const culprit = "a2"
 	just := func(code kafkago.Error) func(int, batchSeen) produce.ResponsePartition {
@@ -156,7 +157,8 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// checkSequences fails when two different batches carry the same numbers: a broker would drop the second.
+// checkSequences fails when two different batches carry the same numbers: a broker would drop the
+// second.
 func checkSequences(t *testing.T, seen []batchSeen) {
 	t.Helper()
 	type number struct {
@@ -197,7 +199,7 @@ func TestFailureOfOneTopic(t *testing.T) {
 	}
 }
 
-// A refused record holds up its key, in every topic, and nothing else.
+// A refused record stops its key, in every topic, and nothing else.
 func TestRefusalOfOneTopic(t *testing.T) {
 	f := newFake(t, 1)
 	f.set(func() {
@@ -215,13 +217,13 @@ func TestRefusalOfOneTopic(t *testing.T) {
 	}
 	for _, part := range []string{"secret", "WRITE", `"no/topic"`, "RELAY_TOPIC"} {
 		if !slices.ContainsFunc(err.(*relay.BatchError).Errs, func(err error) bool { return err != nil && strings.Contains(err.Error(), part) }) {
-			t.Errorf("no error says %q", part)
+			t.Errorf("no error has %q", part)
 		}
 	}
 }
 
-// What only the broker tells: that topic's records hold back their keys in other topics from then on, and for a while. The first time
-// the others are offered again behind it.
+// What only the broker finds. From then on, for a while, records of the same key for other topics
+// wait for those to that topic. The first time they are offered again behind it.
 func TestRefusalToldByBroker(t *testing.T) {
 	f := newFake(t, 1)
 	f.set(func() {
@@ -253,7 +255,8 @@ func TestRefusalToldByBroker(t *testing.T) {
 	if got := f.appended("strict"); !slices.Equal(got, repeat("b0", 4)) {
 		t.Errorf("appended %v, want b0 only", got)
 	}
-	// A passing failure holds back the other topic's records, too, while the sink is careful.
+	// While a topic is awaited, a transient error delays the same key's records for other topics,
+	// too.
 	f.set(func() {
 		f.produce = func(b batchSeen) produce.ResponsePartition {
 			if b.topic == "strict" {
@@ -271,13 +274,13 @@ func TestRefusalToldByBroker(t *testing.T) {
 	}
 	now := time.Now()
 	strict, _ := s.topics.live.Load("strict")
-	if !strict.(*topic).refusedLately(now) || strict.(*topic).refusedLately(now.Add(carefulFor)) {
-		t.Error("careful for another time than said")
+	if !strict.(*topic).refusedLately(now) || strict.(*topic).refusedLately(now.Add(awaitedFor)) {
+		t.Error("awaited for another time than awaitedFor")
 	}
 }
 
-// A topic that is not there is waited for once, while the other topics' records are sent; then it is refused, and the
-// next time at once. When it is made it works.
+// A topic that is not there is waited for once, while the other topics' records are sent; then it
+// is refused, and the next time at once. When it is made it works.
 func TestUnknownTopic(t *testing.T) {
 	f := newFake(t, 1)
 	f.set(func() { f.unknown["later"] = kafkago.UnknownTopicOrPartition })
@@ -322,7 +325,7 @@ func TestUnknownTopic(t *testing.T) {
 	}
 }
 
-// A topic that exists but has no leader is passing trouble, whatever the wait.
+// A topic that exists but has no leader is a transient error, whatever the wait.
 func TestNoLeader(t *testing.T) {
 	f := newFake(t, 1)
 	f.set(func() { f.leader["t"] = -1 })
@@ -350,7 +353,8 @@ func TestNoLeader(t *testing.T) {
 	}
 }
 
-// When the leader moves to another broker, records follow it in the same Publish, and each record once.
+// When the leader moves to another broker, records follow it in the same Publish, and each record
+// once.
 func TestLeaderMoves(t *testing.T) {
 	f := newFake(t, 3)
 	f.set(func() {
@@ -433,7 +437,8 @@ func TestNoProducerID(t *testing.T) {
 	}
 }
 
-// After a batch whose sequence number the broker does not take, everything starts over under a new id.
+// After a batch whose sequence number the broker does not take, everything starts over under a new
+// id.
 func TestNewProducerAfterMisplacement(t *testing.T) {
 	f := newFake(t, 1)
 	s := newSink(t, f.addr())
@@ -462,7 +467,7 @@ func TestNewProducerAfterMisplacement(t *testing.T) {
 	}
 }
 
-// The limit of a refused record is told when the broker tells it, and left open when not.
+// The limit of a refused record is reported when the broker reports it, and left open when not.
 func TestTooLargeLimit(t *testing.T) {
 	for limit, want := range map[string]int64{"1234": 1234, "": 0} {
 		f := newFake(t, 1)

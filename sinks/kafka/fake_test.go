@@ -18,8 +18,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/produce"
 )
 
-// fake is a cluster in memory, for answers that a real broker gives only when it is in trouble. It speaks with
-// kafka-go's side of the protocol, and appends what it does not refuse.
+// fake is a cluster in memory, for answers that a real broker gives only when it has a fault. It
+// speaks with kafka-go's side of the protocol, and appends what it does not refuse.
 type fake struct {
 	t   testing.TB
 	wg  sync.WaitGroup
@@ -196,7 +196,7 @@ func (f *fake) answer(id int32, req protocol.Message) protocol.Message {
 // hangUp as an error code closes the connection instead of answering.
 const hangUp = -99
 
-// isCopy as a base offset says that the batch was appended before.
+// isCopy as a base offset means that the batch was appended before.
 const isCopy = -99
 
 func (f *fake) read(id int32, topic string, p *produce.RequestPartition) batchSeen {

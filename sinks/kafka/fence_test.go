@@ -9,9 +9,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// A process can be frozen after the sink has found the lease valid and before the request is written: while it is composed, or waits
-// for a place on the connection. What it wrote when it thaws would arrive behind what the next owner has sent. Here the lease ends
-// at each question in turn; the last one is asked at the write.
+// A process can be frozen after the sink has found the lease valid and before the request is
+// written: while it is composed, or waits for a place on the connection. If it were written when
+// the process thaws, it would arrive behind what the next owner has sent. Here the lease ends at
+// each question in turn; the last one is asked at the write.
 func TestFenceAtWrite(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	topic := createTopic(t, addr, 1)

@@ -71,8 +71,8 @@ func newClient(t testing.TB, addr string) *kafkago.Client {
 	return &kafkago.Client{Addr: kafkago.TCP(addr), Timeout: patience, Transport: direct{d}}
 }
 
-// direct sends each request to the address given, over a connection of its own. kafka-go's Transport answers from
-// a cache, and leaves goroutines behind.
+// direct sends each request to the address given, over a connection of its own. kafka-go's
+// Transport answers from a cache, and leaves goroutines behind.
 type direct struct{ *dialer }
 
 func (d direct) RoundTrip(ctx context.Context, addr net.Addr, req kafkago.Request) (kafkago.Response, error) {
@@ -84,7 +84,8 @@ func (d direct) RoundTrip(ctx context.Context, addr net.Addr, req kafkago.Reques
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
-	raw := protocol.NewConn(conn.Conn, d.cfg.ClientID) // kafka-go's own reader, which knows more answers than ours
+	// kafka-go's own reader, which knows more answers than ours
+	raw := protocol.NewConn(conn.Conn, d.cfg.ClientID)
 	raw.SetVersions(conn.versions)
 	return raw.RoundTrip(req)
 }
@@ -231,7 +232,8 @@ func delivereds(got []stored) []sinktest.Delivered {
 	return out
 }
 
-// places returns, by key, the places in that key's order as they came to lie in the log, for failure messages.
+// places returns, by key, the places in that key's order as they came to lie in the log, for
+// failure messages.
 func places(t testing.TB, got []stored) map[string][]int {
 	out := map[string][]int{}
 	for _, d := range got {

@@ -5,9 +5,9 @@ import "github.com/sagaz-relay/relay/relay"
 // Murmur2 is the hash that the Java client partitions by.
 func Murmur2(key []byte) int32 { return int32(relay.KeyHash(string(key))) }
 
-// Partition says where the Java client, aiokafka and librdkafka's murmur2_random put a key. An empty key
-// has a hash like any other; that records without a key are spread is the sink's doing. It panics
-// when partitions is not positive.
+// Partition is where the Java client, aiokafka and librdkafka's murmur2_random put a key. An empty
+// key has a hash like any other; it is the sink that spreads records without a key. It panics when
+// partitions is not positive.
 func Partition(key []byte, partitions int) int { return partitionOf(string(key), partitions) }
 
 func partitionOf(key string, partitions int) int {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// The vectors come from the Java client; testdata/murmur2.txt says how.
+// The vectors come from the Java client; testdata/murmur2.txt has the command.
 func TestMurmur2(t *testing.T) {
 	f, err := os.Open("testdata/murmur2.txt")
 	if err != nil {

@@ -15,15 +15,15 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// producerState is Kafka's rule for batches with a producer id, for one partition: ProducerStateManager
-// and ProducerAppendInfo, in short.
+// producerState is Kafka's rule for batches with a producer id, for one partition:
+// ProducerStateManager and ProducerAppendInfo, in short.
 type producerState struct {
 	id     producerID
 	next   int32
 	recent []batchSeen // the last five
 }
 
-// admit says what a broker would do: append, take as a copy, or refuse with a code.
+// admit is what a broker would do: append, take as a copy, or refuse with a code.
 func (s *producerState) admit(b batchSeen) (code kafkago.Error, known *batchSeen) {
 	switch {
 	case s.id.id == b.id.id && b.id.epoch < s.id.epoch:
@@ -52,10 +52,10 @@ func (s *producerState) append(b batchSeen) {
 	s.recent = s.recent[max(0, len(s.recent)-5):]
 }
 
-// Lanes publish to a cluster that keeps Kafka's rules and otherwise does its worst: errors before and after
-// appending, connections that break before and after, leaders that move, records that are refused.
-// In the end each key must be there in order, without a gap, and only the culprits must be refused. Odd
-// seeds go without producer ids: then order rests on the sink alone.
+// Lanes publish to a cluster that keeps Kafka's rules and otherwise does its worst: errors before
+// and after appending, connections that break before and after, leaders that move, records that are
+// refused. In the end each key must be there in order, without a gap, and only the culprits must be
+// refused. Odd seeds go without producer ids, so that order depends on the sink alone.
 func TestNemesis(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { nemesis(t, seed) })

@@ -12,8 +12,9 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// The first events go to topics that the broker makes on first use. For a while it says of some partitions that nobody leads them, when
-// others take records already. No record may arrive twice for that, and each key's are in order.
+// The first events go to topics that the broker makes on first use. For a while it answers for some
+// partitions that nobody leads them, when others take records already. No record may arrive twice
+// for that, and each key's are in order.
 func TestFirstRecordsOfNewTopicsArriveOnce(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	const starts, topicsEach, lanes, keysEach, perKey = 20, 6, 6, 3, 12

@@ -16,8 +16,9 @@ import (
 	"github.com/sagaz-relay/relay/sinks/halve"
 )
 
-// maxMoves is how often a group follows its leader, movePause apart from the second time on: just after a
-// topic was made or a leader elected, brokers need a moment to agree. After that the lane decides.
+// maxMoves is how often a group follows its leader, movePause apart from the second time on: just
+// after a topic was made or a leader elected, brokers need a moment to agree. After that the lane
+// decides.
 const (
 	maxMoves  = 4
 	movePause = 50 * time.Millisecond
@@ -28,43 +29,45 @@ var (
 	errGone       = errors.New("sent together with records of a call that has ended")
 )
 
-// partition queues what goes to one partition of one topic, gives it to the leader's sender batch by
-// batch, and settles the fates. It lives as long as the sink knows the topic.
+// partition queues what goes to one partition of one topic, gives it to the leader's sender batch
+// by batch, and gives the records their fates. It lives as long as the sink knows the topic.
 //
-// Life of a group of records: queue → chunk in flight → settled; a chunk that another broker must take, that
-// was too large or that came out of sequence goes back to the front of the queue.
+// Life of a group of records: queue → chunk in flight → done. A chunk that another broker must
+// take, that was too large or that came out of sequence goes back to the front of the queue.
 //
 // Invariants:
-//   - Of one group at most one chunk is in flight, so a failed chunk has nothing of its keys behind it. Chunks
-//     of different groups may be in flight together: groups come from different Publish calls,
-//     and a key is in one call at a time.
+//   - Of one group at most one chunk is in flight, so a failed chunk has nothing of its keys behind
+//     it. Chunks of different groups may be in flight together: groups come from different Publish
+//     calls, and a key is in one call at a time.
 //   - All chunks in flight are on one connection, so they arrive in the order sent.
-//   - After a failure nothing is sent until all chunks in flight are settled; then the epoch goes up by
-//     one, which bars brokers from appending anything of ours that is still on the way.
+//   - After a failure nothing is sent until all chunks in flight have their fates. Then the epoch
+//     goes up by one, so that brokers append nothing of ours that is still on the way.
 type partition struct {
 	sink  *Sink
 	topic *topic
 	index int32
 
-	// tried: the present leader has taken something. Before that it may say for a while that it leads nothing, when the
-	// partition was just made or has moved, while others take records. Changed under mu.
+	// tried: the present leader has taken something. Before that it may answer for a while that it
+	// leads nothing, when the partition was just made or has moved, while other partitions take
+	// records. Changed under mu.
 	tried atomic.Bool
 
 	mu       sync.Mutex
-	leader   int32    // node id, -1 when there is none
+	leader   int32    // node id, -1 for no leader
 	stale    bool     // the leader must be asked for before anything is sent
 	asked    bool     // the leader was just asked for: it may be dialed
-	listed   bool     // stands on a broker's or the refresher's list, which will look at it again
+	listed   bool     // is on a broker's or the refresher's list, which will look at it again
 	queue    []*group // in order of arrival
 	again    []*chunk // to be sent once more as they were: the connection broke under them
 	inflight int      // chunks
 	link     *link    // that they are on
 	id       producerID
-	numbered bool        // id is set; 0, epoch 0, is an id like any other
-	seq      int32       // of the next record under id
-	resync   bool        // a chunk failed: id's epoch ends when nothing is in flight
-	moves    int         // how often the leader was not where it was said to be, since it last was
-	piece    halve.Piece // records per chunk while a culprit is looked for
+	numbered bool  // id is set; 0, epoch 0, is an id like any other
+	seq      int32 // of the next record under id
+	resync   bool  // a chunk failed: id's epoch ends when nothing is in flight
+	// how often the leader was not where the metadata had it, since it last was
+	moves int
+	piece halve.Piece // records per chunk while a culprit is looked for
 }
 
 // group is the part of one Publish that goes to one partition. Guarded by the partition's mutex.
@@ -74,13 +77,13 @@ type group struct {
 	recs    []*relay.Record
 	pos     []int32 // of each record in the call's batch; nil when recs is the batch
 	next    int     // first record not in a chunk
-	settled int     // first record without a fate
+	decided int     // first record without a fate
 	flying  bool    // a chunk of it is in flight or in again
 	over    bool    // all fates known, or the call has gone
 	moves   int     // how often it was sent to a broker that does not lead (any more)
 }
 
-// segment is what a chunk holds of one group.
+// segment is what a chunk has of one group.
 type segment struct {
 	g        *group
 	from, to int
@@ -105,7 +108,8 @@ func (p *partition) enqueue(g *group) {
 	p.route()
 }
 
-// route puts the partition on the list of whoever can do something for it. Called after every change, with mu held.
+// route puts the partition on the list of the broker or the refresher that can do something for it.
+// Called after every change, with mu held.
 func (p *partition) route() {
 	if p.listed || !p.ready() {
 		return
@@ -118,16 +122,16 @@ func (p *partition) route() {
 	p.sink.broker(p.leader).add(p)
 }
 
-// ready says whether a chunk may be sent now, as far as the partition itself goes.
+// ready reports whether a chunk may be sent now, as far as the partition itself is concerned.
 func (p *partition) ready() bool {
 	if p.inflight > 0 && (p.resync || p.piece.Most() > 0 || p.stale) {
-		return false // settle looks again
+		return false // route is called again when the chunks have landed
 	}
 	return len(p.again) > 0 || (len(p.queue) > 0 && !p.queue[0].flying)
 }
 
-// compose appends the next chunk to the request, for the sender of broker on link. It returns nil when
-// there is none to send there. The records are read here and nowhere later.
+// compose appends the next chunk to the request, for the sender of broker on link. It returns nil
+// when it has none to send there. The records are read here and nowhere later.
 func (p *partition) compose(f *frame, w *batchWriter, b *broker, l *link) *chunk {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -162,7 +166,7 @@ func (p *partition) compose(f *frame, w *batchWriter, b *broker, l *link) *chunk
 	return c
 }
 
-// take makes a chunk of what stands at the front of the queue.
+// take makes a chunk of what is at the front of the queue.
 func (p *partition) take(f *frame, w *batchWriter) *chunk {
 	if p.resync || !p.numbered {
 		if err := p.newEpoch(); err != nil {
@@ -206,7 +210,7 @@ func (p *partition) take(f *frame, w *batchWriter) *chunk {
 	return c
 }
 
-// close ends the batch. A codec that fails is no broker's trouble, and no codec of ours does.
+// close ends the batch. A codec that fails is no fault of a broker, and no codec of ours does.
 func (p *partition) close(f *frame, w *batchWriter, c *chunk, mark int) {
 	var err error
 	f.buf, err = w.finish(c.id, c.seq, time.Now())
@@ -217,8 +221,9 @@ func (p *partition) close(f *frame, w *batchWriter, c *chunk, mark int) {
 	f.closePartition(mark)
 }
 
-// newEpoch starts a new series of sequence numbers. The first batch that a broker accepts under the new epoch
-// bars all that came before: a request that timed out here can no longer be appended behind what follows.
+// newEpoch starts a new series of sequence numbers. After the first batch that a broker accepts
+// under the new epoch it refuses all of the former one, so a request that timed out here can no
+// longer be appended behind what follows.
 func (p *partition) newEpoch() error {
 	current := p.sink.producer.Load()
 	switch {
@@ -242,7 +247,7 @@ func (p *partition) newEpoch() error {
 // nextSequence wraps as brokers expect: after the largest comes 0.
 func nextSequence(seq int32, n int) int32 { return int32((int64(seq) + int64(n)) & math.MaxInt32) }
 
-// answered settles a chunk by the broker's answer.
+// answered gives a chunk its fate by the broker's answer.
 func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition) {
 	code := kafkago.Error(res.ErrorCode)
 	v, reason := classify(code)
@@ -251,7 +256,7 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 	}
 	var err error
 	if v != delivered {
-		err = fmt.Errorf("produce to %s/%d at %s: %w", p.topic.name, p.index, b.address(), said(code, res.ErrorMessage))
+		err = fmt.Errorf("produce to %s/%d at %s: %w", p.topic.name, p.index, b.address(), withText(code, res.ErrorMessage))
 	}
 
 	p.mu.Lock()
@@ -264,7 +269,7 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 		p.moves = 0
 		p.setTried(true)
 		for _, s := range c.segs {
-			s.g.settle(s.to, nil)
+			s.g.decide(s.to, nil)
 		}
 		p.piece.Taken(c.n)
 	case moved:
@@ -295,7 +300,8 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 			p.requeue(c)
 			break
 		}
-		p.piece = halve.Piece{} // an answer costs no connection here, so the rest goes out at full width
+		// an answer costs no connection here, so the rest goes out at full width
+		p.piece = halve.Piece{}
 		s := c.segs[0]
 		if v == oversized {
 			err = tooLarge(c.size, 0, err)
@@ -303,12 +309,12 @@ func (p *partition) answered(c *chunk, b *broker, res *produce.ResponsePartition
 			err = relay.Refuse(reason, err)
 		}
 		p.topic.refusedAt.Store(time.Now().UnixNano())
-		s.g.settle(s.to, err)
+		s.g.decide(s.to, err)
 	case refused:
 		err = relay.Refuse(reason, err)
 		p.topic.refusedAt.Store(time.Now().UnixNano())
 		for _, s := range c.segs {
-			s.g.settle(s.to, err)
+			s.g.decide(s.to, err)
 		}
 	default:
 		p.fail(c, err)
@@ -340,9 +346,10 @@ func named(res *produce.ResponsePartition, n int) (int, bool) {
 	return first, first < n
 }
 
-// lost settles a chunk whose connection broke. When it may have reached the broker (sent) it is sent once more
-// as it is, under the same sequence numbers, so that the broker appends it once. Without a producer id that
-// would be a guess, and after a timeout it would be a second wait: then the lane decides.
+// lost gives a chunk its fate whose connection broke. When it may have reached the broker (sent) it
+// is sent once more as it is, under the same sequence numbers, so that the broker appends it once.
+// Without a producer id that would be a guess, and after a timeout it would be a second wait. In
+// these cases the lane decides.
 func (p *partition) lost(c *chunk, err error, sent, late bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -382,13 +389,14 @@ func (p *partition) movedAgain() bool {
 	return p.moves > 1
 }
 
-// follow puts the chunk's groups back to be sent to the new leader, unless they were sent after one often enough.
+// follow puts the chunk's groups back to be sent to the new leader, unless they were sent after one
+// often enough.
 func (p *partition) follow(c *chunk, err error) {
 	for i := len(c.segs) - 1; i >= 0; i-- {
 		s := c.segs[i]
 		if s.g.moves++; s.g.moves > maxMoves {
 			p.dequeue(s.g)
-			s.g.settle(len(s.g.recs), err)
+			s.g.decide(len(s.g.recs), err)
 			continue
 		}
 		p.moves = max(p.moves, s.g.moves)
@@ -418,7 +426,7 @@ func (p *partition) putBack(s segment) {
 func (p *partition) fail(c *chunk, err error) {
 	for _, s := range c.segs {
 		p.dequeue(s.g)
-		s.g.settle(len(s.g.recs), err)
+		s.g.decide(len(s.g.recs), err)
 	}
 }
 
@@ -434,11 +442,11 @@ func (p *partition) failAll(err error) {
 	p.again = nil
 	var flying []*group
 	for _, g := range p.queue {
-		if g.flying { // settling its chunk decides about the rest of it
+		if g.flying { // the fate of its chunk decides about the rest of it
 			flying = append(flying, g)
 			continue
 		}
-		g.settle(len(g.recs), err)
+		g.decide(len(g.recs), err)
 	}
 	p.queue = flying
 	p.piece = halve.Piece{}
@@ -453,8 +461,8 @@ func (p *partition) dequeue(g *group) {
 	}
 }
 
-// abandon ends a group whose call returns early: what has no fate yet fails with err. After it returns
-// the group's records are not read any more.
+// abandon ends a group whose call returns early: what has no fate yet fails with err. After it
+// returns the group's records are not read any more.
 func (p *partition) abandon(g *group, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -462,7 +470,7 @@ func (p *partition) abandon(g *group, err error) {
 		return
 	}
 	p.dequeue(g)
-	g.settle(len(g.recs), err)
+	g.decide(len(g.recs), err)
 	p.again = p.dropGone(p.again)
 	p.route()
 }
@@ -474,12 +482,12 @@ func (p *partition) dropFenced() {
 		if g.flying || g.call.fence() {
 			return false
 		}
-		g.settle(len(g.recs), relay.ErrFence)
+		g.decide(len(g.recs), relay.ErrFence)
 		return true
 	})
 }
 
-// dropBehind gives up what waits and stands behind a refused record of its key, in this partition or another.
+// dropBehind gives up what waits behind a refused record of its key, in this partition or another.
 func (p *partition) dropBehind() {
 	p.queue = slices.DeleteFunc(p.queue, func(g *group) bool {
 		if g.flying || !g.call.refusals.Load() {
@@ -490,7 +498,7 @@ func (p *partition) dropBehind() {
 	})
 }
 
-// dropBehind leaves what is in chunks, or settled, as it is.
+// dropBehind leaves what is in chunks, or has its fate, as it is.
 func (g *group) dropBehind() {
 	recs, pos := slices.Clone(g.recs[:g.next]), make([]int32, g.next)
 	for i := range g.recs {
@@ -508,18 +516,19 @@ func (g *group) dropBehind() {
 		}
 	}
 	g.recs, g.pos = recs, pos
-	g.settle(g.settled, nil) // it may be over
+	g.decide(g.decided, nil) // it may be over
 }
 
-// dropGone gives up chunks that hold records of a call that has gone, or that may not be sent any more; they cannot be
-// sent as they were.
+// dropGone gives up chunks with records of a call that has gone, or that may not be sent any more;
+// they cannot be sent as they were.
 func (p *partition) dropGone(chunks []*chunk) []*chunk {
 	for i, c := range chunks {
 		for _, s := range c.segs {
 			if !s.g.over && s.g.call.fence() {
 				continue
 			}
-			// What comes after it carries later sequence numbers, and would not be taken without it.
+			// What comes after it carries later sequence numbers, and would not be taken without
+			// it.
 			for _, c := range chunks[i:] {
 				for _, s := range c.segs {
 					s.g.flying = false
@@ -533,21 +542,21 @@ func (p *partition) dropGone(chunks []*chunk) []*chunk {
 	return chunks
 }
 
-// settle gives the records before to their fate.
-func (g *group) settle(to int, err error) {
+// decide gives the records before to their fate.
+func (g *group) decide(to int, err error) {
 	if g.over {
 		return
 	}
-	for ; g.settled < to; g.settled++ {
+	for ; g.decided < to; g.decided++ {
 		if err != nil {
-			i := g.settled
+			i := g.decided
 			if g.pos != nil {
 				i = int(g.pos[i])
 			}
 			g.call.fail(i, err)
 		}
 	}
-	if g.settled == len(g.recs) {
+	if g.decided == len(g.recs) {
 		g.over = true
 		g.call.finish()
 	}

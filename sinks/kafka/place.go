@@ -12,8 +12,9 @@ var _ relay.Placer = (*Sink)(nil)
 // Destination is the record's topic.
 func (s *Sink) Destination(rec *relay.Record) string { return rec.Topic }
 
-// Place tells the partition of records that share one, and the address of its leader, or of the only broker that there is. It asks
-// nobody, and a partition that has moved meanwhile may be told at its new place.
+// Place returns the partition of records that share one, and the address of its leader, or of the
+// only known broker. It asks no broker, and for a partition that has moved meanwhile it may return
+// the new place.
 func (s *Sink) Place(batch []*relay.Record) relay.Place {
 	place := relay.Place{System: "kafka", Partition: -1}
 	if len(s.addrs) == 1 {

@@ -6,8 +6,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Where records go is told from what the sink knows: the partition that they share and its leader, and before that, or for several partitions, the only
-// broker that there is.
+// Place returns what the sink knows: the partition that the records share and its leader, and
+// before that, or for several partitions, the only known broker.
 func TestPlace(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.Brokers = []string{"one:9092"}

@@ -12,8 +12,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// proxy is the network between a sink and its brokers. It knows Kafka's frames, so that a test can lose or
-// keep back a certain request or answer. Config.dial is where it is put in.
+// proxy is the network between a sink and its brokers. It knows Kafka's frames, so that a test can
+// lose or keep back a certain request or answer. Config.dial is where it is put in.
 type proxy struct {
 	ln net.Listener
 	wg sync.WaitGroup
@@ -34,8 +34,9 @@ type fate int
 
 const (
 	forward fate = iota
-	hold         // keep a request back until release, with the connection to the broker that it is on
-	cut          // close the connection instead
+	// keep a request back until release, with the connection to the broker that it is on
+	hold
+	cut // close the connection instead
 )
 
 type held struct {
@@ -73,7 +74,8 @@ func (p *proxy) dial(ctx context.Context, network, addr string) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	client, err := net.Dial("tcp", p.ln.Addr().String()) // not under ctx: a connection given up would be accepted all the same
+	// not under ctx: a connection given up would be accepted all the same
+	client, err := net.Dial("tcp", p.ln.Addr().String())
 	if err != nil {
 		_ = upstream.Close()
 		return nil, err

@@ -34,9 +34,10 @@ type Stored struct {
 // fetchBytes is about how much one question brings, and so what reading back keeps in memory.
 const fetchBytes = 4 << 20
 
-// ReadBack gives f every record of the topics from since on (zero: from the beginning) up to their end as it is now, partition by
-// partition and in each in order. A record's value and headers are f's to keep. It changes nothing in Kafka: no consumer group, no topic
-// made. A topic that does not exist holds nothing. It stops at f's first error.
+// ReadBack gives f every record of the topics from since on (zero: from the beginning) up to their
+// end as it is now, partition by partition and in each in order. A record's value and headers are
+// f's to keep. It changes nothing in Kafka: no consumer group, no topic made. A topic that does not
+// exist is empty. It stops at f's first error.
 func ReadBack(ctx context.Context, cfg Config, topics []string, since time.Time, f func(Stored) error) error {
 	cfg.Idempotence = false // nothing is written
 	s, err := New(cfg, hclog.NewNullLogger())
@@ -99,12 +100,13 @@ func (r *reader) metadata(ctx context.Context, name string) (*metadata.ResponseT
 	}
 	r.sink.setBrokers(m.Brokers)
 	if len(m.Topics) != 1 {
-		return nil, fmt.Errorf("asked for one topic, told of %d", len(m.Topics))
+		return nil, fmt.Errorf("asked for one topic, the answer has %d", len(m.Topics))
 	}
 	return &m.Topics[0], nil
 }
 
-// ask sends a request to the leader of a partition. A leader that has moved, or has just started, is asked again.
+// ask sends a request to the leader of a partition. A leader that has moved, or has just started,
+// is asked again.
 func (r *reader) ask(ctx context.Context, topic string, partition int32, req protocol.Message, code func(protocol.Message) (kafkago.Error, error)) (protocol.Message, error) {
 	var last error
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -180,13 +182,13 @@ func (r *reader) leader(ctx context.Context, topic string, partition int32) (str
 	return "", kafkago.LeaderNotAvailable
 }
 
-// Timestamps that stand for the ends of a partition.
+// Timestamps that mean the ends of a partition.
 const (
 	atFirst = -2
 	atLast  = -1
 )
 
-// offset asks for the first offset from a timestamp on, negative when there is none.
+// offset asks for the first offset from a timestamp on, negative when no record is that late.
 func (r *reader) offset(ctx context.Context, topic string, partition int32, timestamp int64) (offset int64, err error) {
 	_, err = r.ask(ctx, topic, partition, &listoffsets.Request{ReplicaID: -1, Topics: []listoffsets.RequestTopic{{
 		Topic: topic, Partitions: []listoffsets.RequestPartition{{Partition: partition, CurrentLeaderEpoch: -1, Timestamp: timestamp}},
@@ -203,7 +205,7 @@ func (r *reader) offset(ctx context.Context, topic string, partition int32, time
 }
 
 func (r *reader) partition(ctx context.Context, topic string, partition int32, since time.Time, f func(Stored) error) error {
-	// The end first: what comes later is not asked for.
+	// The end first, because what comes later is not asked for.
 	end, err := r.offset(ctx, topic, partition, atLast)
 	if err != nil {
 		return err
@@ -250,7 +252,7 @@ func (r *reader) fetch(ctx context.Context, topic string, partition int32, at, e
 	for {
 		rec, err := records.ReadRecord()
 		if errors.Is(err, io.EOF) {
-			// Nothing but the markers of other people's transactions, say: go past them one by one.
+			// It may be only the markers of other clients' transactions: go past them one by one.
 			return max(next, at+1), nil
 		}
 		if err != nil {

@@ -28,7 +28,8 @@ func readAllBack(t *testing.T, addr string, topics []string, since time.Time) (a
 	return all
 }
 
-// What is read back is what kafka-go's own reader finds: every codec, more than one fetch, several topics and partitions.
+// What is read back is what kafka-go's own reader finds: every codec, more than one fetch, several
+// topics and partitions.
 func TestReadBack(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	topics := []string{createTopic(t, addr, 3), createTopic(t, addr, 1)}

@@ -25,8 +25,9 @@ func startBroker(t *testing.T) *brokertest.KafkaServer {
 	return k
 }
 
-// A broker is stopped, then killed, under load; it comes back each time. Lanes offer again what failed. In the
-// log each key is in order, with no gap, and only what was in doubt is there twice.
+// A broker is stopped, then killed, under load; it comes back each time. Lanes offer again what
+// failed. In the log each key is in order, with no gap, and only what had no known fate is there
+// twice.
 func TestBrokerRestarts(t *testing.T) {
 	k := startBroker(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
@@ -35,9 +36,10 @@ func TestBrokerRestarts(t *testing.T) {
 	s := newSink(t, k.Plaintext)
 
 	var (
-		mu       sync.Mutex
-		want     = map[string]map[string]int{topics[0]: {}, topics[1]: {}} // guarded by mu: acknowledged
-		failures int                                                       // guarded by mu
+		mu sync.Mutex
+		// guarded by mu: acknowledged
+		want     = map[string]map[string]int{topics[0]: {}, topics[1]: {}}
+		failures int // guarded by mu
 		wg       sync.WaitGroup
 		stop     = make(chan struct{})
 		acked    = make(chan struct{}, 1)

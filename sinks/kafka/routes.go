@@ -22,14 +22,15 @@ var _ relay.RouteChecker = (*Sink)(nil)
 const (
 	mayWrite  = 1 << 4
 	mayCreate = 1 << 5
-	// untold stands for a set that the broker does not tell: versions before 2.3.
-	untold = math.MinInt32
+	// unanswered is the value for a set that the broker does not answer: versions before 2.3.
+	unanswered = math.MinInt32
 )
 
-// CheckRoutes looks up the routes' topics, and creates none. It finds topics that are missing where the brokers do not create them by
-// themselves or we may not have them do it, partitions without a leader, and topics to which the user may not write. A topic that is
-// missing and will be created with its first record is no problem. Rights are told by Kafka 2.3 and newer; of an
-// older one only that the user may see the topic is known.
+// CheckRoutes looks up the routes' topics, and creates none. It finds topics that are missing where
+// the brokers do not create them by themselves, or where the user may not have them do it. It finds
+// partitions without a leader, and topics to which the user may not write. A topic that is missing
+// and will be created with its first record is no problem. Kafka 2.3 and newer answer which rights
+// the user has; with an older one it is only known that the user may see the topic.
 func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.RouteProblem, error) {
 	if s.ctx.Err() != nil {
 		return nil, ErrClosed
@@ -82,12 +83,12 @@ type cluster struct {
 	answer *metadata.Response
 
 	asked      bool
-	auto       string // auto.create.topics.enable; empty when not told
+	auto       string // auto.create.topics.enable; empty when not known
 	partitions string // num.partitions
-	untold     error  // why these are not known
+	unknown    error  // why these are not known
 }
 
-// problem says what is wrong with a topic, and what mends it. Empty is nothing.
+// problem returns what is wrong with a topic, and what fixes it. Empty means nothing.
 func (c *cluster) problem(ctx context.Context, t *metadata.ResponseTopic) (problem, fix string) {
 	switch code := kafkago.Error(t.ErrorCode); code {
 	case 0, kafkago.LeaderNotAvailable:
@@ -110,7 +111,7 @@ func (c *cluster) problem(ctx context.Context, t *metadata.ResponseTopic) (probl
 		}
 	}
 	switch ops := t.TopicAuthorizedOperations; {
-	case ops != untold && ops != 0 && ops&mayWrite == 0:
+	case ops != unanswered && ops != 0 && ops&mayWrite == 0:
 		return "the user may see topic " + t.Name + " and not write to it", c.acl(t.Name, "Write")
 	case len(t.Partitions) == 0:
 		return "topic " + t.Name + " is just being made", "wait a moment and look again"
@@ -141,30 +142,30 @@ func (c *cluster) missing(ctx context.Context, name string) (problem, fix string
 	switch {
 	case c.auto == "false":
 		return "topic " + name + " does not exist, and the brokers create none (auto.create.topics.enable=false)", fix
-	case ops != untold && ops != 0 && ops&mayCreate == 0:
+	case ops != unanswered && ops != 0 && ops&mayCreate == 0:
 		return "topic " + name + " does not exist, and the user may not have the brokers create it, unless a right on that topic itself allows it", fix
 	case c.auto == "":
-		return fmt.Sprintf("topic %s does not exist, and whether the brokers create it cannot be found out: %v", name, c.untold), fix
+		return fmt.Sprintf("topic %s does not exist, and whether the brokers create it cannot be found out: %v", name, c.unknown), fix
 	}
 	return "", ""
 }
 
-// askBroker asks one broker for what it does about missing topics. That is told by the broker itself only, and takes
-// the right to describe the cluster's settings.
+// askBroker asks one broker for what it does about missing topics. Only the broker itself answers
+// that, and the user needs the right to describe the cluster's settings.
 func (c *cluster) askBroker(ctx context.Context) {
 	if c.asked {
 		return
 	}
 	c.asked = true
 	if len(c.answer.Brokers) == 0 {
-		c.untold = fmt.Errorf("the cluster names no broker")
+		c.unknown = fmt.Errorf("the cluster names no broker")
 		return
 	}
 	b := c.answer.Brokers[0]
 	addr := c.sink.broker(b.NodeID).address()
 	conn, _, err := c.sink.dialer.dial(ctx, addr)
 	if err != nil {
-		c.untold = err
+		c.unknown = err
 		return
 	}
 	defer func() { _ = conn.Close() }() // read only
@@ -175,12 +176,12 @@ func (c *cluster) askBroker(ctx context.Context) {
 		ConfigNames: []string{"auto.create.topics.enable", "num.partitions"},
 	}}})
 	if err != nil {
-		c.untold = fmt.Errorf("ask %s for its settings: %w", addr, err)
+		c.unknown = fmt.Errorf("ask %s for its settings: %w", addr, err)
 		return
 	}
 	for _, r := range res.(*describeconfigs.Response).Resources {
 		if r.ErrorCode != 0 {
-			c.untold = said(kafkago.Error(r.ErrorCode), r.ErrorMessage)
+			c.unknown = withText(kafkago.Error(r.ErrorCode), r.ErrorMessage)
 		}
 		for _, e := range r.ConfigEntries {
 			switch e.ConfigName {
@@ -191,8 +192,8 @@ func (c *cluster) askBroker(ctx context.Context) {
 			}
 		}
 	}
-	if c.auto == "" && c.untold == nil {
-		c.untold = fmt.Errorf("%s does not tell auto.create.topics.enable", addr)
+	if c.auto == "" && c.unknown == nil {
+		c.unknown = fmt.Errorf("%s does not answer for auto.create.topics.enable", addr)
 	}
 }
 

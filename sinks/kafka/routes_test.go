@@ -43,12 +43,12 @@ func wantProblem(t *testing.T, problems map[string]relay.RouteProblem, topic, pr
 	}
 	for _, part := range fix {
 		if !strings.Contains(p.Fix, part) {
-			t.Errorf("topic %s: fix %q does not say %q", topic, p.Fix, part)
+			t.Errorf("topic %s: fix %q does not have %q", topic, p.Fix, part)
 		}
 	}
 }
 
-// Where brokers create topics, a missing one is none of doctor's business, and asking does not make it.
+// Where brokers create topics, doctor does not report a missing one, and asking does not make it.
 func TestRoutesWithAutoCreation(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	topic, missing := createTopic(t, addr, 2), topicName()
@@ -110,7 +110,8 @@ func TestRoutesWithRights(t *testing.T) {
 	}
 	wantProblem(t, problems, missing, "auto.create.topics.enable=false",
 		"kafka-topics.sh --bootstrap-server "+k.Plaintext+" --create --topic orders --partitions 6 --replication-factor 1")
-	wantProblem(t, problemsOf(t, all, missing), missing, "does not exist", "--partitions 4") // num.partitions, where no other topic tells
+	// num.partitions, where no other topic shows it
+	wantProblem(t, problemsOf(t, all, missing), missing, "does not exist", "--partitions 4")
 
 	s := newSink(t, k.SASLPlaintext, func(c *Config) {
 		c.SecurityProtocol, c.SASLMechanism, c.SASLUsername, c.SASLPassword = "SASL_PLAINTEXT", "PLAIN", k.User, k.Password
@@ -160,7 +161,8 @@ func TestRoutesWithoutLeader(t *testing.T) {
 	}
 }
 
-// For Kafka a.b and a_b collide, so it creates no second one: neither a refusal nor the doctor advises to create it.
+// For Kafka a.b and a_b collide, so it creates no second one: neither a refusal nor doctor advises
+// to create it.
 func TestTopicThatCollides(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	base := topicName()

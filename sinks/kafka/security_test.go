@@ -61,7 +61,7 @@ func TestListeners(t *testing.T) {
 	}
 }
 
-// What goes wrong with security is said in words that lead to the variable, and never with the password.
+// An error about security leads to the variable, and never has the password.
 func TestListenersRefuse(t *testing.T) {
 	k := brokertest.Kafka(t)
 	const wrong = "wr0ng-Passw0rd"
@@ -70,7 +70,7 @@ func TestListenersRefuse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts and says nothing
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts and sends nothing
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestListenersRefuse(t *testing.T) {
 				}
 				for _, part := range append(tc.want, tc.addr) {
 					if !strings.Contains(err.Error(), part) {
-						t.Errorf("%s: %q does not say %q", what, err, part)
+						t.Errorf("%s: %q does not have %q", what, err, part)
 					}
 				}
 				if strings.Contains(err.Error(), wrong) || strings.Contains(err.Error(), k.Password) {
@@ -174,7 +174,7 @@ func TestCertificatesRotate(t *testing.T) {
 	}
 }
 
-// New says what is wrong with files and credentials, by the variable.
+// New reports what is wrong with files and credentials, by the variable.
 func TestNewRefuses(t *testing.T) {
 	dir := t.TempDir()
 	empty := filepath.Join(dir, "empty.pem")
@@ -204,7 +204,7 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// Opening a connection ends with the context, wherever it stands.
+// Opening a connection ends with the context, however far it has come.
 func TestDialEndsWithContext(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -22,7 +22,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/saslhandshake"
 )
 
-// responses are the answers that this package reads. A request without its answer here is refused, so that none goes unchecked.
+// responses are the answers that this package reads. A request without its answer here is refused,
+// so that none goes unchecked.
 var responses = map[protocol.ApiKey]reflect.Type{
 	protocol.ApiVersions:      reflect.TypeFor[apiversions.Response](),
 	protocol.Metadata:         reflect.TypeFor[metadata.Response](),
@@ -36,8 +37,8 @@ var responses = map[protocol.ApiKey]reflect.Type{
 	protocol.Fetch:            reflect.TypeFor[fetch.Response](),
 }
 
-// shape is what a message, or a part of it, looks like on the wire in one version. It is made of the same struct tags by which
-// kafka-go decodes.
+// shape is what a message, or a part of it, looks like on the wire in one version. It is made of
+// the same struct tags by which kafka-go decodes.
 type shape struct {
 	kind     shapeKind
 	fixed    int      // bytes of a number

@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// A broker that accepts and is silent, from any request on, holds neither Publish, Check nor Close, whatever the time limits are.
+// A broker that accepts and is silent, from any request on, delays neither Publish, Check nor
+// Close, whatever the time limits are.
 func TestSilence(t *testing.T) {
 	quiet := func(t *testing.T, addr string, change func(*Config)) {
 		cfg := DefaultConfig()

@@ -32,7 +32,7 @@ type Sink struct {
 	cancel     context.CancelCauseFunc
 	goroutines sync.WaitGroup
 
-	producer     atomic.Pointer[producerID] // nil until asked for; see package comment
+	producer     atomic.Pointer[producerID] // nil until asked for; see the package comment
 	producerTurn chan struct{}              // holds one token: who has it asks
 
 	mu      sync.Mutex
@@ -85,10 +85,12 @@ func (s *Sink) Name() string { return "kafka" }
 // brokerTimeout is how long a broker waits for its replicas: less than we wait for it.
 func (s *Sink) brokerTimeout() time.Duration { return s.cfg.RequestTimeout * 2 / 3 }
 
-// Publish implements relay.Sink. Records are grouped by partition; groups go to their brokers at once and
-// together with those of other lanes. Order holds per key within a topic: topics have no order
-// among themselves in Kafka. All the same a record waits for the one of its key before it, in a further round, when that one
-// goes to another topic which is not known yet, to a partition that has taken nothing yet, or to a topic that has refused something lately: behind a refused record nothing is sent.
+// Publish implements relay.Sink. Records are grouped by partition; groups go to their brokers at
+// once and together with those of other lanes. Order holds per key within a topic, since topics
+// have no order among themselves in Kafka. Even so, nothing of a key is sent behind a refused
+// record. So a record waits, for a further round, for the one of its key before it when that one
+// goes to another topic which is not known yet, to a partition that has taken nothing yet, or to a
+// topic that has refused something lately.
 func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	if len(batch) == 0 {
 		return nil
@@ -116,26 +118,27 @@ func (s *Sink) Publish(ctx context.Context, batch []*relay.Record) error {
 	return s.result(ctx, c)
 }
 
-// round sends what stands at the given places of the batch (nil for all) and need not wait for another record of its key, and waits
-// for the fates. It returns the places of the rest, and why no further round is to be tried.
-func (s *Sink) round(ctx context.Context, c *call, places []int32) (later []int32, ended error) {
+// round sends the records at the given places of the batch (nil for all) that need not wait for
+// another record of their key, and waits for their fates. It returns the places of the rest, and
+// why no further round is to be tried.
+func (s *Sink) round(ctx context.Context, c *call, places []int32) (rest []int32, ended error) {
 	c.done = make(chan struct{})
 	c.open.Store(1) // itself, until all groups are made
-	cold, later := s.place(c, places, false)
-	if len(cold) > 0 {
-		s.askAbout(ctx, c, cold)
+	toAsk, rest := s.place(c, places, false)
+	if len(toAsk) > 0 {
+		s.askAbout(ctx, c, toAsk)
 	}
 	c.finish()
 	select {
 	case <-c.done:
-		return later, nil
+		return rest, nil
 	case <-ctx.Done():
 		ended = fmt.Errorf("publish to kafka: %w", context.Cause(ctx))
 	case <-s.ctx.Done():
 		ended = ErrClosed
 	}
 	c.abandon(ended)
-	return later, ended
+	return rest, ended
 }
 
 // call is one Publish under way.
@@ -173,7 +176,7 @@ func (c *call) fail(i int, err error) {
 	}
 }
 
-// behind says whether record i stands behind a refused one of its key.
+// behind reports whether record i is behind a refused one of its key.
 func (c *call) behind(i int) bool {
 	if !c.refusals.Load() {
 		return false
@@ -184,7 +187,8 @@ func (c *call) behind(i int) bool {
 	return ok && first < i
 }
 
-// passable fails those of the places that stand behind one of their key without an acknowledgement, and returns the others.
+// passable fails the records at those of the places that are behind one of their key without an
+// acknowledgement, and returns the other places.
 func (c *call) passable(places []int32) []int32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -240,14 +244,14 @@ type destination struct {
 	groups  []*group // by partition; nil where nothing goes
 	keyless *partition
 	t       *topic
-	cold    bool // must be asked about first
-	careful bool // what is behind its records waits for their fate, except in the same partition
+	ask     bool // must be asked about first
+	awaited bool // what is behind its records waits for their fate, except in the same partition
 	untried bool // that goes for the records of some of its partitions
 }
 
-// destinations looks at all the topics that a round sends to. some says that one is careful. asked says that large records were
-// looked at.
-func (s *Sink) destinations(c *call, n int, at func(int) int32, asked bool) (dests map[string]*destination, some bool) {
+// destinations looks at all the topics that a round sends to. mayWait is whether a record may have
+// to wait for another one of its key. asked is whether large records were looked at.
+func (s *Sink) destinations(c *call, n int, at func(int) int32, asked bool) (dests map[string]*destination, mayWait bool) {
 	var (
 		now  = time.Now()
 		name string
@@ -261,26 +265,28 @@ func (s *Sink) destinations(c *call, n int, at func(int) int32, asked bool) (des
 			if d = dests[name]; d == nil {
 				d = new(destination)
 				if d.t, d.parts = s.topics.lookup(name, now); d.t == nil {
-					d.cold, d.careful = true, true
+					d.ask, d.awaited = true, true
 				} else {
-					d.careful, d.untried = d.t.refusedLately(now), d.t.untried.Load() > 0
+					d.awaited, d.untried = d.t.refusedLately(now), d.t.untried.Load() > 0
 				}
 				d.groups = make([]*group, len(d.parts))
 				dests[name] = d
-				some = some || d.careful || d.untried
+				mayWait = mayWait || d.awaited || d.untried
 			}
 		}
 		if !asked && rec.Size() > s.cfg.BatchBytes {
-			d.cold, d.careful, some = true, true, true
+			d.ask, d.awaited, mayWait = true, true, true
 		}
 	}
-	return dests, some
+	return dests, mayWait
 }
 
-// place groups by partition what stands at the given places of the batch, nil for all, and sends it. It leaves out the cold, whose topic is
-// not known yet, or gets a record so large that its limit must be known: their places come back by topic, and
-// topics that only later rounds need are there without places. Later are records behind one to another, careful topic.
-func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int32, later []int32) {
+// place groups the records at the given places of the batch, nil for all, by partition and sends
+// them, with two exceptions. toAsk are, by topic, the places of records whose topic must be asked
+// about first, because it is not known yet, or because a record is so large that the topic's limit
+// must be known. Topics that only a further round needs are in it without places. rest are the
+// places of records behind one of their key that goes to another, awaited topic.
+func (s *Sink) place(c *call, places []int32, asked bool) (toAsk map[string][]int32, rest []int32) {
 	n := len(places)
 	if places == nil {
 		n = len(c.batch)
@@ -291,24 +297,25 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 		}
 		return places[i]
 	}
-	dests, careful := s.destinations(c, n, at, asked)
+	dests, mayWait := s.destinations(c, n, at, asked)
 	var (
-		name   string
-		d      *destination
-		to     = make([]*group, n)
-		first  = len(c.groups)
-		ahead  map[string]*destination // by key: the careful topic that it went to, nil once something of it is for later
+		name  string
+		d     *destination
+		to    = make([]*group, n)
+		first = len(c.groups)
+		// by key: the awaited topic that it went to, nil once a record of it is in rest
+		ahead  map[string]*destination
 		locate = func(rec *relay.Record) {
 			if d == nil || rec.Topic != name {
 				name, d = rec.Topic, dests[rec.Topic]
 			}
 		}
 	)
-	if careful {
-		cold, ahead = map[string][]int32{}, map[string]*destination{}
+	if mayWait {
+		toAsk, ahead = map[string][]int32{}, map[string]*destination{}
 		for name, d := range dests {
-			if d.cold {
-				cold[name] = nil
+			if d.ask {
+				toAsk[name] = nil
 			}
 		}
 	}
@@ -316,24 +323,24 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 		rec := c.batch[at(i)]
 		locate(rec)
 		var index int32
-		if rec.Key != "" && !d.cold {
+		if rec.Key != "" && !d.ask {
 			index = int32(partitionOf(rec.Key, len(d.parts)))
 		}
-		if careful && rec.Key != "" {
+		if mayWait && rec.Key != "" {
 			if len(ahead) > 0 {
 				if before, ok := ahead[rec.Key]; ok && before != d {
 					ahead[rec.Key] = nil
-					later = append(later, at(i))
+					rest = append(rest, at(i))
 					continue
 				}
 			}
-			if d.careful || d.untried && !d.parts[index].tried.Load() {
+			if d.awaited || d.untried && !d.parts[index].tried.Load() {
 				ahead[rec.Key] = d
 			}
 		}
 		switch {
-		case d.cold:
-			cold[rec.Topic] = append(cold[rec.Topic], at(i))
+		case d.ask:
+			toAsk[rec.Topic] = append(toAsk[rec.Topic], at(i))
 			continue
 		case rec.Key != "":
 		case d.keyless == nil:
@@ -353,7 +360,7 @@ func (s *Sink) place(c *call, places []int32, asked bool) (cold map[string][]int
 	}
 	s.fill(c, c.groups[first:], to, at)
 	c.enqueue(first)
-	return cold, later
+	return toAsk, rest
 }
 
 // fill gives the groups their records. The groups share two arrays.
@@ -376,12 +383,12 @@ func (s *Sink) fill(c *call, groups []*group, to []*group, at func(int) int32) {
 	}
 }
 
-// askAbout brings the cold topics' records on their way, or fails them.
-func (s *Sink) askAbout(ctx context.Context, c *call, cold map[string][]int32) {
+// askAbout asks about the topics and then sends their records, or fails them.
+func (s *Sink) askAbout(ctx context.Context, c *call, toAsk map[string][]int32) {
 	ctx, cancel := s.whileOpen(ctx)
 	defer cancel()
 	send := func(name string) {
-		places := s.refuseLarge(ctx, c, name, cold[name])
+		places := s.refuseLarge(ctx, c, name, toAsk[name])
 		if len(places) == 0 {
 			return
 		}
@@ -393,7 +400,7 @@ func (s *Sink) askAbout(ctx context.Context, c *call, cold map[string][]int32) {
 		}
 	}
 	var unknown []string
-	for name := range cold {
+	for name := range toAsk {
 		if _, ok := s.topics.live.Load(name); ok {
 			send(name)
 		} else {
@@ -401,14 +408,15 @@ func (s *Sink) askAbout(ctx context.Context, c *call, cold map[string][]int32) {
 		}
 	}
 	for name, err := range s.topics.resolve(ctx, unknown, send) {
-		for _, i := range cold[name] {
+		for _, i := range toAsk[name] {
 			c.fail(int(i), err)
 		}
 	}
 }
 
-// refuseLarge refuses records that the topic would not take, so that they do not travel only to be thrown
-// away, and returns the places of the others. Where the limit is not told the broker decides.
+// refuseLarge refuses records that the topic would not take, so that they do not travel only to be
+// thrown away, and returns the places of the others. Where the limit is not known the broker
+// decides.
 func (s *Sink) refuseLarge(ctx context.Context, c *call, name string, places []int32) []int32 {
 	v, ok := s.topics.live.Load(name)
 	if !ok {
@@ -440,8 +448,9 @@ func (s *Sink) result(ctx context.Context, c *call) error {
 	if c.errs == nil {
 		return nil
 	}
-	// Of each key acknowledged ones stand at the front, and then either passing errors or one refusal with ErrBehind after it:
-	// what was acknowledged behind that, in another topic, counts as failed too.
+	// Of each key acknowledged ones are at the front, and then either transient errors or one
+	// refusal with ErrBehind after it. What was acknowledged behind that, in another topic, counts
+	// as failed too.
 	failed := map[string]error{}
 	for i, rec := range c.batch {
 		err := c.errs[i]
@@ -472,7 +481,7 @@ func (s *Sink) result(ctx context.Context, c *call) error {
 	return &relay.BatchError{Errs: c.errs}
 }
 
-// Check asks a broker who is in the cluster. Its error names the address and what to check.
+// Check asks a broker for the cluster's brokers. Its error names the address and what to check.
 func (s *Sink) Check(ctx context.Context) error {
 	if s.ctx.Err() != nil {
 		return ErrClosed
@@ -511,7 +520,7 @@ func (s *Sink) whileOpen(ctx context.Context) (context.Context, context.CancelFu
 // producerPause is between two questions for a producer id.
 const producerPause = 20 * time.Millisecond
 
-// needProducer gets a producer id if there is none.
+// needProducer gets a producer id if the sink has none.
 func (s *Sink) needProducer(ctx context.Context) error {
 	if s.producer.Load() != nil {
 		return nil
@@ -578,10 +587,10 @@ func (s *Sink) brokerLocked(id int32) *broker {
 }
 
 // setBrokers takes over the cluster's addresses.
-func (s *Sink) setBrokers(told []metadata.ResponseBroker) {
+func (s *Sink) setBrokers(brokers []metadata.ResponseBroker) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, m := range told {
+	for _, m := range brokers {
 		b := s.brokerLocked(m.NodeID)
 		b.mu.Lock()
 		b.addr = net.JoinHostPort(m.Host, strconv.Itoa(int(m.Port)))

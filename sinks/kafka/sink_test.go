@@ -85,8 +85,8 @@ func pause(t testing.TB, d time.Duration) {
 	}
 }
 
-// A consumer finds each record in the partition that the Java client would have chosen, byte by byte as it
-// was, under the time of sending, with every codec.
+// A consumer finds each record in the partition that the Java client would have chosen, byte by
+// byte as it was, under the time of sending, with every codec.
 func TestConsumersView(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	for codec := range codecs {
@@ -195,7 +195,8 @@ func TestManyNewTopics(t *testing.T) {
 	}
 }
 
-// A record that is larger than its topic allows is refused with both numbers; those around it arrive in order.
+// A record that is larger than its topic allows is refused with both numbers; those around it
+// arrive in order.
 func TestTooLarge(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	for name, tc := range map[string]struct {
@@ -218,7 +219,7 @@ func TestTooLarge(t *testing.T) {
 			for i, place := range at {
 				large := record(topic, fmt.Sprint("large", i), tc.large)
 				if refuse {
-					large.Key = fmt.Sprint("a", i) // nobody stands behind it
+					large.Key = fmt.Sprint("a", i) // nothing is behind it
 				} else {
 					large.Key = "a"
 				}
@@ -349,8 +350,8 @@ func TestPartitionsAdded(t *testing.T) {
 	}
 }
 
-// A topic that is deleted and made again is written to again, and loses nothing: its sequence numbers go on
-// under a new epoch, or the broker would take records for copies.
+// A topic that is deleted and made again is written to again, and loses nothing: its sequence
+// numbers go on under a new epoch, or the broker would take records for copies.
 func TestTopicDeletedAndMadeAgain(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	topic := createTopic(t, addr, 2)
@@ -382,9 +383,9 @@ func TestTopicDeletedAndMadeAgain(t *testing.T) {
 	}
 }
 
-// A late copy of a request: it times out here, but is only slow, and arrives after the records were sent again and
-// newer ones behind them. With sequence numbers the broker refuses it; without, it ends up in the log, which
-// shows that the test can tell.
+// A late copy of a request: it times out here, but is only slow, and arrives after the records were
+// sent again and newer ones behind them. With sequence numbers the broker refuses it. Without, it
+// ends up in the log, which shows that the test can fail.
 func TestRequestArrivesLate(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	for _, idempotent := range []bool{true, false} {
@@ -427,15 +428,15 @@ func TestRequestArrivesLate(t *testing.T) {
 			if !slices.Equal(got, want) || kafkago.Error(codes[0]) != wantCode {
 				t.Errorf("got %v and error code %d for the late request, want %v and %d", got, codes[0], want, wantCode)
 			}
-			if err := publish(15, 5); err != nil { // and the sink is none the worse for it
+			if err := publish(15, 5); err != nil { // and the sink still works
 				t.Error(err)
 			}
 		})
 	}
 }
 
-// An answer that is lost with its connection: the request is sent again as it was, and the broker appends it
-// once. Without sequence numbers the lane repeats it, in order.
+// An answer that is lost with its connection: the request is sent again as it was, and the broker
+// appends it once. Without sequence numbers the lane repeats it, in order.
 func TestAnswerLost(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	for _, idempotent := range []bool{true, false} {
@@ -522,7 +523,8 @@ func TestPublishAllocations(t *testing.T) {
 	}
 }
 
-// A broker that is not there at first: passing errors that say where, then everything as if nothing had been.
+// A broker that is not there at first: transient errors with its address, then everything as if
+// nothing had been.
 func TestNobodyThere(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

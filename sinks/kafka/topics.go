@@ -15,14 +15,14 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// topic is what the sink knows of one. Once known it is kept, even while the broker denies it, because its
-// partitions' sequence numbers must never start over under the same producer id: a broker would take the
-// records for copies and drop them.
+// topic is what the sink knows of one. Once known it is kept, even while the broker denies it,
+// because its partitions' sequence numbers must never start over under the same producer id: a
+// broker would take the records for copies and drop them.
 type topic struct {
 	name    string
-	parts   atomic.Pointer[[]*partition] // as the cluster last said; nil when it has none
+	parts   atomic.Pointer[[]*partition] // as in the cluster's last answer; nil when it has none
 	fetched atomic.Int64                 // when that was, Unix nanoseconds
-	turn    atomic.Uint32                // whose turn it is to take records without a key
+	turn    atomic.Uint32                // the next one to take records without a key
 
 	limit   atomic.Int64 // max.message.bytes, 0 when not known
 	limitAt atomic.Int64 // when it was learnt
@@ -38,12 +38,13 @@ type topic struct {
 // limitTTL is short: it is how long an operator waits after having raised a topic's limit.
 const limitTTL = 5 * time.Second
 
-// carefulFor is how long a topic that refused a record has the same key's records for other topics wait.
-const carefulFor = 30 * time.Second
+// awaitedFor is how long the same key's records for other topics wait for the records to a topic
+// that refused one.
+const awaitedFor = 30 * time.Second
 
 func (t *topic) refusedLately(now time.Time) bool {
 	at := t.refusedAt.Load()
-	return at > 0 && now.UnixNano()-at < int64(carefulFor)
+	return at > 0 && now.UnixNano()-at < int64(awaitedFor)
 }
 
 // batchLimit is how large a batch for the topic may be.
@@ -54,8 +55,8 @@ func (t *topic) batchLimit(configured int) int {
 	return configured
 }
 
-// spread returns the partition for records without a key of one batch: another one for each batch, one
-// that has a leader if there is any.
+// spread returns the partition for records without a key of one batch: another one for each batch,
+// one that has a leader if any has.
 func (t *topic) spread(parts []*partition) *partition {
 	first := t.turn.Add(1)
 	for i := range uint32(len(parts)) {
@@ -75,9 +76,10 @@ type topics struct {
 	sink *Sink
 	live sync.Map // name → *topic with at least one partition
 
-	mu      sync.Mutex
-	known   map[string]*topic
-	missing map[string]string // topics waited for in vain, and why they are not created, as far as brokers say
+	mu    sync.Mutex
+	known map[string]*topic
+	// topics that did not come, and why they are not created, as far as brokers report that
+	missing map[string]string
 }
 
 // lookup returns a topic that can be written to without asking first, and has it asked for in the
@@ -154,15 +156,16 @@ func (ts *topics) apply(m *metadata.ResponseTopic) kafkago.Error {
 	return 0
 }
 
-// setLeaders takes over who leads; partitions not told of have nobody. It returns how many are led.
-func (t *topic) setLeaders(told []metadata.ResponsePartition, n int) (led int) {
+// setLeaders takes over the leaders from an answer; partitions that are not in it have none. It
+// returns how many have one.
+func (t *topic) setLeaders(parts []metadata.ResponsePartition, n int) (led int) {
 	leaders := make([]int32, len(t.all))
 	for i := range leaders {
 		leaders[i] = -1
 	}
-	for i := range told {
-		if told[i].LeaderID >= 0 {
-			leaders[told[i].PartitionIndex] = told[i].LeaderID
+	for i := range parts {
+		if parts[i].LeaderID >= 0 {
+			leaders[parts[i].PartitionIndex] = parts[i].LeaderID
 			led++
 		}
 	}
@@ -173,16 +176,16 @@ func (t *topic) setLeaders(told []metadata.ResponsePartition, n int) (led int) {
 		}
 		p.leader = leaders[i]
 		if i >= n {
-			p.resync = true // should it come back, it comes back under a new epoch
+			p.resync = true // if it comes back, then under a new epoch
 		}
 		p.mu.Unlock()
 	}
 	return led
 }
 
-// resolve finds topics that are not known yet and hands each to found as soon as it can be written to.
-// The others come back with the reason: refused when a topic is not there after the wait,
-// passing when the cluster could not be asked.
+// resolve finds topics that are not known yet and hands each to found as soon as it can be written
+// to. For the others it returns the error: a refusal when a topic is not there after the wait, a
+// transient error when the cluster could not be asked.
 func (ts *topics) resolve(ctx context.Context, names []string, found func(name string)) map[string]error {
 	failed := map[string]error{}
 	var open []string
@@ -256,7 +259,7 @@ func (ts *topics) resolve(ctx context.Context, names []string, found func(name s
 	}
 }
 
-// A topic that was waited for in vain is not waited for again: one question, one answer.
+// A topic that did not come is not waited for again: it is asked for once.
 func (ts *topics) isMissing(name string) bool {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
@@ -264,7 +267,7 @@ func (ts *topics) isMissing(name string) bool {
 	return ok
 }
 
-// whyMissing notes that a topic was waited for in vain, and asks once why it is not created.
+// whyMissing notes that a topic did not come, and asks once why it is not created.
 func (ts *topics) whyMissing(ctx context.Context, name string) string {
 	ts.mu.Lock()
 	why, ok := ts.missing[name]
@@ -297,8 +300,9 @@ func (ts *topics) learnLimit(ctx context.Context, t *topic) int64 {
 	return limit
 }
 
-// refresher asks the cluster in the background: for partitions that wait for a leader, for topics whose time
-// is up, for limits. One question at a time; what gathers meanwhile goes with the next.
+// refresher asks the cluster in the background, for partitions that wait for a leader, for topics
+// whose time is up, for limits. It asks one question at a time; what gathers meanwhile goes with
+// the next.
 type refresher struct {
 	sink *Sink
 	wake chan struct{} // capacity 1

@@ -11,14 +11,17 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// What comes over a connection is believed only as far as it is there. kafka-go's decoder allocates what a length or a count says before
-// it reads any of it, so that a server which speaks something else ("SSH-2.0…" is a frame of 1.4 GB), or lies, takes
-// gigabytes. So frames are read here: their length has a limit, memory grows with the bytes that arrive, and each length and count
-// in a frame is checked against what is left of it (shape.go) before kafka-go sees the frame.
+// What comes over a connection is trusted only as far as it is there. kafka-go's decoder allocates
+// what a length or a count claims before it reads any of it. So a server which speaks something
+// else ("SSH-2.0…" is a frame of 1.4 GB), or a wrong length, would take gigabytes. Therefore frames
+// are read here: their length has a limit, memory grows with the bytes that arrive, and each length
+// and count in a frame is checked against what is left of it (shape.go) before kafka-go sees the
+// frame.
 const (
 	// greetingLimit is for the first answer, which lists the versions of some 100 requests.
 	greetingLimit = 64 << 10
-	// frameLimit is for answers about topics, records and rights: 32 MiB tell of 600,000 partitions.
+	// frameLimit is for answers about topics, records and rights: 32 MiB have room for 600,000
+	// partitions.
 	frameLimit = 32 << 20
 	// fetchLimit is for what holds records, which only reading back asks for.
 	fetchLimit = 256 << 20
@@ -28,7 +31,8 @@ const (
 	keepFrame = 1 << 20
 )
 
-// wire is a connection to a broker. Deadlines are its users' business. One goroutine at a time may write, and one read.
+// wire is a connection to a broker. Its users set the deadlines. One goroutine at a time may write,
+// and one read.
 type wire struct {
 	net.Conn
 	clientID string
@@ -55,7 +59,8 @@ func (e *notKafka) Error() string {
 	return fmt.Sprintf("the answer begins with %q, which is no frame of Kafka's", e.start)
 }
 
-// greetings are how other servers begin, by themselves or when they get a Kafka request.
+// greetings are the first bytes of other servers, sent by themselves or in answer to a Kafka
+// request.
 var greetings = []struct{ start, looks string }{
 	{"SSH-", "SSH"},
 	{"HTTP/", "HTTP"},
@@ -77,7 +82,8 @@ var greetings = []struct{ start, looks string }{
 
 func (w *wire) foreign(header []byte) *notKafka {
 	e := &notKafka{start: append([]byte(nil), header...)}
-	if more, _ := w.in.Peek(min(w.in.Buffered(), 12)); len(more) > 0 { // what is there already; nothing is waited for
+	// what is there already; nothing is waited for
+	if more, _ := w.in.Peek(min(w.in.Buffered(), 12)); len(more) > 0 {
 		e.start = append(e.start, more...)
 	}
 	for _, g := range greetings {
@@ -155,7 +161,8 @@ func (w *wire) RoundTrip(req protocol.Message) (protocol.Message, error) {
 		return raw.RawExchange(&rawFrames{wire: w})
 	}
 	version := w.versions[req.ApiKey()]
-	if req.ApiKey() == protocol.CreateTopics && version < 1 { // would create it: version 0 has no validate_only
+	// would create it: version 0 has no validate_only
+	if req.ApiKey() == protocol.CreateTopics && version < 1 {
 		return nil, fmt.Errorf("the broker cannot be asked whether it would create a topic")
 	}
 	if p, ok := req.(protocol.PreparedMessage); ok {

@@ -66,7 +66,8 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// meets publishes to and checks an address at which no Kafka, or a bad one, answers; it takes little memory and time, and ends when told to.
+// meets publishes to and checks an address at which no Kafka, or a bad one, answers; it takes
+// little memory and time, and ends with its context.
 func meets(t *testing.T, addr string, want ...string) {
 	t.Helper()
 	cfg := DefaultConfig()
@@ -88,7 +89,7 @@ func meets(t *testing.T, addr string, want ...string) {
 			}
 			for _, part := range append(want, addr) {
 				if !strings.Contains(err.Error(), part) {
-					t.Errorf("%s: %q does not say %q", what, err, part)
+					t.Errorf("%s: %q does not have %q", what, err, part)
 				}
 			}
 		}
@@ -108,11 +109,12 @@ func meets(t *testing.T, addr string, want ...string) {
 	}
 }
 
-// At the address is another server: kafka-go took what it says for the length of a frame, and gigabytes of memory.
+// At the address is another server: kafka-go took its first bytes for the length of a frame, and
+// gigabytes of memory.
 func TestAnotherServerAnswers(t *testing.T) {
 	asked := func(c net.Conn) { _, _ = c.Read(make([]byte, 1024)) }
 	for name, tc := range map[string]struct {
-		say   string
+		bytes string
 		first bool // without being asked
 		want  string
 	}{
@@ -133,7 +135,7 @@ func TestAnotherServerAnswers(t *testing.T) {
 				if !tc.first {
 					asked(c)
 				}
-				_, _ = io.WriteString(c, tc.say)
+				_, _ = io.WriteString(c, tc.bytes)
 				_, _ = io.Copy(io.Discard, c)
 			}), tc.want, "something else listens there")
 		})
@@ -152,7 +154,8 @@ func TestAnotherServerAnswers(t *testing.T) {
 	})
 }
 
-// A broker that goes bad later on: it agrees on versions and answers the next question with what makes no sense.
+// A broker that becomes faulty later on: it agrees on versions and answers the next question with
+// what makes no sense.
 func TestHostileBroker(t *testing.T) {
 	frame := func(length int32, body ...any) func(id int32) []byte {
 		return func(id int32) []byte {
@@ -179,8 +182,8 @@ func TestHostileBroker(t *testing.T) {
 		return &metadata.Response{Topics: []metadata.ResponseTopic{{Name: "t", Partitions: []metadata.ResponsePartition{{PartitionIndex: index}}}}}
 	}
 	for name, tc := range map[string]struct {
-		say  func(id int32) []byte
-		want string
+		bytes func(id int32) []byte
+		want  string
 	}{
 		"frame of 2 GB":            {frame(1<<31 - 1), "no broker sends that"},
 		"negative frame":           {frame(-5), "no broker sends that"},
@@ -230,7 +233,7 @@ func TestHostileBroker(t *testing.T) {
 						_, _ = c.Write(b.Bytes())
 						continue
 					}
-					if _, err := c.Write(tc.say(id)); err != nil {
+					if _, err := c.Write(tc.bytes(id)); err != nil {
 						return
 					}
 				}
@@ -252,10 +255,10 @@ func meetsHostile(t *testing.T, addr, want string) {
 		}
 		err = s.Publish(testContext(t), values("t", "a", 2))
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("publish: %v, want it to say %q", err, want)
+			t.Errorf("publish: %v, want it to have %q", err, want)
 		}
 		if err := s.Check(testContext(t)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("check: %v, want it to say %q", err, want)
+			t.Errorf("check: %v, want it to have %q", err, want)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -332,7 +335,8 @@ func TestCheckAgreesWithTheCodec(t *testing.T) {
 	}
 }
 
-// Whatever the check lets through, the decoder takes without a panic, and with memory that fits its size.
+// Whatever the check lets through, the decoder takes without a panic, and with memory that fits its
+// size.
 func FuzzAnswer(f *testing.F) {
 	rnd := rand.New(rand.NewPCG(1, 1))
 	for key, typ := range responses {

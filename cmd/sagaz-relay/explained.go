@@ -212,9 +212,9 @@ var explained = map[string]string{
 	"RELAY_RABBITMQ_DECLARE": "Makes the relay declare the exchange, durable, whenever it connects, which needs the " +
 		"permission to configure it. With false it only looks whether it is there.",
 	"RELAY_RABBITMQ_WINDOW": "How many messages a channel may have under way without a confirm; each lane that " +
-		"publishes has one channel. Too small, and the lane waits for round trips; too large buys " +
-		"nothing but memory and longer repeats after a lost connection. Beside it, 8 MiB of " +
-		"bodies is the most under way.",
+		"publishes has one channel. Too small, and the lane waits for round trips; too large only " +
+		"costs memory and longer repeats after a lost connection. In any case at most 8 MiB of " +
+		"bodies are under way.",
 	"RELAY_RABBITMQ_CONFIRM_TIMEOUT": "How long the oldest message under way may stay unconfirmed, and how long one write to " +
 		"the network may take. Then its fate counts as unknown and it is offered again. Too " +
 		"short, and a broker that is slow (a quorum queue that elects a leader) gets everything " +

@@ -13,9 +13,10 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// BenchmarkAgainstBare compares Sink.Publish from four lanes with publishers that do nothing but publish and
-// wait for confirms: the same messages, mandatory and persistent, the same window, one goroutine and four.
-// They take turns on one queue, so that what else the machine does hits all of them.
+// BenchmarkAgainstBare compares Sink.Publish from four lanes with publishers that do nothing but
+// publish and wait for confirms: the same messages, mandatory and persistent, the same window, one
+// goroutine and four. They take turns on one queue, so that what else the machine does hits all of
+// them.
 //
 //	go test -run '^$' -bench AgainstBare -benchtime 30x ./sinks/rabbitmq
 func BenchmarkAgainstBare(b *testing.B) {
@@ -134,7 +135,7 @@ func publishBare(b *testing.B, ch *amqp.Channel, cfg Config, recs []*relay.Recor
 	}
 }
 
-// BenchmarkPublish reports what one record costs us, the broker's part aside.
+// BenchmarkPublish reports what one record costs us, without the broker's part.
 func BenchmarkPublish(b *testing.B) {
 	for _, kind := range []string{"classic", "quorum"} {
 		b.Run(kind, func(b *testing.B) {

@@ -10,21 +10,23 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// A broker may close the channel, or the whole connection, because of one message, and does not say which. What it
-// says is a code, which tells only what may be the matter.
+// A broker may close the channel, or the whole connection, because of one message, and does not
+// name it. It sends a code, which shows only what the cause may be.
 type fault int
 
 const (
-	// faultNobodys is an end that no message brings about.
+	// faultNobodys is an end that no message causes.
 	faultNobodys fault = iota
 	// faultMessage is a code by which a broker answers a message.
 	faultMessage
-	// faultUnclear is an end that a message may bring about, by a defect of the broker or of what
-	// stands in front of it, but more often is the broker's own: only an end that comes again counts.
+	// faultUnclear is an end that a message may cause, by a defect of the broker or of what is in
+	// front of it. More often the broker itself is the cause, so only an end that comes again
+	// counts.
 	faultUnclear
 )
 
-// faultOf sorts all codes of AMQP 0-9-1 (specification, 1.2). err is nil when the connection just ended.
+// faultOf sorts all codes of AMQP 0-9-1 (specification, 1.2). err is nil when the connection just
+// ended.
 func faultOf(err *amqp.Error) fault {
 	if err == nil || !err.Server {
 		return faultUnclear // end of file, reset, a frame that we do not understand
@@ -37,39 +39,44 @@ func faultOf(err *amqp.Error) fault {
 		// 311: the body, in brokers other than RabbitMQ.
 		return faultMessage
 	case amqp.NoRoute, amqp.NoConsumers:
-		// 312, 313: a message that came back. Brokers close nothing for it.
+		// 312, 313: a message that came back. Brokers do not close anything for it.
 		return faultMessage
 	case amqp.AccessRefused:
-		// 403: no right to write to the exchange, to this routing key, or to one in CC; or a user id that is not ours.
+		// 403: no right to write to the exchange, to this routing key, or to one in CC; or a user
+		// id that is not ours.
 		return faultMessage
 	case amqp.PreconditionFailed:
-		// 406: above max_message_size, a header with a type that RabbitMQ does not take (CC), an expiration that is no number.
+		// 406: above max_message_size, a header with a type that RabbitMQ does not take (CC), an
+		// expiration that is no number.
 		return faultMessage
 	case amqp.FrameError, amqp.SyntaxError, amqp.CommandInvalid, amqp.UnexpectedFrame:
-		// 501, 502, 503, 505: what we wrote cannot be read: a frame above frame_max, a header table with
-		// something in it that this broker does not know.
+		// 501, 502, 503, 505: what we wrote cannot be read: a frame above frame_max, a header table
+		// with something in it that this broker does not know.
 		return faultMessage
 	case amqp.NotAllowed, amqp.NotImplemented:
 		// 530, 540: something that this broker does not allow or has not.
 		return faultMessage
 	case amqp.InvalidPath, amqp.NotFound, amqp.ResourceLocked:
-		// 402, 404, 405: the exchange or the vhost is gone, or is somebody else's. The exchange is declared again.
+		// 402, 404, 405: the exchange or the vhost is gone, or is somebody else's. The exchange is
+		// declared again.
 		return faultUnclear
 	case amqp.ChannelError, amqp.ResourceError, amqp.InternalError:
-		// 504, 506, 541: the broker has no room, or a process of it crashed, which a message can do too.
+		// 504, 506, 541: the broker has no room, or a process of it crashed, which a message can do
+		// too.
 		return faultUnclear
 	}
 	return faultUnclear
 }
 
-// verdict is what the control said: a message without body and headers to the same exchange, which is rolled back.
-type verdict int
+// finding is the result of the control: a message without body and headers to the same exchange,
+// which is rolled back.
+type finding int
 
 const (
-	notAsked verdict = iota
-	// exchangeWell: the broker takes that, so what it refuses is in the records.
+	notAsked finding = iota
+	// exchangeWell: the broker takes that, so the fault is in the records.
 	exchangeWell
-	// exchangeIll: it refuses that, too, so no record is at fault.
+	// exchangeIll: the broker refuses that, too, so no record is at fault.
 	exchangeIll
 	// noAnswer: this broker does not know transactions.
 	noAnswer
@@ -78,9 +85,10 @@ const (
 // controlPatience bounds the control: a broker that knows no transactions may not answer at all.
 const controlPatience = 3 * time.Second
 
-// control has the broker judge an empty message for the routing key of one of the suspects, within a transaction that is
-// rolled back. A second one asks for another routing key, since permissions may be by routing key.
-func (b *batch) control(suspects []int) verdict {
+// control has the broker judge an empty message for the routing key of one of the suspects, within
+// a transaction that is rolled back. A second one asks for another routing key, since permissions
+// may be by routing key.
+func (b *batch) control(suspects []int) finding {
 	if b.sink.noControl.Load() {
 		return noAnswer
 	}
@@ -105,10 +113,11 @@ func (b *batch) control(suspects []int) verdict {
 			begun = true
 			return c.tryWrite(ch, key)
 		})
-		dropped := b.link.killed.Load() != nil // by us, for want of an answer
+		dropped := b.link.killed.Load() != nil // by us, because no answer came
 		switch {
 		case !begun:
-			// Not asked again, since that may cost the connection; unless it has just been lost.
+			// The broker is not asked again, since that may cost the connection, unless the
+			// connection has just been lost.
 			b.sink.noControl.Store(refusal != nil || dropped)
 			return noAnswer
 		case err != nil && dropped:
@@ -124,7 +133,7 @@ func (b *batch) control(suspects []int) verdict {
 	return exchangeIll
 }
 
-// closedBy says why a record is refused that the broker closed a channel or connection for.
+// closedBy is the refusal of a record that the broker closed a channel or connection for.
 func (c Config) closedBy(err *amqp.Error, connection bool) error {
 	what := "channel"
 	if connection {
@@ -132,7 +141,7 @@ func (c Config) closedBy(err *amqp.Error, connection bool) error {
 	}
 	switch {
 	case err == nil || !err.Server:
-		return relay.Refuse(relay.ReasonRejected, fmt.Errorf("the connection to the broker ends whenever this message is sent, and only then: its log may say why"))
+		return relay.Refuse(relay.ReasonRejected, fmt.Errorf("the connection to the broker ends whenever this message is sent, and only then: see the broker's log"))
 	case err.Code == amqp.ContentTooLarge:
 		return relay.Refuse(relay.ReasonTooLarge, fmt.Errorf("the broker closes the %s on this message: %w", what, reason(err)))
 	case err.Code == amqp.AccessRefused:

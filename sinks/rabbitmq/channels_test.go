@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// Lanes share channels. One lane's notes of what is under way on a channel must be gone before another
-// lane has it: with -race, and by what arrives.
+// Lanes share channels. One lane's notes of what is under way on a channel must be gone before
+// another lane has it: with -race, and by what arrives.
 func TestLanesShareChannels(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)

@@ -6,8 +6,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// cloudEventPrefix begins an attribute's name in the AMQP protocol binding of CloudEvents (section 3.1.3.1). The binding is for AMQP 1.0's
-// application properties, whose place headers have in AMQP 0-9-1.
+// cloudEventPrefix begins an attribute's name in the AMQP protocol binding of CloudEvents (section
+// 3.1.3.1). The binding is for AMQP 1.0's application properties; in AMQP 0-9-1 headers take their
+// place.
 const cloudEventPrefix = "cloudEvents_"
 
 // headerName is the name under which a record's header is sent; empty: it is not.

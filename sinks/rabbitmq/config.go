@@ -15,11 +15,11 @@ import (
 	brokeraddress "github.com/sagaz-relay/relay/internal/address"
 )
 
-// Config says how to reach the broker and how to publish.
+// Config is how to reach the broker and how to publish.
 type Config struct {
-	// URL is where the broker is and who the relay is: amqp://user:password@host:5672/vhost, or amqps:// for
-	// TLS. A reserved character in user or password is percent-encoded, and so is a slash in the vhost
-	// (no path, or a bare slash, is the vhost "/").
+	// URL is where the broker is and who the relay is: amqp://user:password@host:5672/vhost, or
+	// amqps:// for TLS. A reserved character in user or password is percent-encoded, and so is a
+	// slash in the vhost (no path, or a bare slash, is the vhost "/").
 	//
 	// Default "amqp://guest:guest@localhost:5672/". RABBITMQ_URL, else BROKER_URL.
 	URL string `env:"RABBITMQ_URL" fallback:"BROKER_URL" secret:"true"`
@@ -29,40 +29,42 @@ type Config struct {
 	// Default "saga-events". RABBITMQ_EXCHANGE.
 	Exchange string `env:"RABBITMQ_EXCHANGE"`
 
-	// ExchangeType is the type that the exchange is declared with: topic, direct, fanout, headers, or what
-	// a plugin brings. It must be that of the exchange if there is one already.
+	// ExchangeType is the type that the exchange is declared with: topic, direct, fanout, headers,
+	// or what a plugin brings. It must be that of the exchange if there is one already.
 	//
 	// Default "topic". RABBITMQ_EXCHANGE_TYPE.
 	ExchangeType string `env:"RABBITMQ_EXCHANGE_TYPE"`
 
-	// Declare makes the relay declare the exchange, durable, whenever it connects, which needs the permission to
-	// configure it. With false it only looks whether it is there.
+	// Declare makes the relay declare the exchange, durable, whenever it connects, which needs the
+	// permission to configure it. With false it only looks whether it is there.
 	//
 	// Default true. RELAY_RABBITMQ_DECLARE.
 	Declare bool `env:"RELAY_RABBITMQ_DECLARE"`
 
-	// Window is how many messages a channel may have under way without a confirm; each lane that publishes
-	// has one channel. Too small, and the lane waits for round trips; too large buys nothing but memory and
-	// longer repeats after a lost connection. Beside it, 8 MiB of bodies is the most under way.
+	// Window is how many messages a channel may have under way without a confirm; each lane that
+	// publishes has one channel. Too small, and the lane waits for round trips; too large only
+	// costs memory and longer repeats after a lost connection. In any case at most 8 MiB of bodies
+	// are under way.
 	//
 	// Default 1000. RELAY_RABBITMQ_WINDOW.
 	Window int `env:"RELAY_RABBITMQ_WINDOW"`
 
-	// ConfirmTimeout is how long the oldest message under way may stay unconfirmed, and how long one write to
-	// the network may take. Then its fate counts as unknown and it is offered again. Too short, and a
-	// broker that is slow (a quorum queue that elects a leader) gets everything twice; too long, and a lane
-	// notices late that its broker hangs.
+	// ConfirmTimeout is how long the oldest message under way may stay unconfirmed, and how long
+	// one write to the network may take. Then its fate counts as unknown and it is offered again.
+	// Too short, and a broker that is slow (a quorum queue that elects a leader) gets everything
+	// twice; too long, and a lane notices late that its broker hangs.
 	//
 	// Default 30s. RELAY_RABBITMQ_CONFIRM_TIMEOUT.
 	ConfirmTimeout time.Duration `env:"RELAY_RABBITMQ_CONFIRM_TIMEOUT"`
 
-	// TLSCAFile holds the PEM certificates that sign the broker's. Empty means the system's. Like the other
-	// TLS settings it needs an amqps URL, and it is read again at every connect.
+	// TLSCAFile holds the PEM certificates that sign the broker's. Empty means the system's. Like
+	// the other TLS settings it needs an amqps URL, and it is read again at every connect.
 	//
 	// Default "". RELAY_RABBITMQ_TLS_CA_FILE.
 	TLSCAFile string `env:"RELAY_RABBITMQ_TLS_CA_FILE"`
 
-	// TLSCertFile is the relay's own certificate, for a broker that asks for one; TLSKeyFile must be set too.
+	// TLSCertFile is the relay's own certificate, for a broker that asks for one; TLSKeyFile must
+	// be set too.
 	//
 	// Default "". RELAY_RABBITMQ_TLS_CERT_FILE.
 	TLSCertFile string `env:"RELAY_RABBITMQ_TLS_CERT_FILE"`
@@ -72,7 +74,8 @@ type Config struct {
 	// Default "". RELAY_RABBITMQ_TLS_KEY_FILE.
 	TLSKeyFile string `env:"RELAY_RABBITMQ_TLS_KEY_FILE" secret:"path"`
 
-	// TLSServerName is the name that the broker's certificate must carry, when it is not the URL's host.
+	// TLSServerName is the name that the broker's certificate must carry, when it is not the URL's
+	// host.
 	//
 	// Default "". RELAY_RABBITMQ_TLS_SERVER_NAME.
 	TLSServerName string `env:"RELAY_RABBITMQ_TLS_SERVER_NAME"`
@@ -133,13 +136,16 @@ func (c Config) Validate() error {
 }
 
 const (
-	// maxShortString is what AMQP's short string holds (AMQP 0-9-1 specification, 4.2.5.3), in bytes.
+	// maxShortString is the most that an AMQP short string can have (AMQP 0-9-1 specification,
+	// 4.2.5.3), in bytes.
 	maxShortString = 255
-	// maxWindow bounds the memory of returned messages that wait to be read, and amqp091's bookkeeping.
+	// maxWindow bounds the memory of returned messages that wait to be read, and amqp091's
+	// bookkeeping.
 	maxWindow = 100_000
 )
 
-// uri parses the URL. The parsers' own errors quote it, password included, so none of them is passed on.
+// uri parses the URL. The parsers' own errors quote it, password included, so none of them is
+// returned.
 func (c Config) uri() (amqp.URI, error) {
 	if err := brokeraddress.AMQP(c.URL); err != nil {
 		return amqp.URI{}, fmt.Errorf("RABBITMQ_URL (or BROKER_URL): %w", err)
@@ -172,8 +178,8 @@ func address(uri amqp.URI) string {
 	return uri.Scheme + "://" + net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)) + vhost
 }
 
-// tls reads the TLS files. It returns nil when none is configured, which leaves TLS to the URL's own
-// parameters (cacertfile, certfile, keyfile, server_name_indication) and the system.
+// tls reads the TLS files. It returns nil when none is configured, which leaves TLS to the URL's
+// own parameters (cacertfile, certfile, keyfile, server_name_indication) and the system.
 func (c Config) tls() (*tls.Config, error) {
 	if c.TLSCAFile == "" && c.TLSCertFile == "" && c.TLSKeyFile == "" && c.TLSServerName == "" {
 		return nil, nil

@@ -10,9 +10,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// boundedConn bounds each write: amqp091 writes without a deadline, so a broker that stops reading would
-// hold a publisher, and with it the library's locks, for ever (amqp091-go#111). It also asks the fence of who
-// publishes as late as can be, after the library's locks, encoding and buffers.
+// boundedConn bounds each write. amqp091 writes without a deadline, so a broker that stops reading
+// would block a publisher, and with it the library's locks, for ever (amqp091-go#111). It also asks
+// the publisher's fence as late as possible, after the library's locks, encoding and buffers.
 type boundedConn struct {
 	net.Conn
 	timeout time.Duration
@@ -27,8 +27,8 @@ type boundedConn struct {
 }
 
 const (
-	// greetingLimit bounds what a server may say before it has opened the connection: amqp091 reads a text as long as the server
-	// goes on, and what answers may be no RabbitMQ.
+	// greetingLimit bounds what a server may send before it has opened the connection. amqp091
+	// reads a text as long as the server goes on, and what answers may be no RabbitMQ.
 	greetingLimit = 256 << 10
 	// frameLimit bounds frames where the broker has no frame_max; RabbitMQ's is 128 KiB.
 	frameLimit = 4 << 20
@@ -62,7 +62,8 @@ func (c *boundedConn) Write(b []byte) (int, error) {
 		c.set = deadline
 	}
 	c.mu.Unlock()
-	// A process frozen before this line writes nothing when it thaws; one frozen after it had written.
+	// A process frozen before this line writes nothing when it thaws. One frozen after it has
+	// written already.
 	if fence := c.fence.Load(); fence != nil && !(*fence)() {
 		return 0, relay.ErrFence
 	}

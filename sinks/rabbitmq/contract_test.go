@@ -28,14 +28,14 @@ func target(t testing.TB, brokerURL string, queueArgs amqp.Table) *sinktest.Targ
 			return rec, relay.ReasonUnroutable
 		},
 		Stall: func(testing.TB) func() {
-			p.hold(toBroker, toSink)
+			p.stall(toBroker, toSink)
 			return p.resume
 		},
 		Faults: map[string]func(testing.TB){
 			"connection cut":             func(testing.TB) { p.cut() },
 			"connection cut three times": func(testing.TB) { p.cut(); p.cut(); p.cut() },
 			"stalled, then cut": func(testing.TB) {
-				p.hold(toSink)
+				p.stall(toSink)
 				p.cut()
 				p.resume()
 			},
@@ -58,7 +58,8 @@ func TestContractQuorumQueue(t *testing.T) {
 	}})
 }
 
-// Durable classic queues with persistent messages must survive a kill, too: what was confirmed was synced.
+// Durable classic queues with persistent messages must survive a kill, too: what was confirmed was
+// synced.
 func TestBrokerFaultsClassicQueue(t *testing.T) {
 	broker := ownBroker(t)
 	sinktest.RunFaults(t, sinktest.Harness{NoKey: true, Patience: 3 * time.Minute, NotOurs: brokerGoroutines, New: func(t testing.TB) *sinktest.Target {
@@ -81,8 +82,9 @@ func addBrokerFaults(target *sinktest.Target, broker *brokertest.RabbitMQServer)
 	target.Faults["broker killed"] = func(t testing.TB) {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
-		// RabbitMQ 3.10 writes its registry of quorum queues behind: one that was declared within the last half
-		// second does not survive a kill, whatever was confirmed. The queue of a test is that young.
+		// RabbitMQ 3.10 writes its registry of quorum queues late: one that was declared within the
+		// last half second does not survive a kill, whatever was confirmed. The queue of a test is
+		// that young.
 		if _, err := broker.Ctl(ctx, "eval", "[ok = dets:sync(T) || T <- dets:all()]."); err != nil {
 			t.Fatal(err)
 		}

@@ -9,9 +9,10 @@ import (
 
 // culprits remembers the events for which the broker closed a channel or the connection.
 //
-// It serves three ends: an event that was refused is sent alone the next time, so that it takes nothing with it; where there are too
-// many of them to try each, the others are refused as they were before; and an end that may be the broker's own counts only when
-// it has come again and again for the same event.
+// It has three uses. An event that was refused is sent alone the next time, so that it takes
+// nothing with it. Where there are too many of them to try each, the others are refused as they
+// were before. And an end that may be the broker's own counts only when it has come again and again
+// for the same event.
 type culprits struct {
 	tally // of ends that may be the broker's own
 
@@ -19,14 +20,14 @@ type culprits struct {
 	crowded atomic.Int64
 }
 
-// Enough says when an end that may be the broker's own is an event's fault: an operator, or a broker that is being restarted, does
-// not hit the same one so often.
+// From so many and so long on, an end that may be the broker's own is an event's fault. An
+// operator, or a broker that is being restarted, does not hit the same one so often.
 const (
 	unclearTimes = 4
 	unclearSpan  = time.Second
 )
 
-// refused notes why; until then the event is only suspected.
+// refused notes why an event was refused; until then it is only suspected.
 func (c *culprits) refused(id relay.UUID, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -21,7 +21,8 @@ import (
 // ErrClosed is what Publish returns after and because of Close.
 var ErrClosed = errors.New("sink closed")
 
-// connectError says why there is no connection and what to fix: a *relay.SetupError where a person has to.
+// connectError is the error for a connection that could not be made: a *relay.SetupError with what
+// to fix, where a person has to.
 func (c Config) connectError(uri amqp.URI, err error) error {
 	var (
 		unknownCA  x509.UnknownAuthorityError
@@ -57,15 +58,17 @@ func (c Config) connectError(uri amqp.URI, err error) error {
 	case errors.Is(err, amqp.ErrSASL):
 		problem, fix = "the broker wants another kind of login", "switch the mechanism PLAIN on: auth_mechanisms in rabbitmq.conf"
 	case errors.As(err, &ae) && ae.Code == amqp.AccessRefused && !ae.Server:
-		// RabbitMQ hangs up during the login (amqp091 makes an error of its own of that), having logged why.
+		// RabbitMQ hangs up during the login (amqp091 makes an error of its own of that), having
+		// logged why.
 		problem = "the broker refused the login"
 		fix = "wrong user, password, or both, in RABBITMQ_URL; try them with: rabbitmqctl authenticate_user USER PASSWORD; guest may connect only from the broker's own host"
 	case errors.As(err, &ae) && ae.Server && (ae.Code == amqp.NotAllowed || ae.Code == amqp.AccessRefused):
-		// The broker says so itself: no such vhost, no permission for it, too many connections.
+		// The broker's own text: no such vhost, no permission for it, too many connections.
 		problem, fix = "the broker refused the vhost", c.vhostFix(uri.Vhost)
 	case c.TLSCertFile != "" && hungUp(err):
-		// With TLS 1.3 the broker judges our certificate when our side of the handshake is done already. Its
-		// alert is then the first thing read, unless the reset that follows it is noticed before.
+		// With TLS 1.3 the broker judges our certificate when our side of the handshake is done
+		// already. Its alert is then the first thing read, unless the reset that follows it is
+		// noticed before.
 		fix = "the broker hung up, and may not like our certificate: check RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE"
 	case hungUp(err):
 		// Hung up before the login, or an answer that is no AMQP: a TLS port, or no RabbitMQ.
@@ -84,8 +87,8 @@ func (c Config) connectError(uri amqp.URI, err error) error {
 	return &relay.SetupError{Problem: what, Err: reason(err), Fix: fix}
 }
 
-// vhostFix are the commands for a vhost that is not there, or not for this user. Who that is, is not said: a URL with a
-// slip in it may have the password there.
+// vhostFix are the commands for a vhost that is not there, or not for this user. They do not name
+// the user: a URL with a mistake in it may have the password there.
 func (c Config) vhostFix(vhost string) string {
 	return fmt.Sprintf("check the vhost in RABBITMQ_URL with: rabbitmqctl list_vhosts; make it with: rabbitmqctl add_vhost %s; let the user in with: %s", term.Shell(vhost), c.permit(vhost))
 }
@@ -100,31 +103,35 @@ func (c Config) permit(vhost string) string {
 	return fmt.Sprintf("rabbitmqctl set_permissions --vhost %s USER %s %s '^$'", term.Shell(vhost), configure, exchange)
 }
 
-// hungUp reports whether the peer ended the connection during the handshake, or said what is no AMQP. amqp091 makes
-// one code of all that it reads and does not understand.
+// hungUp reports whether the peer ended the connection during the handshake, or sent what is no
+// AMQP. amqp091 has one code for all that it reads and does not understand.
 func hungUp(err error) bool {
 	var ae *amqp.Error
 	if errors.As(err, &ae) {
 		return !ae.Server && (ae.Code == amqp.FrameError || ae == amqp.ErrClosed)
 	}
-	// Closed by our own end: amqp091's reader saw the hang-up while the handshake was still writing.
+	// Closed by our own end: amqp091's reader saw the hang-up while the handshake was still
+	// writing.
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
 }
 
-// declareError says why there is no exchange to publish to. All of these are trouble of the whole sink.
+// declareError is the error for an exchange that cannot be published to. All of these concern the
+// whole sink.
 func (c Config) declareError(err error) error {
 	var ae *amqp.Error
 	hint := ""
 	if errors.As(err, &ae) {
 		switch ae.Code {
 		case amqp.PreconditionFailed:
-			// An exchange of that name exists with another type, or not durable, or with other arguments.
+			// An exchange of that name exists with another type, or not durable, or with other
+			// arguments.
 			hint = fmt.Sprintf("it exists and is not as we declare it, durable and of type %s: set RABBITMQ_EXCHANGE_TYPE to its type, or RELAY_RABBITMQ_DECLARE=false to take it as it is", c.ExchangeType)
 		case amqp.CommandInvalid, amqp.SyntaxError, amqp.NotImplemented:
 			// No plugin of this broker knows the type.
 			hint = fmt.Sprintf("RABBITMQ_EXCHANGE_TYPE=%s: the broker has no such type", c.ExchangeType)
 		case amqp.AccessRefused:
-			// The user lacks the configure permission on that name, or it begins with amq. and does not exist.
+			// The user lacks the configure permission on that name, or it begins with amq. and does
+			// not exist.
 			hint = "grant the user of RABBITMQ_URL the permission to configure it: " + c.permit(c.vhost()) + "; or create it and set RELAY_RABBITMQ_DECLARE=false"
 		case amqp.NotFound:
 			// Only when we look without declaring.
@@ -137,9 +144,10 @@ func (c Config) declareError(err error) error {
 	return fmt.Errorf("declare exchange %q (RABBITMQ_EXCHANGE): %w", c.Exchange, reason(err))
 }
 
-// blame finds what a channel exception holds against single messages: it returns a function that gives the
-// refusal of each record at fault, and nil for those that only shared the channel. It returns nil when
-// no record is to blame. A limit above 0 is the size limit that the broker named.
+// blame finds whether a channel exception is the fault of single messages. It returns a function
+// that gives the refusal of each record at fault, and nil for those that only shared the channel.
+// It returns nil when no record is to blame. A limit above 0 is the size limit that the broker
+// named.
 func (c Config) blame(err *amqp.Error) (refuse func(*relay.Record) error, limit int64) {
 	if err == nil {
 		return nil, 0
@@ -158,8 +166,8 @@ func (c Config) blame(err *amqp.Error) (refuse func(*relay.Record) error, limit 
 			return nil
 		}, limit
 	case amqp.AccessRefused:
-		// The user has topic permissions on the exchange and this routing key does not match them. Without
-		// topic permissions the refusal is about the exchange, and no record is to blame.
+		// The user has topic permissions on the exchange and this routing key does not match them.
+		// Without topic permissions the refusal is about the exchange, and no record is to blame.
 		topic, ok := refusedTopic(err.Reason)
 		if !ok {
 			return nil, 0
@@ -174,7 +182,8 @@ func (c Config) blame(err *amqp.Error) (refuse func(*relay.Record) error, limit 
 	return nil, 0
 }
 
-// publishError explains why a channel, or its connection, was closed under a batch. All of these pass.
+// publishError is why a channel, or its connection, was closed under a batch. All of these are
+// transient.
 func (c Config) publishError(err *amqp.Error) error {
 	switch {
 	case err == nil:
@@ -183,10 +192,12 @@ func (c Config) publishError(err *amqp.Error) error {
 		// The exchange was deleted while we run.
 		return fmt.Errorf("publish to exchange %q: %w (it is declared again)", c.Exchange, reason(err))
 	case err.Code == amqp.AccessRefused:
-		// The user lost, or never had, the permission to write. Nothing goes through until that is mended.
+		// The user lost, or never had, the permission to write. Nothing goes through until that is
+		// fixed.
 		return fmt.Errorf("publish to exchange %q: %w (grant the user of RABBITMQ_URL the permission to write to it: %s)", c.Exchange, reason(err), c.permit(c.vhost()))
 	case err.Server:
-		// A broker that shuts down (320), an operator who closes the connection, an internal error (541).
+		// A broker that shuts down (320), an operator who closes the connection, an internal error
+		// (541).
 		return fmt.Errorf("publish to exchange %q: %w", c.Exchange, reason(err))
 	}
 	// Our end noticed: end of file, reset, a write that took too long, no heartbeat.
@@ -216,11 +227,12 @@ func refuseSize(size, limit int64, what string) error {
 	return &relay.RefusedError{Reason: relay.ReasonTooLarge, Size: size, Limit: limit, Err: errors.New(what)}
 }
 
-// The broker says only in words which message it means: rabbit_channel.erl, check_msg_size and
+// The broker names the message only in a text: rabbit_channel.erl, check_msg_size and
 // check_topic_authorisation. The tests ask a real broker for these texts.
 var (
-	tooLargeText     = regexp.MustCompile(`message size (\d+) (?:is )?larger than (?:configured )?max size (\d+)`)
-	topicText        = regexp.MustCompile(`access to topic '`) // at the front: the texts are cut at 255 bytes
+	tooLargeText = regexp.MustCompile(`message size (\d+) (?:is )?larger than (?:configured )?max size (\d+)`)
+	// at the front: the texts are cut at 255 bytes
+	topicText        = regexp.MustCompile(`access to topic '`)
 	refusedTopicText = regexp.MustCompile(`access to topic '(.*)' in exchange '`)
 )
 

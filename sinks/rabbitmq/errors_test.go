@@ -10,8 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// Which texts real brokers send is asked in TestTooLargeForBroker and TestPermissions; here are those of other
-// versions, and what must not be taken for one.
+// Which texts real brokers send is asked in TestTooLargeForBroker and TestPermissions; here are
+// those of other versions, and what must not be taken for one.
 func TestBlame(t *testing.T) {
 	cfg := DefaultConfig()
 	small, big := sinktest.NewRecord("a.b", "k", 0, 10), sinktest.NewRecord("a.c", "k", 0, 1000)

@@ -11,8 +11,9 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// A process can be frozen after the sink has found the lease valid and before amqp091 writes: behind its locks, in its encoder. What
-// it wrote when it thaws would arrive behind what the next owner has sent. Here the lease ends at each question in turn.
+// A process can be frozen after the sink has found the lease valid and before amqp091 writes:
+// behind its locks, in its encoder. What it would write when it thaws would arrive behind what the
+// next owner has sent. Here the lease ends at each question in turn.
 func TestFenceAtWrite(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s := newSink(t, r.config())

@@ -7,9 +7,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// RabbitMQ takes the headers CC and BCC for more routing keys (Sender-Selected Distribution) and closes the channel when they are
-// no array. A row's header has text; of a JSON array it is the array's text. So an array of strings is sent as one, and any other
-// text as an array of that one routing key, which is what it stands for in RabbitMQ.
+// RabbitMQ takes the headers CC and BCC for more routing keys (Sender-Selected Distribution) and
+// closes the channel when they are no array. A row's header has text; of a JSON array it is the
+// array's text. So an array of strings is sent as one, and any other text as an array of that one
+// routing key, which is what RabbitMQ means by it.
 func isRoutes(name string) bool { return name == "CC" || name == "BCC" }
 
 // moreRoutes returns the array to send.

@@ -43,8 +43,9 @@ func TestMoreRoutes(t *testing.T) {
 	}
 }
 
-// Rows with the headers CC and BCC as text made the broker close the channel for ever. They go out as the arrays that RabbitMQ wants,
-// and what they name gets a copy; what cannot be one is refused. The others arrive at once.
+// Rows with the headers CC and BCC as text made the broker close the channel for ever. They go out
+// as the arrays that RabbitMQ wants, and what they name gets a copy; what cannot be one is refused.
+// The others arrive at once.
 func TestCarbonCopies(t *testing.T) {
 	url := brokertest.RabbitMQ(t).URL
 	r := newRoom(t, url, nil)
@@ -106,8 +107,8 @@ func TestCarbonCopies(t *testing.T) {
 	}
 }
 
-// A real broker's words about a routing key of 250 bytes are cut before they end: the record is found all the same, and so is one with
-// permissions by routing key of which the broker says nothing.
+// A real broker's text about a routing key of 250 bytes is cut. The record is found even so, and so
+// is one with permissions by routing key that the broker does not name.
 func TestForbiddenRoutingKeyWithCutText(t *testing.T) {
 	broker := ownBroker(t)
 	ctl := func(args ...string) {
@@ -149,7 +150,8 @@ func TestForbiddenRoutingKeyWithCutText(t *testing.T) {
 	}
 }
 
-// Headers of every kind that a row can have arrive, or are refused, and take nobody with them.
+// Headers of every kind that a row can have arrive, or are refused, and take no other record with
+// them.
 func TestOddHeaders(t *testing.T) {
 	url := brokertest.RabbitMQ(t).URL
 	r := newRoom(t, url, amqp.Table{"x-queue-type": "quorum"})

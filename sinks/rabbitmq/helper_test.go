@@ -247,7 +247,7 @@ func newLoggedSink(t testing.TB, cfg Config) (*Sink, *sinkLog) {
 	return s, out
 }
 
-// proxy stands between sink and broker; what passes can be held up, and connections cut.
+// proxy is between sink and broker; it can stop the bytes, and cut connections.
 type proxy struct {
 	listener net.Listener
 	target   string
@@ -343,8 +343,8 @@ func (p *proxy) pass(dst, src net.Conn, direction int) {
 	}
 }
 
-// hold stops bytes in these directions until resume.
-func (p *proxy) hold(directions ...int) {
+// stall stops bytes in these directions until resume.
+func (p *proxy) stall(directions ...int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, d := range directions {

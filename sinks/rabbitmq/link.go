@@ -17,13 +17,14 @@ const (
 	heartbeat = 10 * time.Second
 	// connectTimeout bounds TCP, TLS and AMQP handshakes together.
 	connectTimeout = 10 * time.Second
-	// rpcTimeout bounds a question to the broker (open a channel, declare the exchange). amqp091 waits
-	// for the answer for ever, so the connection is dropped then.
+	// rpcTimeout bounds a question to the broker (open a channel, declare the exchange). amqp091
+	// waits for the answer for ever, so the connection is dropped then.
 	rpcTimeout = 10 * time.Second
-	// settleTimeout bounds the close of a channel whose confirms are in doubt.
-	settleTimeout = 5 * time.Second
-	// blockedPatience is how long Publish waits for a blocked connection when it has sent nothing yet. A
-	// short alarm then costs no failed attempt, a long one gets back to the lane, which backs off.
+	// discardTimeout bounds the close of a channel with missing confirms.
+	discardTimeout = 5 * time.Second
+	// blockedPatience is how long Publish waits for a blocked connection when it has sent nothing
+	// yet. A short alarm then costs no failed attempt. After a long one the lane gets the error and
+	// backs off.
 	blockedPatience = time.Second
 	// closePatience bounds Close.
 	closePatience = time.Second
@@ -39,27 +40,27 @@ type link struct {
 	conn    *amqp.Connection
 	raw     *boundedConn
 
-	dead      chan struct{}          // closed when the connection is gone; err says why
+	dead      chan struct{}          // closed when the connection is gone; err is why
 	isBlocked atomic.Bool            // the same as blocked != "", without the lock
 	killed    atomic.Pointer[string] // why we dropped the connection, if we did
-	// limit is the largest body that the broker takes, learnt from a refusal; 0: not known. Bound to the
-	// connection, since the broker's setting may change with a restart.
+	// limit is the largest body that the broker takes, learnt from a refusal; 0: not known. Bound
+	// to the connection, since the broker's setting may change with a restart.
 	limit atomic.Int64
 
 	writing sync.Mutex // held while a message is written; taken before amqp091's own locks
 
 	mu sync.Mutex
 	// Guarded by mu.
-	err       error
-	closing   bool           // no goroutine is started any more
-	running   sync.WaitGroup // goroutines of this link
-	idle      []*channel
-	blocked   string        // the broker's reason while the connection is blocked
-	unblocked chan struct{} // closed when it no longer is
-	settling  int           // channels in doubt that are being closed
-	settled   chan struct{} // closed when there are none
-	declared  bool          // the exchange is there, as far as we know
-	declaring *declaring    // under way
+	err        error
+	closing    bool           // no goroutine is started any more
+	running    sync.WaitGroup // goroutines of this link
+	idle       []*channel
+	blocked    string        // the broker's reason while the connection is blocked
+	unblocked  chan struct{} // closed when it no longer is
+	discarding int           // channels with missing confirms that are being closed
+	discarded  chan struct{} // closed when none is
+	declared   bool          // the exchange is there, as far as we know
+	declaring  *declaring    // under way
 }
 
 type declaring struct {
@@ -67,13 +68,14 @@ type declaring struct {
 	err  error
 }
 
-// connect makes a connection; it does not declare the exchange yet. When ctx ends it gives up at once.
+// connect makes a connection and does not declare the exchange yet. When ctx ends it gives up at
+// once.
 func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 	uri, err := cfg.uri()
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.tls() // anew each time, for certificates that were renewed
+	tlsConfig, err := cfg.tls() // again each time, for certificates that were renewed
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +98,8 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 				return nil, err
 			}
 			l.raw = &boundedConn{Conn: conn, timeout: cfg.ConfirmTimeout}
-			stop = context.AfterFunc(ctx, func() { l.kill("connect: context ended") }) // amqp091's handshakes know no context
+			// amqp091's handshakes know no context
+			stop = context.AfterFunc(ctx, func() { l.kill("connect: context ended") })
 			return l.raw, nil
 		},
 	})
@@ -119,7 +122,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 	return l, nil
 }
 
-// watch follows what the broker says about the connection until it is gone.
+// watch follows the broker's notices about the connection until it is gone.
 func (l *link) watch(blocks <-chan amqp.Blocking, closes <-chan *amqp.Error) {
 	var cause *amqp.Error
 	for blocks != nil || closes != nil {
@@ -171,7 +174,7 @@ func (l *link) blockedNow() (string, <-chan struct{}) {
 	return l.blocked, l.unblocked
 }
 
-// lost says why a channel or the connection was closed under us.
+// lost returns why a channel or the connection was closed under us.
 func (l *link) lost(err *amqp.Error) error {
 	if why := l.killed.Load(); why != nil && (err == nil || !err.Server) {
 		return fmt.Errorf("connection dropped: %s", *why)
@@ -184,11 +187,11 @@ func (l *link) lostOr(err error) error {
 	if !l.conn.IsClosed() {
 		return err
 	}
-	<-l.dead // soon: amqp091 is at it
+	<-l.dead // soon: amqp091 is closing it
 	return l.cause()
 }
 
-// cause says why the link is dead.
+// cause returns why the link is dead.
 func (l *link) cause() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -198,8 +201,9 @@ func (l *link) cause() error {
 	return l.err
 }
 
-// publish hands a message to amqp091, whose flush asks fence before it writes. One at a time: amqp091 writes one at a time
-// too, and who waits for its locks has passed no fence yet.
+// publish hands a message to amqp091, whose flush asks fence before it writes. It does one at a
+// time. amqp091 writes one at a time too, and this way none waits for its locks behind a fence that
+// it has passed already.
 func (l *link) publish(ch *amqp.Channel, fence *func() bool, exchange, key string, msg amqp.Publishing) (*amqp.DeferredConfirmation, error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -208,11 +212,11 @@ func (l *link) publish(ch *amqp.Channel, fence *func() bool, exchange, key strin
 	return ch.PublishWithDeferredConfirm(exchange, key, true, false, msg)
 }
 
-// kill drops the connection without a word to the broker; amqp091's reader notices and ends everything else.
-// The first reason given stays.
+// kill drops the connection without a close to the broker; amqp091's reader notices and ends
+// everything else. The first reason given stays.
 func (l *link) kill(why string) {
 	l.killed.CompareAndSwap(nil, &why)
-	_ = l.raw.Close() // nothing is lost that was not in doubt
+	_ = l.raw.Close() // nothing is lost that had its confirm
 }
 
 // killAfter kills the link unless the timer that it returns is stopped in time.
@@ -240,7 +244,8 @@ func (l *link) spawn(f func()) bool {
 	return true
 }
 
-// close says goodbye if the broker answers in time, and waits until all goroutines have ended.
+// close closes the connection properly if the broker answers in time, and waits until all
+// goroutines have ended.
 func (l *link) close() error {
 	l.mu.Lock()
 	l.closing = true
@@ -256,8 +261,8 @@ func (l *link) close() error {
 	return err
 }
 
-// ready waits until something may be published: the connection is not blocked, no channel is in doubt, and
-// the exchange is declared.
+// ready waits until something may be published: the connection is not blocked, no channel has
+// missing confirms, and the exchange is declared.
 func (l *link) ready(ctx context.Context) error {
 	for {
 		l.mu.Lock()
@@ -271,8 +276,8 @@ func (l *link) ready(ctx context.Context) error {
 			timer := time.NewTimer(blockedPatience)
 			defer timer.Stop()
 			timeout = timer.C
-		case l.settling > 0:
-			wait = l.settled
+		case l.discarding > 0:
+			wait = l.discarded
 		case !l.declared:
 			if l.declaring == nil {
 				fresh := &declaring{done: make(chan struct{})}
@@ -309,7 +314,7 @@ func (l *link) ready(ctx context.Context) error {
 	}
 }
 
-// declare makes, or looks for, the exchange. On a channel of its own, since a refusal closes it.
+// declare makes, or looks for, the exchange, on a channel of its own, since a refusal closes it.
 func (l *link) declare(d *declaring) {
 	timer := l.killAfter(rpcTimeout, "declare the exchange")
 	defer timer.Stop()
@@ -339,7 +344,7 @@ func (l *link) declare(d *declaring) {
 	close(d.done)
 }
 
-// undeclared says that the exchange is gone, so that it is declared before the next message.
+// undeclared notes that the exchange is gone, so that it is declared before the next message.
 func (l *link) undeclared() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -376,7 +381,7 @@ func (l *link) take(ctx context.Context) (*channel, error) {
 		c, err := l.open()
 		select {
 		case result <- opened{c, err}:
-		case <-left: // opened for nobody
+		case <-left: // opened, and no longer needed
 			if err == nil {
 				l.put(c)
 			}
@@ -413,24 +418,24 @@ func (l *link) open() (*channel, error) {
 	}, nil
 }
 
-// put gives a channel back that owes nothing.
+// put gives a channel back that has no confirm outstanding.
 func (l *link) put(c *channel) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.idle = append(l.idle, c)
 }
 
-// settle closes a channel that may still owe confirms. Until the broker has answered, ready lets nothing
-// through: a channel's messages are routed in order and its close comes last, so once that is answered
-// nothing that was sent on it can arrive behind what is sent from then on.
-func (l *link) settle(c *channel) {
+// discard closes a channel that may have confirms outstanding. Until the broker has answered, ready
+// lets nothing through. A channel's messages are routed in order and its close comes last, so once
+// that is answered nothing that was sent on it can arrive behind what is sent from then on.
+func (l *link) discard(c *channel) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	done := func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.settling--; l.settling == 0 {
-			close(l.settled)
+		if l.discarding--; l.discarding == 0 {
+			close(l.discarded)
 		}
 	}
 	ok := l.spawn(func() {
@@ -443,14 +448,14 @@ func (l *link) settle(c *channel) {
 				return
 			}
 		}
-		timer := l.killAfter(settleTimeout, "close a channel whose confirms are in doubt")
+		timer := l.killAfter(discardTimeout, "close a channel with missing confirms")
 		defer timer.Stop()
-		_ = c.ch.Close() // an error means that the connection is gone, and that is as final
+		_ = c.ch.Close() // an error means that the connection is gone, which is as final
 	})
 	if !ok {
 		return // the connection is about to be closed
 	}
-	if l.settling++; l.settling == 1 {
-		l.settled = make(chan struct{})
+	if l.discarding++; l.discarding == 1 {
+		l.discarded = make(chan struct{})
 	}
 }

@@ -7,7 +7,7 @@ var _ relay.Placer = (*Sink)(nil)
 // Destination is exchange and routing key, as OpenTelemetry's conventions for RabbitMQ write them.
 func (s *Sink) Destination(rec *relay.Record) string { return s.cfg.Exchange + ":" + rec.RoutingKey }
 
-// Place tells the broker's address.
+// Place returns the broker's address.
 func (s *Sink) Place(batch []*relay.Record) relay.Place {
 	place := relay.Place{System: "rabbitmq", RoutingKey: batch[0].RoutingKey, Partition: -1}
 	if uri, err := s.cfg.uri(); err == nil { // it was valid when the sink was made

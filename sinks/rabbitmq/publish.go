@@ -17,7 +17,7 @@ import (
 // message back whole, so this bounds memory when nothing is routable. One record may be larger.
 const windowBytes = 8 << 20
 
-// batch is one call of Publish. It belongs to the goroutine of that call.
+// batch is one call of Publish. It is used by the goroutine of that call only.
 type batch struct {
 	sink  *Sink
 	link  *link
@@ -26,8 +26,9 @@ type batch struct {
 	// fates has an entry per record: pending, nil (acknowledged), or what happened.
 	fates  []error
 	failed bool // some fate is an error
-	// held are the keys with a record that failed or was refused: what comes later of theirs is not sent.
-	held map[string]hold
+	// stopped are the keys with a record that failed or was refused: what comes later of theirs is
+	// not sent.
+	stopped map[string]stop
 
 	piece   halve.Piece // how much may be under way at once
 	search  search
@@ -37,8 +38,8 @@ type batch struct {
 	timer *time.Timer // reused for each wait
 }
 
-// hold says from where on a key is held, and what becomes of its records there.
-type hold struct {
+// stop is from where on a key is not sent, and what becomes of its records there.
+type stop struct {
 	behind int // index in the batch
 	err    error
 }
@@ -52,7 +53,7 @@ type sent struct {
 	size     int
 	route    *route
 	confirm  *amqp.DeferredConfirmation
-	returned string // what the broker said when it came back
+	returned string // the broker's text when it came back
 }
 
 func newBatch(ctx context.Context, s *Sink, l *link, recs []*relay.Record) *batch {
@@ -94,9 +95,9 @@ func (b *batch) run(ctx context.Context) {
 			more = err == nil
 		case a.head == len(a.sent):
 			a.leave()
-			b.link.put(c) // nothing is in doubt
+			b.link.put(c) // all confirms are there
 		default:
-			b.link.settle(c)
+			b.link.discard(c)
 		}
 		if ctx.Err() != nil && err == nil && more {
 			err = context.Cause(ctx)
@@ -117,8 +118,8 @@ func (a *attempt) leave() {
 	a.c.sent = a.sent[:0]
 }
 
-// exception returns why the channel was closed, nil when it was not the broker. amqp091 marks a channel
-// closed some time before it says why.
+// exception returns why the broker closed the channel, nil when it did not. amqp091 marks a channel
+// closed some time before it sends the reason.
 func (b *batch) exception(ctx context.Context, c *channel) *amqp.Error {
 	select {
 	case err := <-c.closes:
@@ -142,7 +143,7 @@ func (b *batch) refuseThose(refuse func(*relay.Record) error) (found bool) {
 	return found
 }
 
-// giveUp gives every record without a fate this passing one.
+// giveUp gives every record without a fate this transient error.
 func (b *batch) giveUp(err error) {
 	for i, fate := range b.fates {
 		if fate == errPending {
@@ -151,32 +152,34 @@ func (b *batch) giveUp(err error) {
 	}
 }
 
-// fail gives a record a passing error, and refuse one that is its own fault. Both hold back the rest of its key.
+// fail gives a record a transient error, and refuse one that is its own fault. Both stop the rest
+// of its key.
 func (b *batch) fail(i int, err error) {
 	b.fates[i], b.failed = err, true
-	b.hold(i, err)
+	b.stop(i, err)
 }
 
 func (b *batch) refuse(i int, err error) {
 	b.fates[i], b.failed = err, true
-	b.hold(i, relay.ErrBehind)
+	b.stop(i, relay.ErrBehind)
 }
 
-func (b *batch) hold(i int, err error) {
-	if b.held == nil {
-		b.held = map[string]hold{}
+func (b *batch) stop(i int, err error) {
+	if b.stopped == nil {
+		b.stopped = map[string]stop{}
 	}
-	if h, ok := b.held[b.recs[i].Key]; !ok || i < h.behind {
-		b.held[b.recs[i].Key] = hold{i, err}
+	if h, ok := b.stopped[b.recs[i].Key]; !ok || i < h.behind {
+		b.stopped[b.recs[i].Key] = stop{i, err}
 	}
 }
 
-// isHeld gives a record the fate that is due behind another of its key, if there is one.
-func (b *batch) isHeld(i int) bool {
-	if b.held == nil {
+// isStopped gives a record behind another of its key the fate that follows from that one, and
+// reports whether it did.
+func (b *batch) isStopped(i int) bool {
+	if b.stopped == nil {
 		return false
 	}
-	h, ok := b.held[b.recs[i].Key]
+	h, ok := b.stopped[b.recs[i].Key]
 	if !ok || i < h.behind {
 		return false
 	}
@@ -186,9 +189,10 @@ func (b *batch) isHeld(i int) bool {
 
 // result makes one error of the fates, nil when all records are acknowledged.
 //
-// Of each key it leaves acknowledged ones at the front and then either passing errors or one refusal with ErrBehind after it. What the broker
-// took behind one that failed or was refused counts as failed too: it is offered again behind that one, so that what
-// consumers see last is in order.
+// Of each key it leaves acknowledged ones at the front and then either transient errors or one
+// refusal with ErrBehind after it. What the broker took behind one that failed or was refused
+// counts as failed too. It is offered again behind that one, so that what consumers see last is in
+// order.
 func (b *batch) result() error {
 	if !b.failed {
 		return nil
@@ -221,12 +225,13 @@ type attempt struct {
 	route      *route
 }
 
-// run sends the pending records and waits for their confirms. An error leaves records pending, and the
-// channel in doubt or closed.
+// run sends the pending records and waits for their confirms. An error leaves records pending, and
+// the channel with missing confirms, or closed.
 //
-// A record whose route is not known to be good may come back or be nacked when what follows is long in a queue. So the next
-// of its key is sent only when it is confirmed, in another pass; other keys do not wait. While the batch looks for a record that
-// closes channels an attempt is one piece, and more says that it was not the last.
+// A record whose route is not known to be good may come back or be nacked when what follows is long
+// in a queue. So the next of its key is sent only when it is confirmed, in another pass; other keys
+// do not wait. While the batch looks for a record that closes channels an attempt is one piece, and
+// more is whether another follows.
 func (a *attempt) run(ctx context.Context) (more bool, err error) {
 	for {
 		waiting, err := a.pass(ctx)
@@ -244,19 +249,20 @@ func (a *attempt) run(ctx context.Context) (more bool, err error) {
 		}
 	}
 	if a.c.ch.IsClosed() {
-		// All is known, but a channel that is gone must not go back to the pool.
+		// All fates are known, but a channel that is gone must not go back to the pool.
 		return false, errors.New("channel closed")
 	}
 	return more, nil
 }
 
-// pass sends what is pending and need not wait for another record of its key, and reports whether something has to.
+// pass sends what is pending and need not wait for another record of its key, and reports whether
+// something has to.
 func (a *attempt) pass(ctx context.Context) (waiting bool, err error) {
 	a.now = a.sink.routes.now()
 	var unsure map[string]struct{} // keys with a record under way whose fate must be known first
 	most, alone := a.piece.Most(), a.sink.culprits.some.Load()
 	for i, rec := range a.recs {
-		if a.fates[i] != errPending || a.isHeld(i) {
+		if a.fates[i] != errPending || a.isStopped(i) {
 			continue
 		}
 		if most > 0 && len(a.sent) >= most {
@@ -284,7 +290,7 @@ func (a *attempt) pass(ctx context.Context) (waiting bool, err error) {
 		if err := a.makeRoom(ctx, len(rec.Value)); err != nil {
 			return false, err
 		}
-		if a.isHeld(i) { // a nack or a return may have come while we made room
+		if a.isStopped(i) { // a nack or a return may have come while we made room
 			continue
 		}
 		if err := a.send(i, rec); err != nil {
@@ -301,7 +307,7 @@ func (a *attempt) pass(ctx context.Context) (waiting bool, err error) {
 	return waiting, nil
 }
 
-// check refuses what would break the channel or the connection.
+// check refuses a record that would break the channel or the connection.
 func (a *attempt) check(rec *relay.Record) error {
 	if len(rec.RoutingKey) > maxShortString {
 		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("routing key has %d bytes, AMQP allows 255: shorten event_type, or change RELAY_ROUTING_KEY", len(rec.RoutingKey)))
@@ -335,9 +341,9 @@ func (a *attempt) check(rec *relay.Record) error {
 }
 
 const (
-	// headerFrameFixed is what a content header frame has beside our strings: frame header and end (8), class,
-	// weight, body size and flags (14), the headers' length (4), three string lengths, delivery mode (1),
-	// message id (36) and timestamp (8).
+	// headerFrameFixed is the size of a content header frame without our strings: frame header and
+	// end (8), class, weight, body size and flags (14), the headers' length (4), three string
+	// lengths, delivery mode (1), message id (36) and timestamp (8).
 	headerFrameFixed = 8 + 14 + 4 + 3 + 1 + 36 + 8
 	// headerFixed is the length of a name, the type and the length of a value.
 	headerFixed = 1 + 1 + 4
@@ -366,7 +372,7 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 		MessageId:    rec.EventID.String(),
 		Body:         rec.Value,
 	}
-	if len(rec.EventType) <= maxShortString { // it stands in the headers too
+	if len(rec.EventType) <= maxShortString { // it is in the headers too
 		msg.Type = rec.EventType
 	}
 	if rec.Timestamp.Unix() > 0 { // AMQP's timestamp has no sign
@@ -374,15 +380,18 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 	}
 	confirm, err := a.link.publish(a.c.ch, &a.fence, a.sink.cfg.Exchange, rec.RoutingKey, msg)
 	if err != nil {
-		if errors.Is(err, relay.ErrFence) { // with the message in amqp091's buffer, so the connection cannot be used again
+		// with the message in amqp091's buffer, so the connection cannot be used again
+		if errors.Is(err, relay.ErrFence) {
 			a.link.kill("the slot is not ours any more")
 			return err
 		}
 		if !errors.Is(err, amqp.ErrClosed) {
-			// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
+			// Part of a frame may be on its way. amqp091 shuts down too, but from another
+			// goroutine.
 			a.link.kill(fmt.Sprintf("write: %v", err))
 		}
-		return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err))) // what the broker said says more than that it is closed
+		// what the broker sent is clearer than that it is closed
+		return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err)))
 	}
 	if a.route == nil || rec.RoutingKey != a.routingKey {
 		a.routingKey, a.route = rec.RoutingKey, a.sink.routes.of(rec.RoutingKey)
@@ -392,8 +401,9 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 	return nil
 }
 
-// makeRoom waits until a message of this size fits into the window and the connection is not blocked. It
-// also takes in what is confirmed already, so that a nack is known before more of its key is sent.
+// makeRoom waits until a message of this size fits into the window and the connection is not
+// blocked. It also takes in what is confirmed already, so that a nack is known before more of its
+// key is sent.
 func (a *attempt) makeRoom(ctx context.Context, size int) error {
 	for {
 		for a.head < len(a.sent) && done(a.sent[a.head].confirm) {
@@ -465,8 +475,8 @@ func (a *attempt) await(ctx context.Context) error {
 	return nil
 }
 
-// awaitUnblocked waits until the connection may be used again. With messages under way it waits as long as
-// their confirms may take, since to give up means to drop them.
+// awaitUnblocked waits until the connection may be used again. With messages under way it waits as
+// long as their confirms may take, since to give up means to drop them.
 func (a *attempt) awaitUnblocked(ctx context.Context) error {
 	reason, unblocked := a.link.blockedNow()
 	if reason == "" {
@@ -500,8 +510,8 @@ func (a *attempt) arm(d time.Duration) {
 	a.timer.Reset(d)
 }
 
-// resolve gives the record of a confirmed message its fate. It returns false, and leaves the record pending,
-// when the confirmation only says that the channel was closed.
+// resolve gives the record of a confirmed message its fate. It returns false, and leaves the record
+// pending, when the confirmation only means that the channel was closed.
 func (a *attempt) resolve(n int) bool {
 	a.readReturns()
 	s := &a.sent[n]
@@ -518,8 +528,8 @@ func (a *attempt) resolve(n int) bool {
 	case a.c.ch.IsClosed():
 		return false
 	default:
-		// A queue at its limit with overflow reject-publish, a quorum queue without a majority, or a queue
-		// process that died.
+		// A queue at its limit with overflow reject-publish, a quorum queue without a majority, or
+		// a queue process that died.
 		now := a.sink.routes.now()
 		a.sink.routes.nacked.Store(now)
 		err := fmt.Errorf("nacked by the broker: a queue bound for routing key %q is full (overflow reject-publish) or not available", a.recs[s.at].RoutingKey)
@@ -533,7 +543,8 @@ func (a *attempt) resolve(n int) bool {
 	return true
 }
 
-// collect gives a fate to what is confirmed already, in whatever order, before the rest is given up.
+// collect gives a fate to what is confirmed already, in whatever order, before the rest is given
+// up.
 func (a *attempt) collect() {
 	for n := a.head; n < len(a.sent); n++ {
 		if s := &a.sent[n]; a.fates[s.at] == errPending && done(s.confirm) {
@@ -561,7 +572,8 @@ func (a *attempt) readReturns() {
 	}
 }
 
-// noteReturn finds the message that came back: by event_id, and the oldest where a batch has one twice.
+// noteReturn finds the message that came back: by event_id, and the oldest where a batch has one
+// twice.
 func (a *attempt) noteReturn(r amqp.Return) {
 	id, err := relay.ParseUUID(r.MessageId)
 	if err == nil {

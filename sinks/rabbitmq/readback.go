@@ -21,15 +21,17 @@ type Stored struct {
 	Redelivered bool
 }
 
-// ReadBack gives f every message that is ready in the queue, in the order in which a consumer would get them, and leaves all of them in it: they
-// are taken without an acknowledgement and given back at the end, to their old places. What stays behind is that each counts as
-// redelivered; a quorum queue also counts the deliveries, and drops (or dead-letters) a message beyond its delivery-limit,
-// which RabbitMQ 4 sets to 20. Messages that come meanwhile are not read. Of a quorum queue 65535 messages can be read, which is what the broker
-// sends without an acknowledgement; one that holds more makes it fail.
+// ReadBack gives f every message that is ready in the queue, in the order in which a consumer would
+// get them, and leaves all of them in it: they are taken without an acknowledgement and given back
+// at the end, to their old places. Afterwards each counts as redelivered. A quorum queue also
+// counts the deliveries, and drops (or dead-letters) a message beyond its delivery-limit, which
+// RabbitMQ 4 sets to 20. Messages that come meanwhile are not read. Of a quorum queue 65535
+// messages can be read, which is what the broker sends without an acknowledgement; with more in it
+// ReadBack fails.
 //
-// The queue may have no other consumer: what one has taken and not acknowledged cannot be seen, and would come back in between. ReadBack
-// takes the queue for itself, and fails when it has a consumer. A stream cannot be read in this way, and fails too.
-// It stops at f's first error.
+// The queue may have no other consumer: what one has taken and not acknowledged cannot be seen, and
+// would come back in between. ReadBack takes the queue for itself, and fails when it has a
+// consumer. A stream cannot be read in this way, and fails too. It stops at f's first error.
 func ReadBack(ctx context.Context, cfg Config, queue string, f func(Stored) error) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -38,7 +40,8 @@ func ReadBack(ctx context.Context, cfg Config, queue string, f func(Stored) erro
 	if err != nil {
 		return err
 	}
-	defer func() { _ = l.close() }() // which gives back what was taken, should the channel not have done it
+	// which gives back what was taken, if the channel has not done it
+	defer func() { _ = l.close() }()
 	defer context.AfterFunc(ctx, func() { l.kill("read back: context ended") })()
 	if err := readBack(ctx, l, queue, f); err != nil {
 		if ctx.Err() != nil {
@@ -59,10 +62,11 @@ func readBack(ctx context.Context, l *link, queue string, f func(Stored) error) 
 		return err
 	}
 	if info.Consumers > 0 {
-		return fmt.Errorf("it has %d consumers: stop them first, what they hold cannot be seen", info.Consumers)
+		return fmt.Errorf("it has %d consumers: stop them first, what they have taken cannot be seen", info.Consumers)
 	}
-	// Without a limit a quorum queue sends 2000 messages; a classic one sends all. Asking for the rest by basic.get, or by another consumer,
-	// would have a quorum queue take them back in another order.
+	// Without a limit a quorum queue sends 2000 messages; a classic one sends all. Asking for the
+	// rest by basic.get, or by another consumer, would have a quorum queue take them back in
+	// another order.
 	limit := maxPrefetch
 	if info.Messages > maxPrefetch {
 		limit = 0
@@ -106,8 +110,9 @@ func readBack(ctx context.Context, l *link, queue string, f func(Stored) error) 
 	return ch.Close()
 }
 
-// complete gives the messages back, and wants no more of them in the queue than the n that came: others may have expired before they came, or
-// been dropped by a length limit. While we have them they do not count, whether they have arrived here or are still on their way.
+// complete gives the messages back, and fails when the queue then has more than the n that came.
+// Others may have expired before they came, or been dropped by a length limit. While we have them
+// they do not count, whether they have arrived here or are still on their way.
 func complete(l *link, ch *amqp.Channel, queue string, n int) error {
 	if err := ch.Close(); err != nil {
 		return err

@@ -14,16 +14,18 @@ import (
 
 var _ relay.RouteChecker = (*Sink)(nil)
 
-// ErrBindingsUnknown says what CheckRoutes cannot find out.
+// ErrBindingsUnknown is what CheckRoutes cannot find out.
 var ErrBindingsUnknown = errors.New("whether a queue is bound for each routing key cannot be asked over AMQP, only tried with a message that its consumers would get: compare with rabbitmqctl list_bindings --vhost VHOST; events without a queue are refused as unroutable and wait in the ledger")
 
-// CheckRoutes finds out whether the exchange is there and is as we declare it, and whether the user may publish to it with each routing
-// key. It publishes nothing: the right to write is asked for by a message within a transaction that is rolled back, which RabbitMQ
-// judges at once and routes to nobody. It makes no exchange either.
+// CheckRoutes finds out whether the exchange is there and is as we declare it, and whether the user
+// may publish to it with each routing key. It publishes nothing: it asks for the right to write by
+// a message within a transaction that is rolled back, which RabbitMQ judges at once and routes
+// nowhere. It makes no exchange either.
 //
-// AMQP has no question for bindings, and no way to have a message routed and not delivered: a queue that is bound may have a
-// consumer, even for a message that expires at once. So when the exchange exists, the error is ErrBindingsUnknown, beside the problems.
-// Without the exchange there is no binding, and every route has that problem.
+// AMQP has no question for bindings, and no way to have a message routed and not delivered: a queue
+// that is bound may have a consumer, even for a message that expires at once. So when the exchange
+// exists, the error is ErrBindingsUnknown, in addition to the problems. Without the exchange no
+// binding exists, and every route has that problem.
 func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.RouteProblem, error) {
 	ctx, stop := s.join(ctx)
 	defer stop()
@@ -32,7 +34,8 @@ func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.R
 		return nil, err
 	}
 	c := routeCheck{link: l, cfg: s.cfg, patience: rpcTimeout}
-	defer context.AfterFunc(ctx, func() { l.kill("check routes: context ended") })() // amqp091's questions know no context
+	// amqp091's questions know no context
+	defer context.AfterFunc(ctx, func() { l.kill("check routes: context ended") })()
 	problems, err := c.run(routes)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -46,8 +49,8 @@ type routeCheck struct {
 	patience time.Duration // for each question
 }
 
-// ask runs a question on a channel of its own, since a refusal closes it. It returns the broker's refusal, and an error when there was
-// no answer.
+// ask runs a question on a channel of its own, since a refusal closes it. It returns the broker's
+// refusal, and an error when no answer came.
 func (c *routeCheck) ask(what string, question func(*amqp.Channel) error) (refusal *amqp.Error, err error) {
 	timer := c.link.killAfter(c.patience, what)
 	defer timer.Stop()
@@ -62,7 +65,8 @@ func (c *routeCheck) ask(what string, question func(*amqp.Channel) error) (refus
 	if err == nil {
 		return nil, nil
 	}
-	// A message is refused without an answer of its own: the next question finds the channel closed.
+	// A message is refused without an answer of its own: the next question finds the channel
+	// closed.
 	wait := time.NewTimer(c.patience)
 	defer wait.Stop()
 	select {
@@ -102,7 +106,7 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 			return nil, err
 		}
 		if refusal != nil {
-			return all(c.cfg.declareError(refusal).Error(), "see the text: nothing is published until that is mended"), ErrBindingsUnknown
+			return all(c.cfg.declareError(refusal).Error(), "see the text: nothing is published until that is fixed"), ErrBindingsUnknown
 		}
 	}
 	byKey := map[string]*amqp.Error{}
@@ -157,7 +161,8 @@ func (c *routeCheck) compare() (refusal *amqp.Error, err error) {
 	})
 }
 
-// exchange says what is wrong with the exchange, if anything. It makes none: one that is missing and that we declare is well.
+// exchange returns what is wrong with the exchange, if anything. It makes none: one that is missing
+// and that we declare is well.
 func (c *routeCheck) exchange() error {
 	refusal, err := c.passive()
 	switch {
@@ -176,7 +181,8 @@ func (c *routeCheck) exchange() error {
 	return nil
 }
 
-// tryWrite has the broker judge a message that is never published, within a transaction that has begun.
+// tryWrite has the broker judge a message that is never published, within a transaction that has
+// begun.
 func (c *routeCheck) tryWrite(ch *amqp.Channel, routingKey string) error {
 	if err := ch.Publish(c.cfg.Exchange, routingKey, false, false, amqp.Publishing{}); err != nil {
 		return err

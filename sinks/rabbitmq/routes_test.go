@@ -30,7 +30,7 @@ func TestCheckRoutes(t *testing.T) {
 			}
 			for _, part := range parts {
 				if !strings.Contains(p.Problem+"; "+p.Fix, part) {
-					t.Errorf("%s: %q, %q does not say %q", p.Route.EventType, p.Problem, p.Fix, part)
+					t.Errorf("%s: %q, %q does not have %q", p.Route.EventType, p.Problem, p.Fix, part)
 				}
 			}
 			if strings.Contains(fmt.Sprint(p), "limited-secret") {
@@ -84,7 +84,8 @@ func TestCheckRoutes(t *testing.T) {
 	}
 }
 
-// The sink goes on after a check, over the same connection; a broker that is away is told by its address.
+// The sink goes on after a check, over the same connection; the error for a broker that is away has
+// its address.
 func TestCheckRoutesBeside(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s, log := newLoggedSink(t, r.config())
@@ -102,12 +103,13 @@ func TestCheckRoutesBeside(t *testing.T) {
 	cfg := r.config()
 	cfg.URL = "amqp://user:hidden-secret@127.0.0.1:1/"
 	_, err := newSink(t, cfg).CheckRoutes(soon(t), nil)
-	passing(t, err, "127.0.0.1:1")
+	transient(t, err, "127.0.0.1:1")
 	noSecret(t, err.Error())
 }
 
-// What CheckRoutes relies on: a message within a transaction that is rolled back reaches no queue and is returned to nobody, but for
-// the right to send it. Were it returned, bindings could be asked for.
+// What CheckRoutes relies on: a message within a transaction that is rolled back reaches no queue
+// and is not returned, but is checked for the right to send it. If it were returned, bindings could
+// be asked for.
 func TestTransactionTellsNoBinding(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	ch := admin(t, r.url)
@@ -128,8 +130,8 @@ func TestTransactionTellsNoBinding(t *testing.T) {
 	}
 }
 
-// A check changes nothing at the broker: on a fresh vhost it finds no exchange however often it is made, and makes none. What it advises
-// names the vhost, and works.
+// A check changes nothing at the broker: on a fresh vhost it finds no exchange however often it is
+// made, and makes none. What it advises names the vhost, and works.
 func TestCheckOfAFreshVhost(t *testing.T) {
 	broker := ownBroker(t)
 	ctl := func(args ...string) {
@@ -169,7 +171,7 @@ func TestCheckOfAFreshVhost(t *testing.T) {
 	}
 }
 
-// Each reason why there is no connection is told as what it is, with what to do about it.
+// Each reason for which no connection is made has its own error, with what to do about it.
 func TestWhyThereIsNoConnection(t *testing.T) {
 	broker := ownBroker(t)
 	ctl := func(args ...string) {
@@ -201,10 +203,10 @@ func TestWhyThereIsNoConnection(t *testing.T) {
 			cfg.URL = tc.url(broker.URL)
 			s, log := newLoggedSink(t, cfg)
 			err := s.Check(soon(t))
-			passing(t, err, tc.want...)
+			transient(t, err, tc.want...)
 			var setup *relay.SetupError
 			if !errors.As(err, &setup) || setup.Fix == "" || strings.Contains(err.Error(), tc.not) {
-				t.Errorf("got %q, want a setup error that says nothing of %q", err, tc.not)
+				t.Errorf("got %q, want a setup error without %q", err, tc.not)
 			}
 			if text := strings.ReplaceAll(err.Error()+log.String(), broker.User, ""); strings.Contains(text, "hidden") || strings.Contains(text, broker.Password) {
 				t.Errorf("a credential shows in %q", text)

@@ -15,17 +15,20 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// scripted is a broker that speaks as much AMQP as the sink needs, and closes a channel or the connection as the test says. Like RabbitMQ
-// it works the frames of a channel off in order, and sends its confirms late: those that it owes are lost with the channel.
+// scripted is a broker that speaks as much AMQP as the sink needs, and closes a channel or the
+// connection as the test wants. Like RabbitMQ it handles the frames of a channel in order, and
+// sends its confirms late: those that are due are lost with the channel.
 type scripted struct {
 	listener net.Listener
 	done     sync.WaitGroup
 
-	// judge says with which code the broker ends what a message came on; 0 means that it takes it. cut ends
-	// the connection without a word. control is for messages within a transaction.
+	// judge returns the code with which the broker ends what a message came on; 0 means that it
+	// takes it. cut ends the connection without a code. control is for messages within a
+	// transaction.
 	judge func(message []byte, control bool) (code int, text string, connection bool)
 
-	// silentFrom is the first method (class and number) that is not answered, and nothing is after it.
+	// silentFrom is the first method (class and number) that is not answered, and nothing is after
+	// it.
 	silentFrom [2]uint16
 
 	channels, conns atomic.Int64 // opened
@@ -36,7 +39,7 @@ type scripted struct {
 }
 
 const (
-	cut = -1 // a code: no word, the connection ends
+	cut = -1 // a code: none is sent, the connection ends
 	// deaf is a code, too: a transaction is never answered.
 	deaf = -2
 )
@@ -97,7 +100,7 @@ type scriptedConn struct {
 
 type scriptedChannel struct {
 	transaction bool
-	closed      bool   // by us: all is dropped until the client has said so, too
+	closed      bool   // by us: all is dropped until the client has closed it, too
 	tag, owed   uint64 // owed: the highest tag whose confirm is due
 	left        int    // of the body
 	message     []byte // method, header and body
@@ -158,7 +161,7 @@ func (c *scriptedConn) serve() {
 	}
 }
 
-// confirm sends what is owed.
+// confirm sends the confirms that are due.
 func (c *scriptedConn) confirm() {
 	for number, ch := range c.channels {
 		if ch.owed > 0 && !ch.closed {
@@ -249,7 +252,7 @@ func (c *scriptedConn) end(number uint16, code int, text string, connection bool
 	args = append(args, 0, 60, 0, 40)
 	if connection {
 		c.send(0, method(10, 50, args))
-		for number := range c.channels { // nothing more is worked off
+		for number := range c.channels { // nothing more is handled
 			c.channels[number].closed = true
 		}
 		return true
@@ -258,7 +261,7 @@ func (c *scriptedConn) end(number uint16, code int, text string, connection bool
 	return c.send(number, method(20, 40, args))
 }
 
-// scriptedListener accepts connections and says nothing.
+// scriptedListener accepts connections and sends nothing.
 func scriptedListener(t testing.TB) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

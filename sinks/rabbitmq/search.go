@@ -10,23 +10,27 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// A message for which the broker closes the channel or the connection takes all with it that is under way there. The search for it
-// happens within one Publish: what is pending goes out in pieces (package halve) until the culprit stands alone, and is refused.
+// A message for which the broker closes the channel or the connection takes all with it that is
+// under way there. The search for it happens within one Publish: what is pending goes out in pieces
+// (package halve) until the culprit is alone, and is refused.
 //
-// An exception of the channel comes from what is under way on that channel, so the search begins at once. One of the connection may be
-// another lane's doing. So the batch goes to a connection of its own, where only its own messages can end it, and no other lane
-// suffers from the search. One batch at a time does that.
+// An exception of the channel comes from what is under way on that channel, so the search begins at
+// once. One of the connection may come from another lane. So the batch goes to a connection of its
+// own, where only its own messages can end it, and no other lane suffers from the search. One batch
+// at a time does that.
 //
-// Whether it is the records at all, the control says (blame.go). Where it has no answer, a record that stands alone is refused when
-// the broker has taken another one since, or when it has ended the channel often enough.
+// The control finds whether it is the records at all (blame.go). Where it has no answer, a record
+// that is alone is refused when the broker has taken another one since, or when it has ended the
+// channel often enough.
 //
-// Crashes: nothing of this is durable. A restart begins the search again, and what stood before the culprit may arrive twice, in order.
+// Crashes: nothing of this is durable. A restart begins the search again, and what was in front of
+// the culprit may arrive twice, in order.
 const (
-	// A piece that is refused costs an open and a close of a channel, which is about a millisecond; a connection costs
-	// ten times that, and a broker counts them.
+	// A piece that is refused costs an open and a close of a channel, which is about a millisecond;
+	// a connection costs ten times that, and a broker counts them.
 	maxChannels    = 128
 	maxConnections = 24
-	// loneTimes is how often a record must bring about alone what may be the broker's own doing.
+	// loneTimes is how often a record must cause alone what the broker itself may have caused.
 	loneTimes = 3
 	// maxSuspects of a batch are counted: enough for all that a broker takes little by little.
 	maxSuspects = 256
@@ -34,22 +38,23 @@ const (
 
 // search is what a batch has found out so far.
 type search struct {
-	verdict  verdict
+	finding  finding
 	closings int
 	own      bool // link is the batch's own connection
 	taken    int  // messages confirmed since the first exception
-	lone     int  // record that stood alone last, and
+	lone     int  // record that was alone last, and
 	times    int  // how often in a row
 	unproven map[int]unproven
 }
 
-// unproven is a record that stood alone, while nothing shows that others are taken.
+// unproven is a record that was alone, while nothing shows that others are taken.
 type unproven struct {
 	refusal error
 	speaks  bool // the code is about a message
 }
 
-// closed deals with the end of the channel under an attempt. It returns why the rest is given up, nil when there is a further attempt.
+// closed handles the end of the channel under an attempt. It returns why the rest is given up, nil
+// when a further attempt follows.
 func (b *batch) closed(ctx context.Context, a *attempt, err error) error {
 	exception := b.exception(ctx, a.c)
 	if ctx.Err() != nil || errors.Is(err, relay.ErrFence) {
@@ -93,8 +98,8 @@ func (b *batch) closed(ctx context.Context, a *attempt, err error) error {
 			return err
 		}
 	}
-	if b.search.verdict == notAsked {
-		b.search.verdict = b.control(suspects)
+	if b.search.finding == notAsked {
+		b.search.finding = b.control(suspects)
 		b.sink.log.Debug("looking for the record that the broker closes the channel for", "records", len(suspects), "connection", connection, "error", err)
 		if !b.link.alive() { // the control may end it, too
 			if err := b.renewLink(ctx); err != nil {
@@ -102,7 +107,7 @@ func (b *batch) closed(ctx context.Context, a *attempt, err error) error {
 			}
 		}
 	}
-	if b.search.verdict == exchangeIll {
+	if b.search.finding == exchangeIll {
 		return err
 	}
 	if b.piece.Refused(len(suspects)) {
@@ -115,7 +120,8 @@ func (b *batch) closed(ctx context.Context, a *attempt, err error) error {
 	return nil
 }
 
-// sameAgain counts an end that may be the broker's own against the suspects, and reports whether one of them was there often enough.
+// sameAgain counts an end that may be the broker's own against the suspects, and reports whether
+// one of them was there often enough.
 func (b *batch) sameAgain(suspects []int) (enough bool) {
 	for _, i := range suspects[:min(len(suspects), maxSuspects)] {
 		enough = b.sink.culprits.add(b.recs[i].EventID) || enough
@@ -130,11 +136,11 @@ func (b *batch) alone(i int, fault fault, exception *amqp.Error, connection bool
 	}
 	b.search.times++
 	if fault == faultUnclear && b.search.times < loneTimes {
-		b.search.verdict = notAsked // it may be the broker: once more, and ask again
+		b.search.finding = notAsked // it may be the broker: once more, and ask again
 		return
 	}
 	refusal := b.sink.cfg.closedBy(exception, connection)
-	if b.search.verdict == exchangeWell || b.search.taken > 0 {
+	if b.search.finding == exchangeWell || b.search.taken > 0 {
 		b.sink.culprits.refused(b.recs[i].EventID, refusal)
 		b.refuse(i, refusal)
 		return
@@ -146,7 +152,8 @@ func (b *batch) alone(i int, fault fault, exception *amqp.Error, connection bool
 	b.fail(i, err)
 }
 
-// conclude refuses what stood alone when others were taken, or when it has done so often enough with a code that speaks of a message.
+// conclude refuses what was alone when others were taken, or when that has happened often enough
+// with a code that is about a message.
 func (b *batch) conclude() {
 	for i, u := range b.search.unproven {
 		id := b.recs[i].EventID
@@ -161,7 +168,7 @@ func (b *batch) conclude() {
 func (b *batch) crowded() {
 	b.sink.culprits.crowded.Store(b.sink.routes.now())
 	for i, fate := range b.fates {
-		if fate != errPending || b.isHeld(i) {
+		if fate != errPending || b.isStopped(i) {
 			continue
 		}
 		if refusal := b.sink.culprits.refusal(b.recs[i].EventID); refusal != nil {
@@ -170,7 +177,8 @@ func (b *batch) crowded() {
 	}
 }
 
-// suspects are the records that may have ended the channel: all under way on it. What was confirmed before is none of them.
+// suspects are the records that may have ended the channel: all under way on it. What was confirmed
+// before is none of them.
 func (a *attempt) suspects() (at []int) {
 	for n := a.head; n < len(a.sent); n++ {
 		if i := a.sent[n].at; a.fates[i] == errPending {
@@ -188,7 +196,7 @@ func (b *batch) moveToOwnLink(ctx context.Context, why error) error {
 		return context.Cause(ctx)
 	}
 	b.search.own = true
-	b.sink.log.Debug("the batch goes to a connection of its own, to see whether it holds the record for which the broker closes connections", "records", len(b.recs), "error", why)
+	b.sink.log.Debug("the batch goes to a connection of its own, to see whether it has the record for which the broker closes connections", "records", len(b.recs), "error", why)
 	return b.renewOwnLink(ctx)
 }
 

@@ -15,7 +15,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// obeys publishes and checks under a context that ends soon, with the server silent, and closes the sink.
+// obeys publishes and checks under a context that ends soon, with the server silent, and closes the
+// sink.
 func obeys(t *testing.T, cfg Config) {
 	t.Helper()
 	s := newSink(t, cfg)
@@ -50,7 +51,7 @@ func obeys(t *testing.T, cfg Config) {
 	})
 }
 
-// A server that accepts and is silent, from any moment on, holds neither Publish nor Close.
+// A server that accepts and is silent, from any moment on, blocks neither Publish nor Close.
 func TestSilence(t *testing.T) {
 	for name, from := range map[string][2]uint16{
 		"connection.start-ok": {10, 11}, "connection.open": {10, 40}, "channel.open": {20, 10}, "exchange.declare": {40, 10},
@@ -73,15 +74,17 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// At the address is another server, or one that never ends talking: a clear error, and little memory.
+// At the address is another server, or one that sends without end: a clear error, and little
+// memory.
 func TestAnotherServerAnswers(t *testing.T) {
 	start := func(typ byte, size uint32, payload string) string {
 		head := append([]byte{typ, 0, 0}, binary.BigEndian.AppendUint32(nil, size)...)
 		return string(head) + payload
 	}
-	endless := "\x00\x0a\x00\x0a\x00\x09\x00\x00\x00\x00\x7f\xff\xff\xff" // connection.start with a text of 2 GB
+	// connection.start with a text of 2 GB
+	endless := "\x00\x0a\x00\x0a\x00\x09\x00\x00\x00\x00\x7f\xff\xff\xff"
 	for name, tc := range map[string]struct {
-		say  string
+		text string
 		more string // for ever
 	}{
 		"SSH":                 {"SSH-2.0-OpenSSH_9.6\r\n", ""},
@@ -107,7 +110,7 @@ func TestAnotherServerAnswers(t *testing.T) {
 					if err != nil {
 						return
 					}
-					_, err = io.WriteString(c, tc.say)
+					_, err = io.WriteString(c, tc.text)
 					for err == nil && tc.more != "" {
 						_, err = io.WriteString(c, tc.more)
 					}

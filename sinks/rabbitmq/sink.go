@@ -21,16 +21,16 @@ type Sink struct {
 	end context.CancelCauseFunc
 
 	routes routes
-	// nacks are those of each event. A nack passes at first: a queue that is full for a moment, a
-	// leader that is being elected. When an event was nacked at 5 offers and over 5 s, it is refused,
-	// so that it waits in the ledger and other keys go on. It stays so until it is confirmed: an
-	// offer out of the ledger that is nacked again is refused at once.
+	// nacks are those of each event. A nack is transient at first: a queue that is full for a
+	// moment, a leader that is being elected. When an event was nacked at 5 offers and over 5 s, it
+	// is refused, so that it waits in the ledger and other keys go on. It stays so until it is
+	// confirmed: an offer out of the ledger that is nacked again is refused at once.
 	nacks    tally
 	culprits culprits
 
 	noControl atomic.Bool // the broker knows no transactions, as it seems
 
-	searchTurn chan struct{} // holds one token: who has it may open a connection of its own
+	searchTurn chan struct{} // one token: who has it may open a connection of its own
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -79,7 +79,7 @@ func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {
 	if err != nil {
 		return err
 	}
-	// What waits, waits for ctx too, but a write into a full socket does not.
+	// All waits end with ctx too, but a write into a full socket does not.
 	b := newBatch(ctx, s, l, recs)
 	finished := make(chan struct{})
 	defer close(finished)
@@ -89,7 +89,7 @@ func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {
 		select {
 		case <-finished:
 		case <-timer.C:
-			b.current.Load().kill("a write held up a publish whose context had ended")
+			b.current.Load().kill("a write blocked a publish whose context had ended")
 		}
 	})()
 	b.run(ctx)
@@ -110,7 +110,8 @@ func (s *Sink) Check(ctx context.Context) error {
 	if reason, _ := l.blockedNow(); reason != "" {
 		return fmt.Errorf("connection blocked by the broker: %s", reason)
 	}
-	// A question of its own goroutine: amqp091's know no context, and who publishes on the connection is not to suffer for ours.
+	// The question has a goroutine of its own, because amqp091's know no context, and lanes that
+	// publish on the connection must not wait for it.
 	answer := make(chan error, 1)
 	l.mu.Lock()
 	ok := l.spawn(func() {
@@ -151,7 +152,8 @@ func (s *Sink) ready(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// connected returns the connection, or makes one; lanes that come at the same time share the attempt.
+// connected returns the connection, or makes one; lanes that come at the same time share the
+// attempt.
 func (s *Sink) connected(ctx context.Context) (*link, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)

@@ -33,8 +33,8 @@ func fates(t testing.TB, batch []*relay.Record, err error) []error {
 	return be.Errs
 }
 
-// passing fails the test unless err is a passing error that mentions all of these.
-func passing(t testing.TB, err error, mention ...string) {
+// transient fails the test unless err is a transient error that mentions all of these.
+func transient(t testing.TB, err error, mention ...string) {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("no error, want one that mentions %q", mention)
@@ -64,11 +64,11 @@ func refused(t testing.TB, err error, reason relay.Reason, mention ...string) *r
 	return r
 }
 
-// behind fails the test unless err says that the record waits for a refused one.
+// behind fails the test unless err means that the record waits for a refused one.
 func behind(t testing.TB, err error) {
 	t.Helper()
 	if !errors.Is(err, relay.ErrBehind) {
-		t.Errorf("got %v, want it held behind a refused record", err)
+		t.Errorf("got %v, want it behind a refused record", err)
 	}
 }
 
@@ -78,7 +78,8 @@ func TestMessage(t *testing.T) {
 	rec := sinktest.NewRecord(bound, "order-7", 0, 10)
 	old := sinktest.NewRecord(bound, "order-7", 1, 10)
 	old.Timestamp = time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC) // -infinity
-	old.EventType = strings.Repeat("é", 200)                 // 200 characters fit the column, 400 bytes no AMQP property
+	// 200 characters fit the column, 400 bytes no AMQP property
+	old.EventType = strings.Repeat("é", 200)
 	if err := s.Publish(soon(t), []*relay.Record{rec, old}); err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +104,8 @@ func TestUnroutableAmongRoutable(t *testing.T) {
 	for i := range 6000 {
 		key := fmt.Sprintf("k%d", i%7)
 		if i%3 == 0 {
-			batch = append(batch, sinktest.NewRecord(unbound, fmt.Sprintf("u%d", i), i, 200)) // nobody stands behind it
+			// nothing is behind it
+			batch = append(batch, sinktest.NewRecord(unbound, fmt.Sprintf("u%d", i), i, 200))
 			continue
 		}
 		batch = append(batch, sinktest.NewRecord(bound, key, want[key], 200))
@@ -119,7 +121,8 @@ func TestUnroutableAmongRoutable(t *testing.T) {
 	sinktest.CheckOrder(t, r.consume(t), want, false)
 }
 
-// An event may stand in a batch more than once, after a redelivery. A return must not be taken for a later batch's.
+// An event may be in a batch more than once, after a redelivery. A return must not be taken for a
+// later batch's.
 func TestSameEventTwice(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s := newSink(t, r.config())
@@ -142,8 +145,8 @@ func TestSameEventTwice(t *testing.T) {
 	}
 }
 
-// A return does not say which of two messages of one event came back. It is that of the oldest without a confirm, and
-// whatever is behind it is offered again.
+// A return does not show which of two messages of one event came back. It is taken for the oldest
+// without a confirm, and whatever is behind it is offered again.
 func TestReturnOfOneOfTwo(t *testing.T) {
 	rec := sinktest.NewRecord(unbound, "k", 0, 0)
 	batch := []*relay.Record{rec, rec}
@@ -180,7 +183,8 @@ func TestNack(t *testing.T) {
 			batch := sinktest.Interleave(sinktest.Records(bound, "a", 0, 100), sinktest.Records(bound, "b", 0, 100))
 			first := map[string]bool{}
 			acked := 0
-			if kind == "quorum" { // which hears of its being full behind the messages, so fill it before
+			// which learns that it is full behind the messages, so fill it before
+			if kind == "quorum" {
 				eventually(t, "a full queue", func() bool { return s.Publish(soon(t), sinktest.Records(bound, "fill", 0, 1)) != nil })
 			}
 			for i, err := range fates(t, batch, s.Publish(soon(t), batch)) {
@@ -191,7 +195,7 @@ func TestNack(t *testing.T) {
 				case err == nil:
 					acked++
 				default:
-					passing(t, err, "nacked", "reject-publish")
+					transient(t, err, "nacked", "reject-publish")
 					first[key] = true
 				}
 			}
@@ -226,15 +230,16 @@ func drainWhile(t *testing.T, r *room, f func()) []sinktest.Delivered {
 	})
 	f()
 	eventually(t, "queue drained", func() bool { return r.depth(t) == 0 })
-	if err := ch.Cancel("drain", false); err != nil { // what was delivered before is handed over before
+	// what was delivered before is handed over before
+	if err := ch.Cancel("drain", false); err != nil {
 		t.Fatal(err)
 	}
 	consumer.Wait()
 	return got
 }
 
-// checkLast checks what a nack in the middle leaves of order: of each key all are there, and the last of
-// each came in order, since what failed is offered again with everything behind it.
+// checkLast checks what a nack in the middle leaves of order: of each key all are there, and the
+// last of each came in order, since what failed is offered again with everything behind it.
 func checkLast(t *testing.T, got []sinktest.Delivered, want map[string]int) {
 	t.Helper()
 	last := map[string]map[int]int{}
@@ -273,12 +278,13 @@ func TestWindow(t *testing.T) {
 	if err := s.Publish(soon(t), sinktest.Records(bound, "k", 0, 1)); err != nil {
 		t.Fatal(err)
 	}
-	p.hold(toSink)
+	p.stall(toSink)
 	ctx, cancel := context.WithCancel(soon(t))
 	result := make(chan error, 1)
 	go func() { result <- s.Publish(ctx, sinktest.Records(bound, "k", 1, 100)) }()
 	eventually(t, "a window of messages", func() bool { return r.depth(t) == 11 })
-	// Without a window all would be sent at once; ask often enough that the broker would have seen more.
+	// Without a window all would be sent at once; ask often enough that the broker would have seen
+	// more.
 	for range 50 {
 		if got := r.depth(t); got != 11 {
 			t.Fatalf("%d messages arrived, want 1 and a window of 10", got)
@@ -301,20 +307,21 @@ func TestConfirmTimeout(t *testing.T) {
 	if err := s.Publish(soon(t), sinktest.Records(bound, "k", 0, 5)); err != nil {
 		t.Fatal(err)
 	}
-	p.hold(toSink)
+	p.stall(toSink)
 	batch := sinktest.Records(bound, "k", 5, 50)
 	start := time.Now()
 	for _, err := range fates(t, batch, s.Publish(soon(t), batch)) {
-		passing(t, err, "RELAY_RABBITMQ_CONFIRM_TIMEOUT", "300ms")
+		transient(t, err, "RELAY_RABBITMQ_CONFIRM_TIMEOUT", "300ms")
 	}
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("took %s", took)
 	}
-	// Nothing may overtake what is in doubt: until its channel is closed nothing else is sent.
+	// Nothing may overtake what has no known fate: until its channel is closed nothing else is
+	// sent.
 	ctx, cancel := context.WithTimeout(soon(t), 200*time.Millisecond)
 	defer cancel()
 	if err := s.Publish(ctx, sinktest.Records(bound, "other", 0, 1)); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("publish while a channel is in doubt: got %v", err)
+		t.Errorf("publish while a channel has missing confirms: got %v", err)
 	}
 	p.resume()
 	if _, err := sinktest.Offer(soon(t), s, batch); err != nil {
@@ -333,11 +340,11 @@ func TestConfirmTimeoutDropsConnection(t *testing.T) {
 	if err := s.Publish(soon(t), sinktest.Records(bound, "k", 0, 5)); err != nil {
 		t.Fatal(err)
 	}
-	p.hold(toSink)
+	p.stall(toSink)
 	batch := sinktest.Records(bound, "k", 5, 50)
-	passing(t, s.Publish(soon(t), batch), "RELAY_RABBITMQ_CONFIRM_TIMEOUT")
-	// The next waits for the channel, in vain.
-	passing(t, s.Publish(soon(t), batch), "connection dropped", "in doubt")
+	transient(t, s.Publish(soon(t), batch), "RELAY_RABBITMQ_CONFIRM_TIMEOUT")
+	// The next waits for the channel, which does not close.
+	transient(t, s.Publish(soon(t), batch), "connection dropped", "missing confirms")
 	p.resume()
 	if _, err := sinktest.Offer(soon(t), s, batch); err != nil {
 		t.Fatal(err)
@@ -345,7 +352,8 @@ func TestConfirmTimeoutDropsConnection(t *testing.T) {
 	sinktest.CheckOrder(t, r.consume(t), map[string]int{"k": 55}, true)
 }
 
-// A peer that stops reading must not hold a lane for longer than the timeout, though the socket is full.
+// A peer that stops reading must not block a lane for longer than the timeout, though the socket is
+// full.
 func TestWriteBlocked(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	p, url := newProxy(t, r.url)
@@ -355,10 +363,11 @@ func TestWriteBlocked(t *testing.T) {
 	if err := s.Publish(soon(t), sinktest.Records(bound, "k", 0, 1)); err != nil {
 		t.Fatal(err)
 	}
-	p.hold(toBroker)
-	batch := []*relay.Record{sinktest.NewRecord(bound, "k", 1, 40_000_000)} // more than both sockets take
+	p.stall(toBroker)
+	// more than both sockets take
+	batch := []*relay.Record{sinktest.NewRecord(bound, "k", 1, 40_000_000)}
 	start := time.Now()
-	passing(t, s.Publish(soon(t), batch), "write", "i/o timeout")
+	transient(t, s.Publish(soon(t), batch), "write", "i/o timeout")
 	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("took %s", took)
 	}
@@ -370,7 +379,7 @@ func TestWriteBlocked(t *testing.T) {
 	if err := s.Publish(soon(t), sinktest.Records(bound, "k", 1, 1)); err != nil {
 		t.Fatal(err)
 	}
-	p.hold(toBroker)
+	p.stall(toBroker)
 	ctx, cancel := context.WithTimeout(soon(t), 300*time.Millisecond)
 	defer cancel()
 	start = time.Now()
@@ -406,15 +415,15 @@ func TestBlockedConnection(t *testing.T) {
 	defer alarm(false)
 	a, b := sinktest.Records(bound, "a", 5, 50), sinktest.Records(bound, "b", 5, 50)
 	want["a"], want["b"] = 55, 55
-	// The broker says "blocked" to a connection when it publishes, so the first call has messages under way
-	// and waits for the confirm timeout.
-	passing(t, s.Publish(soon(t), a), "blocked", "memory")
+	// The broker sends "blocked" to a connection when it publishes, so the first call has messages
+	// under way and waits for the confirm timeout.
+	transient(t, s.Publish(soon(t), a), "blocked", "memory")
 	result := make(chan error, 1)
 	go func() { result <- waits.Publish(soon(t), b) }()
-	// The next have sent nothing, and say so soon.
+	// The next have sent nothing, and return soon.
 	start := time.Now()
-	passing(t, s.Publish(soon(t), a), "blocked", "memory")
-	passing(t, s.Check(soon(t)), "blocked", "memory")
+	transient(t, s.Publish(soon(t), a), "blocked", "memory")
+	transient(t, s.Check(soon(t)), "blocked", "memory")
 	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("took %s", took)
 	}
@@ -432,7 +441,7 @@ func TestBlockedConnection(t *testing.T) {
 	}
 	sinktest.CheckOrder(t, r.consume(t), want, true)
 	if got := log.String(); strings.Count(got, "connected") != 1 || !strings.Contains(got, "connection blocked") || !strings.Contains(got, "connection unblocked") {
-		t.Errorf("want one connection, blocked and unblocked: log says\n%s", got)
+		t.Errorf("want one connection, blocked and unblocked: the log is\n%s", got)
 	}
 }
 
@@ -456,7 +465,8 @@ func TestRefusedBeforeSending(t *testing.T) {
 	batch := []*relay.Record{
 		with(func(rec *relay.Record) { rec.RoutingKey = strings.Repeat("k", 255) }),
 		with(func(rec *relay.Record) { rec.RoutingKey = strings.Repeat("k", 256) }),
-		with(func(rec *relay.Record) { rec.RoutingKey = strings.Repeat("é", 128) }), // 128 characters, 256 bytes
+		// 128 characters, 256 bytes
+		with(func(rec *relay.Record) { rec.RoutingKey = strings.Repeat("é", 128) }),
 		with(header(strings.Repeat("h", 255), "v")),
 		with(header(strings.Repeat("h", 256), "v")),
 		with(func(rec *relay.Record) { rec.ContentType = strings.Repeat("c", 256) }),
@@ -530,7 +540,7 @@ func TestLargePayload(t *testing.T) {
 	}
 }
 
-// RabbitMQ 4 takes 16 MB by default; a broker of an older version can be told so.
+// RabbitMQ 4 takes 16 MB by default; a broker of an older version can be set to that.
 func TestTooLargeForBroker(t *testing.T) {
 	broker := ownBroker(t)
 	limit := func(bytes int) {
@@ -573,7 +583,8 @@ func TestTooLargeForBroker(t *testing.T) {
 	sinktest.CheckOrder(t, got, map[string]int{"a": 30, "b": 30, "c": 30}, true)
 }
 
-// A routing key that topic permissions forbid is that record's trouble; no permission to write is everyone's.
+// A routing key that topic permissions forbid concerns that record only; no permission to write
+// concerns all.
 func TestPermissions(t *testing.T) {
 	broker := ownBroker(t)
 	ctl := func(args ...string) {
@@ -609,10 +620,10 @@ func TestPermissions(t *testing.T) {
 
 	ctl("set_permissions", "limited", ".*", "^$", ".*")
 	s = newSink(t, cfg) // permissions are cached per channel
-	passing(t, s.Publish(soon(t), good), "permission to write", "ACCESS_REFUSED", r.name)
+	transient(t, s.Publish(soon(t), good), "permission to write", "ACCESS_REFUSED", r.name)
 	ctl("set_permissions", "limited", "^$", ".*", ".*")
 	s = newSink(t, cfg)
-	passing(t, s.Publish(soon(t), good), "RELAY_RABBITMQ_DECLARE=false", "ACCESS_REFUSED", r.name)
+	transient(t, s.Publish(soon(t), good), "RELAY_RABBITMQ_DECLARE=false", "ACCESS_REFUSED", r.name)
 	cfg.Declare = false
 	if err := newSink(t, cfg).Publish(soon(t), good); err != nil {
 		t.Errorf("without the permission to configure and without declaring: %v", err)
@@ -629,7 +640,7 @@ func TestExchangeDeletedWhileRunning(t *testing.T) {
 	if err := r.admin.ExchangeDelete(r.name, false, false); err != nil {
 		t.Fatal(err)
 	}
-	passing(t, s.Publish(soon(t), batch), r.name, "NOT_FOUND")
+	transient(t, s.Publish(soon(t), batch), r.name, "NOT_FOUND")
 	// It is there again, without its bindings, which are not ours.
 	for i, err := range fates(t, batch, s.Publish(soon(t), batch)) {
 		if i == 0 {
@@ -655,17 +666,17 @@ func TestExchangeDeclaration(t *testing.T) {
 	cfg.ExchangeType = "direct"
 	s := newSink(t, cfg)
 	for range 2 { // as clear the second time
-		passing(t, s.Publish(soon(t), recs), "RABBITMQ_EXCHANGE_TYPE", "RELAY_RABBITMQ_DECLARE=false", r.name, "direct")
-		passing(t, s.Check(soon(t)), "RABBITMQ_EXCHANGE_TYPE")
+		transient(t, s.Publish(soon(t), recs), "RABBITMQ_EXCHANGE_TYPE", "RELAY_RABBITMQ_DECLARE=false", r.name, "direct")
+		transient(t, s.Check(soon(t)), "RABBITMQ_EXCHANGE_TYPE")
 	}
 	cfg.Declare = false
 	if err := newSink(t, cfg).Publish(soon(t), recs); err != nil {
 		t.Errorf("taking the exchange as it is: %v", err)
 	}
 	cfg.Exchange = r.name + "-missing"
-	passing(t, newSink(t, cfg).Publish(soon(t), recs), "RELAY_RABBITMQ_DECLARE=true", cfg.Exchange)
+	transient(t, newSink(t, cfg).Publish(soon(t), recs), "RELAY_RABBITMQ_DECLARE=true", cfg.Exchange)
 	cfg.Declare, cfg.ExchangeType = true, "no-such-type"
-	passing(t, newSink(t, cfg).Publish(soon(t), recs), "RABBITMQ_EXCHANGE_TYPE=no-such-type")
+	transient(t, newSink(t, cfg).Publish(soon(t), recs), "RABBITMQ_EXCHANGE_TYPE=no-such-type")
 
 	cfg = r.config()
 	cfg.Exchange = r.name + "-new"
@@ -712,13 +723,13 @@ func TestNoBroker(t *testing.T) {
 	for range 8 {
 		lanes.Go(func() {
 			err := s.Publish(soon(t), sinktest.Records(bound, "k", 0, 1))
-			passing(t, err, "127.0.0.1:1", "refused")
+			transient(t, err, "127.0.0.1:1", "refused")
 			noSecret(t, err.Error())
 		})
 	}
 	lanes.Wait()
 	err := s.Check(soon(t))
-	passing(t, err, "127.0.0.1:1")
+	transient(t, err, "127.0.0.1:1")
 	noSecret(t, err.Error()+log.String())
 }
 
@@ -782,15 +793,15 @@ func TestNemesis(t *testing.T) {
 		case 0:
 			p.cut()
 		case 1: // confirms late, but before the timeout or after it
-			p.hold(toSink)
+			p.stall(toSink)
 			pause(ctx, time.Duration(random.IntN(400))*time.Millisecond)
 			p.resume()
 		case 2:
-			p.hold(toBroker)
+			p.stall(toBroker)
 			pause(ctx, time.Duration(random.IntN(400))*time.Millisecond)
 			p.resume()
 		case 3: // cut with bytes on the way
-			p.hold(toBroker, toSink)
+			p.stall(toBroker, toSink)
 			pause(ctx, time.Duration(random.IntN(100))*time.Millisecond)
 			p.cut()
 			p.resume()
@@ -809,8 +820,8 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// checkFirst checks that nothing is missing and that the first deliveries are in order. A connection that was
-// cut may bring a late repeat, so the repeats' own order is not asked for.
+// checkFirst checks that nothing is missing and that the first deliveries are in order. A
+// connection that was cut may bring a late repeat, so the repeats' own order is not checked.
 func checkFirst(t *testing.T, got []sinktest.Delivered, want map[string]int) {
 	t.Helper()
 	next := map[string]int{}

@@ -25,7 +25,7 @@ type tallied struct {
 	refusal error // see culprits
 }
 
-// entry is called with mu held.
+// entry needs mu locked.
 func (t *tally) entry(id relay.UUID) *tallied {
 	if t.events == nil || len(t.events) >= maxRemembered {
 		t.events = make(map[relay.UUID]*tallied)

@@ -12,8 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// beside makes another queue in the room, for another routing key.
-func (r *room) beside(t testing.TB, routingKey string, args amqp.Table) *room {
+// anotherQueue makes another queue in the room, for another routing key.
+func (r *room) anotherQueue(t testing.TB, routingKey string, args amqp.Table) *room {
 	t.Helper()
 	other := &room{url: r.url, name: r.name + "-" + routingKey, admin: r.admin}
 	if _, err := r.admin.QueueDeclare(other.name, true, false, false, false, args); err != nil {
@@ -30,7 +30,8 @@ func (r *room) beside(t testing.TB, routingKey string, args amqp.Table) *room {
 	return other
 }
 
-// pairs makes a batch of two records for each of n keys: the first for one routing key, the second for another.
+// pairs makes a batch of two records for each of n keys: the first for one routing key, the second
+// for another.
 func pairs(n int, first, second string) []*relay.Record {
 	var firsts, seconds []*relay.Record
 	for i := range n {
@@ -41,7 +42,8 @@ func pairs(n int, first, second string) []*relay.Record {
 	return append(firsts, seconds...)
 }
 
-// The second event of a saga may be routable when the first is not. It waits, however many keys and events there are in one batch.
+// The second event of a saga may be routable when the first is not. It waits, however many keys and
+// events there are in one batch.
 func TestUnroutableFirstEvent(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s := newSink(t, r.config())
@@ -63,10 +65,11 @@ func TestUnroutableFirstEvent(t *testing.T) {
 	}
 }
 
-// A route that was good loses its queue: what was sent behind is offered again, and from then on nothing is sent behind.
+// A route that was good loses its queue: what was sent behind is offered again, and from then on
+// nothing is sent behind.
 func TestRouteGoesBad(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
-	other := r.beside(t, "Other", nil)
+	other := r.anotherQueue(t, "Other", nil)
 	s := newSink(t, r.config())
 	warm := pairs(1, bound, "Other")
 	if err := s.Publish(soon(t), warm); err != nil {
@@ -103,16 +106,17 @@ func TestRouteGoesBad(t *testing.T) {
 // A nack counts against every route: nothing is sent behind a record that may be nacked, too.
 func TestCarefulAfterNack(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, amqp.Table{"x-max-length": int32(1), "x-overflow": "reject-publish"})
-	other := r.beside(t, "Other", nil)
+	other := r.anotherQueue(t, "Other", nil)
 	s := newSink(t, r.config())
-	if err := s.Publish(soon(t), pairs(1, bound, "Other")); err != nil { // the queue is full, both routes are good
+	// the queue is full, both routes are good
+	if err := s.Publish(soon(t), pairs(1, bound, "Other")); err != nil {
 		t.Fatal(err)
 	}
 	for round := range 2 {
 		before := other.depth(t)
 		batch := pairs(20, bound, "Other")
 		for _, err := range fates(t, batch, s.Publish(soon(t), batch)) {
-			passing(t, err, "nacked")
+			transient(t, err, "nacked")
 		}
 		if sent := other.depth(t) - before; round > 0 && sent > 0 {
 			t.Errorf("%d records were sent behind ones that were nacked", sent)
@@ -120,10 +124,11 @@ func TestCarefulAfterNack(t *testing.T) {
 	}
 }
 
-// An event that is nacked again and again is refused; its key waits behind it, and other keys go on.
+// An event that is nacked again and again is refused; its key waits behind it, and other keys go
+// on.
 func TestNackedAgainAndAgain(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, amqp.Table{"x-max-length": int32(1), "x-overflow": "reject-publish"})
-	r.beside(t, "Other", nil)
+	r.anotherQueue(t, "Other", nil)
 	s := newSink(t, r.config())
 	s.nacks.span = 0
 	if err := s.Publish(soon(t), sinktest.Records(bound, "fill", 0, 1)); err != nil {
@@ -137,8 +142,8 @@ func TestNackedAgainAndAgain(t *testing.T) {
 			refused(t, got[0], relay.ReasonNacked, "nacked", bound)
 			behind(t, got[1])
 		} else {
-			passing(t, got[0], "nacked")
-			passing(t, got[1], "nacked")
+			transient(t, got[0], "nacked")
+			transient(t, got[1], "nacked")
 		}
 		if got[2] != nil {
 			t.Errorf("another key: %v", got[2])
@@ -150,7 +155,7 @@ func TestNackedAgainAndAgain(t *testing.T) {
 	offer(true)
 	offer(true) // by the drainer
 	next := sinktest.Records(bound, "c", 0, 1)
-	refused(t, s.Publish(soon(t), next), relay.ReasonNacked) // the route is known for it
+	refused(t, s.Publish(soon(t), next), relay.ReasonNacked) // its route is known to nack
 	if _, err := r.admin.QueuePurge(r.name, false); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +163,7 @@ func TestNackedAgainAndAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	offer(false) // it counts from the beginning
-	passing(t, s.Publish(soon(t), next), "nacked")
+	transient(t, s.Publish(soon(t), next), "nacked")
 	s.nacks.span = time.Hour
 	for range 10 {
 		offer(false) // often enough, not for long enough

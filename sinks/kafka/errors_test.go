@@ -224,7 +224,7 @@ func TestRefusalOfOneTopic(t *testing.T) {
 
 // What only the broker finds. From then on, for a while, records of the same key for other topics
 // wait for those to that topic. The first time they are offered again behind it.
-func TestRefusalToldByBroker(t *testing.T) {
+func TestRefusalByBroker(t *testing.T) {
 	f := newFake(t, 1)
 	f.set(func() {
 		f.produce = func(b batchSeen) produce.ResponsePartition {

@@ -86,7 +86,7 @@ func TestCheckRoutes(t *testing.T) {
 
 // The sink goes on after a check, over the same connection; the error for a broker that is away has
 // its address.
-func TestCheckRoutesBeside(t *testing.T) {
+func TestCheckRoutesAndPublish(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	s, log := newLoggedSink(t, r.config())
 	for i := range 3 {
@@ -110,7 +110,7 @@ func TestCheckRoutesBeside(t *testing.T) {
 // What CheckRoutes relies on: a message within a transaction that is rolled back reaches no queue
 // and is not returned, but is checked for the right to send it. If it were returned, bindings could
 // be asked for.
-func TestTransactionTellsNoBinding(t *testing.T) {
+func TestTransactionShowsNoBinding(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, nil)
 	ch := admin(t, r.url)
 	returns := ch.NotifyReturn(make(chan amqp.Return, 2))

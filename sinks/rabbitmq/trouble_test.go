@@ -104,7 +104,7 @@ func TestRouteGoesBad(t *testing.T) {
 }
 
 // A nack counts against every route: nothing is sent behind a record that may be nacked, too.
-func TestCarefulAfterNack(t *testing.T) {
+func TestWaitsAfterNack(t *testing.T) {
 	r := newRoom(t, brokertest.RabbitMQ(t).URL, amqp.Table{"x-max-length": int32(1), "x-overflow": "reject-publish"})
 	other := r.anotherQueue(t, "Other", nil)
 	s := newSink(t, r.config())

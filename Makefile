@@ -15,7 +15,8 @@ ARGS      ?=
 POSTGRES_PKG      := ./relay/store/... ./cdc/... ./migrations/... ./internal/testbed/pgserver ./internal/testbed/pgtest
 POSTGRES_VERSIONS := 14 15 16 17 18
 
-# Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv brings them).
+# Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv
+# brings them).
 CHECKS := $(patsubst %/go.mod,%,$(wildcard internal/checks/go.mod internal/checks/*/go.mod))
 CHECKS_TOOLS := bwrap,chromium,promtool,psql,/etc/ssl/certs/ca-certificates.crt,/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
 
@@ -30,7 +31,8 @@ help: ## this list
 build: ## bin/sagaz-relay
 	go build -o bin/sagaz-relay ./cmd/sagaz-relay
 
-# What to call the image, and for which machines (linux/amd64,linux/arm64); several at once need IMAGE_ARGS=--push.
+# What to call the image, and for which machines (linux/amd64,linux/arm64); several at once need
+# IMAGE_ARGS=--push.
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 IMAGE      ?= sagaz-relay:$(or $(VERSION),dev)
 PLATFORMS  ?=
@@ -78,7 +80,8 @@ test-files: bin/testenv ## manifests, compose file, image, dashboards and docume
 test-files-inside:
 	@set -e; for m in $(if $(filter ./...,$(FILES)),$(CHECKS),internal/checks); do echo "go test ($$m)"; (cd $$m && go test -count=1 -timeout 40m $(TESTFLAGS) $(FILES)); done
 
-# Of Prometheus' discoveries only the one that monitoring/ uses: the others bring most of what it would have to compile.
+# Of Prometheus' discoveries only the one that monitoring/ uses: the others bring most of what it
+# would have to compile.
 STACK      := internal/checks/stack
 STACK_TAGS := remove_all_sd,enable_kubernetes_sd
 
@@ -110,7 +113,8 @@ test-postgres-inside:
 		SAGAZ_TEST_PG_VERSION=$$v SAGAZ_TEST_PG_VERSIONS=$$v go test -race -timeout 40m $(TESTFLAGS) $(POSTGRES_PKG); \
 	done
 
-# For how long rounds of chaos are begun, from which seed on, of which kinds of faults (all when empty), and where logs stay.
+# For how long rounds of chaos are begun, from which seed on, of which kinds of faults (all when
+# empty), and where logs stay.
 DURATION  ?= 10m
 SEED      ?=
 FAULTS    ?=

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Prepares an installation of the library's Python worker for `kubectl apply -f k8s/outbox-worker.yaml`. It starts and stops nothing; it may run again.
+# Prepares an installation of the library's Python worker for `kubectl apply -f
+# k8s/outbox-worker.yaml`. It starts and stops nothing; it may run again.
 #
 #   bash k8s/from-library.sh [NAMESPACE]
 #
-# 1. What the worker's Deployment has in its own environment, BROKER_TYPE above all, goes into ConfigMap outbox-worker-config, and addresses with
-#    passwords into the two secrets: our Deployment has no environment of its own, so the apply would drop them. What a secret has already is
-#    not overwritten.
-# 2. What is live of Deployment, Service, autoscaler, disruption budget and ServiceAccount is noted as what was applied last, without the number of
-#    replicas: then the apply replaces what was there, however it was installed. Without the note, as after a server-side apply or Helm, it
-#    would put our container beside the old one in each pod.
+# 1. What the worker's Deployment has in its own environment, BROKER_TYPE above all, goes into
+#    ConfigMap outbox-worker-config, and addresses with passwords into the two secrets: our
+#    Deployment has no environment of its own, so the apply would drop them. What a secret has
+#    already is not overwritten.
+# 2. What is live of Deployment, Service, autoscaler, disruption budget and ServiceAccount is noted
+#    as what was applied last, without the number of replicas: then the apply replaces what was
+#    there, however it was installed. Without the note, as after a server-side apply or Helm, it
+#    would put our container next to the old one in each pod.
 #
 # Exit code 1: something is left that a person has to decide; each such line begins with "DECIDE".
 set -euo pipefail
@@ -29,7 +32,8 @@ if [[ -z $(kc get deployment outbox-worker --ignore-not-found -o name) ]]; then
   exit 0
 fi
 
-# secret_of NAME says which key of which secret our Deployment mounts as that setting; nothing for what is no secret.
+# secret_of NAME prints which key of which secret our Deployment mounts as that setting; nothing for
+# what is no secret.
 secret_of() {
   case $1 in
   DATABASE_URL) echo sagaz-db-credentials connection-string ;;
@@ -46,7 +50,8 @@ secret_of() {
   esac
 }
 
-# is_setting NAME: a setting without a secret that the relay takes over. METRICS_PORT is not among them: our probes and Service name 8000.
+# is_setting NAME: a setting without a secret that the relay takes over. METRICS_PORT is not among
+# them: our probes and Service name 8000.
 is_setting() {
   case $1 in
   BROKER_TYPE | KAFKA_CLIENT_ID | KAFKA_SECURITY_PROTOCOL | KAFKA_SASL_MECHANISM | RABBITMQ_EXCHANGE | RABBITMQ_EXCHANGE_TYPE | \
@@ -67,7 +72,8 @@ setting() {
 }
 quoted() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g'; }
 
-# secret NAME BASE64 puts a value into the secret where our Deployment looks for it, without showing it.
+# secret NAME BASE64 puts a value into the secret where our Deployment looks for it, without showing
+# it.
 secret() {
   local into key before
   read -r into key <<<"$(secret_of "$1")"
@@ -143,7 +149,8 @@ fi
 
 for object in deployment/outbox-worker service/outbox-worker-metrics hpa/outbox-worker-hpa pdb/outbox-worker-pdb serviceaccount/outbox-worker; do
   [[ -n $(kc get "$object" --ignore-not-found -o name) ]] || continue
-  # Not what the cluster and the autoscaler write: an apply takes away what is noted and is not in its file, the number of replicas for one.
+  # Not what the cluster and the autoscaler write: an apply takes away what is noted and is not in
+  # its file, the number of replicas for one.
   without='"metadata":{"annotations":{"deployment.kubernetes.io/revision":null},"resourceVersion":null,"uid":null,"generation":null,"creationTimestamp":null},"status":null'
   case $object in
   deployment/*) without+=',"spec":{"replicas":null}' ;;

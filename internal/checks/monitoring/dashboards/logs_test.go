@@ -26,7 +26,7 @@ func logbook() dashboard {
 		p.FieldConfig.Defaults.Custom["drawStyle"] = "bars"
 	}
 	return build("sagaz-logs", "Sagaz: logs",
-		"What relay and applications log in the namespace, collected as JSON lines. saga_id, correlation_id, event_id and trace_id are structured metadata: a line's details link to its trace. LOG_LEVEL=DEBUG tells each event's way through the relay.",
+		"What relay and applications log in the namespace, collected as JSON lines. saga_id, correlation_id, event_id and trace_id are structured metadata: a line's details link to its trace. LOG_LEVEL=DEBUG logs each event's way through the relay.",
 		"loki", []variable{
 			lokiValues("namespace", "Namespace", "namespace", ""),
 			lokiValues("pod", "Pod", "pod", `{namespace=~"$namespace"}`),

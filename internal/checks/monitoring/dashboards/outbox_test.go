@@ -3,12 +3,12 @@ package dashboards
 // outbox shows whether events get through, how fast, and what hinders them.
 func outbox() dashboard {
 	return build("sagaz-outbox", "Sagaz: outbox",
-		"Events on their way from the table saga_outbox to the brokers, as the relay tells it. What belongs to a slot comes from its owner alone, so sums over pods are true.",
+		"Events on their way from the table saga_outbox to the brokers, as the relay reports it. What belongs to a slot comes from its owner alone, so sums over pods are true.",
 		"prometheus", where(), []row{
 			{"At a glance", []panel{
 				stat("Backlog", "Events waiting: in flight, in the ledger, and (an estimate) in WAL that is not read yet. The autoscaler reads this too.", "short",
 					`sum(outbox_pending_events_total{@})`, warn(1000), decimals(0)),
-				stat("Oldest event waiting", "Age of the oldest event that is not delivered. 0 s is the normal state; a steady rise means that delivery stands still.", "s",
+				stat("Oldest event waiting", "Age of the oldest event that is not delivered. 0 s is the normal state; a steady rise means that delivery has stopped.", "s",
 					`max(outbox_oldest_pending_seconds{@})`, above(60, 300)),
 				stat("Delivered", "Events that brokers have acknowledged, a second; with several sinks an event counts once for each.", "ops",
 					`sum(rate(outbox_published_events_total{@}[$__rate_interval]))`),
@@ -16,7 +16,7 @@ func outbox() dashboard {
 					`(sum(rate(outbox_publish_errors_total{@}[$__rate_interval])) or sum(rate(outbox_publish_attempts_total{@}[$__rate_interval])) * 0) / sum(rate(outbox_publish_attempts_total{@}[$__rate_interval]))`, alarm(0.01), toLogs("event+refused")),
 				stat("Dead letters", "Events given up for good and waiting for a person: sagaz-relay dead-letter list.", "short",
 					`sum(outbox_ledger_events{@, state="dead"}) or sum(outbox_pending_events{@}) * 0`, alarm(1), decimals(0), toLogs("dead+letter")),
-				stat("Relays", "Pods that answer the scrape. With one, nobody would take over.", "short",
+				stat("Relays", "Pods that answer the scrape. With one, no other would take over.", "short",
 					`sum(up{@})`, below(1, 2), decimals(0)),
 			}},
 			{"Publishing", []panel{
@@ -61,10 +61,10 @@ func outbox() dashboard {
 				timeseries("Errors, by reason", "unroutable, too_large, nacked, rejected, encode, unknown_topic are the event's own fault; timeout, connection, other pass.", "ops", []target{
 					q(`sum by (sink, reason) (rate(outbox_publish_errors_total{@}[$__rate_interval]))`, "{{sink}}: {{reason}}"),
 				}, toLogs("event")),
-				timeseries("Error rate, by event type", "Refusals for the event's own fault as a share of all offers that were decided. Such rows are failed and say why in last_error.", "percentunit", []target{
+				timeseries("Error rate, by event type", "Refusals for the event's own fault as a share of all offers that were decided. Such rows are failed and have the reason in last_error.", "percentunit", []target{
 					q(`topk(15, sum by (event_type) (rate(outbox_failed_events_total{@}[$__rate_interval])) / (sum by (event_type) (rate(outbox_failed_events_total{@}[$__rate_interval])) + (sum by (event_type) (rate(outbox_published_events_total{@}[$__rate_interval])) or sum by (event_type) (rate(outbox_failed_events_total{@}[$__rate_interval])) * 0)))`, "{{event_type}}"),
 				}, maximum(1), alarm(0.01), toLogs("event+refused")),
-				timeseries("Offered again", "After trouble of a sink, and refused events tried again. A steady rise means a broker in trouble.", "ops", []target{
+				timeseries("Offered again", "After transient errors of a sink, and refused events tried again. A steady rise means that a broker does not work.", "ops", []target{
 					q(`sum by (pod) (rate(outbox_retry_attempts_total{@}[$__rate_interval]))`, "{{pod}}"),
 				}),
 				timeseries("Sent to the ledger", "Ledger entries made, by reason: refused, the sink is down, or another event of the key is there already.", "ops", []target{
@@ -95,20 +95,20 @@ func outbox() dashboard {
 				timeseries("Oldest event waiting", "Age of the oldest event that is not delivered, by slot; dead letters do not count.", "s", []target{
 					q(`max by (slot) (outbox_oldest_pending_seconds{@})`, "{{slot}}"),
 				}, above(60, 300)),
-				timeseries("Found in the table", "Events that no slot told of, by cause: a slot that was missing or lost, rows older than the slot (first_start), rows set back to pending, stuck claims, polling.", "ops", []target{
+				timeseries("Found in the table", "Events that the stream did not deliver, by cause: a slot that was missing or lost, rows older than the slot (first_start), rows set back to pending, stuck claims, polling.", "ops", []target{
 					q(`sum by (cause) (rate(outbox_recovered_events_total{@}[$__rate_interval]))`, "{{cause}}"),
 				}),
-				timeseries("Told again and left out", "Events that were settled already: after a crash, or beside other workers.", "ops", []target{
+				timeseries("Read again and left out", "Events that were finished already: after a crash, or with other workers on the table.", "ops", []target{
 					q(`sum(rate(outbox_skipped_events_total{@}[$__rate_interval]))`, "skipped"),
 				}),
-				timeseries("Looks at the table, p99", "How long a look for rows that no slot tells of takes, by what is looked for.", "s", []target{
+				timeseries("Looks at the table, p99", "How long a look for rows that the stream does not deliver takes, by what is looked for.", "s", []target{
 					q(`histogram_quantile(0.99, sum by (le, kind) (rate(outbox_table_look_seconds_bucket{@}[$__rate_interval])))`, "{{kind}}"),
 				}),
 			}},
 			{"Shards and owners", []panel{
-				timeline("Owner", "Which pod holds the lease of each slot; the others stand by.", []target{
+				timeline("Owner", "Which pod holds the lease of each slot; the others are standbys.", []target{
 					q(`max by (slot, pod) (outbox_slot_owned{@})`, "{{slot}} {{pod}}"),
-				}, states("stands by,transparent", "owner,blue")),
+				}, states("standby,transparent", "owner,blue")),
 				timeline("How events are found", "cdc: from the slot. polling: from the table, because streaming is impossible. recovering: from the table, before the slot is read.", []target{
 					q(`max by (slot) (outbox_mode{@, mode="cdc"}) + 2 * max by (slot) (outbox_mode{@, mode="polling"}) + 3 * max by (slot) (outbox_mode{@, mode="recovering"})`, "{{slot}}"),
 				}, states("none,transparent", "cdc,green", "polling,orange", "recovering,yellow")),
@@ -116,7 +116,7 @@ func outbox() dashboard {
 					q(`sum by (pod) (outbox_shards_owned{@})`, "{{pod}}"),
 					q(`max(outbox_shards{@})`, "shards"),
 				}),
-				timeseries("Relays, by slot", "The owner and those that stand by. 1 means that nobody would take over.", "short", []target{
+				timeseries("Relays, by slot", "The owner and the standbys. 1 means that no other would take over.", "short", []target{
 					q(`max by (slot) (outbox_relays{@})`, "{{slot}}"),
 				}, wanted(2)),
 				timeseries("Leases taken and lost", "A rolling update makes two a slot. A steady rate means relays that fight or die.", "short", []target{
@@ -124,10 +124,10 @@ func outbox() dashboard {
 				}, toLogs("lease")),
 			}},
 			{"Resources", []panel{
-				timeline("Ready", "What /health/ready of each pod says. A standby is ready, and so is an owner whose broker is down.", []target{
+				timeline("Ready", "The answer of each pod's /health/ready. A standby is ready, and so is an owner whose broker is down.", []target{
 					q(`max by (pod) (outbox_ready{@})`, "{{pod}}"),
 				}, states("not ready,orange", "ready,green"), width(12)),
-				timeline("Mode asked for", "RELAY_MODE of each pod. If auto is asked for and events are found by polling, streaming is impossible: sagaz-relay doctor says why.", []target{
+				timeline("Mode asked for", "RELAY_MODE of each pod. If auto is asked for and events are found by polling, streaming is impossible: sagaz-relay doctor shows why.", []target{
 					q(`max by (pod) (outbox_wanted_mode{@, mode="auto"}) + 2 * max by (pod) (outbox_wanted_mode{@, mode="cdc"}) + 3 * max by (pod) (outbox_wanted_mode{@, mode="polling"})`, "{{pod}}"),
 				}, states("none,transparent", "auto,green", "cdc,green", "polling,yellow"), width(12)),
 				timeseries("Memory", "Resident, and what Go counts against GOMEMLIMIT, which the collector tries to stay within.", "bytes", []target{

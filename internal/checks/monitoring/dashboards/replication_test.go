@@ -22,7 +22,7 @@ func replication() dashboard {
 				stat("Streaming", "Replication connections that are open.", "short", `sum(outbox_stream_up{@})`, wanted(1), decimals(0)),
 			}},
 			{"Lag", []panel{
-				timeseries("Lag", "Age of the oldest commit with an event in flight. A steady rise means that delivery stands still.", "s", []target{
+				timeseries("Lag", "Age of the oldest commit with an event in flight. A steady rise means that delivery has stopped.", "s", []target{
 					q(`max by (slot) (outbox_replication_lag_seconds{@})`, "{{slot}}"),
 				}, above(60, 300), toLogs("slot")),
 				timeseries("Confirmed flush behind WAL", "WAL written and not confirmed by the relay. It rises while events wait, or during a large transaction of other tables.", "bytes", []target{
@@ -73,9 +73,9 @@ func replication() dashboard {
 				}, width(24), height(5), decimals(0)),
 			}},
 			{"Owner and handovers", []panel{
-				timeline("Owner", "Which pod holds the lease of each slot; the others stand by.", []target{
+				timeline("Owner", "Which pod holds the lease of each slot; the others are standbys.", []target{
 					q(`max by (slot, pod) (outbox_slot_owned{@})`, "{{slot}} {{pod}}"),
-				}, states("stands by,transparent", "owner,blue")),
+				}, states("standby,transparent", "owner,blue")),
 				timeline("How events are found", "cdc: from the slot. polling: from the table. recovering: from the table, before the slot is read.", []target{
 					q(`max by (slot) (outbox_mode{@, mode="cdc"}) + 2 * max by (slot) (outbox_mode{@, mode="polling"}) + 3 * max by (slot) (outbox_mode{@, mode="recovering"})`, "{{slot}}"),
 				}, states("none,transparent", "cdc,green", "polling,orange", "recovering,yellow")),
@@ -88,7 +88,7 @@ func replication() dashboard {
 				timeseries("Connections made again", "Times that the replication connection was lost and made again.", "short", []target{
 					q(`sum by (pod) (increase(outbox_stream_reconnects_total{@}[$__rate_interval]))`, "{{pod}}"),
 				}, width(6), toLogs("replication")),
-				timeseries("Relays, by slot", "The owner and those that stand by. 1 means that nobody would take over.", "short", []target{
+				timeseries("Relays, by slot", "The owner and the standbys. 1 means that no other would take over.", "short", []target{
 					q(`max by (slot) (outbox_relays{@})`, "{{slot}}"),
 				}, width(6), wanted(2)),
 			}},

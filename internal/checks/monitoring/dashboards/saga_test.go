@@ -26,10 +26,10 @@ func saga() dashboard {
 					failed+` / (`+failed+` + `+completed+`)`, alarm(0.05), toLogs("saga")),
 				stat("Compensated", "Sagas in which at least one step was compensated, a second.", "ops", rate("outbox_saga_compensated_total", "")),
 				stat("In progress", "Sagas of which the first event was seen and not the last.", "short", `sum(outbox_saga_active`+of+`)`, decimals(0)),
-				stat("Oldest in progress", "Age of the oldest of them. A steady rise means a saga that is stuck, or one whose events tell of no end.", "s", `max(outbox_saga_oldest_active_seconds`+of+`)`, warn(3600)),
+				stat("Oldest in progress", "Age of the oldest of them. A steady rise means a saga that is stuck, or one that writes no event for its end.", "s", `max(outbox_saga_oldest_active_seconds`+of+`)`, warn(3600)),
 			}},
 			{"Outcomes", []panel{
-				timeseries("Sagas", "Started, and how they ended. Compensated sagas are counted beside, as most of them also fail.", "ops", []target{
+				timeseries("Sagas", "Started, and how they ended. Compensated sagas are counted separately, because most of them also fail.", "ops", []target{
 					q(rate("outbox_saga_started_total", ""), "started"), q(rate("outbox_saga_completed_total", ""), "completed"),
 					q(rate("outbox_saga_failed_total", ""), "failed"), q(rate("outbox_saga_compensated_total", ""), "compensated"),
 				}),
@@ -54,7 +54,7 @@ func saga() dashboard {
 				}, width(12)),
 			}},
 			{"In progress", []panel{
-				timeseries("In progress, by saga", "Sagas whose events tell of no end stay in it until others push them out.", "short", []target{q(`sum by (saga_name) (outbox_saga_active`+of+`)`, "{{saga_name}}")}, width(12), stacked),
+				timeseries("In progress, by saga", "Sagas that write no event for their end stay in it until others push them out.", "short", []target{q(`sum by (saga_name) (outbox_saga_active`+of+`)`, "{{saga_name}}")}, width(12), stacked),
 				timeseries("Oldest in progress, by saga", "Age by the created_at of its first event. To find the saga itself: the rows of saga_outbox, or the logs dashboard.", "s", []target{
 					q(`max by (saga_name) (outbox_saga_oldest_active_seconds`+of+`)`, "{{saga_name}}"),
 				}, width(12), warn(3600)),
@@ -64,7 +64,7 @@ func saga() dashboard {
 				bars("Failed steps", "Which steps fail, in the time range shown.", "short", []target{
 					q(`topk(10, sum by (saga_name, step_name) (increase(outbox_saga_steps_total{@, saga_name=~"$saga_name", outcome="failed"}[$__range])))`, "{{saga_name}}: {{step_name}}"),
 				}, width(12), decimals(0), toLogs("saga")),
-				timeseries("Failed compensations", "Sagas of which a step could not be undone, a second. The library's listener tells of none; see the runbook of OutboxSagaCompensationFailed.", "ops", []target{
+				timeseries("Failed compensations", "Sagas of which a step could not be undone, a second. The library's listener reports none; see the runbook of OutboxSagaCompensationFailed.", "ops", []target{
 					q(rate("outbox_saga_compensation_failed_total", " by (saga_name)"), "{{saga_name}}"),
 				}, width(12), toLogs("saga")),
 				bars("Steps that could not be undone", "Steps whose compensation failed, in the time range shown.", "short", []target{

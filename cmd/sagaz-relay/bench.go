@@ -20,7 +20,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
 
-// pollRows is how many rows bench --poll drains unless told otherwise: the number that the promised rate is stated for.
+// pollRows is how many rows bench --poll drains by default: the number that the promised rate is
+// stated for.
 const pollRows = 1_000_000
 
 func newBench(load func() (*settings, error)) *cobra.Command {
@@ -30,19 +31,22 @@ func newBench(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure the relay against the bare replication stream, in one run",
-		Long: `bench fills a backlog in a database of its own, copies the slot, and drains one copy with pg_recvlogical to nowhere (or
-with a bare reader, where pg_recvlogical is not installed) and the other with this relay into the sinks of BROKER_TYPE, rows
-marked. The ratio of the two rates, taken in the same run on the same machine, is the figure to look at.
+		Long: `bench fills a backlog in a database of its own, copies the slot, and drains one copy with
+pg_recvlogical to nowhere (or with a bare reader, where pg_recvlogical is not installed) and the
+other with this relay into the sinks of BROKER_TYPE, rows marked. The ratio of the two rates,
+taken in the same run on the same machine, is the figure to look at.
 
-It prints for each shape of transaction both rates, the ratio, the CPU seconds of relay and walsender, and the relay's peak
-memory; then the time from commit to acknowledgement at a steady rate; then the peak memory during one large transaction.
-With BROKER_TYPE=rabbitmq it also measures a bare confirming publisher on the same queue.
+It prints for each shape of transaction both rates, the ratio, the CPU seconds of relay and
+walsender, and the relay's peak memory; then the time from commit to acknowledgement at a steady
+rate; then the peak memory during one large transaction. With BROKER_TYPE=rabbitmq it also
+measures a bare confirming publisher on the same queue.
 
-With --poll it measures nothing of that, but how fast a relay with RELAY_MODE=polling drains --rows pending rows, 1,000,000
-unless said otherwise.
+With --poll it measures nothing of that, but how fast a relay with RELAY_MODE=polling drains
+--rows pending rows, 1,000,000 by default.
 
-The server is that of DATABASE_URL, whose role must be allowed to create databases and slots; without it a
-PostgreSQL is started on this machine. The database made here, its slots, topic and queue are removed at the end.`,
+The server is that of DATABASE_URL, whose role must be allowed to create databases and slots;
+without it a PostgreSQL is started on this machine. The database made here, its slots, topic and
+queue are removed at the end.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()

@@ -9,8 +9,9 @@ import (
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
 
-// sinksByDefault returns nil where BROKER_TYPE is set. Where it is not, the sinks are a default that nobody may have wanted: a Deployment that set
-// the variable was replaced by one that does not. The error is for what the other settings tell by themselves; the rest depends on what the
+// sinksByDefault returns nil where BROKER_TYPE is set. Where it is not, the sinks are a default
+// that nobody may have wanted: a Deployment that set the variable was replaced by one that does
+// not. The error is for what the other settings show by themselves; the rest depends on what the
 // database knows, and the relay asks that.
 func (s *settings) sinksByDefault() (*relay.SinksByDefault, error) {
 	const name = "BROKER_TYPE"
@@ -49,7 +50,8 @@ func (s *settings) settingOf(kind string) string {
 	return ""
 }
 
-// brokerURL is the kind of broker that the address in BROKER_URL is one of, as far as it tells.
+// brokerURL is the kind of broker that the address in BROKER_URL is one of, or empty where it does
+// not show that.
 func (s *settings) brokerURL() string {
 	url := s.sinks["rabbitmq"].(*rabbitmq.Config).URL
 	if strings.HasPrefix(url, "amqp://") || strings.HasPrefix(url, "amqps://") {

@@ -23,17 +23,18 @@ func newDeadLetter(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dead-letter",
 		Short: "List, show, retry or discard events that did not work",
-		Long: `dead-letter deals with events that a broker refused for good, after MAX_RETRIES attempts (and RELAY_UNROUTABLE_PATIENCE,
-where no queue is bound or no topic exists); with those that wait for their next attempt, or behind another one of their
-key; and with rows whose events are delivered and that do not take their marks.
+		Long: `dead-letter deals with events that a broker refused for good, after MAX_RETRIES attempts (and
+RELAY_UNROUTABLE_PATIENCE, where no queue is bound or no topic exists); with those that wait for
+their next attempt or are held behind another one of their key; and with rows whose events are
+delivered and that do not take their marks.
 
   sagaz-relay dead-letter list                         what is dead, and why
   sagaz-relay dead-letter show EVENT_ID                everything about one event
-  sagaz-relay dead-letter retry --reason unroutable    offer them again, once the cause is mended
+  sagaz-relay dead-letter retry --reason unroutable    offer them again, once the cause is fixed
   sagaz-relay dead-letter discard --event-id EVENT_ID  give one up
 
-It may be used while relays run, or while none does: it changes what the database says, and the relay delivers. A retried event
-and those that wait behind it go out in their original order.`,
+It may be used while relays run, or while none does: it changes the database, and the relay
+delivers. A retried event and those that are held behind it go out in their original order.`,
 		Args:                       subcommand,
 		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SuggestionsMinimumDistance: 2,
@@ -65,7 +66,7 @@ func (f *letterFlags) register(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.eventIDs, "event-id", nil, "only these events (`id`, several with commas between)")
 	flags.StringVar(&f.sagaID, "saga-id", "", "only events of this saga (`id`)")
 	flags.StringVar(&f.olderThan, "older-than", "", "only those that have been here for `longer`, such as 90m or 7d")
-	flags.StringVar(&f.state, "state", string(repair.StateDead), "`state`: dead; retry (waits for its next attempt); held (waits behind another of its key); unmarked (delivered, and the row does not take its mark); discarded; all")
+	flags.StringVar(&f.state, "state", string(repair.StateDead), "`state`: dead; retry (waits for its next attempt); held (behind another of its key); unmarked (delivered, and the row does not take its mark); discarded; all")
 }
 
 func (f *letterFlags) filter() (repair.Filter, error) {
@@ -143,10 +144,12 @@ func newLetterList(load func() (*settings, error)) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List dead letters, or what waits",
-		Long: `list shows what the ledger holds, the oldest first: by default the dead letters. An error is printed below the line it belongs to, once for
-all lines that share it. AGE is the time since the event went to the ledger. A row of saga_outbox that failed without an entry in the ledger
-(the Python library's worker wrote it) has the sink "-"; to find those the whole table may have to be read.`,
+		Short: "List dead letters, or other entries of the ledger",
+		Long: `list shows the entries of the ledger, the oldest first: by default the dead letters. An error is
+printed below the line it belongs to, once for all lines that share it. AGE is the time since the
+event went to the ledger. A row of saga_outbox that failed without an entry in the ledger (the
+Python library's worker wrote it) has the sink "-"; to find those the whole table may have to be
+read.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter, err := flags.filter()
@@ -185,10 +188,12 @@ func newLetterShow(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show EVENT_ID...",
 		Short: "Show everything about an event, but its payload",
-		Long: `show prints an event's row and its ledger entries: status, attempts, errors, the names of its headers, the size of its payload.
+		Long: `show prints an event's row and its ledger entries: status, attempts, errors, the names of its
+headers, the size of its payload.
 
-The payload itself and the headers' values are what your customers' data is in. They are not printed, so that the output can go into a ticket or a chat;
---payload prints the payload for those who need it.`,
+The payload itself and the headers' values are what your customers' data is in. They are not
+printed, so that the output can go into a ticket or a chat; --payload prints the payload for those
+who need it.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			events, err := parseEventIDs(append(ids, args...))
 			if err != nil {
@@ -246,19 +251,23 @@ type letterChange struct {
 
 var letterRetry = letterChange{
 	name: "retry", past: "retried", short: "Offer dead letters again",
-	long: `retry has the chosen dead letters offered again, with their attempts forgotten. What waits behind one of them (RELAY_DEAD_LETTER=hold)
-follows it in order. With --state retry an event that waits for its next attempt is due now, and so is a mark with
---state unmarked; with --state discarded one is taken back, if no relay has taken it out yet. A row without a ledger entry (sink
-"-") is set to pending: a relay delivers it when it next looks over the whole table, at its start or within the hour.`,
+	long: `retry has the chosen dead letters offered again, with their attempts forgotten. What is held
+behind one of them (RELAY_DEAD_LETTER=hold) follows it in order. With --state retry an event that
+waits for its next attempt is due now, and so is a mark with --state unmarked; with --state
+discarded one is taken back, if no relay has taken it out yet. A row without a ledger entry (sink
+"-") is set to pending: a relay delivers it when it next looks over the whole table, at its start
+or within the hour.`,
 	narrow: repair.ToRetry, run: repair.Retry,
 }
 
 var letterDiscard = letterChange{
 	name: "discard", past: "discarded", short: "Give dead letters up",
-	long: `discard gives the chosen dead letters up: they are not delivered, and what waits behind them goes on. A running relay takes their entries out of the
-ledger. Their rows stay in saga_outbox with the status dead_letter, and last_error says that they were discarded: sagaz-relay
-never deletes a row that was not delivered. Until a relay has taken an entry out, "retry --state discarded" takes it back.
-A row that does not take its mark is left alone: its event is delivered.`,
+	long: `discard gives the chosen dead letters up: they are not delivered, and what is held behind them
+goes on. A running relay takes their entries out of the ledger. Their rows stay in saga_outbox
+with the status dead_letter, and last_error shows that they were discarded: sagaz-relay never
+deletes a row that was not delivered. Until a relay has taken an entry out, "retry --state
+discarded" takes it back. A row that does not take its mark is left as it is: its event is
+delivered.`,
 	narrow: func(f repair.Filter) (repair.Filter, error) { return repair.ToDiscard(f), nil }, run: repair.Discard,
 }
 
@@ -280,7 +289,7 @@ func newLetterChange(load func() (*settings, error), change letterChange) *cobra
 	cmd := &cobra.Command{
 		Use:   change.name,
 		Short: change.short,
-		Long:  change.long + "\n\nIt wants at least one filter, or --all.",
+		Long:  change.long + "\n\nIt needs at least one filter, or --all.",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter, err := flags.filter()
@@ -288,7 +297,7 @@ func newLetterChange(load func() (*settings, error), change letterChange) *cobra
 				return err
 			}
 			if !filter.Narrow() && !all {
-				return usageError{fmt.Errorf("%s: say which: --event-id, --sink, --reason, … or --all\nsee: %[1]s --help", cmd.CommandPath())}
+				return usageError{fmt.Errorf("%s: want at least one of --event-id, --sink, --reason, … or --all\nsee: %[1]s --help", cmd.CommandPath())}
 			}
 			if filter, err = change.narrow(filter); err != nil {
 				return usageError{fmt.Errorf("--state=%s: %w", flags.state, err)}
@@ -359,7 +368,7 @@ func bySink(sinks map[string]int) string {
 	return strings.Join(parts, ", ")
 }
 
-// whoDelivers says whether a relay will act on what was done.
+// whoDelivers is a line about the relay that will act on what was done, or that none is running.
 func whoDelivers(owners []store.SlotOwner) string {
 	var names []string
 	for _, o := range owners {

@@ -25,7 +25,8 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
-// printLetters prints a line a letter, and below it the error, unless it is that of the line before.
+// printLetters prints a line a letter, and below it the error, unless it is that of the line
+// before.
 func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time) error {
 	if total == 0 {
 		_, err := fmt.Fprintln(w, "none")
@@ -110,7 +111,7 @@ func printEvent(w io.Writer, e *repair.Event, now time.Time) error {
 	return t.Flush()
 }
 
-// describeState says in words where a ledger entry stands.
+// describeState is the state of a ledger entry in words.
 func describeState(l *repair.Letter) string {
 	switch {
 	case l.Discarded:
@@ -118,7 +119,7 @@ func describeState(l *repair.Letter) string {
 	case l.State == repair.StateUnmarked:
 		return "unmarked: delivered, and the row does not take its mark; tried again by itself"
 	case l.State == repair.StateHeld:
-		return "held: waits behind another event of its key"
+		return "held: behind another event of its key"
 	case l.State == repair.StateDead && l.Detached:
 		return "dead: later events of its key have gone on without it"
 	case l.State == repair.StateDead:
@@ -126,7 +127,7 @@ func describeState(l *repair.Letter) string {
 	case l.NextAttemptAt != nil:
 		return "retry: waits for its next attempt"
 	default:
-		return "retry: ready to be offered"
+		return "retry: due, it is offered next"
 	}
 }
 

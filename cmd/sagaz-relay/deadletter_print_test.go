@@ -7,7 +7,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/repair"
 )
 
-// show calls each state by the name by which it can be listed, and says what that means.
+// show calls each state by the name by which it can be listed, and explains it.
 func TestDescribeState(t *testing.T) {
 	for _, state := range repair.States() {
 		if state == repair.StateAll {

@@ -39,7 +39,7 @@ func TestDeadLetter(t *testing.T) {
 		}
 		return out
 	}
-	says := func(out string, wants ...string) {
+	shows := func(out string, wants ...string) {
 		t.Helper()
 		for _, want := range wants {
 			if !strings.Contains(out, want) {
@@ -49,7 +49,7 @@ func TestDeadLetter(t *testing.T) {
 	}
 
 	list := run("list")
-	says(list, "EVENT_ID", deadEvent+"  rabbitmq  dead", "unroutable", "no queue is bound")
+	shows(list, "EVENT_ID", deadEvent+"  rabbitmq  dead", "unroutable", "no queue is bound")
 	for _, line := range strings.Split(list, "\n") {
 		if utf8.RuneCountInString(line) > 100 {
 			t.Errorf("a line of %d characters: %s", utf8.RuneCountInString(line), line)
@@ -65,18 +65,18 @@ func TestDeadLetter(t *testing.T) {
 	if listed.Total != 1 || len(listed.Letters) != 1 || listed.Letters[0]["event_id"] != deadEvent || listed.Letters[0]["reason"] != "unroutable" || listed.Letters[0]["row_status"] != "dead_letter" {
 		t.Errorf("the JSON is %+v", listed)
 	}
-	says(run("list --sink kafka"), "none")
+	shows(run("list --sink kafka"), "none")
 	if out := run("list --sink kafka --json"); !strings.Contains(out, `"letters": []`) {
 		t.Errorf("an empty list is %s", out)
 	}
 
-	says(run("show "+deadEvent), "OrderPlaced", "dead_letter", "traceparent", "21 bytes", "--payload", "later events of its key wait")
-	says(run("show --payload --json --event-id "+deadEvent), `{\"card\": \"swordfish\"}`, `"attempts": 5`)
+	shows(run("show "+deadEvent), "OrderPlaced", "dead_letter", "traceparent", "21 bytes", "--payload", "later events of its key wait")
+	shows(run("show --payload --json --event-id "+deadEvent), `{\"card\": \"swordfish\"}`, `"attempts": 5`)
 
-	says(run("retry --all --dry-run"), "dry run: 1 would be retried", deadEvent)
-	says(run("discard --reason unroutable --dry-run"), "dry run: 1 would be discarded")
-	says(run("retry --reason unroutable"), "retried 1: rabbitmq 1", "no relay is running")
-	says(run("retry --reason unroutable"), "nothing retried")
+	shows(run("retry --all --dry-run"), "dry run: 1 would be retried", deadEvent)
+	shows(run("discard --reason unroutable --dry-run"), "dry run: 1 would be discarded")
+	shows(run("retry --reason unroutable"), "retried 1: rabbitmq 1", "no relay is running")
+	shows(run("retry --reason unroutable"), "nothing retried")
 	db.Until(t, `SELECT status = 'pending' AND retry_count = 0 FROM saga_outbox WHERE event_id = $1`, deadEvent)
 
 	if _, err := db.Pool.Exec(t.Context(), `UPDATE saga_outbox_relay SET released_at = NULL, renewed_at = now()`); err != nil {
@@ -95,8 +95,8 @@ func TestDeadLetter(t *testing.T) {
 	if discarded.Command != "dead-letter discard" || discarded.DryRun == nil || *discarded.DryRun || discarded.Chosen != 1 || discarded.Sinks["rabbitmq"] != 1 || len(discarded.Relay) != 1 || !discarded.Relay[0].Running {
 		t.Errorf("the JSON is %+v", discarded)
 	}
-	says(run("list"), "none")
-	says(run("list --state discarded"), deadEvent+"  rabbitmq  discarded")
+	shows(run("list"), "none")
+	shows(run("list --state discarded"), deadEvent+"  rabbitmq  discarded")
 }
 
 func TestReplayCommand(t *testing.T) {
@@ -144,10 +144,10 @@ func TestReplayCommand(t *testing.T) {
 	}
 }
 
-// What cannot be understood is told before the database is asked, with the usage exit code.
+// What cannot be understood is reported before the database is asked, with the usage exit code.
 func TestRepairUsage(t *testing.T) {
 	env := map[string]string{"DATABASE_URL": "postgresql://relay:s3cr3tword@127.0.0.1:1/shop"}
-	for _, tt := range []struct{ args, says string }{
+	for _, tt := range []struct{ args, want string }{
 		{"dead-letter frobnicate", `unknown command "frobnicate"`},
 		{"dead-letter retri", "did you mean retry?"},
 		{"dead-letter retry", "or --all"},
@@ -166,8 +166,8 @@ func TestRepairUsage(t *testing.T) {
 		{"replay --saga-id s --sink pigeon", "--sink=pigeon"},
 	} {
 		_, err := execute(t, env, strings.Fields(tt.args)...)
-		if err == nil || exitCode(err) != exitConfig || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("%s: %v, want a usage error that says %q", tt.args, err, tt.says)
+		if err == nil || exitCode(err) != exitConfig || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want a usage error with %q", tt.args, err, tt.want)
 		}
 	}
 	for _, args := range []string{"dead-letter list", "dead-letter retry --all", "replay --saga-id s"} {

@@ -30,15 +30,17 @@ func newDemo() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Show it all on this machine, with a database of its own, and check what it did",
-		Long: `demo starts a PostgreSQL of its own in a temporary directory, migrates it, and runs the relay into a file, one JSON
-object a line, synced to disk before it is acknowledged. Meanwhile several writers run order sagas: concurrent transactions
-that change business tables and write their events to saga_outbox, some compensated, some rolled back.
+		Long: `demo starts a PostgreSQL of its own in a temporary directory, migrates it, and runs the relay into
+a file, one JSON object a line, synced to disk before it is acknowledged. Meanwhile several
+writers run order sagas: concurrent transactions that change business tables and write their
+events to saga_outbox, some compensated, some rolled back.
 
-At the end it compares what was committed with what is in the file, and exits 1 if a promise did not hold. Nothing stays
-running, and the directory is removed. The first run downloads PostgreSQL into the cache directory.
+At the end it compares what was committed with what is in the file, and exits 1 if a promise did
+not hold. Nothing is left running, and the directory is removed. The first run downloads
+PostgreSQL into the cache directory.
 
-Settings in the environment (DATABASE_URL, RELAY_..., PG...) have no influence on it. HTTPS_PROXY is used for the
-download, TMPDIR for the directory.`,
+Settings in the environment (DATABASE_URL, RELAY_..., PG...) have no influence on it. HTTPS_PROXY
+is used for the download, TMPDIR for the directory.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Duration <= 0 || o.Rate < 0 || o.Writers < 1 || o.Writers > 100 {
@@ -58,7 +60,8 @@ download, TMPDIR for the directory.`,
 	return cmd
 }
 
-// demoRelay is a relay with the defaults, whatever the environment says, for the demo's database and file.
+// demoRelay is a relay with the defaults, whatever is in the environment, for the demo's database
+// and file.
 func demoRelay(dsn, path string, wrap func(relay.Sink) relay.Sink) (demo.Relay, error) {
 	s, err := loadSettings(func(string) (string, bool) { return "", false }, nil, "")
 	if err != nil {

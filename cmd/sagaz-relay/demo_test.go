@@ -23,10 +23,12 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// demoTempDir makes the demo's directories go to a place of its own, and fails the test if something stays there.
+// demoTempDir makes the demo's directories go to a place of its own, and fails the test if
+// something stays there.
 func demoTempDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "demo-test-") // t.TempDir is closed to the user that PostgreSQL runs as
+	// t.TempDir is closed to the user that PostgreSQL runs as
+	dir, err := os.MkdirTemp("", "demo-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +40,8 @@ func demoTempDir(t *testing.T) string {
 	return dir
 }
 
-// leftBehind lists what is still in the directory, and fails the test if the PostgreSQL of the output still listens.
+// leftBehind lists what is still in the directory, and fails the test if the PostgreSQL of the
+// output still listens.
 func leftBehind(t *testing.T, dir, output string) []string {
 	t.Helper()
 	if found := regexp.MustCompile(`runs on (127\.0\.0\.1:\d+)`).FindStringSubmatch(output); found != nil {
@@ -87,12 +90,13 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// meddler does each of its faults to one batch, the first that it can do it to, and passes everything else on.
+// meddler does each of its faults to one batch, the first that it can do it to, and passes
+// everything else on.
 type meddler struct {
 	relay.Sink
 	mu     sync.Mutex // guards faults
 	faults []func([]*relay.Record) (changed []*relay.Record, did bool)
-	all    func() // called when there are none left
+	all    func() // called when none are left
 }
 
 func (m *meddler) Publish(ctx context.Context, batch []*relay.Record) error {
@@ -175,17 +179,17 @@ func TestDemoSeesFaults(t *testing.T) {
 			if err == nil {
 				t.Fatalf("got no error\n%s", out.String())
 			}
-			said := out.String() + err.Error()
+			shown := out.String() + err.Error()
 			for _, want := range tc.want {
-				if !strings.Contains(said, want) {
-					t.Errorf("no %q in\n%s", want, said)
+				if !strings.Contains(shown, want) {
+					t.Errorf("no %q in\n%s", want, shown)
 				}
 			}
 			left := leftBehind(t, dir, out.String())
 			if len(left) != 1 || !strings.HasSuffix(left[0], ".log") || !strings.Contains(err.Error(), left[0]) {
 				t.Errorf("got left behind %v, want one log that the error names: %v", left, err)
 			}
-			t.Log("\n" + said)
+			t.Log("\n" + shown)
 		})
 	}
 }

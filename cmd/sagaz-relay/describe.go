@@ -23,7 +23,7 @@ type variable struct {
 	secret   bool
 }
 
-// defaultSettings are those of a process that is told nothing.
+// defaultSettings are those of a process without any variable.
 func defaultSettings() *settings {
 	s := &settings{
 		program: defaultProgramConfig(),
@@ -89,7 +89,7 @@ func describeVariables() []string {
 	for _, v := range allVariables() {
 		lines = append(lines, "  "+v.line())
 	}
-	return append(lines, "", "\"sagaz-relay settings NAME\" says what a setting does, docs/settings.md what each does.")
+	return append(lines, "", "\"sagaz-relay settings NAME\" explains a setting, docs/settings.md all of them.")
 }
 
 // line has a setting's names and value.

@@ -23,10 +23,10 @@ func newDoctor(load func() (*settings, error)) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check database, rights, slots, table and brokers, and say how to mend what is wrong",
-		Long: `doctor looks at everything that "sagaz-relay run" needs with the same settings, and at how its work stands. It says for each thing what is
-wrong, why it matters, and the statement or setting that mends it, all at once. It changes nothing, and may be run at any
-time.
+		Short: "Check database, rights, slots, table and brokers, and print how to fix what is wrong",
+		Long: `doctor looks at everything that "sagaz-relay run" needs with the same settings, and at the state
+of its work. It prints for each thing what is wrong, why it matters, and the statement or setting
+that fixes it, all at once. It changes nothing, and may be run at any time.
 
   ok        all is well
   note      it works; it could be better, or should be known
@@ -48,7 +48,7 @@ Exit codes:
 			if err := s.all(); err != nil {
 				problems = allErrors(err)
 			}
-			log := hclog.NewNullLogger() // what sinks would say of their troubles the report says
+			log := hclog.NewNullLogger() // what sinks would log of their errors is in the report
 			sinks, more := s.sinksThatOpen(log)
 			defer closeSinks(sinks, log)
 			report := doctor.Examine(cmd.Context(), s.examined(sinks), append(problems, more...))
@@ -60,15 +60,15 @@ Exit codes:
 			if err != nil {
 				return err
 			}
-			return verdict(report)
+			return worst(report)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-// verdict is the error whose exit code says how bad it is.
-func verdict(r *doctor.Report) error {
+// worst is the error whose exit code shows how bad it is.
+func worst(r *doctor.Report) error {
 	switch r.Worst() {
 	case doctor.Broken:
 		return configError{fmt.Errorf("doctor: %d broken, %d degraded", r.Counts[doctor.Broken], r.Counts[doctor.Degraded])}
@@ -95,7 +95,8 @@ func allErrors(err error) []error {
 	return all
 }
 
-// sinksThatOpen makes those sinks of BROKER_TYPE that can be made, and tells about the others what settings.all does not.
+// sinksThatOpen makes those sinks of BROKER_TYPE that can be made, and returns of the others what
+// settings.all does not report.
 func (s *settings) sinksThatOpen(log hclog.Logger) (sinks []relay.Sink, problems []error) {
 	for _, name := range s.program.Sinks {
 		kind := sinkKindOf(strings.ToLower(name))
@@ -115,7 +116,7 @@ func (s *settings) sinksThatOpen(log hclog.Logger) (sinks []relay.Sink, problems
 // examined is what the doctor needs to know of the settings.
 func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 	encoder, err := encode.New(s.encode)
-	if err != nil { // told by settings.all
+	if err != nil { // reported by settings.all
 		encoder = &encode.Encoder{}
 	}
 	return doctor.Config{
@@ -129,7 +130,8 @@ func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 	}
 }
 
-// reportWidth is what the report is wrapped to; statements and commands are not wrapped, so that they can be copied.
+// reportWidth is what the report is wrapped to; statements and commands are not wrapped, so that
+// they can be copied.
 const reportWidth = 96
 
 func printReport(w io.Writer, r *doctor.Report) error {

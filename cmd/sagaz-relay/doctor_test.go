@@ -85,7 +85,7 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("without the ledger:\n%s", text)
 	}
 
-	// Every problem of the settings is told, beside what the rest of them can reach.
+	// Every problem of the settings is reported, next to what the rest of them can reach.
 	env["RELAY_LANES"], env["BROKER_TYPE"], env["RELAY_TOPIC"] = "0", "file,pigeon", "{nonsense}"
 	text, r = examine(2)
 	for _, want := range []string{"RELAY_LANES=0", "BROKER_TYPE=pigeon", "RELAY_TOPIC"} {
@@ -105,13 +105,13 @@ func codeOf(err error) int {
 	return exitCode(err)
 }
 
-func TestDoctorVerdict(t *testing.T) {
+func TestDoctorExitCodes(t *testing.T) {
 	for _, tt := range []struct {
 		worst doctor.Severity
 		code  int
 	}{{doctor.OK, 0}, {doctor.Note, 0}, {doctor.Unknown, 0}, {doctor.Degraded, exitFailure}, {doctor.Broken, exitConfig}} {
 		r := &doctor.Report{Findings: []doctor.Finding{{Severity: doctor.OK}, {Severity: tt.worst}, {Severity: doctor.Note}}}
-		if got := codeOf(verdict(r)); got != tt.code {
+		if got := codeOf(worst(r)); got != tt.code {
 			t.Errorf("%s: exit code %d, want %d", tt.worst, got, tt.code)
 		}
 	}

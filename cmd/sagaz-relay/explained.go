@@ -2,7 +2,7 @@
 
 package main
 
-// explained says what each setting does, by its first name.
+// explained has what each setting does, by its first name.
 var explained = map[string]string{
 	"DATABASE_URL": "Where PostgreSQL is, as a URL or as keyword=value pairs (libpq's connection strings). " +
 		"The role needs REPLICATION and rights on the outbox table. Let it reach PostgreSQL " +

@@ -25,10 +25,11 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// foreign is what a row may hold: what a terminal obeys, what changes the direction of text, what a shell runs, and forged lines.
+// foreign is what a row may hold: what a terminal obeys, what changes the direction of text, what a
+// shell runs, and forged lines.
 const foreign = "x\x1b[2J\x1b]0;t\x07\u009b31m\u202egpj\u2066\u200b'; touch /tmp/x; $(touch x) `touch y` \"q\" \\\nFORGED\tline\r"
 
-// obeyed returns the first character that a terminal obeys, line breaks aside.
+// obeyed returns the first character that a terminal obeys, except line breaks.
 func obeyed(text string) string {
 	for _, r := range text {
 		if r != '\n' && (unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp)) || r == utf8.RuneError {
@@ -38,7 +39,8 @@ func obeyed(text string) string {
 	return ""
 }
 
-// Whatever stands in the tables, no command prints anything that a terminal obeys, and no line is forged.
+// Whatever is in the tables, no command prints anything that a terminal obeys, and no line is
+// forged.
 func TestForeignTextOfRows(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	ctx := t.Context()
@@ -119,7 +121,7 @@ func TestForeignTextWithoutTheBelt(t *testing.T) {
 	}
 }
 
-// A command of doctor is pasted whole: a shell runs nothing of what stands in it.
+// A command of doctor is pasted whole: a shell runs nothing of its text.
 func TestCommandsToPaste(t *testing.T) {
 	dir := t.TempDir()
 	word := term.Shell("$(touch x)`touch y`'; touch z; '\x1b[2J")
@@ -167,10 +169,11 @@ func TestStatementsToPaste(t *testing.T) {
 	}
 }
 
-// Nobody quotes for SQL, shells or terminals by hand outside the one package for it, and cdc's own for the replication protocol, which
-// knows neither E” nor U&”.
+// Nobody quotes for SQL, shells or terminals by hand outside the one package for it, and cdc's own
+// for the replication protocol, which knows neither E” nor U&”.
 func TestForeignTextHasOneHome(t *testing.T) {
-	// label.go bounds the values of metric labels, config.go refuses a WORKER_ID: neither prints for people.
+	// label.go bounds the values of metric labels, config.go refuses a WORKER_ID: neither prints
+	// for people.
 	allowed := map[string]bool{"internal/term/term.go": true, "cdc/setup.go": true, "relay/label.go": true, "relay/config.go": true}
 	root := filepath.Join("..", "..")
 	for _, dir := range []string{"cdc", "cmd/sagaz-relay", "relay", "sinks"} {

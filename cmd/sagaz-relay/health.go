@@ -22,8 +22,9 @@ func newHealth(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "health",
 		Short: "Ask the relay of this host whether it is ready",
-		Long: `health asks the relay that runs beside it, with the same settings, for /health/ready (or /health/live), and prints the
-answer. Exit code 0: yes; 1: no, or nobody answers. It is for the health checks of containers, whose image has no shell and no curl.`,
+		Long: `health asks the relay that runs on the same host, with the same settings, for /health/ready (or
+/health/live), and prints the answer. Exit code 0: yes; 1: no, or nobody answers. It is for the
+health checks of containers, whose image has no shell and no curl.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
@@ -41,7 +42,8 @@ answer. Exit code 0: yes; 1: no, or nobody answers. It is for the health checks 
 	return cmd
 }
 
-// askHealth prints what a relay answers that is bound to the address and speaks HTTPS, or not; an answer other than 200 is an error with the reasons.
+// askHealth prints what a relay answers that is bound to the address and speaks HTTPS, or not; an
+// answer other than 200 is an error with the reasons.
 func askHealth(ctx context.Context, out io.Writer, bind, path string, encrypted bool) error {
 	if bind == "" {
 		return configError{errors.New("METRICS_PORT=0: the relay serves no health")}
@@ -66,7 +68,7 @@ func askHealth(ctx context.Context, out io.Writer, bind, path string, encrypted 
 	client := http.Client{Transport: &http.Transport{ // by no proxy
 		DisableKeepAlives: true,
 		// The certificate is for the names that others use, and nothing secret is sent or answered.
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // as said
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // for the reason above
 	}}
 	res, err := client.Do(req)
 	if err != nil {

@@ -15,13 +15,16 @@ func newLoad(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "load",
 		Short: "Write order sagas into the outbox, to try an installation",
-		Long: `load writes the events of made-up order sagas into saga_outbox of DATABASE_URL, as an application would: some in one transaction, some sagas
-undone by compensations. It touches no other table. It ends after --events or --for, or with SIGTERM, and prints what is committed.
+		Long: `load writes the events of made-up order sagas into saga_outbox of DATABASE_URL, as an application
+would: some in one transaction, some sagas undone by compensations. It touches no other table. It
+ends after --events or --for, or with SIGTERM, and prints what is committed.
 
-Every event has a saga_id, the order's number as aggregate_id, the order's version in its payload, and the headers correlation_id, saga_name, step_name and
-traceparent. To see events arrive without a broker: BROKER_TYPE=stdout sagaz-relay run.
+Every event has a saga_id, the order's number as aggregate_id, the order's version in its payload,
+and the headers correlation_id, saga_name, step_name and traceparent. To see events arrive without
+a broker: BROKER_TYPE=stdout sagaz-relay run.
 
-The relay delivers these to your brokers like all others. Do not run it where consumers mean business.`,
+The relay delivers these to your brokers like all others. Do not run it where consumers mean
+business.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Rate < 0 || o.Events < 0 || o.Duration < 0 || o.Writers < 1 || o.Writers > 100 {

@@ -12,10 +12,11 @@ import (
 	"github.com/sagaz-relay/relay/internal/term"
 )
 
-// newLogger returns a logger that writes one JSON object a line with the keys of the Python library: timestamp, level (in
-// Python's names), logger, message, then the pairs.
+// newLogger returns a logger that writes one JSON object a line with the keys of the Python
+// library: timestamp, level (in Python's names), logger, message, then the pairs.
 func newLogger(w io.Writer, level hclog.Level) hclog.Logger {
-	// hclog's own JSON keys are fixed (@level, @message), so its output is discarded and a sink writes ours.
+	// hclog's own JSON keys are fixed (@level, @message), so its output is discarded and a sink
+	// writes ours.
 	log := hclog.NewInterceptLogger(&hclog.LoggerOptions{Output: io.Discard, Level: level})
 	log.RegisterSink(&jsonLines{level: level, out: newPatientWriter(w, logPatience, func(lines int64) []byte {
 		return jsonLine("log", hclog.Warn, "nobody read the log, lines were dropped", "lines", lines)

@@ -11,7 +11,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// A log that nobody reads holds up nobody for long, and what is lost by that is told when it is read again.
+// A log that nobody reads holds up nobody for long, and the number of lines that this costs is
+// logged when it is read again.
 func TestLogThatNobodyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &gate{open: make(chan struct{})}

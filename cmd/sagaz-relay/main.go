@@ -1,4 +1,5 @@
-// Command sagaz-relay carries events from the transactional outbox saga_outbox to Kafka, RabbitMQ and others.
+// Command sagaz-relay carries events from the transactional outbox saga_outbox to Kafka, RabbitMQ
+// and others.
 package main
 
 import (
@@ -21,7 +22,7 @@ import (
 // Exit codes, as --help documents them.
 const (
 	exitFailure = 1 // it ran, and something did not work
-	exitConfig  = 2 // a setting, object or right that a person has to mend
+	exitConfig  = 2 // a setting, object or right that a person has to fix
 )
 
 func main() {
@@ -29,8 +30,8 @@ func main() {
 }
 
 func run(args []string) int {
-	// The first signal drains, the second one is the shell's usual end. A terminal that is closed is one of them, unless nohup has said
-	// that it shall not matter.
+	// The first signal drains, the second one is the shell's usual end. A terminal that is closed
+	// is one of them, unless nohup was asked that it shall not matter.
 	ends := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
 		ends = append(ends, syscall.SIGHUP)
@@ -46,7 +47,7 @@ func run(args []string) int {
 		return 0
 	}
 	text := errorText(err)
-	say(os.Stderr, "sagaz-relay: "+strings.TrimPrefix(text, "sagaz-relay "))
+	lastWords(os.Stderr, "sagaz-relay: "+strings.TrimPrefix(text, "sagaz-relay "))
 	if os.Getpid() == 1 { // the container ends; what `kubectl exec` runs in it has another number
 		tellKubernetes(terminationLog, text)
 	}
@@ -56,7 +57,8 @@ func run(args []string) int {
 // errorText is an error as people see it: others wrote parts of it.
 func errorText(err error) string { return term.Lines(redacted.text(err.Error())) }
 
-// terminationLog is the file whose content Kubernetes shows as the reason why a container ended (kubectl describe pod). The kubelet makes it.
+// terminationLog is the file whose content Kubernetes shows as the reason why a container ended
+// (kubectl describe pod). The kubelet makes it.
 const terminationLog = "/dev/termination-log"
 
 // tellKubernetes writes the error to the file, if there is one; Kubernetes reads 4096 bytes.
@@ -93,9 +95,10 @@ func newRoot() *cobra.Command {
 		Short: "Relay the saga_outbox table to Kafka, RabbitMQ and others",
 		Long: `sagaz-relay delivers the events that applications insert into the table saga_outbox.
 
-It reads the inserts from a PostgreSQL logical replication slot, publishes each to every configured broker,
-in commit order per key, waits for the acknowledgements and marks the rows "sent". It replaces
-the polling worker of the Python library sagaz: same table, same messages, same variables.
+It reads the inserts from a PostgreSQL logical replication slot, publishes each to every
+configured broker, in commit order per key, waits for the acknowledgements and marks the rows
+"sent". It replaces the polling worker of the Python library sagaz: same table, same messages,
+same variables.
 
 Start here:
 ` + startWithDemo + `  sagaz-relay migrate            prepare the database of DATABASE_URL
@@ -103,14 +106,15 @@ Start here:
   sagaz-relay status             look at slots, lag and rows
 
 Settings are environment variables; "sagaz-relay run --help" lists them. Each may also be given as
-NAME_FILE, a file that holds the value, as the file NAME in RELAY_SECRETS_DIR, or in the YAML file of --config.
+NAME_FILE, a file that holds the value, as the file NAME in RELAY_SECRETS_DIR, or in the YAML file
+of --config.
 
 Exit codes:
   0  done, or stopped by a signal (SIGTERM, SIGINT, SIGHUP) after draining
-  1  something did not work; the message says what
-  2  a setting, database object or right is wrong or missing; the message says what to do`,
+  1  something did not work; the message names it
+  2  a setting, database object or right is wrong or missing; the message has what to do`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			// cobra says the same of itself, but as an error that nothing tells from a failure.
+			// cobra reports the same by itself, but as an error that looks like a failure.
 			return subcommand(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -122,12 +126,14 @@ Exit codes:
 		},
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// How far a mistyped command may be from those in didYouMean; cobra sets it only for its own message.
+		// How far a mistyped command may be from those in didYouMean; cobra sets it only for its
+		// own message.
 		SuggestionsMinimumDistance: 2,
 	}
 	root.PersistentFlags().StringVar(&configFile, "config", "", "YAML `file` with settings by the variables' names; the environment goes first")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		if strings.Contains(err.Error(), "@") || strings.Contains(err.Error(), "://") { // somebody's address
+		// somebody's address
+		if strings.Contains(err.Error(), "@") || strings.Contains(err.Error(), "://") {
 			err = errors.New("a flag's value cannot be read (not shown: it may hold a password)")
 		}
 		return usageError{fmt.Errorf("%w\nsee: %s --help", err, cmd.CommandPath())}

@@ -54,7 +54,7 @@ func TestExitCodes(t *testing.T) {
 		env  map[string]string
 		args string
 		code int
-		says string
+		want string
 	}{
 		{"Help", nil, "--help", 0, ""},
 		{"NoCommand", nil, "", 0, ""},
@@ -91,8 +91,8 @@ func TestExitCodes(t *testing.T) {
 			if code != tt.code {
 				t.Errorf("exit code %d (%v), want %d", code, err, tt.code)
 			}
-			if err != nil && !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("%q does not say %q", err, tt.says)
+			if err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%q does not have %q", err, tt.want)
 			}
 			if err == nil && out == "" {
 				t.Error("no output")
@@ -134,7 +134,7 @@ func TestRunTellsEverything(t *testing.T) {
 		"RELAY_LANES=0", "DATABASE_URL: not set", "RELAY_MODE=magic", "METRICS_PORT=70000", "RELAY_HTTP_ADDR=127.0.0.1: want host:port", "LOG_LEVEL=LOUD", "BROKER_TYPE: stdout occurs twice", "RELAY_STATUS_INTERVAL=1h0m0s",
 	} {
 		if n := strings.Count(err.Error(), want); n != 1 {
-			t.Errorf("%s is told %d times, want once, in:\n%v", want, n, err)
+			t.Errorf("%s is reported %d times, want once, in:\n%v", want, n, err)
 		}
 	}
 }
@@ -160,8 +160,8 @@ func TestDatabasePasswordIsNeverShown(t *testing.T) {
 				t.Errorf("%s with %s: no error", command, url)
 				continue
 			}
-			if told := out + err.Error(); strings.Contains(told, "s3cr3t") || strings.Contains(told, "w0rd") {
-				t.Errorf("%s with %s shows the password: %s", command, url, told)
+			if shown := out + err.Error(); strings.Contains(shown, "s3cr3t") || strings.Contains(shown, "w0rd") {
+				t.Errorf("%s with %s shows the password: %s", command, url, shown)
 			}
 			if exitCode(err) != exitConfig {
 				t.Errorf("%s with %s: exit code %d (%v), want %d", command, url, exitCode(err), err, exitConfig)
@@ -179,7 +179,7 @@ func TestRunHelpListsVariables(t *testing.T) {
 		"DATABASE_URL", "BATCH_SIZE or WORKER_BATCH_SIZE  [1000]", "RELAY_MARK_LINGER  [20ms]", "RELAY_SLOT  [sagaz_outbox]", "METRICS_PORT  [8000]", "BROKER_TYPE",
 	} {
 		if !strings.Contains(out, want) {
-			t.Errorf("the help does not say %q", want)
+			t.Errorf("the help does not have %q", want)
 		}
 	}
 	seen := make(map[string]bool)

@@ -16,7 +16,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// newRegistry returns a registry with what Go and the operating system tell of this process, and the relay's own metrics.
+// newRegistry returns a registry with what Go and the operating system report of this process, and
+// the relay's own metrics.
 func newRegistry(workerID string, watch relay.WatchConfig) (*prometheus.Registry, *relay.Metrics) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -27,8 +28,9 @@ func newRegistry(workerID string, watch relay.WatchConfig) (*prometheus.Registry
 	return reg, metrics
 }
 
-// memoryOf returns how many bytes this process may use before the kernel ends it: the least limit of its control groups, of version 1 or 2, or
-// the machine's memory. 0 when nothing tells, as where there is no /proc.
+// memoryOf returns how many bytes this process may use before the kernel ends it: the least limit
+// of its control groups, of version 1 or 2, or the machine's memory. 0 when that is not known, as
+// where there is no /proc.
 func memoryOf(root fs.FS) uint64 {
 	least := uint64(0)
 	consider := func(bytes uint64, err error) {
@@ -57,11 +59,13 @@ func memoryOf(root fs.FS) uint64 {
 				continue
 			}
 		}
-		// A limit of a group holds for those below it. In a container the path may be the host's: then only the last, the mount itself, is there.
+		// A limit of a group holds for those below it. In a container the path may be the host's:
+		// then only the last, the mount itself, is there.
 		for group := path.Clean("/" + parts[2]); ; group = path.Dir(group) {
 			text, err := fs.ReadFile(root, path.Join(mount, group, file))
 			if err == nil {
-				consider(strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)) // "max" is no number, and no limit
+				// "max" is no number, and no limit
+				consider(strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64))
 			}
 			if group == "/" {
 				break

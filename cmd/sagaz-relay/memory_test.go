@@ -57,8 +57,8 @@ func TestMemoryOf(t *testing.T) {
 	}
 }
 
-// TestMetricsOfTheProcess compares the second table of docs/metrics.md, those of the Go runtime and the process that dashboards and alerts use, with
-// what a relay exports.
+// TestMetricsOfTheProcess compares the second table of docs/metrics.md, those of the Go runtime and
+// the process that dashboards and alerts use, with what a relay exports.
 func TestMetricsOfTheProcess(t *testing.T) {
 	_, table, _ := cutDocument(t, "../../docs/metrics.md", "<!-- metrics of the process -->\n", "<!-- end of metrics of the process -->")
 	rows := regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\| ([a-z]+) \\|  \\| \\S").FindAllStringSubmatch(table, -1)
@@ -78,7 +78,7 @@ func TestMetricsOfTheProcess(t *testing.T) {
 	}
 	for _, row := range rows {
 		if got := types[row[1]]; got != row[2] && runtime.GOOS == "linux" {
-			t.Errorf("%s: docs/metrics.md says it is a %s without labels, it is %q", row[1], row[2], got)
+			t.Errorf("%s: docs/metrics.md has it as a %s without labels, it is %q", row[1], row[2], got)
 		}
 	}
 	if runtime.GOOS == "linux" && types["outbox_memory_limit_bytes"] != "gauge" {

@@ -25,11 +25,13 @@ func newMigrate(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Prepare the database: tables, indexes, publication, slot",
-		Long: `migrate creates what is missing in the database of DATABASE_URL: the outbox tables as the Python library
-makes them, the relay's own tables, and the publication. What is there stays as it is. It may be run at
-any time, also by several processes at once, and waits for a database that is still starting.
+		Long: `migrate creates what is missing in the database of DATABASE_URL: the outbox tables as the Python
+library makes them, the relay's own tables, and the publication. What is there stays as it is. It
+may be run at any time, also by several processes at once, and waits for a database that is still
+starting.
 
-The role must own the table saga_outbox, or be able to create it, and have CREATE on the database for the publication.`,
+The role must own the table saga_outbox, or be able to create it, and have CREATE on the database
+for the publication.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
@@ -63,34 +65,35 @@ func (m *migration) run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // all is committed
-	say := func(format string, args ...any) { fmt.Fprintf(m.out, format+"\n", args...) }
+	report := func(format string, args ...any) { fmt.Fprintf(m.out, format+"\n", args...) }
 
 	applied, err := migrations.Run(ctx, conn)
 	for _, a := range applied {
-		say("applied %04d_%s", a.Version, a.Name)
+		report("applied %04d_%s", a.Version, a.Name)
 	}
 	if err != nil {
 		return permission(err)
 	}
 	if len(applied) == 0 {
-		say("tables are up to date")
+		report("tables are up to date")
 	}
 	if m.tune {
 		did, err := migrations.Tune(ctx, conn)
 		for _, line := range did {
-			say("tuned: %s", line)
+			report("tuned: %s", line)
 		}
 		if err != nil {
 			return permission(err)
 		}
 		if len(did) == 0 {
-			say("indexes and pages are tuned already")
+			report("indexes and pages are tuned already")
 		}
 	}
 	if !m.publication && !m.slot {
 		return nil
 	}
-	// A session that makes tables has their schema on its path; all else is done by one that has not.
+	// A session that makes tables has their schema on its path; all else is done by one that has
+	// not.
 	_ = conn.Close(ctx)
 	if conn, err = m.settings.connect(ctx, "migrate"); err != nil {
 		return err
@@ -104,7 +107,7 @@ func (m *migration) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		say("publication %s %s", m.settings.cdc.Publication, madeOrThere(made))
+		report("publication %s %s", m.settings.cdc.Publication, madeOrThere(made))
 	}
 	if m.slot {
 		for _, slot := range m.settings.relay.Slots {
@@ -117,7 +120,7 @@ func (m *migration) run(ctx context.Context) error {
 					return err
 				}
 			}
-			say("slot %s %s", slot, madeOrThere(made))
+			report("slot %s %s", slot, madeOrThere(made))
 		}
 	}
 	return nil
@@ -134,7 +137,7 @@ func madeOrThere(made bool) string {
 func (m *migration) connect(ctx context.Context) (*pgx.Conn, error) {
 	deadline := time.Now().Add(m.wait)
 	backoff := relay.Backoff{Min: 200 * time.Millisecond, Max: 2 * time.Second}
-	for told := false; ; told = true {
+	for reported := false; ; reported = true {
 		conn, err := store.ConnectToMigrate(ctx, m.settings.cdc.DatabaseURL)
 		if err == nil {
 			return conn, nil
@@ -144,7 +147,8 @@ func (m *migration) connect(ctx context.Context) (*pgx.Conn, error) {
 			return nil, err
 		}
 		var pg *pgconn.PgError
-		if errors.As(err, &pg) && pg.Code[:2] != "57" && pg.Code[:2] != "53" { // 57: starting or stopping; 53: no connection free
+		// 57: starting or stopping; 53: no connection free
+		if errors.As(err, &pg) && pg.Code[:2] != "57" && pg.Code[:2] != "53" {
 			return nil, &relay.SetupError{Problem: "DATABASE_URL", Err: err, Fix: "set the right host, database, user and password"}
 		}
 		if ctx.Err() != nil {
@@ -153,7 +157,7 @@ func (m *migration) connect(ctx context.Context) (*pgx.Conn, error) {
 		if time.Now().After(deadline) {
 			return nil, fmt.Errorf("waited %s for the database: %w", m.wait, err)
 		}
-		if !told {
+		if !reported {
 			fmt.Fprintf(m.progress, "waiting for the database: %v\n", err)
 		}
 		relay.Sleep(ctx, backoff.Next())

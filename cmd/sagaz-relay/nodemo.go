@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// A build with the tag nodemo, as the image is, leaves out demo and bench: what starts a PostgreSQL,
-// and the program that downloads one.
+// A build with the tag nodemo, as the image is, leaves out demo and bench: what starts a
+// PostgreSQL, and the program that downloads one.
 
 const startWithDemo = ""
 
@@ -17,7 +17,7 @@ func newDemo() *cobra.Command { return leftOut("demo") }
 
 func newBench(func() (*settings, error)) *cobra.Command { return leftOut("bench") }
 
-// leftOut says how to get the command, whatever flags it is given.
+// leftOut reports how to get the command, whatever flags it is given.
 func leftOut(name string) *cobra.Command {
 	return &cobra.Command{
 		Use:                name,

@@ -14,18 +14,20 @@ import (
 	"github.com/sagaz-relay/relay/internal/term"
 )
 
-// redactor replaces the secrets that this process was given in what it writes. Nothing should print one: addresses are checked
-// when they are read, errors are made without them. This is the belt, for words of a library that nobody has read.
+// redactor replaces the secrets that this process was given in what it writes. Nothing should print
+// one: addresses are checked when they are read, errors are made without them. This is for texts of
+// libraries that we do not know.
 type redactor struct {
 	replacer atomic.Pointer[strings.Replacer]
 }
 
-// redacted is the process's own. Settings fill it when they are read; logs, errors, the commands' output and HTTP go through it.
+// redacted is the process's own. Settings fill it when they are read; logs, errors, the commands'
+// output and HTTP go through it.
 var redacted redactor
 
 const hidden = "(hidden)"
 
-// userinfo is what stands between the scheme and the last @ of a URL in a text.
+// userinfo is what is between the scheme and the last @ of a URL in a text.
 var userinfo = regexp.MustCompile(`\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s"']*@`)
 
 // shownForms are how our own texts write the form of an address, and the default of RABBITMQ_URL.
@@ -54,7 +56,8 @@ func (r *redactor) know(secrets []string) {
 	r.replacer.Store(strings.NewReplacer(pairs...))
 }
 
-// worthHiding leaves out what occurs in ordinary text: to hide the password "sagaz" would garble every line, and give it away.
+// worthHiding leaves out what occurs in ordinary text: to hide the password "sagaz" would garble
+// every line, and give it away.
 func worthHiding(s string) bool {
 	if len(s) < 6 {
 		return false
@@ -124,7 +127,7 @@ func (s *settings) secrets() []string {
 	return list
 }
 
-// authorization is a header's value as it is and decoded, and what stands in it behind Bearer or Basic.
+// authorization is a header's value as it is and decoded, and what follows Bearer or Basic in it.
 func authorization(header string) []string {
 	list := []string{strings.TrimSpace(header)}
 	if decoded, err := url.PathUnescape(list[0]); err == nil {
@@ -138,7 +141,8 @@ func authorization(header string) []string {
 	return list
 }
 
-// passwordsOf are those of a URL or of a connection string of PostgreSQL, as they stand there and decoded.
+// passwordsOf are those of a URL or of a connection string of PostgreSQL, as they are there and
+// decoded.
 func passwordsOf(address string) []string {
 	var list []string
 	if _, rest, ok := strings.Cut(address, "://"); ok {

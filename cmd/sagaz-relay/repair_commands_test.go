@@ -7,7 +7,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// The commands find the archive in the sessions that they make: what is only there can be shown and delivered again.
+// The commands find the archive in the sessions that they make: what is only there can be shown and
+// delivered again.
 func TestArchiveIsFound(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated(), pgtest.SQL(`INSERT INTO saga_outbox_archive (event_id, saga_id, aggregate_id, event_type, payload, status, sent_at)
 		VALUES ('`+sentEvent+`', 'saga-1', 'order-1', 'OrderPaid', '{}', 'sent', now())`))

@@ -17,7 +17,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// manyEvents is how many events replay delivers without being told --yes.
+// manyEvents is how many events replay delivers without --yes.
 const manyEvents = 1000
 
 func newReplay(load func() (*settings, error)) *cobra.Command {
@@ -30,13 +30,15 @@ func newReplay(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay",
 		Short: "Deliver events once more that were sent already",
-		Long: `replay delivers again, on purpose, events that were sent: for a consumer that has lost them, or a broker that was restored. A running relay does it, beside
-its other work, in created_at order per key. Each record carries the header relay-replayed-at (RFC 3339), and the event_id it always had: a
-consumer with an inbox that has kept the id drops it.
+		Long: `replay delivers again, on purpose, events that were sent: for a consumer that has lost them, or a
+broker that was restored. A running relay does it, next to its other work, in created_at order per
+key. Each record carries the header relay-replayed-at (RFC 3339), and the event_id it always had:
+a consumer with an inbox that has kept the id drops it.
 
-Choose by --event-id, --saga-id, or by created_at with --since and --until. Rows that were not sent are left alone: they are on their way, or dead
-letters (sagaz-relay dead-letter). Rows in saga_outbox_archive are copied back into saga_outbox first. What RELAY_MARK=delete or a
-retention has deleted is gone, and cannot be delivered again.
+Choose by --event-id, --saga-id, or by created_at with --since and --until. Rows that were not
+sent are left alone: they are on their way, or dead letters (sagaz-relay dead-letter). Rows in
+saga_outbox_archive are copied back into saga_outbox first. What RELAY_MARK=delete or a retention
+has deleted is gone, and cannot be delivered again.
 
 The sinks are those of BROKER_TYPE, or --sink.`,
 		Args: noArgs,
@@ -61,7 +63,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 			switch {
 			case len(errs) > 0:
 			case len(ids) == 0 && replay.SagaID == "" && since == "":
-				errs = append(errs, fmt.Errorf("%s: say which events: --event-id, --saga-id or --since\nsee: %[1]s --help", cmd.CommandPath()))
+				errs = append(errs, fmt.Errorf("%s: want --event-id, --saga-id or --since\nsee: %[1]s --help", cmd.CommandPath()))
 			case until != "" && since != "" && !replay.Since.Before(replay.Until):
 				errs = append(errs, errors.New("--until: want a time after --since"))
 			}
@@ -81,7 +83,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 					return err
 				}
 				if plan.Events > manyEvents && !yes && !dryRun {
-					return usageError{fmt.Errorf("%d events would be delivered again: say --yes if that is meant, or look at them with --dry-run", plan.Events)}
+					return usageError{fmt.Errorf("%d events would be delivered again: add --yes if that is meant, or look at them with --dry-run", plan.Events)}
 				}
 				result := replayResult{
 					changed: changed{Command: "replay", DryRun: dryRun, Chosen: plan.Events, Done: &repair.Done{Sinks: map[string]int{}}}, Plan: plan,
@@ -92,7 +94,8 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 						return err
 					}
 					result.Done, result.Restored = &done.Done, done.Restored
-					plan.Missing = append(plan.Missing, done.Gone...) // found, and removed by a retention before it was our turn
+					// found, and then removed by a retention
+					plan.Missing = append(plan.Missing, done.Gone...)
 				}
 				if result.Relay, err = store.Owners(ctx, conn, s.store.LeaseTTL); err != nil {
 					return err
@@ -106,7 +109,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 				case err != nil:
 					return err
 				case result.Locked > 0:
-					return fmt.Errorf("%d could not be put into the ledger, because others held it locked all the time: run it again", result.Locked)
+					return fmt.Errorf("%d could not be put into the ledger, because others had locked it all the time: run it again", result.Locked)
 				case len(plan.Missing) > 0:
 					return fmt.Errorf("not there (any more): %s", someOf(plan.Missing))
 				}
@@ -121,7 +124,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 	flags.StringVar(&until, "until", "", "and before this `time`")
 	flags.StringVar(&replay.EventType, "event-type", "", "of these only events of this `type`")
 	flags.StringSliceVar(&sinks, "sink", nil, "to this `sink` instead of all of BROKER_TYPE")
-	flags.BoolVar(&dryRun, "dry-run", false, "only say what it would do")
+	flags.BoolVar(&dryRun, "dry-run", false, "only print what it would do")
 	flags.BoolVar(&yes, "yes", false, fmt.Sprintf("also if there are more than %d events", manyEvents))
 	flags.BoolVar(&jsonWritten, "json", false, "print JSON")
 	return cmd
@@ -142,7 +145,8 @@ type replayResult struct {
 	*repair.Plan
 }
 
-// parseMoment reads a point in time: RFC 3339, a date (its start in UTC), or how long ago. An empty text is no time.
+// parseMoment reads a point in time: RFC 3339, a date (its start in UTC), or how long ago. An empty
+// text is no time.
 func parseMoment(text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil

@@ -33,7 +33,8 @@ func newRun(load func() (*settings, error)) *cobra.Command {
 		Short: "Relay events until SIGTERM",
 		Long: `run relays until SIGTERM, SIGINT or SIGHUP, then finishes what is in flight and exits 0.
 
-Any number of relays may run: one owns the slot, the others stand by and take over when it stops or dies.
+Any number of relays may run: one owns the slot, the others are standbys and take over when it
+stops or dies.
 
 Settings:
 ` + strings.Join(describeVariables(), "\n"),
@@ -54,8 +55,8 @@ Settings:
 			for _, w := range s.warnings {
 				log.Warn(w)
 			}
-			// The reader of our output or log may go: that is a sink that is down, or a log that is lost, and
-			// no end of the process and all its other sinks.
+			// The reader of our output or log may end: that is a sink that is down, or a log that
+			// is lost, and no end of the process and all its other sinks.
 			signal.Ignore(syscall.SIGPIPE)
 			limitMemory(log)
 			limitProcs(log)
@@ -68,11 +69,12 @@ Settings:
 	}
 }
 
-// endPatience is how long after the drain the rest may take: the last position, the lease, connections and spans.
+// endPatience is how long after the drain the rest may take: the last position, the lease,
+// connections and spans.
 const endPatience = 9 * time.Second
 
-// endAnyway calls f when that much time has passed since ctx ended, unless the function that it returns was called before. Whatever
-// stands still then, the next owner waits for our connections to go.
+// endAnyway calls f when that much time has passed since ctx ended, unless the function that it
+// returns was called before. Whatever hangs then, the next owner waits for our connections to end.
 func endAnyway(ctx context.Context, after time.Duration, f func()) (ended func()) {
 	done := make(chan struct{})
 	go func() {
@@ -92,8 +94,8 @@ func endAnyway(ctx context.Context, after time.Duration, f func()) (ended func()
 	return func() { close(done) }
 }
 
-// memoryLimit is what the collector aims for when GOMEMLIMIT says nothing: below the 100 MB that we promise, with room for
-// what it does not count.
+// memoryLimit is what the collector aims for when GOMEMLIMIT is not set: below the 100 MB that we
+// promise, with room for what it does not count.
 const memoryLimit = 72 << 20
 
 func limitMemory(log hclog.Logger) {
@@ -104,9 +106,10 @@ func limitMemory(log hclog.Logger) {
 	log.Debug("memory limit set", "bytes", memoryLimit)
 }
 
-// limitProcs leaves the cores to the database and the brokers beside us. The relay waits for the network far more than it computes: one P
-// carries more than a walsender sends, and every further one spins for work at each wake-up. On 2 cores that spinning cost
-// 10 µs of CPU an event on all sides together, against 23 without (docs/measurements.md).
+// limitProcs leaves the cores to the database and the brokers on the same machine. The relay waits
+// for the network far more than it computes: one P carries more than a walsender sends, and every
+// further one spins for work at each wake-up. On 2 cores that spinning cost 10 µs of CPU an event
+// on all sides together, against 23 without (docs/measurements.md).
 func limitProcs(log hclog.Logger) {
 	if os.Getenv("GOMAXPROCS") != "" {
 		return // the user's own limit
@@ -116,8 +119,8 @@ func limitProcs(log hclog.Logger) {
 	log.Debug("threads limited", "gomaxprocs", procs)
 }
 
-// serve builds the program from its settings and runs it. running, if not nil, is told of the relay and of the address
-// that answers HTTP.
+// serve builds the program from its settings and runs it. running, if not nil, is called with the
+// relay and the address that answers HTTP.
 func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *relay.Relay, addr string)) (err error) {
 	v, revision := buildVersion()
 	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.program.Sinks, "mark", s.store.Mark)
@@ -189,8 +192,9 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	return err
 }
 
-// flushAtEnd returns what exports the last spans, in what is left of the drain that began when ctx ended: between one second and five, because
-// no other relay waits for us any more, but the end of the process does.
+// flushAtEnd returns what exports the last spans, in what is left of the drain that began when ctx
+// ended: between one second and five, because no other relay waits for us any more, but the end of
+// the process does.
 func flushAtEnd(ctx context.Context, tracer *traces.Tracer, drain time.Duration) func() {
 	var deadline atomic.Int64 // Unix nanoseconds
 	unwatch := context.AfterFunc(ctx, func() { deadline.Store(time.Now().Add(drain).UnixNano()) })
@@ -206,7 +210,7 @@ func flushAtEnd(ctx context.Context, tracer *traces.Tracer, drain time.Duration)
 	}
 }
 
-// httpSide is what the HTTP side is told.
+// httpSide is what the HTTP side gets.
 func (s *settings) httpSide(bind, version, revision string) admin.Config {
 	cfg := s.admin
 	cfg.Addr, cfg.Version, cfg.Revision = bind, version, revision
@@ -214,7 +218,8 @@ func (s *settings) httpSide(bind, version, revision string) admin.Config {
 	return cfg
 }
 
-// lookAtDatabase reads for the status page what relays share. A connection of its own each time: nobody looks at most times.
+// lookAtDatabase reads for the status page what relays share. A connection of its own each time,
+// because looks are rare.
 func (s *settings) lookAtDatabase(ctx context.Context) (*admin.Database, error) {
 	conn, err := s.connect(ctx, "page")
 	if err != nil {
@@ -252,8 +257,9 @@ func (s *settings) httpAddr() string {
 // lookTimeout is how long a broker has to answer a relay that starts.
 const lookTimeout = 10 * time.Second
 
-// lookForBrokers asks each broker once whether it is there, so that a wrong address shows in the log at the start and not at the first event. It has no
-// other consequence: the engine finds out for itself, event by event. The sink file is left out: its file may be another relay's to write.
+// lookForBrokers asks each broker once whether it is there, so that a wrong address shows in the
+// log at the start and not at the first event. It has no other consequence: the engine finds out
+// for itself, event by event. The sink file is left out: its file may be another relay's to write.
 func lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -271,7 +277,8 @@ func lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
 				return
 			}
 			fix := "check " + variable + " (or BROKER_URL), that the broker runs, and that no firewall or network policy is in between"
-			if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" { // it knows better
+			// it is more precise
+			if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" {
 				fix = setup.Fix
 			}
 			log.Warn("the broker cannot be used, events wait for it", "sink", sink.Name(), "error", err, "fix", fix)

@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// A process that was told to end does, whatever does not.
+// A process that was asked to end does, whatever hangs.
 func TestEndAnyway(t *testing.T) {
 	for _, tt := range []struct {
-		name      string
-		told, out bool // it was told to end, it ended in time
-		want      bool
+		name       string
+		asked, out bool // it was asked to end, it ended in time
+		want       bool
 	}{
 		{"NotTold", false, false, false}, {"EndsInTime", true, true, false}, {"DoesNotEnd", true, false, true},
 	} {
@@ -22,7 +22,7 @@ func TestEndAnyway(t *testing.T) {
 				defer cancel()
 				forced := false
 				ended := endAnyway(ctx, time.Minute, func() { forced = true })
-				if tt.told {
+				if tt.asked {
 					cancel()
 				}
 				time.Sleep(30 * time.Second)

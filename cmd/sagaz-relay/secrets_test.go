@@ -14,7 +14,8 @@ import (
 // sentinel is a part of every password here, and of no text of ours.
 const sentinel = "S3NT1NEL"
 
-// outcome runs a command line in this process and returns all that it writes, and its error as main prints it.
+// outcome runs a command line in this process and returns all that it writes, and its error as main
+// prints it.
 func outcome(t *testing.T, env map[string]string, args ...string) (text string, code int) {
 	t.Helper()
 	for name, value := range env {
@@ -68,7 +69,7 @@ func TestNoSecretOfADatabaseIsShown(t *testing.T) {
 	}
 }
 
-// A well-formed address whose server is not there is told of without its password, too.
+// A well-formed address whose server is not there is reported without its password, too.
 func TestNoSecretOfAServerThatIsAwayIsShown(t *testing.T) {
 	passFile := writeFile(t, "pgpass", "127.0.0.1:1:*:*:S3NT1NEL\n")
 	service := writeFile(t, "services", "[shop]\nhost=127.0.0.1\nport=1\npassword=S3NT1NEL\n")
@@ -111,7 +112,8 @@ func TestNoSecretOfABrokerIsShown(t *testing.T) {
 		for _, env := range list {
 			env["DATABASE_URL"], env["BROKER_TYPE"], env["METRICS_PORT"] = "postgresql://relay@127.0.0.1:1/shop", sink, "0"
 			for _, command := range everyCommand {
-				if strings.HasPrefix(command, "load") || strings.HasPrefix(command, "migrate") || strings.HasSuffix(command, "--help") { // they know no broker
+				// they know no broker
+				if strings.HasPrefix(command, "load") || strings.HasPrefix(command, "migrate") || strings.HasSuffix(command, "--help") {
 					continue
 				}
 				text, code := outcome(t, env, strings.Fields(command)...)
@@ -149,7 +151,8 @@ func oneEach(name string, values ...string) (envs []map[string]string) {
 	return envs
 }
 
-// Secrets that stand where they do not belong: in place of a file's name, in YAML, on the command line.
+// Secrets in places where they do not belong: in place of a file's name, in YAML, on the command
+// line.
 func TestNoMisplacedSecretIsShown(t *testing.T) {
 	write := func(text string) string { return writeFile(t, "relay.yaml", text) }
 	dir := t.TempDir()
@@ -197,7 +200,7 @@ func TestNoMisplacedSecretIsShown(t *testing.T) {
 	}
 }
 
-// Whatever a library says, what is written goes through the belt.
+// Whatever a library returns, what is written is redacted.
 func TestRedactor(t *testing.T) {
 	var r redactor
 	r.know([]string{"p@ss/w0rd&1", "sagaz", "abc", "correct-horse-battery", `q"uo\te1`})

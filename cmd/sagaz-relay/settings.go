@@ -23,21 +23,23 @@ import (
 	"github.com/sagaz-relay/relay/relay/traces"
 )
 
-// programConfig is what the program itself can be told, beside its rooms.
+// programConfig is what is set of the program itself, besides its rooms.
 type programConfig struct {
-	// Sinks lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several with commas between. Where nobody names them, a
-	// relay does not start (exit code 2) if events went elsewhere before, or may have: another worker's sent rows, an address
-	// of another broker.
+	// Sinks lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several
+	// with commas between. Where nobody names them, a relay does not start (exit code 2) if events
+	// went elsewhere before, or may have: another worker's sent rows, an address of another broker.
 	//
 	// Default kafka. BROKER_TYPE.
 	Sinks []string `env:"BROKER_TYPE"`
 
-	// MetricsPort is the port of /metrics, /health/live, /health/ready, the status page / and /status.json on all addresses; 0 serves nothing.
+	// MetricsPort is the port of /metrics, /health/live, /health/ready, the status page / and
+	// /status.json on all addresses; 0 serves nothing.
 	//
 	// Default 8000. METRICS_PORT.
 	MetricsPort int `env:"METRICS_PORT"`
 
-	// HTTPAddr binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is not looked at then.
+	// HTTPAddr binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is not looked at
+	// then.
 	//
 	// Default: all addresses, METRICS_PORT. RELAY_HTTP_ADDR.
 	HTTPAddr string `env:"RELAY_HTTP_ADDR" secret:"address"`
@@ -47,9 +49,9 @@ type programConfig struct {
 	// Default INFO. LOG_LEVEL.
 	LogLevel string `env:"LOG_LEVEL"`
 
-	// SecretsDir is a directory whose files are settings, named as the variables are: DATABASE_URL, for one. A mounted secret with
-	// optional keys, since a file that is not there is a setting that is not set. The environment goes first. It is read from the
-	// environment alone.
+	// SecretsDir is a directory whose files are settings, named as the variables are: DATABASE_URL,
+	// for one. A mounted secret with optional keys, since a file that is not there is a setting
+	// that is not set. The environment goes first. It is read from the environment alone.
 	//
 	// Default none. RELAY_SECRETS_DIR.
 	SecretsDir string `env:"RELAY_SECRETS_DIR"`
@@ -71,15 +73,17 @@ type settings struct {
 	traces  traces.Config
 	sinks   map[string]any // by name: every sink's config, also of those not used
 
-	wrapSink func(relay.Sink) relay.Sink // bench and demo look over the sinks' shoulders; may be nil
+	wrapSink func(relay.Sink) relay.Sink // by which bench and demo watch the sinks; may be nil
 
-	sources map[string]string // by a setting's first name: where its value comes from; without those that have their default
-	errs    []error           // about the variables themselves
+	// by a setting's first name: where its value comes from; without those that have their default
+	sources map[string]string
+	errs    []error // about the variables themselves
 	// warnings are about variables that are called almost as a setting is.
 	warnings []string
 }
 
-// loadSettings reads the variables. Its error is only about what makes them unreadable; each command validates what it uses.
+// loadSettings reads the variables. Its error is only about what makes them unreadable; each
+// command validates what it uses.
 func loadSettings(lookup func(string) (string, bool), environ []string, configFile string) (*settings, error) {
 	s := defaultSettings()
 	host, err := os.Hostname()
@@ -104,8 +108,8 @@ func loadSettings(lookup func(string) (string, bool), environ []string, configFi
 	return s, nil
 }
 
-// resolved checks what the connection string comes to together with PGHOST and the like, a service file and a password file. The
-// parser's own error quotes the string.
+// resolved checks the connection string together with PGHOST and the like, a service file and a
+// password file. The parser's own error quotes the string.
 func resolved(databaseURL string) error {
 	cfg, err := pgconn.ParseConfig(databaseURL)
 	if err != nil {
@@ -121,7 +125,7 @@ func resolved(databaseURL string) error {
 	return nil
 }
 
-// parseCause says which part the parser did not take, where it can be told without a part of the string.
+// parseCause names the part that the parser did not take, where that shows nothing of the string.
 func parseCause(err error) string {
 	if path := (*fs.PathError)(nil); errors.As(err, &path) {
 		return ": a file that it names: " + path.Err.Error()
@@ -154,7 +158,7 @@ func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, erro
 func (s *settings) all() error {
 	var errs []error
 	errs = append(errs, s.admin.Validate(), s.relay.Validate(), s.encode.Validate(), s.watch.Validate(), s.cdc.Validate(), s.traces.Validate())
-	if s.cdc.DatabaseURL != "" { // said once is enough
+	if s.cdc.DatabaseURL != "" { // reported once is enough
 		errs = append(errs, s.store.Validate())
 	}
 	if s.program.MetricsPort < 0 || s.program.MetricsPort > 65535 {
@@ -189,7 +193,7 @@ func (s *settings) all() error {
 			errs = append(errs, fmt.Errorf("BROKER_TYPE=%s: want %s, or several with commas between", name, strings.Join(sinkNames(), ", ")))
 		case slices.Contains(s.program.Sinks[:i], name):
 			errs = append(errs, fmt.Errorf("BROKER_TYPE: %s occurs twice", name))
-		case wrongBroker == nil: // else its address is missing, which would say the same in other words
+		case wrongBroker == nil: // else its address is missing, which would report the same in other words
 			errs = append(errs, kind.validate(s.sinks[name]))
 		}
 	}

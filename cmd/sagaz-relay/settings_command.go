@@ -13,14 +13,17 @@ import (
 	"github.com/sagaz-relay/relay/sinks/kafka"
 )
 
-// shownSetting is one line of `settings`. Its JSON is what the checks of manifests and compose files compare with.
+// shownSetting is one line of `settings`. Its JSON is what the checks of manifests and compose
+// files compare with.
 type shownSetting struct {
-	Names    []string `json:"names"`              // the first is the setting's own, the others mean the same
+	// the first is the setting's own, the others mean the same
+	Names    []string `json:"names"`
 	Fallback string   `json:"fallback,omitempty"` // read when none of them is set
 	Default  string   `json:"default"`
-	Value    string   `json:"value"`            // in force; never a secret's
-	Source   string   `json:"source,omitempty"` // the variable that it comes from; none: the default
-	Secret   bool     `json:"secret,omitempty"`
+	Value    string   `json:"value"` // in force; never a secret's
+	// the variable that it comes from; none: the default
+	Source string `json:"source,omitempty"`
+	Secret bool   `json:"secret,omitempty"`
 }
 
 func newSettings(load func() (*settings, error)) *cobra.Command {
@@ -28,12 +31,14 @@ func newSettings(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "settings [NAME...]",
 		Short: "Show which settings are in force and where they come from",
-		Long: `settings reads the environment, the files that NAME_FILE variables name, and --config, as run does, and prints what
-is set: the setting, its value, and the variable that it comes from. Secrets are not shown. --all prints those with their
-default, too. It connects to nothing. What run would refuse it reports, and exits with 2; what has no default and is not
-set (DATABASE_URL, for one) may come from elsewhere, and is only a note.
+		Long: `settings reads the environment, the files that NAME_FILE variables name, and --config, as run
+does, and prints what is set: the setting, its value, and the variable that it comes from. Secrets
+are not shown. --all prints those with their default, too. It connects to nothing. What run would
+refuse it reports, and exits with 2; what has no default and is not set (DATABASE_URL, for one)
+may come from elsewhere, and is only a note.
 
-With names it explains these settings instead, in the words of docs/settings.md, and reads nothing.`,
+With names it explains these settings instead, in the words of docs/settings.md, and reads
+nothing.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if len(names) > 0 {
 				return explain(cmd.OutOrStdout(), names)

@@ -118,7 +118,8 @@ func TestSettingsAreValidated(t *testing.T) {
 	}
 }
 
-// A variable that is called almost as a setting may be one: it is told, with the name that was meant.
+// A variable that is called almost as a setting may be one: it is reported, with the name that was
+// meant.
 func TestTypos(t *testing.T) {
 	for name, want := range map[string]string{
 		"MAX_RETRYS": "MAX_RETRIES", "DATABSE_URL": "DATABASE_URL", "BATCHSIZE": "BATCH_SIZE", "KAFKA_BOOTSTRAP_SERVER": "KAFKA_BOOTSTRAP_SERVERS", "RABBITMQ_URI": "RABBITMQ_URL", "BROKER_TYP": "BROKER_TYPE",

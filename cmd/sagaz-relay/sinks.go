@@ -28,8 +28,8 @@ func noConfig() unset { return unset{} }
 // Validate finds nothing.
 func (unset) Validate() error { return nil }
 
-// sinkKind makes the sinks of one package. config returns a pointer to its Config with the defaults, for the loader to
-// fill; the others take it.
+// sinkKind makes the sinks of one package. config returns a pointer to its Config with the
+// defaults, for the loader to fill; the others take it.
 type sinkKind struct {
 	name     string
 	config   func() any

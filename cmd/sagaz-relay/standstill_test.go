@@ -58,7 +58,8 @@ func newOwner(t *testing.T, db *pgtest.DB) *owner {
 	return o
 }
 
-// until looks at the status until the condition holds. At no look the relay may be anything but ready, once it streams.
+// until looks at the status until the condition holds. At no look the relay may be anything but
+// ready, once it streams.
 func (o *owner) until(what string, is func(relay.SlotStatus) bool) {
 	o.t.Helper()
 	const patience = 3 * time.Minute
@@ -87,7 +88,8 @@ func (o *owner) exec(sql string, args ...any) {
 	}
 }
 
-// foreign commits so many thousands of rows to another table in one transaction: some 70 bytes of WAL each.
+// foreign commits so many thousands of rows to another table in one transaction: some 70 bytes of
+// WAL each.
 func (o *owner) foreign(thousands int) {
 	o.t.Helper()
 	o.exec(`CREATE TABLE ballast (a bigint)`)
@@ -101,9 +103,10 @@ func (o *owner) deliver(n uint64) {
 	o.until(fmt.Sprint(n, " events are marked"), func(s relay.SlotStatus) bool { return s.Marked == n })
 }
 
-// A server that tells nothing new for long, though WAL is written, is waited for; that is no standstill of ours. Here it is because logical slots
-// must not be ahead of a standby that is away (synchronized_standby_slots), which can be had for as long as one likes. A
-// large transaction in another table is the same to us, and decoded too fast on a good machine to tell.
+// For a server that sends nothing new for long, though WAL is written, we wait; that is no
+// standstill of ours. Here it is because logical slots must not be ahead of a standby that is away
+// (synchronized_standby_slots), which can be had for as long as one likes. A large transaction in
+// another table is the same to us, and decoded too fast on a good machine to be seen.
 func TestWaitingForTheServerIsNoStandstill(t *testing.T) {
 	server := pgtest.OwnServer(t, pgtest.Newest, nil)
 	db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
@@ -115,7 +118,8 @@ func TestWaitingForTheServerIsNoStandstill(t *testing.T) {
 	db.Until(t, `SELECT current_setting('synchronized_standby_slots') = 'standby'`)
 	o.foreign(20)
 	o.until("it waits for the server", func(s relay.SlotStatus) bool { return s.WaitsFor == relay.WaitsForServer && s.Waits > 15 })
-	// The server's signs of life come within RELAY_WAL_SENDER_TIMEOUT, or the stream would have ended; we look at them every second.
+	// The server's signs of life come within RELAY_WAL_SENDER_TIMEOUT, or the stream would have
+	// ended; we look at them every second.
 	t.Logf("waited for the server for %.1f s, stood still for %.1f s at most", o.waited, o.stalled)
 	if o.stalled > 10 {
 		t.Errorf("it takes %.1f s for its own standstill", o.stalled)
@@ -126,8 +130,9 @@ func TestWaitingForTheServerIsNoStandstill(t *testing.T) {
 	o.until("it is over", func(s relay.SlotStatus) bool { return s.WaitsFor == "" })
 }
 
-// Somebody writes a large transaction to another table. The server decodes all of it when it ends, and has nothing to tell of it; what is
-// committed meanwhile comes after that. At no moment is the relay unready.
+// Somebody writes a large transaction to another table. The server decodes all of it when it ends,
+// and sends nothing of it; what is committed meanwhile comes after that. At no moment is the relay
+// unready.
 func TestForeignTransaction(t *testing.T) {
 	o := newOwner(t, pgtest.New(t, pgtest.Migrated()))
 	o.deliver(1)

@@ -18,8 +18,9 @@ func newStatus(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show slots, owners, lag and rows by status",
-		Long: `status reads the database of DATABASE_URL: for each slot who owns it, how far it is behind and how much WAL it holds
-back; and how many rows are in each status. Counting looks at the whole table: --no-rows leaves it out.`,
+		Long: `status reads the database of DATABASE_URL: for each slot who owns it, how far it is behind and how
+much WAL it holds back; and how many rows are in each status. Counting looks at the whole table:
+--no-rows leaves it out.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()

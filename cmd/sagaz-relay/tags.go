@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 )
 
-// field is a field of a Config struct that variables set. Its tag says which, and how secret its value is:
+// field is a field of a Config struct that variables set. Its tag has their names, and how secret
+// its value is:
 //
 //	env:"A,B"         A is the name, B another one for the same; both set differently is an error
 //	fallback:"C"      used when neither is set
@@ -37,14 +38,15 @@ const (
 	secretPath    secrecy = "path"
 )
 
-// tagPair is the one form that a tag's parts have. reflect stops reading at a part of another form, without a word.
+// tagPair is the one form that a tag's parts have. reflect silently stops reading at a part of
+// another form.
 var tagPair = regexp.MustCompile(`^([a-z]+):("(?:[^"\\]|\\.)*")(?: |$)`)
 
-// secretNames are parts of names whose values are secret, whatever their tag says.
+// secretNames are parts of names whose values are secret, whatever is in their tag.
 var secretNames = regexp.MustCompile(`(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|HEADERS|DSN|URL|KEY_FILE|CLIENT_KEY|APIKEY|API_KEY)(_|$)`)
 
-// parseTag reads a field's tag. It returns nil for a field that is no setting, and an error for one whose secrecy nobody
-// could rely on.
+// parseTag reads a field's tag. It returns nil for a field that is no setting, and an error for a
+// tag that leaves in doubt whether the value is secret.
 func parseTag(name string, tag reflect.StructTag) (*field, error) {
 	parts := make(map[string]string)
 	for rest := string(tag); rest != ""; {
@@ -82,7 +84,7 @@ func parseTag(name string, tag reflect.StructTag) (*field, error) {
 		}
 		for _, n := range f.names {
 			if secretNames.MatchString(n) {
-				return nil, fmt.Errorf("field %s: %s is called as a secret is: say secret in its tag", name, n)
+				return nil, fmt.Errorf("field %s: %s is called as a secret is: put secret into its tag", name, n)
 			}
 		}
 	case secretTrue, secretURL, secretAddress, secretPath:
@@ -92,8 +94,8 @@ func parseTag(name string, tag reflect.StructTag) (*field, error) {
 	return f, nil
 }
 
-// fieldsOf lists the settings of the struct that target points to. A tag that cannot be relied on is a mistake of ours, and
-// the program does not start with it: the setting would be shown.
+// fieldsOf lists the settings of the struct that target points to. A tag that is wrong is a mistake
+// of ours, and the program does not start with it: the setting would be shown.
 func fieldsOf(target any) []field {
 	s := reflect.ValueOf(target).Elem()
 	tags := tagsOf(s.Type())
@@ -125,7 +127,8 @@ func tagsOf(t reflect.Type) []*field {
 	return tags
 }
 
-// check holds a value against the rules of its kind, before anything else reads it. Its error never repeats the value.
+// check holds a value against the rules of its kind, before anything else reads it. Its error never
+// repeats the value.
 func (f *field) check(value string) error {
 	switch {
 	case f.secret == secretURL:

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// Every setting of every struct has a tag of the one form, and whatever is called as a secret is one.
+// Every setting of every struct has a tag of the one form, and whatever is called as a secret is
+// one.
 func TestTagsOfAllSettings(t *testing.T) {
 	seen := 0
 	for _, c := range defaultSettings().configs() {
@@ -30,7 +31,8 @@ func TestTagsOfAllSettings(t *testing.T) {
 	}
 }
 
-// A tag that reflect would read in part, or another way than it was meant, is refused: the setting would be shown.
+// A tag that reflect would read in part, or another way than it was meant, is refused: the setting
+// would be shown.
 func TestTagsRefused(t *testing.T) {
 	for _, tag := range []reflect.StructTag{
 		`env:"RELAY_X" secret:true`, `env:"RELAY_X" secret:"yes"`, `env:"RELAY_X" secret:""`, `env:"RELAY_X" secrets:"true"`, `env:"RELAY_X",secret:"true"`, `env:"RELAY_X"  secret:"true"`,

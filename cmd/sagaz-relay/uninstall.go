@@ -21,16 +21,18 @@ func newUninstall(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove slots, publication and replication origins of this database's relays",
-		Long: `uninstall takes out of the database of DATABASE_URL, and out of its server, what relays have made for it: replication
-slots, which hold back WAL when nobody reads them, replication origins, of which a server has few, and the publication. With --tables also
-the relay's own tables. It shows what that is; --yes removes it.
+		Long: `uninstall removes from the database of DATABASE_URL, and from its server, what relays have made
+for it: replication slots, which hold back WAL when nobody reads them, replication origins, of
+which a server has few, and the publication. With --tables also the relay's own tables. It shows
+what that is; --yes removes it.
 
-It never touches saga_outbox, saga_outbox_archive or consumer_inbox, nor anything that another database or another program
-has made, and refuses while a relay runs. It may be run again after an interruption.
+It never touches saga_outbox, saga_outbox_archive or consumer_inbox, nor anything that another
+database or another program has made, and refuses while a relay runs. It may be run again after an
+interruption.
 
 Exit codes:
   0  all is removed, or, without --yes, shown
-  1  something could not be removed, or a relay is running; the message says what to do`,
+  1  something could not be removed, or a relay is running; the message has what to do`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()

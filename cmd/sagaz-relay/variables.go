@@ -25,13 +25,15 @@ type configError struct{ error }
 
 func (e configError) Unwrap() error { return e.error }
 
-// variables fills the rooms' Config structs; see tags.go for what a field says of itself.
+// variables fills the rooms' Config structs; see tags.go for the tags of their fields.
 //
-// A value comes from the environment, from the file that NAME_FILE names, from the file NAME in RELAY_SECRETS_DIR, or
-// from the YAML file, in this order. Every name is remembered, so that a RELAY_ variable nobody reads can be told.
+// A value comes from the environment, from the file that NAME_FILE names, from the file NAME in
+// RELAY_SECRETS_DIR, or from the YAML file, in this order. Every name is remembered, so that a
+// RELAY_ variable that nothing reads can be reported.
 //
-// What goes wrong is told by the name of the setting. A value is repeated only where it cannot be a secret: somebody may
-// have put the password where the name of a file belongs, or a whole address into a line of YAML.
+// What goes wrong is reported by the name of the setting. A value is repeated only where it cannot
+// be a secret: somebody may have put the password where the name of a file belongs, or a whole
+// address into a line of YAML.
 type variables struct {
 	lookup  func(string) (string, bool)
 	secrets map[string]string // those of RELAY_SECRETS_DIR
@@ -58,7 +60,7 @@ func newVariables(lookup func(string) (string, bool), configFile string) *variab
 	configFile = address.Argument(configFile)
 	var raw map[string]any
 	if err := yaml.Unmarshal(text, &raw); err != nil {
-		// The parser's own words quote what stands there.
+		// The parser's own message quotes the line.
 		v.fail("--config %s: %sno YAML of the form that is wanted: want lines such as BROKER_TYPE: kafka", configFile, yamlLine.FindString(err.Error()))
 		return v
 	}
@@ -80,10 +82,11 @@ func newVariables(lookup func(string) (string, bool), configFile string) *variab
 	return v
 }
 
-// yamlLine is where the YAML parser says that it stopped.
+// yamlLine finds the line at which the YAML parser stopped.
 var yamlLine = regexp.MustCompile(`line \d+: `)
 
-// cause takes the name of the file out of an error: it may be a secret that got into the place of one.
+// cause takes the name of the file out of an error: it may be a secret that got into the place of
+// one.
 func cause(err error) error {
 	if path := (*fs.PathError)(nil); errors.As(err, &path) {
 		return path.Err
@@ -91,7 +94,8 @@ func cause(err error) error {
 	return err
 }
 
-// shownName is a setting's name as it may be repeated: what is none may be an address with its password.
+// shownName is a setting's name as it may be repeated: what is none may be an address with its
+// password.
 func shownName(name string) string {
 	if settingName.MatchString(name) {
 		return name
@@ -105,7 +109,8 @@ const secretsDir = "RELAY_SECRETS_DIR"
 // settingName is what a file of that directory is called if it is meant as a setting.
 var settingName = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
 
-// readSecrets reads a directory as Kubernetes mounts a secret: the files may be links, and beside them lie hidden directories.
+// readSecrets reads a directory as Kubernetes mounts a secret: the files may be links, and there
+// are hidden directories next to them.
 func (v *variables) readSecrets(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -164,10 +169,11 @@ func (v *variables) get(name string) (string, bool) {
 	return value, value != ""
 }
 
-// longestValue bounds a setting: a list of all brokers of a cluster is far below, a file named by mistake is not.
+// longestValue bounds a setting: a list of all brokers of a cluster is far below, a file named by
+// mistake is not.
 const longestValue = 64 << 10
 
-// unfit says what keeps a value from being any setting's; it does not repeat the value.
+// unfit returns what keeps a value from being any setting's; it does not repeat the value.
 func unfit(value string) string {
 	switch {
 	case len(value) > longestValue:
@@ -181,7 +187,7 @@ func unfit(value string) string {
 	}
 }
 
-// source says where a name's value comes from, without the value.
+// source returns where a name's value comes from, without the value.
 func (v *variables) source(name string) string {
 	value, _ := v.lookup(name)
 	path, _ := v.lookup(name + "_FILE")
@@ -332,14 +338,14 @@ func (v *variables) strangers(environ []string) {
 // otherStandards are variables of others that differ little from ours.
 var otherStandards = regexp.MustCompile(`^OTEL_(BLRP|LOGS|METRICS?)_`)
 
-// typos reports variables that nothing reads and that are called almost as one of ours: a setting that was meant to be made.
-// They may be somebody else's, so it is no error.
+// typos reports variables that nothing reads and that are called almost as one of ours: a setting
+// that was meant to be made. They may be somebody else's, so it is no error.
 func (v *variables) typos(environ []string) []string {
 	var warnings []string
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		if value == "" || v.known[name] || strings.HasPrefix(name, "RELAY_") || len(name) < 6 || !settingName.MatchString(name) || otherStandards.MatchString(name) ||
-			strings.HasPrefix(value, "tcp://") { // what Kubernetes says of a service
+			strings.HasPrefix(value, "tcp://") { // what Kubernetes sets for a service
 			continue
 		}
 		if near := v.nearest(name); near != "" && editDistance(name, near) <= 2 {

@@ -25,7 +25,8 @@ type sampleConfig struct {
 	Secrets string        `env:"RELAY_SECRETS_DIR"`
 }
 
-// loadSample fills a sampleConfig from an environment and the text of a YAML file, which may be empty.
+// loadSample fills a sampleConfig from an environment and the text of a YAML file, which may be
+// empty.
 func loadSample(t *testing.T, env map[string]string, yaml string) (sampleConfig, error) {
 	t.Helper()
 	file := ""
@@ -97,7 +98,8 @@ func TestVariables(t *testing.T) {
 	}
 }
 
-// secretsMount is a directory as Kubernetes mounts a secret: the files are links into a hidden directory.
+// secretsMount is a directory as Kubernetes mounts a secret: the files are links into a hidden
+// directory.
 func secretsMount(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -45,34 +45,44 @@ type verification struct {
 	limit    int
 }
 
-const verifyHelp = `verify reads the events of saga_outbox and saga_outbox_archive that were created since --since, reads back what
-the brokers of BROKER_TYPE hold, and compares the two by event_id. It prints events that are
+const verifyHelp = `verify reads the events of saga_outbox and saga_outbox_archive that were created since --since, reads
+back what the brokers of BROKER_TYPE hold, and compares the two by event_id. It prints events that are
 
-  missing       the database says sent, and the sink does not have them
-  duplicates    there more than once; at-least-once delivery allows that, consumer_inbox takes care of it
-  disagreeing   two sinks got events of one key in different orders, so one of them is out of order (with Kafka: within a topic)
-  earlier       arrived behind an event of their key with a later created_at. That is the clock of an application, read before its
-                commit: out of order where a key's events are made one after another, by design or by clocks perhaps elsewhere
+  missing       their rows are sent, and the sink does not have them
+  duplicates    there more than once; at-least-once delivery allows that, consumer_inbox takes
+                care of it
+  disagreeing   two sinks got events of one key in different orders, so one of them is out of
+                order (with Kafka: within a topic)
+  earlier       arrived behind an event of their key with a later created_at. That is the clock of
+                an application, read before its commit: out of order where a key's events are made
+                one after another, by design or by clocks perhaps elsewhere
 
-Events that the ledger (saga_outbox_delivery) or the row's status says are still to come count as pending, or as dead letters, and are
-not missing. Events that were refused and retried may come late, and are left out of the two orders.
+Events that are still to come, by the ledger (saga_outbox_delivery) or by the row's status, count
+as pending or as dead letters, and are not missing. Events that were refused and retried may come
+late, and are left out of the two orders.
 
 What is read:
-  kafka         every topic of these events, from ten minutes before --since (by the records' time) to its end. Nothing is changed.
-                What the topic's retention has deleted is reported as missing.
-  rabbitmq      the queue of --queue. Messages are taken without an acknowledgement and given back at the end, to their places. Stop its
-                consumers first: verify refuses a queue that has any, and shuts others out while it reads. Afterwards every
-                message counts as redelivered; a quorum queue counts the delivery, and drops a message beyond its delivery-limit (20 in
-                RabbitMQ 4), and one with more than 65535 messages cannot be read. What was consumed is reported as missing: use a queue of its own for this, bound before --since.
-                A queue that is bound for some events only: say which with --event-type. Streams cannot be read.
+  kafka         every topic of these events, from ten minutes before --since (by the records'
+                time) to its end. Nothing is changed. What the topic's retention has deleted is
+                reported as missing.
+  rabbitmq      the queue of --queue. Messages are taken without an acknowledgement and given back
+                at the end, to their places. Stop its consumers first: verify refuses a queue that
+                has any, and shuts others out while it reads. Afterwards every message counts as
+                redelivered; a quorum queue counts the delivery, and drops a message beyond its
+                delivery-limit (20 in RabbitMQ 4), and one with more than 65535 messages cannot be
+                read. What was consumed is reported as missing: use a queue of its own for this,
+                bound before --since. A queue that is bound for some events only: name them with
+                --event-type. Streams cannot be read.
   file          the file of RELAY_FILE_PATH.
 
-An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile does no harm. A row whose headers override
-event_id is found all the same. What was sent before a sink was added is missing there: say --since, or
-replay it. Rows that were deleted (RELAY_MARK=delete, RELAY_RETENTION) cannot be compared; what was delivered of
-them is listed as not in the table. It takes about 100 bytes of memory an event, and one scan of the table.
+An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile
+does no harm. A row whose headers override event_id is found all the same. What was sent before a
+sink was added is missing there: use --since, or replay it. Rows that were deleted
+(RELAY_MARK=delete, RELAY_RETENTION) cannot be compared; what was delivered of them is listed as
+not in the table. It takes about 100 bytes of memory an event, and one scan of the table.
 
-Exit code 0: nothing is missing, and no sinks disagree (with --strict-order: and nothing is earlier). 1 otherwise.`
+Exit code 0: nothing is missing, and no sinks disagree (with --strict-order: and nothing is
+earlier). 1 otherwise.`
 
 func newVerify(load func() (*settings, error)) *cobra.Command {
 	var v verification
@@ -169,7 +179,7 @@ func (v *verification) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer v.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // read only
-	// The table first: what it says was sent is at the brokers by the time they are asked.
+	// The table first: what is sent by then is at the brokers by the time they are asked.
 	if err := v.readTable(ctx); err != nil {
 		return err
 	}
@@ -188,7 +198,7 @@ func (v *verification) run(ctx context.Context) (err error) {
 		s := unknown[report.Sinks[i].Sink]
 		report.Sinks[i].Unknown, report.Sinks[i].NoID = s.found, s.noID
 	}
-	return v.tell(report)
+	return v.print(report)
 }
 
 func (v *verification) readTable(ctx context.Context) error {
@@ -286,8 +296,8 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 	return fmt.Errorf("sink %s cannot be read back", name)
 }
 
-// stranger gathers deliveries whose event is not among the rows, and keeps those that are not in the table at all: events that were
-// created before --since, or while verify reads, are no news.
+// stranger gathers deliveries whose event is not among the rows, and keeps those that are not in
+// the table at all: events that were created before --since, or while verify reads, do not count.
 type stranger struct {
 	v     *verification
 	noID  int
@@ -319,8 +329,8 @@ func (s *stranger) lookUp(ctx context.Context) error {
 	return nil
 }
 
-// tell prints the report; its error says what is wrong.
-func (v *verification) tell(r *verify.AuditReport) error {
+// print prints the report; its error is what is wrong.
+func (v *verification) print(r *verify.AuditReport) error {
 	var err error
 	if v.asJSON {
 		err = printJSON(v.out, r)

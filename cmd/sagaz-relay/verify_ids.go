@@ -8,12 +8,13 @@ import (
 	"github.com/sagaz-relay/relay/relay/encode"
 )
 
-// deliveredIDs tells which event a message that was read back is. A row's own headers may override the one that carries its
-// event_id, so where there is something that they cannot override that counts: RabbitMQ's message_id, the body of the envelope
-// sagaz. Elsewhere it is looked up which events were delivered under that name.
+// deliveredIDs finds out which event a message that was read back is. A row's own headers may
+// override the one that carries its event_id, so where there is something that they cannot override
+// that counts: RabbitMQ's message_id, the body of the envelope sagaz. Elsewhere it is looked up
+// which events were delivered under that name.
 type deliveredIDs struct {
 	names   []string                // of the header, the envelope's own first
-	renamed map[string][]relay.UUID // by what the header says: the events whose rows make it say that
+	renamed map[string][]relay.UUID // by the header's value: the events whose rows set it to that
 }
 
 func newDeliveredIDs(envelope string) *deliveredIDs {
@@ -29,7 +30,8 @@ func (d *deliveredIDs) note(id relay.UUID, headers []relay.Header) {
 	}
 }
 
-// of returns the event of a message. known says whether an event is among those that are looked at and has not arrived yet.
+// of returns the event of a message. known reports whether an event is among those that are looked
+// at and has not arrived yet.
 func (d *deliveredIDs) of(headers []relay.Header, messageID string, body []byte, known func(relay.UUID) bool) (id relay.UUID, found bool) {
 	if id, err := relay.ParseUUID(messageID); err == nil {
 		return id, true

@@ -8,7 +8,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version and revision are set by the build of a release or image: -ldflags "-X main.version=1.2.3 -X main.revision=4f2a…".
+// version and revision are set by the build of a release or image: -ldflags "-X main.version=1.2.3
+// -X main.revision=4f2a…".
 var version, revision string
 
 // buildVersion is the release's version, or what Go knows of the source.

@@ -193,7 +193,7 @@ func (s *settings) all() error {
 			errs = append(errs, fmt.Errorf("BROKER_TYPE=%s: want %s, or several with commas between", name, strings.Join(sinkNames(), ", ")))
 		case slices.Contains(s.program.Sinks[:i], name):
 			errs = append(errs, fmt.Errorf("BROKER_TYPE: %s occurs twice", name))
-		case wrongBroker == nil: // else its address is missing, which would report the same in other words
+		case wrongBroker == nil: // else its address is missing: the same problem
 			errs = append(errs, kind.validate(s.sinks[name]))
 		}
 	}

@@ -20,7 +20,7 @@ import (
 //	secret:"true"     never shown
 //	secret:"database" never shown; a connection string of PostgreSQL
 //	secret:"address"  shown without what may be a password
-//	secret:"path"     the name of a file that holds a secret: shown, unless the secret itself is there
+//	secret:"path"     the name of a secret's file: shown, unless the secret itself is there
 type field struct {
 	names    []string
 	fallback string

@@ -1,20 +1,24 @@
-// Command testenv runs a command, such as the tests, with a real PostgreSQL, Apache Kafka and RabbitMQ around it.
+// Command testenv runs a command, such as the tests, with a real PostgreSQL, Apache Kafka and
+// RabbitMQ around it.
 //
 //	go run ./cmd/testenv -- go test -race ./...
 //
-// It takes each of them from the first of these that has it, and says which in one line:
+// It takes each of them from the first of these that has it, and prints which in one line:
 //
-//  1. an address in the environment: SAGAZ_TEST_POSTGRES_18 (and _14, ...; a superuser's URL), SAGAZ_TEST_KAFKA
-//     (host:port), SAGAZ_TEST_RABBITMQ (amqp://...);
+//  1. an address in the environment: SAGAZ_TEST_POSTGRES_18 (and _14, ...; a superuser's URL),
+//     SAGAZ_TEST_KAFKA (host:port), SAGAZ_TEST_RABBITMQ (amqp://...);
 //  2. Docker, if it runs (Kafka and RabbitMQ);
-//  3. this machine: PostgreSQL embedded, Kafka from Maven Central, RabbitMQ from the system's package. What is missing
-//     for that is installed on Debian as root; otherwise the run fails with the line that installs it.
+//  3. this machine: PostgreSQL embedded, Kafka from Maven Central, RabbitMQ from the system's
+//     package. What is missing for that is installed on Debian as root; otherwise the run fails
+//     with the line that installs it.
 //
-// The command gets the addresses in the same variables, plus SAGAZ_TEST_KAFKA_STATE and SAGAZ_TEST_RABBITMQ_STATE for the
-// other listeners (see internal/testbed/brokertest), SAGAZ_TEST_PG_VERSIONS, and a TMPDIR of its own. When it ends, or is
-// interrupted, all that was started is stopped, and its temporary files are removed.
+// The command gets the addresses in the same variables, plus SAGAZ_TEST_KAFKA_STATE and
+// SAGAZ_TEST_RABBITMQ_STATE for the other listeners (see internal/testbed/brokertest),
+// SAGAZ_TEST_PG_VERSIONS, and a TMPDIR of its own. When it ends, or is interrupted, all that was
+// started is stopped, and its temporary files are removed.
 //
-// Exit codes: the command's own; 128 + n when a signal ended it; 1 when something could not be had; 2 for wrong usage.
+// Exit codes: the command's own; 128 + n when a signal ended it; 1 when something could not be had;
+// 2 for wrong usage.
 package main
 
 import (
@@ -44,7 +48,7 @@ func run(args []string, log io.Writer) int {
 	tools := flags.String("tools", "", "`programs` of Debian packages to bring, comma separated: "+testbed.ToolNames())
 	race := flags.Bool("race", false, "bring a C compiler, too, which go test -race needs")
 	flags.Usage = func() {
-		fmt.Fprintln(log, "usage: testenv [flags] -- command [arguments]\n\nRuns command with PostgreSQL, Kafka and RabbitMQ around it; go doc ./cmd/testenv tells where they come from.")
+		fmt.Fprintln(log, "usage: testenv [flags] -- command [arguments]\n\nRuns command with PostgreSQL, Kafka and RabbitMQ around it; go doc ./cmd/testenv has where they come from.")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -58,7 +62,8 @@ func run(args []string, log io.Writer) int {
 		flags.Usage()
 		return 2
 	}
-	// Interrupted, we still have to take down what we brought up: from here on signals only end contexts.
+	// Interrupted, we still have to take down what we brought up: from here on signals only end
+	// contexts.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -108,8 +113,9 @@ func run(args []string, log io.Writer) int {
 // patience is how long the command may take to end after a signal.
 const patience = 20 * time.Second
 
-// runCommand runs command to its end and hands it the signals that we get. It has a process group of its own, and the
-// group gets the signal: `go test` does not pass on to the test binaries what is sent to it alone.
+// runCommand runs command to its end and hands it the signals that we get. It has a process group
+// of its own, and the group gets the signal: `go test` does not pass on to the test binaries what
+// is sent to it alone.
 func runCommand(command, env []string, signals <-chan os.Signal) (int, error) {
 	path, err := exec.LookPath(command[0])
 	if err != nil {
@@ -117,7 +123,8 @@ func runCommand(command, env []string, signals <-chan os.Signal) (int, error) {
 	}
 	cmd := exec.Command(path, command[1:]...)
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr // no stdin: another process group may not read from the terminal
+	// no stdin: another process group may not read from the terminal
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	p, err := child.Start(cmd, syscall.SIGTERM)
 	if err != nil {
 		return 1, err
@@ -158,7 +165,8 @@ func commandCode(err error, got os.Signal) (int, error) {
 	return exit.ExitCode(), nil
 }
 
-// removeAll tries for a while: a server that was killed a moment ago may still write to its directory.
+// removeAll tries for a while: a server that was killed a moment ago may still write to its
+// directory.
 func removeAll(dir string) {
 	for range 20 {
 		if os.RemoveAll(dir) == nil {

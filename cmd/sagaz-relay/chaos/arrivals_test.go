@@ -24,7 +24,7 @@ const partitions = 3
 const maxMessage = 64 << 10
 
 // kafkaClient talks to the broker past the link.
-func (s *stand) kafkaClient() *kafkago.Client {
+func (s *testbed) kafkaClient() *kafkago.Client {
 	return &kafkago.Client{Addr: kafkago.TCP(s.kafka.Plaintext), Timeout: 10 * time.Second, Transport: &kafkago.Transport{MetadataTTL: 100 * time.Millisecond}}
 }
 
@@ -34,7 +34,7 @@ func closeClient(c *kafkago.Client) {
 	}
 }
 
-func (s *stand) createTopic(ctx context.Context, name string) error {
+func (s *testbed) createTopic(ctx context.Context, name string) error {
 	c := s.kafkaClient()
 	defer closeClient(c)
 	res, err := c.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
@@ -50,14 +50,14 @@ func (s *stand) createTopic(ctx context.Context, name string) error {
 	return err
 }
 
-func (s *stand) deleteTopics(ctx context.Context, names ...string) {
+func (s *testbed) deleteTopics(ctx context.Context, names ...string) {
 	c := s.kafkaClient()
 	defer closeClient(c)
 	_, _ = c.DeleteTopics(ctx, &kafkago.DeleteTopicsRequest{Topics: names}) // the broker goes, too
 }
 
 // allowLarger raises a topic's max.message.bytes.
-func (s *stand) allowLarger(ctx context.Context, topic string) error {
+func (s *testbed) allowLarger(ctx context.Context, topic string) error {
 	c := s.kafkaClient()
 	defer closeClient(c)
 	res, err := c.IncrementalAlterConfigs(ctx, &kafkago.IncrementalAlterConfigsRequest{Resources: []kafkago.IncrementalAlterConfigsRequestResource{{
@@ -76,7 +76,7 @@ func (s *stand) allowLarger(ctx context.Context, topic string) error {
 }
 
 // inKafka is what topics hold, partition by partition.
-func (s *stand) inKafka(ctx context.Context, topics []string) (all []verify.Event, err error) {
+func (s *testbed) inKafka(ctx context.Context, topics []string) (all []verify.Event, err error) {
 	cfg := kafka.DefaultConfig()
 	cfg.Brokers = []string{s.kafka.Plaintext}
 	err = kafka.ReadBack(ctx, cfg, topics, time.Time{}, func(r kafka.Stored) error {
@@ -95,7 +95,7 @@ func (s *stand) inKafka(ctx context.Context, topics []string) (all []verify.Even
 }
 
 // onRabbit calls f with a channel of its own.
-func (s *stand) onRabbit(f func(*amqp.Channel) error) error {
+func (s *testbed) onRabbit(f func(*amqp.Channel) error) error {
 	conn, err := amqp.DialConfig(s.rabbit.URL, amqp.Config{Dial: amqp.DefaultDial(5 * time.Second)})
 	if err != nil {
 		return err
@@ -109,7 +109,7 @@ func (s *stand) onRabbit(f func(*amqp.Channel) error) error {
 }
 
 // createQueue makes an exchange and a queue of the same name that gets the event types.
-func (s *stand) createQueue(name string, types ...string) error {
+func (s *testbed) createQueue(name string, types ...string) error {
 	return s.onRabbit(func(ch *amqp.Channel) error {
 		if err := ch.ExchangeDeclare(name, "topic", true, false, false, false, nil); err != nil {
 			return err
@@ -126,11 +126,11 @@ func (s *stand) createQueue(name string, types ...string) error {
 	})
 }
 
-func (s *stand) bind(queue, eventType string) error {
+func (s *testbed) bind(queue, eventType string) error {
 	return s.onRabbit(func(ch *amqp.Channel) error { return ch.QueueBind(queue, eventType, queue, false, nil) })
 }
 
-func (s *stand) deleteQueue(name string) {
+func (s *testbed) deleteQueue(name string) {
 	_ = s.onRabbit(func(ch *amqp.Channel) error { // the broker goes, too
 		_, _ = ch.QueueDelete(name, false, false, false)
 		return ch.ExchangeDelete(name, false, false)
@@ -138,7 +138,7 @@ func (s *stand) deleteQueue(name string) {
 }
 
 // inRabbit is what a queue holds.
-func (s *stand) inRabbit(ctx context.Context, queue string) (all []verify.Event, err error) {
+func (s *testbed) inRabbit(ctx context.Context, queue string) (all []verify.Event, err error) {
 	cfg := rabbitmq.DefaultConfig()
 	cfg.URL = s.rabbit.URL
 	err = rabbitmq.ReadBack(ctx, cfg, queue, func(m rabbitmq.Stored) error {

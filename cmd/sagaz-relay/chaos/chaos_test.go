@@ -20,8 +20,9 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // shortRun is how long rounds are begun for in make test.
 const shortRun = 45 * time.Second
 
-// TestChaos is the suite. CHAOS_DURATION says for how long rounds are begun, CHAOS_SEED which is the first, CHAOS_FAULTS which kinds of faults
-// there are, CHAOS_SINKS whether into file or brokers only, CHAOS_DIR where all logs stay.
+// TestChaos is the suite. CHAOS_DURATION is for how long rounds are begun, CHAOS_SEED which is the
+// first, CHAOS_FAULTS which kinds of faults there are, CHAOS_SINKS whether into file or brokers
+// only, CHAOS_DIR where all logs stay.
 func TestChaos(t *testing.T) {
 	length, err := time.ParseDuration(cmp.Or(os.Getenv("CHAOS_DURATION"), shortRun.String()))
 	if err != nil {
@@ -40,7 +41,7 @@ func TestChaos(t *testing.T) {
 		t.Fatalf("CHAOS_SINKS=%s: want file or brokers, or nothing for both", sinks)
 	}
 	t.Logf("CHAOS_SEED=%d", seed)
-	stand := newStand(t, sinks != "file")
+	testbed := newTestbed(t, sinks != "file")
 	var sum totals
 	start := time.Now()
 	for n := uint64(0); n == 0 || time.Since(start) < length; n++ {
@@ -48,7 +49,7 @@ func TestChaos(t *testing.T) {
 		t.Run(fmt.Sprint(p.seed), func(t *testing.T) {
 			t.Log(p)
 			begun := time.Now()
-			v, done := runRound(t, stand, p)
+			v, done := runRound(t, testbed, p)
 			t.Logf("CHAOS_SEED=%d: %s, in %s", p.seed, v, time.Since(begun).Round(100*time.Millisecond))
 			sum.add(v, done)
 		})
@@ -64,7 +65,7 @@ type totals struct {
 	duplicates, faults       map[string]int
 }
 
-func (s *totals) add(v *verdict, done map[string]int) {
+func (s *totals) add(v *comparison, done map[string]int) {
 	if s.faults == nil {
 		s.faults, s.duplicates = make(map[string]int), make(map[string]int)
 	}
@@ -94,7 +95,8 @@ func (s *totals) String() string {
 		s.rounds, s.events, s.lost, s.disordered, s.deadLetters, s.replays, list(s.faults), list(s.duplicates))
 }
 
-// The same seed is the same plan, and other seeds are others; over many seeds each fault has its turn.
+// The same seed is the same plan, and other seeds are others; over many seeds each fault has its
+// turn.
 func TestPlan(t *testing.T) {
 	t.Parallel()
 	faults := allFaults()

@@ -15,19 +15,20 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// settle waits until every row has its fate, and the ledger holds nothing but dead letters. It gives up when for as long as patience
-// nothing more has got there: how many do in a while depends on the machine.
-func (r *round) settle() bool {
-	unsettled := `SELECT count(*) || ' rows ' || status FROM saga_outbox WHERE status NOT IN ('sent', 'dead_letter') GROUP BY status
+// finish waits until every row has its outcome, and the ledger holds nothing but dead letters. It
+// gives up when for as long as patience nothing more has got there: how many do in a while depends
+// on the machine.
+func (r *round) finish() bool {
+	unfinished := `SELECT count(*) || ' rows ' || status FROM saga_outbox WHERE status NOT IN ('sent', 'dead_letter') GROUP BY status
 		UNION ALL SELECT count(*) || ' entries ' || state || ' of ' || sink || coalesce(' for ' || reason, '') FROM saga_outbox_delivery WHERE state <> 'dead' GROUP BY state, sink, reason`
 	if r.byHand() {
-		unsettled = strings.ReplaceAll(unsettled, `state <> 'dead'`, `true`)
+		unfinished = strings.ReplaceAll(unfinished, `state <> 'dead'`, `true`)
 	}
 	var left []string
 	asked, least := time.Now(), math.MaxInt
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		var err error
-		if left, err = query[string](r, unsettled); err != nil {
+		if left, err = query[string](r, unfinished); err != nil {
 			r.errorf("look at the table: %v", err)
 			return false
 		}
@@ -48,7 +49,7 @@ func (r *round) settle() bool {
 		'| ledger:', d.sink, d.state, d.reason, d.attempts, d.position, d.last_error) FROM saga_outbox o LEFT JOIN saga_outbox_delivery d USING (event_id)
 		WHERE o.status NOT IN ('sent', 'dead_letter') OR d.state <> 'dead' ORDER BY d.position, o.created_at LIMIT 5`) // for people
 	state, _ := query[string](r, `SELECT 'relay state: ' || r::text FROM saga_outbox_relay r UNION ALL SELECT 'slot: ' || s::text FROM pg_replication_slots s WHERE database = current_database()`)
-	r.errorf("not settled, and no nearer to it for %s: %s; the first of them:\n%s\n%s", patience, strings.Join(left, ", "), strings.Join(some, "\n"), strings.Join(state, "\n"))
+	r.errorf("not finished, and no nearer to it for %s: %s; the first of them:\n%s\n%s", patience, strings.Join(left, ", "), strings.Join(some, "\n"), strings.Join(state, "\n"))
 	return false
 }
 
@@ -62,12 +63,12 @@ func total(lines []string) (sum int) {
 	return sum
 }
 
-// byHand says that dead letters are dealt with by a person.
+// byHand reports whether a person deals with dead letters.
 func (r *round) byHand() bool {
 	return r.plan.letters == lettersRetried || r.plan.letters == lettersDiscarded
 }
 
-// deadLetters does with all dead letters what the plan says, as a person does it.
+// deadLetters does with all dead letters what is planned, as a person does it.
 func (r *round) deadLetters() error {
 	what := "retry"
 	if r.plan.letters == lettersDiscarded {
@@ -86,7 +87,7 @@ func (r *round) deadLetters() error {
 }
 
 // compare gathers what is known of the round, and judges.
-func (r *round) compare() *verdict {
+func (r *round) compare() *comparison {
 	e := &evidence{check: r.load.check, got: make(map[string][]verify.Event), dead: make(map[string]ids), poison: r.poison, apart: r.apart, replayed: r.replayed, excuses: r.excuses()}
 	for f := range r.done {
 		e.locked = e.locked || f.locks
@@ -133,16 +134,17 @@ func (r *round) arrived(sink string) (all []verify.Event, err error) {
 	defer cancel()
 	switch sink {
 	case "kafka":
-		return r.stand.inKafka(ctx, slices.Concat(r.topics, r.extra))
+		return r.testbed.inKafka(ctx, slices.Concat(r.topics, r.extra))
 	case "rabbitmq":
-		err = retry(func() (err error) { all, err = r.stand.inRabbit(ctx, r.slot); return err })
+		err = retry(func() (err error) { all, err = r.testbed.inRabbit(ctx, r.slot); return err })
 		return all, err
 	}
 	return inFile(r.filePath())
 }
 
-// deadAt are the dead letters of a sink. Of those that were given up the ledger knows nothing any more, only the row; which sink they were
-// given up for is to be seen from what was wrong with them.
+// deadAt are the dead letters of a sink. Of those that were given up the ledger has nothing any
+// more, only the row has; which sink they were given up for is to be seen from what was wrong with
+// them.
 func (r *round) deadAt(sink string) (ids, error) {
 	dead := make(ids)
 	list, err := query[[16]byte](r, `SELECT event_id FROM saga_outbox_delivery WHERE sink = $1 AND state = 'dead'`, sink)
@@ -156,8 +158,9 @@ func (r *round) deadAt(sink string) (ids, error) {
 	return dead, err
 }
 
-// rows compares the table with what was committed: each event has its row, which says what became of it, or where RELAY_MARK wants it.
-func (r *round) rows(e *evidence, v *verdict) {
+// rows compares the table with what was committed: each event has its row with its outcome, or
+// where RELAY_MARK puts it.
+func (r *round) rows(e *evidence, v *comparison) {
 	counts, err := query[int](r, `SELECT unnest(ARRAY[(SELECT count(*) FROM saga_outbox), (SELECT count(*) FROM saga_outbox WHERE status = 'dead_letter'),
 		(SELECT count(*) FROM saga_outbox_archive)])::int`)
 	dead := make(ids)
@@ -181,6 +184,6 @@ func (r *round) rows(e *evidence, v *verdict) {
 	case counts[0] != left || counts[2] != archived:
 		v.problems = append(v.problems, fmt.Sprintf("%d rows in the table and %d in the archive, want %d and %d", counts[0], counts[2], left, archived))
 	case counts[1] != len(dead):
-		v.problems = append(v.problems, fmt.Sprintf("%d rows say dead_letter, the ledger has %d", counts[1], len(dead)))
+		v.problems = append(v.problems, fmt.Sprintf("%d rows are dead_letter, the ledger has %d", counts[1], len(dead)))
 	}
 }

@@ -15,14 +15,16 @@ type fault struct {
 	least, most time.Duration
 	brokers     bool // needs Kafka and RabbitMQ
 	seat        bool // is about one relay
-	// repeats says to which sinks events may be delivered again because of it: "" to none, "all", or one sink's name. It is the smallest
-	// set that relay/sink.go and the promises of DESIGN.md allow: after a crash, or when the fate of an offer is not known.
+	// repeats is to which sinks events may be delivered again because of it: "" to none, "all", or
+	// one sink's name. It is the smallest set that relay/sink.go and the promises of DESIGN.md
+	// allow: after a crash, or when the fate of an offer is not known.
 	repeats string
-	// stops says that it stops relays cleanly. What a broker does not take meanwhile the stopped one leaves unmarked, for all sinks.
+	// stops: it stops relays cleanly. What a broker does not take meanwhile the stopped one leaves
+	// unmarked, for all sinks.
 	stops bool
 	once  bool // at most once in a round for the same sink
 	locks bool // locks rows; see evidence.locked
-	// do makes it happen, mends it, and returns. An error means that the suite itself does not work.
+	// do makes it happen, ends it, and returns. An error means that the suite itself does not work.
 	do func(*round, step) error
 }
 
@@ -33,7 +35,8 @@ func allFaults() []*fault {
 	return slices.Concat(processFaults(), databaseFaults(), linkFaults(), brokerFaults(), slotFaults(), rowFaults(), stuckFaults())
 }
 
-// chosenFaults are those with the names, separated by commas; all without names. A name may be the beginning of several: "kafka".
+// chosenFaults are those with the names, separated by commas; all without names. A name may be the
+// beginning of several: "kafka".
 func chosenFaults(names string) ([]*fault, error) {
 	if names == "" {
 		return allFaults(), nil
@@ -57,7 +60,7 @@ func chosenFaults(names string) ([]*fault, error) {
 	return chosen, nil
 }
 
-// excuses tells for each sink which faults of the round may have repeated deliveries.
+// excuses returns for each sink which faults of the round may have repeated deliveries.
 func (r *round) excuses() map[string][]string {
 	all := make(map[string][]string)
 	stops, troubled := "", ""
@@ -88,8 +91,9 @@ func (r *round) excuses() map[string][]string {
 	return all
 }
 
-// unanswered are the sinks of which a relay says that an offer was not answered in time. On a machine that has too much to do that
-// comes without a fault, and the fate of the offer is not known.
+// unanswered are the sinks of which a relay has logged that an offer was not answered in time. On a
+// machine that has too much to do that comes without a fault, and the fate of the offer is not
+// known.
 func (r *round) unanswered() (sinks []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// link is the network between relays and one server: a TCP proxy that can be made worse while they talk.
+// link is the network between relays and one server: a TCP proxy that can be made worse while they
+// talk.
 type link struct {
 	addr string // where clients connect
 
@@ -32,11 +33,13 @@ type link struct {
 type linkState string
 
 const (
-	linkOpen   linkState = "open"
-	linkSlow   linkState = "slow"   // what is sent arrives later
-	linkSilent linkState = "silent" // nothing arrives, and nobody hears of it: half-open connections
-	linkDeaf   linkState = "deaf"   // what clients send arrives, and what they are answered does not
-	linkCut    linkState = "cut"    // connections are reset, new ones too
+	linkOpen linkState = "open"
+	linkSlow linkState = "slow" // what is sent arrives later
+	// nothing arrives, and nobody hears of it: half-open connections
+	linkSilent linkState = "silent"
+	// what clients send arrives, and what they are answered does not
+	linkDeaf linkState = "deaf"
+	linkCut  linkState = "cut" // connections are reset, new ones too
 )
 
 // newLink starts a link to nowhere; see connect. It ends with the test.
@@ -61,7 +64,7 @@ func newLink(t testing.TB) *link {
 	return l
 }
 
-// connect says where the link leads.
+// connect sets where the link leads.
 func (l *link) connect(target string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,7 +82,8 @@ func (l *link) set(state linkState, delay time.Duration) {
 	l.changed.Broadcast()
 }
 
-// mute makes those connections silent whose application_name begins with the prefix, the new ones too; "" ends it.
+// mute makes those connections silent whose application_name begins with the prefix, the new ones
+// too; "" ends it.
 func (l *link) mute(prefix string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -87,14 +91,14 @@ func (l *link) mute(prefix string) {
 	l.changed.Broadcast()
 }
 
-// note reads the application_name in what a client of PostgreSQL says first.
-func (l *link) note(client, server net.Conn, said []byte) {
+// note reads the application_name in what a client of PostgreSQL sends first.
+func (l *link) note(client, server net.Conn, sent []byte) {
 	const key = "\x00application_name\x00"
-	at := bytes.Index(said, []byte(key))
+	at := bytes.Index(sent, []byte(key))
 	if at < 0 {
 		return
 	}
-	name, _, _ := bytes.Cut(said[at+len(key):], []byte{0})
+	name, _, _ := bytes.Cut(sent[at+len(key):], []byte{0})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.names[client] == "" {
@@ -102,7 +106,8 @@ func (l *link) note(client, server net.Conn, said []byte) {
 	}
 }
 
-// heal opens the link. With forget, what it held back is lost, and the connections are reset, as by a router that has forgotten them.
+// heal opens the link. With forget, what it held back is lost, and the connections are reset, as by
+// a router that has forgotten them.
 func (l *link) heal(forget bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -200,7 +205,8 @@ func (l *link) forward(to, from net.Conn, up bool) {
 	}
 }
 
-// wait blocks while the link lets nothing pass in this direction, and for its delay. False means that the connection was reset.
+// wait blocks while the link lets nothing pass in this direction, and for its delay. False means
+// that the connection was reset.
 func (l *link) wait(c net.Conn, up bool) bool {
 	l.mu.Lock()
 	for l.conns[c] && (l.state == linkSilent || l.state == linkDeaf && !up || l.muted != "" && strings.HasPrefix(l.names[c], l.muted)) {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// echo starts a server that sends back what it gets, and tells of each line.
+// echo starts a server that sends back what it gets, and reports each line.
 func echo(t *testing.T) (addr string, got <-chan string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -43,7 +43,7 @@ func echo(t *testing.T) (addr string, got <-chan string) {
 	return ln.Addr().String(), lines
 }
 
-// Each state of a link is what its name says: a suite whose network cannot fail tests nothing.
+// Each state of a link is what it is called: a suite whose network cannot fail tests nothing.
 func TestLink(t *testing.T) {
 	t.Parallel()
 	addr, got := echo(t)
@@ -57,7 +57,7 @@ func TestLink(t *testing.T) {
 		t.Cleanup(func() { c.Close() })
 		return c, bufio.NewReader(c)
 	}
-	say := func(c net.Conn, what string) {
+	send := func(c net.Conn, what string) {
 		t.Helper()
 		if _, err := io.WriteString(c, what); err != nil {
 			t.Fatal(err)
@@ -87,12 +87,12 @@ func TestLink(t *testing.T) {
 	}
 
 	c, r := dial()
-	say(c, "open\n")
+	send(c, "open\n")
 	hear(r, "open\n")
 
 	start := time.Now()
 	l.set(linkSlow, 30*time.Millisecond)
-	say(c, "slow\n")
+	send(c, "slow\n")
 	hear(r, "slow\n")
 	if took := time.Since(start); took < 60*time.Millisecond {
 		t.Errorf("slow: there and back in %s, want 60ms at least", took)
@@ -100,7 +100,7 @@ func TestLink(t *testing.T) {
 
 	l.set(linkDeaf, 0)
 	drop(got)
-	say(c, "deaf\n")
+	send(c, "deaf\n")
 	if line := <-got; line != "deaf\n" {
 		t.Errorf("deaf: the server got %q", line)
 	}
@@ -110,39 +110,39 @@ func TestLink(t *testing.T) {
 
 	drop(got)
 	l.set(linkSilent, 0)
-	say(c, "silent\n")
+	send(c, "silent\n")
 	nothing(c, r)
 	if len(got) != 0 {
 		t.Errorf("silent: the server got %q", <-got)
 	}
 	late, lateReader := dial()
-	say(late, "late\n")
+	send(late, "late\n")
 	nothing(late, lateReader)
 	l.heal(false)
 	hear(r, "silent\n")
 	hear(lateReader, "late\n")
 
-	// Only connections that have said the name, as clients of PostgreSQL do first.
+	// Only connections that have sent the name, as clients of PostgreSQL do first.
 	named, namedReader := dial()
-	say(named, "\x00application_name\x00sagaz-relay marks x\x00\n")
+	send(named, "\x00application_name\x00sagaz-relay marks x\x00\n")
 	hear(namedReader, "\x00application_name\x00sagaz-relay marks x\x00\n")
 	l.mute("sagaz-relay marks")
-	say(named, "muted\n")
+	send(named, "muted\n")
 	nothing(named, namedReader)
-	say(c, "another\n")
+	send(c, "another\n")
 	hear(r, "another\n")
 	l.mute("")
 	hear(namedReader, "muted\n")
 
 	drop(got)
 	l.set(linkSilent, 0)
-	say(c, "forgotten\n")
+	send(c, "forgotten\n")
 	nothing(c, r)
 	l.heal(true)
 	ended(c, r)
 
 	c, r = dial()
-	say(c, "again\n")
+	send(c, "again\n")
 	hear(r, "again\n")
 	l.set(linkCut, 0)
 	ended(c, r)
@@ -152,7 +152,7 @@ func TestLink(t *testing.T) {
 	}
 	l.heal(false)
 	c, r = dial()
-	say(c, "mended\n")
+	send(c, "mended\n")
 	hear(r, "mended\n")
 	for len(got) > 0 {
 		if line := <-got; line == "forgotten\n" {

@@ -18,9 +18,11 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// load is applications that insert events: several at once, in transactions of one to six rows (now and then hundreds) under one to three
-// keys, some of them rolled back. A key belongs to one transaction at a time, from its insert to the answer to its COMMIT, so the order in which
-// commits are noted is the commit order of each key. Each key's events carry a clock of its own, hours off, that only goes forward.
+// load is applications that insert events: several at once, in transactions of one to six rows (now
+// and then hundreds) under one to three keys, some of them rolled back. A key belongs to one
+// transaction at a time, from its insert to the answer to its COMMIT, so the order in which commits
+// are noted is the commit order of each key. Each key's events carry a clock of its own, hours off,
+// that only goes forward.
 type load struct {
 	r     *round
 	dsn   string
@@ -110,8 +112,9 @@ func (l *load) work(rnd *mrand.Rand) {
 	}
 }
 
-// commit makes one transaction, through a database that may go away meanwhile, and notes its events when it is committed. conn may be
-// nil; the connection to go on with is returned. An error is one that no accident explains.
+// commit makes one transaction, through a database that may go away meanwhile, and notes its events
+// when it is committed. conn may be nil; the connection to go on with is returned. An error is one
+// that no accident explains.
 func (l *load) commit(conn *pgx.Conn, rollback bool, rows []row) (_ *pgx.Conn, ids []relay.UUID, err error) {
 	var held []*key
 	for i := range rows {
@@ -119,7 +122,8 @@ func (l *load) commit(conn *pgx.Conn, rollback bool, rows []row) (_ *pgx.Conn, i
 			held = append(held, rows[i].key)
 		}
 	}
-	slices.SortFunc(held, func(a, b *key) int { return strings.Compare(a.name, b.name) }) // no two transactions wait for each other
+	// no two transactions wait for each other
+	slices.SortFunc(held, func(a, b *key) int { return strings.Compare(a.name, b.name) })
 	for _, k := range held {
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -172,7 +176,7 @@ func (l *load) commit(conn *pgx.Conn, rollback bool, rows []row) (_ *pgx.Conn, i
 	return conn, nil, nil
 }
 
-// complete fills in what a row does not say, and its key's next time. The caller holds the key.
+// complete fills in what a row leaves out, and its key's next time. The caller holds the key.
 func (l *load) complete(row *row) {
 	if row.topic == "" {
 		row.topic = row.key.topic
@@ -217,8 +221,8 @@ func (l *load) connect() (*pgx.Conn, error) {
 	}
 }
 
-// outcome finds out, after a lost answer, whether the transaction with this row was committed. Whoever can connect again finds no
-// transaction of before the crash under way.
+// outcome finds out, after a lost answer, whether the transaction with this row was committed.
+// Whoever can connect again finds no transaction of before the crash under way.
 func (l *load) outcome(id relay.UUID) (committed bool, err error) {
 	deadline := time.Now().Add(patience)
 	for {

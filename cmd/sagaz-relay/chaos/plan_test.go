@@ -24,9 +24,10 @@ type plan struct {
 type letters string
 
 const (
-	lettersMended    letters = "mended"    // they are offered until what is wrong is mended
-	lettersDead      letters = "dead"      // they are dead letters in the end, and stay so
-	lettersRetried   letters = "retried"   // they are dead letters, what is wrong is mended, and a person retries them
+	lettersFixed letters = "fixed" // they are offered until what is wrong is fixed
+	lettersDead  letters = "dead"  // they are dead letters in the end, and stay so
+	// they are dead letters, what is wrong is fixed, and a person retries them
+	lettersRetried   letters = "retried"
 	lettersDiscarded letters = "discarded" // they are dead letters, and a person gives them up
 )
 
@@ -34,7 +35,7 @@ const (
 type step struct {
 	fault *fault
 	at    time.Duration // from the round's start
-	hold  time.Duration // until it is mended
+	hold  time.Duration // until it ends
 	seat  int           // which relay, if it is about one; whoever owns the slot then, if negative
 	pick  uint64        // for what else is to be chosen
 }
@@ -64,7 +65,8 @@ const (
 	maxRetries = 4 // where dead letters are wanted
 )
 
-// newPlan decides a round from its seed: faults of the given kinds, sinks as wanted ("file", "brokers", or "" for either).
+// newPlan decides a round from its seed: faults of the given kinds, sinks as wanted ("file",
+// "brokers", or "" for either).
 func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	p := &plan{seed: seed}
@@ -78,7 +80,8 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	}
 	p.relays = 1 + rnd.IntN(maxRelays)
 	for i := range keys {
-		// Clocks that are hours off, that differ as those of good hosts do, and that are at the edge of what the relay takes for new.
+		// Clocks that are hours off, that differ as those of good hosts do, and that are at the
+		// edge of what the relay takes for new.
 		around, by := time.Duration(0), 2*time.Hour
 		switch i % 4 {
 		case 1:
@@ -116,7 +119,7 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	}
 	switch n := rnd.IntN(100); {
 	case n < 50:
-		p.letters = lettersMended
+		p.letters = lettersFixed
 	case n < 65:
 		p.letters = lettersDead
 	case n < 90:
@@ -124,7 +127,7 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	default:
 		p.letters = lettersDiscarded
 	}
-	if p.letters != lettersMended {
+	if p.letters != lettersFixed {
 		p.env["MAX_RETRIES"] = fmt.Sprint(maxRetries)
 	}
 	if hold := chance(60); hold && (p.letters == lettersRetried || p.letters == lettersDiscarded) {
@@ -175,7 +178,7 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	return p
 }
 
-// String is the plan for people: what a failure is told with.
+// String is the plan for people, as a failure reports it.
 func (p *plan) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: %d relays into %s", p.seed, p.relays, strings.Join(p.sinks, "+"))

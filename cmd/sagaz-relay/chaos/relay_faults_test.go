@@ -57,7 +57,8 @@ func (r *round) term(s step) error {
 	return errors.Join(err, seat.start())
 }
 
-// freeze stops a relay where it stands, mostly for longer than its lease, and lets it go on as if nothing had happened.
+// freeze stops a relay where it is, mostly for longer than its lease, and lets it go on as if
+// nothing had happened.
 func (r *round) freeze(s step) error {
 	seat := r.seatOf(s)
 	seat.mu.Lock()

@@ -25,7 +25,7 @@ const patience = 90 * time.Second
 // round is one plan carried out, in a database of its own.
 type round struct {
 	t       *testing.T
-	stand   *stand
+	testbed *testbed
 	plan    *plan
 	db      *pgtest.DB
 	dir     string // logs, and what the sink file writes
@@ -44,17 +44,17 @@ type round struct {
 	poison    map[string]ids // by sink
 	apart     map[string]ids // by sink
 	replayed  ids
-	mends     []func() error
+	fixes     []func() error
 	extra     []string // topics that faults made
 	done      map[*fault]int
 }
 
 // runRound carries a plan out and judges it.
-func runRound(t *testing.T, s *stand, p *plan) (*verdict, map[string]int) {
+func runRound(t *testing.T, s *testbed, p *plan) (*comparison, map[string]int) {
 	t.Helper()
 	id := strings.ToLower(rand.Text()[:10])
 	r := &round{
-		t: t, stand: s, plan: p, dir: keep(t, p.seed), slot: "chaos_" + id, marker: "payload-secret-" + rand.Text(),
+		t: t, testbed: s, plan: p, dir: keep(t, p.seed), slot: "chaos_" + id, marker: "payload-secret-" + rand.Text(),
 		poison: map[string]ids{"kafka": {}, "rabbitmq": {}, "file": {}}, apart: map[string]ids{"kafka": {}, "rabbitmq": {}}, replayed: make(ids), done: make(map[*fault]int),
 	}
 	r.set(id)
@@ -90,14 +90,14 @@ func runRound(t *testing.T, s *stand, p *plan) (*verdict, map[string]int) {
 	}
 	steps.Wait()
 	s.heal()
-	for _, mend := range r.mends {
-		if err := retry(mend); err != nil {
-			r.errorf("mend: %v", err)
+	for _, fix := range r.fixes {
+		if err := retry(fix); err != nil {
+			r.errorf("fix: %v", err)
 		}
 	}
 	time.Sleep(500 * time.Millisecond) // some more load with everything healed
 	r.load.stop()
-	settled := r.settle()
+	finished := r.finish()
 	for _, seat := range r.seats {
 		seat.mu.Lock()
 		if seat.proc != nil {
@@ -108,7 +108,7 @@ func runRound(t *testing.T, s *stand, p *plan) (*verdict, map[string]int) {
 		seat.mu.Unlock()
 	}
 	v := r.compare()
-	if !settled {
+	if !finished {
 		v.problems = append(v.problems, "not every row got its fate")
 	}
 	for _, text := range v.problems {
@@ -121,7 +121,7 @@ func runRound(t *testing.T, s *stand, p *plan) (*verdict, map[string]int) {
 	return v, counts
 }
 
-// errorf fails the round, and says how to have it again.
+// errorf fails the round, and logs how to repeat it.
 func (r *round) errorf(format string, args ...any) {
 	r.t.Helper()
 	r.t.Errorf("CHAOS_SEED=%d: %s", r.plan.seed, fmt.Sprintf(format, args...))
@@ -131,7 +131,7 @@ func (r *round) errorf(format string, args ...any) {
 func (r *round) set(id string) {
 	t := r.t
 	t.Helper()
-	superuser := r.stand.pg.DSN("postgres")
+	superuser := r.testbed.pg.DSN("postgres")
 	r.db = pgtest.NewAt(t, superuser)
 	role, password := "chaos_"+id, "pw-"+rand.Text()
 	r.secrets = []string{password, url.QueryEscape(password), r.marker}
@@ -146,7 +146,8 @@ func (r *round) set(id string) {
 	r.plan.env = r.plan.env.with(settings{"DATABASE_URL": u.String(), "RELAY_SLOT": r.slot, "RELAY_HTTP_ADDR": "127.0.0.1:0"})
 	r.topics = []string{"orders-" + id, "payments-" + id}
 	args := []string{"migrate"}
-	if r.plan.seed%2 == 0 { // otherwise the first relay makes the slot, with rows in the table already
+	// otherwise the first relay makes the slot, with rows in the table already
+	if r.plan.seed%2 == 0 {
 		args = append(args, "--slot")
 	}
 	p, err := r.launch("migrate", settings{"DATABASE_URL": u.String(), "RELAY_SLOT": r.slot}, args...)
@@ -156,21 +157,21 @@ func (r *round) set(id string) {
 	if p.Err() != nil {
 		r.must(fmt.Errorf("migrate: %w: %s", p.Err(), p.lastLine()))
 	}
-	if r.stand.kafka == nil {
+	if r.testbed.kafka == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for _, topic := range r.topics {
-		// The round before may have started the broker anew: it has no leaders for a moment.
-		r.must(retry(func() error { return r.stand.createTopic(ctx, topic) }))
+		// The round before may have started the broker again: it has no leaders for a moment.
+		r.must(retry(func() error { return r.testbed.createTopic(ctx, topic) }))
 	}
-	r.must(retry(func() error { return r.stand.createQueue(r.slot, eventTypes...) }))
+	r.must(retry(func() error { return r.testbed.createQueue(r.slot, eventTypes...) }))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		r.stand.deleteTopics(ctx, append(r.topics, r.extra...)...)
-		r.stand.deleteQueue(r.slot)
+		r.testbed.deleteTopics(ctx, append(r.topics, r.extra...)...)
+		r.testbed.deleteQueue(r.slot)
 	})
 }
 
@@ -186,23 +187,24 @@ func (r *round) must(err error) {
 func (r *round) env(seat int) settings {
 	env := r.plan.env.with(settings{
 		"WORKER_ID":    fmt.Sprintf("relay-%d", seat),
-		"DATABASE_URL": via(r.plan.env["DATABASE_URL"], r.stand.toPG[seat].addr),
+		"DATABASE_URL": via(r.plan.env["DATABASE_URL"], r.testbed.toPG[seat].addr),
 		"RELAY_TOPIC":  "{aggregate_type}", "RELAY_ROUTING_KEY": "{event_type}",
 	})
 	if len(r.plan.sinks) == 1 {
 		return env.with(settings{"RELAY_FILE_PATH": r.filePath()})
 	}
-	k, q := r.stand.kafka, r.stand.rabbit
+	k, q := r.testbed.kafka, r.testbed.rabbit
 	return env.with(settings{
-		"KAFKA_BOOTSTRAP_SERVERS": r.stand.toKafka.addr, "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA_SASL_MECHANISM": "PLAIN",
+		"KAFKA_BOOTSTRAP_SERVERS": r.testbed.toKafka.addr, "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA_SASL_MECHANISM": "PLAIN",
 		"KAFKA_SASL_USERNAME": k.User, "KAFKA_SASL_PASSWORD": k.Password,
-		"RABBITMQ_URL": via(q.URL, r.stand.toRabbit.addr), "RABBITMQ_EXCHANGE": r.slot,
+		"RABBITMQ_URL": via(q.URL, r.testbed.toRabbit.addr), "RABBITMQ_EXCHANGE": r.slot,
 	})
 }
 
 func (r *round) filePath() string { return filepath.Join(r.dir, "events.jsonl") }
 
-// sql runs statements as the superuser, one after the other, through a server that goes away and comes back.
+// sql runs statements as the superuser, one after the other, through a server that goes away and
+// comes back.
 func (r *round) sql(statement string, args ...any) error {
 	return retry(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -25,7 +25,8 @@ func slotFaults() []*fault {
 	}
 }
 
-// writeWAL is other programs that write much: what the slot holds back is soon more than the relay's budget, if a sink is down.
+// writeWAL is other programs that write much: what the slot holds back is soon more than the
+// relay's budget, if a sink is down.
 func (r *round) writeWAL(s step) error {
 	for end := time.Now().Add(s.hold); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if err := r.sql(`SELECT pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))`); err != nil {
@@ -53,8 +54,8 @@ func (r *round) dropSlot() error {
 
 // loseSlot makes the server give the slot up: it holds back more WAL than it may.
 func (r *round) loseSlot() error {
-	r.stand.pgMu.Lock()
-	defer r.stand.pgMu.Unlock()
+	r.testbed.pgMu.Lock()
+	defer r.testbed.pgMu.Unlock()
 	err := errors.Join(r.sql(`ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'`), r.sql(`SELECT pg_reload_conf()`))
 	for range 4 {
 		err = errors.Join(err, r.sql(`SELECT pg_logical_emit_message(false, 'chaos', 'x'), pg_switch_wal()`))
@@ -93,17 +94,18 @@ func rowFaults() []*fault {
 // unroutable commits an event that no queue is bound for; the binding comes later.
 func (r *round) unroutable(s step) error {
 	eventType := "Unbound-" + rand.Text()[:8]
-	return r.poisoned(s, "rabbitmq", row{eventType: eventType}, func() error { return r.stand.bind(r.slot, eventType) })
+	return r.poisoned(s, "rabbitmq", row{eventType: eventType}, func() error { return r.testbed.bind(r.slot, eventType) })
 }
 
-// tooLarge commits an event that is larger than its topic takes, until the topic is told to take more.
+// tooLarge commits an event that is larger than its topic takes, until the topic is set to take
+// more.
 func (r *round) tooLarge(s step) error {
 	return r.poisoned(s, "kafka", row{pad: maxMessage + 20_000}, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		var errs []error
 		for _, topic := range r.topics {
-			errs = append(errs, r.stand.allowLarger(ctx, topic))
+			errs = append(errs, r.testbed.allowLarger(ctx, topic))
 		}
 		return errors.Join(errs...)
 	})
@@ -115,7 +117,7 @@ func (r *round) unknownTopic(s step) error {
 	return r.poisoned(s, "kafka", row{topic: topic}, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		err := r.stand.createTopic(ctx, topic)
+		err := r.testbed.createTopic(ctx, topic)
 		if err == nil {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -125,9 +127,9 @@ func (r *round) unknownTopic(s step) error {
 	})
 }
 
-// poisoned commits an event that a sink refuses, with others of its key around it in the same transaction. What is wrong is mended later,
-// if the plan says so.
-func (r *round) poisoned(s step, sink string, bad row, mend func() error) error {
+// poisoned commits an event that a sink refuses, with others of its key around it in the same
+// transaction. What is wrong is fixed later, if that is planned.
+func (r *round) poisoned(s step, sink string, bad row, fix func() error) error {
 	key := r.load.keys[s.pick%uint64(len(r.load.keys))]
 	bad.key = key
 	rows := []row{{key: key}, bad, {key: key}, {key: key}}
@@ -148,10 +150,10 @@ func (r *round) poisoned(s step, sink string, bad row, mend func() error) error 
 		return nil
 	}
 	time.Sleep(s.hold)
-	if err := mend(); err != nil { // the broker may be away
+	if err := fix(); err != nil { // the broker may be away
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.mends = append(r.mends, mend)
+		r.fixes = append(r.fixes, fix)
 	}
 	return nil
 }
@@ -170,7 +172,7 @@ func (r *round) replay(s step) error {
 	return r.sql(`UPDATE saga_outbox SET status = 'pending' WHERE event_id = ANY($1) AND status = 'sent'`, chosen)
 }
 
-// claimed commits rows that a worker of the library claimed long ago, and never told the fate of.
+// claimed commits rows that a worker of the library claimed long ago and never marked.
 func (r *round) claimed(s step) error {
 	k := &key{name: "claimed-" + rand.Text()[:8], topic: r.topics[s.pick%2], skew: -time.Minute}
 	conn, _, err := r.load.commit(nil, false, []row{{key: k, status: "claimed"}, {key: k, status: "claimed"}})

@@ -58,7 +58,8 @@ func (s *seat) start() error {
 	return nil
 }
 
-// watch waits for the end of a process. One that ends by itself is an error, and another is started as Kubernetes would.
+// watch waits for the end of a process. One that ends by itself is an error, and another is started
+// as Kubernetes would.
 func (s *seat) watch(p *process) {
 	<-p.Done()
 	if p.expected.Load() {
@@ -126,14 +127,15 @@ func (p *process) lastLine() string {
 	return lines[len(lines)-1]
 }
 
-// launch starts the binary with variables, and nothing else of our own environment. It is killed at the round's end at the latest.
+// launch starts the binary with variables, and nothing else of our own environment. It is killed at
+// the round's end at the latest.
 func (r *round) launch(name string, env settings, args ...string) (*process, error) {
 	n := r.launched.Add(1)
 	log, err := os.Create(filepath.Join(r.dir, fmt.Sprintf("%02d-%s.log", n, name)))
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(r.stand.program, args...)
+	cmd := exec.Command(r.testbed.program, args...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent", "TMPDIR=" + os.TempDir(), "GORACE=halt_on_error=1 atexit_sleep_ms=50"}
 	for name, value := range env {
 		if value != "" {

@@ -15,10 +15,10 @@ func databaseFaults() []*fault {
 		}}
 	}
 	return []*fault{
-		{name: "pg-fast", weight: 2, most: 3 * time.Second, repeats: allSinks, do: func(r *round, s step) error { return r.stopPostgres(s, r.stand.pg.Stop) }},
-		{name: "pg-immediate", weight: 2, most: 3 * time.Second, repeats: allSinks, do: func(r *round, s step) error { return r.stopPostgres(s, r.stand.pg.StopImmediate) }},
+		{name: "pg-fast", weight: 2, most: 3 * time.Second, repeats: allSinks, do: func(r *round, s step) error { return r.stopPostgres(s, r.testbed.pg.Stop) }},
+		{name: "pg-immediate", weight: 2, most: 3 * time.Second, repeats: allSinks, do: func(r *round, s step) error { return r.stopPostgres(s, r.testbed.pg.StopImmediate) }},
 		{name: "pg-kill", weight: 2, most: time.Second, repeats: allSinks, do: func(r *round, s step) error {
-			return r.stopPostgres(s, func(context.Context) error { return r.stand.pg.Kill() })
+			return r.stopPostgres(s, func(context.Context) error { return r.testbed.pg.Kill() })
 		}},
 		// The walsender's end repeats nothing: the pipeline lives on, and knows what it has.
 		ended("end-walsender", "sagaz-relay slot %", ""),
@@ -30,11 +30,12 @@ func databaseFaults() []*fault {
 
 // stopPostgres stops the server in a way, and starts it again after a while.
 func (r *round) stopPostgres(s step, stop func(context.Context) error) error {
-	r.stand.pgMu.Lock()
-	defer r.stand.pgMu.Unlock()
+	r.testbed.pgMu.Lock()
+	defer r.testbed.pgMu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	// A walsender whose client is frozen or cut off holds a clean stop up; the server is killed then, which is as good.
+	// A walsender whose client is frozen or cut off holds a clean stop up; the server is killed
+	// then, which is as good.
 	stopping, enough := context.WithTimeout(ctx, 5*time.Second)
 	err := stop(stopping)
 	enough()
@@ -42,10 +43,11 @@ func (r *round) stopPostgres(s step, stop func(context.Context) error) error {
 		err = nil
 	}
 	time.Sleep(s.hold)
-	return errors.Join(err, r.stand.pg.Start(ctx))
+	return errors.Join(err, r.testbed.pg.Start(ctx))
 }
 
-// linkFaults happen to the network, between one relay and PostgreSQL or between all relays and a broker.
+// linkFaults happen to the network, between one relay and PostgreSQL or between all relays and a
+// broker.
 func linkFaults() []*fault {
 	var all []*fault
 	for _, state := range []linkState{linkSlow, linkSilent, linkDeaf, linkCut} {
@@ -61,9 +63,9 @@ func linkFaults() []*fault {
 				f.repeats = allSinks
 			}
 			f.do = func(r *round, s step) error {
-				l := map[string]*link{"kafka": r.stand.toKafka, "rabbitmq": r.stand.toRabbit}[server]
+				l := map[string]*link{"kafka": r.testbed.toKafka, "rabbitmq": r.testbed.toRabbit}[server]
 				if server == "pg" {
-					l = r.stand.toPG[r.seatOf(s).index]
+					l = r.testbed.toPG[r.seatOf(s).index]
 				}
 				l.fault.Lock()
 				defer l.fault.Unlock()
@@ -96,16 +98,16 @@ func brokerFaults() []*fault {
 	}
 	return []*fault{
 		kind("kafka-stop", "kafka", func(r *round, s step) error {
-			return restart(&r.stand.kafkaMu, s, r.stand.kafka.Stop, r.stand.kafka.Start)
+			return restart(&r.testbed.kafkaMu, s, r.testbed.kafka.Stop, r.testbed.kafka.Start)
 		}),
 		kind("kafka-kill", "kafka", func(r *round, s step) error {
-			return restart(&r.stand.kafkaMu, s, func(context.Context) error { return r.stand.kafka.Kill() }, r.stand.kafka.Start)
+			return restart(&r.testbed.kafkaMu, s, func(context.Context) error { return r.testbed.kafka.Kill() }, r.testbed.kafka.Start)
 		}),
 		kind("rabbitmq-stop", "rabbitmq", func(r *round, s step) error {
-			return restart(&r.stand.rabbitMu, s, r.stand.rabbit.Stop, r.stand.rabbit.Start)
+			return restart(&r.testbed.rabbitMu, s, r.testbed.rabbit.Stop, r.testbed.rabbit.Start)
 		}),
 		kind("rabbitmq-kill", "rabbitmq", func(r *round, s step) error {
-			return restart(&r.stand.rabbitMu, s, func(context.Context) error { return r.stand.rabbit.Kill() }, r.stand.rabbit.Start)
+			return restart(&r.testbed.rabbitMu, s, func(context.Context) error { return r.testbed.rabbit.Kill() }, r.testbed.rabbit.Start)
 		}),
 	}
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// stuckFaults are things that do not fail but do not go on: what waits for them has to notice by itself, and nothing else may wait.
+// stuckFaults are things that do not fail but do not go on: what waits for them has to notice by
+// itself, and nothing else may wait.
 func stuckFaults() []*fault {
 	cut := func(purpose, repeats string) *fault {
 		return &fault{
@@ -19,7 +20,8 @@ func stuckFaults() []*fault {
 		}
 	}
 	return []*fault{
-		// What is published and cannot be marked is published again if the relay has to stop before it can.
+		// What is published and cannot be marked is published again if the relay has to stop before
+		// it can.
 		cut("marks", allSinks), cut("lease", allSinks), cut("sweep", ""), cut("facts", ""),
 		{name: "backend-stop", weight: 2, least: time.Second, most: 7 * time.Second, repeats: allSinks, do: (*round).stopBackend},
 		{name: "long-lock", weight: 1, least: 15 * time.Second, most: 20 * time.Second, locks: true, do: (*round).lockRows},
@@ -29,7 +31,7 @@ func stuckFaults() []*fault {
 
 // cutOnly lets nothing through to or from a relay's connections of one purpose. Nothing is closed.
 func (r *round) cutOnly(s step, purpose string) error {
-	l := r.stand.toPG[r.seatOf(s).index]
+	l := r.testbed.toPG[r.seatOf(s).index]
 	l.fault.Lock()
 	defer l.fault.Unlock()
 	l.mute(purpose)
@@ -40,8 +42,8 @@ func (r *round) cutOnly(s step, purpose string) error {
 
 // stopBackend stops the server's process for one of the relays' connections.
 func (r *round) stopBackend(s step) error {
-	r.stand.pgMu.Lock() // a server that ends must not leave a stopped process behind
-	defer r.stand.pgMu.Unlock()
+	r.testbed.pgMu.Lock() // a server that ends must not leave a stopped process behind
+	defer r.testbed.pgMu.Unlock()
 	pids, err := query[int32](r, `SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'sagaz-relay%' ORDER BY pid`)
 	if err != nil || len(pids) == 0 {
 		return err
@@ -66,7 +68,7 @@ func ignoreGone(err error) error {
 func (r *round) openElsewhere(s step) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.hold+30*time.Second)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, r.stand.pg.DSN("postgres"))
+	conn, err := pgx.Connect(ctx, r.testbed.pg.DSN("postgres"))
 	if err != nil {
 		return nil // the server is away, and so is the fault
 	}

@@ -18,7 +18,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
-// scene is a relay that delivers, under load, to a file, when an accident happens to its slot or to the way there.
+// scene is a relay that delivers, under load, to a file, when an accident happens to its slot or to
+// the way there.
 type scene struct {
 	*world
 	l    *load
@@ -28,7 +29,8 @@ type scene struct {
 	runs int
 }
 
-// sceneBudget is how many events may be in flight: so many may be repeated when a relay or PostgreSQL ends without warning.
+// sceneBudget is how many events may be in flight: so many may be repeated when a relay or
+// PostgreSQL ends without warning.
 const sceneBudget = 400
 
 func newScene(t testing.TB, w *world, more settings) *scene {
@@ -52,7 +54,7 @@ func (s *scene) up() {
 	s.p = s.relay(fmt.Sprintf("relay-%d", s.runs), s.env)
 }
 
-// back waits until an event committed now is delivered and marked, and tells how long that takes.
+// back waits until an event committed now is delivered and marked, and returns how long that takes.
 func (s *scene) back() {
 	s.t.Helper()
 	began, probe := time.Now(), s.l.probe()
@@ -65,29 +67,29 @@ func (s *scene) back() {
 	s.t.Logf("%s after the accident an event was delivered and marked", time.Since(began).Round(time.Millisecond))
 }
 
-// recovered wants the log to say what happened to the slot and how many rows the gap held, and returns their number.
+// recovered wants the cause and the number of rows of the gap in the log, and returns that number.
 func (s *scene) recovered(cause string) (rows int) {
 	s.t.Helper()
 	var l line
-	eventually(s.t, patience, "the log tells of the recovery from: "+cause, func() string {
-		told := s.p.logged("recovered: what the slot does not tell was found in the table")
-		for _, l = range told {
+	eventually(s.t, patience, "the log has the recovery from: "+cause, func() string {
+		lines := s.p.logged("recovered: what the slot does not tell was found in the table")
+		for _, l = range lines {
 			if l.text("cause") == cause {
 				return ""
 			}
 		}
-		return s.p.mustRun(fmt.Sprint(told))
+		return s.p.mustRun(fmt.Sprint(lines))
 	})
 	if cause == "restored" { // which the store notices, before any slot is looked at
 		if len(s.p.logged("the database comes from another cluster")) == 0 {
-			s.t.Error("the log does not say that the positions are of another cluster")
+			s.t.Error("the log does not show that the positions are of another cluster")
 		}
 	} else if gone := s.p.logged("the slot cannot tell everything any more"); len(gone) == 0 || gone[0].text("cause") != cause {
-		s.t.Errorf("the log does not say why the slot was made anew: %v", gone)
+		s.t.Errorf("the log does not show why the slot was made again: %v", gone)
 	}
 	n, ok := l["rows"].(float64)
 	if !ok {
-		s.t.Errorf("the log does not say how many rows the gap held: %v", l)
+		s.t.Errorf("the log does not show how many rows the gap held: %v", l)
 	}
 	return int(n)
 }
@@ -118,7 +120,8 @@ func (s *scene) dropSlot() {
 	})
 }
 
-// Whatever happens to the slot, nothing is lost and order holds: the rows are in the table, and the relay finds them there.
+// Whatever happens to the slot, nothing is lost and order holds: the rows are in the table, and the
+// relay finds them there.
 func TestSlotAccidents(t *testing.T) {
 	for _, a := range []struct {
 		name  string
@@ -200,7 +203,7 @@ func TestConnectionAccidents(t *testing.T) {
 			s.p.waitStreaming()
 		}
 		if n := len(s.p.logged("the slot cannot tell everything any more")); n > 0 {
-			t.Errorf("%d times the slot was made anew, though it was there", n)
+			t.Errorf("%d times the slot was made again, though it was there", n)
 		}
 		s.end(0)
 	})
@@ -216,8 +219,9 @@ func TestConnectionAccidents(t *testing.T) {
 	})
 }
 
-// A database that is restored from a dump has the tables of the time of the dump, and no slots; its WAL counts from somewhere else. The relay
-// runs all the time, and sees its server go away and another come back.
+// A database that is restored from a dump has the tables of the time of the dump, and no slots; its
+// WAL counts from somewhere else. The relay runs all the time, and sees its server go away and
+// another come back.
 func TestRestoredFromDump(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -242,7 +246,8 @@ func TestRestoredFromDump(t *testing.T) {
 		w.exec(`SELECT pg_switch_wal()`)
 	}
 	s := newScene(t, w, nil)
-	s.l.stop()             // what is committed after the dump the restore loses, and no relay can help that
+	// what is committed after the dump the restore loses, and no relay can help that
+	s.l.stop()
 	w.waitNonePending(s.p) // what is pending in the dump comes again
 	d := w.dump(ctx, 30)
 	s.l.check.Commit(d.unseen...)
@@ -262,7 +267,8 @@ type dumped struct {
 	unseen []verify.Event // rows that no relay has seen
 }
 
-// dump reads all tables as of one moment, as pg_dump does, with some pending rows that a slot never tells of.
+// dump reads all tables as of one moment, as pg_dump does, with some pending rows that no slot
+// delivers.
 func (w *world) dump(ctx context.Context, unseen int) dumped {
 	w.t.Helper()
 	d := dumped{tables: make(map[string][]byte)}
@@ -289,7 +295,8 @@ func (w *world) dump(ctx context.Context, unseen int) dumped {
 	return d
 }
 
-// restore makes a new server in dir, fills it, and puts it in the old one's place: same port, roles and passwords.
+// restore makes a new server in dir, fills it, and puts it in the old one's place: same port, roles
+// and passwords.
 func (w *world) restore(ctx context.Context, d dumped, old *pgserver.Server, dir string) *pgserver.Server {
 	w.t.Helper()
 	must := func(err error) {
@@ -330,7 +337,8 @@ func (w *world) restore(ctx context.Context, d dumped, old *pgserver.Server, dir
 	return server
 }
 
-// The primary dies and its standby takes its place, with the relay's slot or without. Commits wait for the standby, so none is lost.
+// The primary dies and its standby takes its place, with the relay's slot or without. Commits wait
+// for the standby, so none is lost.
 func TestFailover(t *testing.T) {
 	for _, synced := range []bool{true, false} {
 		t.Run(map[bool]string{true: "with the slot", false: "without the slot"}[synced], func(t *testing.T) {
@@ -348,7 +356,7 @@ func TestFailover(t *testing.T) {
 			s.back()
 			if synced {
 				if n := len(s.p.logged("the slot cannot tell everything any more")); n > 1 {
-					t.Errorf("%d times the slot was made anew", n)
+					t.Errorf("%d times the slot was made again", n)
 				}
 			} else {
 				t.Logf("the gap held %d rows", s.recovered("missing"))

@@ -34,8 +34,9 @@ func (p *process) waitMetric(series, want string) {
 	})
 }
 
-// An owner and a standby as Prometheus, the autoscaler and the probes of Kubernetes see them: the names are those of docs/contract.md, and
-// a standby has nothing pending, so that the sum over pods is the backlog.
+// An owner and a standby as Prometheus, the autoscaler and the probes of Kubernetes see them: the
+// names are those of docs/contract.md, and a standby has nothing pending, so that the sum over pods
+// is the backlog.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -133,7 +134,7 @@ func TestBacklogShows(t *testing.T) {
 	}
 }
 
-// /status.json, and the status command, tell an operator how things stand.
+// /status.json, and the status command, show an operator the state of the relay.
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -142,13 +143,14 @@ func TestStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The library's ConfigMap as it is: each of these names means something to it, and none may stop us.
+	// The library's ConfigMap as it is: each of these names means something to it, and none may
+	// stop us.
 	p := w.relay("relay", d.env.with(settings{
 		"RELAY_HTTP_ADDR": "", "METRICS_PORT": strconv.Itoa(ports[0]), "LOG_LEVEL": "WARNING", "WORKER_BATCH_SIZE": "100", "WORKER_POLL_INTERVAL_SECONDS": "1.0",
 		"MAX_RETRY_ATTEMPTS": "10", "INITIAL_RETRY_DELAY_SECONDS": "1.0", "MAX_RETRY_DELAY_SECONDS": "300", "STUCK_CLAIM_TIMEOUT_SECONDS": "300",
 		"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SERVICE_NAME": "outbox-worker", "POLL_INTERVAL": "1.0",
 	}))
-	p.addr = fmt.Sprintf("127.0.0.1:%d", ports[0]) // at WARNING the log does not say
+	p.addr = fmt.Sprintf("127.0.0.1:%d", ports[0]) // at WARNING it is not in the log
 	eventually(t, patience, "the port answers", func() string {
 		if code, body := p.get("/health/live"); code != http.StatusOK {
 			return p.mustRun(string(body))
@@ -179,7 +181,7 @@ func TestStatus(t *testing.T) {
 	}
 	for _, word := range []string{w.slot, "relay", "sent"} {
 		if !strings.Contains(look.stdout.String(), word) {
-			t.Errorf("status does not tell of %q: %s", word, look.stdout.String())
+			t.Errorf("status does not show %q: %s", word, look.stdout.String())
 		}
 	}
 	p.stop()

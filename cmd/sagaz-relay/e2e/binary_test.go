@@ -88,8 +88,8 @@ func newRand(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// eventually calls look until it returns "", which means that all is well, and fails when it does not within the time. What
-// look says otherwise is how things stand.
+// eventually calls look until it returns "", which means that all is well, and fails when it does
+// not within the time. What look shows otherwise is the state.
 func eventually(t testing.TB, within time.Duration, what string, look func() (wrong string)) {
 	t.Helper()
 	deadline := time.Now().Add(within)

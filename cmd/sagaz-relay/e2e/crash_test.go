@@ -19,15 +19,15 @@ const (
 	killBudget = 400
 )
 
-// after is what was true after a kill: rows that say sent will not be delivered again, so none of their events may be
-// found behind what the sink had by then.
+// after is what was true after a kill: rows that are sent will not be delivered again, so none of
+// their events may be found behind what the sink had by then.
 type after struct {
 	sent map[relay.UUID]bool
 	had  []int64 // by partition, or one number for a sink that is one sequence
 }
 
-// A relay is killed at random moments under load. Nothing is lost, order holds, and what is delivered again is what was in
-// flight: not marked.
+// A relay is killed at random moments under load. Nothing is lost, order holds, and what is
+// delivered again is what was in flight: not marked.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	t.Run("kafka and rabbitmq", func(t *testing.T) {
@@ -85,7 +85,8 @@ func notAgain(t *testing.T, got []verify.Event, thens []after) {
 	}
 }
 
-// killRounds kills a relay again and again, and lets the last one finish. killed is told which rows say sent after each.
+// killRounds kills a relay again and again, and lets the last one finish. killed gets the rows that
+// are sent after each.
 func (w *world) killRounds(topic string, env settings, killed func(sent map[relay.UUID]bool)) *load {
 	w.t.Helper()
 	rnd := newRand(w.t)

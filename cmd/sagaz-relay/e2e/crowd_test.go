@@ -9,7 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// A thousand connections that ask for the metrics and never read cost the relay neither its lease nor its probes, and events flow.
+// A thousand connections that ask for the metrics and never read cost the relay neither its lease
+// nor its probes, and events flow.
 func TestCrowdCostsNoLease(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -26,7 +27,8 @@ func TestCrowdCostsNoLease(t *testing.T) {
 		}
 		t.Cleanup(func() { conn.Close() })
 		for range 20 {
-			_, _ = conn.Write([]byte("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")) // it may have been closed for a newer one
+			// it may have been closed for a newer one
+			_, _ = conn.Write([]byte("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))
 		}
 		if i%100 != 0 {
 			continue

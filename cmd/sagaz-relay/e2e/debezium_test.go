@@ -28,8 +28,8 @@ func debeziumSQL(t testing.TB) (there, finished, back string) {
 	return blocks[0][1], blocks[1][1], blocks[2][1]
 }
 
-// outboxWriter inserts into outboxevent as applications do that came from Debezium: a row a transaction, which every second one deletes at once,
-// as the Quarkus extension does.
+// outboxWriter inserts into outboxevent as applications do that came from Debezium: a row a
+// transaction, which every second one deletes at once, as the Quarkus extension does.
 type outboxWriter struct {
 	w       *world
 	stop    context.CancelFunc
@@ -91,8 +91,9 @@ func (o *outboxWriter) count() int {
 	return len(o.written)
 }
 
-// The way that docs/migrating-from-debezium.md describes, under load: no insert fails, each row is in one table or the other, and what came after the switch is
-// delivered as the outbox event router does it. Then back.
+// The way that docs/migrating-from-debezium.md describes, under load: no insert fails, each row is
+// in one table or the other, and what came after the switch is delivered as the outbox event router
+// does it. Then back.
 func TestFromDebezium(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -185,7 +186,8 @@ func atLeast(n, want int) string {
 	return fmt.Sprintf("%d of %d", n, want)
 }
 
-// What Debezium takes for a payload, and the columns that frameworks add, break no transaction of an application behind the document's view.
+// What Debezium takes for a payload, and the columns that frameworks add, break no transaction of
+// an application behind the document's view.
 func TestDebeziumViewTakesWhatTheTableTook(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -21,7 +21,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
-// body is what docs/contract.md says of it.
+// body is a message's body, as in docs/contract.md.
 type body struct {
 	EventID       string          `json:"event_id"`
 	SagaID        string          `json:"saga_id"`
@@ -46,7 +46,7 @@ func decodeBody(t testing.TB, text []byte) body {
 	return b
 }
 
-// keyOrder returns the keys of a JSON object as they stand.
+// keyOrder returns the keys of a JSON object in their order.
 func keyOrder(t testing.TB, text []byte) []string {
 	t.Helper()
 	dec := json.NewDecoder(bytes.NewReader(text))
@@ -152,8 +152,8 @@ func toStdout(t testing.TB) destination {
 	}
 }
 
-// Every sink gets every event once, in order, also when the relay is stopped in the middle of it: a stop drains, and what it
-// has delivered its successor does not deliver again.
+// Every sink gets every event once, in order, also when the relay is stopped in the middle of it: a
+// stop drains, and what it has delivered its successor does not deliver again.
 func TestDelivery(t *testing.T) {
 	t.Parallel()
 	for name, to := range map[string]func(testing.TB) destination{
@@ -175,7 +175,7 @@ func TestDelivery(t *testing.T) {
 					p.stop()
 					t.Logf("%s stopped under load within %s", p.name, time.Since(stopped).Round(time.Millisecond))
 					if len(p.logged("stopped")) != 1 || len(p.logged("drain timed out")) != 0 {
-						t.Errorf("%s did not say that it has stopped, or that it drained", p.name)
+						t.Errorf("%s did not log that it has stopped, or that it drained", p.name)
 					}
 				}
 			}
@@ -219,7 +219,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// wireRows are rows whose form on the wire is told apart by each of them.
+// wireRows are rows each of which has another form on the wire.
 func wireRows(w *world, topic string) []row {
 	return []row{
 		{
@@ -403,13 +403,14 @@ func TestWireRabbitMQ(t *testing.T) {
 	if len(messages) != len(rows) {
 		t.Errorf("%d messages, want %d", len(messages), len(rows))
 	}
-	// The exchange is as docs/contract.md says: another declaration of the same passes.
+	// The exchange is as in docs/contract.md: another declaration of the same passes.
 	q.on(func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclare(q.name, "topic", true, false, false, false, nil)
 	})
 }
 
-// The exchange is made by the relay when it is not there: and what finds no queue there is refused, not lost.
+// The exchange is made by the relay when it is not there: and what finds no queue there is refused,
+// not lost.
 func TestRabbitMQDeclares(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -1,5 +1,5 @@
-// Package e2e tests the program as its users meet it: the binary, run as processes, against real PostgreSQL, Kafka and
-// RabbitMQ, judged by relay/verify. It holds tests only.
+// Package e2e tests the program as its users meet it: the binary, run as processes, against real
+// PostgreSQL, Kafka and RabbitMQ, judged by relay/verify. It holds tests only.
 //
 //	delivery_test.go   each sink, the wire, a stop under load repeats nothing
 //	crash_test.go      kill -9 at random moments
@@ -10,13 +10,15 @@
 //	rows_test.go       rows that are odd, and what others do to the table
 //	poll_test.go       where nothing can be streamed
 //	modes_test.go      RELAY_MODE=auto, and restarts in other modes
-//	leftover_test.go   rows that no slot tells of
+//	leftover_test.go   rows that the stream does not deliver
 //	admin_test.go      metrics and health
 //	traces_test.go     rows' traces go on, and spans reach a collector
 //
-// and, to build those with: binary_test.go (building), process_test.go (a relay), world_test.go (a database with a role of
-// its own), load_test.go (transactions whose commit order is known), kafka_test.go and rabbitmq_test.go (what arrived).
+// and, to build those with: binary_test.go (building), process_test.go (a relay), world_test.go (a
+// database with a role of its own), load_test.go (transactions whose commit order is known),
+// kafka_test.go and rabbitmq_test.go (what arrived).
 //
-// Every process's log is searched at the end of its test for the passwords it was given, the payloads it carried, and
-// reports of the race detector. SAGAZ_E2E_SEED repeats the random choices of a run.
+// Every process's log is searched at the end of its test for the passwords it was given, the
+// payloads it carried, and reports of the race detector. SAGAZ_E2E_SEED repeats the random choices
+// of a run.
 package e2e

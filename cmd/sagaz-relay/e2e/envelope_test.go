@@ -12,8 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
-// Every envelope arrives at every broker as its consumers know it, and verify finds the events in it, also those that were sent before
-// the setting was changed.
+// Every envelope arrives at every broker as its consumers know it, and verify finds the events in
+// it, also those that were sent before the setting was changed.
 func TestEnvelopes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -82,7 +82,8 @@ func TestEnvelopes(t *testing.T) {
 	if got := lineEvents(t, func(f func(file.Line) error) error { return file.Read(path, f) }); len(got) != seen {
 		t.Errorf("%d lines in the file, want %d", len(got), seen)
 	}
-	for _, envelope := range []string{"sagaz", "cloudevents", "debezium"} { // whatever it is now, all four are found
+	// whatever it is now, all four are found
+	for _, envelope := range []string{"sagaz", "cloudevents", "debezium"} {
 		run := launch(t, program(t), "verify", w.env().with(env).with(settings{"RELAY_ENVELOPE": envelope, "BROKER_TYPE": "kafka,file"}), w.secrets(), "verify", "--since", since.Format(time.RFC3339Nano))
 		if code := run.end(patience); code != 0 || strings.Contains(run.stdout.String(), "without an id") {
 			t.Errorf("verify with %s: exit code %d: %s%s", envelope, code, run.stdout.String(), run.stderr.String())

@@ -17,7 +17,8 @@ import (
 
 const (
 	isolationBudget = 1000
-	// roundEntries is how many entries of the ledger may be under way, and so repeated after a kill (relay/drainer.go).
+	// roundEntries is how many entries of the ledger may be under way, and so repeated after a kill
+	// (relay/drainer.go).
 	roundEntries = 2000
 )
 
@@ -28,8 +29,9 @@ func sum(ends []int64) (n int) {
 	return n
 }
 
-// One of two sinks is down for longer than RELAY_SINK_ISOLATION: the other one gets everything, once, and the slot moves; what the
-// first one misses is in the ledger, and is delivered in order when it is back, while the load goes on.
+// One of two sinks is down for longer than RELAY_SINK_ISOLATION: the other one gets everything,
+// once, and the slot moves; what the first one misses is in the ledger, and is delivered in order
+// when it is back, while the load goes on.
 func TestIsolation(t *testing.T) {
 	t.Parallel()
 	kafka, rabbit := privateBrokers(t)
@@ -81,7 +83,7 @@ func TestIsolation(t *testing.T) {
 			t.Errorf("the ledger has %d events for kafka", n)
 		}
 		if n := value[int](w, `SELECT count(*) FROM saga_outbox o WHERE status = 'sent' AND EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)`); n != 0 {
-			t.Errorf("%d rows say sent though rabbitmq misses them", n)
+			t.Errorf("%d rows are sent though rabbitmq misses them", n)
 		}
 
 		must(t, rabbit.Start(ctx))
@@ -100,7 +102,8 @@ func TestIsolation(t *testing.T) {
 		l.judge("rabbitmq", messageEvents(t, q.drain()), isolationBudget)
 	})
 
-	// Kafka is away, and the relay is killed while it gathers Kafka's events and while it delivers them.
+	// Kafka is away, and the relay is killed while it gathers Kafka's events and while it delivers
+	// them.
 	t.Run("kafka is away and relays die", func(t *testing.T) {
 		w, k, q, env := worldOfBoth(t)
 		env["RELAY_BATCH_BYTES"] = "4096" // a slow sink, so that a kill finds it at work
@@ -160,8 +163,9 @@ func (w *world) randomKeys(rnd *rand.Rand, n int, topic string) []row {
 	return rows
 }
 
-// A sink is added to BROKER_TYPE, taken out and put back. It gets what is committed while it is there; what it has missed waits in the
-// ledger while it is out, and is delivered when it is back, or taken out by hand.
+// A sink is added to BROKER_TYPE, taken out and put back. It gets what is committed while it is
+// there; what it has missed waits in the ledger while it is out, and is delivered when it is back,
+// or taken out by hand.
 func TestSinkAddedAndRemoved(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -15,7 +15,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/kafka"
 )
 
-// topic is a Kafka topic of one test. It is stamped by the broker's clock, so that a test can tell when a record arrived.
+// topic is a Kafka topic of one test. It is stamped by the broker's clock, so that a test can see
+// when a record arrived.
 type topic struct {
 	t      testing.TB
 	addr   string
@@ -45,7 +46,8 @@ func newTopic(t testing.TB, addr string, partitions int) *topic {
 func newNamedTopic(t testing.TB, addr, name string, partitions int) *topic {
 	t.Helper()
 	k := openTopic(t, addr, name, partitions)
-	k.retry("create topic "+k.name, func(ctx context.Context) error { // a broker that has just started has no controller for a moment
+	// a broker that has just started has no controller for a moment
+	k.retry("create topic "+k.name, func(ctx context.Context) error {
 		res, err := k.client.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
 			Topic: k.name, NumPartitions: partitions, ReplicationFactor: 1,
 			ConfigEntries: []kafkago.ConfigEntry{{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}},
@@ -70,12 +72,14 @@ func openTopic(t testing.TB, addr, name string, partitions int) *topic {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		_, _ = k.client.DeleteTopics(ctx, &kafkago.DeleteTopicsRequest{Topics: []string{k.name}}) // the broker may be down
+		// the broker may be down
+		_, _ = k.client.DeleteTopics(ctx, &kafkago.DeleteTopicsRequest{Topics: []string{k.name}})
 	})
 	return k
 }
 
-// retry calls f until it works: a topic that was just made, or a broker that was just started, has no leaders for a moment.
+// retry calls f until it works: a topic that was just made, or a broker that was just started, has
+// no leaders for a moment.
 func (k *topic) retry(what string, f func(context.Context) error) {
 	k.t.Helper()
 	eventually(k.t, patience, what, func() string {

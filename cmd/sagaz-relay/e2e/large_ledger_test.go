@@ -14,14 +14,17 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// largeLedgerMemory is what the relay may hold resident beside a large ledger: what it may hold anyway, and the shelf's counts.
+// largeLedgerMemory is what the relay may hold resident with a large ledger: what it may hold
+// anyway, and the counts by hash bucket.
 const largeLedgerMemory = 100 << 20
 
-// startLimit is from the start of the process to the first delivery of an event that is newer than it.
+// startLimit is from the start of the process to the first delivery of an event that is newer than
+// it.
 const startLimit = time.Minute
 
-// A sink was down for hours, and is back. From the relay's start to the first delivery of a new event takes seconds, and no more memory than on
-// another day. While the ledger is read the relay says so, and obeys SIGTERM.
+// A sink was down for hours, and is back. From the relay's start to the first delivery of a new
+// event takes seconds, and no more memory than on another day. While the ledger is read the relay
+// logs it, and SIGTERM ends it.
 //
 // SAGAZ_E2E_LEDGER=5000000 makes it that large: see docs/measurements.md.
 func TestStartWithALargeLedger(t *testing.T) {
@@ -63,7 +66,7 @@ func TestStartWithALargeLedger(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("SIGTERM while the ledger is read (read already: %t): ended within %s", len(p.logged("ledger read")) > 0, took.Round(time.Millisecond))
 	if took > 15*time.Second {
-		t.Errorf("SIGTERM was obeyed after %s", took)
+		t.Errorf("SIGTERM ended it after %s", took)
 	}
 	w.waitGone()
 
@@ -109,7 +112,8 @@ func TestStartWithALargeLedger(t *testing.T) {
 	p.stop()
 }
 
-// fillLedger makes n ready entries of n/5 keys; every hundredth has its row, and so have the first thousand. The others' rows are gone.
+// fillLedger makes n ready entries of n/5 keys; every hundredth has its row, and so have the first
+// thousand. The others' rows are gone.
 func (w *world) fillLedger(sink string, n int) {
 	w.t.Helper()
 	conn, err := pgx.Connect(w.t.Context(), w.db.DSN)

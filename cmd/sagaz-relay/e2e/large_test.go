@@ -24,7 +24,8 @@ func largeRows(t testing.TB) int {
 	return n
 }
 
-// One transaction of hundreds of thousands of rows streams through: in order, once, and in the memory that any other load needs.
+// One transaction of hundreds of thousands of rows streams through: in order, once, and in the
+// memory that any other load needs.
 func TestLargeTransaction(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("/proc/self/status"); err != nil {
@@ -64,7 +65,8 @@ func TestLargeTransaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	for text := bufio.NewScanner(in); text.Scan(); lines++ { // without a JSON decoder: the race detector makes that take minutes
+	// without a JSON decoder: the race detector makes that take minutes
+	for text := bufio.NewScanner(in); text.Scan(); lines++ {
 		key, digits := between(text.Text(), `"key":"`, `"`), between(text.Text(), `"seq": `, `,`)
 		if seq, err := strconv.Atoi(digits); err != nil || seq != next[key] {
 			t.Fatalf("line %d: key %s: got number %q, want %d", lines, key, digits, next[key])

@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/kafka"
 )
 
-// ledgerMemory is what the relay may hold resident with a million events in the ledger: what it may hold anyway, and the shelf's counts.
+// ledgerMemory is what the relay may hold resident with a million events in the ledger: what it may
+// hold anyway, and the counts by hash bucket.
 const ledgerMemory = 110 << 20
 
 // ledgerOf is how many entries of sink number 0 hold up their keys.
@@ -24,8 +25,9 @@ func (p *process) ledgerOf() int {
 	return -1
 }
 
-// A sink is away until the ledger has hundreds of thousands of events (SAGAZ_E2E_LARGE=1000000 makes it a million), the relay is restarted
-// with that, and delivers it: in order, and in the memory of any other day.
+// A sink is away until the ledger has hundreds of thousands of events (SAGAZ_E2E_LARGE=1000000
+// makes it a million), the relay is restarted with that, and delivers it: in order, and in the
+// memory of any other day.
 func TestLedgerMemory(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("/proc/self/status"); err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// ledger counts a sink's entries that say so much more (SQL, or "").
+// ledger counts a sink's entries, with a further condition (SQL, or "").
 func (w *world) ledger(sink, more string) int {
 	w.t.Helper()
 	n, err := w.ledgerNow(sink, more)
@@ -30,8 +30,8 @@ func (w *world) ledgerNow(sink, more string) (n int, err error) {
 	return n, err
 }
 
-// waitLedger waits until a sink has at least so many entries, or, for 0, none: for as long as their number changes, since how fast depends on
-// the machine.
+// waitLedger waits until a sink has at least so many entries, or, for 0, none: for as long as their
+// number changes, since how fast depends on the machine.
 func (w *world) waitLedger(p *process, sink string, entries int) {
 	w.t.Helper()
 	last, changed := -1, time.Now()

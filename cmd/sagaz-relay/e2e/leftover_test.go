@@ -10,8 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// leave inserts rows of one key as a worker or a relay may have left them: more are further columns and their values. No stream tells of rows
-// that are not inserted as pending.
+// leave inserts rows of one key as a worker or a relay may have left them: more are further columns
+// and their values. No stream delivers rows that are not inserted as pending.
 func (w *world) leave(topic, key string, more map[string]string) (ids []relay.UUID) {
 	w.t.Helper()
 	columns, values := "", ""
@@ -35,8 +35,9 @@ func uuids(ids []relay.UUID) [][16]byte {
 	return out
 }
 
-// waitSent waits until these rows say sent. A look at the table that takes long, as on a busy machine, puts off the next one to 500 times as long,
-// so this may take more patience than other things.
+// waitSent waits until these rows are sent. A look at the table that takes long, as on a busy
+// machine, puts off the next one to 500 times as long, so this may take more patience than other
+// things.
 func (w *world) waitSent(p *process, what string, ids []relay.UUID) {
 	w.t.Helper()
 	eventually(w.t, 3*patience, "rows are sent: "+what, func() string {
@@ -53,9 +54,10 @@ func (w *world) setBack(ids []relay.UUID) {
 	w.exec(`UPDATE saga_outbox SET status = 'pending', sent_at = NULL WHERE event_id = ANY($1::uuid[])`, uuids(ids))
 }
 
-// The library's worker, or a relay of an earlier version, leaves rows behind that no slot tells of, and people set rows back by hand. A
-// relay finds them in the table, beside its stream or when it polls, and sends them in the order of their key. What the stream tells
-// it sends once.
+// The library's worker, or a relay of an earlier version, leaves rows behind that the stream does
+// not deliver, and people set rows back by hand. A relay finds them in the table, while it streams
+// or when it polls, and sends them in the order of their key. What the stream delivers it sends
+// once.
 func TestLeftOver(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"cdc", "polling"} {

@@ -8,8 +8,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// The load command writes as many events as it is told to, whole sagas in order, with the headers that logs and traces are found by; a relay delivers
-// them like any others.
+// The load command writes as many events as it is asked for, whole sagas in order, with the headers
+// that logs and traces are found by; a relay delivers them like any others.
 func TestLoadCommand(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -22,7 +22,7 @@ func TestLoadCommand(t *testing.T) {
 		t.Fatalf("load: exit code %d: %s", code, p.stderr.String())
 	}
 	if text := p.stdout.String(); !strings.HasPrefix(text, "203 events of ") {
-		t.Errorf("load says %q, want 203 events", text)
+		t.Errorf("load printed %q, want 203 events", text)
 	}
 	if n := value[int](w, `SELECT count(*) FROM saga_outbox`); n != 203 {
 		t.Errorf("%d rows, want 203", n)

@@ -18,9 +18,10 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// load is applications that insert events: several at once, in transactions of one to six rows under one or two keys, some of
-// them rolled back. A key belongs to one transaction at a time, from its insert to the answer to its COMMIT; so the order
-// in which commits are told to the checker is the commit order of each key.
+// load is applications that insert events: several at once, in transactions of one to six rows
+// under one or two keys, some of them rolled back. A key belongs to one transaction at a time, from
+// its insert to the answer to its COMMIT; so the order in which commits are given to the checker is
+// the commit order of each key.
 type load struct {
 	w     *world
 	check *verify.Checker
@@ -38,8 +39,8 @@ type loadOptions struct {
 	keys    int    // default 20
 	workers int    // default 4
 	rate    int    // rows per second, default 600
-	// survives makes the workers wait for a database that goes away. Whether a transaction with a lost answer was committed
-	// they see when it is back.
+	// survives makes the workers wait for a database that goes away. Whether a transaction with a
+	// lost answer was committed they see when it is back.
 	survives bool
 }
 
@@ -175,7 +176,7 @@ func (l *load) connect() (*pgx.Conn, error) {
 	}
 }
 
-// transaction makes one, and tells the checker when it is committed.
+// transaction makes one, and gives it to the checker when it is committed.
 func (l *load) transaction(conn *pgx.Conn, rnd *rand.Rand) error {
 	chosen := []int{rnd.IntN(len(l.keys))}
 	if second := rnd.IntN(len(l.keys)); rnd.IntN(3) == 0 && second != chosen[0] {
@@ -236,8 +237,8 @@ func (l *load) transaction(conn *pgx.Conn, rnd *rand.Rand) error {
 	return err
 }
 
-// outcome finds out, after a lost answer, whether the transaction with this row was committed. Whoever can connect again
-// finds no transaction of before the crash under way.
+// outcome finds out, after a lost answer, whether the transaction with this row was committed.
+// Whoever can connect again finds no transaction of before the crash under way.
 func (l *load) outcome(id relay.UUID) (committed bool, err error) {
 	deadline := time.Now().Add(patience)
 	for {
@@ -259,7 +260,8 @@ func (l *load) outcome(id relay.UUID) (committed bool, err error) {
 	}
 }
 
-// probe commits one event under a key of its own, through a database that is just coming back if that is part of the test.
+// probe commits one event under a key of its own, through a database that is just coming back if
+// that is part of the test.
 func (l *load) probe() relay.UUID {
 	l.w.t.Helper()
 	id := newID()
@@ -289,7 +291,7 @@ func TestLoad(t *testing.T) {
 	l.waitCommitted(300)
 	l.stop()
 	if got, want := value[int](w, `SELECT count(*) FROM saga_outbox`), l.committed(); got != want {
-		t.Errorf("%d rows in the table, %d told to the checker", got, want)
+		t.Errorf("%d rows in the table, %d given to the checker", got, want)
 	}
 	// A key's rows are numbered without holes, and in the order of their transactions.
 	if n := value[int](w, `SELECT count(*) FROM (SELECT (payload->>'seq')::int AS seq, row_number() OVER (PARTITION BY aggregate_id

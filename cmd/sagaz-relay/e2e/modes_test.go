@@ -9,8 +9,9 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// Whatever keeps RELAY_MODE=auto from streaming, it says so with what mends it, and polls. When that is mended it streams, by itself and under
-// load, and nothing is lost or repeated. RELAY_MODE=cdc refuses.
+// Whatever keeps RELAY_MODE=auto from streaming, it logs that with what fixes it, and polls. When
+// that is fixed it streams, by itself and under load, and nothing is lost or repeated.
+// RELAY_MODE=cdc refuses.
 func TestAuto(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -18,15 +19,16 @@ func TestAuto(t *testing.T) {
 		server map[string]string
 		env    func(w *world) settings // of the relay that cannot stream
 		before func(w *world)
-		mend   func(w *world, s *pgserver.Server)
-		// restart: to mend it PostgreSQL or the relay is restarted, and the load rests, so that nothing may be repeated.
+		fix    func(w *world, s *pgserver.Server)
+		// restart: to fix it PostgreSQL or the relay is restarted, and the load rests, so that
+		// nothing may be repeated.
 		restart bool
 		words   []string
 	}{
 		{
 			name:   "wal_level",
 			server: map[string]string{"wal_level": "replica"},
-			mend: func(w *world, s *pgserver.Server) {
+			fix: func(w *world, s *pgserver.Server) {
 				w.exec(`ALTER SYSTEM SET wal_level = 'logical'`)
 				if err := s.Restart(w.t.Context()); err != nil {
 					w.t.Fatal(err)
@@ -38,14 +40,14 @@ func TestAuto(t *testing.T) {
 		{
 			name:   "no right",
 			before: func(w *world) { w.exec(`ALTER ROLE ` + w.role + ` NOREPLICATION`) },
-			mend:   func(w *world, _ *pgserver.Server) { w.exec(`ALTER ROLE ` + w.role + ` REPLICATION`) },
+			fix:    func(w *world, _ *pgserver.Server) { w.exec(`ALTER ROLE ` + w.role + ` REPLICATION`) },
 			words:  []string{"ALTER ROLE", "REPLICATION;"},
 		},
 		{
 			name:   "no free slot",
 			server: map[string]string{"max_replication_slots": "1"},
 			before: func(w *world) { w.exec(`SELECT pg_create_physical_replication_slot('taken')`) },
-			mend:   func(w *world, _ *pgserver.Server) { w.exec(`SELECT pg_drop_replication_slot('taken')`) },
+			fix:    func(w *world, _ *pgserver.Server) { w.exec(`SELECT pg_drop_replication_slot('taken')`) },
 			words:  []string{"no replication slot is free", "pg_replication_slots", "max_replication_slots"},
 		},
 		{
@@ -78,12 +80,12 @@ func TestAuto(t *testing.T) {
 			l := w.load(loadOptions{topic: d.topic, rate: 300})
 			l.waitCommitted(50)
 			p := w.relay("relay", env)
-			said := p.waitLog("streaming is impossible, so the table is polled until it is possible").text("error")
+			logged := p.waitLog("streaming is impossible, so the table is polled until it is possible").text("error")
 			p.waitPolling()
 			why := p.status().Slots[0].Why
 			for _, word := range c.words {
-				if !strings.Contains(said, word) || !strings.Contains(why, word) {
-					t.Errorf("the relay does not name %q: log %q, status %q", word, said, why)
+				if !strings.Contains(logged, word) || !strings.Contains(why, word) {
+					t.Errorf("the relay does not name %q: log %q, status %q", word, logged, why)
 				}
 			}
 			l.waitCommitted(300)
@@ -92,8 +94,8 @@ func TestAuto(t *testing.T) {
 			if c.restart {
 				l.finish(p)
 			}
-			if c.mend != nil {
-				c.mend(w, server)
+			if c.fix != nil {
+				c.fix(w, server)
 			} else {
 				p.stop()
 				p = w.relay("relay-direct", env.with(settings{"DATABASE_URL": w.url}))
@@ -115,8 +117,8 @@ func TestAuto(t *testing.T) {
 	}
 }
 
-// A relay may be started in another mode each time, under load: nothing is lost, repeated or overtaken. A slot that nobody reads
-// while the relay polls is warned of.
+// A relay may be started in another mode each time, under load: nothing is lost, repeated or
+// overtaken. A slot that nobody reads while the relay polls is warned of.
 func TestSwitchModes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -133,7 +135,7 @@ func TestSwitchModes(t *testing.T) {
 			if mode == "polling" {
 				p.waitPolling()
 				if text := p.waitLog("the replication slot is not being read").text("fix"); !strings.Contains(text, "pg_drop_replication_slot('"+w.slot+"')") {
-					t.Errorf("the log does not say how to drop the slot: %s", text)
+					t.Errorf("the log does not have how to drop the slot: %s", text)
 				}
 			} else {
 				p.waitStreaming()

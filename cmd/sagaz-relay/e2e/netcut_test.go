@@ -9,9 +9,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// The owner loses the network to PostgreSQL, and keeps that to the broker: nothing is closed, nothing gets through. Another relay takes the
-// slot within 15 s; from then on the first one publishes nothing, neither while it is cut off nor when the network is back. The two publish to a
-// topic each, which tells what came from whom.
+// The owner loses the network to PostgreSQL, and keeps that to the broker: nothing is closed,
+// nothing gets through. Another relay takes the slot within 15 s; from then on the first one
+// publishes nothing, neither while it is cut off nor when the network is back. The two publish to a
+// topic each, which shows what came from which.
 func TestOwnerCutOff(t *testing.T) {
 	t.Parallel()
 	const (
@@ -38,12 +39,12 @@ func TestOwnerCutOff(t *testing.T) {
 		t.Errorf("the other relay is %s", role)
 	}
 	l.waitCommitted(200)
-	lost := cut.waitLog("lease lost, standing by") // by its own clock: nobody can tell it
+	lost := cut.waitLog("lease lost, standing by") // by its own clock: nothing reaches it
 	t.Logf("the first owner: %s", lost.text("error"))
 	end := first.ends()[0]
 
 	proxy.Thaw()
-	eventually(t, patience, "the first owner stands by", func() string {
+	eventually(t, patience, "the first owner is a standby", func() string {
 		if role := cut.role(); role != relay.Standby {
 			return cut.mustRun(string(role))
 		}

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// The backlog of one large transaction shows as soon as it is committed, and falls with it, though the stream's position stands
-// at the transaction's end all the while and the marks write WAL behind it.
+// The backlog of one large transaction shows as soon as it is committed, and falls with it, though
+// the stream's position stays at the transaction's end all the while and the marks write WAL behind
+// it.
 func TestPendingOfLargeTransaction(t *testing.T) {
 	t.Parallel()
 	const rows = 100_000
@@ -47,7 +48,8 @@ func TestPendingOfLargeTransaction(t *testing.T) {
 	})
 	t.Logf("after, pending, metric: %v", samples)
 
-	// The gauge is a second or two old, more where the machine is busy; so it is compared with what was pending a few samples before and after.
+	// The gauge is a second or two old, more where the machine is busy; so it is compared with what
+	// was pending a few samples before and after.
 	const late, share = 4, 0.15
 	first := slices.IndexFunc(samples, func(s sample) bool { return s.metric >= (1-share)*s.pending && s.metric > rows/10 })
 	if first < 0 || samples[first].pending < rows/2 {

@@ -10,9 +10,10 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// plantSQL makes, as a role that may create objects in the tables' schema and nothing else, operators and functions that fit the relay's statements better
-// than PostgreSQL's own: for exactly the types at hand, where those need a cast or take any type. Each counts its calls, in a sequence, which no
-// rollback undoes, and raises an error that names it.
+// plantSQL makes, as a role that may create objects in the tables' schema and nothing else,
+// operators and functions that fit the relay's statements better than PostgreSQL's own: for exactly
+// the types at hand, where those need a cast or take any type. Each counts its calls, in a
+// sequence, which no rollback undoes, and raises an error that names it.
 const plantSQL = `
 SET search_path = pg_catalog;
 CREATE SEQUENCE public.stolen;
@@ -42,7 +43,8 @@ BEGIN
 	CREATE OR REPLACE FUNCTION public.format(text, text, text) RETURNS text LANGUAGE plpgsql AS 'BEGIN PERFORM pg_catalog.nextval(''public.stolen''); RAISE EXCEPTION ''planted format was called''; END';
 END $plant$`
 
-// A role that may only create objects in the schema of the tables cannot have anything run as the relay, whatever the relay's commands do.
+// A role that may only create objects in the schema of the tables cannot have anything run as the
+// relay, whatever the relay's commands do.
 func TestPlantedFunctionsAndOperators(t *testing.T) {
 	t.Parallel()
 	w := bareWorldAt(t, pgtest.Server(t, pgtest.Version()))

@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// plainWorld is a world in which nothing can be streamed: the server's settings, a role without REPLICATION, no slot.
+// plainWorld is a world in which nothing can be streamed: the server's settings, a role without
+// REPLICATION, no slot.
 func plainWorld(t testing.TB, server map[string]string) (*world, *pgserver.Server) {
 	t.Helper()
 	s := pgtest.OwnServer(t, pgtest.Version(), server)
@@ -53,7 +54,8 @@ func (w *world) noSlots() {
 	}
 }
 
-// Where nothing can be streamed, RELAY_MODE=polling delivers everything, in order, and makes no slot. A stop under load repeats nothing.
+// Where nothing can be streamed, RELAY_MODE=polling delivers everything, in order, and makes no
+// slot. A stop under load repeats nothing.
 func TestPolling(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(t *testing.T) (*world, settings){
@@ -106,8 +108,9 @@ func TestPolling(t *testing.T) {
 	}
 }
 
-// Of two relays that poll one does, and when it is killed the other goes on: at once where the lease is a lock, and where a pooler is in between, so
-// that nobody sees a death, when the lease has lapsed.
+// Of two relays that poll one does, and when it is killed the other goes on: at once where the
+// lease is a lock, and where a pooler is in between, so that nobody sees a death, when the lease
+// has lapsed.
 func TestPollingTakeover(t *testing.T) {
 	t.Parallel()
 	const budget = 300
@@ -154,10 +157,11 @@ func TestPollingTakeover(t *testing.T) {
 	}
 }
 
-// ownerAndStandby waits until one of two relays owns the slot and the other stands by, both of them ready.
+// ownerAndStandby waits until one of two relays owns the slot and the other is a standby, both of
+// them ready.
 func (f *fleet) ownerAndStandby() (owner, standby *process) {
 	f.t.Helper()
-	eventually(f.t, patience, "one relay polls and the other stands by", func() string {
+	eventually(f.t, patience, "one relay polls and the other is a standby", func() string {
 		a, b := f.relays[0], f.relays[1]
 		if a.role() == relay.Standby {
 			a, b = b, a

@@ -18,7 +18,8 @@ var private struct {
 	rabbit *brokertest.RabbitMQServer
 }
 
-// privateBrokers returns a Kafka and a RabbitMQ that this test may stop and kill until it ends. They run.
+// privateBrokers returns a Kafka and a RabbitMQ that this test may stop and kill until it ends.
+// They run.
 func privateBrokers(t testing.TB) (*brokertest.KafkaServer, *brokertest.RabbitMQServer) {
 	t.Helper()
 	private.mu.Lock()

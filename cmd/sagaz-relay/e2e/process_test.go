@@ -55,26 +55,28 @@ func (o *output) String() string {
 // settings are variables of a process's environment.
 type settings map[string]string
 
-// with returns a copy with more variables, or others in their place. One with an empty value is not set.
+// with returns a copy with more variables, or others in their place. One with an empty value is not
+// set.
 func (s settings) with(more settings) settings {
 	all := maps.Clone(s)
 	maps.Copy(all, more)
 	return all
 }
 
-// launch starts the binary with the variables and arguments. The process is killed at the test's end if it still runs, and what
-// it wrote is searched for the secrets.
+// launch starts the binary with the variables and arguments. The process is killed at the test's
+// end if it still runs, and what it wrote is searched for the secrets.
 func launch(t testing.TB, path, name string, env settings, secrets []string, args ...string) *process {
 	t.Helper()
 	return launchWith(t, path, name, env, secrets, func(*exec.Cmd) {}, args...)
 }
 
-// launchWith is launch with a word to say about the command before it starts.
+// launchWith is launch, and changes the command before it starts.
 func launchWith(t testing.TB, path, name string, env settings, secrets []string, prepare func(*exec.Cmd), args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, secrets: secrets}
 	cmd := exec.Command(path, args...)
-	// Nothing of ours, so that a file in the home directory or a variable of the person who tests changes nothing.
+	// Nothing of ours, so that a file in the home directory or a variable of the person who tests
+	// changes nothing.
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent", "TMPDIR=" + os.TempDir(), "GORACE=halt_on_error=1 atexit_sleep_ms=50"}
 	for name, value := range env {
 		if value != "" {
@@ -184,7 +186,8 @@ type line map[string]any
 
 func (l line) text(key string) string { return fmt.Sprint(l[key]) }
 
-// log returns the lines so far. A line that is not JSON is an error, except the last message of a process that fails.
+// log returns the lines so far. A line that is not JSON is an error, except the last message of a
+// process that fails.
 func (p *process) log() []line {
 	p.t.Helper()
 	var lines []line
@@ -255,7 +258,7 @@ func (p *process) get(path string) (code int, body []byte) {
 	return res.StatusCode, body
 }
 
-// status is what the process says of itself.
+// status is what the process serves at /status.json.
 func (p *process) status() relay.Status {
 	p.t.Helper()
 	code, body := p.get("/status.json")

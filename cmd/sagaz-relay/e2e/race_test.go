@@ -2,5 +2,6 @@
 
 package e2e
 
-// raceEnabled says that these tests run with the race detector; the binary is built with it, too.
+// raceEnabled reports that these tests run with the race detector; the binary is built with it,
+// too.
 const raceEnabled = true

@@ -60,13 +60,14 @@ func (b lettersBox) wantOnce(when string, ids []relay.UUID) {
 	}
 }
 
-// waitRows waits for so many rows to say sent (or to be gone, which is the same here), and so many to be set aside.
-func (w *world) waitRows(p *process, all, aside int) {
+// waitRows waits until so many rows are sent (or gone, which is the same here), and so many are
+// unmarked.
+func (w *world) waitRows(p *process, all, unmarked int) {
 	w.t.Helper()
-	eventually(w.t, patience, fmt.Sprintf("%d rows have their marks, and %d are set aside", all-aside, aside), func() string {
+	eventually(w.t, patience, fmt.Sprintf("%d rows have their marks, and %d are unmarked", all-unmarked, unmarked), func() string {
 		open := value[int](w, `SELECT count(*) FROM saga_outbox WHERE status <> 'sent'`)
 		entries := value[int](w, `SELECT count(*) FROM saga_outbox_delivery WHERE sink = 'saga_outbox'`)
-		if open == aside && entries == aside {
+		if open == unmarked && entries == unmarked {
 			return ""
 		}
 		return p.mustRun(fmt.Sprintf("%d are not marked, %d have entries", open, entries))
@@ -81,14 +82,14 @@ func (w *world) waitSlotPasses(p *process) {
 		if value[bool](w, `SELECT confirmed_flush_lsn >= $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`, w.slot, end) {
 			return ""
 		}
-		return p.mustRun("it stands")
+		return p.mustRun("it does not move")
 	})
 }
 
-// tells wants a reason in the verdict and in the metric.
-func (p *process) tellsUnmarked(rows int, cause string) {
+// showsUnmarked wants a reason in the verdict and in the metric.
+func (p *process) showsUnmarked(rows int, cause string) {
 	p.t.Helper()
-	eventually(p.t, patience, "the verdict tells of the rows", func() string {
+	eventually(p.t, patience, "the verdict shows the rows", func() string {
 		v := p.status().Verdict()
 		if slices.ContainsFunc(v.Reasons, func(r string) bool { return strings.Contains(r, "cannot be marked") && strings.Contains(r, cause) }) {
 			return ""
@@ -98,14 +99,14 @@ func (p *process) tellsUnmarked(rows int, cause string) {
 	want := fmt.Sprint(rows)
 	eventually(p.t, patience, "the metric counts them", func() string {
 		if got := p.metric(`outbox_unmarked_events{slot="` + p.status().Slots[0].Slot + `"}`); got != want {
-			return p.mustRun("it says " + got)
+			return p.mustRun("it is " + got)
 		}
 		return ""
 	})
 }
 
-// A row from before a constraint that was added NOT VALID: it is delivered, and cannot be marked. The others are, and a restart repeats nothing. When
-// the constraint is gone, it gets its mark.
+// A row from before a constraint that was added NOT VALID: it is delivered, and cannot be marked.
+// The others are, and a restart repeats nothing. When the constraint is gone, it gets its mark.
 func TestRowBesideAnInvalidConstraint(t *testing.T) {
 	t.Parallel()
 	w := bareWorldAt(t, pgtest.Server(t, pgtest.Version()))
@@ -123,9 +124,9 @@ func TestRowBesideAnInvalidConstraint(t *testing.T) {
 	w.waitRows(p, 21, 1)
 	p.waitStreaming()
 	w.waitSlotPasses(p)
-	p.tellsUnmarked(1, "SQLSTATE 23514: constraint t")
-	if told := p.logged("a row cannot be marked: set aside"); len(told) != 1 || told[0].text("event_id") != ids[0].String() || told[0].text("constraint") != "t" {
-		t.Errorf("logged %v", told)
+	p.showsUnmarked(1, "SQLSTATE 23514: constraint t")
+	if lines := p.logged("a row cannot be marked: set aside"); len(lines) != 1 || lines[0].text("event_id") != ids[0].String() || lines[0].text("constraint") != "t" {
+		t.Errorf("logged %v", lines)
 	}
 	p.stop()
 	b.wantOnce("after the stop", ids)
@@ -141,7 +142,8 @@ func TestRowBesideAnInvalidConstraint(t *testing.T) {
 	b.wantOnce("at the end", ids)
 }
 
-// Triggers that refuse one row in 250, each with another SQLSTATE, in each way in which rows are found and in which they are marked.
+// Triggers that refuse one row in 250, each with another SQLSTATE, in each way in which rows are
+// found and in which they are marked.
 func TestRefusedRowsInEveryMode(t *testing.T) {
 	t.Parallel()
 	codes := []string{"23514", "P0001", "22P02", "42883"}
@@ -190,14 +192,15 @@ func TestRefusedRowsInEveryMode(t *testing.T) {
 				b := newBox(t)
 				p := w.relay("relay", b.env().with(env))
 				w.waitRows(p, len(ids), len(codes))
-				late := w.insert(row{key: "key-0", topic: "t"}, row{key: "key-10", topic: "t"}) // of the keys of refused ones
+				// of the keys of refused ones
+				late := w.insert(row{key: "key-0", topic: "t"}, row{key: "key-10", topic: "t"})
 				ids = append(ids, late...)
 				w.waitRows(p, len(ids), len(codes))
 				if mode != "poll" {
 					p.waitStreaming()
 					w.waitSlotPasses(p)
 				}
-				p.tellsUnmarked(len(codes), "SQLSTATE")
+				p.showsUnmarked(len(codes), "SQLSTATE")
 				if mark == "archive" {
 					if n := value[int](w, `SELECT count(*) FROM saga_outbox_archive`); n != len(ids)-len(codes) {
 						t.Errorf("%d rows are archived", n)
@@ -235,7 +238,8 @@ func (b lettersBox) wantOrder(ids []relay.UUID) {
 	}
 }
 
-// The relay is killed between the publish and the entry: the event is delivered again, and set aside then.
+// The relay is killed between the publish and the entry: the event is delivered again, and unmarked
+// then.
 func TestKilledBeforeARefusedRowIsSetAside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -280,7 +284,8 @@ func TestKilledBeforeARefusedRowIsSetAside(t *testing.T) {
 	}
 }
 
-// Somebody holds rows FOR UPDATE: 20,000 further events are delivered and marked, the slot goes on, and it is told who it is. In polling, too.
+// Somebody holds rows FOR UPDATE: 20,000 further events are delivered and marked, the slot goes on,
+// and the relay reports who it is. In polling, too.
 func TestRowsThatSomebodyHolds(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"cdc", "polling"} {
@@ -313,7 +318,7 @@ func TestRowsThatSomebodyHolds(t *testing.T) {
 				if mode == "cdc" {
 					w.waitSlotPasses(p)
 				}
-				p.tellsUnmarked(held, fmt.Sprintf("locked by pid %d", conn.PgConn().PID()))
+				p.showsUnmarked(held, fmt.Sprintf("locked by pid %d", conn.PgConn().PID()))
 				if err := tx.Rollback(t.Context()); err != nil {
 					t.Fatal(err)
 				}

@@ -23,8 +23,9 @@ func (q *queue) unbind() {
 	q.on(func(ch *amqp.Channel) error { return ch.QueueUnbind(q.name, "payment.*", q.name, nil) })
 }
 
-// An event that no queue takes waits in the ledger, and what follows of its key behind it, from the same transaction and from later
-// ones; other keys do not notice. SQL tells all that. When a queue is bound, the key goes on in order.
+// An event that no queue takes waits in the ledger, and what follows of its key behind it, from the
+// same transaction and from later ones; other keys do not notice. SQL shows all that. When a queue
+// is bound, the key goes on in order.
 func TestRefusedHoldsItsKey(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -93,9 +94,11 @@ func TestRefusedHoldsItsKey(t *testing.T) {
 	l.judge("rabbitmq", messageEvents(t, q.drain()), 0)
 }
 
-// Relays are killed at random moments while events are refused, wait behind each other, are tried again and released: one row in
-// twenty needs a binding that comes and goes. Nothing is lost, and each key stays in order. (The binding goes while no relay runs: one that takes its
-// route for a good one learns of the end of it when what follows is sent already; sinks/rabbitmq, "Order behind a record that comes back".)
+// Relays are killed at random moments while events are refused, wait behind each other, are tried
+// again and released: one row in twenty needs a binding that comes and goes. Nothing is lost, and
+// each key stays in order. (The binding goes while no relay runs: one that takes its route for a
+// good one learns of the end of it when what follows is sent already; sinks/rabbitmq, "Order behind
+// a record that comes back".)
 func TestRefusedAndKilled(t *testing.T) {
 	t.Parallel()
 	const (
@@ -136,8 +139,9 @@ func TestRefusedAndKilled(t *testing.T) {
 	l.judge("rabbitmq", messageEvents(t, q.drain()), rounds*(budget+roundEntries))
 }
 
-// Rows with a header CC as text made RabbitMQ close the channel for ever, and nothing of other keys arrived. They are sent, what cannot be
-// an array of routing keys ends as a dead letter, and the relay is ready all the time.
+// Rows with a header CC as text made RabbitMQ close the channel for ever, and nothing of other keys
+// arrived. They are sent, what cannot be an array of routing keys ends as a dead letter, and the
+// relay is ready all the time.
 func TestHeaderThatRabbitMQTakesForRoutes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

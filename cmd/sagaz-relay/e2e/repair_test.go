@@ -14,12 +14,13 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// command runs the binary with the world's variables and returns what it says and its exit code.
+// command runs the binary with the world's variables and returns its output and its exit code.
 func (w *world) command(more settings, args ...string) (stdout string, code int) {
 	w.t.Helper()
 	p := launch(w.t, program(w.t), args[0], w.env().with(settings{"RELAY_HTTP_ADDR": ""}).with(more), w.secrets(), args...)
 	code = p.end(patience)
-	if strings.Contains(p.stdout.String(), w.marker) { // launch lets stdout pass, for the sink of that name
+	// launch lets stdout pass, for the sink of that name
+	if strings.Contains(p.stdout.String(), w.marker) {
 		w.t.Errorf("%q shows a payload", args)
 	}
 	w.t.Logf("sagaz-relay %s: exit code %d\n%s%s", strings.Join(args, " "), code, p.stdout.String(), p.stderr.String())
@@ -69,13 +70,13 @@ func hold(t *testing.T) (w *world, q *queue, env settings, p *process, ids []rel
 	return w, q, env, p, ids
 }
 
-// An event that no queue takes becomes a dead letter and holds its key; the queue is bound, the event retried: it arrives, and all that
-// waited behind it, in order and once.
+// An event that no queue takes becomes a dead letter and holds its key; the queue is bound, the
+// event retried: it arrives, and all that waited behind it, in order and once.
 func TestDeadLetterRetry(t *testing.T) {
 	t.Parallel()
 	w, q, env, p, ids := hold(t)
 	if out, code := w.command(env, "doctor"); code != 1 || !strings.Contains(out, "1 dead letter of sink rabbitmq") {
-		t.Errorf("doctor says nothing of it, or exits with %d", code)
+		t.Errorf("doctor shows nothing of it, or exits with %d", code)
 	}
 	q.on(func(ch *amqp.Channel) error { return ch.QueueBind(q.name, "payment.*", q.name, false, nil) })
 	if out, code := w.command(env, "dead-letter", "retry", "--reason", "unroutable"); code != 0 || !strings.Contains(out, "retried 1: rabbitmq 1") || !strings.Contains(out, "a relay is running and does the rest: relay") {
@@ -95,7 +96,8 @@ func TestDeadLetterRetry(t *testing.T) {
 	}
 }
 
-// A dead letter is given up while no relay runs; the next one takes it out, and what waited behind it goes on in order.
+// A dead letter is given up while no relay runs; the next one takes it out, and what waited behind
+// it goes on in order.
 func TestDeadLetterDiscard(t *testing.T) {
 	t.Parallel()
 	w, q, env, p, ids := hold(t)
@@ -123,7 +125,8 @@ func TestDeadLetterDiscard(t *testing.T) {
 	}
 }
 
-// A row that the Python library's worker gave up has no entry in the ledger: retried, it is found in the table, and delivered.
+// A row that the Python library's worker gave up has no entry in the ledger: retried, it is found
+// in the table, and delivered.
 func TestDeadLetterOfTheLibrary(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -141,7 +144,7 @@ func TestDeadLetterOfTheLibrary(t *testing.T) {
 	}
 }
 
-// Events that were sent are delivered once more, in order, and say so in a header.
+// Events that were sent are delivered once more, in order, with a header that shows it.
 func TestReplay(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -190,7 +193,7 @@ func TestReplay(t *testing.T) {
 	}
 	for i := range first {
 		if _, marked := first[i].Headers["relay-replayed-at"]; marked {
-			t.Errorf("message %d was no replay, and says it was", i)
+			t.Errorf("message %d was no replay, and has the header of one", i)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
-// sinkUp reports what the relay's metrics say of a sink.
+// sinkUp is outbox_sink_up of a sink.
 func (p *process) sinkUp(sink string) string { return p.metric(`outbox_sink_up{sink="` + sink + `"}`) }
 
 func (p *process) waitSink(sink, up string) {
@@ -39,8 +39,9 @@ func (p *process) healthy(when string) {
 	}
 }
 
-// Brokers go away without a word under load, one and both, and are away when a relay starts. The relay stays, is ready (a restart
-// would not mend a broker), and delivers everything when they are back; nothing is lost, and order holds.
+// Brokers go away without a word under load, one and both, and are away when a relay starts. The
+// relay stays, is ready (a restart would not fix a broker), and delivers everything when they are
+// back; nothing is lost, and order holds.
 func TestBrokers(t *testing.T) {
 	t.Parallel()
 	kafka, rabbit := privateBrokers(t)
@@ -86,7 +87,7 @@ func TestBrokers(t *testing.T) {
 		p.healthy("with both brokers away")
 		for _, l := range p.logged("publish did not succeed") {
 			if text := l.text("error"); !strings.Contains(text, "127.0.0.1:") && !strings.Contains(text, "connection") {
-				t.Errorf("the log does not say which broker, or what happened: %s", text)
+				t.Errorf("the log does not show which broker, or what happened: %s", text)
 			}
 		}
 		if n := len(p.logged("publish did not succeed")); n > 4 {
@@ -132,7 +133,8 @@ func TestBrokers(t *testing.T) {
 	})
 }
 
-// PostgreSQL goes away in every way that it can. The relay is the same process all the time, and recovers by itself.
+// PostgreSQL goes away in every way that it can. The relay is the same process all the time, and
+// recovers by itself.
 func TestPostgres(t *testing.T) {
 	t.Parallel()
 	server := pgtest.OwnServer(t, pgtest.Version(), nil)
@@ -196,7 +198,8 @@ func TestPostgres(t *testing.T) {
 	l.finish(p)
 	p.healthy("at the end")
 	p.stop()
-	// Nothing was marked that was not delivered; what was delivered and not marked comes again, for each accident.
+	// Nothing was marked that was not delivered; what was delivered and not marked comes again, for
+	// each accident.
 	l.judge("file", lineEvents(t, func(f func(file.Line) error) error { return file.Read(path, f) }), len(accidents)*budget)
 }
 

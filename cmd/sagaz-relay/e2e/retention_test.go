@@ -15,8 +15,8 @@ func (p *process) pruned() string {
 	return p.metric(fmt.Sprintf("outbox_pruned_events_total{worker_id=%q}", p.name))
 }
 
-// Rows that were sent go when they are old, under load, without a mark that waits for it; rows that were not sent stay, however old.
-// Of two relays the owner does it.
+// Rows that were sent go when they are old, under load, without a mark that waits for it; rows that
+// were not sent stay, however old. Of two relays the owner does it.
 func TestRetention(t *testing.T) {
 	t.Parallel()
 	for _, action := range []string{relay.RetentionDelete, relay.RetentionArchive} {
@@ -46,7 +46,8 @@ func TestRetention(t *testing.T) {
 			var lag float64
 			watch := func(p *process, events int) {
 				t.Helper()
-				for want := l.committed() + events; l.committed() < want; time.Sleep(20 * time.Millisecond) { // how often we look
+				// how often we look
+				for want := l.committed() + events; l.committed() < want; time.Sleep(20 * time.Millisecond) {
 					lag = max(lag, p.status().Slots[0].LagSeconds)
 					if n := value[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'sagaz-relay%' AND wait_event_type = 'Lock'`); n != 0 {
 						t.Errorf("%d sessions of relays wait for a lock", n)
@@ -54,8 +55,8 @@ func TestRetention(t *testing.T) {
 				}
 			}
 			watch(owner, 1500)
-			// Not those of the load: removing takes a tenth of the time, and on a machine that is slow enough the load is faster. They are asked for
-			// when it has ended.
+			// Not those of the load: removing takes a tenth of the time, and on a machine that is
+			// slow enough the load is faster. They are asked for when it has ended.
 			eventually(t, patience, "rows that were sent long ago are gone", func() string {
 				if n := value[int](w, `SELECT count(*) FROM saga_outbox WHERE status = 'sent' AND aggregate_id LIKE 'old-%'`); n != 0 {
 					return owner.mustRun(fmt.Sprintf("%d are there", n))

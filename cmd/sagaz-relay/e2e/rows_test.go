@@ -51,7 +51,8 @@ type expectation struct {
 	check  func(t *testing.T, a arrival)
 }
 
-// One odd row stops nobody but itself: each of these gets its fate, and the good ones between them arrive in order.
+// One odd row stops nobody but itself: each of these gets its fate, and the good ones between them
+// arrive in order.
 func TestOddRowsToKafka(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -199,7 +200,7 @@ func TestDeadLetter(t *testing.T) {
 	p.stop()
 }
 
-// What no queue is bound for comes back from RabbitMQ, and its row says so; the rest goes on.
+// What no queue is bound for comes back from RabbitMQ, and its row shows it; the rest goes on.
 func TestUnroutable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -214,7 +215,8 @@ func TestUnroutable(t *testing.T) {
 		}
 		rows = append(rows, r)
 	}
-	rows = append(rows, row{key: "long", topic: strings.Repeat("ä", 200)}) // more than AMQP's 255 bytes
+	// more than AMQP's 255 bytes
+	rows = append(rows, row{key: "long", topic: strings.Repeat("ä", 200)})
 	ids := w.insert(rows...)
 	w.waitFinal(p)
 	var want []relay.UUID
@@ -247,7 +249,7 @@ func TestUnroutable(t *testing.T) {
 	}
 }
 
-// One of two sinks refuses a row: the other has it, and the row says which did not.
+// One of two sinks refuses a row: the other has it, and the row shows which does not.
 func TestRefusedByOne(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -268,7 +270,8 @@ func TestRefusedByOne(t *testing.T) {
 	p.stop()
 }
 
-// Others change the table while a relay works on it. Columns come and go, rows go before they are marked, all rows go.
+// Others change the table while a relay works on it. Columns come and go, rows go before they are
+// marked, all rows go.
 func TestTableChanges(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -303,7 +306,8 @@ func TestRowsGone(t *testing.T) {
 	d := toFile(t)
 	p := w.relay("relay", d.env)
 	p.waitStreaming()
-	// Inserted and deleted in one transaction, or right after it: the stream tells of rows that nobody can mark.
+	// Inserted and deleted in one transaction, or right after it: the stream delivers rows that
+	// cannot be marked.
 	for range 20 {
 		id := newID()
 		w.exec(`DO $$ BEGIN
@@ -336,7 +340,8 @@ func TestRowsGone(t *testing.T) {
 	p.stop()
 }
 
-// waitConfirmed waits until nothing is in flight and the slot has moved past all that is in the WAL now: nothing is held back.
+// waitConfirmed waits until nothing is in flight and the slot has moved past all that is in the WAL
+// now: nothing is held back.
 func (w *world) waitConfirmed(p *process) {
 	w.t.Helper()
 	lsn := value[string](w, `SELECT pg_current_wal_lsn()::text`)

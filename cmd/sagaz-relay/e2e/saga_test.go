@@ -14,7 +14,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// sagaRows are the rows that the library's OutboxSagaListener writes for a saga: its event types, with the headers of a traced one.
+// sagaRows are the rows that the library's OutboxSagaListener writes for a saga: its event types,
+// with the headers of a traced one.
 func sagaRows(saga, id string, types ...string) (rows []row) {
 	for _, t := range types {
 		rows = append(rows, row{
@@ -24,7 +25,8 @@ func sagaRows(saga, id string, types ...string) (rows []row) {
 	return rows
 }
 
-// family is one family of /metrics: its type, and the names of its labels, without those of buckets.
+// family is one family of /metrics: its type, and the names of its labels, without those of
+// buckets.
 type family struct{ kind, labels string }
 
 // families reads /metrics.
@@ -75,11 +77,14 @@ func documentedFamilies(t testing.TB) map[string]family {
 	return all
 }
 
-// A relay with Kafka and RabbitMQ, after events that were delivered, refused and given up: every metric that docs/metrics.md lists is exported, with its type and its
-// labels; sagas are counted; and the log tells a saga's whole way, by saga_id and by correlation_id, without the rest of its headers.
+// A relay with Kafka and RabbitMQ, after events that were delivered, refused and given up: every
+// metric that docs/metrics.md lists is exported, with its type and its labels; sagas are counted;
+// and the log has a saga's whole way, by saga_id and by correlation_id, without the rest of its
+// headers.
 func TestSagasInMetricsAndLogs(t *testing.T) {
 	t.Parallel()
-	server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"max_slot_wal_keep_size": "1GB"}) // without it there are no series of what is left
+	// without it there are no series of what is left
+	server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"max_slot_wal_keep_size": "1GB"})
 	w := newWorldAt(t, server.DSN("postgres"))
 	broker := brokertest.Kafka(t)
 	k := newTopic(t, broker.Plaintext, 4)
@@ -93,7 +98,8 @@ func TestSagasInMetricsAndLogs(t *testing.T) {
 	w.insert(sagaRows("shop", "saga-bad", "reserve.success", "pay.failed", "reserve.compensated")...)
 	w.insert(sagaRows("shop", "saga-bad", "failed")...)
 	w.insert(sagaRows("shop", "saga-open", "reserve.success")...)
-	lost := w.insert(sagaRows("lost", "saga-lost", "pay.success")...)[0] // RabbitMQ has no queue for it
+	// RabbitMQ has no queue for it
+	lost := w.insert(sagaRows("lost", "saga-lost", "pay.success")...)[0]
 	w.waitFinal(p)
 	if status, text := w.fate(lost); status != "dead_letter" || !strings.Contains(text, "unroutable") {
 		t.Fatalf("the unroutable event is %s: %s", status, text)
@@ -141,7 +147,7 @@ func TestSagasInMetricsAndLogs(t *testing.T) {
 	} {
 		p.waitMetric(series, want)
 	}
-	// The ratio of HOT updates is there when the server has told of updates twice.
+	// The ratio of HOT updates is there when the server has reported updates twice.
 	eventually(t, patience, "every metric of docs/metrics.md is exported", func() string {
 		got, want := p.families(), documentedFamilies(t)
 		var wrong []string
@@ -209,7 +215,7 @@ func TestSagasInMetricsAndLogs(t *testing.T) {
 		}
 	}
 	if strings.Contains(p.stderr.String(), "not for logs") {
-		t.Error("the log tells of headers that are none of its business")
+		t.Error("the log has headers that do not belong there")
 	}
 	if l := p.logged("event refused")[0]; l.text("error_type") != string(relay.ReasonUnroutable) || l.text("sink") != "rabbitmq" || l.text("event_id") != lost.String() {
 		t.Errorf("the refusal is logged as %v", l)

@@ -11,8 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
-// A relay that runs, with a secret in every setting that can hold one and nobody behind most of the addresses, writes none of them:
-// not into its log at DEBUG, not into metrics, page and health.
+// A relay that runs, with a secret in every setting that can hold one and nobody behind most of the
+// addresses, writes none of them: not into its log at DEBUG, not into metrics, page and health.
 func TestSecretsOfARunningRelay(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -34,7 +34,7 @@ func TestSecretsOfARunningRelay(t *testing.T) {
 	p.waitLog("the broker cannot be used, events wait for it")
 	w.insert(row{key: "k", topic: "t"})
 	p.waitLog("sink isolated: its events go to the ledger until it is back")
-	said := p.stderr.String()
+	shown := p.stderr.String()
 	addr := p.waitLog("serving metrics and health").text("address")
 	for _, path := range []string{"/", "/metrics", "/status.json", "/health/ready", "/health/live", "/page.js"} {
 		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+path, nil)
@@ -53,13 +53,13 @@ func TestSecretsOfARunningRelay(t *testing.T) {
 		if len(text.String()) < 20 || res.StatusCode == http.StatusUnauthorized {
 			t.Errorf("%s: %s", path, res.Status)
 		}
-		said += text.String()
+		shown += text.String()
 	}
-	if at := strings.Index(said, "S3NT1NEL"); at >= 0 {
-		t.Errorf("a secret is shown: …%s…", said[max(0, at-200):at+20])
+	if at := strings.Index(shown, "S3NT1NEL"); at >= 0 {
+		t.Errorf("a secret is shown: …%s…", shown[max(0, at-200):at+20])
 	}
-	if strings.Contains(said, "(hidden)") {
-		at := strings.Index(said, "(hidden)")
-		t.Errorf("something printed a secret, and only the belt caught it: …%s…", said[max(0, at-200):at+20])
+	if strings.Contains(shown, "(hidden)") {
+		at := strings.Index(shown, "(hidden)")
+		t.Errorf("something printed a secret, and only the last redaction caught it: …%s…", shown[max(0, at-200):at+20])
 	}
 }

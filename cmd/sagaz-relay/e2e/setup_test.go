@@ -11,7 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// fails runs "sagaz-relay run" with settings that cannot work, and wants exit code 2 and the words in what it says last.
+// fails runs "sagaz-relay run" with settings that cannot work, and wants exit code 2 and the words
+// in its last message.
 func (w *world) fails(t *testing.T, env settings, words ...string) {
 	t.Helper()
 	here := *w
@@ -32,7 +33,7 @@ func (w *world) fails(t *testing.T, env settings, words ...string) {
 	seen := make(map[string]bool)
 	for l := range strings.Lines(message) {
 		if seen[l] {
-			t.Errorf("the message says the same twice: %s", l)
+			t.Errorf("the message has the same twice: %s", l)
 		}
 		seen[l] = true
 	}
@@ -43,8 +44,8 @@ func (w *world) fails(t *testing.T, env settings, words ...string) {
 	}
 }
 
-// What a person has to mend is told at once: the name that the person typed or the object that is wrong, and what to do. The exit
-// code is 2, and the password stays out of it.
+// What a person has to fix is reported at once: the name that the person typed or the object that
+// is wrong, and what to do. The exit code is 2, and the password stays out of it.
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	w := bareWorldAt(t, pgtest.Server(t, pgtest.Version()))
@@ -185,7 +186,8 @@ func TestObjects(t *testing.T) {
 	})
 }
 
-// Without wal_level = logical there is nothing to stream, and with all slots taken no place to stream from.
+// Without wal_level = logical there is nothing to stream, and with all slots taken no place to
+// stream from.
 func TestServerSettings(t *testing.T) {
 	t.Parallel()
 	server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"max_replication_slots": "1"})
@@ -205,7 +207,8 @@ func TestServerSettings(t *testing.T) {
 	})
 }
 
-// A broker's file that cannot be written is trouble like that of any broker: the relay stays and tries again.
+// A broker's file that cannot be written is a transient error, as with any broker: the relay stays
+// and tries again.
 func TestFileNotWritable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -219,7 +222,7 @@ func TestFileNotWritable(t *testing.T) {
 	p.crash()
 }
 
-// A slot that somebody else reads is waited for, and the log says who that is.
+// The relay waits for a slot that somebody else reads, and logs who that is.
 func TestSlotInUse(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -228,7 +231,7 @@ func TestSlotInUse(t *testing.T) {
 	p := w.relay("relay", d.env)
 	busy := p.waitLog("waiting for the slot")
 	if text := busy.text("error"); !strings.Contains(text, "stranger") || !strings.Contains(text, "pg_terminate_backend") {
-		t.Errorf("the log does not say who reads the slot and what to do: %s", text)
+		t.Errorf("the log does not show who reads the slot and what to do: %s", text)
 	}
 	id := w.insert(row{key: "k", topic: d.topic})[0]
 	stranger()

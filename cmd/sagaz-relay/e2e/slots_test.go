@@ -69,8 +69,9 @@ func (w *world) waitFate(p *process, want string, ids ...relay.UUID) {
 	}
 }
 
-// One transaction has an event and another of the same key that cannot be made into a record, while the sink is down. What is parked by a stop,
-// or by the sink's isolation, keeps its place: nothing of the key is stuck, then or after a restart.
+// One transaction has an event and another of the same key that cannot be made into a record, while
+// the sink is down. What is parked by a stop, or by the sink's isolation, keeps its place: nothing
+// of the key is stuck, then or after a restart.
 func TestUnfitEventBehindWhatIsOffered(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -126,8 +127,9 @@ func (w *world) hasSlot(name string) bool {
 	return value[bool](w, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, name)
 }
 
-// RELAY_SLOT is changed while events wait for a sink that is down: the relay of the new name delivers them, in front of what comes, and
-// the old replication slot goes once the new one streams. A name that is of no use to us costs nothing.
+// RELAY_SLOT is changed while events wait for a sink that is down: the relay of the new name
+// delivers them, in front of what comes, and the old replication slot goes once the new one
+// streams. A name that is of no use to us costs nothing.
 func TestRenamedSlot(t *testing.T) {
 	t.Parallel()
 	w, s := newWorld(t), newScripted(t)
@@ -163,8 +165,8 @@ func TestRenamedSlot(t *testing.T) {
 	p.stop()
 }
 
-// Two relays with different RELAY_SLOT on one table: the second stands by and says for whom. When the first is killed it takes over, and
-// nothing is lost.
+// Two relays with different RELAY_SLOT on one table: the second is a standby and reports for which.
+// When the first is killed it takes over, and nothing is lost.
 func TestTwoSlotsOfOneTable(t *testing.T) {
 	t.Parallel()
 	w, s, s2 := newWorld(t), newScripted(t), newScripted(t)
@@ -180,20 +182,20 @@ func TestTwoSlotsOfOneTable(t *testing.T) {
 	if found.text("other") != w.slot || found.text("owner") != "first" {
 		t.Errorf("the log names slot %s of %s, want %s of first", found.text("other"), found.text("owner"), w.slot)
 	}
-	whom := fmt.Sprintf("%s, owned by first since 20", w.slot)
-	eventually(t, patience, "the status says whom the second has found", func() string {
+	other := fmt.Sprintf("%s, owned by first since 20", w.slot)
+	eventually(t, patience, "the status shows what the second has found", func() string {
 		st := second.status()
-		if len(st.Slots) != 1 || st.Slots[0].Role != relay.Standby || !strings.HasPrefix(st.Slots[0].Other, whom) {
+		if len(st.Slots) != 1 || st.Slots[0].Role != relay.Standby || !strings.HasPrefix(st.Slots[0].Other, other) {
 			return second.mustRun(fmt.Sprintf("%+v", st.Slots))
 		}
-		if v := st.Verdict(); v.Level == relay.LevelOK || !strings.Contains(strings.Join(v.Reasons, "; "), whom) {
+		if v := st.Verdict(); v.Level == relay.LevelOK || !strings.Contains(strings.Join(v.Reasons, "; "), other) {
 			return fmt.Sprintf("verdict %+v", v)
 		}
 		return ""
 	})
 	_, body := second.get("/status.json")
-	if _, verdict, _ := strings.Cut(string(body), `"verdict"`); !strings.Contains(verdict, whom) {
-		t.Errorf("the verdict in /status.json does not say whom the second has found: %s", body)
+	if _, verdict, _ := strings.Cut(string(body), `"verdict"`); !strings.Contains(verdict, other) {
+		t.Errorf("the verdict in /status.json does not show what the second has found: %s", body)
 	}
 	l.waitCommitted(300)
 	l.finish(first)

@@ -12,8 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// fleet is several relays of one slot that publish to a Kafka topic with one partition, so that the topic's offsets are the
-// order of events in time.
+// fleet is several relays of one slot that publish to a Kafka topic with one partition, so that the
+// topic's offsets are the order of events in time.
 type fleet struct {
 	*world
 	k      *topic
@@ -49,10 +49,11 @@ func (f *fleet) remove(p *process) {
 	f.relays = slices.DeleteFunc(f.relays, func(q *process) bool { return q == p })
 }
 
-// waitAll waits until one relay streams and the others stand by, all of them ready, and returns the owner.
+// waitAll waits until one relay streams and the others are standbys, all of them ready, and returns
+// the owner.
 func (f *fleet) waitAll() (owner *process) {
 	f.t.Helper()
-	eventually(f.t, patience, "one relay owns the slot and the others stand by", func() string {
+	eventually(f.t, patience, "one relay owns the slot and the others are standbys", func() string {
 		var roles []string
 		owner = nil
 		owners, standbys := 0, 0
@@ -123,8 +124,8 @@ func took(t *testing.T, all []arrival, hs []handover) []time.Duration {
 	return times
 }
 
-// within wants the best of several times below the promised limit, and each below a limit that a machine busy with other
-// tests keeps too.
+// within wants the best of several times below the promised limit, and each below a limit that a
+// machine busy with other tests keeps too.
 func within(t *testing.T, what string, times []time.Duration, promised time.Duration) {
 	t.Helper()
 	t.Logf("%s: %v, promised %s", what, times, promised)
@@ -186,8 +187,9 @@ func TestTakeoverFromDead(t *testing.T) {
 	l.judge("kafka", events(t, all), len(hs)*budget)
 }
 
-// An owner that is frozen (a paused VM, a stopped container) holds its connections open and says nothing. Another relay takes the
-// slot when the lease has lapsed. When it thaws, it neither publishes nor marks: it stands by.
+// An owner that is frozen (a paused VM, a stopped container) holds its connections open and sends
+// nothing. Another relay takes the slot when the lease has lapsed. When it thaws, it neither
+// publishes nor marks: it is a standby.
 func TestFrozenOwner(t *testing.T) {
 	t.Parallel()
 	const budget = 300
@@ -206,16 +208,16 @@ func TestFrozenOwner(t *testing.T) {
 	if got := next.status().Slots[0].Epoch; got != epoch+1 {
 		t.Errorf("the new owner has epoch %d, want %d", got, epoch+1)
 	}
-	told := 0
+	logged := 0
 	for _, p := range f.relays { // one ends the frozen owner, any one takes the slot
 		for _, l := range p.logged("the owner has not renewed its lease") {
-			if told++; l.text("owner") != owner.name {
+			if logged++; l.text("owner") != owner.name {
 				t.Errorf("%s ended %s, want %s", p.name, l.text("owner"), owner.name)
 			}
 		}
 	}
-	if told == 0 {
-		t.Error("no relay says that it has ended the frozen owner")
+	if logged == 0 {
+		t.Error("no relay logs that it has ended the frozen owner")
 	}
 	l.finish(nil)
 	marked := func() string {
@@ -225,7 +227,7 @@ func TestFrozenOwner(t *testing.T) {
 
 	owner.signal(syscall.SIGCONT)
 	lost := owner.waitLog("lease lost, standing by")
-	t.Logf("thawed, and stood by after %s: %s", time.Since(thawed).Round(time.Millisecond), lost.text("error"))
+	t.Logf("thawed, and was a standby after %s: %s", time.Since(thawed).Round(time.Millisecond), lost.text("error"))
 	f.relays = append(f.relays, owner)
 	if again := f.waitAll(); again != next {
 		t.Errorf("%s owns the slot now, want %s", again.name, next.name)
@@ -263,7 +265,8 @@ func TestFrozenOwner(t *testing.T) {
 	l.judge("rabbitmq", messageEvents(t, q.drain()), budget)
 }
 
-// A Deployment is rolled over under load: each new relay is ready before an old one gets its SIGTERM.
+// A Deployment is rolled over under load: each new relay is ready before an old one gets its
+// SIGTERM.
 func TestRollingRestart(t *testing.T) {
 	f := newFleet(t, fastProgram(t), nil)
 	l := f.load(loadOptions{topic: f.k.name, rate: 300})

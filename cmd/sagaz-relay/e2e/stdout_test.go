@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// Nobody reads the relay's standard output, so the sink hangs in a write. SIGTERM ends the process all the same, soon after its drain
-// timeout, and nothing is lost: the next one delivers what this one could not.
+// Nobody reads the relay's standard output, so the sink hangs in a write. SIGTERM ends the process
+// all the same, soon after its drain timeout, and nothing is lost: the next one delivers what this
+// one could not.
 func TestStopWhileNobodyReadsStdout(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -44,7 +45,8 @@ func TestStopWhileNobodyReadsStdout(t *testing.T) {
 	})
 	start := time.Now()
 	p.signal(syscall.SIGTERM)
-	eventually(t, patience, "the process ends", func() string { // its pipe stays open, so exec waits on
+	// its pipe stays open, so exec waits on
+	eventually(t, patience, "the process ends", func() string {
 		if err := syscall.Kill(p.PID(), 0); errors.Is(err, syscall.ESRCH) {
 			return ""
 		}
@@ -70,8 +72,8 @@ func TestStopWhileNobodyReadsStdout(t *testing.T) {
 	}
 }
 
-// The reader of our standard output goes away for good. That ends the sink stdout and nothing else: the file has every event, the log
-// says what is the matter, and SIGTERM drains as ever.
+// The reader of our standard output goes away for good. That ends the sink stdout and nothing else:
+// the file has every event, the log logs why, and SIGTERM drains as ever.
 func TestReaderOfStdoutGoes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -99,7 +101,7 @@ func TestReaderOfStdoutGoes(t *testing.T) {
 		return ""
 	})
 	if !strings.Contains(p.stderr.String(), "broken pipe") {
-		t.Error("the log does not tell why")
+		t.Error("the log does not show why")
 	}
 	p.stop()
 }

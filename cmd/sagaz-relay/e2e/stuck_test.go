@@ -14,8 +14,9 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// Something does not go on while the relay works: a connection, a process of the server, a row's lock, somebody's transaction, a sink.
-// SIGTERM (or SIGHUP) ends the process all the same, within the drain timeout and the time that the rest may take.
+// Something does not go on while the relay works: a connection, a process of the server, a row's
+// lock, somebody's transaction, a sink. SIGTERM (or SIGHUP) ends the process all the same, within
+// the drain timeout and the time that the rest may take.
 func TestStopsWhileStuck(t *testing.T) {
 	const drain, rest = 3 * time.Second, 10 * time.Second
 	cut := func(purpose string) func(*world, *pgtest.Proxy) {
@@ -90,7 +91,7 @@ func TestStopsWhileStuck(t *testing.T) {
 	}
 }
 
-// mute is the address of a server that takes connections and never says a word.
+// mute is the address of a server that takes connections and never sends a byte.
 func mute(t testing.TB) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -11,7 +11,8 @@ import (
 // tooLargeMemory is the memory limit of the Kubernetes manifest.
 const tooLargeMemory = 512 << 20
 
-// A row of 200 MB does not end the process, wherever it is read, nor after a restart or a retry by hand: it is a dead letter, and the others go.
+// A row of 200 MB does not end the process, wherever it is read, nor after a restart or a retry by
+// hand: it is a dead letter, and the others go.
 func TestRowLargerThanMemory(t *testing.T) {
 	for _, c := range []struct{ mode, payload, headers string }{
 		{"cdc", `to_jsonb(repeat('x', 200000000))`, `'{}'`},

@@ -76,8 +76,8 @@ func amqpHeader(d amqp.Delivery, name string) string {
 	return text
 }
 
-// A trace that begins in an application goes on: the consumers of both brokers see the bytes that the row had, and between them are the relay's spans,
-// linked to the row's and in its trace.
+// A trace that begins in an application goes on: the consumers of both brokers see the bytes that
+// the row had, and between them are the relay's spans, linked to the row's and in its trace.
 func TestTraceContinues(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []string{"http/protobuf", "grpc"} {
@@ -177,7 +177,7 @@ func TestTraceContinues(t *testing.T) {
 				"messaging.system": "rabbitmq", "messaging.destination.name": q.name + ":" + k.name, "messaging.rabbitmq.destination.routing_key": k.name,
 			})
 			if a := spansNamed(spans, toRabbit, traced)[0].Attributes; a["server.address"] == "" || a["server.port"] == "" {
-				t.Errorf("RabbitMQ's address is not told: %v", a)
+				t.Errorf("RabbitMQ's address is not recorded: %v", a)
 			}
 
 			// So do the lines of the log about the event.
@@ -282,7 +282,8 @@ func TestTraceSampler(t *testing.T) {
 	}
 }
 
-// With RELAY_TRACE_EVENTS a row without a trace begins one, which both brokers' consumers can go on with.
+// With RELAY_TRACE_EVENTS a row without a trace begins one, which both brokers' consumers can go on
+// with.
 func TestTraceEvents(t *testing.T) {
 	t.Parallel()
 	w, collector := newWorld(t), otlptest.New(t)
@@ -326,7 +327,8 @@ func TestTraceEvents(t *testing.T) {
 	}
 }
 
-// A collector that is not there, hangs, or answers with errors is a line in the log, and nothing to delivery or to a stop.
+// A collector that is not there, hangs, or answers with errors is a line in the log, and nothing to
+// delivery or to a stop.
 func TestCollectorInTrouble(t *testing.T) {
 	t.Parallel()
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
@@ -361,14 +363,14 @@ func TestCollectorInTrouble(t *testing.T) {
 			if got := w.waitNonePending(p); got["sent"] != rows {
 				t.Errorf("rows by status: %v", got)
 			}
-			told := p.waitLog("traces are not exported")
-			if told.text("level") != "WARNING" || told.text("logger") != "traces" || told.text("error") == "" {
-				t.Errorf("the log says %v", told)
+			line := p.waitLog("traces are not exported")
+			if line.text("level") != "WARNING" || line.text("logger") != "traces" || line.text("error") == "" {
+				t.Errorf("the log has %v", line)
 			}
 			p.healthy("without a collector")
 			p.stop()
 			if n := len(p.logged("traces are not exported")); n != 1 {
-				t.Errorf("the trouble is logged %d times, want once", n)
+				t.Errorf("the error is logged %d times, want once", n)
 			}
 			if n := len(p.log()); n > 40 {
 				t.Errorf("%d lines in the log", n)
@@ -377,7 +379,8 @@ func TestCollectorInTrouble(t *testing.T) {
 	}
 }
 
-// Without an endpoint, or switched off, nothing is sent: not even to where OpenTelemetry's libraries would send by default.
+// Without an endpoint, or switched off, nothing is sent: not even to where OpenTelemetry's
+// libraries would send by default.
 func TestTracesOff(t *testing.T) {
 	t.Parallel()
 	asked := listener(t, "127.0.0.1:0")
@@ -399,7 +402,7 @@ func TestTracesOff(t *testing.T) {
 			w.waitNonePending(p)
 			p.stop() // which would export
 			if len(p.logged("traces")) != 0 {
-				t.Errorf("the log tells of traces: %v", p.logged("traces"))
+				t.Errorf("the log is about traces: %v", p.logged("traces"))
 			}
 			for _, l := range listeners {
 				if n := l.seen.Load(); n != 0 {
@@ -416,7 +419,8 @@ type counted struct {
 	seen atomic.Int32
 }
 
-// listener listens until the end of the test. It waits for the port: another run of this test may have it for a moment.
+// listener listens until the end of the test. It waits for the port: another run of this test may
+// have it for a moment.
 func listener(t *testing.T, addr string) *counted {
 	t.Helper()
 	var l net.Listener

@@ -10,7 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// belongings runs uninstall and returns what it says of each thing, by kind and name.
+// belongings runs uninstall and returns its line about each thing, by kind and name.
 func (w *world) belongings(code int, args ...string) map[string]string {
 	w.t.Helper()
 	out, got := w.command(settings{"BROKER_TYPE": "stdout"}, append([]string{"uninstall", "--json"}, args...)...)
@@ -19,7 +19,7 @@ func (w *world) belongings(code int, args ...string) map[string]string {
 		Stays, Removed    bool
 	}
 	if err := json.Unmarshal([]byte(out), &all); err != nil || got != code {
-		w.t.Fatalf("uninstall ended with %d, want %d, and said %s (%v)", got, code, out, err)
+		w.t.Fatalf("uninstall ended with %d, want %d, and printed %s (%v)", got, code, out, err)
 	}
 	found := make(map[string]string)
 	for _, b := range all {
@@ -28,8 +28,8 @@ func (w *world) belongings(code int, args ...string) map[string]string {
 	return found
 }
 
-// uninstall takes all that is ours out of a database and its server, by the relay's own role with the documented rights, and nothing of a
-// neighbour's; it refuses while a relay lives.
+// uninstall takes all that is ours out of a database and its server, by the relay's own role with
+// the documented rights, and nothing of a neighbour's; it refuses while a relay lives.
 func TestUninstall(t *testing.T) {
 	t.Parallel()
 	w := newWorldAt(t, pgtest.Server(t, pgtest.Version()))
@@ -45,7 +45,7 @@ func TestUninstall(t *testing.T) {
 	p := w.relay("relay", settings{"BROKER_TYPE": "stdout"})
 	p.waitStreaming()
 	if out, code := w.command(settings{"BROKER_TYPE": "stdout"}, "uninstall", "--yes"); code != 1 {
-		t.Errorf("beside a relay that runs it ended with %d: %s", code, out)
+		t.Errorf("next to a relay that runs it ended with %d: %s", code, out)
 	}
 	p.healthy("after uninstall was refused")
 	p.stop()

@@ -51,8 +51,9 @@ func newGate(t *testing.T, server string) *gate {
 	return g
 }
 
-// A database that is not there when the relay starts: the log says so in one line, which names the variable; the relay stays alive and not ready, and says
-// why; when the database comes, it begins.
+// A database that is not there when the relay starts: one line of the log reports it and names the
+// variable. The relay stays alive and not ready, and reports why; when the database comes, it
+// begins.
 func TestDatabaseComesLater(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -78,7 +79,7 @@ func TestDatabaseComesLater(t *testing.T) {
 	}
 	waiting := p.logged("waiting for the database")
 	if len(waiting) != 1 {
-		t.Errorf("the log says it %d times, want once", len(waiting))
+		t.Errorf("it is logged %d times, want once", len(waiting))
 	}
 	for _, want := range []string{"DATABASE_URL", u.Host} {
 		if text := fmt.Sprint(waiting[0]); !strings.Contains(text, want) {
@@ -99,8 +100,9 @@ func TestDatabaseComesLater(t *testing.T) {
 	p.stop()
 }
 
-// A broker that is not there when the relay starts: the log says so before there is any event, once, and names the variable. The relay is ready: it does
-// what can be done, and a restart would not mend the broker.
+// A broker that is not there when the relay starts: the log reports it before there is any event,
+// once, and names the variable. The relay is ready: it does what can be done, and a restart would
+// not fix the broker.
 func TestBrokerMissingAtStart(t *testing.T) {
 	t.Parallel()
 	for broker, c := range map[string]struct{ variable, value, address string }{
@@ -113,14 +115,14 @@ func TestBrokerMissingAtStart(t *testing.T) {
 			start := time.Now()
 			p := launch(t, program(t), "relay", w.env().with(settings{"BROKER_TYPE": broker, c.variable: c.value}), append(w.secrets(), "pw-broker-secret"), "run")
 			l := p.waitLog("the broker cannot be used")
-			t.Logf("said after %s: %v", time.Since(start).Round(time.Millisecond), l)
+			t.Logf("logged after %s: %v", time.Since(start).Round(time.Millisecond), l)
 			if l.text("level") != "WARNING" || l.text("sink") != broker || !strings.Contains(l.text("fix"), c.variable) || !strings.Contains(l.text("error"), c.address) {
 				t.Errorf("the line does not name sink, variable and address: %v", l)
 			}
 			p.waitReady()
 			p.stop()
 			if n := len(p.logged("the broker cannot be used")); n != 1 {
-				t.Errorf("the log says it %d times, want once", n)
+				t.Errorf("it is logged %d times, want once", n)
 			}
 		})
 	}

@@ -9,7 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// Rows whose own headers override the one that carries the event_id are found, whatever they put there.
+// Rows whose own headers override the one that carries the event_id are found, whatever they put
+// there.
 func TestVerifyFindsOverriddenIDs(t *testing.T) {
 	broker, mq := brokertest.Kafka(t).Plaintext, brokertest.RabbitMQ(t).URL
 	for envelope, header := range map[string]string{"sagaz": "event_id", "raw": "event_id", "debezium": "id", "cloudevents": "ce_id"} {

@@ -68,7 +68,8 @@ func newPlanted(t *testing.T, sinks ...string) *planted {
 	return p
 }
 
-// rows adds events of one key, each made a second after the one before; they are created after since unless named "old".
+// rows adds events of one key, each made a second after the one before; they are created after
+// since unless named "old".
 func (p *planted) rows(table, status string, names ...string) {
 	p.t.Helper()
 	for _, name := range names {
@@ -146,8 +147,8 @@ func later(list []verify.Different) (events []verify.Finding) {
 	return events
 }
 
-// Each kind of sink, read back for real: a loss, a duplicate and a swap are found by id, and what is still to come or given up
-// is none of them.
+// Each kind of sink, read back for real: a loss, a duplicate and a swap are found by id, and what
+// is still to come or given up is none of them.
 func TestVerify(t *testing.T) {
 	for _, sink := range []string{"kafka", "rabbitmq", "file"} {
 		t.Run(sink, func(t *testing.T) {
@@ -206,7 +207,8 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// Two sinks that got the events of a key in different orders: one of them is wrong, whatever created_at says.
+// Two sinks that got the events of a key in different orders: one of them is wrong, whatever
+// created_at is.
 func TestVerifyDisagreement(t *testing.T) {
 	p := newPlanted(t, "kafka", "rabbitmq")
 	p.rows("saga_outbox", "sent", "a", "b", "c")

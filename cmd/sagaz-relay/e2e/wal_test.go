@@ -10,7 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// retained is what the slot holds back, in bytes of WAL, and what the server says of that.
+// retained is what the slot holds back, in bytes of WAL, and the server's status of that.
 func (w *world) retained() (bytes int64, status string) {
 	w.t.Helper()
 	err := w.db.Pool.QueryRow(w.t.Context(), `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, wal_status FROM pg_replication_slots WHERE slot_name = $1`, w.slot).Scan(&bytes, &status)
@@ -20,7 +20,8 @@ func (w *world) retained() (bytes int64, status string) {
 	return bytes, status
 }
 
-// checkpoint lets the server recycle WAL; it also writes the record by which a slot's restart_lsn can move.
+// checkpoint lets the server recycle WAL; it also writes the record by which a slot's restart_lsn
+// can move.
 func (w *world) checkpoint() { w.t.Helper(); w.exec(`CHECKPOINT`) }
 
 // written is how much WAL there was since a position.
@@ -37,17 +38,19 @@ func (w *world) write(bytes int) {
 	w.exec(`INSERT INTO busy SELECT i, repeat(md5(random()::text), 32) FROM generate_series(1, $1::int) AS i`, bytes/1100)
 }
 
-// A broker is away for long, and is not to be isolated for it: the slot may hold back half of max_slot_wal_keep_size all the same, and the
-// server's disk stays bounded. Then everything is delivered, in order.
+// A broker is away for long, and is not to be isolated for it: the slot may hold back half of
+// max_slot_wal_keep_size all the same, and the server's disk stays bounded. Then everything is
+// delivered, in order.
 func TestWALBudget(t *testing.T) {
 	t.Parallel()
 	const (
 		keep   = 128 << 20 // and so the budget is 64 MB
 		total  = 180 << 20
 		second = 3 << 20 // what is written in a second
-		// slack is what may come on top of the budget, and why the budget is no more than half: the slot is looked at every 5 s, what is being
-		// published then has RELAY_PUBLISH_TIMEOUT to end, and the slot moves when the stream has gone through what it held back. On an
-		// idle machine that is 20 MB here, on a busy one 50.
+		// slack is what may come on top of the budget, and why the budget is no more than half: the
+		// slot is looked at every 5 s, what is being published then has RELAY_PUBLISH_TIMEOUT to
+		// end, and the slot moves when the stream has gone through what it held back. On an idle
+		// machine that is 20 MB here, on a busy one 50.
 		slack    = keep / 2
 		inflight = 1000
 	)
@@ -95,7 +98,7 @@ func TestWALBudget(t *testing.T) {
 		t.Errorf("pg_wal has %d MB", disk>>20)
 	}
 	if n := len(p.logged("the slot holds back more WAL than its budget")); n == 0 {
-		t.Error("the log does not say that the budget was spent")
+		t.Error("the log does not show that the budget was spent")
 	}
 	if n := len(p.logged("the slot cannot tell everything")); n != 0 {
 		t.Error("the slot was lost")
@@ -107,7 +110,8 @@ func TestWALBudget(t *testing.T) {
 	w.waitLedger(p, "rabbitmq", 0)
 	l.settle(p, "rabbitmq")
 	p.stop()
-	// What was under way when the broker went away comes again, and so does what it was slow with afterwards.
+	// What was under way when the broker went away comes again, and so does what it was slow with
+	// afterwards.
 	unknown := len(p.logged("sink recovered"))
 	l.judge("rabbitmq", messageEvents(t, q.drain()), unknown*(inflight+roundEntries))
 }

@@ -19,7 +19,8 @@ import (
 // payloadMarker begins a text that is in every payload, and may be in no log.
 const payloadMarker = "payload-secret-"
 
-// world is a database that one test has for itself, with what a relay needs in it, and a role that is no superuser.
+// world is a database that one test has for itself, with what a relay needs in it, and a role that
+// is no superuser.
 type world struct {
 	t        testing.TB
 	db       *pgtest.DB
@@ -36,8 +37,8 @@ func newWorld(t testing.TB) *world {
 	return newWorldAt(t, pgtest.Server(t, pgtest.Version()))
 }
 
-// newWorldAt makes one on the server with this superuser's URL, migrates it, and makes the slot: what is committed from now
-// on is to be delivered.
+// newWorldAt makes one on the server with this superuser's URL, migrates it, and makes the slot:
+// what is committed from now on is to be delivered.
 func newWorldAt(t testing.TB, superuser string) *world {
 	t.Helper()
 	w := bareWorldAt(t, superuser)
@@ -102,10 +103,11 @@ func value[T any](w *world, sql string, args ...any) T {
 // env are the variables of a relay in this world, but for the sink's.
 func (w *world) env() settings {
 	return settings{
-		"DATABASE_URL":              w.url,
-		"RELAY_SLOT":                w.slot,
-		"RELAY_HTTP_ADDR":           "127.0.0.1:0",
-		"RELAY_UNROUTABLE_PATIENCE": "0s", // tests do not wait a quarter of an hour for a dead letter
+		"DATABASE_URL":    w.url,
+		"RELAY_SLOT":      w.slot,
+		"RELAY_HTTP_ADDR": "127.0.0.1:0",
+		// tests do not wait a quarter of an hour for a dead letter
+		"RELAY_UNROUTABLE_PATIENCE": "0s",
 	}
 }
 
@@ -113,7 +115,7 @@ func (w *world) secrets() []string {
 	return []string{w.password, url.QueryEscape(w.password), w.marker}
 }
 
-// relay starts "sagaz-relay run" with the variables beside those of env.
+// relay starts "sagaz-relay run" with these variables and those of env.
 func (w *world) relay(name string, more settings) *process {
 	w.t.Helper()
 	return w.relayOf(program(w.t), name, more)
@@ -144,7 +146,7 @@ func (w *world) migrate(args ...string) {
 	}
 }
 
-// row is what a test says of a row to insert; what is empty gets a default.
+// row is what a test sets of a row to insert; what is empty gets a default.
 type row struct {
 	id        relay.UUID
 	saga      string
@@ -255,7 +257,7 @@ func (w *world) fate(id relay.UUID) (status, lastError string) {
 	return status, lastError
 }
 
-// sentIDs are the rows that say sent.
+// sentIDs are the rows that are sent.
 func (w *world) sentIDs() map[relay.UUID]bool {
 	w.t.Helper()
 	rows, err := w.db.Pool.Query(w.t.Context(), `SELECT event_id FROM saga_outbox WHERE status = 'sent'`)
@@ -282,7 +284,8 @@ func (w *world) waitGone() {
 	})
 }
 
-// judge tells the checker what a sink got and wants its promises kept, with at most so many duplicates. It returns their number.
+// judge gives the checker what a sink got and wants its promises kept, with at most so many
+// duplicates. It returns their number.
 func (l *load) judge(sink string, got []verify.Event, maxDuplicates int) int {
 	l.w.t.Helper()
 	l.check.Deliver(sink, got...)

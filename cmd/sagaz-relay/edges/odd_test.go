@@ -19,7 +19,8 @@ import (
 
 const smallLimit = 64 << 10
 
-// A row over the limit is refused alone, as too_large and for good, wherever it is read: the others come whole.
+// A row over the limit is refused alone, as too_large and for good, wherever it is read: the others
+// come whole.
 func TestTooLargeRowIsRefusedAlone(t *testing.T) {
 	onEach(t, "", func(t *testing.T, db *pgtest.DB) {
 		ctx, stop := context.WithTimeout(t.Context(), patience)
@@ -51,7 +52,8 @@ func TestTooLargeRowIsRefusedAlone(t *testing.T) {
 	})
 }
 
-// A type that is not accepted is refused at the start, and when it comes while the stream runs, with the statement that fixes it.
+// A type that is not accepted is refused at the start, and when it comes while the stream runs,
+// with the statement that fixes it.
 func TestTypesThatAreNotAccepted(t *testing.T) {
 	onEach(t, "", func(t *testing.T, db *pgtest.DB) {
 		ctx, stop := context.WithTimeout(t.Context(), patience)
@@ -82,7 +84,8 @@ func TestTypesThatAreNotAccepted(t *testing.T) {
 	})
 }
 
-// A character that UTF-8 has not stops the stream for a few tries. Then the table is read, and the row is refused alone.
+// A character that UTF-8 has not stops the stream for a few tries. Then the table is read, and the
+// row is refused alone.
 func TestRowThatTheServerCannotSend(t *testing.T) {
 	onEach(t, "WIN1252", func(t *testing.T, db *pgtest.DB) {
 		ctx, stop := context.WithTimeout(t.Context(), patience)
@@ -118,12 +121,13 @@ func TestRowThatTheServerCannotSend(t *testing.T) {
 		}
 		exec(t, conn, `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 's', 'new', 'T', '{}')`)
 		if got := stream(t, ctx, source, "outbox", 1); before == 0 || len(got) != 1 {
-			t.Errorf("the new slot tells %d events", len(got))
+			t.Errorf("the new slot delivers %d events", len(got))
 		}
 	})
 }
 
-// Rows of one transaction come in the order of their insertion, whatever was done to them and rolled back.
+// Rows of one transaction come in the order of their insertion, whatever was done to them and
+// rolled back.
 func TestOrderOfATransaction(t *testing.T) {
 	for name, odd := range map[string]string{
 		"update rolled back": `SAVEPOINT s; UPDATE saga_outbox SET retry_count = 1 WHERE event_id = '%s'; ROLLBACK TO s;`,

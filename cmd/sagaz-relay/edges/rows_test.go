@@ -25,8 +25,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
 // patience is for what a server does in its own time, on a machine that has much else to do.
 const patience = 2 * time.Minute
 
-// shape is a table with certain types, and rows that are odd for them. A row is the values of saga_id, aggregate_type, aggregate_id, event_type,
-// payload, headers and created_at, in SQL.
+// shape is a table with certain types, and rows that are odd for them. A row is the values of
+// saga_id, aggregate_type, aggregate_id, event_type, payload, headers and created_at, in SQL.
 type shape struct {
 	name     string
 	encoding string // of the database
@@ -34,10 +34,11 @@ type shape struct {
 	types    map[string]string
 	nulls    bool // columns may be NULL
 	rows     []string
-	refused  int                 // rows that are no JSON or no UTF-8: refused alike, wherever they are read
-	keys     []string            // of the records that are not refused, in order
-	bodies   map[string]string   // by event_type: what has to be in the record's value
-	headers  map[string][]string // by event_type: "name=value"
+	// rows that are no JSON or no UTF-8: refused alike, wherever they are read
+	refused int
+	keys    []string            // of the records that are not refused, in order
+	bodies  map[string]string   // by event_type: what has to be in the record's value
+	headers map[string][]string // by event_type: "name=value"
 }
 
 var shapes = []shape{
@@ -122,8 +123,9 @@ var shapes = []shape{
 	},
 }
 
-// Whatever the columns are, as long as they are accepted: the stream, the sweep, the poll and the ledger make the same record of a row, byte
-// by byte, or refuse it alike. The database's own settings are of no account.
+// Whatever the columns are, as long as they are accepted: the stream, the sweep, the poll and the
+// ledger make the same record of a row, byte by byte, or refuse it alike. The database's own
+// settings are of no account.
 func TestSameBytesOnEveryPath(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		for _, s := range shapes {
@@ -183,7 +185,7 @@ func testShape(t *testing.T, version string, s *shape) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	beside := sweep(t, ctx, lease, relay.SweepQuery{Seen: horizon.Snapshot})
+	alongside := sweep(t, ctx, lease, relay.SweepQuery{Seen: horizon.Snapshot})
 	retried := park(t, ctx, lease, streamed)
 
 	encoder, err := encode.New(encode.DefaultConfig())
@@ -195,7 +197,7 @@ func testShape(t *testing.T, version string, s *shape) {
 	for i := range s.rows {
 		event := streamed[id(i+1)]
 		want, err := record(encoder, event)
-		for name, other := range map[string]map[relay.UUID]relay.Event{"sweep": swept, "sweep beside the stream": beside, "ledger": retried} {
+		for name, other := range map[string]map[relay.UUID]relay.Event{"sweep": swept, "sweep while streaming": alongside, "ledger": retried} {
 			ev, is := other[id(i+1)]
 			if !is {
 				t.Errorf("row %d: the %s does not have it", i, name)
@@ -276,7 +278,7 @@ func stream(t testing.TB, ctx context.Context, source opener, slot string, n int
 		}
 	}
 	if len(events) != n {
-		t.Fatalf("the stream has told %d events of %d", len(events), n)
+		t.Fatalf("the stream has delivered %d events of %d", len(events), n)
 	}
 	return events
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// RELAY_ENVELOPE=cloudevents as others read it: the SDK of CloudEvents for Python takes what came from Kafka and from RabbitMQ for events,
-// with the attributes of their rows, and the payload for their data.
+// RELAY_ENVELOPE=cloudevents as others read it: the SDK of CloudEvents for Python takes what came
+// from Kafka and from RabbitMQ for events, with the attributes of their rows, and the payload for
+// their data.
 func TestCloudEvents(t *testing.T) {
 	f := newFixture(t, pgtest.Version())
 	f.settings["RELAY_ENVELOPE"], f.settings["RELAY_CLOUDEVENTS_SOURCE"] = "cloudevents", "/shop/orders"
@@ -75,7 +76,8 @@ func checkCloudEvents(t *testing.T, f *fixture, received []delivery, rows map[st
 			FROM saga_outbox WHERE event_id = $1`, row.EventID).Scan(&payload, &created); err != nil {
 			t.Fatal(err)
 		}
-		if created != "" && (len(e.Time) < 19 || e.Time[:19] != created) { // the SDK itself fills in a time that is not told
+		// the SDK itself fills in a time that is missing
+		if created != "" && (len(e.Time) < 19 || e.Time[:19] != created) {
 			t.Errorf("event %d has the time %q, want %s", i, e.Time, created)
 		}
 		if d := differenceJSON(string(e.Data), payload); d != "" {

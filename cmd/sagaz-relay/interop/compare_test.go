@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// differenceJSON tells where two JSON texts differ, or returns "". Numbers are equal when they have the same value, digit for
-// digit, and are both whole or both not.
+// differenceJSON returns where two JSON texts differ, or returns "". Numbers are equal when they
+// have the same value, digit for digit, and are both whole or both not.
 func differenceJSON(a, b string) string {
 	var x, y any
 	for text, into := range map[string]*any{a: &x, b: &y} {
@@ -72,7 +72,7 @@ func difference(at string, a, b any) string {
 	return ""
 }
 
-// whole says whether a number is an integer to those who, as Python, tell integers from floats by how they are written.
+// whole reports whether a number is an integer for those that, as Python, go by how it is written.
 func whole(n json.Number) bool { return !strings.ContainsAny(string(n), ".eE") }
 
 func TestDifferenceJSON(t *testing.T) {

@@ -13,11 +13,13 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// claimTimeout is STUCK_CLAIM_TIMEOUT_SECONDS here: longer than a worker that lives needs for a batch, on a machine that is busy with other tests.
+// claimTimeout is STUCK_CLAIM_TIMEOUT_SECONDS here: longer than a worker that lives needs for a
+// batch, on a machine that is busy with other tests.
 const claimTimeout = 10 * time.Second
 
-// The library's worker and a relay in hybrid mode publish from one table at the same time, for as long as anybody likes. Each event goes out once. When
-// one of them is killed, only what it had claimed by then may go out twice: after the claim has lapsed, or at once when it was a relay's.
+// The library's worker and a relay in hybrid mode publish from one table at the same time, for as
+// long as anybody likes. Each event goes out once. When one of them is killed, only what it had
+// claimed by then may go out twice: after the claim has lapsed, or at once when it was a relay's.
 func TestHybrid(t *testing.T) {
 	for _, mode := range []string{"cdc", "polling"} {
 		t.Run(mode, func(t *testing.T) { testHybrid(t, mode) })
@@ -27,7 +29,8 @@ func TestHybrid(t *testing.T) {
 func testHybrid(t *testing.T, mode string) {
 	s := newSwitchover(t)
 	s.consumer.close()
-	s.consumer = s.consume(t, "consume_kafka", s.kafka.Plaintext, s.topics) // without an inbox, which would be slower than the load
+	// without an inbox, which would be slower than the load
+	s.consumer = s.consume(t, "consume_kafka", s.kafka.Plaintext, s.topics)
 	maps.Copy(s.settings, map[string]string{
 		"RELAY_HYBRID": "true", "RELAY_MODE": mode, "POLL_INTERVAL": "0.02", "STUCK_CLAIM_TIMEOUT_SECONDS": fmt.Sprint(claimTimeout.Seconds()),
 	})
@@ -51,9 +54,9 @@ func testHybrid(t *testing.T, mode string) {
 	s.bothSent(t)
 
 	// The worker dies with rows in hand.
-	doubtful := s.killWith(t, worker, "python", "python")
-	s.waitSent(t, doubtful)
-	if early := s.sentBefore(t, doubtful, claimTimeout); early > 0 {
+	unsure := s.killWith(t, worker, "python", "python")
+	s.waitSent(t, unsure)
+	if early := s.sentBefore(t, unsure, claimTimeout); early > 0 {
 		t.Errorf("%d rows that the worker had claimed were sent again before STUCK_CLAIM_TIMEOUT_SECONDS", early)
 	}
 	worker = s.worker(t, s.python)
@@ -63,7 +66,7 @@ func testHybrid(t *testing.T, mode string) {
 	ours := s.killWith(t, relay, "sagaz-relay", "sagaz-relay/")
 	relay = startRelay(t, s.settings)
 	s.waitSent(t, ours)
-	maps.Copy(doubtful, ours)
+	maps.Copy(unsure, ours)
 	s.more(t, 300)
 
 	enough()
@@ -79,7 +82,7 @@ func testHybrid(t *testing.T, mode string) {
 	}
 	twice := 0
 	for i, w := range s.rows {
-		_, doubt := doubtful[w.EventID]
+		_, doubt := unsure[w.EventID]
 		switch n := times[w.EventID]; {
 		case n == 2 && doubt:
 			twice++
@@ -87,11 +90,11 @@ func testHybrid(t *testing.T, mode string) {
 			t.Errorf("event %d of %d was delivered %d times, want once (claimed by one that was killed: %t)", i, len(s.rows), n, doubt)
 		}
 	}
-	t.Logf("%d events, %d in doubt after kills, %d of them delivered twice", len(s.rows), len(doubtful), twice)
+	t.Logf("%d events, %d in doubt after kills, %d of them delivered twice", len(s.rows), len(unsure), twice)
 }
 
-// killWith kills a process, whose connections have that name, at a moment when it has claimed rows, and returns those with the times of their
-// claims.
+// killWith kills a process, whose connections have that name, at a moment when it has claimed rows,
+// and returns those with the times of their claims.
 func (s *switchover) killWith(t *testing.T, p *process, name, claimant string) map[string]time.Time {
 	t.Helper()
 	for deadline := time.Now().Add(patience); len(s.claims(t, claimant)) == 0; {
@@ -109,7 +112,7 @@ func (s *switchover) killWith(t *testing.T, p *process, name, claimant string) m
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	// What it has said to the server counts, its last mark maybe.
+	// What it has sent to the server counts, its last mark maybe.
 	s.db.Until(t, `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND starts_with(application_name, $1))`, name)
 	return s.claims(t, claimant)
 }

@@ -41,7 +41,8 @@ type written struct {
 	EventType   string `json:"event_type"`
 }
 
-// fixture is a database with the library's tables, prepared by us, and topics and exchange of its own.
+// fixture is a database with the library's tables, prepared by us, and topics and exchange of its
+// own.
 type fixture struct {
 	library
 	db     *pgtest.DB
@@ -143,7 +144,7 @@ func statuses(t *testing.T, db *pgtest.DB) map[string]int {
 	return counts
 }
 
-// waitStatuses waits until the rows say so.
+// waitStatuses waits until the rows have these statuses.
 func waitStatuses(t *testing.T, db *pgtest.DB, want map[string]int) {
 	t.Helper()
 	var got map[string]int
@@ -221,7 +222,8 @@ func testBesideTheLibrary(t *testing.T, f *fixture) {
 	relay = startRelay(t, f.settings)
 	rows = append(rows, <-inserted...)
 	withDigits := insertSQL(t, f.db, f.prefix+".digits", digits)
-	refused := insertSQL(t, f.db, f.prefix+".no topic!", `{}`) // Kafka has no such topics, RabbitMQ does not mind
+	// Kafka has no such topics, RabbitMQ does not mind
+	refused := insertSQL(t, f.db, f.prefix+".no topic!", `{}`)
 	rows = append(rows, withDigits)
 	if len(rows) != 364 {
 		t.Fatalf("the library inserted %d rows, want 364", len(rows))
@@ -267,7 +269,8 @@ func byEvent(received []delivery) map[string]delivery {
 	return first
 }
 
-// checkOnce checks that the inbox let every event through once, and each key's events in commit order.
+// checkOnce checks that the inbox let every event through once, and each key's events in commit
+// order.
 func checkOnce(t *testing.T, sink string, received []delivery, rows []written) {
 	handled := make(map[string]int)
 	repeated := 0
@@ -294,7 +297,8 @@ func checkOnce(t *testing.T, sink string, received []delivery, rows []written) {
 	last := make(map[string]int)
 	for _, id := range order {
 		i := place[id]
-		key := rows[i].EventType + " " + rows[i].AggregateID // a topic's partition is read in order, two topics are not
+		// a topic's partition is read in order, two topics are not
+		key := rows[i].EventType + " " + rows[i].AggregateID
 		if before, seen := last[key]; seen && before > i && (sink != "kafka" || rows[i].AggregateID != "") {
 			t.Errorf("%s: event %d of %q came after event %d", sink, i, key, before)
 		}
@@ -348,7 +352,8 @@ func checkRead(t *testing.T, f *fixture, rows []written, refused written, ours m
 		if !ok || e.Status != "sent" || e.SentAt == nil || e.RetryCount != 0 || e.LastError != nil {
 			t.Errorf("the library reads event %s as %+v, want it sent, with the time, without retries or errors", w.EventID, e)
 		}
-		// Infinity, years below 1000 and all: the timestamp is what the library makes of created_at.
+		// Infinity, years below 1000 and all: the timestamp is what the library makes of
+		// created_at.
 		for sink, received := range ours {
 			var body struct {
 				Timestamp string `json:"timestamp"`
@@ -360,7 +365,8 @@ func checkRead(t *testing.T, f *fixture, rows []written, refused written, ours m
 	}
 }
 
-// runWorker has the library's worker publish the same rows, to Kafka's same topics and then to an exchange of its own.
+// runWorker has the library's worker publish the same rows, to Kafka's same topics and then to an
+// exchange of its own.
 func runWorker(t *testing.T, f *fixture) map[string]map[string]delivery {
 	t.Helper()
 	db := pgtest.NewVersion(t, f.db.Version)
@@ -377,8 +383,9 @@ func runWorker(t *testing.T, f *fixture) map[string]map[string]delivery {
 		consume []string
 		want    map[string]int
 	}{
-		// Pending are the two whose time has not come. Kafka does not get the one with typed headers. The one without a
-		// topic is kept from it: the worker stands still for 40 s at each attempt, and then gives it up.
+		// Pending are the two whose time has not come. Kafka does not get the one with typed
+		// headers. The one without a topic is kept from it: the worker waits for 40 s at each
+		// attempt, and then gives it up.
 		{"kafka", []string{"consume_kafka", f.kafka.Plaintext, f.topics}, map[string]int{"sent": 361, "pending": 2, "dead_letter": 1, "claimed": 1}},
 		{"rabbitmq", []string{"consume_rabbitmq", f.rabbit.URL, exchange}, map[string]int{"sent": 363, "pending": 2}},
 	} {

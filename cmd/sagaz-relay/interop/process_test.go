@@ -65,7 +65,7 @@ func start(t *testing.T, name string, cmd *exec.Cmd) *process {
 	t.Cleanup(func() {
 		p.Kill() //nolint:errcheck // it may have ended
 		if t.Failed() {
-			t.Logf("%s said:\n%s", name, p.out.tail(60))
+			t.Logf("%s printed:\n%s", name, p.out.tail(60))
 		}
 	})
 	return p
@@ -311,5 +311,5 @@ func (b *syncBuffer) tail(lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// says reports whether the process has logged something.
-func (p *process) says(what string) bool { return strings.Contains(p.out.String(), what) }
+// logged reports whether the process has logged something.
+func (p *process) logged(what string) bool { return strings.Contains(p.out.String(), what) }

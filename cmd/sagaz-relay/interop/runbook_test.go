@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// The listener that RUNBOOKS.md gives to those who want to hear of failed compensations does that with the library that is pinned: the types of its events are
-// those for which RELAY_SAGA_RULES has default rules.
+// The listener that RUNBOOKS.md gives to those who want to hear of failed compensations does that
+// with the library that is pinned: the types of its events are those for which RELAY_SAGA_RULES has
+// default rules.
 func TestRunbookListener(t *testing.T) {
 	text, err := os.ReadFile("../../../monitoring/RUNBOOKS.md")
 	if err != nil {
@@ -45,7 +46,7 @@ class OrderSaga(Saga):
 
     @compensate("reserve")
     async def unreserve(self, ctx):
-        raise RuntimeError("the warehouse says no")
+        raise RuntimeError("the warehouse refuses")
 
     @action("bill", depends_on=["reserve"])
     async def bill(self, ctx):
@@ -74,7 +75,8 @@ except RuntimeError as e:
 	got := regexp.MustCompile(`(?m)^(?:event|failed) .*$`).FindAllString(string(out), -1)
 	want := []string{
 		"event order.reserve.success", "event order.bill.success", "event order.pay.failed", "event order.bill.compensated",
-		"event order.failed", "event order.reserve.compensation_failed", "failed no money 1", // of one saga
+		// of one saga
+		"event order.failed", "event order.reserve.compensation_failed", "failed no money 1",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s\nall:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), out)

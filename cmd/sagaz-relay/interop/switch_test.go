@@ -12,7 +12,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// switchover is a database whose applications never stop, one consumer, and the settings of both workers.
+// switchover is a database whose applications never stop, one consumer, and the settings of both
+// workers.
 type switchover struct {
 	*fixture
 	consumer *consumer
@@ -39,7 +40,8 @@ func (s *switchover) insert(t *testing.T, n int) {
 	s.first += n
 }
 
-// load inserts events, in transactions with such pauses between them, until the function it returns is called.
+// load inserts events, in transactions with such pauses between them, until the function it returns
+// is called.
 func (s *switchover) load(t *testing.T, pause time.Duration) (enough func()) {
 	t.Helper()
 	cmd := s.command("insert", s.db.DSN, s.prefix, fmt.Sprint(s.first), "0", fmt.Sprint(pause.Milliseconds()))
@@ -101,7 +103,8 @@ func (s *switchover) check(t *testing.T) {
 	}
 }
 
-// The way of docs/migrating-from-the-python-worker.md, there and back, with applications that go on all the time.
+// The way of docs/migrating-from-the-python-worker.md, there and back, with applications that go on
+// all the time.
 func TestSwitchThereAndBack(t *testing.T) {
 	s := newSwitchover(t)
 	worker := s.worker(t, s.python)
@@ -128,7 +131,7 @@ func TestSwitchThereAndBack(t *testing.T) {
 	relay.stop(t)
 	s.more(t, 40)
 
-	// There again with the slot that was kept: it tells of all that the worker sent meanwhile.
+	// There again with the slot that was kept: it delivers all that the worker sent meanwhile.
 	relay = startRelay(t, hybrid)
 	s.more(t, 40)
 	worker.stop(t)
@@ -138,8 +141,9 @@ func TestSwitchThereAndBack(t *testing.T) {
 	relay.stop(t)
 }
 
-// A worker that was killed leaves rows claimed, and nobody knows whether they were sent. The relay waits for them until they are given back or the
-// claim is too old; then it sends them: rather twice than not at all.
+// A worker that was killed leaves rows claimed, and nobody knows whether they were sent. The relay
+// waits for them until they are given back or the claim is too old; then it sends them: rather
+// twice than not at all.
 func TestSwitchFromKilledWorker(t *testing.T) {
 	s := newSwitchover(t)
 	runRelay(t, s.settings, "migrate", "--slot")
@@ -163,7 +167,7 @@ func TestSwitchFromKilledWorker(t *testing.T) {
 	}
 	s.settings["RELAY_HYBRID"] = "true"
 	relay := startRelay(t, s.settings)
-	for deadline := time.Now().Add(patience); !relay.says("waiting for rows that another worker has claimed"); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !relay.logged("waiting for rows that another worker has claimed"); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the relay does not wait for the claims")
 		}
@@ -173,7 +177,8 @@ func TestSwitchFromKilledWorker(t *testing.T) {
 		AND claimed_at > now() - interval '5 minutes'`).Scan(&fresh); err != nil {
 		t.Fatal(err)
 	}
-	// What is in front of the first fresh claim may have gone out: the stream brings it with what is behind, or in a batch of its own.
+	// What is in front of the first fresh claim may have gone out: the stream brings it with what
+	// is behind, or in a batch of its own.
 	behind := 0
 	for _, w := range s.rows[8:] {
 		var sent bool
@@ -187,7 +192,7 @@ func TestSwitchFromKilledWorker(t *testing.T) {
 	if fresh != 3 || behind != 0 {
 		t.Errorf("while claims are fresh: %d rows are the worker's, want 3; %d of what is behind them are sent, want none (%v)", fresh, behind, statuses(t, s.db))
 	}
-	// The worker is gone, says the operator.
+	// The worker is gone, and the operator sets its rows back.
 	if _, err := s.db.Pool.Exec(t.Context(), `UPDATE saga_outbox SET status = 'pending', worker_id = NULL, claimed_at = NULL
 		WHERE status IN ('claimed', 'failed') AND worker_id = 'python' AND claimed_at > now() - interval '5 minutes'`); err != nil {
 		t.Fatal(err)
@@ -210,8 +215,8 @@ func TestSwitchFromKilledWorker(t *testing.T) {
 	}
 }
 
-// What a worker leaves from before the slot the relay finds in the table: pending rows, claims of the dead, and what a worker left failed when it
-// died between two attempts.
+// What a worker leaves from before the slot the relay finds in the table: pending rows, claims of
+// the dead, and what a worker left failed when it died between two attempts.
 func TestRowsFromBeforeTheSlot(t *testing.T) {
 	s := newSwitchover(t)
 	s.insert(t, 20)

@@ -24,16 +24,18 @@ var (
 	constraints []byte
 )
 
-// The library wants Python 3.11. ensurepip is what Debian leaves out of python3 and puts into python3-venv.
+// The library wants Python 3.11. ensurepip is what Debian leaves out of python3 and puts into
+// python3-venv.
 const probePython = `import sys, venv, ensurepip
 assert sys.version_info >= (3, 11), "Python %d.%d, want 3.11 or newer" % sys.version_info[:2]
 print("%d.%d" % sys.version_info[:2])`
 
-// python returns the interpreter of a virtual environment that has the library. The environment is in the cache, under a
-// name that changes with the pinned versions and with Python's.
+// python returns the interpreter of a virtual environment that has the library. The environment is
+// in the cache, under a name that changes with the pinned versions and with Python's.
 func python(t *testing.T) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // a download, and other processes that wait for it
+	// a download, and other processes that wait for it
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	version, err := probe(ctx)
 	if err != nil {
@@ -66,8 +68,8 @@ func probe(ctx context.Context) (version string, err error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
-// fillVenv makes the environment. It is moved afterwards, which its python does not mind; the scripts beside it would, and
-// we call none of them.
+// fillVenv makes the environment. It is moved afterwards, which its python does not mind; the
+// scripts next to it would, and we call none of them.
 func fillVenv(ctx context.Context) func(dir string) error {
 	return func(dir string) error {
 		fmt.Fprintln(os.Stderr, "installing the Python library sagaz with pip")

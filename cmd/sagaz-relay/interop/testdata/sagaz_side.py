@@ -13,7 +13,7 @@ from sagaz.core.outbox.consumer_inbox import ConsumerInbox
 from sagaz.core.storage.backends.postgresql.outbox import PostgreSQLOutboxStorage
 
 
-def say(**fields):
+def report(**fields):
     print(json.dumps(fields, default=repr), flush=True)
 
 
@@ -26,7 +26,7 @@ async def open_storage(dsn):
 async def initialize(dsn):
     """Makes the library's tables."""
     await (await open_storage(dsn)).close()
-    say(done=True)
+    report(done=True)
 
 
 DEEP = "bottom"
@@ -87,7 +87,7 @@ def event(i, prefix, **fields):
 
 
 async def insert(dsn, prefix, first, count, pause_ms, odd=""):
-    """Inserts events in transactions of one to five, and tells each in commit order. odd adds the kinds apart. A count of
+    """Inserts events in transactions of one to five, and prints each in commit order. odd adds the kinds apart. A count of
     0 goes on until standard input closes."""
     storage = await open_storage(dsn)
     rng = random.Random(int(first))
@@ -110,13 +110,13 @@ async def insert(dsn, prefix, first, count, pause_ms, odd=""):
             for e in some:
                 await storage.insert(e, connection=conn)
         for e in some:
-            say(event_id=e.event_id, saga_id=e.saga_id, aggregate_id=e.aggregate_id, event_type=e.event_type)
+            report(event_id=e.event_id, saga_id=e.saga_id, aggregate_id=e.aggregate_id, event_type=e.event_type)
         await asyncio.sleep(int(pause_ms) / 1000)
     await storage.close()
 
 
 class Receiver:
-    """Tells what arrives, with the inbox's verdict."""
+    """Prints what arrives, with the inbox's verdict."""
 
     def __init__(self, storage, name):
         self.inbox = ConsumerInbox(storage, name) if storage else None
@@ -130,7 +130,7 @@ class Receiver:
                 return True
 
             handled = bool(await self.inbox.process_idempotent(message["event_id"], source, message["event_type"], message["payload"], handler))
-        say(source=source, body=body.decode("utf-8"), handled=handled, **fields)
+        report(source=source, body=body.decode("utf-8"), handled=handled, **fields)
 
 
 async def stdin_closed():
@@ -138,7 +138,7 @@ async def stdin_closed():
 
 
 async def consume_kafka(bootstrap, topics, inbox=""):
-    """Tells what comes into the topics from now on, until standard input closes."""
+    """Prints what comes into the topics from now on, until standard input closes."""
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
     storage = await open_storage(inbox) if inbox else None
@@ -154,7 +154,7 @@ async def consume_kafka(bootstrap, topics, inbox=""):
     consumer.assign(partitions)
     for p, end in (await consumer.end_offsets(partitions)).items():  # seek_to_end takes half a second for each
         consumer.seek(p, end)
-    say(ready=True)
+    report(ready=True)
 
     async def loop():
         async for m in consumer:
@@ -170,7 +170,7 @@ async def consume_kafka(bootstrap, topics, inbox=""):
 
 
 async def consume_rabbitmq(url, exchange, inbox=""):
-    """Tells what comes to a queue that is bound to everything, until standard input closes."""
+    """Prints what comes to a queue that is bound to everything, until standard input closes."""
     import aio_pika
 
     storage = await open_storage(inbox) if inbox else None
@@ -184,7 +184,7 @@ async def consume_rabbitmq(url, exchange, inbox=""):
 
     async def loop():
         async with queue.iterator() as messages:
-            say(ready=True)
+            report(ready=True)
             async for m in messages:
                 await receiver.receive(
                     m.routing_key, m.body, exchange=m.exchange, headers=[[k, v] for k, v in m.headers.items()],
@@ -213,12 +213,12 @@ async def until_closed(loop):
 
 
 async def read(dsn, sagas):
-    """Tells what the library's storage makes of the rows."""
+    """Prints what the library's storage makes of the rows."""
     storage = await open_storage(dsn)
     for saga in json.loads(sagas):
         for e in await storage.get_events_by_saga(saga):
-            say(event=e.to_dict())
-    say(
+            report(event=e.to_dict())
+    report(
         pending=await storage.get_pending_count(), stuck=[e.event_id for e in await storage.get_stuck_events(0)],
         dead=[e.to_dict() for e in await storage.get_dead_letter_events()], count=await storage.count(),
     )
@@ -228,12 +228,12 @@ async def read(dsn, sagas):
 async def archive(dsn):
     """Archives every sent row."""
     storage = await open_storage(dsn)
-    say(archived=await storage.archive_sent_events(older_than_days=0), left=await storage.count())
+    report(archived=await storage.archive_sent_events(older_than_days=0), left=await storage.count())
     await storage.close()
 
 
 async def cloudevents(path):
-    """Reads deliveries, one JSON object a line, by the SDK of CloudEvents, and tells what events they are."""
+    """Reads deliveries, one JSON object a line, by the SDK of CloudEvents, and prints what events they are."""
     from cloudevents.core.bindings import amqp, kafka
     from cloudevents.core.formats.json import JSONFormat
 
@@ -249,7 +249,7 @@ async def cloudevents(path):
                 event = kafka.from_binary(message, JSONFormat())
             time = event.get_time()
             attributes = {k: v for k, v in event.get_attributes().items() if isinstance(v, str)}
-            say(attributes=attributes, time=time and time.isoformat(), data=event.get_data())
+            report(attributes=attributes, time=time and time.isoformat(), data=event.get_data())
 
 
 if __name__ == "__main__":

@@ -13,17 +13,21 @@ import (
 
 // evidence is what is known at the end of a round.
 type evidence struct {
-	check    *verify.Checker           // knows the commits
-	got      map[string][]verify.Event // by sink, in the order in which a consumer sees each key
-	dead     map[string]ids            // by sink: dead letters in the ledger
-	poison   map[string]ids            // by sink: events that it could not take when they were committed
-	replayed ids                       // set back to pending by hand
-	apart    map[string]ids            // by sink: events without an order: in a place of their own, or passed as dead letters and retried
-	// excuses are, by sink, the faults for which deliveries may have been repeated, each as often as it happened; a name may
-	// be there more than once.
+	check *verify.Checker           // knows the commits
+	got   map[string][]verify.Event // by sink, in the order in which a consumer sees each key
+	dead  map[string]ids            // by sink: dead letters in the ledger
+	// by sink: events that it could not take when they were committed
+	poison   map[string]ids
+	replayed ids // set back to pending by hand
+	// by sink: events without an order: in a place of their own, or passed as dead letters and
+	// retried
+	apart map[string]ids
+	// excuses are, by sink, the faults for which deliveries may have been repeated, each as often
+	// as it happened; a name may be there more than once.
 	excuses map[string][]string
-	// locked says that somebody sat on rows: their marks come late then, and those of later rows of their keys do not wait. After a crash
-	// the locked rows alone are delivered again, not everything behind them.
+	// locked: somebody has locked rows. Their marks come late then, and those of later rows of
+	// their keys do not wait. After a crash the locked rows alone are delivered again, not
+	// everything behind them.
 	locked bool
 }
 
@@ -31,8 +35,8 @@ type ids map[relay.UUID]bool
 
 func (s ids) list() []relay.UUID { return slices.Collect(maps.Keys(s)) }
 
-// verdict is what the comparison says.
-type verdict struct {
+// comparison is what was committed and what arrived, compared.
+type comparison struct {
 	problems   []string
 	events     int
 	lost       int
@@ -40,16 +44,17 @@ type verdict struct {
 	duplicates map[string]int // by what explains them
 	deadLeft   int            // dead letters, meant to be
 	replays    int            // second deliveries that were asked for
-	partial    int            // of the duplicates: those that were not followed by the rest of their key
+	// of the duplicates: those that were not followed by the rest of their key
+	partial int
 }
 
-// maxRepeated is how many deliveries to one sink a fault may cause: what was in flight, more than once where a lane tried again while
-// the fault lasted.
+// maxRepeated is how many deliveries to one sink a fault may cause: what was in flight, more than
+// once where a lane tried again while the fault lasted.
 const maxRepeated = 4 * inflight
 
 // judge compares.
-func (e *evidence) judge() *verdict {
-	v := &verdict{duplicates: make(map[string]int)}
+func (e *evidence) judge() *comparison {
+	v := &comparison{duplicates: make(map[string]int)}
 	problem := func(format string, args ...any) { v.problems = append(v.problems, fmt.Sprintf(format, args...)) }
 	arrived := make(map[string]ids)
 	for sink, got := range e.got {
@@ -58,7 +63,8 @@ func (e *evidence) judge() *verdict {
 		for i := range got {
 			arrived[sink][got[i].ID] = true
 		}
-		// Those come early or late, as often as was asked for. That they come at all is seen to below.
+		// Those come early or late, as often as was asked for. That they come at all is seen to
+		// below.
 		e.check.DeadLetter(sink, e.replayed.list()...)
 		e.check.DeadLetter(sink, e.dead[sink].list()...)
 		e.check.DeadLetter(sink, e.apart[sink].list()...)
@@ -121,7 +127,7 @@ func (e *evidence) judge() *verdict {
 	return v
 }
 
-func (v *verdict) String() string {
+func (v *comparison) String() string {
 	total := 0
 	var why []string
 	for _, cause := range slices.Sorted(maps.Keys(v.duplicates)) {

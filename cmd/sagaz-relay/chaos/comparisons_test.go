@@ -8,8 +8,9 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// The comparison sees each kind of damage, and lets pass what a fault explains: a suite that cannot turn red proves nothing.
-func TestVerdict(t *testing.T) {
+// The comparison sees each kind of damage, and lets pass what a fault explains: a suite that cannot
+// turn red proves nothing.
+func TestComparison(t *testing.T) {
 	t.Parallel()
 	event := func(name string) verify.Event {
 		var id relay.UUID
@@ -53,11 +54,11 @@ func TestVerdict(t *testing.T) {
 		{name: "replayed and lost", got: "a2 b1 a3", replayed: "a1", lost: 1, problem: "set back"},
 		{name: "again with a hole", got: "a1 a2 b1 a3 a1 a3", why: "kill", duplicates: 2, disordered: 1, problem: "out of order"},
 		{name: "again with a hole, of locked rows", got: "a1 a2 b1 a3 a1 a3", why: "kill", duplicates: 2, locked: true},
-		{name: "overtaken beside locked rows", got: "a1 a3 a2 b1", disordered: 1, locked: true, problem: "out of order"},
+		{name: "overtaken with locked rows", got: "a1 a3 a2 b1", disordered: 1, locked: true, problem: "out of order"},
 		{name: "elsewhere", got: "a1 b1 a3 a2", apart: "a2"},
 		{name: "elsewhere and lost", got: "a1 b1 a3", apart: "a2", lost: 1, problem: "no order to keep"},
 		{name: "elsewhere, again", got: "a1 b1 a3 a2 a2", apart: "a2", duplicates: 1, problem: "no fault of this round"},
-		{name: "another one again beside a replay", got: "a1 a2 b1 a3 a1 b1", replayed: "a1", duplicates: 1, problem: "no fault of this round"},
+		{name: "another one again with a replay", got: "a1 a2 b1 a3 a1 b1", replayed: "a1", duplicates: 1, problem: "no fault of this round"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			check := verify.New(verify.Options{MaxDuplicates: verify.AnyNumber}, "kafka", "rabbitmq")

@@ -17,8 +17,9 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// stand is what all rounds of a run share: the binary, the servers, and the network between them and the relays.
-type stand struct {
+// testbed is what all rounds of a run share: the binary, the servers, and the network between them
+// and the relays.
+type testbed struct {
 	program string
 
 	pg *pgserver.Server
@@ -34,10 +35,10 @@ type stand struct {
 	pgMu, kafkaMu, rabbitMu sync.Mutex // held by the fault that has the server
 }
 
-// newStand starts the servers. They end with the test.
-func newStand(t *testing.T, brokers bool) *stand {
+// newTestbed starts the servers. They end with the test.
+func newTestbed(t *testing.T, brokers bool) *testbed {
 	t.Helper()
-	s := &stand{program: buildProgram(t)}
+	s := &testbed{program: buildProgram(t)}
 	s.pg = pgtest.OwnServer(t, pgtest.Version(), nil)
 	for i := range s.toPG {
 		s.toPG[i] = newLink(t)
@@ -78,7 +79,7 @@ func newStand(t *testing.T, brokers bool) *stand {
 }
 
 // heal opens every link. The servers run: whoever stopped one has started it.
-func (s *stand) heal() {
+func (s *testbed) heal() {
 	for _, l := range append(s.toPG[:], s.toKafka, s.toRabbit) {
 		if l != nil {
 			l.heal(false)
@@ -118,7 +119,8 @@ func via(raw, addr string) string {
 	return u.String()
 }
 
-// keep is where the logs of a round go: below CHAOS_DIR, where they stay, or where the test's files go.
+// keep is where the logs of a round go: below CHAOS_DIR, where they stay, or where the test's files
+// go.
 func keep(t *testing.T, seed uint64) string {
 	t.Helper()
 	root := os.Getenv("CHAOS_DIR")

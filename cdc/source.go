@@ -90,13 +90,16 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 		return pgproto3.NewFrontend(sess.in, w)
 	}
 	sessions.Pin(cfg, sessions.Options{})
-	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	var conn *pgconn.PgConn
 	// The walsender that we have just closed, or that of the slot's former owner, may need a moment
 	// to go.
-	for end := time.Now().Add(walsenderPatience); hasCode(err, codeTooManyConnections) && time.Now().Before(end) && ctx.Err() == nil; {
-		time.Sleep(walsenderPatience / 20)
+	end := time.Now().Add(walsenderPatience)
+	err := relay.Retry(ctx, relay.Backoff{Min: walsenderPatience / 20, Max: walsenderPatience / 20}, func() (err error) {
 		conn, err = pgconn.ConnectConfig(ctx, cfg)
-	}
+		return err
+	}, func(err error, _ time.Duration) bool {
+		return hasCode(err, codeTooManyConnections) && time.Now().Before(end)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s for replication: %w", sessions.AddressOf(s.conn), classifyConnect(sessions.Cause(err), s.conn.User))
 	}

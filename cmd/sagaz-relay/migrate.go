@@ -133,35 +133,42 @@ func madeOrThere(made bool) string {
 	return "is there"
 }
 
+// lasts reports whether an error of connecting does not pass by itself.
+func lasts(err error) bool {
+	setup, pg := (*relay.SetupError)(nil), (*pgconn.PgError)(nil)
+	// 57: starting or stopping; 53: no connection free
+	return errors.As(err, &setup) || errors.As(err, &pg) && pg.Code[:2] != "57" && pg.Code[:2] != "53"
+}
+
 // connect waits for the database, but not for a wrong password.
 func (m *migration) connect(ctx context.Context) (*pgx.Conn, error) {
-	deadline := time.Now().Add(m.wait)
-	backoff := relay.Backoff{Min: 200 * time.Millisecond, Max: 2 * time.Second}
-	for reported := false; ; reported = true {
-		conn, err := store.ConnectToMigrate(ctx, m.settings.cdc.DatabaseURL)
-		if err == nil {
-			return conn, nil
+	var conn *pgx.Conn
+	deadline, said := time.Now().Add(m.wait), false
+	err := relay.Retry(ctx, relay.Backoff{Min: 200 * time.Millisecond, Max: 2 * time.Second}, func() (err error) {
+		conn, err = store.ConnectToMigrate(ctx, m.settings.cdc.DatabaseURL)
+		return err
+	}, func(err error, _ time.Duration) bool {
+		if lasts(err) || time.Now().After(deadline) {
+			return false
 		}
-		var setup *relay.SetupError
-		if config := (configError{}); errors.As(err, &config) || errors.As(err, &setup) {
-			return nil, err
-		}
-		var pg *pgconn.PgError
-		// 57: starting or stopping; 53: no connection free
-		if errors.As(err, &pg) && pg.Code[:2] != "57" && pg.Code[:2] != "53" {
-			return nil, &relay.SetupError{Problem: "DATABASE_URL", Err: err, Fix: "set the right host, database, user and password"}
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("waited %s for the database: %w", m.wait, err)
-		}
-		if !reported {
+		if !said {
 			fmt.Fprintf(m.progress, "waiting for the database: %v\n", err)
+			said = true
 		}
-		relay.Sleep(ctx, backoff.Next())
+		return true
+	})
+	setup, pg := (*relay.SetupError)(nil), (*pgconn.PgError)(nil)
+	switch {
+	case err == nil:
+		return conn, nil
+	case errors.As(err, &setup):
+		return nil, err
+	case lasts(err) && errors.As(err, &pg):
+		return nil, &relay.SetupError{Problem: "DATABASE_URL", Err: err, Fix: "set the right host, database, user and password"}
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
 	}
+	return nil, fmt.Errorf("waited %s for the database: %w", m.wait, err)
 }
 
 func permission(err error) error {

@@ -199,9 +199,10 @@ func (d *Done) add(sinks []string, of int) {
 // write runs f in a transaction that has the lock of the slot's row ("" for none), again if
 // somebody has locked what it needs. f counts what it did last of all.
 func write(ctx context.Context, conn *pgx.Conn, slot string, f func(pgx.Tx) error) error {
-	pause := relay.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}
-	for try := 1; ; try++ {
-		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	tries := 0
+	return relay.Retry(ctx, relay.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}, func() error {
+		tries++
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			// Should we be stopped half-way, the server ends the transaction before the owner's
 			// lease suffers.
 			limits := fmt.Sprintf(`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d; SET LOCAL idle_in_transaction_session_timeout = %[2]d`,
@@ -216,10 +217,7 @@ func write(ctx context.Context, conn *pgx.Conn, slot string, f func(pgx.Tx) erro
 			}
 			return f(tx)
 		})
-		if !locked(err) || try == busyTries || !relay.Sleep(ctx, pause.Next()) {
-			return err
-		}
-	}
+	}, func(err error, _ time.Duration) bool { return locked(err) && tries < busyTries })
 }
 
 // locked reports whether somebody else held a lock for too long: lock_not_available, query_canceled

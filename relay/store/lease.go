@@ -39,28 +39,29 @@ var errTaken = errors.New("another relay was faster")
 // Acquire implements relay.Store.
 func (s *Store) Acquire(ctx context.Context, slot string) (relay.Lease, error) {
 	log := s.log.With("slot", slot)
-	backoff := relay.Backoff{Min: s.cfg.AcquireInterval, Max: 5 * time.Second}
+	var l *lease
 	troubled := false
-	for {
-		l, err := s.contend(ctx, slot, log)
+	err := relay.Retry(ctx, relay.Backoff{Min: s.cfg.AcquireInterval, Max: 5 * time.Second}, func() (err error) {
+		l, err = s.contend(ctx, slot, log)
 		s.noteWaiting(slot, err)
-		if err == nil {
-			return l, nil
+		return err
+	}, func(err error, wait time.Duration) bool {
+		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) {
+			return false
 		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		var mend *relay.SetupError
-		if errors.As(err, &mend) {
-			return nil, err
-		}
-		wait := backoff.Next()
 		if !troubled {
 			log.Warn("waiting for the database to take the lease", "backoff", wait, "error", err)
 			troubled = true
 		}
-		relay.Sleep(ctx, wait)
+		return true
+	})
+	switch {
+	case err == nil:
+		return l, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
 	}
+	return nil, err
 }
 
 // Waiting implements relay.Store.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // A marking session has a replication origin, so that a server from 16 on drops our own updates
@@ -66,21 +68,18 @@ func takeOrigin(ctx context.Context, conn *pgx.Conn, slot string) error {
 			return err
 		}
 	}
-	for end := time.Now().Add(originPatience); ; {
+	end := time.Now().Add(originPatience)
+	err := relay.Retry(ctx, relay.Backoff{Min: originPatience / 25, Max: originPatience / 25}, func() error {
 		_, err := conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
+		return err
+	}, func(err error, _ time.Duration) bool {
 		var pg *pgconn.PgError
-		if !errors.As(err, &pg) || pg.Code != codeInUse || time.Now().After(end) {
-			if err == nil && formers {
-				_, _ = conn.Exec(ctx, formerOriginsSQL, slot) // not ours to insist
-			}
-			return err
-		}
-		select {
-		case <-time.After(originPatience / 25):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return errors.As(err, &pg) && pg.Code == codeInUse && time.Now().Before(end)
+	})
+	if err == nil && formers {
+		_, _ = conn.Exec(ctx, formerOriginsSQL, slot) // not ours to insist
 	}
+	return err
 }
 
 // ourOriginsSQL are the origins of this database's slots $1. Those of older relays have no database

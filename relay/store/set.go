@@ -220,6 +220,7 @@ const progressEvery = 5 * time.Second
 // from that for a minute is told, once.
 func (l *lease) dropAbandoned(ctx context.Context) {
 	told := false
+	// No relay.Retry: that some are left is no error, but what is waited for.
 	for began := time.Now(); ; {
 		left, settled, err := l.dropOnce(ctx)
 		if ctx.Err() != nil || err == nil && len(left) == 0 {

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,36 +109,35 @@ func (r *reader) metadata(ctx context.Context, name string) (*metadata.ResponseT
 // ask sends a request to the leader of a partition. A leader that has moved, or has just started,
 // is asked again.
 func (r *reader) ask(ctx context.Context, topic string, partition int32, req protocol.Message, code func(protocol.Message) (kafkago.Error, error)) (protocol.Message, error) {
+	var res protocol.Message
 	var last error
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		res, err := r.askOnce(ctx, topic, partition, req)
-		if err == nil {
-			var c kafkago.Error
-			if c, err = code(res); err == nil && c == 0 {
-				return res, nil
-			}
-			if v, _ := classify(c); c != 0 && v != moved {
-				return nil, c
-			} else if c != 0 {
-				err = c
-			}
+	refused, end := false, time.Now().Add(electionPatience)
+	err := relay.Retry(ctx, relay.Backoff{Min: 50 * time.Millisecond, Max: time.Second}, func() (err error) {
+		var c kafkago.Error
+		if res, err = r.askOnce(ctx, topic, partition, req); err == nil {
+			c, err = code(res)
 		}
+		if err == nil && c != 0 {
+			v, _ := classify(c)
+			refused, err = v != moved, c
+		}
+		return err
+	}, func(err error, _ time.Duration) bool {
 		delete(r.leaders, partition)
-		if ctx.Err() == nil {
-			last = err
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, fmt.Errorf("%w, last: %w", context.Cause(ctx), last)
-		}
-		if pause >= time.Second { // some three seconds: more than an election takes
-			return nil, err
-		}
+		last = err
+		return !refused && time.Now().Before(end)
+	})
+	switch {
+	case err == nil:
+		return res, nil
+	case ctx.Err() != nil && !refused:
+		return nil, fmt.Errorf("%w, last: %w", context.Cause(ctx), cmp.Or(last, err))
 	}
+	return nil, err
 }
+
+// electionPatience is more than the election of a leader takes.
+const electionPatience = 2500 * time.Millisecond
 
 func (r *reader) askOnce(ctx context.Context, topic string, partition int32, req protocol.Message) (protocol.Message, error) {
 	addr, err := r.leader(ctx, topic, partition)

@@ -536,23 +536,23 @@ func (s *Sink) needProducer(ctx context.Context) error {
 	if s.producer.Load() != nil {
 		return nil
 	}
-	id, err := s.control.producer(ctx)
-	for wait := s.cfg.DialTimeout; loading(err) && wait > 0; wait -= producerPause {
+	var id producerID
+	end := time.Now().Add(s.cfg.DialTimeout)
+	err := relay.Retry(ctx, relay.Backoff{Min: producerPause, Max: producerPause}, func() (err error) {
+		id, err = s.control.producer(ctx)
+		return err
+	}, func(err error, _ time.Duration) bool {
 		// The broker has just started, or is about to hand out a new block of ids.
-		timer := time.NewTimer(producerPause)
-		select {
-		case <-timer.C:
-			id, err = s.control.producer(ctx)
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		}
-	}
-	if err != nil {
-		if unsupported(err) {
-			s.withoutProducer(err)
-			return nil
-		}
+		return loading(err) && time.Now().Before(end)
+	})
+	switch {
+	case err == nil:
+	case unsupported(err):
+		s.withoutProducer(err)
+		return nil
+	case loading(err) && ctx.Err() != nil:
+		return context.Cause(ctx)
+	default:
 		return err
 	}
 	s.producer.Store(&id)

@@ -198,6 +198,7 @@ func (ts *topics) resolve(ctx context.Context, names []string, found func(name s
 		}
 	}
 	deadline := time.Now().Add(ts.sink.cfg.TopicWait)
+	// No relay.Retry: each question is about fewer topics, and has an answer for each.
 	for pause := 25 * time.Millisecond; ; pause = min(2*pause, 400*time.Millisecond) {
 		if len(open) == 0 {
 			return failed
@@ -246,11 +247,7 @@ func (ts *topics) resolve(ctx context.Context, names []string, found func(name s
 		if len(open) == 0 {
 			return failed
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !relay.Sleep(ctx, pause) {
 			for _, name := range open {
 				failed[name] = context.Cause(ctx)
 			}
@@ -363,12 +360,7 @@ func (r *refresher) refresh(ctx context.Context, waiting []*partition, topics ma
 		names = append(names, name)
 	}
 	if slices.ContainsFunc(waiting, (*partition).movedAgain) {
-		timer := time.NewTimer(movePause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
+		relay.Sleep(ctx, movePause)
 	}
 	codes, err := r.sink.topics.fetch(ctx, names)
 	if err != nil && len(waiting) == 0 {

@@ -2,12 +2,13 @@ package admin
 
 import (
 	"crypto/tls"
-	"fmt"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/sagaz-relay/relay/internal/tlsfiles"
 )
 
 // pair is the server's certificate and key. Files that change are read again: issuers of
@@ -42,13 +43,17 @@ func (s stamps) same(as stamps) bool {
 func loadPair(certFile, keyFile string, log hclog.Logger) (*pair, error) {
 	p := &pair{certFile: certFile, keyFile: keyFile, log: log}
 	p.seen = p.stamps()
-	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	cert, err := p.load()
 	if err != nil {
-		return nil, fmt.Errorf("RELAY_HTTP_TLS_CERT_FILE, RELAY_HTTP_TLS_KEY_FILE: %w", err)
+		return nil, err
 	}
 	p.cert = &cert
 	p.mindTime()
 	return p, nil
+}
+
+func (p *pair) load() (tls.Certificate, error) {
+	return tlsfiles.Load(tlsSettings(p.certFile, p.keyFile))
 }
 
 func (p *pair) config() *tls.Config {
@@ -66,7 +71,7 @@ func (p *pair) get() *tls.Certificate {
 		return p.cert
 	}
 	p.seen = now
-	cert, err := tls.LoadX509KeyPair(p.certFile, p.keyFile)
+	cert, err := p.load()
 	if err != nil {
 		p.log.Warn("the new certificate cannot be used, the one before it stays", "error", err)
 		return p.cert

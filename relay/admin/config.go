@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+
+	"github.com/sagaz-relay/relay/internal/tlsfiles"
 )
 
 // Config is what the HTTP side is told.
@@ -57,10 +59,14 @@ func (c Config) Validate() error {
 	if strings.ContainsFunc(c.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		errs = append(errs, errors.New("RELAY_HTTP_TOKEN: want printable ASCII without spaces: it travels in a header"))
 	}
-	if (c.CertFile == "") != (c.KeyFile == "") {
-		errs = append(errs, errors.New("RELAY_HTTP_TLS_CERT_FILE, RELAY_HTTP_TLS_KEY_FILE: want both or none"))
+	if err := tlsfiles.Both(tlsSettings(c.CertFile, c.KeyFile)); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+func tlsSettings(certFile, keyFile string) (cert, key tlsfiles.Setting) {
+	return tlsfiles.Setting{Name: "RELAY_HTTP_TLS_CERT_FILE", Value: certFile}, tlsfiles.Setting{Name: "RELAY_HTTP_TLS_KEY_FILE", Value: keyFile}
 }
 
 // guarded lets only those through who know the token.

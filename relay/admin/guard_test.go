@@ -95,8 +95,8 @@ func TestValidate(t *testing.T) {
 		{Config{Token: token, CertFile: "a", KeyFile: "b"}, ""},
 		{Config{Token: "short"}, "at least 16"},
 		{Config{Token: "with a space in between"}, "without spaces"},
-		{Config{CertFile: "a"}, "want both or none"},
-		{Config{KeyFile: "a"}, "want both or none"},
+		{Config{CertFile: "a"}, "want both or neither"},
+		{Config{KeyFile: "a"}, "want both or neither"},
 	} {
 		err := tt.cfg.Validate()
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "short")) {

@@ -2,11 +2,9 @@ package traces
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 
@@ -14,6 +12,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/tlsfiles"
 )
 
 // Config is where traces go, by the variables of OpenTelemetry's specification. OpenTelemetry's
@@ -309,38 +308,13 @@ func (c Config) sampler() (sdktrace.Sampler, error) {
 
 // tls returns nil where there is no TLS.
 func (c Config) tls(to target) (*tls.Config, error) {
+	files := tlsfiles.Client{
+		CA:   tlsfiles.Setting{Name: "OTEL_EXPORTER_OTLP_CERTIFICATE", Value: c.Certificate},
+		Cert: tlsfiles.Setting{Name: "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", Value: c.ClientCertificate},
+		Key:  tlsfiles.Setting{Name: "OTEL_EXPORTER_OTLP_CLIENT_KEY", Value: c.ClientKey},
+	}
 	if to.url.Scheme != "https" {
-		for _, f := range []struct{ name, value string }{
-			{"OTEL_EXPORTER_OTLP_CERTIFICATE", c.Certificate},
-			{"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", c.ClientCertificate},
-			{"OTEL_EXPORTER_OTLP_CLIENT_KEY", c.ClientKey},
-		} {
-			if f.value != "" {
-				return nil, fmt.Errorf("%s=%s: has no effect without TLS: want OTEL_EXPORTER_OTLP_ENDPOINT to begin with https://", f.name, f.value)
-			}
-		}
-		return nil, nil
+		return nil, files.Unused("OTEL_EXPORTER_OTLP_ENDPOINT to begin with https://")
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.Certificate != "" {
-		pem, err := os.ReadFile(c.Certificate)
-		if err != nil {
-			return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_CERTIFICATE: %w", err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_CERTIFICATE=%s: want PEM certificates, found none", c.Certificate)
-		}
-	}
-	switch {
-	case (c.ClientCertificate == "") != (c.ClientKey == ""):
-		return nil, errors.New("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY: want both or neither")
-	case c.ClientCertificate != "":
-		cert, err := tls.LoadX509KeyPair(c.ClientCertificate, c.ClientKey)
-		if err != nil {
-			return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE=%s with OTEL_EXPORTER_OTLP_CLIENT_KEY=%s: %w", c.ClientCertificate, c.ClientKey, err)
-		}
-		cfg.Certificates = []tls.Certificate{cert}
-	}
-	return cfg, nil
+	return files.Config()
 }

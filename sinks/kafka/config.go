@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/tlsfiles"
 )
 
 // Config is how to reach the brokers and how to write to them. Each field names its variable in its
@@ -190,19 +191,12 @@ func (c Config) Validate() error {
 		bad("KAFKA_SASL_MECHANISM=%s: want PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.SASLMechanism)
 	}
 	if !c.tls() {
-		for _, f := range [][2]string{
-			{"RELAY_KAFKA_TLS_CA_FILE", c.TLSCAFile},
-			{"RELAY_KAFKA_TLS_CERT_FILE", c.TLSCertFile},
-			{"RELAY_KAFKA_TLS_KEY_FILE", c.TLSKeyFile},
-			{"RELAY_KAFKA_TLS_SERVER_NAME", c.TLSServerName},
-		} {
-			if f[1] != "" {
-				bad("%s is set but KAFKA_SECURITY_PROTOCOL=%s uses no TLS: want SSL or SASL_SSL", f[0], c.SecurityProtocol)
-			}
+		if err := c.tlsFiles().Unused("KAFKA_SECURITY_PROTOCOL to be SSL or SASL_SSL"); err != nil {
+			errs = append(errs, err)
 		}
 	}
-	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
-		bad("RELAY_KAFKA_TLS_CERT_FILE and RELAY_KAFKA_TLS_KEY_FILE go together: one is not set")
+	if err := tlsfiles.Both(c.tlsFiles().Cert, c.tlsFiles().Key); err != nil {
+		errs = append(errs, err)
 	}
 	if _, ok := codecs[c.Compression]; !ok {
 		bad("RELAY_KAFKA_COMPRESSION=%s: want none, gzip, snappy, lz4 or zstd", c.Compression)
@@ -225,6 +219,15 @@ func (c Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (c *Config) tlsFiles() tlsfiles.Client {
+	return tlsfiles.Client{
+		CA:         tlsfiles.Setting{Name: "RELAY_KAFKA_TLS_CA_FILE", Value: c.TLSCAFile},
+		Cert:       tlsfiles.Setting{Name: "RELAY_KAFKA_TLS_CERT_FILE", Value: c.TLSCertFile},
+		Key:        tlsfiles.Setting{Name: "RELAY_KAFKA_TLS_KEY_FILE", Value: c.TLSKeyFile},
+		ServerName: tlsfiles.Setting{Name: "RELAY_KAFKA_TLS_SERVER_NAME", Value: c.TLSServerName},
+	}
 }
 
 func (c *Config) tls() bool {

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -56,27 +57,11 @@ func newDialer(cfg *Config) (*dialer, error) {
 
 // tlsConfig reads the files again for each connection, so that rotated certificates are picked up.
 func (d *dialer) tlsConfig(host string) (*tls.Config, error) {
-	c := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
-	if d.cfg.TLSServerName != "" {
-		c.ServerName = d.cfg.TLSServerName
+	c, err := d.cfg.tlsFiles().Config()
+	if err != nil {
+		return nil, err
 	}
-	if file := d.cfg.TLSCAFile; file != "" {
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("RELAY_KAFKA_TLS_CA_FILE: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("RELAY_KAFKA_TLS_CA_FILE=%s: holds no certificate in PEM form", file)
-		}
-	}
-	if d.cfg.TLSCertFile != "" {
-		cert, err := tls.LoadX509KeyPair(d.cfg.TLSCertFile, d.cfg.TLSKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("RELAY_KAFKA_TLS_CERT_FILE=%s with RELAY_KAFKA_TLS_KEY_FILE=%s: %w", d.cfg.TLSCertFile, d.cfg.TLSKeyFile, err)
-		}
-		c.Certificates = []tls.Certificate{cert}
-	}
+	c.ServerName = cmp.Or(c.ServerName, host)
 	return c, nil
 }
 

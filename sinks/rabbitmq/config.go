@@ -2,17 +2,16 @@ package rabbitmq
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	brokeraddress "github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/tlsfiles"
 )
 
 // Config is how to reach the broker and how to publish.
@@ -119,15 +118,8 @@ func (c Config) Validate() error {
 		bad("RELAY_RABBITMQ_CONFIRM_TIMEOUT=%s: want at least 1ms", c.ConfirmTimeout)
 	}
 	if err == nil && uri.Scheme != "amqps" {
-		for _, v := range [...]struct{ name, value string }{
-			{"RELAY_RABBITMQ_TLS_CA_FILE", c.TLSCAFile},
-			{"RELAY_RABBITMQ_TLS_CERT_FILE", c.TLSCertFile},
-			{"RELAY_RABBITMQ_TLS_KEY_FILE", c.TLSKeyFile},
-			{"RELAY_RABBITMQ_TLS_SERVER_NAME", c.TLSServerName},
-		} {
-			if v.value != "" {
-				bad("%s=%s: has no effect without TLS: want RABBITMQ_URL to begin with amqps://", v.name, v.value)
-			}
+		if err := c.tlsFiles().Unused("RABBITMQ_URL to begin with amqps://"); err != nil {
+			errs = append(errs, err)
 		}
 	} else if _, err := c.tls(); err != nil {
 		errs = append(errs, err)
@@ -181,29 +173,18 @@ func address(uri amqp.URI) string {
 // tls reads the TLS files. It returns nil when none is configured, which leaves TLS to the URL's
 // own parameters (cacertfile, certfile, keyfile, server_name_indication) and the system.
 func (c Config) tls() (*tls.Config, error) {
-	if c.TLSCAFile == "" && c.TLSCertFile == "" && c.TLSKeyFile == "" && c.TLSServerName == "" {
+	files := c.tlsFiles()
+	if !files.Set() {
 		return nil, nil
 	}
-	cfg := &tls.Config{ServerName: c.TLSServerName, MinVersion: tls.VersionTLS12}
-	if c.TLSCAFile != "" {
-		pem, err := os.ReadFile(c.TLSCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("RELAY_RABBITMQ_TLS_CA_FILE: %w", err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("RELAY_RABBITMQ_TLS_CA_FILE=%s: want PEM certificates, found none", c.TLSCAFile)
-		}
+	return files.Config()
+}
+
+func (c Config) tlsFiles() tlsfiles.Client {
+	return tlsfiles.Client{
+		CA:         tlsfiles.Setting{Name: "RELAY_RABBITMQ_TLS_CA_FILE", Value: c.TLSCAFile},
+		Cert:       tlsfiles.Setting{Name: "RELAY_RABBITMQ_TLS_CERT_FILE", Value: c.TLSCertFile},
+		Key:        tlsfiles.Setting{Name: "RELAY_RABBITMQ_TLS_KEY_FILE", Value: c.TLSKeyFile},
+		ServerName: tlsfiles.Setting{Name: "RELAY_RABBITMQ_TLS_SERVER_NAME", Value: c.TLSServerName},
 	}
-	switch {
-	case (c.TLSCertFile == "") != (c.TLSKeyFile == ""):
-		return nil, errors.New("RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE: want both or neither")
-	case c.TLSCertFile != "":
-		cert, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("RELAY_RABBITMQ_TLS_CERT_FILE=%s with RELAY_RABBITMQ_TLS_KEY_FILE=%s: %w", c.TLSCertFile, c.TLSKeyFile, err)
-		}
-		cfg.Certificates = []tls.Certificate{cert}
-	}
-	return cfg, nil
 }

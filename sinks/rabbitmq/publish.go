@@ -385,13 +385,13 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 			a.link.kill("the slot is not ours any more")
 			return err
 		}
-		if !errors.Is(err, amqp.ErrClosed) {
-			// Part of a frame may be on its way. amqp091 shuts down too, but from another
-			// goroutine.
-			a.link.kill(fmt.Sprintf("write: %v", err))
+		lost := fmt.Errorf("connection lost: %w", reason(err))
+		if errors.Is(err, amqp.ErrClosed) {
+			return a.link.lostOr(lost) // what the broker said says more than that it is closed
 		}
-		// what the broker sent is clearer than that it is closed
-		return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err)))
+		// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
+		a.link.kill(fmt.Sprintf("write: %v", err))
+		return lost
 	}
 	if a.route == nil || rec.RoutingKey != a.routingKey {
 		a.routingKey, a.route = rec.RoutingKey, a.sink.routes.of(rec.RoutingKey)

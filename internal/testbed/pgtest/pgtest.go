@@ -166,6 +166,7 @@ type Option func(*options)
 type options struct {
 	prepare  []func(context.Context, *pgx.Conn) error
 	encoding string
+	migrated bool // before all else
 }
 
 // Encoding makes the database in another encoding than UTF8, with locale C, which goes with each.
@@ -188,10 +189,18 @@ func SQL(script string) Option {
 
 // Migrated is Prepare with all of our migrations.
 func Migrated() Option {
-	return Prepare(func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := migrations.Run(ctx, conn)
-		return err
-	})
+	return func(o *options) {
+		if len(o.prepare) == 0 && o.encoding == "" {
+			o.migrated = true
+			return
+		}
+		o.prepare = append(o.prepare, migrate)
+	}
+}
+
+func migrate(ctx context.Context, conn *pgx.Conn) error {
+	_, err := migrations.Run(ctx, conn)
+	return err
 }
 
 // New makes a database on the shared server of Version; without an option it is empty.
@@ -236,15 +245,9 @@ func newAt(t testing.TB, superuser string, opts ...Option) *DB {
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	// template0, because nobody can be connected to that, and CREATE DATABASE fails while somebody is.
-	encoding := ` ENCODING 'UTF8'`
-	if o.encoding != "" {
-		encoding = ` ENCODING '` + o.encoding + `' LC_COLLATE 'C' LC_CTYPE 'C'`
-	}
-	if err := admin(ctx, superuser, `CREATE DATABASE "`+db.Name+`" TEMPLATE template0`+encoding); err != nil {
+	if err := create(ctx, superuser, db.Name, o); err != nil {
 		t.Fatalf("create database: %v", err)
 	}
-
 	if len(o.prepare) > 0 {
 		conn, err := pgx.Connect(ctx, db.DSN)
 		if err != nil {

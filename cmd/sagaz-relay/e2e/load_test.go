@@ -38,11 +38,15 @@ type loadOptions struct {
 	odd     string // the topic of one row in twenty, if not empty
 	keys    int    // default 20
 	workers int    // default 4
-	rate    int    // rows per second, default 600
+	rate    int    // rows per second, default 300, and a fifth of it after busyFor at that rate
 	// survives makes the workers wait for a database that goes away. Whether a transaction with a
 	// lost answer was committed they see when it is back.
 	survives bool
 }
+
+// busyFor is for how long a load has its full rate, by its rows. Without it a slow machine would have more to do than a fast one: what
+// takes longer there would meet more rows, and so take longer still.
+const busyFor = 8 * time.Second
 
 type loadKey struct {
 	name string
@@ -60,7 +64,7 @@ func (w *world) load(opts loadOptions) *load {
 	}
 	def(&opts.keys, 20)
 	def(&opts.workers, 4)
-	def(&opts.rate, 600)
+	def(&opts.rate, 300)
 	l := &load{w: w, check: verify.New(verify.Options{MaxDuplicates: verify.AnyNumber}), opts: opts}
 	for i := range opts.keys {
 		l.keys = append(l.keys, &loadKey{name: fmt.Sprintf("order-%d", i)})
@@ -121,8 +125,10 @@ func (l *load) finish(p *process) {
 // work makes one transaction after the other until the load is stopped.
 func (l *load) work(rnd *rand.Rand) error {
 	const perTransaction = 3 // rows, about
-	pace := time.NewTicker(time.Second * perTransaction * time.Duration(l.opts.workers) / time.Duration(l.opts.rate))
+	every := time.Second * perTransaction * time.Duration(l.opts.workers) / time.Duration(l.opts.rate)
+	pace := time.NewTicker(every)
 	defer pace.Stop()
+	enough, busy := l.opts.rate*int(busyFor/time.Second), true
 	var conn *pgx.Conn
 	defer func() { closeQuietly(conn) }()
 	for {
@@ -130,6 +136,10 @@ func (l *load) work(rnd *rand.Rand) error {
 		case <-l.quit:
 			return nil
 		case <-pace.C:
+		}
+		if busy && l.committed() >= enough {
+			busy = false
+			pace.Reset(5 * every)
 		}
 		if conn == nil {
 			var err error

@@ -14,8 +14,8 @@
 //
 // The command gets the addresses in the same variables, plus SAGAZ_TEST_KAFKA_STATE and
 // SAGAZ_TEST_RABBITMQ_STATE for the other listeners (see internal/testbed/brokertest),
-// SAGAZ_TEST_PG_VERSIONS, and a TMPDIR of its own. When it ends, or is interrupted, all that was
-// started is stopped, and its temporary files are removed.
+// SAGAZ_TEST_PG_VERSIONS, SAGAZ_TEST_RACE with -race, and a TMPDIR of its own. When it ends, or is
+// interrupted, all that was started is stopped, and its temporary files are removed.
 //
 // Exit codes: the command's own; 128 + n when a signal ended it; 1 when something could not be had;
 // 2 for wrong usage.
@@ -46,7 +46,7 @@ func run(args []string, log io.Writer) int {
 	versions := flags.String("postgres", cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "14,18"), "major `versions` of PostgreSQL, comma separated; none for none")
 	brokers := flags.String("brokers", "kafka,rabbitmq", "brokers to bring up; none for none")
 	tools := flags.String("tools", "", "`programs` of Debian packages to bring, comma separated: "+testbed.ToolNames())
-	race := flags.Bool("race", false, "bring a C compiler, too, which go test -race needs")
+	race := flags.Bool("race", false, "bring a C compiler, too, which go test -race needs, and run relays with the race detector")
 	flags.Usage = func() {
 		fmt.Fprintln(log, "usage: testenv [flags] -- command [arguments]\n\nRuns command with PostgreSQL, Kafka and RabbitMQ around it; go doc ./cmd/testenv has where they come from.")
 		flags.PrintDefaults()
@@ -97,6 +97,9 @@ func run(args []string, log io.Writer) int {
 	if err != nil {
 		fmt.Fprintln(log, "testenv:", err)
 		return testbed.ExitCode(err)
+	}
+	if *race {
+		env = append(env, "SAGAZ_TEST_RACE=1") // the relays that tests start have the race detector, too
 	}
 	env = append(env, "SAGAZ_TEST_PG_VERSIONS="+testbed.List(*versions), "TMPDIR="+filepath.Join(work, "tmp"))
 	if err := os.Mkdir(filepath.Join(work, "tmp"), 0o755); err != nil {

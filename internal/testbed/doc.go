@@ -8,6 +8,7 @@
 //	brokertest  Apache Kafka and RabbitMQ, with topics and queues of its own for a test
 //	otlptest    a collector of traces
 //	child       a process that does not outlive the one that started it; free ports
+//	program     sagaz-relay itself, built once for all packages of a run
 //	cache       a directory for downloads that several processes may fill at once
 //	debian      packages of the system
 package testbed

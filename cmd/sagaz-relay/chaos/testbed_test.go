@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // testbed is what all rounds of a run share: the binary, the servers, and the network between them
@@ -38,7 +38,7 @@ type testbed struct {
 // newTestbed starts the servers. They end with the test.
 func newTestbed(t *testing.T, brokers bool) *testbed {
 	t.Helper()
-	s := &testbed{program: buildProgram(t)}
+	s := &testbed{program: program.Path(t)}
 	s.pg = pgtest.OwnServer(t, pgtest.Version(), nil)
 	for i := range s.toPG {
 		s.toPG[i] = newLink(t)
@@ -85,19 +85,6 @@ func (s *testbed) heal() {
 			l.heal(false)
 		}
 	}
-}
-
-func buildProgram(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "sagaz-relay")
-	args := []string{"build", "-o", path}
-	if raceEnabled {
-		args = append(args, "-race")
-	}
-	if out, err := exec.Command("go", append(args, "github.com/sagaz-relay/relay/cmd/sagaz-relay")...).CombinedOutput(); err != nil {
-		t.Fatalf("go %v: %v\n%s", args, err, out)
-	}
-	return path
 }
 
 // host is host:port of a URL.

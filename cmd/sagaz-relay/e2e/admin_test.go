@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -171,7 +172,7 @@ func TestStatus(t *testing.T) {
 	if code, _ := p.get("/nothing"); code != http.StatusNotFound {
 		t.Errorf("/nothing: %d", code)
 	}
-	look := launch(t, program(t), "status", w.env().with(settings{"RELAY_HTTP_ADDR": ""}), w.secrets(), "status", "--json")
+	look := launch(t, program.Path(t), "status", w.env().with(settings{"RELAY_HTTP_ADDR": ""}), w.secrets(), "status", "--json")
 	if code := look.end(patience); code != 0 {
 		t.Fatalf("status: exit code %d: %s", code, look.stderr.String())
 	}

@@ -14,9 +14,9 @@
 //	admin_test.go      metrics and health
 //	traces_test.go     rows' traces go on, and spans reach a collector
 //
-// and, to build those with: binary_test.go (building), process_test.go (a relay), world_test.go (a
-// database with a role of its own), load_test.go (transactions whose commit order is known),
-// kafka_test.go and rabbitmq_test.go (what arrived).
+// and, to build those with: main_test.go (waiting, random choices), process_test.go (a relay),
+// world_test.go (a database with a role of its own), load_test.go (transactions whose commit order
+// is known), kafka_test.go and rabbitmq_test.go (what arrived).
 //
 // Every process's log is searched at the end of its test for the passwords it was given, the
 // payloads it carried, and reports of the race detector. SAGAZ_E2E_SEED repeats the random choices

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/sinks/file"
 )
@@ -84,7 +85,7 @@ func TestEnvelopes(t *testing.T) {
 	}
 	// whatever it is now, all four are found
 	for _, envelope := range []string{"sagaz", "cloudevents", "debezium"} {
-		run := launch(t, program(t), "verify", w.env().with(env).with(settings{"RELAY_ENVELOPE": envelope, "BROKER_TYPE": "kafka,file"}), w.secrets(), "verify", "--since", since.Format(time.RFC3339Nano))
+		run := launch(t, program.Path(t), "verify", w.env().with(env).with(settings{"RELAY_ENVELOPE": envelope, "BROKER_TYPE": "kafka,file"}), w.secrets(), "verify", "--since", since.Format(time.RFC3339Nano))
 		if code := run.end(patience); code != 0 || strings.Contains(run.stdout.String(), "without an id") {
 			t.Errorf("verify with %s: exit code %d: %s%s", envelope, code, run.stdout.String(), run.stderr.String())
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -38,7 +39,7 @@ func TestStartWithALargeLedger(t *testing.T) {
 	}
 	w, s := newWorld(t), newScripted(t)
 	env := s.env.with(settings{"GOMEMLIMIT": "460MiB"})
-	p := w.relayOf(fastProgram(t), "before", env)
+	p := w.relayOf(program.Plain(t), "before", env)
 	p.waitStreaming()
 	began := time.Now()
 	w.fillLedger("file", n)
@@ -54,7 +55,7 @@ func TestStartWithALargeLedger(t *testing.T) {
 	w.waitGone()
 
 	// SIGTERM ends the reading of a ledger that lasts.
-	p = w.relayOf(fastProgram(t), "stopped", env)
+	p = w.relayOf(program.Plain(t), "stopped", env)
 	eventually(t, patience, "the ledger is being read", func() string {
 		if value[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'sagaz-relay ledger%' AND state = 'active'`) > 0 || len(p.logged("ledger read")) > 0 {
 			return ""
@@ -72,7 +73,7 @@ func TestStartWithALargeLedger(t *testing.T) {
 
 	s.back()
 	began = time.Now()
-	p = w.relayOf(fastProgram(t), "started", env)
+	p = w.relayOf(program.Plain(t), "started", env)
 	rows := make([]row, 200)
 	for i := range rows {
 		rows[i] = row{key: fmt.Sprintf("new-%d", i), topic: "T"}

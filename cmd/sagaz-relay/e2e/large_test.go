@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // largeMemory is what the relay may hold resident, whatever comes.
@@ -34,7 +36,7 @@ func TestLargeTransaction(t *testing.T) {
 	rows := largeRows(t)
 	w := newWorld(t)
 	path := filepath.Join(t.TempDir(), "events.jsonl")
-	p := w.relayOf(fastProgram(t), "relay", settings{"BROKER_TYPE": "file", "RELAY_FILE_PATH": path})
+	p := w.relayOf(program.Plain(t), "relay", settings{"BROKER_TYPE": "file", "RELAY_FILE_PATH": path})
 	p.waitStreaming()
 	began := time.Now()
 	w.exec(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers, status, created_at)

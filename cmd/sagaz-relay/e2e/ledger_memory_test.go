@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 )
 
@@ -76,7 +77,7 @@ func TestLedgerMemory(t *testing.T) {
 		}
 	}
 
-	p := w.relayOf(fastProgram(t), "fills", env)
+	p := w.relayOf(program.Plain(t), "fills", env)
 	p.waitStreaming()
 	insert(0, 1000)
 	p.waitLog("sink isolated")
@@ -91,7 +92,7 @@ func TestLedgerMemory(t *testing.T) {
 	peak(p, "filling the ledger")
 	p.stop()
 
-	p = w.relayOf(fastProgram(t), "restarted", env)
+	p = w.relayOf(program.Plain(t), "restarted", env)
 	p.waitStreaming()
 	began = time.Now()
 	insert(rows, rows+1000)
@@ -100,7 +101,7 @@ func TestLedgerMemory(t *testing.T) {
 	peak(p, "restarted with a full ledger")
 	p.stop()
 
-	p = w.relayOf(fastProgram(t), "drains", env.with(settings{"KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext}))
+	p = w.relayOf(program.Plain(t), "drains", env.with(settings{"KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext}))
 	p.waitStreaming()
 	began = time.Now()
 	wait(p, "the ledger is empty", 0)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // The load command writes as many events as it is asked for, whole sagas in order, with the headers
@@ -15,7 +16,7 @@ func TestLoadCommand(t *testing.T) {
 	w := newWorld(t)
 	loading := func(args ...string) *process {
 		t.Helper()
-		return launch(t, program(t), "load", w.env().with(settings{"RELAY_HTTP_ADDR": ""}), w.secrets(), append([]string{"load"}, args...)...)
+		return launch(t, program.Path(t), "load", w.env().with(settings{"RELAY_HTTP_ADDR": ""}), w.secrets(), append([]string{"load"}, args...)...)
 	}
 	p := loading("--events", "203", "--rate", "0", "--writers", "3")
 	if code := p.end(patience); code != 0 {
@@ -71,7 +72,7 @@ func TestLoadCommandMistakes(t *testing.T) {
 		{"a rate below 0", nil, []string{"--rate", "-1"}, []string{"--rate"}},
 		{"no writer", nil, []string{"--writers", "0"}, []string{"--writers"}},
 	} {
-		p := launch(t, program(t), "load", w.env().with(settings{"RELAY_HTTP_ADDR": ""}).with(c.env), w.secrets(), append([]string{"load"}, c.args...)...)
+		p := launch(t, program.Path(t), "load", w.env().with(settings{"RELAY_HTTP_ADDR": ""}).with(c.env), w.secrets(), append([]string{"load"}, c.args...)...)
 		if code := p.end(patience); code != 2 {
 			t.Errorf("%s: exit code %d, want 2", c.name, code)
 		}

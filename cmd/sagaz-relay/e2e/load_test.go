@@ -44,8 +44,9 @@ type loadOptions struct {
 	survives bool
 }
 
-// busyFor is for how long a load has its full rate, by its rows. Without it a slow machine would have more to do than a fast one: what
-// takes longer there would meet more rows, and so take longer still.
+// busyFor is for how long a load has its full rate, by its rows. Without it a slow machine would
+// have more to do than a fast one: what takes longer there would meet more rows, and so take longer
+// still.
 const busyFor = 8 * time.Second
 
 type loadKey struct {

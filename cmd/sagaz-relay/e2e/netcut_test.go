@@ -6,6 +6,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -24,9 +25,9 @@ func TestOwnerCutOff(t *testing.T) {
 	first, second := newTopic(t, broker.Plaintext, 1), newTopic(t, broker.Plaintext, 1)
 	proxy := pgtest.NewProxy(t, w.url)
 	env := settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext, "RELAY_INFLIGHT_EVENTS": "300", "RELAY_RETENTION": "1h"}
-	cut := w.relayOf(fastProgram(t), "cut", env.with(settings{"DATABASE_URL": proxy.DSN, "RELAY_TOPIC": first.name}))
+	cut := w.relayOf(program.Plain(t), "cut", env.with(settings{"DATABASE_URL": proxy.DSN, "RELAY_TOPIC": first.name}))
 	cut.waitStreaming()
-	other := w.relayOf(fastProgram(t), "other", env.with(settings{"RELAY_TOPIC": second.name}))
+	other := w.relayOf(program.Plain(t), "other", env.with(settings{"RELAY_TOPIC": second.name}))
 	other.waitReady()
 	f := &fleet{world: w}
 	l := w.load(loadOptions{topic: "OrderCreated", rate: 300})

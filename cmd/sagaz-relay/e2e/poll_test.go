@@ -9,6 +9,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -126,7 +127,7 @@ func TestPollingTakeover(t *testing.T) {
 			w := bareWorldAt(t, pgtest.Server(t, pgtest.Version()))
 			w.migrate()
 			broker := brokertest.Kafka(t)
-			f := &fleet{world: w, k: newTopic(t, broker.Plaintext, 1), path: program(t), env: polling.with(settings{
+			f := &fleet{world: w, k: newTopic(t, broker.Plaintext, 1), path: program.Path(t), env: polling.with(settings{
 				"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext, "RELAY_INFLIGHT_EVENTS": fmt.Sprint(budget), "RELAY_LEASE_TTL": "4s",
 			})}
 			if c.pooled {

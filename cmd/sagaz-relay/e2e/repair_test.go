@@ -11,13 +11,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 )
 
 // command runs the binary with the world's variables and returns its output and its exit code.
 func (w *world) command(more settings, args ...string) (stdout string, code int) {
 	w.t.Helper()
-	p := launch(w.t, program(w.t), args[0], w.env().with(settings{"RELAY_HTTP_ADDR": ""}).with(more), w.secrets(), args...)
+	p := launch(w.t, program.Path(w.t), args[0], w.env().with(settings{"RELAY_HTTP_ADDR": ""}).with(more), w.secrets(), args...)
 	code = p.end(patience)
 	// launch lets stdout pass, for the sink of that name
 	if strings.Contains(p.stdout.String(), w.marker) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // fails runs "sagaz-relay run" with settings that cannot work, and wants exit code 2 and the words
@@ -17,7 +18,7 @@ func (w *world) fails(t *testing.T, env settings, words ...string) {
 	t.Helper()
 	here := *w
 	here.t = t
-	p := launch(t, program(t), "relay", here.env().with(settings{"BROKER_TYPE": "stdout", "RELAY_MODE": "cdc"}).with(env), here.secrets(), "run")
+	p := launch(t, program.Path(t), "relay", here.env().with(settings{"BROKER_TYPE": "stdout", "RELAY_MODE": "cdc"}).with(env), here.secrets(), "run")
 	p.asked = true
 	code := p.end(patience)
 	text := p.stderr.String()

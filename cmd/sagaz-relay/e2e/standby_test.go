@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -139,7 +140,7 @@ func within(t *testing.T, what string, times []time.Duration, promised time.Dura
 
 // A clean stop hands the slot over within a second, and repeats nothing.
 func TestHandover(t *testing.T) {
-	f := newFleet(t, fastProgram(t), nil)
+	f := newFleet(t, program.Plain(t), nil)
 	l := f.load(loadOptions{topic: f.k.name, rate: 100})
 	var hs []handover
 	for range 4 {
@@ -165,7 +166,7 @@ func TestHandover(t *testing.T) {
 // An owner that is killed is succeeded within three seconds, and repeats what was in flight.
 func TestTakeoverFromDead(t *testing.T) {
 	const budget = 300
-	f := newFleet(t, fastProgram(t), settings{"RELAY_INFLIGHT_EVENTS": fmt.Sprint(budget)})
+	f := newFleet(t, program.Plain(t), settings{"RELAY_INFLIGHT_EVENTS": fmt.Sprint(budget)})
 	l := f.load(loadOptions{topic: f.k.name, rate: 300})
 	var hs []handover
 	for range 3 {
@@ -194,7 +195,7 @@ func TestFrozenOwner(t *testing.T) {
 	t.Parallel()
 	const budget = 300
 	q := newQueue(t, brokertest.RabbitMQ(t).URL, "#")
-	f := newFleet(t, program(t), q.env().with(settings{"BROKER_TYPE": "kafka,rabbitmq", "RELAY_INFLIGHT_EVENTS": fmt.Sprint(budget)}))
+	f := newFleet(t, program.Path(t), q.env().with(settings{"BROKER_TYPE": "kafka,rabbitmq", "RELAY_INFLIGHT_EVENTS": fmt.Sprint(budget)}))
 	l := f.load(loadOptions{topic: f.k.name, rate: 400})
 	owner := f.waitAll()
 	epoch := owner.status().Slots[0].Epoch
@@ -268,7 +269,7 @@ func TestFrozenOwner(t *testing.T) {
 // A Deployment is rolled over under load: each new relay is ready before an old one gets its
 // SIGTERM.
 func TestRollingRestart(t *testing.T) {
-	f := newFleet(t, fastProgram(t), nil)
+	f := newFleet(t, program.Plain(t), nil)
 	l := f.load(loadOptions{topic: f.k.name, rate: 300})
 	for _, old := range slices.Clone(f.relays) {
 		l.waitCommitted(30)

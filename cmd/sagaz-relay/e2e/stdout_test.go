@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // Nobody reads the relay's standard output, so the sink hangs in a write. SIGTERM ends the process
@@ -84,7 +86,7 @@ func TestReaderOfStdoutGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := w.env().with(settings{"BROKER_TYPE": "stdout,file", "RELAY_FILE_PATH": path, "RELAY_SINK_ISOLATION": "1s"})
-	p := launchWith(t, program(t), "broken-pipe", env, w.secrets(), func(cmd *exec.Cmd) { cmd.Stdout = writer }, "run")
+	p := launchWith(t, program.Path(t), "broken-pipe", env, w.secrets(), func(cmd *exec.Cmd) { cmd.Stdout = writer }, "run")
 	if err := errors.Join(writer.Close(), reader.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +119,7 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	}
 	defer func() { _ = reader.Close() }()
 	env := w.env().with(settings{"BROKER_TYPE": "file", "LOG_LEVEL": "DEBUG"})
-	p := launchWith(t, program(t), "unread-log", env, w.secrets(), func(cmd *exec.Cmd) { cmd.Stderr = writer }, "run")
+	p := launchWith(t, program.Path(t), "unread-log", env, w.secrets(), func(cmd *exec.Cmd) { cmd.Stderr = writer }, "run")
 	if err := writer.Close(); err != nil {
 		t.Fatal(err)
 	}

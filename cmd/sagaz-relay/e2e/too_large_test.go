@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // tooLargeMemory is the memory limit of the Kubernetes manifest.
@@ -24,7 +26,7 @@ func TestRowLargerThanMemory(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "events.jsonl")
 			with := settings{"BROKER_TYPE": "file", "RELAY_FILE_PATH": path, "RELAY_MODE": c.mode, "GOMEMLIMIT": "460MiB"}
 			start := func(name string) *process {
-				p := w.relayOf(fastProgram(t), name, with)
+				p := w.relayOf(program.Plain(t), name, with)
 				if c.mode == "cdc" {
 					p.waitStreaming()
 				}

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // gate is an address in front of a server that hangs up on everybody until it is opened.
@@ -113,7 +115,7 @@ func TestBrokerMissingAtStart(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			start := time.Now()
-			p := launch(t, program(t), "relay", w.env().with(settings{"BROKER_TYPE": broker, c.variable: c.value}), append(w.secrets(), "pw-broker-secret"), "run")
+			p := launch(t, program.Path(t), "relay", w.env().with(settings{"BROKER_TYPE": broker, c.variable: c.value}), append(w.secrets(), "pw-broker-secret"), "run")
 			l := p.waitLog("the broker cannot be used")
 			t.Logf("logged after %s: %v", time.Since(start).Round(time.Millisecond), l)
 			if l.text("level") != "WARNING" || l.text("sink") != broker || !strings.Contains(l.text("fix"), c.variable) || !strings.Contains(l.text("error"), c.address) {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
@@ -35,7 +36,7 @@ func TestVerifyFindsOverriddenIDs(t *testing.T) {
 			if got := w.waitNonePending(p); got["sent"] != 5 {
 				t.Fatalf("rows by status: %v", got)
 			}
-			run := launch(t, program(t), "verify", w.env().with(env), nil, "verify", "--json", "--since", since, "--queue", q.name)
+			run := launch(t, program.Path(t), "verify", w.env().with(env), nil, "verify", "--json", "--since", since, "--queue", q.name)
 			if code := run.end(patience); code != 0 {
 				t.Errorf("exit code %d: %s", code, run.stderr.String())
 			}

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/verify"
 	"github.com/sagaz-relay/relay/sinks/file"
@@ -117,7 +118,7 @@ func (p *planted) publish(sink string, names ...string) {
 func (p *planted) verify(code int, more ...string) (report verify.AuditReport, stderr string) {
 	p.t.Helper()
 	args := append([]string{"verify", "--json", "--since", p.since.Format(time.RFC3339Nano)}, append(slices.Clone(p.args), more...)...)
-	run := launch(p.t, program(p.t), "verify", p.world.env().with(p.env), []string{p.password}, args...)
+	run := launch(p.t, program.Path(p.t), "verify", p.world.env().with(p.env), []string{p.password}, args...)
 	if got := run.end(patience); got != code {
 		p.t.Errorf("verify %v: exit code %d, want %d: %s", more, got, code, run.stderr.String())
 	}

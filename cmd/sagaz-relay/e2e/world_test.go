@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/verify"
 )
@@ -118,7 +119,7 @@ func (w *world) secrets() []string {
 // relay starts "sagaz-relay run" with these variables and those of env.
 func (w *world) relay(name string, more settings) *process {
 	w.t.Helper()
-	return w.relayOf(program(w.t), name, more)
+	return w.relayOf(program.Path(w.t), name, more)
 }
 
 func (w *world) relayOf(path, name string, more settings) *process {
@@ -137,10 +138,11 @@ func (w *world) relayOf(path, name string, more settings) *process {
 	return launch(w.t, path, name, w.env().with(settings{"WORKER_ID": name}).with(more), secrets, "run")
 }
 
-// migrate runs "sagaz-relay migrate" as the world's role.
+// migrate runs "sagaz-relay migrate" as the world's role. Every test does, and it is one thing
+// after the other: no race detector.
 func (w *world) migrate(args ...string) {
 	w.t.Helper()
-	p := launch(w.t, program(w.t), "migrate", w.env().with(settings{"RELAY_HTTP_ADDR": ""}), w.secrets(), append([]string{"migrate"}, args...)...)
+	p := launch(w.t, program.Plain(w.t), "migrate", w.env().with(settings{"RELAY_HTTP_ADDR": ""}), w.secrets(), append([]string{"migrate"}, args...)...)
 	if code := p.end(patience); code != 0 {
 		w.t.Fatalf("migrate: exit code %d\n%s%s", code, p.stdout.String(), p.stderr.String())
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -20,18 +19,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-var binDir string // of the program under test
-
-func TestMain(m *testing.M) {
-	var err error
-	if binDir, err = os.MkdirTemp("", "sagaz-interop-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	code := brokertest.Run(pgtest.Closing(m))
-	os.RemoveAll(binDir)
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { brokertest.Main(pgtest.Closing(m)) }
 
 // written is a row that the library inserted, in the order of commits.
 type written struct {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -17,19 +16,11 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/child"
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // patience is how long anything may take that takes a second or two on an idle machine.
 const patience = 90 * time.Second
-
-// relayBinary builds the program once.
-var relayBinary = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(binDir, "sagaz-relay")
-	if out, err := exec.Command("go", "build", "-o", path, "..").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return path, nil
-})
 
 // environment is ours without what would change the program's settings, and the given settings.
 func environment(settings map[string]string) []string {
@@ -87,11 +78,7 @@ func (p *process) stop(t *testing.T) {
 // runRelay runs a subcommand to its end and returns what it printed.
 func runRelay(t *testing.T, settings map[string]string, args ...string) string {
 	t.Helper()
-	binary, err := relayBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), binary, args...)
+	cmd := exec.CommandContext(t.Context(), program.Plain(t), args...)
 	cmd.Env = environment(settings)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -103,11 +90,7 @@ func runRelay(t *testing.T, settings map[string]string, args ...string) string {
 // startRelay starts `sagaz-relay run`.
 func startRelay(t *testing.T, settings map[string]string) *process {
 	t.Helper()
-	binary, err := relayBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(binary, "run")
+	cmd := exec.Command(program.Plain(t), "run")
 	cmd.Env = environment(settings)
 	return start(t, "sagaz-relay", cmd)
 }

@@ -36,17 +36,21 @@ type KafkaOptions struct {
 	CacheDir string    // the jars; default cache.DefaultRoot()
 	Docker   bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
 	Log      io.Writer // progress lines for a person (downloading, starting); default none
-	// Advertise is what the broker tells clients of the listener SASL_PLAINTEXT as its address (host:port), for a proxy in front of
-	// it: a client that has found one broker asks it where the others are. Default: the listener's own.
+	// Advertise is what the broker tells clients of the listener SASL_PLAINTEXT as its address
+	// (host:port), for a proxy in front of it: a client that has found one broker asks it where the
+	// others are. Default: the listener's own.
 	Advertise string
-	// Config are further lines of server.properties; the last of one name counts, so they win over ours.
+	// Config are further lines of server.properties; the last of one name counts, so they win over
+	// ours.
 	Config []string
 }
 
-// KafkaServer is an Apache Kafka node (KRaft, broker and controller in one). Addresses are host:port.
+// KafkaServer is an Apache Kafka node (KRaft, broker and controller in one). Addresses are
+// host:port.
 //
-// The exported fields are everything a client needs, and do not change over a restart. Topics are created on first use,
-// with four partitions. User and Password are known to PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 on both SASL listeners.
+// The exported fields are everything a client needs, and do not change over a restart. Topics are
+// created on first use, with four partitions. User and Password are known to PLAIN, SCRAM-SHA-256
+// and SCRAM-SHA-512 on both SASL listeners.
 type KafkaServer struct {
 	Plaintext     string // no TLS, no authentication
 	SSL           string // TLS
@@ -69,8 +73,8 @@ type KafkaServer struct {
 	container *container     // or that one
 }
 
-// StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and Maven unless the jars
-// are in the cache already (or Docker); the error says how to get them.
+// StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and
+// Maven unless the jars are in the cache already (or Docker); the error says how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
 	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, config: opts.Config}
 	docker := opts.Docker || viaDocker()
@@ -170,8 +174,9 @@ func clusterID() string {
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
-// configure picks ports for the five listeners, makes certificates and writes the configuration. dir is what the broker
-// will know k.dir as, host what it listens on; its clients find it at 127.0.0.1 in any case.
+// configure picks ports for the five listeners, makes certificates and writes the configuration.
+// dir is what the broker will know k.dir as, host what it listens on; its clients find it at
+// 127.0.0.1 in any case.
 func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error) {
 	if err := os.MkdirAll(k.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("create directory for kafka: %w", err)
@@ -267,8 +272,8 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 	return ports[:5], nil
 }
 
-// javaArgs are for a short run with little to do: compiled quickly rather than well, with one thread for the garbage. A start takes
-// half of the processor time that way.
+// javaArgs are for a short run with little to do: compiled quickly rather than well, with one
+// thread for the garbage. A start takes half of the processor time that way.
 func (k *KafkaServer) javaArgs(class string, args ...string) []string {
 	return append([]string{
 		"-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Djava.awt.headless=true",
@@ -279,7 +284,8 @@ func (k *KafkaServer) javaArgs(class string, args ...string) []string {
 
 func (k *KafkaServer) logFile() string { return filepath.Join(k.dir, "kafka.log") }
 
-// Start starts the broker after Stop or Kill, on the same data and ports, and waits until it takes requests.
+// Start starts the broker after Stop or Kill, on the same data and ports, and waits until it takes
+// requests.
 func (k *KafkaServer) Start(ctx context.Context) error {
 	if k.container != nil {
 		if err := k.container.start(ctx); err != nil {

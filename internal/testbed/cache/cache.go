@@ -37,7 +37,7 @@ func Fill(ctx context.Context, root, name string, fill func(dir string) error) (
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return "", fmt.Errorf("create cache directory: %w", err)
 	}
-	unlock, err := lock(ctx, path+".lock")
+	unlock, err := Lock(ctx, path+".lock")
 	if err != nil {
 		return "", err
 	}
@@ -62,8 +62,8 @@ func Fill(ctx context.Context, root, name string, fill func(dir string) error) (
 	return path, nil
 }
 
-// lock takes an exclusive lock on path that ends with the process at the latest.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+// Lock waits for an exclusive lock on path, which ends with the process at the latest.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)

@@ -14,8 +14,9 @@ import (
 // templateLock is the advisory lock of those who make a template on a server.
 const templateLock = 0x73616761746d706c
 
-// create makes a database: a copy of template0, to which nobody can be connected (CREATE DATABASE fails while somebody is), or,
-// if it is to be migrated, of a database like it that is made once on each server.
+// create makes a database: a copy of template0, to which nobody can be connected (CREATE DATABASE
+// fails while somebody is), or, if it is to be migrated, of a database like it that is made once on
+// each server.
 func create(ctx context.Context, superuser, name string, o options) error {
 	conn, err := pgx.Connect(ctx, superuser)
 	if err != nil {
@@ -49,7 +50,8 @@ func copyDatabase(ctx context.Context, conn *pgx.Conn, name, template, encoding 
 	return err
 }
 
-// migratedTemplate returns the name of the template with our migrations, and makes it if it is not there.
+// migratedTemplate returns the name of the template with our migrations, and makes it if it is not
+// there.
 func migratedTemplate(ctx context.Context, conn *pgx.Conn) (string, error) {
 	sum := sha256.New()
 	for _, m := range migrations.All() {

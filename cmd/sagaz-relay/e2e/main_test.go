@@ -1,13 +1,9 @@
 package e2e
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,57 +17,8 @@ const patience = time.Minute
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "sagaz-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	binaries.dir = dir
 	defer closePrivate()
 	return brokertest.Run(pgtest.Closing(m))
-}
-
-// binaries are what has been built of the program so far.
-var binaries struct {
-	dir         string
-	plain, race binary
-}
-
-type binary struct {
-	once sync.Once
-	path string
-	err  error
-}
-
-// program returns the path of the binary, with the race detector when the tests have it.
-func program(t testing.TB) string {
-	t.Helper()
-	if raceEnabled {
-		return binaries.race.build(t, "sagaz-relay-race", "-race")
-	}
-	return fastProgram(t)
-}
-
-// fastProgram returns the path of the binary without the race detector, for what is measured.
-func fastProgram(t testing.TB) string {
-	t.Helper()
-	return binaries.plain.build(t, "sagaz-relay")
-}
-
-func (b *binary) build(t testing.TB, name string, flags ...string) string {
-	t.Helper()
-	b.once.Do(func() {
-		b.path = filepath.Join(binaries.dir, name)
-		args := append(append([]string{"build"}, flags...), "-o", b.path, "github.com/sagaz-relay/relay/cmd/sagaz-relay")
-		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-			b.err = fmt.Errorf("go %v: %w\n%s", args, err, out)
-		}
-	})
-	if b.err != nil {
-		t.Fatal(b.err)
-	}
-	return b.path
 }
 
 // newRand returns the test's source of random choices, and prints its seed.

@@ -1,10 +1,10 @@
 // Package address reads addresses that may hold a password: of databases, brokers and collectors.
 //
-// The libraries that connect take more for an address than anybody means by one. The password of
-// postgresql://u:12/SECRET@host/db ends at its first slash for them; what is left becomes the name of
-// a database, stands in errors and logs, and is sent to a host that nobody meant. So every address is
-// held against a stricter grammar when the settings are read. An error names the rule and never
-// repeats a part of the address: nobody knows where in it the password is.
+// The libraries that connect accept more than what is meant as an address. The password of
+// postgresql://u:12/SECRET@host/db ends at its first slash for them; what is left becomes the name
+// of a database, is in errors and logs, and is sent to a host that was not meant. So every address
+// is checked by a stricter grammar when the settings are read. An error names the rule and never
+// repeats a part of the address, because it is not known where in it the password is.
 package address
 
 import (
@@ -19,19 +19,19 @@ const encoded = "reserved characters in user and password percent-encoded (@ as 
 
 // Errors of addresses; each is a rule.
 var (
-	errSpace     = errors.New("a space, line break or control character stands in it: want it percent-encoded (a space is %20)")
-	errAt        = errors.New("an @ stands where none belongs: want " + encoded)
+	errSpace     = errors.New("it has a space, line break or control character: want it percent-encoded (a space is %20)")
+	errAt        = errors.New("an @ is where none belongs: want " + encoded)
 	errFragment  = errors.New("want no # in it: " + encoded)
 	errPercent   = errors.New("a % is not followed by two hexadecimal digits: want " + encoded)
-	errPort      = errors.New("what stands behind the host's colon is no port: want a number from 1 to 65535, and " + encoded)
+	errPort      = errors.New("what is behind the host's colon is no port: want a number from 1 to 65535, and " + encoded)
 	errHost      = errors.New("the host is no name and no IP address: want letters, digits, dots and hyphens, and " + encoded)
-	errUser      = errors.New("the user holds a colon: want user:password, with " + encoded)
-	errParameter = errors.New("what stands behind the ? is not name=value, with & between them: want " + encoded)
-	errDatabase  = errors.New("the name of the database holds one of @ : / ? #: want " + encoded)
+	errUser      = errors.New("the user has a colon in it: want user:password, with " + encoded)
+	errParameter = errors.New("what is behind the ? is not name=value, with & between them: want " + encoded)
+	errDatabase  = errors.New("the name of the database has one of @ : / ? #: want " + encoded)
 )
 
-// parse checks the form scheme://user:password@host:port,host:port/path?name=value and returns its parts.
-// The scheme is the caller's to check. allowed says which names the query may hold.
+// parse checks the form scheme://user:password@host:port,host:port/path?name=value and returns its
+// parts. The scheme is the caller's to check. parameter returns whether the query may have a name.
 func parse(rest string, parameter func(name string) bool) (*parts, error) {
 	var p parts
 	if strings.ContainsFunc(rest, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
@@ -125,7 +125,8 @@ func hostPort(s string) (host string, err error) {
 	return host, nil
 }
 
-// Host checks a host's name, an IP address, or the directory of a Unix socket; none is right, too.
+// Host checks a host's name, an IP address, or the directory of a Unix socket; an empty one is
+// right, too.
 func Host(host string) error {
 	if strings.HasPrefix(host, "/") {
 		if strings.ContainsAny(host, "@:?#") || strings.ContainsFunc(host, func(r rune) bool { return r < ' ' }) {
@@ -184,9 +185,9 @@ func AMQP(s string) error {
 	case err != nil:
 		return err
 	case len(p.hosts) > 1:
-		return errors.New("want one host: a broker that is down is another's to replace, by DNS or a load balancer")
+		return errors.New("want one host: to replace a broker that is down use DNS or a load balancer")
 	case strings.ContainsAny(p.path, "/:"):
-		return errors.New("the vhost holds a / or a colon: want it percent-encoded, and " + encoded)
+		return errors.New("the vhost has a / or a colon in it: want it percent-encoded, and " + encoded)
 	}
 	return nil
 }

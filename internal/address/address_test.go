@@ -7,7 +7,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 )
 
-// Malformed are addresses whose password got loose; SECRET is the part that must not be shown.
+// Malformed are addresses with the password in a wrong place; SECRET is the part that must not be
+// shown.
 var malformed = map[string][]string{
 	"database": {
 		"postgresql://u:12/SECRET@host/db", "postgresql://u:/SECRET@host/db", "postgresql://u:a?SECRET@host/db", "postgresql://u:a#SECRET@host/db",

@@ -18,14 +18,15 @@ var parameters = strings.Fields(`host hostaddr port dbname database user passwor
 	target_session_attrs load_balance_hosts scram_client_key scram_server_key oauth_issuer oauth_client_id
 	oauth_client_secret oauth_scope DateStyle TimeZone IntervalStyle`)
 
-// setting is what the server's own settings are called, and those that poolers take.
+// setting matches the names of the server's own settings, and of those that poolers take.
 var setting = regexp.MustCompile(`^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$`)
 
 func parameter(name string) bool {
 	return slices.Contains(parameters, name) || setting.MatchString(name)
 }
 
-// Database checks a connection string in either of libpq's forms, and an empty one, which says nothing.
+// Database checks a connection string in either of libpq's forms, and an empty one, which sets
+// nothing.
 func Database(s string) error {
 	if s == "" {
 		return nil
@@ -82,7 +83,8 @@ func keywordValue(s string) (value, rest string, ok bool) {
 			i++
 			b.WriteByte(s[i])
 		case quoted && c == '\'':
-			// A value ends at its quote: what sticks to it is the rest of a password with a quote in it.
+			// A value ends at its quote: what follows it directly is the rest of a password with a
+			// quote in it.
 			if i+1 < len(s) && !strings.ContainsRune(" \t\r\n", rune(s[i+1])) {
 				return "", "", false
 			}
@@ -126,7 +128,7 @@ func databasePart(name, value string) error {
 	return nil
 }
 
-// Resolved checks what a connection string comes to with the environment (PGHOST, …), a service file
+// Resolved checks what a connection string becomes with the environment (PGHOST, …), a service file
 // and the defaults.
 func Resolved(hosts []string, user, database string) error {
 	for _, host := range hosts {

@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// Hidden stands for what is not shown.
+// Hidden takes the place of what is not shown.
 const Hidden = "(set)"
 
-// Show returns an address as it may be shown: as it is where it is a plain one, without user, password
-// and query where it is a URL of the strict form, and only that it is set where nobody can tell.
+// Show returns an address as it may be shown: a plain one as it is, a URL of the strict form
+// without user, password and query, and of anything else only that it is set.
 func Show(s string) string {
 	if s == "" {
 		return ""
@@ -38,7 +38,8 @@ func Show(s string) string {
 	return strings.Join(list, ",")
 }
 
-// Argument quotes what somebody typed on a command line, unless it may be an address with a password.
+// Argument quotes what somebody typed on a command line, unless it may be an address with a
+// password.
 func Argument(s string) string {
 	if strings.Contains(s, "://") || strings.Contains(s, "@") || strings.Contains(strings.ToLower(s), "password") {
 		return "an address (not shown)"
@@ -46,8 +47,8 @@ func Argument(s string) string {
 	return s
 }
 
-// Path shows the name of a file, unless it is something else that got into the place of one: an
-// address, or the content of the file itself.
+// Path shows the name of a file, unless it is something else in the place of one: an address, or
+// the content of the file itself.
 func Path(s string) string {
 	if strings.Contains(s, "://") || strings.ContainsAny(s, "@\n\r") || len(s) > 1024 || strings.Contains(s, "-----BEGIN") {
 		return Hidden

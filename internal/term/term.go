@@ -1,9 +1,9 @@
 // Package term renders text that others wrote (rows, brokers, servers, roles) where a person or a
 // shell reads it: on a terminal, in a command to paste, in a statement to paste, in a line of JSON.
 //
-// A row can hold any character. One that a terminal obeys (ESC, C1) can rewrite what is shown, one
-// that changes the direction of text (bidi) shows another command than the one that is pasted, and a
-// line break forges a line. So nothing of a stranger's is printed but through one of these functions.
+// A row can have any character. One that a terminal obeys (ESC, C1) can rewrite what is shown, one
+// that changes the direction of text (bidi) shows another command than the one that is pasted, and
+// a line break forges a line. So foreign text is printed only through one of these functions.
 package term
 
 import (
@@ -15,17 +15,17 @@ import (
 	"unicode/utf8"
 )
 
-// textLimit bounds what Text returns, in characters. Longer text of a stranger's helps nobody.
+// textLimit bounds what Text returns, in characters. Longer foreign text is of no use.
 const textLimit = 4000
 
-// Text makes one line of foreign text: line breaks and tabs are spaces, whatever else is not to be
-// seen or is obeyed by a terminal is shown as an escape such as \x1b or \u202e.
+// Text makes one line of foreign text: line breaks and tabs are spaces. Whatever else is invisible
+// or is obeyed by a terminal is shown as an escape such as \x1b or \u202e.
 func Text(s string) string { return Cut(clean(s, false), textLimit) }
 
-// Lines is Text for text of several lines, which stay.
+// Lines is Text for text of several lines, which are kept.
 func Lines(s string) string { return clean(s, true) }
 
-// Cut shortens s to at most n characters; the last one says that something is missing.
+// Cut shortens s to at most n characters; the last one shows that something is missing.
 func Cut(s string, n int) string {
 	if len(s) <= n || utf8.RuneCountInString(s) <= n {
 		return s
@@ -57,8 +57,8 @@ func clean(s string, lines bool) string {
 	return b.String()
 }
 
-// unsafe reports whether a terminal obeys the character or does not show it: control characters (C0,
-// DEL, C1), those that format (bidi controls, zero width, tags), and separators of lines.
+// unsafe reports whether a terminal obeys the character or does not show it: control characters
+// (C0, DEL, C1), those that format (bidi controls, zero width, tags), and separators of lines.
 func unsafe(r rune) bool {
 	if r < utf8.RuneSelf {
 		return r < ' ' || r == 0x7f
@@ -73,13 +73,13 @@ func escape(r rune) string {
 	return fmt.Sprintf(`\u%04x`, r)
 }
 
-// plainWord are the characters that no shell gives a meaning to.
+// plainWord are the characters without a meaning for any shell.
 func plainWord(r rune) bool {
 	return r < utf8.RuneSelf && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("_-./:,@%+", r))
 }
 
-// Shell renders one word of a command line to paste into sh, bash or zsh. Characters that are not to
-// be seen make it $'…', which sh may not know: it is then a word that nobody meant to type.
+// Shell renders one word of a command line to paste into sh, bash or zsh. Invisible characters make
+// it $'…', which sh may not know; then it is a wrong word, but a harmless one.
 func Shell(word string) string {
 	switch {
 	case word != "" && !strings.ContainsFunc(word, func(r rune) bool { return !plainWord(r) }):
@@ -97,7 +97,8 @@ func Shell(word string) string {
 			b.WriteRune(r)
 		case r == utf8.RuneError && n == 1 || unsafe(r):
 			for _, c := range []byte(word[i : i+n]) {
-				fmt.Fprintf(&b, `\%03o`, c) // three digits always, so that what follows is not taken for one
+				// three digits always, so that what follows is not taken for one
+				fmt.Fprintf(&b, `\%03o`, c)
 			}
 		default:
 			b.WriteRune(r)
@@ -117,7 +118,8 @@ func Ident(name string) string {
 	return `U&` + unicodeEscapes(quoted)
 }
 
-// Literal renders an SQL string for a statement to paste, whatever standard_conforming_strings says.
+// Literal renders an SQL string for a statement to paste, whatever standard_conforming_strings
+// says.
 func Literal(text string) string {
 	quoted := `'` + strings.ReplaceAll(text, `'`, `''`) + `'`
 	if strings.ContainsFunc(text, unsafe) {
@@ -145,8 +147,8 @@ func unicodeEscapes(quoted string) string {
 	return b.String()
 }
 
-// JSON escapes in encoded JSON what a terminal would obey and encoding/json leaves as it is: DEL, C1,
-// bidi controls. They occur only in strings, so \u is right wherever they stand.
+// JSON escapes in encoded JSON what a terminal would obey and encoding/json leaves as it is: DEL,
+// C1, bidi controls. They occur only in strings, so \u is right wherever they are.
 func JSON(encoded []byte) []byte {
 	special := func(r rune) bool { return r >= 0x7f && unsafe(r) }
 	if !bytes.ContainsFunc(encoded, special) {
@@ -167,8 +169,9 @@ func JSON(encoded []byte) []byte {
 	return b.Bytes()
 }
 
-// Writer is a terminal on which nothing but text and line breaks is obeyed. It is the belt for what
-// was printed without Text. Each Write is whole characters, as those of fmt and encoding/json are.
+// Writer is a terminal on which nothing but text and line breaks is obeyed. It is a second
+// protection, for what was printed without Text. Each Write is whole characters, as those of fmt
+// and encoding/json are.
 func Writer(w io.Writer) io.Writer { return &writer{w} }
 
 type writer struct{ w io.Writer }
@@ -180,7 +183,7 @@ func (t *writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Size is a number of bytes as people read it; "-" where nobody knows it.
+// Size is a number of bytes as people read it; "-" where it is not known.
 func Size(bytes *int64) string {
 	if bytes == nil {
 		return "-"

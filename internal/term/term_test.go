@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/term"
 )
 
-// odd are texts as a row may hold them.
+// odd are texts as a row may have them.
 var odd = []string{
 	"", "order.placed", "-rf", "~root", "=ls", "a b", "it's", `say "x"`, `back\slash`, `end\`, "$(touch x)", "`touch x`", "a;b|c&d>e<f", "#", "*?[a]", "!!", "{a,b}",
 	"\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u009b31m", "line\nbreak", "tab\there", "cr\rhere", "\x00", "\x7f",
@@ -42,7 +42,7 @@ func TestText(t *testing.T) {
 		}
 	}
 	if got := term.Text(strings.Repeat("é", 1<<20)); utf8.RuneCountInString(got) != 4000 || !strings.HasSuffix(got, "…") {
-		t.Errorf("a megabyte: got %d characters, want 4000 of which the last says so", utf8.RuneCountInString(got))
+		t.Errorf("a megabyte: got %d characters, want 4000 of which the last shows the cut", utf8.RuneCountInString(got))
 	}
 }
 
@@ -59,7 +59,7 @@ func TestShell(t *testing.T) {
 				t.Errorf("%q: got %q, which a terminal obeys", s, word)
 			}
 			if strings.HasPrefix(word, "$'") && shell == "sh" || strings.Contains(s, "\x00") {
-				continue // dash has no $'…', and no word holds a NUL
+				continue // dash has no $'…', and no word has a NUL
 			}
 			out, err := exec.Command(path, "-c", "printf %s k="+word).Output()
 			if err != nil || string(out) != "k="+s {

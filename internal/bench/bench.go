@@ -20,7 +20,7 @@ type Options struct {
 	Shapes   []int         // rows a transaction, one backlog for each
 	Big      int           // rows of the one large transaction; 0 leaves it out
 	Rate     int           // events a second for the latency; 0 leaves it out
-	RateFor  time.Duration // how long to hold that rate
+	RateFor  time.Duration // how long to keep that rate
 	Repeat   int           // relay runs for each backlog
 	Poll     bool          // measure a relay that polls, and nothing else
 }
@@ -29,7 +29,8 @@ type Options struct {
 type Program struct {
 	DatabaseURL string // the server; where it is empty one is started
 	Publication string
-	// Relay takes the database that was made on that server, and says whether all settings will do.
+	// Relay takes the database that was made on that server, and reports whether all settings will
+	// do.
 	Relay func(databaseURL string) (Relay, error)
 }
 
@@ -39,8 +40,8 @@ type Relay struct {
 	Mark     string
 	Kafka    *kafka.Config
 	RabbitMQ *rabbitmq.Config
-	// Run relays one slot in this process, without HTTP, until ctx ends. wrap goes between the relay and each of its
-	// sinks. running is called once.
+	// Run relays one slot in this process, without HTTP, until ctx ends. wrap goes between the
+	// relay and each of its sinks. running is called once.
 	Run func(ctx context.Context, slot string, wrap func(relay.Sink) relay.Sink, running func(*relay.Relay)) error
 }
 
@@ -62,13 +63,14 @@ type Report struct {
 type Drain struct {
 	RowsPerTx int `json:"rows_per_transaction"`
 	Rows      int `json:"rows"`
-	// Reference is the mean of the runs before and after the relay's, so that a drift of the machine counts half.
+	// Reference is the mean of the runs before and after the relay's, so that a drift of the
+	// machine counts half.
 	Reference     Run     `json:"reference"`
 	ReferenceRuns []Run   `json:"reference_runs"`
 	ReferenceBy   string  `json:"reference_by"`
 	Relay         Run     `json:"relay"`
 	Ratio         float64 `json:"ratio"`
-	Settled       int64   `json:"rows_marked"`
+	Marked        int64   `json:"rows_marked"`
 }
 
 // Run is one drain.
@@ -83,7 +85,8 @@ type Run struct {
 type Bare struct {
 	Queue     string  `json:"queue"`
 	PerSecond float64 `json:"events_per_second"`
-	Ratio     float64 `json:"relay_ratio"` // of the relay's rate with 5,000-row transactions, or the first shape
+	// of the relay's rate with 5,000-row transactions, or the first shape
+	Ratio float64 `json:"relay_ratio"`
 }
 
 type Latency struct {
@@ -100,10 +103,10 @@ type Large struct {
 	Run  Run `json:"run"`
 }
 
-// Measure measures what o says, and gives what it found to show before it cleans up.
+// Measure measures what o wants, and gives what it found to show before it cleans up.
 func Measure(ctx context.Context, program Program, o Options, progress io.Writer, show func(*Report) error) (err error) {
-	say := func(format string, args ...any) { fmt.Fprintf(progress, format+"\n", args...) }
-	b, err := newDatabase(ctx, program, say)
+	printf := func(format string, args ...any) { fmt.Fprintf(progress, format+"\n", args...) }
+	b, err := newDatabase(ctx, program, printf)
 	if err != nil {
 		return err
 	}
@@ -120,7 +123,7 @@ func Measure(ctx context.Context, program Program, o Options, progress io.Writer
 	report := Report{Server: b.version, CPU: cpuName(), Cores: cores(), Sinks: b.relay.Sinks, Mark: b.relay.Mark}
 	if o.Poll {
 		for range o.Repeat {
-			p, err := b.poll(ctx, target, o, say)
+			p, err := b.poll(ctx, target, o, printf)
 			if err != nil {
 				return err
 			}
@@ -130,28 +133,28 @@ func Measure(ctx context.Context, program Program, o Options, progress io.Writer
 	}
 	for _, shape := range o.Shapes {
 		for range o.Repeat {
-			say("filling a backlog of %d rows, %d a transaction", o.Rows, shape)
-			d, err := b.drain(ctx, target, o, shape, say)
+			printf("filling a backlog of %d rows, %d a transaction", o.Rows, shape)
+			d, err := b.drain(ctx, target, o, shape, printf)
 			if err != nil {
 				return err
 			}
 			report.Drains = append(report.Drains, *d)
 		}
 	}
-	if report.Bare, err = target.bare(ctx, o, say); err != nil {
+	if report.Bare, err = target.bare(ctx, o, printf); err != nil {
 		return err
 	}
 	if report.Bare != nil {
 		report.Bare.Ratio = report.Drains[0].Relay.PerSecond / report.Bare.PerSecond
 	}
 	if o.Big > 0 {
-		say("one transaction of %d rows", o.Big)
-		if report.Big, err = b.large(ctx, target, o, say); err != nil {
+		printf("one transaction of %d rows", o.Big)
+		if report.Big, err = b.large(ctx, target, o, printf); err != nil {
 			return err
 		}
 	}
 	if o.Rate > 0 {
-		say("%d events/s for %s", o.Rate, o.RateFor)
+		printf("%d events/s for %s", o.Rate, o.RateFor)
 		if report.Latency, err = b.latency(ctx, target, o); err != nil {
 			return err
 		}
@@ -171,13 +174,13 @@ func (r *Report) Print(w io.Writer) error {
 			p("    run %d          %9.0f", i+1, run.PerSecond)
 		}
 		p("  %-16s %9.0f events/s   walsender %5.2f s CPU, relay %5.2f s CPU (%.1f µs an event), peak %d MB, %d rows marked",
-			"relay", d.Relay.PerSecond, d.Relay.WalsenderCPU, d.Relay.CPU, d.Relay.CPU/float64(d.Rows)*1e6, d.Relay.PeakRSS/1e6, d.Settled)
+			"relay", d.Relay.PerSecond, d.Relay.WalsenderCPU, d.Relay.CPU, d.Relay.CPU/float64(d.Rows)*1e6, d.Relay.PeakRSS/1e6, d.Marked)
 		p("  ratio            %9.2f", d.Ratio)
 	}
 	for _, poll := range r.Polls {
 		p("")
 		p("%d rows pending, drained by polling: %.0f rows/s, relay %.2f s CPU (%.1f µs a row), peak %d MB, %d rows marked",
-			poll.Rows, poll.Run.PerSecond, poll.Run.CPU, poll.Run.CPU/float64(poll.Rows)*1e6, poll.Run.PeakRSS/1e6, poll.Settled)
+			poll.Rows, poll.Run.PerSecond, poll.Run.CPU, poll.Run.CPU/float64(poll.Rows)*1e6, poll.Run.PeakRSS/1e6, poll.Marked)
 	}
 	if r.Bare != nil {
 		p("")

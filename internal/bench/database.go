@@ -34,16 +34,16 @@ type database struct {
 	relay Relay // to be measured on it
 }
 
-func newDatabase(ctx context.Context, program Program, say func(string, ...any)) (_ *database, err error) {
+func newDatabase(ctx context.Context, program Program, printf func(string, ...any)) (_ *database, err error) {
 	b := &database{publication: program.Publication, name: fmt.Sprintf("sagaz_relay_bench_%08x", rand.Uint32())}
 	defer func() {
 		if err != nil {
-			_ = b.close() // the first error is the one to tell
+			_ = b.close() // the first error is the one to return
 		}
 	}()
 	dsn := program.DatabaseURL
 	if dsn == "" {
-		say("starting PostgreSQL (DATABASE_URL is not set)")
+		printf("starting PostgreSQL (DATABASE_URL is not set)")
 		b.server, err = pgserver.Start(ctx, pgserver.Options{Settings: map[string]string{"max_wal_size": "8GB"}, Log: os.Stderr})
 		if err != nil {
 			return nil, err
@@ -110,7 +110,8 @@ func (b *database) close() error {
 	return errors.Join(errs...)
 }
 
-// dropOrigins removes what relays of the measurements have left on the server, which outlives the database.
+// dropOrigins removes what relays of the measurements have left on the server, which outlives the
+// database.
 func (b *database) dropOrigins(ctx context.Context) error {
 	const ours = `SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin, pg_database WHERE datname = $1 AND starts_with(roname, 'sagaz_relay_' || pg_database.oid || '_')`
 	var err error
@@ -158,9 +159,10 @@ func (b *database) makeSlots(ctx context.Context, n int, fill func() error) (slo
 	return slots, nil
 }
 
-// noteSlot notes of the one slot that a relay is about to read that it brings everything: its first owner would find the backlog in the
-// table otherwise, and that is not what is measured. The copies for the references are not noted, since a table has one set of slots and
-// the relay would take the others' place, with a sweep.
+// noteSlot notes for the one slot that a relay is about to read that it brings everything.
+// Otherwise its first owner would find the backlog in the table, which is not what is measured. The
+// copies for the references are not noted, since a table has one set of slots and the relay would
+// take the others' place, with a sweep.
 func (b *database) noteSlot(ctx context.Context, slot string) error {
 	_, err := b.conn.Exec(ctx, `INSERT INTO saga_outbox_relay (slot, epoch, owner, sweep_owed, released_at, confirmed_lsn)
 		SELECT slot_name, 0, '', false, now(), confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1::text`, slot)
@@ -205,7 +207,7 @@ func (b *database) fill(ctx context.Context, eventType string, rows, perTx, rowB
 				return fmt.Errorf("connect: %w", store.ConnectCause(err))
 			}
 			defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // all is committed
-			// Only the fill is spared the wait for the disk; what is measured is not.
+			// Only the fill does not wait for the disk; what is measured does.
 			if _, err := conn.Exec(ctx, `SET synchronous_commit = off`); err != nil {
 				return err
 			}

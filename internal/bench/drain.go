@@ -23,7 +23,7 @@ import (
 )
 
 // drain measures one backlog: reference, relay, reference.
-func (b *database) drain(ctx context.Context, target *target, o Options, perTx int, say func(string, ...any)) (*Drain, error) {
+func (b *database) drain(ctx context.Context, target *target, o Options, perTx int, printf func(string, ...any)) (*Drain, error) {
 	rows := o.Rows / perTx * perTx
 	slots, err := b.makeSlots(ctx, 3, func() error { return b.fill(ctx, target.eventType, rows, perTx, o.RowBytes) })
 	if err != nil {
@@ -45,7 +45,7 @@ func (b *database) drain(ctx context.Context, target *target, o Options, perTx i
 		run.PerSecond = float64(rows) / run.Seconds
 		d.ReferenceBy = by
 		d.ReferenceRuns = append(d.ReferenceRuns, run)
-		say("  %s: %.0f events/s", by, run.PerSecond)
+		printf("  %s: %.0f events/s", by, run.PerSecond)
 		return nil
 	}
 	if err := reference(slots[0]); err != nil {
@@ -54,7 +54,7 @@ func (b *database) drain(ctx context.Context, target *target, o Options, perTx i
 	if d.Relay, err = b.relayRun(ctx, slots[1], rows, relay.ModeCDC); err != nil {
 		return nil, err
 	}
-	say("  relay: %.0f events/s", d.Relay.PerSecond)
+	printf("  relay: %.0f events/s", d.Relay.PerSecond)
 	if err := reference(slots[2]); err != nil {
 		return nil, err
 	}
@@ -65,14 +65,14 @@ func (b *database) drain(ctx context.Context, target *target, o Options, perTx i
 	}
 	d.Reference.PerSecond = float64(rows) / d.Reference.Seconds
 	d.Ratio = d.Relay.PerSecond / d.Reference.PerSecond
-	if d.Settled, err = b.settled(ctx, rows); err != nil {
+	if d.Marked, err = b.marked(ctx, rows); err != nil {
 		return nil, err
 	}
 	return d, b.clear(ctx)
 }
 
-// settled is how many of so many rows have their mark.
-func (b *database) settled(ctx context.Context, rows int) (n int64, err error) {
+// marked is how many of so many rows have their mark.
+func (b *database) marked(ctx context.Context, rows int) (n int64, err error) {
 	sql := `SELECT count(*) FROM saga_outbox WHERE status = 'sent'`
 	if b.relay.Mark != "update" {
 		sql = `SELECT ` + strconv.Itoa(rows) + ` - count(*) FROM saga_outbox`
@@ -167,7 +167,8 @@ func (b *database) bareReader(ctx context.Context, slot, end string) (run Run, e
 	}
 }
 
-// relayRun drains a slot with this program, as a process of its own, so that its CPU and memory are its own.
+// relayRun drains a slot with this program, as a process of its own, so that its CPU and memory are
+// its own.
 func (b *database) relayRun(ctx context.Context, slot string, rows int, mode string) (run Run, err error) {
 	if mode != relay.ModePolling {
 		if err := b.noteSlot(ctx, slot); err != nil {
@@ -243,8 +244,8 @@ func (b *database) relayRun(ctx context.Context, slot string, rows int, mode str
 // look is how exactly the end of a run is seen.
 const look = 10 * time.Millisecond
 
-// untilNextLook is a quarter of the time that the rest takes at the rate so far. The relay pays for each look, with a page that has charts:
-// one every 10 ms was an eighth of its CPU.
+// untilNextLook is a quarter of the time that the rest takes at the rate so far. The relay pays for
+// each look, with a page that has charts: one every 10 ms was an eighth of its CPU.
 func untilNextLook(marked, rows int, elapsed time.Duration) time.Duration {
 	if marked == 0 {
 		return look
@@ -268,8 +269,8 @@ func markedSoFar(addr string) (int, error) {
 	return int(st.Slots[0].Marked), nil
 }
 
-// watchWalsender finds the process that serves a slot and returns a function that tells the CPU seconds it has used since, 0
-// when the server is not on this machine.
+// watchWalsender finds the process that serves a slot and returns a function for the CPU seconds
+// that it has used since, 0 when the server is not on this machine.
 func (b *database) watchWalsender(ctx context.Context, slot string) func() float64 {
 	pid := 0
 	for range 200 {
@@ -299,7 +300,8 @@ func (b *database) watchWalsender(ctx context.Context, slot string) func() float
 	return func() float64 { close(done); return <-result }
 }
 
-// processCPU reads utime and stime of a local postgres process (proc(5), stat: fields 14 and 15, in ticks of 10 ms).
+// processCPU reads utime and stime of a local postgres process (proc(5), stat: fields 14 and 15, in
+// ticks of 10 ms).
 func processCPU(pid int) float64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if pid == 0 || err != nil {

@@ -25,7 +25,7 @@ func freePort() (int, error) {
 }
 
 // large measures one transaction that is far larger than the in-flight budget.
-func (b *database) large(ctx context.Context, target *target, o Options, say func(string, ...any)) (*Large, error) {
+func (b *database) large(ctx context.Context, target *target, o Options, printf func(string, ...any)) (*Large, error) {
 	slots, err := b.makeSlots(ctx, 1, func() error { return b.fill(ctx, target.eventType, o.Big, o.Big, o.RowBytes) })
 	if err != nil {
 		return nil, err
@@ -34,11 +34,11 @@ func (b *database) large(ctx context.Context, target *target, o Options, say fun
 	if err != nil {
 		return nil, err
 	}
-	say("  relay: %.0f events/s, peak %d MB", run.PerSecond, run.PeakRSS/1e6)
+	printf("  relay: %.0f events/s, peak %d MB", run.PerSecond, run.PeakRSS/1e6)
 	return &Large{Rows: o.Big, Run: run}, b.clear(ctx)
 }
 
-// ackClock is a sink that notes when each event was acknowledged, and passes everything on.
+// ackClock is a sink that notes when each event was acknowledged, and hands everything on.
 type ackClock struct {
 	relay.Sink
 	mu    sync.Mutex // guards acked
@@ -64,9 +64,9 @@ func (c *ackClock) count() int {
 	return len(c.acked)
 }
 
-// latency commits single-row transactions at a steady rate and takes, for each, the time from the moment its COMMIT was
-// sent to the moment the last sink's acknowledgement was in the relay's hands. Both are read off one clock, and the wait
-// for the database's disk is in it.
+// latency commits single-row transactions at a steady rate and takes, for each, the time from the
+// moment its COMMIT was sent to the moment the last sink's acknowledgement was in the relay's
+// hands. Both are read off one clock, and the wait for the database's disk is in it.
 func (b *database) latency(ctx context.Context, target *target, o Options) (*Latency, error) {
 	slot := b.name + "_latency"
 	b.slots = []string{slot}
@@ -130,7 +130,8 @@ type commitTime struct {
 	at time.Time
 }
 
-// commitSteadily inserts one row a transaction on a fixed schedule, from a few connections, and waits for each commit.
+// commitSteadily inserts one row a transaction on a fixed schedule, from a few connections, and
+// waits for each commit.
 func (b *database) commitSteadily(ctx context.Context, eventType string, o Options) ([]commitTime, error) {
 	const connections = 8
 	total := int(float64(o.Rate) * o.RateFor.Seconds())

@@ -8,19 +8,20 @@ import (
 
 // Poll is one backlog drained by a relay that polls.
 type Poll struct {
-	Rows    int   `json:"rows"`
-	Run     Run   `json:"run"`
-	Settled int64 `json:"rows_marked"`
+	Rows   int   `json:"rows"`
+	Run    Run   `json:"run"`
+	Marked int64 `json:"rows_marked"`
 }
 
-// poll measures the drain of rows that are pending when the relay starts, with no slot. The start of the process is in the time.
-func (b *database) poll(ctx context.Context, target *target, o Options, say func(string, ...any)) (*Poll, error) {
+// poll measures the drain of rows that are pending when the relay starts, with no slot. The start
+// of the process is in the time.
+func (b *database) poll(ctx context.Context, target *target, o Options, printf func(string, ...any)) (*Poll, error) {
 	const perTx = 5000
-	say("filling %d pending rows", o.Rows)
+	printf("filling %d pending rows", o.Rows)
 	if err := b.fill(ctx, target.eventType, o.Rows, min(perTx, o.Rows), o.RowBytes); err != nil {
 		return nil, err
 	}
-	// As a table that has been there for a while: with statistics, and with hint bits set.
+	// As in a table that has been there for a while: with statistics, and with hint bits set.
 	if _, err := b.conn.Exec(ctx, `VACUUM ANALYZE saga_outbox`); err != nil {
 		return nil, err
 	}
@@ -32,8 +33,8 @@ func (b *database) poll(ctx context.Context, target *target, o Options, say func
 	if p.Run, err = b.relayRun(ctx, b.name+"_poll", p.Rows, relay.ModePolling); err != nil {
 		return nil, err
 	}
-	say("  relay: %.0f rows/s", p.Run.PerSecond)
-	if p.Settled, err = b.settled(ctx, p.Rows); err != nil {
+	printf("  relay: %.0f rows/s", p.Run.PerSecond)
+	if p.Marked, err = b.marked(ctx, p.Rows); err != nil {
 		return nil, err
 	}
 	return p, b.clear(ctx)

@@ -34,7 +34,7 @@ func openTarget(ctx context.Context, r Relay) (t *target, err error) {
 	t = &target{relay: r, eventType: fmt.Sprintf("sagaz.bench.%08x", rand.Uint32())}
 	defer func() {
 		if err != nil {
-			_ = t.close() // the first error is the one to tell
+			_ = t.close() // the first error is the one to return
 		}
 	}()
 	if slices.Contains(r.Sinks, "kafka") {
@@ -109,9 +109,10 @@ func (t *target) close() error {
 	return errors.Join(errs...)
 }
 
-// bare measures what a publisher with confirms and the mandatory flag reaches on the queue, with as many messages outstanding
-// as our sink may have, and nothing else to do. Without RabbitMQ there is nothing to measure.
-func (t *target) bare(ctx context.Context, o Options, say func(string, ...any)) (*Bare, error) {
+// bare measures what a publisher with confirms and the mandatory flag reaches on the queue, with as
+// many messages outstanding as our sink may have, and nothing else to do. Without RabbitMQ there is
+// nothing to measure.
+func (t *target) bare(ctx context.Context, o Options, printf func(string, ...any)) (*Bare, error) {
 	if t.rabbit == nil {
 		return nil, nil
 	}
@@ -156,12 +157,12 @@ func (t *target) bare(ctx context.Context, o Options, say func(string, ...any)) 
 		return nil, err
 	}
 	b := &Bare{Queue: t.queueType + " queue", PerSecond: float64(n) / time.Since(started).Seconds()}
-	say("  bare publisher: %.0f events/s", b.PerSecond)
+	printf("  bare publisher: %.0f events/s", b.PerSecond)
 	return b, nil
 }
 
-// kafkaClient is for making and deleting the topic. It speaks plain text only: where the brokers want more, the topic is left to
-// their automatic creation, and to the user to delete.
+// kafkaClient is for making and deleting the topic. It speaks plain text only: where the brokers
+// want more, they create the topic by themselves, and the user deletes it.
 func kafkaClient(cfg *kafka.Config) (*kafkago.Client, error) {
 	if cfg.SecurityProtocol != "PLAINTEXT" {
 		return nil, nil

@@ -18,8 +18,8 @@ const catchUpTimeout = 60 * time.Second
 // check waits until the relay has caught up, stops it, and prints which promises held.
 func (d *Demo) check(ctx context.Context) error {
 	s := d.screen
-	s.say("")
-	s.say("writers stopped, waiting for the relay to catch up …")
+	s.printf("")
+	s.printf("writers stopped, waiting for the relay to catch up …")
 	began := time.Now()
 	end, err := d.caughtUp(ctx)
 	if err != nil {
@@ -45,10 +45,10 @@ func (d *Demo) check(ctx context.Context) error {
 		return err
 	}
 	d.summary(end, waited)
-	return d.verdict(checker.Report(), end)
+	return d.promises(checker.Report(), end)
 }
 
-// ending is what the database says at the end.
+// ending is the state of the database at the end.
 type ending struct {
 	sent, rows         int
 	statuses           string
@@ -57,12 +57,12 @@ type ending struct {
 	rowsSent, slotDone bool
 }
 
-// caughtUp waits until every row is sent and the slot has passed all that the load wrote. It returns what it last saw also
-// when that did not come about in time.
+// caughtUp waits until every row is sent and the slot has passed all that the load wrote. It
+// returns what it last saw also when that did not happen in time.
 func (d *Demo) caughtUp(ctx context.Context) (*ending, error) {
 	end := &ending{}
-	// All writers have their answers, so their commits lie before this. What comes after is the relay's own doing: its
-	// marks, its lease, the server's checkpoints.
+	// All writers have their answers, so their commits lie before this. What comes after is from
+	// the relay and the server: marks, the lease, checkpoints.
 	if err := d.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&end.target); err != nil {
 		return nil, fmt.Errorf("read the WAL position: %w", err)
 	}
@@ -114,11 +114,11 @@ func (d *Demo) caughtUp(ctx context.Context) (*ending, error) {
 	}
 }
 
-// summary says what was done and how fast.
+// summary prints what was done and how fast.
 func (d *Demo) summary(end *ending, waited time.Duration) {
 	s, counts := d.screen, d.shop.Totals()
 	_, times := d.watch.look()
-	s.say("")
+	s.printf("")
 	lines := []string{
 		fmt.Sprintf("%s events in %s transactions over %s: %s orders, %s of them cancelled with compensations.", thousands(counts.Events),
 			thousands(counts.Transactions), seconds(d.took), thousands(counts.Orders), thousands(counts.Cancelled)),
@@ -136,14 +136,14 @@ func (d *Demo) summary(end *ending, waited time.Duration) {
 	}
 	for _, line := range lines {
 		for _, part := range wrap(line, s.width()-1) {
-			s.say("%s", part)
+			s.printf("%s", part)
 		}
 	}
-	s.say("")
+	s.printf("")
 }
 
-// verdict prints a line for each promise and returns an error if one did not hold.
-func (d *Demo) verdict(report *verify.Report, end *ending) error {
+// promises prints a line for each promise and returns an error if one did not hold.
+func (d *Demo) promises(report *verify.Report, end *ending) error {
 	f := report.Sinks[0]
 	counts := d.shop.Totals()
 	broken, checked := 0, 0
@@ -163,10 +163,10 @@ func (d *Demo) verdict(report *verify.Report, end *ending) error {
 	promise(len(f.Duplicates) == 0, "no event twice", "%s lines, %s duplicates", thousands(f.Delivered), thousands(len(f.Duplicates)))
 	promise(end.rowsSent && end.rows == report.Committed, "every row marked sent", "%s rows: %s", thousands(end.rows), end.statuses)
 	promise(end.slotDone, "slot lag 0", "the load ends at %s, the slot is confirmed to %s", end.target, end.confirmed)
-	d.screen.say("")
+	d.screen.printf("")
 	if broken > 0 {
 		return errors.Join(fmt.Errorf("%d of %d promises did not hold", broken, checked), report.Err())
 	}
-	d.screen.say("All %d promises held.", checked)
+	d.screen.printf("All %d promises held.", checked)
 	return nil
 }

@@ -24,12 +24,14 @@ type Options struct {
 	Writers  int
 }
 
-// Relay is a relay of this program with its defaults, whatever the environment says, that delivers to a file.
+// Relay is a relay of this program with its defaults, whatever is in the environment, that delivers
+// to a file.
 type Relay struct {
 	Slot string
 	// Migrate prepares the database, the slot included.
 	Migrate func(ctx context.Context, log io.Writer) error
-	// Run relays until ctx ends, as "sagaz-relay run" does. It calls running once, with the address that answers HTTP.
+	// Run relays until ctx ends, as "sagaz-relay run" does. It calls running once, with the address
+	// that answers HTTP.
 	Run func(ctx context.Context, log io.Writer, running func(r *relay.Relay, addr string)) error
 }
 
@@ -43,15 +45,15 @@ func New(o Options, out io.Writer, newRelay NewRelay) *Demo {
 
 // Run shows it all, until the options' end or that of ctx; a signal ends it, too.
 func (d *Demo) Run(ctx context.Context) error {
-	settleEnvironment()
+	cleanEnvironment()
 	ctx, hurry, stop := twoSignals(ctx)
 	defer stop()
 	return d.RunUntil(ctx, hurry)
 }
 
-// settleEnvironment takes the user's PostgreSQL settings out of our environment, where pgx would find them, and finds the
-// home directory, for the cache, if nothing says where it is.
-func settleEnvironment() {
+// cleanEnvironment takes the user's PostgreSQL settings out of our environment, where pgx would
+// find them, and finds the home directory, for the cache, if it is not set.
+func cleanEnvironment() {
 	for _, entry := range os.Environ() {
 		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "PG") {
 			_ = os.Unsetenv(name) // fails for an empty name only
@@ -64,13 +66,14 @@ func settleEnvironment() {
 	}
 }
 
-// twoSignals returns a context that ends with the first signal, upon which the demo stops writing and checks what it
-// did, and one that ends with the second, upon which it only cleans up. A third one is the shell's usual end.
+// twoSignals returns two contexts. One ends with the first signal: the demo stops writing and
+// checks what it did. The other ends with the second: it only cleans up. A third signal ends the
+// process as usual.
 func twoSignals(ctx context.Context) (first, second context.Context, stop func()) {
 	first, endFirst := context.WithCancel(ctx)
 	second, endSecond := context.WithCancel(context.WithoutCancel(ctx))
-	// Its own registration: that of main is given up with the first signal. A terminal that is closed must not leave the
-	// directory behind either.
+	// It has its own registration, because that of main ends with the first signal. A terminal that
+	// is closed must not leave the directory behind either.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	done := make(chan struct{})
@@ -108,7 +111,8 @@ type Demo struct {
 	took  time.Duration // of the shop's orders
 }
 
-// RunUntil goes from the empty directory to the verdict. With ctx the load ends early, with hurry everything does.
+// RunUntil goes from the empty directory to the checked promises. With ctx the load ends early,
+// with hurry everything does.
 //
 //	set up → load → catch up → stop the relay → check → clean up
 //	   └───────┴────────┴── on failure ──────────────────┘
@@ -118,8 +122,8 @@ func (d *Demo) RunUntil(ctx, hurry context.Context) (err error) {
 		d.screen.endLive()
 		err = errors.Join(err, d.cleanUp(err != nil && !errors.Is(err, ErrInterrupted)))
 	}()
-	d.screen.say("sagaz-relay demo: order sagas write to PostgreSQL, the relay delivers to a file")
-	d.screen.say("")
+	d.screen.printf("sagaz-relay demo: order sagas write to PostgreSQL, the relay delivers to a file")
+	d.screen.printf("")
 	if err := d.setUp(ctx); err != nil {
 		if ctx.Err() != nil {
 			return ErrInterrupted
@@ -139,7 +143,7 @@ func (d *Demo) RunUntil(ctx, hurry context.Context) (err error) {
 	return d.check(hurry)
 }
 
-// ErrInterrupted is for a demo that came to no verdict.
+// ErrInterrupted is for a demo that has not checked its promises.
 var ErrInterrupted = errors.New("interrupted, nothing was checked")
 
 // write runs the load and shows how it goes.
@@ -150,7 +154,7 @@ func (d *Demo) write(ctx, hurry context.Context) error {
 		loading, stop = context.WithTimeout(loading, d.opts.Duration)
 		defer stop()
 	}
-	d.screen.say("")
+	d.screen.printf("")
 	began := time.Now()
 	ended := make(chan error, 1)
 	go func() { ended <- d.shop.Run(loading, hurry) }()
@@ -178,12 +182,12 @@ func (d *Demo) committed() int { return d.shop.Totals().Events }
 
 func (d *Demo) howToLook() {
 	s := d.screen
-	s.say("")
-	s.say("Look inside while it runs:")
-	s.say("  psql '%s'", d.dsn)
-	s.say("  DATABASE_URL='%s' %s status", d.dsn, os.Args[0])
-	s.say("  curl -s %s/metrics | grep ^outbox_", d.url)
-	s.say("  tail -f %s", d.eventsPath())
-	s.say("  tail -f %s", d.logPath())
-	s.say("Ctrl-C stops the writers, checks what was delivered, and cleans up.")
+	s.printf("")
+	s.printf("Look inside while it runs:")
+	s.printf("  psql '%s'", d.dsn)
+	s.printf("  DATABASE_URL='%s' %s status", d.dsn, os.Args[0])
+	s.printf("  curl -s %s/metrics | grep ^outbox_", d.url)
+	s.printf("  tail -f %s", d.eventsPath())
+	s.printf("  tail -f %s", d.logPath())
+	s.printf("Ctrl-C stops the writers, checks what was delivered, and cleans up.")
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// stopwatch takes, for each event, the time from the moment its COMMIT is sent to the moment the sink has acknowledged it.
-// Both are read off one clock. The database's own sync to disk is in it; the way back of COMMIT's answer is not.
+// stopwatch takes, for each event, the time from the moment its COMMIT is sent to the moment the
+// sink has acknowledged it. Both are read off one clock. The database's own sync to disk is in it;
+// the way back of COMMIT's answer is not.
 type stopwatch struct {
 	mu      sync.Mutex // guards what follows
 	sent    map[relay.UUID]time.Time
@@ -95,7 +96,8 @@ func (d *durations) add(took time.Duration) {
 	d.longest = max(d.longest, took)
 }
 
-// quantile returns the upper end of the class that the q-th part of all reaches; 0 when there are none.
+// quantile returns the upper end of the class that the q-th part of all reaches; 0 for no
+// durations.
 func (d *durations) quantile(q float64) time.Duration {
 	left := int64(math.Ceil(q * float64(d.n)))
 	for class, n := range d.classes {

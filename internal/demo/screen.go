@@ -14,7 +14,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/term"
 )
 
-// screen writes lines, and on a terminal one live line below them that is written over. One goroutine uses it.
+// screen writes lines, and on a terminal one live line below them that is written over. One
+// goroutine uses it.
 type screen struct {
 	w      io.Writer
 	width  func() int // columns, now
@@ -46,7 +47,7 @@ func newScreen(w io.Writer) *screen {
 	return s
 }
 
-// utf8Locale looks at the variables that say so, in their order of precedence.
+// utf8Locale looks at the variables of the locale, in their order of precedence.
 func utf8Locale() bool {
 	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
 		if value := strings.ToUpper(os.Getenv(name)); value != "" {
@@ -56,23 +57,24 @@ func utf8Locale() bool {
 	return false
 }
 
-// say writes a line.
-func (s *screen) say(format string, args ...any) {
+// printf writes a line.
+func (s *screen) printf(format string, args ...any) {
 	s.clearLive()
 	fmt.Fprintf(s.w, format+"\n", args...)
 }
 
-// Write takes other people's lines, set in.
+// Write takes lines from elsewhere and indents them.
 func (s *screen) Write(text []byte) (int, error) {
 	for line := range strings.Lines(string(text)) {
-		s.say("  %s", strings.TrimRight(line, "\n"))
+		s.printf("  %s", strings.TrimRight(line, "\n"))
 	}
 	return len(text), nil
 }
 
 const itemColumns = 31
 
-// item writes a marked line of two columns, the second below the first where the terminal is narrow.
+// item writes a marked line of two columns, the second below the first where the terminal is
+// narrow.
 func (s *screen) item(good bool, what, detail string) {
 	mark, color := s.marks[0], "31"
 	if good {
@@ -83,18 +85,18 @@ func (s *screen) item(good bool, what, detail string) {
 		mark = "\x1b[" + color + "m" + mark + "\x1b[0m"
 	}
 	if detail == "" {
-		s.say("  %s %s", mark, what)
+		s.printf("  %s %s", mark, what)
 		return
 	}
 	head := fmt.Sprintf("  %s %-*s", mark, itemColumns, what)
 	width := s.width()
 	if indent+max(itemColumns, utf8.RuneCountInString(what))+2+utf8.RuneCountInString(detail) <= width {
-		s.say("%s  %s", head, detail)
+		s.printf("%s  %s", head, detail)
 		return
 	}
-	s.say("%s", strings.TrimRight(head, " "))
+	s.printf("%s", strings.TrimRight(head, " "))
 	for _, line := range wrap(detail, max(20, width-indent-2)) {
-		s.say("%*s%s", indent+2, "", line)
+		s.printf("%*s%s", indent+2, "", line)
 	}
 }
 
@@ -115,11 +117,11 @@ func wrap(text string, columns int) []string {
 	return append(lines, line)
 }
 
-// show writes over the live line with the first of the texts that fits, the last one cut off if need be. Without a
-// terminal it writes a line.
+// show writes over the live line with the first of the texts that fits, the last one cut off if
+// need be. Without a terminal it writes a line.
 func (s *screen) show(texts ...string) {
 	if !s.live {
-		s.say("%s", strings.TrimRight(texts[0], " "))
+		s.printf("%s", strings.TrimRight(texts[0], " "))
 		return
 	}
 	room := s.width() - 1 // the last column would wrap on some terminals
@@ -144,7 +146,7 @@ func (s *screen) clearLive() {
 	}
 }
 
-// endLive leaves the live line standing and goes on below it.
+// endLive leaves the live line as it is and goes on below it.
 func (s *screen) endLive() {
 	if s.onLine {
 		fmt.Fprintln(s.w)
@@ -194,7 +196,8 @@ func (p *progress) show(elapsed time.Duration, lag int64) {
 	}
 	clock := fmt.Sprintf("%3.0f s", elapsed.Seconds())
 	in, out, per := thousands(p.committed()), thousands(arrived), thousands(int(rate))
-	// Widths are fixed, so that the line does not jump, and each form fits its terminal: 120, 96, 80, 56 columns, fewer.
+	// Widths are fixed, so that the line does not jump, and each form fits its terminal: 120, 96,
+	// 80, 56 columns, fewer.
 	p.screen.show(
 		fmt.Sprintf("%s   committed %-9s delivered %-9s %6s events/s   p50 %7s  p99 %7s   slot lag %-7s", clock, in, out, per, p50, p99, behind),
 		fmt.Sprintf("%s  committed %-7s  delivered %-7s  %6s/s  p50 %7s  p99 %7s  lag %-7s", clock, in, out, per, p50, p99, behind),

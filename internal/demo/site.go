@@ -43,7 +43,7 @@ func (d *Demo) setUp(ctx context.Context) (err error) {
 	if d.dir, err = os.MkdirTemp("", "sagaz-demo-"); err != nil {
 		return fmt.Errorf("create directory: %w", err)
 	}
-	// When we are root PostgreSQL is somebody else, and its directory is in here.
+	// When we are root PostgreSQL runs as another user, and its directory is in here.
 	if err := os.Chmod(d.dir, 0o755); err != nil { //nolint:gosec // nothing in it is a secret
 		return fmt.Errorf("open directory to PostgreSQL: %w", err)
 	}
@@ -146,7 +146,8 @@ func (d *Demo) startRelay(ctx context.Context) (string, error) {
 	return "relay streams, metrics on " + d.url + "/metrics", nil
 }
 
-// cleanUp stops what runs and removes the directory, from whatever state. After a failure it leaves the logs, in one file.
+// cleanUp stops what runs and removes the directory, from whatever state. After a failure it leaves
+// the logs, in one file.
 func (d *Demo) cleanUp(failed bool) error {
 	var errs []error
 	if d.stopRelay != nil {
@@ -159,7 +160,7 @@ func (d *Demo) cleanUp(failed bool) error {
 	if d.server != nil {
 		errs = append(errs, d.server.Close())
 	}
-	if failed && d.server != nil { // before, the error says it all
+	if failed && d.server != nil { // before, the error is enough
 		if path, err := d.keepLogs(); err != nil {
 			errs = append(errs, err)
 		} else {
@@ -195,7 +196,8 @@ func (d *Demo) keepLogs() (string, error) {
 	return kept.Name(), nil
 }
 
-// slotLag is the WAL that was written and that the relay has not confirmed, in bytes; negative when it cannot be had.
+// slotLag is the WAL that was written and that the relay has not confirmed, in bytes; negative when
+// it is not known.
 func (d *Demo) slotLag(ctx context.Context) int64 {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

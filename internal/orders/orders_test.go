@@ -8,14 +8,14 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// Writers tell of their commits in any order; the checker is told by version.
+// Writers report their commits in any order; the checker gets them by version.
 func TestBooks(t *testing.T) {
 	l := &Shop{Checker: verify.New(verify.Options{}, "file"), next: make(map[string]int), waiting: make(map[string]map[int]verify.Event)}
 	id := func(n int) relay.UUID { return relay.UUID{byte(n)} }
 	l.committed([]event{{id: id(2), key: "sku", version: 2}, {id: id(9), key: "order", version: 1}})
 	l.committed([]event{{id: id(3), key: "sku", version: 3}})
 	if n, _ := l.Checker.Counts("file"); n != 1 {
-		t.Errorf("the checker was told of %d commits, want the order's only", n)
+		t.Errorf("the checker got %d commits, want the order's only", n)
 	}
 	l.committed([]event{{id: id(1), key: "sku", version: 1}})
 	for _, n := range []int{1, 9, 2, 3} {

@@ -24,7 +24,7 @@ type OutboxOptions struct {
 	Writers  int
 }
 
-// Outbox writes sagas into an outbox that may be anybody's: into no other table, and without keeping books, so that it
+// Outbox writes sagas into any outbox, into no other table, and without keeping books, so that it
 // may run for days. Shop has tables of its own and keeps books.
 type Outbox struct {
 	Options       OutboxOptions
@@ -43,7 +43,8 @@ const reportInterval = 10 * time.Second
 
 // Run writes until the options' end, or that of ctx.
 func (l *Outbox) Run(ctx context.Context) error {
-	// The first connection says what is wrong with address, password or table, before anything is tried again.
+	// The first connection fails for a wrong address, password or table, before anything is tried
+	// again.
 	first, err := l.Connect(ctx)
 	if err != nil {
 		return err
@@ -90,13 +91,13 @@ func (l *Outbox) report(start time.Time) {
 	fmt.Fprintf(l.Out, "%d events of %d sagas committed in %s, %.1f/s\n", l.events, l.sagas, took.Round(100*time.Millisecond), float64(l.events)/took.Seconds())
 }
 
-func (l *Outbox) say(format string, args ...any) {
+func (l *Outbox) printf(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	fmt.Fprintf(l.Progress, format+"\n", args...)
 }
 
-// take reserves up to n of the events that are still to be written, and says how many.
+// take reserves up to n of the events that are still to be written, and returns how many.
 func (l *Outbox) take(n int) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,7 +108,7 @@ func (l *Outbox) take(n int) int {
 	return n
 }
 
-// done tells what became of events that were taken.
+// done notes what became of events that were taken.
 func (l *Outbox) done(taken, committed int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -115,8 +116,9 @@ func (l *Outbox) done(taken, committed int) {
 	l.events += committed
 }
 
-// write writes one saga after the other until ctx ends or all is written. A database that is away is waited for; what was
-// on the way then may be committed or not, and is written once more under another id.
+// write writes one saga after the other until ctx ends or all is written. It waits for a database
+// that is away. What was on the way then may be committed or not, and is written once more under
+// another id.
 func (l *Outbox) write(ctx context.Context) error {
 	var conn *pgx.Conn
 	defer func() {
@@ -135,7 +137,7 @@ func (l *Outbox) write(ctx context.Context) error {
 			var more bool
 			if more, err = l.saga(ctx, w); err == nil {
 				if trouble {
-					l.say("the database is back")
+					l.printf("the database is back")
 					trouble = false
 					backoff.Reset()
 				}
@@ -148,11 +150,11 @@ func (l *Outbox) write(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if !passing(err) && conn != nil && !conn.IsClosed() {
+		if !transient(err) && conn != nil && !conn.IsClosed() {
 			return err
 		}
 		if !trouble {
-			l.say("the database is away, trying again: %v", err)
+			l.printf("the database is away, trying again: %v", err)
 		}
 		trouble = true
 		relay.Sleep(ctx, backoff.Next())
@@ -160,16 +162,18 @@ func (l *Outbox) write(ctx context.Context) error {
 	return nil
 }
 
-// passing reports whether the server refused for a reason that passes: it stops or starts (57), is full (53), or two transactions met (40).
-func passing(err error) bool {
+// transient reports whether the server refused for a transient reason: it stops or starts (57), is
+// full (53), or two transactions met (40).
+func transient(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code[:2] == "57" || pg.Code[:2] == "53" || pg.Code[:2] == "40")
 }
 
-// saga writes one saga, step by step; more says whether another one is wanted.
+// saga writes one saga, step by step; more is whether another one is wanted.
 func (l *Outbox) saga(ctx context.Context, w *writer) (more bool, err error) {
 	o := w.newOrder()
-	o.id = fmt.Sprintf("order-%016x", w.rng.Uint64()) // unlike the demo's, not seen before in this database
+	// unlike the demo's, not seen before in this database
+	o.id = fmt.Sprintf("order-%016x", w.rng.Uint64())
 	steps := [][]string{{"order.created"}, {"stock.reserved"}, {"payment.authorized"}, {"order.completed", "shipment.requested"}}
 	if w.rng.IntN(8) == 0 {
 		steps[3] = []string{"stock.released", "payment.refunded", "order.cancelled"}
@@ -194,7 +198,8 @@ func (l *Outbox) saga(ctx context.Context, w *writer) (more bool, err error) {
 	return true, nil
 }
 
-// stepTimeout bounds one transaction, which no signal cuts off: whether its COMMIT counted would not be known.
+// stepTimeout bounds one transaction, which no signal cuts off, because it would not be known
+// whether its COMMIT counted.
 const stepTimeout = 10 * time.Second
 
 // step commits events of one order in one transaction.
@@ -210,7 +215,7 @@ func (l *Outbox) step(ctx context.Context, w *writer, o *saga, kinds []string) (
 		t.event(o, kind, "written by sagaz-relay load")
 	}
 	if err := t.flush(ctx); err != nil {
-		_ = tx.Rollback(ctx) // the first error is the one to tell
+		_ = tx.Rollback(ctx) // the first error is the one to return
 		return 0, err
 	}
 	if err := tx.Commit(ctx); err != nil {

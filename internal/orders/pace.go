@@ -32,7 +32,8 @@ func (p *pacer) wait(ctx context.Context, n int) bool {
 	return relay.Sleep(ctx, time.Until(at)) && ctx.Err() == nil
 }
 
-// giveBack returns the place of events that were not committed after all; a negative number takes more.
+// giveBack returns the place of events that were not committed after all; a negative number takes
+// more.
 func (p *pacer) giveBack(n int) {
 	if p.rate == 0 {
 		return

@@ -13,7 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// event is an event as a writer made it: a row of saga_outbox, and its place in its key's commit order.
+// event is an event as a writer made it: a row of saga_outbox, and its place in its key's commit
+// order.
 type event struct {
 	id      relay.UUID
 	kind    string // event_type
@@ -25,7 +26,7 @@ type event struct {
 
 // writer runs one saga after the other on one connection.
 type writer struct {
-	shop   *Shop // whose books are kept; nil where nobody keeps any
+	shop   *Shop // whose books are kept; nil for no books
 	conn   *pgx.Conn
 	rng    *rand.Rand
 	number int
@@ -108,8 +109,8 @@ type transaction struct {
 	undone  int // events discarded by a savepoint
 }
 
-// transact runs one step in one transaction and commits it, but for one in twenty, which is rolled back with its events
-// in the table. It returns the number of events committed.
+// transact runs one step in one transaction and commits it. One in twenty is rolled back instead,
+// with its events in the table. It returns the number of events committed.
 func (w *writer) transact(ctx context.Context, o *saga, do func(context.Context, *transaction) error) (int, error) {
 	tx, err := w.conn.Begin(ctx)
 	if err != nil {
@@ -120,7 +121,7 @@ func (w *writer) transact(ctx context.Context, o *saga, do func(context.Context,
 		err = t.flush(ctx)
 	}
 	if err != nil {
-		_ = tx.Rollback(ctx) // the first error is the one to tell
+		_ = tx.Rollback(ctx) // the first error is the one to return
 		return 0, err
 	}
 	if w.rng.IntN(20) == 0 {
@@ -178,8 +179,8 @@ func (t *transaction) add(of, key, kind string, version int, payload any) {
 	t.written = append(t.written, event{id: t.writer.uuid(), kind: kind, of: of, key: key, version: version, payload: text})
 }
 
-// flush inserts what was written since the last flush, row by row as most applications do. (A batch would go past what a session of the
-// relay does with the names of tables; see sessions.)
+// flush inserts what was written since the last flush, row by row as most applications do. (A batch
+// would go past what a session of the relay does with the names of tables; see sessions.)
 func (t *transaction) flush(ctx context.Context) error {
 	for _, e := range t.written[t.flushed:] {
 		headers := fmt.Sprintf(`{"correlation_id": %q, "saga_name": "order", "step_name": %q, "traceparent": "00-%s-%016x-01"}`,
@@ -215,7 +216,8 @@ func (t *transaction) moveStock(ctx context.Context, o *saga, by int) error {
 	return nil
 }
 
-// pay writes the payment. Now and then loyalty points are added in a savepoint, and half of those are refused and undone.
+// pay writes the payment. Now and then loyalty points are added in a savepoint, and half of those
+// are refused and undone.
 func (t *transaction) pay(ctx context.Context, o *saga) error {
 	t.event(o, "payment.authorized", "card payment, 3-D Secure")
 	if err := t.exec(ctx, `UPDATE orders SET status = 'paid', updated_at = now() WHERE order_id = $1`, o.id); err != nil {

@@ -16,21 +16,23 @@ import (
 
 // Shop runs order sagas and keeps the books of what it committed.
 //
-// Commit order is known like this: every event carries its aggregate's version, which its transaction counted up. An
-// order is written by one writer. A stock item is written by all of them, and its version is counted up under the
-// row's lock, which is held until the commit. So per key, versions are in commit order and have no holes, and the books
-// put events in the order of their versions, whichever writer tells of its commit first.
+// Commit order is known like this: every event carries its aggregate's version, which its
+// transaction counted up. An order is written by one writer. A stock item is written by all of
+// them, and its version is counted up under the row's lock, which is held until the commit. So per
+// key, versions are in commit order and have no holes, and the books put events in the order of
+// their versions, whichever writer reports its commit first.
 type Shop struct {
-	// Checker is told of what is committed. Who reads where it arrives tells it of that.
+	// Checker gets what is committed. Whoever reads what arrives gives it that.
 	Checker *verify.Checker
 
 	opts ShopOptions
 	pace pacer
 
-	mu      sync.Mutex // guards what follows
-	counts  Counts
-	next    map[string]int                  // by key: the version that the checker is to be told next
-	waiting map[string]map[int]verify.Event // by key and version: committed, but those before are still to be told of
+	mu     sync.Mutex // guards what follows
+	counts Counts
+	next   map[string]int // by key: the version that the checker is to get next
+	// by key and version: committed, but those before are still missing
+	waiting map[string]map[int]verify.Event
 }
 
 // Counts is what was done.
@@ -43,7 +45,7 @@ type Counts struct {
 
 const stockItems = 24 // stock items that all orders share
 
-// ShopOptions are what a Shop needs to know.
+// ShopOptions are the settings of a Shop.
 type ShopOptions struct {
 	DSN     string
 	Rate    int // events a second, 0 for no limit
@@ -80,8 +82,8 @@ func NewShop(ctx context.Context, conn *pgx.Conn, opts ShopOptions) (*Shop, erro
 	}, nil
 }
 
-// Run writes until ctx ends, and ends between two transactions: a commit that is cut off would leave its fate open. Only
-// hurry cuts it off.
+// Run writes until ctx ends, and ends between two transactions, because the fate of a commit that
+// is cut off would not be known. Only hurry cuts it off.
 func (s *Shop) Run(ctx, hurry context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for number := range s.opts.Writers {
@@ -119,11 +121,11 @@ func (s *Shop) committed(events []event) {
 		s.waiting[e.key][e.version] = verify.Event{ID: e.id, Key: e.key}
 		for {
 			version := s.next[e.key] + 1 // they start at 1
-			told, ok := s.waiting[e.key][version]
+			ev, ok := s.waiting[e.key][version]
 			if !ok {
 				break
 			}
-			s.Checker.Commit(told)
+			s.Checker.Commit(ev)
 			delete(s.waiting[e.key], version)
 			s.next[e.key] = version
 		}

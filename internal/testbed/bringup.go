@@ -97,7 +97,7 @@ type Interrupted struct{ Signal os.Signal }
 
 func (i Interrupted) Error() string { return "interrupted by " + i.Signal.String() }
 
-// ExitCode is a process's after err: as a shell says it after a signal, else 1.
+// ExitCode is a process's after err: as a shell has it after a signal, else 1.
 func ExitCode(err error) int {
 	var i Interrupted
 	if errors.As(err, &i) {

@@ -1,5 +1,5 @@
-// Package testbed brings up what developers need around the relay, from wherever it may be had. Command testenv is its
-// command line; the product's image has nothing of it.
+// Package testbed brings up what developers need around the relay, from the first source that has
+// it. Command testenv is its command line; the product's image has nothing of it.
 //
 // Below it are the parts, each of which a test can have for itself:
 //

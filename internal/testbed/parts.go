@@ -27,7 +27,8 @@ type Part struct {
 	sources []source // in order of preference
 }
 
-// source is a place where a part may be had. errUnavailable means to ask the next one; any other error is the end.
+// source is a place that may have a part. errUnavailable means to ask the next one; any other error
+// is the end.
 type source func(ctx context.Context, log io.Writer) (taken, error)
 
 // errUnavailable: nobody asked for this source, and it is not there.
@@ -35,13 +36,13 @@ var errUnavailable = errors.New("not available")
 
 // taken is a part that is there.
 type taken struct {
-	from  string       // for the line that says so
+	from  string       // for the line in the log
 	env   []string     // how the command finds it
 	close func() error // nil when it is not ours
 }
 
-// take goes through the sources. A source that is there but does not work is said in a line, and the next one is asked:
-// that Docker runs does not mean that it can fetch an image.
+// take goes through the sources. A source that is there but does not work is logged in a line, and
+// the next one is asked: Docker may run and still not be able to fetch an image.
 func (p Part) take(ctx context.Context, log io.Writer) (taken, error) {
 	for i, source := range p.sources {
 		up, err := source(ctx, log)
@@ -62,7 +63,8 @@ func (p Part) take(ctx context.Context, log io.Writer) (taken, error) {
 	return taken{}, fmt.Errorf("%s has no source", p.name)
 }
 
-// fatal is an error of a source that was asked for by name: another one would not be what was meant.
+// fatal is an error of a source that was asked for by name, for which another one is no
+// replacement.
 type fatal struct{ error }
 
 func (f *fatal) Unwrap() error { return f.error }
@@ -76,7 +78,7 @@ func Choose(versions, brokers, work string, log io.Writer) ([]Part, error) {
 		}
 		parts = append(parts, Part{"PostgreSQL " + version, []source{postgresAt(version), postgresHere(version, work)}})
 	}
-	// One look for all parts. What it finds is said only if it matters.
+	// One look for all parts. What it finds is reported only if it matters.
 	docker := sync.OnceValue(func() error { return brokertest.DockerRuns(context.Background()) })
 	for _, broker := range strings.FieldsFunc(List(brokers), func(r rune) bool { return r == ',' }) {
 		switch broker {
@@ -225,7 +227,8 @@ func where(docker bool) string {
 	return "on this machine"
 }
 
-// dir differs between the sources, so that one that comes second does not find the rest of the first.
+// dir differs between the sources, so that one that comes second does not find the rest of the
+// first.
 func dir(work, broker string, docker bool) string {
 	if docker {
 		broker += "-docker"
@@ -233,8 +236,8 @@ func dir(work, broker string, docker bool) string {
 	return filepath.Join(work, broker)
 }
 
-// withState writes the broker's exported fields where the tests find them. The tests start brokers of their own where
-// this one came from.
+// withState writes the broker's exported fields where the tests find them. The tests start brokers
+// of their own where this one came from.
 func withState(up taken, broker any, variable, path string, docker bool) (taken, error) {
 	state, err := json.MarshalIndent(broker, "", "\t")
 	if err == nil {

@@ -28,7 +28,7 @@ func TestTake(t *testing.T) {
 	}{
 		{name: "FirstThatHasIt", sources: []source{fails(errUnavailable), has("docker"), has("machine")}, from: "docker"},
 		{
-			name: "BrokenIsSaidAndPassed", sources: []source{fails(errors.New("no image")), has("machine")}, from: "machine",
+			name: "BrokenIsLoggedAndPassed", sources: []source{fails(errors.New("no image")), has("machine")}, from: "machine",
 			log: "testenv: Kafka: no image; trying the next source\n",
 		},
 		{name: "NotAvailableIsSilent", sources: []source{fails(errUnavailable), fails(errUnavailable), has("machine")}, from: "machine"},
@@ -37,7 +37,7 @@ func TestTake(t *testing.T) {
 			err: "Kafka: SAGAZ_TEST_KAFKA: refused",
 		},
 		{
-			name: "BrokenIsSaid", sources: []source{fails(errors.New("no image")), fails(errors.New("no java; apt-get it"))},
+			name: "BrokenIsReported", sources: []source{fails(errors.New("no image")), fails(errors.New("no java; apt-get it"))},
 			err: "Kafka cannot be had: no java; apt-get it", log: "testenv: Kafka: no image; trying the next source\n",
 		},
 	} {

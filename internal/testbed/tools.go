@@ -13,14 +13,16 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
-// tools are programs and files that tests of images and manifests use, and the Debian package that brings each. One with a / is a file.
+// tools are programs and files that tests of images and manifests use, and the Debian package that
+// brings each. One with a / is a file.
 var tools = map[string]string{
 	"bwrap":                              "bubblewrap",
 	"chromium":                           "chromium",
 	"promtool":                           "prometheus",
 	"psql":                               "postgresql-client",
 	"/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
-	"/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core", // a browser without a font shows boxes
+	// a browser without a font shows boxes
+	"/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core",
 }
 
 // ToolNames lists what ChooseTools knows.

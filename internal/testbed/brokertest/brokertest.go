@@ -20,10 +20,11 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
-// startTimeout is far above the 5 to 10 s that a broker needs on an idle machine: tests of other packages run meanwhile.
+// startTimeout is far above the 5 to 10 s that a broker needs on an idle machine, because tests of
+// other packages run meanwhile.
 const startTimeout = 3 * time.Minute
 
-// started holds the brokers that this test process started on demand.
+// started are the brokers that this test process started on demand.
 var started struct {
 	sync.Mutex
 	kafka  *KafkaServer
@@ -34,7 +35,8 @@ var started struct {
 // M is what a *testing.M can do.
 type M interface{ Run() int }
 
-// Main runs the tests and stops what Kafka and RabbitMQ started for them. Every package that calls those has
+// Main runs the tests and stops what Kafka and RabbitMQ started for them. Every package that calls
+// those has
 //
 //	func TestMain(m *testing.M) { brokertest.Main(m) }
 func Main(m M) { os.Exit(Run(m)) }
@@ -62,8 +64,9 @@ type closing struct{ m M }
 
 func (c closing) Run() int { return Run(c.m) }
 
-// Kafka returns the broker that the tests of this run share. It must not be stopped; Start, Stop and Kill are for a
-// broker of StartKafka. A test that needs a listener that the broker of the environment does not have fails.
+// Kafka returns the broker that the tests of this run share. It must not be stopped; Start, Stop
+// and Kill are for a broker of StartKafka. A test that needs a listener that the broker of the
+// environment does not have fails.
 func Kafka(t testing.TB) *KafkaServer {
 	t.Helper()
 	if addr := os.Getenv("SAGAZ_TEST_KAFKA"); addr != "" {
@@ -150,8 +153,8 @@ func (k *KafkaServer) Topic(t testing.TB, partitions int) string {
 	return name
 }
 
-// ready calls try until it returns no error. It gives up when the process (nil for a container) or ctx ends, and then
-// shows the logs.
+// ready calls try until it returns no error. It gives up when the process (nil for a container) or
+// ctx ends, and then shows the logs.
 func ready(ctx context.Context, p *child.Process, name string, logs func() string, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not ready after %v", startTimeout))
 	defer cancel()

@@ -25,8 +25,9 @@ type Certs struct {
 	ClientKey  string
 }
 
-// NewCerts makes a certificate authority with one server and one client certificate in dir. They are good for ten days,
-// and readable by everybody: a broker may run as another user, in a container for one.
+// NewCerts makes a certificate authority with one server and one client certificate in dir. They
+// are good for ten days, and readable by everybody: a broker may run as another user, in a
+// container for example.
 func NewCerts(dir string) (Certs, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Certs{}, fmt.Errorf("create directory for certificates: %w", err)
@@ -66,7 +67,8 @@ func NewCerts(dir string) (Certs, error) {
 	return Certs{in("ca.pem"), in("server.pem"), in("server.key"), in("client.pem"), in("client.key")}, nil
 }
 
-// signed makes a key for cert, has it signed by parent (by itself when parentKey is nil) and writes name.pem and name.key.
+// signed makes a key for cert, has it signed by parent (by itself when parentKey is nil) and writes
+// name.pem and name.key.
 func signed(dir, name string, cert, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -98,7 +100,8 @@ func writePEM(path, kind string, der []byte) error {
 	return nil
 }
 
-// TLSConfig is what a client needs that trusts caFile, and presents a certificate when certFile is not empty.
+// TLSConfig is what a client needs that trusts caFile, and presents a certificate when certFile is
+// not empty.
 func TLSConfig(caFile, certFile, keyFile string) (*tls.Config, error) {
 	ca, err := os.ReadFile(caFile)
 	if err != nil {

@@ -16,7 +16,8 @@ import (
 //go:embed testdata/compose.yaml
 var composeYAML []byte
 
-// DockerRuns reports why brokers cannot be had from Docker here; nil when they can. It takes 5 s at most.
+// DockerRuns reports why brokers cannot be had from Docker here; nil when they can. It takes 5 s at
+// most.
 func DockerRuns(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -32,11 +33,11 @@ func DockerRuns(ctx context.Context) error {
 	return nil
 }
 
-// viaDocker is what Options.Docker falls back to: cmd/testenv sets it when it took the brokers from Docker, so that the
-// tests that start brokers of their own do the same.
+// viaDocker is what Options.Docker falls back to: cmd/testenv sets it when it took the brokers from
+// Docker, so that the tests that start brokers of their own do the same.
 func viaDocker() bool { return os.Getenv("SAGAZ_TEST_DOCKER") == "1" }
 
-// inDocker is where a broker's directory is to be found in its container.
+// inDocker is where a broker's directory is in its container.
 const inDocker = "/relay"
 
 // container is one service of compose.yaml, as a project of its own.

@@ -18,8 +18,8 @@ const (
 	rabbitPackage = "rabbitmq-server"
 )
 
-// EnsureKafka installs what StartKafka needs and this machine lacks, when it is Debian (or Ubuntu) and we are root.
-// Otherwise the error is the line to run.
+// EnsureKafka installs what StartKafka needs and this machine lacks, when it is Debian (or Ubuntu)
+// and we are root. Otherwise the error is the line to run.
 func EnsureKafka(ctx context.Context, log io.Writer) error {
 	var need []string
 	if _, err := exec.LookPath("java"); err != nil {
@@ -29,7 +29,8 @@ func EnsureKafka(ctx context.Context, log io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(root, kafkaCacheName())); err != nil { // with the jars there, Maven has nothing to do
+	// with the jars there, Maven has nothing to do
+	if _, err := os.Stat(filepath.Join(root, kafkaCacheName())); err != nil {
 		if _, err := exec.LookPath("mvn"); err != nil {
 			need = append(need, mavenPackage)
 		}

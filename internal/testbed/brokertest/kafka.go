@@ -30,15 +30,17 @@ const KafkaVersion = "4.1.0"
 //go:embed testdata/kafka/pom.xml
 var kafkaPOM []byte
 
-// KafkaOptions say where a Kafka broker lives. The zero value will do.
+// KafkaOptions are where a Kafka broker runs. The zero value will do.
 type KafkaOptions struct {
-	Dir      string    // configuration, data and logs; default a new temporary directory, removed by Close
-	CacheDir string    // the jars; default cache.DefaultRoot()
-	Docker   bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
-	Log      io.Writer // progress lines for a person (downloading, starting); default none
-	// Advertise is what the broker tells clients of the listener SASL_PLAINTEXT as its address
-	// (host:port), for a proxy in front of it: a client that has found one broker asks it where the
-	// others are. Default: the listener's own.
+	// configuration, data and logs; default a new temporary directory, removed by Close
+	Dir      string
+	CacheDir string // the jars; default cache.DefaultRoot()
+	// run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
+	Docker bool
+	Log    io.Writer // progress lines for a person (downloading, starting); default none
+	// Advertise is the address (host:port) that the broker gives to clients of the listener
+	// SASL_PLAINTEXT, for a proxy in front of it: a client that has found one broker asks it for
+	// the others. Default: the listener's own.
 	Advertise string
 	// Config are further lines of server.properties; the last of one name counts, so they win over
 	// ours.
@@ -73,8 +75,8 @@ type KafkaServer struct {
 	container *container     // or that one
 }
 
-// StartKafka starts a broker and waits until it takes requests. It wants a JRE 17 or newer, and
-// Maven unless the jars are in the cache already (or Docker); the error says how to get them.
+// StartKafka starts a broker and waits until it takes requests. It needs a JRE 17 or newer, and
+// Maven unless the jars are in the cache already (or Docker); the error has how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
 	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, config: opts.Config}
 	docker := opts.Docker || viaDocker()
@@ -170,7 +172,8 @@ func (k *KafkaServer) configureContainer() error {
 func clusterID() string {
 	id := make([]byte, 16)
 	rand.Read(id)
-	id[0] &^= 0x80 | 0x40 // the first character is a letter then: one that starts with '-' would be taken for an option
+	// the first character is a letter then: one that starts with '-' would be taken for an option
+	id[0] &^= 0x80 | 0x40
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
@@ -193,7 +196,8 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 		return nil, err
 	}
 	k.CAFile, k.ClientCert, k.ClientKey = certs.CAFile, certs.ClientCert, certs.ClientKey
-	keystore := filepath.Join(k.dir, "certs", "server.keystore.pem") // Kafka wants the key and the certificate in one file
+	// Kafka wants the key and the certificate in one file
+	keystore := filepath.Join(k.dir, "certs", "server.keystore.pem")
 	var pair []byte
 	for _, path := range []string{certs.ServerKey, certs.ServerCert} {
 		pem, err := os.ReadFile(path)

@@ -84,14 +84,14 @@ func TestKafkaRestart(t *testing.T) {
 	through := &kafka.Transport{SASL: plain.Mechanism{Username: k.User, Password: k.Password}}
 	defer through.CloseIdleConnections()
 	asked := &kafka.MetadataRequest{Topics: []string{"not-there"}}
-	told, err := (&kafka.Client{Addr: kafka.TCP(k.SASLPlaintext), Transport: through}).Metadata(ctx, asked)
+	answer, err := (&kafka.Client{Addr: kafka.TCP(k.SASLPlaintext), Transport: through}).Metadata(ctx, asked)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprintf("%s:%d", told.Brokers[0].Host, told.Brokers[0].Port); got != elsewhere {
-		t.Errorf("the broker says that it is at %s, want %s", got, elsewhere)
+	if got := fmt.Sprintf("%s:%d", answer.Brokers[0].Host, answer.Brokers[0].Port); got != elsewhere {
+		t.Errorf("the broker gives its address as %s, want %s", got, elsewhere)
 	}
-	if err := told.Topics[0].Error; !errors.Is(err, kafka.UnknownTopicOrPartition) {
+	if err := answer.Topics[0].Error; !errors.Is(err, kafka.UnknownTopicOrPartition) {
 		t.Errorf("a topic that is not there: %v", err)
 	}
 	topic := k.Topic(t, 1)

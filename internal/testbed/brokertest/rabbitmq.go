@@ -21,10 +21,12 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
-// RabbitMQOptions say where a RabbitMQ node lives. The zero value will do.
+// RabbitMQOptions are where a RabbitMQ node runs. The zero value will do.
 type RabbitMQOptions struct {
-	Dir    string    // configuration, data and logs; default a new temporary directory, removed by Close
-	Docker bool      // run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
+	// configuration, data and logs; default a new temporary directory, removed by Close
+	Dir string
+	// run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
+	Docker bool
 	Log    io.Writer // progress lines for a person; default none
 }
 
@@ -48,10 +50,11 @@ type RabbitMQServer struct {
 	container *container // or this one
 }
 
-// StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes connections.
+// StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes
+// connections.
 //
-// The node shares nothing with one that the system may run: it has its own name, cookie, ports, data and even its own
-// epmd (Erlang's port mapper, which otherwise stays behind as a daemon).
+// The node shares nothing with one that the system may run: it has its own name, cookie, ports,
+// data and even its own epmd (Erlang's port mapper, which otherwise stays behind as a daemon).
 func StartRabbitMQ(ctx context.Context, opts RabbitMQOptions) (*RabbitMQServer, error) {
 	r := &RabbitMQServer{User: "relay", Password: "relay-secret", dir: opts.Dir}
 	docker := opts.Docker || viaDocker()
@@ -84,8 +87,9 @@ func StartRabbitMQ(ctx context.Context, opts RabbitMQOptions) (*RabbitMQServer, 
 	return r, nil
 }
 
-// rabbitScripts finds the directory of RabbitMQ's own scripts. Those that Debian puts into /usr/sbin are wrappers that
-// change to the user rabbitmq, which would leave an ordinary user outside.
+// rabbitScripts finds the directory of RabbitMQ's own scripts. Those that Debian puts into
+// /usr/sbin are wrappers that change to the user rabbitmq, which would leave an ordinary user
+// outside.
 func rabbitScripts() (string, error) {
 	places := []string{"/usr/lib/rabbitmq/bin"}
 	if path, err := exec.LookPath("rabbitmq-server"); err == nil {
@@ -99,8 +103,8 @@ func rabbitScripts() (string, error) {
 	return "", debian.Missing("rabbitmq-server", rabbitPackage)
 }
 
-// configure picks ports, makes certificates and writes rabbitmq.conf. dir is what the node will know r.dir as, host what it
-// listens on; its clients find it at 127.0.0.1 in any case.
+// configure picks ports, makes certificates and writes rabbitmq.conf. dir is what the node will
+// know r.dir as, host what it listens on; its clients find it at 127.0.0.1 in any case.
 func (r *RabbitMQServer) configure(dir, host string) (ports []int, err error) {
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("create directory for rabbitmq: %w", err)
@@ -181,8 +185,8 @@ func (r *RabbitMQServer) configureProcess() error {
 		"RABBITMQ_LOGS=" + r.logFile(),
 		"RABBITMQ_PID_FILE=" + r.in("pid"),
 		"RABBITMQ_DIST_PORT=" + strconv.Itoa(distPort),
-		// "Allow input" makes the script become the Erlang VM instead of waiting for it as a parent, so that our
-		// signals reach the VM; it needs no input for that.
+		// "Allow input" makes the script become the Erlang VM instead of waiting for it as a
+		// parent, so that our signals reach the VM; it needs no input for that.
 		"RABBITMQ_ALLOW_INPUT=1",
 		"RABBITMQ_SERVER_START_ARGS=-noinput",
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + loopback,
@@ -204,7 +208,8 @@ func (r *RabbitMQServer) in(name string) string { return filepath.Join(r.dir, na
 
 func (r *RabbitMQServer) logFile() string { return r.in("log/rabbitmq.log") }
 
-// Start starts the node after Stop or Kill, on the same data and ports, and waits until it takes connections.
+// Start starts the node after Stop or Kill, on the same data and ports, and waits until it takes
+// connections.
 func (r *RabbitMQServer) Start(ctx context.Context) error {
 	if r.container != nil {
 		if err := r.container.start(ctx); err != nil {
@@ -326,7 +331,8 @@ func (r *RabbitMQServer) Ctl(ctx context.Context, args ...string) (string, error
 	return string(out), nil
 }
 
-// SetMemoryAlarm raises or clears the node's memory alarm. While it is on, connections that publish are blocked.
+// SetMemoryAlarm raises or clears the node's memory alarm. While it is on, connections that publish
+// are blocked.
 func (r *RabbitMQServer) SetMemoryAlarm(ctx context.Context, on bool) error {
 	limit := "0.4"
 	if on {

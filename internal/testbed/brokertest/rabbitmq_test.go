@@ -58,7 +58,7 @@ func TestRabbitMQRestart(t *testing.T) {
 		publish(t, r.URL, amqp.Config{}, nil)
 	}
 
-	// A publishing connection is told to wait while the alarm is on.
+	// A publishing connection has to wait while the alarm is on.
 	conn, err := amqp.Dial(r.URL)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,5 @@
-// Package cache keeps downloaded server binaries: directories that are filled once, by whichever process comes first.
+// Package cache keeps downloaded server binaries: directories that are filled once, by whichever
+// process comes first.
 package cache
 
 import (
@@ -12,7 +13,8 @@ import (
 
 // DefaultRoot is where downloads of this project go: the user's cache directory.
 //
-// For root it is /var/cache/sagaz-relay, because PostgreSQL runs as somebody else then, and /root is closed to others.
+// For root it is /var/cache/sagaz-relay, because PostgreSQL runs as another user then, and /root is
+// closed to others.
 func DefaultRoot() (string, error) {
 	if os.Geteuid() == 0 {
 		return "/var/cache/sagaz-relay", nil
@@ -24,11 +26,12 @@ func DefaultRoot() (string, error) {
 	return filepath.Join(dir, "sagaz-relay"), nil
 }
 
-// Fill returns root/name. When it is not there yet, fill gets a new empty directory beside it, which becomes root/name
-// once fill returns without error.
+// Fill returns root/name. When it is not there yet, fill gets a new empty directory next to it,
+// which becomes root/name once fill returns without error.
 //
-// Any number of goroutines and processes may ask at once: one fills, the others wait for it. The rename makes a directory
-// that exists a complete one, also after a kill half-way; the lock only saves the others from doing the same work.
+// Any number of goroutines and processes may ask at once: one fills, the others wait for it. The
+// rename makes a directory that exists a complete one, also after a kill half-way; the lock only
+// saves the others from doing the same work.
 func Fill(ctx context.Context, root, name string, fill func(dir string) error) (string, error) {
 	path := filepath.Join(root, name)
 	if _, err := os.Stat(path); err == nil {
@@ -50,7 +53,8 @@ func Fill(ctx context.Context, root, name string, fill func(dir string) error) (
 		return "", fmt.Errorf("create cache directory: %w", err)
 	}
 	defer os.RemoveAll(tmp)
-	if err := os.Chmod(tmp, 0o755); err != nil { // MkdirTemp makes it 0700, but PostgreSQL runs as somebody else
+	// MkdirTemp makes it 0700, but PostgreSQL runs as another user
+	if err := os.Chmod(tmp, 0o755); err != nil {
 		return "", fmt.Errorf("open cache directory to other users: %w", err)
 	}
 	if err := fill(tmp); err != nil {

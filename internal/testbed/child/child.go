@@ -1,7 +1,7 @@
 // Package child runs a server (postgres, a broker) as a child process that does not outlive us.
 //
-// It owns nothing but the process: no directory, no readiness check. It is for programs that bring up servers for a
-// while: the demo, the bench, the tests.
+// It owns nothing but the process: no directory, no readiness check. It is for programs that bring
+// up servers for a while: the demo, the bench, the tests.
 package child
 
 import (
@@ -23,17 +23,19 @@ type Process struct {
 	err  error         // written before done is closed
 }
 
-// Start starts cmd in a process group of its own, so that a Ctrl-C in the terminal reaches us alone and we stop the
-// servers in our own order. On Linux the kernel sends the child deathSignal when we die without stopping it.
+// Start starts cmd in a process group of its own, so that a Ctrl-C in the terminal reaches only us
+// and we stop the servers in our own order. On Linux the kernel sends the child deathSignal when we
+// die without stopping it.
 //
-// The signal on death belongs to the thread that started the child, not to our process. So one goroutine, locked to
-// its thread, starts the child and stays with it to the end.
+// The signal on death belongs to the thread that started the child, not to our process. So one
+// goroutine, locked to its thread, starts the child and stays with it to the end.
 func Start(cmd *exec.Cmd, deathSignal syscall.Signal) (*Process, error) {
 	prepare(cmd, deathSignal)
 	p := &Process{name: cmd.Path, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine, after the child
+		// never unlocked: the thread ends with this goroutine, after the child
+		runtime.LockOSThread()
 		err := cmd.Start()
 		p.proc = cmd.Process
 		started <- err
@@ -55,7 +57,7 @@ func (p *Process) PID() int { return p.proc.Pid }
 // Done is closed when the child has ended and was waited for.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err says how the child ended; nil for exit code 0. Call it after Done.
+// Err is how the child ended; nil for exit code 0. Call it after Done.
 func (p *Process) Err() error { return p.err }
 
 // Running reports whether the child has not ended yet.
@@ -76,7 +78,8 @@ func (p *Process) Signal(sig os.Signal) error {
 	return nil
 }
 
-// Stop sends sig and waits for the end. When ctx ends first the child is killed, waited for, and the error says so.
+// Stop sends sig and waits for the end. When ctx ends first the child is killed and waited for, and
+// the error reports that.
 func (p *Process) Stop(ctx context.Context, sig os.Signal) error {
 	if err := p.Signal(sig); err != nil {
 		return err

@@ -57,7 +57,8 @@ func TestProcess(t *testing.T) {
 	})
 }
 
-// A parent that is killed cannot stop its children: the kernel must. The test runs itself as that parent.
+// A parent that is killed cannot stop its children: the kernel must. The test runs itself as that
+// parent.
 func TestDiesWithParent(t *testing.T) {
 	if os.Getenv("CHILD_TEST_PARENT") != "" {
 		p, err := Start(exec.Command("sleep", "600"), syscall.SIGKILL)

@@ -9,8 +9,9 @@ import (
 
 // FreePorts returns n different TCP ports that nobody listens on at 127.0.0.1.
 //
-// They lie below the range that systems take outgoing ports from (32768 and up on Linux). A server that is restarted
-// by a test would otherwise find its port taken, now and then, by the client that is trying to reach it.
+// They are below the range that systems take outgoing ports from (32768 and up on Linux). A server
+// that is restarted by a test would otherwise find its port taken, now and then, by the client that
+// is trying to reach it.
 func FreePorts(n int) ([]int, error) {
 	var ports []int
 	var last error
@@ -24,7 +25,7 @@ func FreePorts(n int) ([]int, error) {
 			last = err
 			continue
 		}
-		defer l.Close() // all are held until all are found, so no port comes twice
+		defer l.Close() // all stay open until all are found, so no port comes twice
 		ports = append(ports, port)
 	}
 	if len(ports) < n {

@@ -1,4 +1,4 @@
-// Package debian installs what the tests need and the machine lacks, where that is ours to do.
+// Package debian installs what the tests need and the machine lacks, where it may.
 package debian
 
 import (
@@ -12,16 +12,16 @@ import (
 	"sync"
 )
 
-// Missing is the error for a program that is not there; it says what to run.
+// Missing is the error for a program that is not there; it has the command to run.
 func Missing(program string, packages ...string) error {
 	return fmt.Errorf("%s is not installed; on Debian: apt-get update && apt-get install -y --no-install-recommends %s",
 		program, strings.Join(packages, " "))
 }
 
-var mu sync.Mutex // apt-get waits for another process's lock, but two of ours need not meet there
+var mu sync.Mutex // apt-get waits for another process's lock, but two calls of ours need not
 
-// Install installs packages when this is Debian (or Ubuntu) and we are root. Otherwise the error is the line to run.
-// Services that come with them are not started. log gets one line for a person.
+// Install installs packages when this is Debian (or Ubuntu) and we are root. Otherwise the error is
+// the line to run. Services that come with them are not started. log gets one line for a person.
 func Install(ctx context.Context, log io.Writer, packages ...string) error {
 	if len(packages) == 0 {
 		return nil
@@ -32,7 +32,8 @@ func Install(ctx context.Context, log io.Writer, packages ...string) error {
 	mu.Lock()
 	defer mu.Unlock()
 
-	// A package that brings a service starts it while being installed, unless this file says no (101).
+	// A package that brings a service starts it while being installed, unless this file forbids it
+	// (101).
 	const policy = "/usr/sbin/policy-rc.d"
 	if f, err := os.OpenFile(policy, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755); err == nil {
 		defer os.Remove(policy)

@@ -1,4 +1,5 @@
-// Package otlptest is an OpenTelemetry collector for tests: it takes OTLP over HTTP and gRPC on two ports of this machine and keeps the spans.
+// Package otlptest is an OpenTelemetry collector for tests: it takes OTLP over HTTP and gRPC on two
+// ports of this machine and keeps the spans.
 package otlptest
 
 import (
@@ -43,7 +44,7 @@ type Collector struct {
 	requests []Request
 	spans    []Span
 	answer   func(Request) error // nil: take everything
-	changed  chan struct{}       // closed, and made anew, at every request
+	changed  chan struct{}       // closed, and made again, at every request
 }
 
 // Request is one that came in.
@@ -79,7 +80,7 @@ func New(t testing.TB) *Collector {
 	return start(t, nil)
 }
 
-// NewTLS starts one that speaks TLS, and returns the file with the certificate to trust.
+// NewTLS starts one with TLS, and returns the file with the certificate to trust.
 func NewTLS(t testing.TB) (c *Collector, certificate string) {
 	t.Helper()
 	lender := httptest.NewTLSServer(nil) // its certificate is for 127.0.0.1
@@ -129,7 +130,8 @@ func (c *Collector) HTTP() string { return c.scheme + c.http.Addr().String() }
 // GRPC is described at HTTP.
 func (c *Collector) GRPC() string { return c.scheme + c.grpc.Addr().String() }
 
-// Answer sets what requests are answered from now on: f's error, as status 500 or code Internal, or as f blocks. Nil takes everything.
+// Answer sets what requests are answered from now on: f's error, as status 500 or code Internal, or
+// as f blocks. Nil takes everything.
 func (c *Collector) Answer(f func(Request) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -153,7 +155,8 @@ func (c *Collector) Requests() []Request {
 	return slices.Clone(c.requests)
 }
 
-// Wait returns the spans once done says that there are enough, and fails the test when they have not come within limit.
+// Wait returns the spans once done finds them enough, and fails the test when they have not come
+// within limit.
 func (c *Collector) Wait(limit time.Duration, what string, done func([]Span) bool) []Span {
 	c.t.Helper()
 	over := time.After(limit)
@@ -209,7 +212,7 @@ func (c *Collector) take(r Request, in *collector.ExportTraceServiceRequest) err
 	return nil
 }
 
-// signal is called with mu held.
+// signal needs mu locked.
 func (c *Collector) signal() {
 	close(c.changed)
 	c.changed = make(chan struct{})

@@ -16,7 +16,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/cache"
 )
 
-// Versions are the major versions that Start knows, with the release that each stands for.
+// Versions are the major versions that Start knows, with the release of each.
 var Versions = map[string]string{
 	"14": "14.24.0",
 	"15": "15.19.0",
@@ -25,7 +25,7 @@ var Versions = map[string]string{
 	"18": "18.6.0",
 }
 
-// DefaultVersion is the one that Start takes when it is not told.
+// DefaultVersion is the one that Start takes when none is given.
 const DefaultVersion = "18"
 
 // binaries returns the bin directory of a PostgreSQL, after a download if need be.
@@ -59,10 +59,10 @@ func binaries(ctx context.Context, major, root string, log io.Writer) (string, e
 
 // download has embedded-postgres fetch and unpack a release into dir, and nothing more.
 //
-// The library has no call for that: its Start goes on to run initdb and postgres as the current user, and root cannot. So
-// it is given a data directory that it cannot use. It clears the data directory before initdb, with os.RemoveAll, which
-// is documented to refuse a path ending in ".". So its Start always fails, after unpacking; that postgres is there tells
-// whether it got so far.
+// The library has no call for that: its Start goes on to run initdb and postgres as the current
+// user, and root cannot. So it is given a data directory that it cannot use. It clears the data
+// directory before initdb, with os.RemoveAll, which is documented to refuse a path ending in ".".
+// So its Start always fails, after unpacking. If postgres is there, it got so far.
 func download(ctx context.Context, release, dir string) error {
 	work := filepath.Join(dir, "download")
 	done := make(chan error, 1)
@@ -78,7 +78,8 @@ func download(ctx context.Context, release, dir string) error {
 	}()
 	select {
 	case err := <-done:
-		http.DefaultClient.CloseIdleConnections() // the library's; to a test they are leaked goroutines
+		// the library's; to a test they are leaked goroutines
+		http.DefaultClient.CloseIdleConnections()
 		if _, statErr := os.Stat(filepath.Join(dir, "bin", "postgres")); statErr != nil {
 			return errors.Join(err, statErr)
 		}

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// proc is a process, told apart by its start time from a later one with the same number.
+// proc is a process; its start time distinguishes it from a later one with the same number.
 type proc struct {
 	pid     int
 	started string
@@ -34,7 +34,7 @@ func childrenOf(pid int) []proc {
 
 func (p proc) alive() bool {
 	state, _, started := stat(p.pid)
-	return started == p.started && state != "Z" // a zombie holds nothing any more
+	return started == p.started && state != "Z" // a zombie has no resources any more
 }
 
 func (p proc) kill() {
@@ -43,13 +43,14 @@ func (p proc) kill() {
 	}
 }
 
-// stat reads the fields state, ppid and starttime, see proc_pid_stat(5); all are zero when there is no such process.
+// stat reads the fields state, ppid and starttime, see proc_pid_stat(5); all are zero when there is
+// no such process.
 func stat(pid int) (state string, parent int, started string) {
 	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return "", 0, ""
 	}
-	// The second field is the program's name in parentheses, and may hold anything.
+	// The second field is the program's name in parentheses, and may have any characters.
 	fields := strings.Fields(string(line[strings.LastIndexByte(string(line), ')')+1:]))
 	if len(fields) < 20 {
 		return "", 0, ""

@@ -4,7 +4,8 @@ package pgserver
 
 type proc struct{ pid int }
 
-// childrenOf knows none: PostgreSQL's children notice by themselves that their parent is gone, a little later.
+// childrenOf finds none: PostgreSQL's children notice by themselves that their parent is gone, a
+// little later.
 func childrenOf(int) []proc { return nil }
 
 func (p proc) alive() bool { return false }

@@ -1,11 +1,13 @@
-// Package pgserver runs real PostgreSQL servers for the demo, the bench and the tests, on a machine that has none.
+// Package pgserver runs real PostgreSQL servers for the demo, the bench and the tests, on a machine
+// that has none.
 //
-// The binaries (initdb, pg_ctl, postgres; no psql) are downloaded once by fergusstrange/embedded-postgres and kept in a
-// cache. Starting is our own: PostgreSQL refuses root, so when we are root it runs as nobody, which needs a data directory
-// and binaries that nobody can reach; and tests want to stop, crash and restart a server.
+// The binaries (initdb, pg_ctl, postgres; no psql) are downloaded once by
+// fergusstrange/embedded-postgres and kept in a cache. Starting is our own. PostgreSQL refuses
+// root, so when we are root it runs as the user nobody, who has to be able to reach the data
+// directory and the binaries. And tests stop, crash and restart a server.
 //
-// A server listens on 127.0.0.1 only, has no Unix socket, has wal_level=logical, and ends with this process even if that
-// is killed (on Linux).
+// A server listens on 127.0.0.1 only, has no Unix socket, has wal_level=logical, and ends with this
+// process even if that is killed (on Linux).
 //
 //	Start -> running -- Stop, StopImmediate, Kill --> down -- Server.Start --> running
 //	any state -- Close --> gone, with its data directory if Start chose that
@@ -36,12 +38,12 @@ import (
 
 // Options of a server. The zero value will do.
 type Options struct {
-	// Version is a major version of Versions, "18" for one. Default DefaultVersion.
+	// Version is a major version of Versions, for example "18". Default DefaultVersion.
 	Version string
 
-	// DataDir keeps the server's files; one that holds a database of this version already is used as it is. When we are
-	// root, PostgreSQL runs as nobody and must be able to reach it: not below /root. Default a new temporary directory,
-	// which Close removes.
+	// DataDir keeps the server's files; one with a database of this version is used as it is. When
+	// we are root, PostgreSQL runs as the user nobody and must be able to reach it: not below
+	// /root. Default a new temporary directory, which Close removes.
 	DataDir string
 
 	// Port on 127.0.0.1. Default a free one.
@@ -50,8 +52,8 @@ type Options struct {
 	// CacheDir keeps the unpacked binaries. Default cache.DefaultRoot().
 	CacheDir string
 
-	// Settings for postgresql.conf, beside or instead of our own (wal_level=logical and room for slots). ALTER SYSTEM
-	// overrides them.
+	// Settings for postgresql.conf, in addition to or instead of our own (wal_level=logical and
+	// room for slots). ALTER SYSTEM overrides them.
 	Settings map[string]string
 
 	// Log gets progress lines for a person (downloading, starting). Default none.
@@ -73,14 +75,16 @@ type Server struct {
 // startTimeout is for crash recovery on a busy machine; a start takes 0.2 s otherwise.
 const startTimeout = 2 * time.Minute
 
-// Start brings up a server and waits until it takes connections. When it fails, nothing is left running.
+// Start brings up a server and waits until it takes connections. When it fails, nothing is left
+// running.
 func Start(ctx context.Context, opts Options) (*Server, error) {
 	s := &Server{version: cmp.Or(opts.Version, DefaultVersion), dataDir: opts.DataDir, port: opts.Port, settings: map[string]string{
-		"wal_level":               "logical",
-		"max_replication_slots":   "20",
-		"max_wal_senders":         "20",
-		"max_connections":         "200",
-		"unix_socket_directories": "", // a path in a long temporary directory would be too long for a socket
+		"wal_level":             "logical",
+		"max_replication_slots": "20",
+		"max_wal_senders":       "20",
+		"max_connections":       "200",
+		// a path in a long temporary directory would be too long for a socket
+		"unix_socket_directories": "",
 		"log_timezone":            "UTC",
 		"timezone":                "UTC",
 	}}
@@ -114,7 +118,8 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 	return s, nil
 }
 
-// prepare makes the data directory, unless it holds a database already, and writes our settings into it.
+// prepare makes the data directory, unless it has a database already, and writes our settings into
+// it.
 func (s *Server) prepare(ctx context.Context) error {
 	if err := os.MkdirAll(s.dataDir, 0o700); err != nil {
 		return fmt.Errorf("create data directory: %w", err)
@@ -171,7 +176,7 @@ func (s *Server) adopt() error {
 
 func (s *Server) initdb(ctx context.Context) error {
 	s.password = rand.Text()
-	// Beside the data directory, which must be empty for initdb.
+	// Next to the data directory, which must be empty for initdb.
 	pwfile, err := os.CreateTemp("", "sagaz-pw-")
 	if err != nil {
 		return fmt.Errorf("write password file: %w", err)
@@ -214,8 +219,8 @@ func (s *Server) write(name, content string) error {
 	return giveTo(s.in(name))
 }
 
-// Start starts the server after Stop, StopImmediate or Kill, with the same data, port and password, and waits until it
-// takes connections.
+// Start starts the server after Stop, StopImmediate or Kill, with the same data, port and password,
+// and waits until it takes connections.
 func (s *Server) Start(ctx context.Context) error {
 	if s.process != nil && s.process.Running() {
 		return fmt.Errorf("PostgreSQL in %s is running already (pid %d)", s.dataDir, s.process.PID())
@@ -225,7 +230,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return fmt.Errorf("open server log: %w", err)
 	}
 	defer log.Close() // the child has its own
-	// Not bound to ctx: that is about starting.
+	// The process does not end with ctx, which is for the start only.
 	cmd := s.command(context.WithoutCancel(ctx), "postgres", "-D", s.dataDir, "-p", strconv.Itoa(s.port), "-h", "127.0.0.1")
 	cmd.Stdout, cmd.Stderr = log, log
 	if s.process, err = child.Start(cmd, syscall.SIGQUIT); err != nil {
@@ -260,8 +265,9 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.Start(ctx)
 }
 
-// Stop shuts down cleanly, without waiting for clients ("fast"): it rolls back what is open and writes a checkpoint. A
-// walsender whose client reads nothing can hold this up; when ctx ends first, the server is killed and the error says so.
+// Stop shuts down cleanly, without waiting for clients ("fast"): it rolls back what is open and
+// writes a checkpoint. A walsender whose client reads nothing can delay this. When ctx ends first,
+// the server is killed and the error reports that.
 func (s *Server) Stop(ctx context.Context) error { return s.stop(ctx, syscall.SIGINT) }
 
 // StopImmediate stops without a checkpoint; the next start recovers as from a crash.
@@ -282,8 +288,9 @@ func (s *Server) stop(ctx context.Context, sig os.Signal) error {
 	}
 }
 
-// Kill ends the postmaster and all its children with SIGKILL, as if the machine's power went, and returns when none is
-// left: a child that still holds the shared memory would keep the server from starting again.
+// Kill ends the postmaster and all its children with SIGKILL, as if the machine's power went, and
+// returns when none is left: a child that still has the shared memory would keep the server from
+// starting again.
 func (s *Server) Kill() error {
 	if s.process == nil || !s.process.Running() {
 		return nil
@@ -306,7 +313,8 @@ func (s *Server) Kill() error {
 
 // Close ends the server at once if it runs, and removes its data directory if Start chose that.
 func (s *Server) Close() error {
-	// Not Kill at first: the orphans would wait for init to reap them, which in many a container it never does.
+	// Kill only if that fails: the orphans would wait for init to reap them, which in many
+	// containers it never does.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	err := s.StopImmediate(ctx)
@@ -316,7 +324,7 @@ func (s *Server) Close() error {
 	return err
 }
 
-// DSN is a URL to connect to database as the superuser postgres. It holds the password.
+// DSN is a URL to connect to database as the superuser postgres. The password is in it.
 func (s *Server) DSN(database string) string {
 	u := url.URL{
 		Scheme: "postgres", User: url.UserPassword("postgres", s.password), Host: fmt.Sprintf("127.0.0.1:%d", s.port),
@@ -325,7 +333,7 @@ func (s *Server) DSN(database string) string {
 	return u.String()
 }
 
-// Version is the major version, "18" for one.
+// Version is the major version, for example "18".
 func (s *Server) Version() string { return s.version }
 
 // Port is the one the server listens on, or did before it was stopped.

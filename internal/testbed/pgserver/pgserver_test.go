@@ -73,7 +73,7 @@ func TestStopAndStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer busy.Close(context.Background())
-			if _, err := busy.Exec(t.Context(), "BEGIN"); err != nil { // a client does not hold it up
+			if _, err := busy.Exec(t.Context(), "BEGIN"); err != nil { // a client does not delay it
 				t.Fatal(err)
 			}
 			pid, port := s.PostmasterPID(), s.Port()
@@ -110,7 +110,8 @@ func TestStopAndStart(t *testing.T) {
 	}
 }
 
-// A walsender waits for its client when the server shuts down, and a client that does not read holds it up for ever.
+// A walsender waits for its client when the server shuts down, and a client that does not read
+// makes it wait for ever.
 func TestStopOfWhatDoesNotStop(t *testing.T) {
 	s := start(t, Options{})
 	if err := syscall.Kill(s.PostmasterPID(), syscall.SIGSTOP); err != nil {
@@ -127,7 +128,7 @@ func TestStopOfWhatDoesNotStop(t *testing.T) {
 }
 
 func TestDataDirUsedAgain(t *testing.T) {
-	dir, err := os.MkdirTemp("", "sagaz-pgserver-test-") // t.TempDir is closed to nobody
+	dir, err := os.MkdirTemp("", "sagaz-pgserver-test-") // t.TempDir is closed to the user nobody
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +153,7 @@ func TestDataDirUsedAgain(t *testing.T) {
 	}
 }
 
-func TestStartSaysWhatIsWrong(t *testing.T) {
+func TestStartReportsWhatIsWrong(t *testing.T) {
 	full := t.TempDir()
 	if err := os.WriteFile(full+"/letters", nil, 0o644); err != nil {
 		t.Fatal(err)

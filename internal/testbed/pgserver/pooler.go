@@ -18,19 +18,22 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/debian"
 )
 
-// Pooler is a PgBouncer in front of a server, in transaction mode: each transaction of a client may run in another session.
+// Pooler is a PgBouncer in front of a server, in transaction mode: each transaction of a client may
+// run in another session.
 type Pooler struct {
 	DSN     string // the server's, by way of the pooler
 	dir     string
 	process *child.Process
 }
 
-// StartPooler brings up a PgBouncer in front of the server of dsn, a URL, and waits until it takes connections. Where PgBouncer is
-// missing it is installed, if that is ours to do. It logs in as the role of dsn, whoever asks. settings are further lines for its configuration.
+// StartPooler brings up a PgBouncer in front of the server of dsn, a URL, and waits until it takes
+// connections. Where PgBouncer is missing it is installed, if possible. It logs in as the role of
+// dsn, whichever role asks. settings are further lines for its configuration.
 func StartPooler(ctx context.Context, dsn string, log io.Writer, settings ...string) (*Pooler, error) {
 	u, err := url.Parse(dsn)
 	if err != nil || u.User == nil {
-		return nil, errors.New("the DSN of the server is not a URL with a user") // it is not shown: it holds a password
+		// it is not shown: it has a password
+		return nil, errors.New("the DSN of the server is not a URL with a user")
 	}
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
@@ -72,8 +75,8 @@ func StartPooler(ctx context.Context, dsn string, log io.Writer, settings ...str
 		}
 		select {
 		case <-p.process.Done():
-			said, _ := os.ReadFile(filepath.Join(p.dir, "log"))
-			return nil, errors.Join(fmt.Errorf("pgbouncer ended: %w: %s", p.process.Err(), said), p.Close())
+			logged, _ := os.ReadFile(filepath.Join(p.dir, "log"))
+			return nil, errors.Join(fmt.Errorf("pgbouncer ended: %w: %s", p.process.Err(), logged), p.Close())
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), p.Close())
 		case <-time.After(10 * time.Millisecond):

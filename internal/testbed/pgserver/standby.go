@@ -16,12 +16,14 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
-// NewStandby makes a hot standby of s and waits until it takes connections. It streams by the physical slot of the given name,
-// which is made, and from PostgreSQL 17 on it copies the logical slots that have failover = true. settings are added to those
-// of s, or override them. s is stopped for the copy, cleanly, and started again. The caller closes both.
+// NewStandby makes a hot standby of s and waits until it takes connections. It streams by the
+// physical slot of the given name, which is made, and from PostgreSQL 17 on it copies the logical
+// slots that have failover = true. settings are added to those of s, or override them. s is stopped
+// for the copy, cleanly, and started again. The caller closes both.
 //
-// What the copying of slots needs (PostgreSQL docs, "Replication Slot Synchronization") is set: sync_replication_slots, hot_standby_feedback,
-// primary_slot_name, and a dbname in primary_conninfo. The other half is the primary's: synchronized_standby_slots, with
+// What the copying of slots needs (PostgreSQL docs, "Replication Slot Synchronization") is set:
+// sync_replication_slots, hot_standby_feedback, primary_slot_name, and a dbname in
+// primary_conninfo. The other half is a setting of the primary: synchronized_standby_slots, with
 // this slot, keeps logical decoding from running ahead of the standby.
 func (s *Server) NewStandby(ctx context.Context, slot string, settings map[string]string) (*Server, error) {
 	conn, err := pgx.Connect(ctx, s.DSN("postgres"))
@@ -60,7 +62,8 @@ func (s *Server) NewStandby(ctx context.Context, slot string, settings map[strin
 	return standby, nil
 }
 
-// copyFrom fills the data directory from that of a server that is down, without its slots, and makes it a standby's.
+// copyFrom fills the data directory from that of a server that is down, without its slots, and
+// makes it a standby's.
 func (s *Server) copyFrom(primary string) error {
 	err := filepath.WalkDir(primary, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-const sigStop = syscall.SIGTERM // there is no stop here, and nothing is sent that the kill after it would not do
+const sigStop = syscall.SIGTERM // this system has no stop; the kill after it does all
 
 func runAsUnprivileged(*exec.Cmd) {}
 func giveTo(string) error         { return nil }

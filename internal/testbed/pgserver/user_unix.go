@@ -14,7 +14,8 @@ import (
 
 const sigStop = syscall.SIGSTOP
 
-// unprivileged is the user that PostgreSQL runs as when we are root: nobody, or 65534 where that has no name.
+// unprivileged is the user that PostgreSQL runs as when we are root: nobody, or 65534 where that
+// has no name.
 func unprivileged() (uid, gid int) {
 	uid, gid = 65534, 65534
 	if u, err := user.Lookup("nobody"); err == nil {
@@ -47,7 +48,8 @@ func giveTo(path string) error {
 	return os.Chown(path, uid, gid)
 }
 
-// reachable says which directory above path is closed to the user that PostgreSQL runs as.
+// reachable returns an error for a directory above path that is closed to the user that PostgreSQL
+// runs as.
 func reachable(path string) error {
 	if !root() {
 		return nil

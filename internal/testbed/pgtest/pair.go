@@ -13,8 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 )
 
-// Pair is a primary and its hot standby, of PostgreSQL 17 or later, set up for logical replication to survive a failover: the standby copies
-// the slots that have failover = true.
+// Pair is a primary and its hot standby, of PostgreSQL 17 or later, set up for logical replication
+// to survive a failover: the standby copies the slots that have failover = true.
 //
 //	both run -- Failover --> Primary dead, Standby takes writes
 //
@@ -27,8 +27,8 @@ type Pair struct {
 
 const standbySlot = "standby" // the physical one
 
-// NewPair starts a pair for one test, of Version(), or Newest if that is older than 17. settings are both servers', added to Fast. When the test fails, the
-// ends of the servers' logs are shown.
+// NewPair starts a pair for one test, of Version(), or Newest if that is older than 17. settings
+// are both servers', added to Fast. When the test fails, the ends of the servers' logs are shown.
 func NewPair(t testing.TB, settings map[string]string) *Pair {
 	t.Helper()
 	version := Version()
@@ -70,7 +70,8 @@ func (p *Pair) DSN(database string) string {
 	return u.String()
 }
 
-// New makes a database. Its DSN and Pool lead to whichever server takes writes; it goes with the servers.
+// New makes a database. Its DSN and Pool lead to whichever server takes writes; it goes with the
+// servers.
 func (p *Pair) New(t testing.TB, opts ...Option) *DB {
 	t.Helper()
 	db := newAt(t, p.DSN("postgres"), opts...)
@@ -79,9 +80,10 @@ func (p *Pair) New(t testing.TB, opts ...Option) *DB {
 	return db
 }
 
-// WaitSynced waits until the standby has a copy of a slot that outlives a failover and stands no further back than the slot
-// stands now. Somebody has to read the slot meanwhile, if it does not stand at the end of the WAL: the copy begins where the standby's own
-// catalog begins, and is temporary until the slot has come there.
+// WaitSynced waits until the standby has a copy of a slot that outlives a failover and is no
+// further back than the slot is now. Somebody has to read the slot meanwhile, if it is not at the
+// end of the WAL. The copy begins where the standby's own catalog begins, and is temporary until
+// the slot has come there.
 func (p *Pair) WaitSynced(t testing.TB, slot string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -104,7 +106,8 @@ func (p *Pair) WaitSynced(t testing.TB, slot string) {
 		if synced {
 			return
 		}
-		// The standby's worker looks less and less often when there is nothing to copy, every 30 s at last; a signal wakes it up.
+		// The standby's worker looks less and less often when there is nothing to copy, every 30 s
+		// at last; a signal wakes it up.
 		_, _ = standby.Exec(ctx, `SELECT pg_reload_conf()`)
 		select {
 		case <-time.After(100 * time.Millisecond):
@@ -142,8 +145,9 @@ func (p *Pair) WaitReplayed(t testing.TB) {
 	}
 }
 
-// Failover kills the primary, if it runs, and promotes the standby. What the standby has not received is lost: WaitReplayed before it, or
-// synchronous_standby_names = '*' in the primary's settings, make that nothing.
+// Failover kills the primary, if it runs, and promotes the standby. What the standby has not
+// received is lost. To lose nothing, call WaitReplayed before it, or set synchronous_standby_names
+// = '*' for the primary.
 func (p *Pair) Failover(t testing.TB) {
 	t.Helper()
 	if err := p.Primary.Kill(); err != nil {
@@ -152,7 +156,8 @@ func (p *Pair) Failover(t testing.TB) {
 	p.Promote(t)
 }
 
-// Promote promotes the standby and waits until it takes writes. The databases' pools forget their connections to the primary.
+// Promote promotes the standby and waits until it takes writes. The databases' pools drop their
+// connections to the primary.
 func (p *Pair) Promote(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

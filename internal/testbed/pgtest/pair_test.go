@@ -12,7 +12,8 @@ func TestPair(t *testing.T) {
 			t.Fatalf("%s: %v", sql, err)
 		}
 	}
-	for range 3 { // as if somebody read it: the first snapshot in the WAL is noted, the next confirmation takes it
+	// as a reader would: the first snapshot in the WAL is noted, the next confirmation takes it
+	for range 3 {
 		if _, err := db.Pool.Exec(t.Context(), `SELECT pg_log_standby_snapshot(); SELECT pg_replication_slot_advance('synced', pg_current_wal_lsn())`); err != nil {
 			t.Fatal(err)
 		}

@@ -6,13 +6,15 @@
 //		t.Parallel()
 //		db := pgtest.New(t, pgtest.Migrated())           // db.Pool, db.Conn(t), db.DSN
 //
-// The server is shared, the database is not: it is dropped when the test ends, with its replication slots. Under
-// `make test` the servers are those in SAGAZ_TEST_POSTGRES_18, SAGAZ_TEST_POSTGRES_14 and so on (superuser DSNs, as URLs).
-// Where a variable is missing, as when one package is tested by hand, the first test that asks starts a server with
-// internal/testbed/pgserver, and Main stops it.
+// The server is shared, the database is not: it is dropped when the test ends, with its replication
+// slots. Under `make test` the servers are those in SAGAZ_TEST_POSTGRES_18, SAGAZ_TEST_POSTGRES_14
+// and so on (superuser DSNs, as URLs). Where a variable is missing, as when one package is tested
+// by hand, the first test that asks starts a server with internal/testbed/pgserver, and Main stops
+// it.
 //
-// New takes the version in SAGAZ_TEST_PG_VERSION, or Newest. A test that must hold on several goes over Versions(), which
-// is SAGAZ_TEST_PG_VERSIONS, or 14 and 18. A test that stops or crashes the server, or changes its settings, uses OwnServer.
+// New takes the version in SAGAZ_TEST_PG_VERSION, or Newest. A test that must pass on several goes
+// over Versions(), which is SAGAZ_TEST_PG_VERSIONS, or 14 and 18. A test that stops or crashes the
+// server, or changes its settings, uses OwnServer.
 package pgtest
 
 import (
@@ -40,13 +42,14 @@ const startTimeout = 5 * time.Minute // with a download
 // M is what a *testing.M can do.
 type M interface{ Run() int }
 
-// Main runs the tests and stops the servers that were started for them. Every package that uses pgtest has
+// Main runs the tests and stops the servers that were started for them. Every package that uses
+// pgtest has
 //
 //	func TestMain(m *testing.M) { pgtest.Main(m) }
 func Main(m M) { os.Exit(Closing(m).Run()) }
 
-// Closing is Main for a TestMain that has more to do: it wraps m so that Run stops the servers, too. To look for leaked
-// goroutines after that: goleak.VerifyTestMain(pgtest.Closing(m)).
+// Closing is Main for a TestMain that has more to do: it wraps m so that Run stops the servers,
+// too. To look for leaked goroutines after that: goleak.VerifyTestMain(pgtest.Closing(m)).
 func Closing(m M) M { return closing{m} }
 
 type closing struct{ m M }
@@ -65,7 +68,7 @@ func (c closing) Run() int {
 	return c.m.Run()
 }
 
-// started holds the servers that this process started on demand, by major version.
+// started are the servers that this process started on demand, by major version.
 var started struct {
 	sync.Mutex
 	servers map[string]*startedServer
@@ -77,12 +80,13 @@ type startedServer struct {
 	err    error
 }
 
-// Fast are settings for servers whose data nobody will miss: they survive a crash of PostgreSQL, not one of the machine.
-// There is room for the slots of many tests at once.
+// Fast are settings for servers with data of no value: they survive a crash of PostgreSQL, not one
+// of the machine. There is room for the slots of many tests at once.
 func Fast() map[string]string {
 	return map[string]string{
-		"fsync":                 "off",
-		"synchronous_commit":    "on", // as in production: a commit waits for its own WAL to be written
+		"fsync": "off",
+		// as in production: a commit waits for its own WAL to be written
+		"synchronous_commit":    "on",
 		"full_page_writes":      "off",
 		"max_replication_slots": "100",
 		"max_wal_senders":       "100",
@@ -96,12 +100,13 @@ const Newest = pgserver.DefaultVersion
 // Version is the one that New uses.
 func Version() string { return cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSION"), pgserver.DefaultVersion) }
 
-// Versions are those that a test must hold on.
+// Versions are those that a test must pass on.
 func Versions() []string {
 	return strings.FieldsFunc(cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "14,18"), func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// Server returns the superuser DSN of the shared server of a major version. Its settings are not for a test to change.
+// Server returns the superuser DSN of the shared server of a major version. Its settings are not
+// for a test to change.
 func Server(t testing.TB, version string) string {
 	t.Helper()
 	if dsn := os.Getenv("SAGAZ_TEST_POSTGRES_" + version); dsn != "" {
@@ -127,8 +132,8 @@ func Server(t testing.TB, version string) string {
 	return s.server.DSN("postgres")
 }
 
-// OwnServer starts a server for one test, to stop, crash and restart. settings are added to Fast, or override it. When
-// the test fails, the end of the server's log is shown.
+// OwnServer starts a server for one test, to stop, crash and restart. settings are added to Fast,
+// or override it. When the test fails, the end of the server's log is shown.
 func OwnServer(t testing.TB, version string, settings map[string]string) *pgserver.Server {
 	t.Helper()
 	all := Fast()
@@ -174,7 +179,8 @@ func Encoding(name string) Option {
 	return func(o *options) { o.encoding = name }
 }
 
-// Prepare has f called on the new database before the test gets it: to migrate it, or to make tables.
+// Prepare has f called on the new database before the test gets it: to migrate it, or to make
+// tables.
 func Prepare(f func(context.Context, *pgx.Conn) error) Option {
 	return func(o *options) { o.prepare = append(o.prepare, f) }
 }
@@ -217,7 +223,8 @@ func NewVersion(t testing.TB, version string, opts ...Option) *DB {
 	return db
 }
 
-// NewAt is New on any server, given as a superuser DSN: pgtest.NewAt(t, server.DSN("postgres")) for an OwnServer.
+// NewAt is New on any server, given as a superuser DSN: pgtest.NewAt(t, server.DSN("postgres")) for
+// an OwnServer.
 func NewAt(t testing.TB, superuser string, opts ...Option) *DB {
 	t.Helper()
 	db := newAt(t, superuser, opts...)
@@ -238,7 +245,8 @@ func newAt(t testing.TB, superuser string, opts ...Option) *DB {
 	db := &DB{Name: databaseName(t.Name())}
 	u, err := url.Parse(superuser)
 	if err != nil || u.Scheme == "" {
-		t.Fatal("the superuser DSN of the test server is not a URL (postgres://…)") // it is not shown: it holds a password
+		// it is not shown: it has a password
+		t.Fatal("the superuser DSN of the test server is not a URL (postgres://…)")
 	}
 	u.Path = "/" + db.Name
 	db.DSN = u.String()
@@ -299,8 +307,9 @@ func (db *DB) Until(t testing.TB, sql string, args ...any) {
 	}
 }
 
-// Role makes a role with the given attributes ("REPLICATION", or "" for none), which may log in and owns nothing, and
-// returns its name, its password and the DSN that connects as it. It is dropped when the test ends.
+// Role makes a role with the given attributes ("REPLICATION", or "" for none), which may log in and
+// owns nothing, and returns its name, its password and the DSN that connects as it. It is dropped
+// when the test ends.
 func (db *DB) Role(t testing.TB, attributes string) (name, password, dsn string) {
 	t.Helper()
 	name, password = "r_"+strings.ToLower(rand.Text()[:10]), rand.Text()
@@ -316,20 +325,21 @@ func (db *DB) Role(t testing.TB, attributes string) (name, password, dsn string)
 	})
 	u, err := url.Parse(db.DSN)
 	if err != nil {
-		t.Fatal("the DSN of the test database is not a URL") // it is not shown: it holds a password
+		t.Fatal("the DSN of the test database is not a URL") // it is not shown: it has a password
 	}
 	u.User = url.UserPassword(name, password)
 	return name, password, u.String()
 }
 
-// drop removes the database's slots and origins and then the database. A slot keeps its database from being dropped, and a walsender
-// that streams from a slot keeps the slot; so walsenders first. A client may reconnect in between: so more than once.
+// drop removes the database's slots and origins and then the database. A slot keeps its database
+// from being dropped, and a walsender that streams from a slot keeps the slot; so walsenders first.
+// A client may reconnect in between, so this is done more than once.
 func (db *DB) drop(t testing.TB, superuser string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if conn, err := pgx.Connect(ctx, superuser); err != nil {
 		if t.Failed() {
-			return // the test has said what is wrong, maybe with the server down
+			return // the test has reported what is wrong, maybe with the server down
 		}
 		t.Errorf("drop database %s: connect: %v (a test with its own server leaves it running)", db.Name, err)
 		return
@@ -341,7 +351,7 @@ func (db *DB) drop(t testing.TB, superuser string) {
 		// A session that has an origin keeps it from being dropped.
 		_ = admin(ctx, superuser, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '`+db.Name+`' AND application_name LIKE 'sagaz-relay marks %'`)
 		if err = admin(ctx, superuser,
-			// The database may refuse all newcomers: nobody but us needs it any more.
+			// The database may refuse all new sessions: only we need it from here on.
 			`ALTER DATABASE "`+db.Name+`" ALLOW_CONNECTIONS false`,
 			`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '`+db.Name+`' AND active_pid IS NOT NULL`,
 			`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '`+db.Name+`' AND NOT active`,
@@ -374,7 +384,7 @@ func admin(ctx context.Context, dsn string, statements ...string) error {
 
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 
-// databaseName tells in pg_stat_activity which test it is, and is never the same twice.
+// databaseName shows in pg_stat_activity which test it is, and is never the same twice.
 func databaseName(test string) string {
 	name := strings.Trim(notInNames.ReplaceAllString(strings.ToLower(test), "_"), "_")
 	return "t_" + name[:min(len(name), 45)] + "_" + strings.ToLower(rand.Text()[:8])

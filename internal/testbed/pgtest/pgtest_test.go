@@ -84,7 +84,8 @@ func TestDropsWhatStreams(t *testing.T) {
 		if !active {
 			t.Fatal("the slot does not stream")
 		}
-		t.Cleanup(func() { runtime.KeepAlive(conn) }) // or it is collected and closed, while the test means to leave it open
+		// or it is collected and closed, while the test wants to leave it open
+		t.Cleanup(func() { runtime.KeepAlive(conn) })
 	})
 	conn, err := pgx.Connect(t.Context(), superuser)
 	if err != nil {

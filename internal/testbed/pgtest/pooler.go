@@ -8,8 +8,9 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 )
 
-// Pooled starts a PgBouncer in transaction mode in front of the database's server, and returns the database's DSN by way of it. It
-// ends with the test. settings are further lines for its configuration.
+// Pooled starts a PgBouncer in transaction mode in front of the database's server, and returns the
+// database's DSN by way of it. It ends with the test. settings are further lines for its
+// configuration.
 func (db *DB) Pooled(t testing.TB, settings ...string) (dsn string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)

@@ -32,7 +32,7 @@ type Proxy struct {
 
 // link is a connection that passes; guarded by Proxy.mu.
 type link struct {
-	application string // application_name, once the client has told it
+	application string // application_name, once the client has sent it
 	stranded    bool   // it is silent for ever
 }
 
@@ -41,7 +41,7 @@ func NewProxy(t testing.TB, dsn string) *Proxy {
 	t.Helper()
 	u, err := url.Parse(dsn)
 	if err != nil {
-		t.Fatal("the DSN of the test database is not a URL") // it is not shown: it holds a password
+		t.Fatal("the DSN of the test database is not a URL") // it is not shown: it has a password
 	}
 	p := &Proxy{target: u.Host, left: -1, conns: make(map[net.Conn]*link)}
 	p.thawed = sync.NewCond(&p.mu)
@@ -70,14 +70,15 @@ func (p *Proxy) Freeze() {
 	p.frozen = true
 }
 
-// FreezeAfter lets the given number of bytes through to the server, and then freezes: in the middle of a message, maybe.
+// FreezeAfter lets the given number of bytes through to the server, and then freezes: in the middle
+// of a message, maybe.
 func (p *Proxy) FreezeAfter(bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.left = bytes
 }
 
-// Strand makes all connections of now half-open: no end hears of the other again.
+// Strand makes all present connections half-open: neither end gets anything from the other again.
 func (p *Proxy) Strand() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,7 +87,8 @@ func (p *Proxy) Strand() {
 	}
 }
 
-// StrandNamed makes those connections half-open whose application_name begins with the prefix, and returns how many.
+// StrandNamed makes those connections half-open whose application_name begins with the prefix, and
+// returns how many.
 func (p *Proxy) StrandNamed(prefix string) (stranded int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -145,14 +147,14 @@ func (p *Proxy) accept() {
 	}
 }
 
-// note reads the application_name in what a client of PostgreSQL says first.
-func (p *Proxy) note(l *link, said []byte) {
+// note reads the application_name in the first message of a client of PostgreSQL.
+func (p *Proxy) note(l *link, message []byte) {
 	const key = "\x00application_name\x00"
-	at := bytes.Index(said, []byte(key))
+	at := bytes.Index(message, []byte(key))
 	if at < 0 {
 		return
 	}
-	name, _, _ := bytes.Cut(said[at+len(key):], []byte{0})
+	name, _, _ := bytes.Cut(message[at+len(key):], []byte{0})
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if l.application == "" {

@@ -9,7 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A stranded connection hears nothing more, and the server does not hear that its client has gone; a new connection works.
+// A stranded connection receives nothing more, and the server does not learn that its client has
+// gone. A new connection works.
 func TestProxyStrand(t *testing.T) {
 	t.Parallel()
 	db := New(t)

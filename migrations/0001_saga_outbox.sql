@@ -1,7 +1,8 @@
--- The library's own tables (sagaz 1.5.0, OUTBOX_SCHEMA), where they are not there yet: same columns, same order, same
--- index names. Two things differ, and only on tables made here. No index mentions a column that a mark
--- changes, and pages are left half empty, so that marking a row sent is a HOT update: three times as fast
--- (relay/DESIGN.md, "Marks"). On a table that exists nothing is changed; "migrate --tune" does that.
+-- The library's own tables (sagaz 1.5.0, OUTBOX_SCHEMA), where they are not there yet: same
+-- columns, same order, same index names. Two things differ, and only on tables made here. No index
+-- mentions a column that a mark changes, and pages are left half empty. So marking a row sent is a
+-- HOT update, which is three times as fast (relay/DESIGN.md, "Marks"). A table that exists is not
+-- changed here; "migrate --tune" does that.
 CREATE TABLE IF NOT EXISTS saga_outbox (
     event_id        UUID PRIMARY KEY,
     saga_id         VARCHAR(255) NOT NULL,
@@ -26,8 +27,9 @@ CREATE INDEX IF NOT EXISTS idx_outbox_saga_id ON saga_outbox (saga_id);
 
 CREATE TABLE IF NOT EXISTS saga_outbox_archive (LIKE saga_outbox INCLUDING ALL EXCLUDING IDENTITY EXCLUDING GENERATED);
 
--- A small index that finds the few rows that are not sent among millions that are. It mentions the status and keeps marks HOT all the same, from
--- PostgreSQL 16 on. Made only with our own table, which is told by its indexes, and not copied to the archive.
+-- A small index that finds the few rows that are not sent among millions that are. It mentions the
+-- status and still keeps marks HOT, from PostgreSQL 16 on. It is made only with our own table,
+-- which is recognised by its indexes, and is not copied to the archive.
 DO $$
 BEGIN
     IF current_setting('server_version_num')::int >= 160000

@@ -1,7 +1,8 @@
 // Package migrations holds the schema as numbered SQL files and applies them.
 //
-// It works beside the Python library, which creates its tables by itself at every start: whatever is
-// there already stays as it is. Several processes may migrate at once; an advisory lock puts them in line.
+// It works next to the Python library, which creates its tables by itself at every start: whatever
+// is there already stays as it is. Several processes may migrate at once; with an advisory lock
+// they do so one after the other.
 package migrations
 
 import (
@@ -19,7 +20,7 @@ import (
 //go:embed *.sql
 var files embed.FS
 
-// lockKey is the advisory lock that migrating processes hold: "sagaz" in ASCII.
+// lockKey is the advisory lock of migrating processes: "sagaz" in ASCII.
 const lockKey = 0x736167617a
 
 // Migration is one numbered file.
@@ -51,11 +52,12 @@ func All() []Migration {
 	return all
 }
 
-// In the schema that tables are made in somebody may have made functions and operators. Those that fit a call better than PostgreSQL's
-// own would be called, so what is called here is qualified, or cast to exactly what PostgreSQL's own takes: a varchar to text, a regclass to oid.
+// The schema that tables are made in may have functions and operators of other people. Those that
+// fit a call better than PostgreSQL's own would be called. So what is called here is qualified, or
+// cast to exactly what PostgreSQL's own takes: a varchar to text, a regclass to oid.
 
-// Run applies the migrations that are missing, each in its own transaction, and returns those it applied. It
-// may be run at any time and by several processes at once; what is there stays.
+// Run applies the migrations that are missing, each in its own transaction, and returns those it
+// applied. It may be run at any time and by several processes at once; what is there stays.
 func Run(ctx context.Context, conn *pgx.Conn) (applied []Migration, err error) {
 	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock($1::bigint)`, int64(lockKey)); err != nil {
 		return nil, fmt.Errorf("wait for the migration lock: %w", err)

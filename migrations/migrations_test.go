@@ -48,7 +48,8 @@ func value[T any](t testing.TB, conn *pgx.Conn, sql string, args ...any) T {
 	return v
 }
 
-// catalog describes all that a migration could change: tables with their options, columns, constraints, indexes.
+// catalog describes all that a migration could change: tables with their options, columns,
+// constraints, indexes.
 func catalog(t testing.TB, conn *pgx.Conn) []string {
 	t.Helper()
 	rows, err := conn.Query(t.Context(), `
@@ -118,10 +119,11 @@ func insert(t testing.TB, conn *pgx.Conn, rows int) []string {
 		SELECT array_agg(event_id::text) FROM new`, rows)
 }
 
-// mark says sent of rows and returns the share of the updates that were HOT.
+// mark sets rows to sent and returns the share of the updates that were HOT.
 func mark(t testing.TB, conn *pgx.Conn, ids []string) float64 {
 	t.Helper()
-	// This view counts what the session has not reported yet, which may be more than the transaction.
+	// This view counts what the session has not reported yet, which may be more than the
+	// transaction.
 	const counts = `SELECT ARRAY[n_tup_hot_upd, n_tup_upd] FROM pg_stat_xact_user_tables WHERE relid = 'saga_outbox'::regclass`
 	var before, after []int64
 	err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
@@ -180,7 +182,8 @@ func TestRunOnEmptyDatabase(t *testing.T) {
 	})
 }
 
-// What we make differs from what the library makes in two indexes and a fill factor, and in nothing else that it would notice.
+// What we make differs from what the library makes in two indexes and a fill factor, and in nothing
+// else that it would notice.
 func TestRunMakesTheLibrarysTables(t *testing.T) {
 	onEach(t, func(t *testing.T, version string) {
 		ours, theirs := pgtest.NewVersion(t, version, pgtest.Migrated()).Conn(t), pgtest.NewVersion(t, version, pgtest.SQL(librarySchema)).Conn(t)
@@ -241,7 +244,7 @@ func TestRunThatFailsLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestRunBesideTheLibrary(t *testing.T) {
+func TestRunWithTheLibrary(t *testing.T) {
 	onEach(t, func(t *testing.T, version string) {
 		conn := pgtest.NewVersion(t, version, pgtest.SQL(librarySchema)).Conn(t)
 		insert(t, conn, 10)
@@ -307,7 +310,7 @@ func TestTune(t *testing.T) {
 	})
 }
 
-// Somebody's fill factor is a decision of theirs.
+// A fill factor that somebody has set is kept.
 func TestTuneKeepsFillfactor(t *testing.T) {
 	conn := pgtest.New(t, pgtest.SQL(librarySchema), pgtest.SQL(`ALTER TABLE saga_outbox SET (fillfactor = 80)`)).Conn(t)
 	if did := tune(t, conn); len(did) == 0 || strings.Contains(strings.Join(did, " "), "filled") {
@@ -318,7 +321,8 @@ func TestTuneKeepsFillfactor(t *testing.T) {
 	}
 }
 
-// CREATE INDEX CONCURRENTLY waits for the writers that are under way. Interrupted then, it leaves an index that is not valid.
+// CREATE INDEX CONCURRENTLY waits for the writers that are under way. Interrupted then, it leaves
+// an index that is not valid.
 func TestTuneInterrupted(t *testing.T) {
 	onEach(t, func(t *testing.T, version string) {
 		db := pgtest.NewVersion(t, version, pgtest.SQL(librarySchema))
@@ -354,7 +358,7 @@ func TestTuneInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		// And one between the creation and the renaming leaves one that is.
+		// An interrupt between the creation and the renaming leaves one that is.
 		exec(t, conn, `CREATE INDEX idx_outbox_claimed_at_tuned ON saga_outbox (claimed_at)`)
 		tune(t, conn)
 		for _, line := range catalog(t, conn) {

@@ -15,19 +15,22 @@ var hotIndexes = []struct {
 }{
 	{name: "idx_outbox_pending", on: "btree (created_at)"},
 	{name: "idx_outbox_claimed_at", on: "btree (claimed_at) WHERE (claimed_at IS NOT NULL)"},
-	// Before 16 an index on status takes away what this is for, even a BRIN index. It is ours alone.
+	// Before 16 an index on status prevents HOT updates, even a BRIN index. It is only ours.
 	{name: "saga_outbox_status", on: "brin (status) WITH (pages_per_range='64', autosummarize='on')", since: 16_00_00},
 }
 
-// fillfactor leaves room on each page for the version of a row that its mark writes; docs/measurements.md, "What choices are worth".
+// fillfactor leaves room on each page for the version of a row that its mark writes;
+// docs/measurements.md, "What choices are worth".
 const fillfactor = 50
 
-// Tune brings an outbox table that the library made into the form that keeps marks HOT: the indexes whose predicate
-// names status are replaced, under the same names, and new pages are filled by half. It takes no lock that stops
-// writers for longer than a catalog change, may be interrupted and run again, and returns what it did, a line each.
+// Tune brings an outbox table that the library made into the form that keeps marks HOT: the indexes
+// whose predicate names status are replaced, under the same names, and new pages are filled by
+// half. It takes no lock that stops writers for longer than a catalog change, may be interrupted
+// and run again, and returns what it did, a line each.
 //
-// Rows that are there stay on their full pages; they need no further marks once sent. Of a table with partitions each partition that holds
-// rows is treated so; one that is added later gets the indexes by itself, and its fill factor from a second Tune.
+// Rows that are there stay on their full pages; they need no further marks once sent. In a table
+// with partitions this is done to each partition with rows. One that is added later gets the
+// indexes by itself, and its fill factor from a second Tune.
 func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 	var version int
 	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
@@ -41,7 +44,7 @@ func Tune(ctx context.Context, conn *pgx.Conn) (did []string, err error) {
 		if version < want.since {
 			continue
 		}
-		// What a broken run left behind is not used by any query: away with it.
+		// What an interrupted run left behind is not used by any query, so it is dropped.
 		if _, err := conn.Exec(ctx, `DROP INDEX CONCURRENTLY IF EXISTS `+want.name+`_tuned`); err != nil {
 			return did, fmt.Errorf("drop the left-over of index %s: %w", want.name, err)
 		}

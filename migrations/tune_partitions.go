@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// partition is one that holds rows.
+// partition is one with rows of its own.
 type partition struct {
 	oid           uint32
 	schema, table string // quoted
@@ -35,9 +35,10 @@ func partitionsOf(ctx context.Context, conn *pgx.Conn) ([]partition, error) {
 	return all, nil
 }
 
-// tunePartitions puts an index in the place of the one of that name on a table with partitions. PostgreSQL builds none concurrently on the
-// table itself. So each partition gets its own first, which locks nobody out; the table's index, made then, takes them over and builds
-// nothing. Interrupted, it goes on with those that are there.
+// tunePartitions puts an index in the place of the one of that name on a table with partitions.
+// PostgreSQL builds none concurrently on the table itself. So each partition gets its own first,
+// which blocks no writer. The table's index, made then, takes them over and builds nothing. After
+// an interrupt it goes on with those that are there.
 func tunePartitions(ctx context.Context, conn *pgx.Conn, partitions []partition, name, on string) error {
 	for _, p := range partitions {
 		index := fmt.Sprintf("%s_p%d", name, p.oid)
@@ -68,7 +69,8 @@ func tunePartitions(ctx context.Context, conn *pgx.Conn, partitions []partition,
 	return nil
 }
 
-// fillPartitions sets the fill factor of partitions that have none: a table with partitions has no pages.
+// fillPartitions sets the fill factor of partitions that have none: a table with partitions has no
+// pages.
 func fillPartitions(ctx context.Context, conn *pgx.Conn, partitions []partition) (did []string, err error) {
 	for _, p := range partitions {
 		if strings.Contains(p.options, "fillfactor=") {

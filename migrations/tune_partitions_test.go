@@ -7,7 +7,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// A table with partitions, one of which has partitions itself and one an odd name, and with the library's indexes.
+// A table with partitions, one of which has partitions itself and one an odd name, and with the
+// library's indexes.
 const partitionedSchema = `CREATE TABLE saga_outbox (
 		event_id uuid NOT NULL, saga_id varchar(255) NOT NULL, aggregate_type varchar(255) NOT NULL DEFAULT 'saga', aggregate_id varchar(255) NOT NULL, event_type varchar(255) NOT NULL,
 		payload jsonb NOT NULL, headers jsonb DEFAULT '{}', status varchar(50) NOT NULL DEFAULT 'pending', created_at timestamptz NOT NULL DEFAULT now(), claimed_at timestamptz, sent_at timestamptz,

@@ -1,5 +1,5 @@
--- OUTBOX_SCHEMA of the library sagaz 1.5.0 (PyPI; sagaz/core/storage/backends/postgresql/outbox.py), word for word: what
--- every application that uses it runs at each start.
+-- OUTBOX_SCHEMA of the library sagaz 1.5.0 (sagaz/core/storage/backends/postgresql/outbox.py on
+-- PyPI), word for word: what every application that uses it runs at each start.
 -- Outbox table for pending messages
 CREATE TABLE IF NOT EXISTS saga_outbox (
     event_id        UUID PRIMARY KEY,

@@ -7,8 +7,8 @@
 // (BenchmarkDecodeInsert, median and fastest of 40 runs on one busy core of an AMD EPYC, Go
 // 1.26.8):
 //
-//	binary  0.32 µs (0.23), 1 allocation of  512 bytes   1.67 µs (1.31), 32 allocations of 1,696 bytes
-//	text    0.78 µs (0.57), 4 allocations of 616 bytes   2.16 µs (1.74), 35 allocations of 1,856 bytes
+//	binary  0.32 µs (0.23), 1 alloc of  512 bytes  1.67 µs (1.31), 32 allocs of 1,696 bytes
+//	text    0.78 µs (0.57), 4 allocs of 616 bytes  2.16 µs (1.74), 35 allocs of 1,856 bytes
 //
 // To run it: go test -run '^$' -bench DecodeInsert -cpu 1 -count 10 ./cdc/pgoutput
 //

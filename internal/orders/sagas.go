@@ -46,7 +46,7 @@ type saga struct {
 //
 //	created → stock reserved → payment authorized → completed, shipment requested
 //	                              └─ or, out of reach of the parcel service:
-//	                                 stock released, payment refunded, cancelled   (the compensations)
+//	                                 stock released, payment refunded, cancelled (compensated)
 //
 // Each step is a transaction, and some fail and are tried again, as in any application.
 func (w *writer) order(ctx, hurry context.Context) error {

@@ -11,8 +11,9 @@ import (
 
 // Proxy is a TCP proxy in front of a server, to break the network between the two.
 //
-//	passes -- Freeze --> silent: what is sent is swallowed up by buffers, nothing is closed -- Thaw --> passes
-//	any state -- Strand --> the connections of now stay silent for ever, nothing is closed, not even when one end closes; new ones pass
+//	passes -- Freeze --> silent: buffers take what is sent, nothing is closed -- Thaw --> passes
+//	any state -- Strand --> present connections stay silent for ever, nothing is closed, not even
+//	    when one end closes; new ones pass
 //	any state -- StrandNamed --> the same for connections of one application_name
 //	any state -- Cut --> all connections are reset; new ones pass
 type Proxy struct {

@@ -15,6 +15,16 @@ ARGS      ?=
 POSTGRES_PKG      := ./relay/store/... ./cdc/... ./migrations/... ./internal/testbed/pgserver ./internal/testbed/pgtest
 POSTGRES_VERSIONS := 14 15 16 17 18
 
+# The race detector sees one process. In these it would see no goroutine of the product that other
+# tests do not run, too: the program as a process (which has the detector all the same, see
+# internal/testbed/program), developers' servers, and what does one thing after the other.
+PLAIN_PKG := ./cmd/sagaz-relay/e2e ./cmd/sagaz-relay/chaos ./cmd/sagaz-relay/edges ./cmd/sagaz-relay/interop \
+	./cmd/testenv ./internal/testbed/... ./migrations ./relay/doctor ./relay/repair
+
+# Tests of one package at once: twice as many as processors, because most of them mostly wait.
+PARALLEL ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
+GO_TEST   = go test -parallel $(PARALLEL) -timeout 40m $(TESTFLAGS)
+
 # Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv
 # brings them).
 CHECKS := $(patsubst %/go.mod,%,$(wildcard internal/checks/go.mod internal/checks/*/go.mod))
@@ -59,15 +69,20 @@ quick: ## a minute, and no server: engine, encoder, decoder, file sink, import r
 	go vet ./... && go test $(QUICK_PKG)
 
 .PHONY: test
-test: bin/testenv ## everything, with the race detector, on real PostgreSQL 14 and 18, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
+test: bin/testenv ## everything, on real PostgreSQL 14 and 18, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
 	bin/testenv -race -postgres=14,18 $(if $(filter ./...,$(PKG)),-tools=$(CHECKS_TOOLS)) -- $(MAKE) --no-print-directory test-inside
 
-# The whole on 18; then again what depends on PostgreSQL, on 14.
+# All of PKG, or everything: what needs no race detector, then the rest with it; and then, on 14,
+# what depends on PostgreSQL. Tests that go over versions by themselves do so in PLAIN_PKG only: of
+# the others each has a run of its own.
 .PHONY: test-inside
 test-inside:
-	go test -race -timeout 40m $(TESTFLAGS) $(PKG)
-ifeq ($(PKG),./...)
-	SAGAZ_TEST_PG_VERSION=14 SAGAZ_TEST_PG_VERSIONS=14 go test -race -timeout 40m $(TESTFLAGS) $(POSTGRES_PKG)
+ifneq ($(PKG),./...)
+	$(GO_TEST) -race $(PKG)
+else
+	$(GO_TEST) $(PLAIN_PKG)
+	SAGAZ_TEST_PG_VERSIONS=18 $(GO_TEST) -race $$(go list ./... | grep -vxF "$$(go list $(PLAIN_PKG))")
+	SAGAZ_TEST_PG_VERSION=14 SAGAZ_TEST_PG_VERSIONS=14 $(GO_TEST) $(POSTGRES_PKG)
 	$(MAKE) --no-print-directory test-files-inside
 endif
 

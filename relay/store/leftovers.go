@@ -115,22 +115,21 @@ func (l *leftovers) has(id relay.UUID) bool {
 }
 
 // behind keeps those of the marks that have to wait behind leftovers of their key, and returns the
-// others, with their places if any were kept.
-func (l *leftovers) behind(marks []relay.Mark) (rest []relay.Mark, at []int) {
+// others.
+func (l *leftovers) behind(of part) (rest part) {
 	l.mu.Lock()
 	none := len(l.lines) == 0
 	l.mu.Unlock()
 	if none {
-		return marks, nil
+		return of
 	}
-	at = make([]int, 0, len(marks))
-	for i := range marks {
-		if l.has(marks[i].ID) || l.blocks(&marks[i]) && l.keep(marks[i:i+1], waitsBehind) == nil {
-			continue
+	for i := range of.marks {
+		m := &of.marks[i]
+		if !l.has(m.ID) && (!l.blocks(m) || l.keep(of.marks[i:i+1], waitsBehind) != nil) {
+			rest = rest.and(of, i)
 		}
-		rest, at = append(rest, marks[i]), append(at, i)
 	}
-	return rest, at
+	return rest
 }
 
 // waitsBehind is why an event is kept that nothing is wrong with.

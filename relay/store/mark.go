@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
@@ -84,13 +83,13 @@ func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err e
 	var locked []int
 	waiting := make(map[string]bool) // keys of which an event is for later: the parts that follow must not pass it
 	err = l.batched(ctx, "mark", len(b.Marks), func(lo, hi int) error {
-		some, theirs, err := l.mark(ctx, relay.MarkBatch{Marks: b.Marks[lo:hi], Confirm: b.Confirm}, waiting)
+		some, theirs, err := l.mark(ctx, part{marks: b.Marks[lo:hi], from: lo}, b.Confirm, waiting)
 		if err != nil {
 			return err
 		}
-		later, locked = shifted(later, some, lo), shifted(locked, theirs, lo)
+		later, locked = append(later, some...), append(locked, theirs...)
 		for _, i := range some {
-			waiting[b.Marks[lo+i].Key] = true
+			waiting[b.Marks[i].Key] = true
 		}
 		return nil
 	}, func() error {
@@ -113,131 +112,6 @@ func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err e
 		return nil, fmt.Errorf("mark %d rows: %w", len(b.Marks), err)
 	}
 	return later, nil
-}
-
-// shifted appends the indices of a part that begins at lo.
-func shifted(all, part []int, lo int) []int {
-	for _, i := range part {
-		all = append(all, lo+i)
-	}
-	return all
-}
-
-// mark is one transaction of Mark, and the look at what it has not found: later are the events to
-// be marked again, and locked those of them whose rows are there. Events of keys that are waiting
-// are for later.
-func (l *lease) mark(ctx context.Context, b relay.MarkBatch, waiting map[string]bool) (later, locked []int, err error) {
-	marks, at := l.left.behind(b.Marks)
-	later, locked, err = l.markNow(ctx, marks, b.Confirm, waiting)
-	for i := range later {
-		later[i] = placeOf(at, later[i])
-	}
-	for i := range locked {
-		locked[i] = placeOf(at, locked[i])
-	}
-	return later, locked, err
-}
-
-// markNow is mark for what waits behind nothing.
-func (l *lease) markNow(ctx context.Context, marks []relay.Mark, confirm relay.LSN, waiting map[string]bool) (later, locked []int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, markTimeout)
-	defer cancel()
-	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		later, locked, err = l.markInOrder(ctx, conn, marks, confirm, waiting)
-		if isLocked(err) && !l.marks.skip {
-			l.marks.skip = true
-			later, locked, err = l.markInOrder(ctx, conn, marks, confirm, waiting)
-		}
-		if err == nil {
-			l.marks.skip = l.marks.skip && (len(later) > 0 || l.left.watching()) // a locked row of another batch will come again
-		}
-		return err
-	})
-	return later, locked, err
-}
-
-// markInOrder marks what can be marked, but no event whose key has an earlier one that cannot be: a
-// relay that dies now makes the next owner deliver that one again, and what arrives again has to be
-// a suffix.
-func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, confirm relay.LSN, waiting map[string]bool) (later, locked []int, err error) {
-	later, locked, err = l.notYet(ctx, conn, marks, waiting)
-	if err != nil {
-		return nil, nil, err
-	}
-	now, at := marks, []int(nil)
-	if len(later) > 0 {
-		now = make([]relay.Mark, 0, len(marks)-len(later))
-		next := later // they are in order
-		for i := range marks {
-			if len(next) > 0 && next[0] == i {
-				next = next[1:]
-				continue
-			}
-			now, at = append(now, marks[i]), append(at, i)
-		}
-	}
-	w := l.store.writes(now)
-	found, err := l.write(ctx, conn, confirm, w)
-	if err != nil || found >= len(w.delivered)+len(w.told) {
-		return later, locked, err
-	}
-	some, theirs, err := l.missing(ctx, conn, now)
-	for _, i := range some {
-		later = append(later, placeOf(at, i))
-	}
-	for _, i := range theirs {
-		locked = append(locked, placeOf(at, i))
-	}
-	return later, locked, err
-}
-
-// placeOf is where in a whole batch the i-th of a part is that is at these places; nil for a part
-// that is the whole.
-func placeOf(at []int, i int) int {
-	if at == nil {
-		return i
-	}
-	return at[i]
-}
-
-// notYet finds the events that must not be marked now: those whose rows cannot be, and all behind
-// one of these in its key. It is asked for what one statement could mark in part: rows of several
-// transactions, of which the later one may be visible sooner, and rows whose locks somebody holds.
-// What becomes locked after this look is still passed over alone.
-func (l *lease) notYet(ctx context.Context, conn *pgx.Conn, marks []relay.Mark, waiting map[string]bool) (later, locked []int, err error) {
-	seen, taken := &l.marks.seen, map[relay.UUID]bool(nil)
-	mixed := seen.mayMix(marks)
-	if mixed {
-		if *seen, err = takeSnapshot(ctx, conn); err != nil {
-			return nil, nil, err
-		}
-	}
-	if l.marks.skip {
-		var id [16]byte
-		taken = make(map[relay.UUID]bool)
-		if err := each(ctx, conn, []any{&id}, func() error { taken[id] = true; return nil }, lockedSQL, idsOf(marks)); err != nil {
-			return nil, nil, err
-		}
-	}
-	if !mixed && len(taken) == 0 && len(waiting) == 0 {
-		return nil, nil, nil
-	}
-	behind := make(map[string]bool)
-	maps.Copy(behind, waiting)
-	for i := range marks {
-		m := &marks[i]
-		switch {
-		case taken[m.ID] && l.store.tells(m):
-			locked = append(locked, i)
-		case behind[m.Key]:
-		case mixed && l.store.tells(m) && seen.hides(m.XID):
-		default:
-			continue
-		}
-		behind[m.Key] = true
-		later = append(later, i)
-	}
-	return later, locked, nil
 }
 
 // probeMarks runs the statements of a batch without any row.
@@ -357,23 +231,24 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w 
 // when it leaves the list of running transactions, after the wait for synchronous standbys. So an
 // event can be published before its row can be marked. Taking the snapshot before the look at the
 // rows makes the answer safe: whoever had ended by then had its rows visible to the look.
-func (l *lease) missing(ctx context.Context, conn *pgx.Conn, marks []relay.Mark) (later, locked []int, err error) {
+func (l *lease) missing(ctx context.Context, conn *pgx.Conn, of part) (later, locked []int, err error) {
 	running, err := takeSnapshot(ctx, conn)
 	if err != nil {
 		return nil, nil, err
 	}
-	status, err := statuses(ctx, conn, idsOf(marks))
+	status, err := statuses(ctx, conn, idsOf(of.marks))
 	if err != nil {
 		return nil, nil, err
 	}
-	for i := range marks {
-		s, visible := status[marks[i].ID]
+	for i := range of.marks {
+		m, at := &of.marks[i], of.place(i)
+		s, visible := status[m.ID]
 		switch {
-		case !l.store.tells(&marks[i]):
-		case visible && !l.store.shows(&marks[i], s): // it was locked, or became visible after the mark had looked
-			later, locked = append(later, i), append(locked, i)
-		case !visible && running.hides(marks[i].XID):
-			later = append(later, i)
+		case !l.store.tells(m):
+		case visible && !l.store.shows(m, s): // it was locked, or became visible after the mark had looked
+			later, locked = append(later, at), append(locked, at)
+		case !visible && running.hides(m.XID):
+			later = append(later, at)
 		}
 	}
 	return later, locked, nil

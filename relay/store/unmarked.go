@@ -86,8 +86,7 @@ func (l *lease) asides(ctx context.Context, marks []relay.Mark, reason relay.Rea
 	ids := idsOf(marks)
 	l.left.expect(true) // before the commit, whose answer may be lost
 	err := l.batched(ctx, "set aside", len(with), func(lo, hi int) error {
-		free, _ := l.left.behind(with[lo:hi])
-		return l.parkOnly(ctx, free)
+		return l.parkOnly(ctx, l.left.behind(part{marks: with[lo:hi]}).marks)
 	}, func() error {
 		return l.parkOnly(ctx, nil)
 	}, func(lo, hi int, refused error) error {
@@ -385,7 +384,7 @@ func (l *lease) rewrite(ctx context.Context, until time.Time) error {
 
 // rewriteOne writes one leftover to the table or to the ledger, if that is possible by now.
 func (l *lease) rewriteOne(ctx context.Context, m relay.Mark) (written bool, err error) {
-	later, _, err := l.markNow(ctx, []relay.Mark{m}, 0, nil)
+	later, _, err := l.markNow(ctx, part{marks: []relay.Mark{m}}, 0, map[string]bool{})
 	if err == nil && len(later) == 0 {
 		return true, nil
 	}

@@ -182,9 +182,12 @@ func (l *link) lost(err *amqp.Error) error {
 	return l.cfg.publishError(err)
 }
 
+// gone reports whether the connection has ended, or was dropped and is about to end.
+func (l *link) gone() bool { return l.killed.Load() != nil || l.conn.IsClosed() }
+
 // lostOr returns why the connection is gone, or err when it is not.
 func (l *link) lostOr(err error) error {
-	if !l.conn.IsClosed() {
+	if !l.gone() {
 		return err
 	}
 	<-l.dead // soon: amqp091 is closing it

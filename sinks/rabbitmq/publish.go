@@ -89,8 +89,9 @@ func (b *batch) run(ctx context.Context) {
 			b.piece.Taken(len(a.sent))
 			a.leave()
 			b.link.put(c)
-		case c.ch.IsClosed():
-			// By the broker, or with the connection.
+		case c.ch.IsClosed(), b.link.gone():
+			// By the broker, or with the connection: amqp091 reports the connection's end before it closes
+			// its channels.
 			err = b.closed(ctx, &a, err)
 			more = err == nil
 		case a.head == len(a.sent):
@@ -385,13 +386,12 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 			a.link.kill("the slot is not ours any more")
 			return err
 		}
-		lost := fmt.Errorf("connection lost: %w", reason(err))
-		if errors.Is(err, amqp.ErrClosed) {
-			return a.link.lostOr(lost) // what the broker said says more than that it is closed
+		if !errors.Is(err, amqp.ErrClosed) {
+			// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
+			a.link.kill(fmt.Sprintf("write: %v", err))
 		}
-		// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
-		a.link.kill(fmt.Sprintf("write: %v", err))
-		return lost
+		// The broker's reason says more than that the connection is closed.
+		return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err)))
 	}
 	if a.route == nil || rec.RoutingKey != a.routingKey {
 		a.routingKey, a.route = rec.RoutingKey, a.sink.routes.of(rec.RoutingKey)

@@ -149,11 +149,12 @@ func (s deadSink) Publish(context.Context, []*relay.Record) error {
 
 func TestDemoSeesFaults(t *testing.T) {
 	for _, tc := range []struct {
-		name string
-		wrap func(sink relay.Sink, enough func()) relay.Sink
-		want []string
+		name     string
+		patience time.Duration // until it catches up, which a dead sink never does
+		wrap     func(sink relay.Sink, enough func()) relay.Sink
+		want     []string
 	}{
-		{"OneOfEach", func(sink relay.Sink, enough func()) relay.Sink {
+		{"OneOfEach", time.Minute, func(sink relay.Sink, enough func()) relay.Sink {
 			return &meddler{Sink: sink, all: enough, faults: []func([]*relay.Record) ([]*relay.Record, bool){lose, repeat, invent, swap}}
 		}, []string{
 			"4 of 6 promises did not hold",
@@ -163,7 +164,7 @@ func TestDemoSeesFaults(t *testing.T) {
 			"✗ commit order within each key", "sink file: 1 out of order: ",
 			"✓ every row marked sent", "✓ slot lag 0",
 		}},
-		{"Dead", func(sink relay.Sink, enough func()) relay.Sink { return deadSink{sink, enough} }, []string{
+		{"Dead", 3 * time.Second, func(sink relay.Sink, enough func()) relay.Sink { return deadSink{sink, enough} }, []string{
 			"3 of 6 promises did not hold", "✗ every committed event delivered", "✗ every row marked sent", "✗ slot lag 0", " missing: ",
 		}},
 	} {
@@ -173,7 +174,7 @@ func TestDemoSeesFaults(t *testing.T) {
 			loading, enough := context.WithCancel(t.Context())
 			defer enough()
 			d := demo.New(demo.Options{Duration: time.Minute, Rate: 500, Writers: 4}, &out, demoRelay)
-			d.Patience = 3 * time.Second
+			d.Patience = tc.patience
 			d.WrapSink = func(sink relay.Sink) relay.Sink { return tc.wrap(sink, enough) }
 			err := d.RunUntil(loading, t.Context())
 			if err == nil {

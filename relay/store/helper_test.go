@@ -63,6 +63,12 @@ func acquire(t testing.TB, s *Store, slot string) *lease {
 		t.Fatal(err)
 	}
 	held := l.(*lease)
+	// A busy disk is not what most tests are about. Those that cut a connection set their own limits.
+	for _, p := range []*patience{
+		&held.marks.patience, &held.facts, &held.sweeping.whole, &held.sweeping.window, &held.sweeping.piece, &held.pruning.patience,
+	} {
+		p.least, p.most = time.Minute, time.Hour
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"flag"
 	"testing"
 	"time"
@@ -12,9 +11,9 @@ import (
 
 var largeLedger = flag.Int("ledger-entries", 200_000, "entries of TestLargeLedger")
 
-// A sink was down for hours. From the lease to the first delivered entries takes seconds, whether
-// the entries are of one key or of as many as there are, ready or held, and a mark and an outcome
-// do not take longer than in a small ledger.
+// A sink was down for hours. From the lease to the first delivered entries takes seconds (a minute
+// at most, on a busy disk), whether the entries are of one key or of as many as there are, ready or
+// held, and a mark and an outcome do not take longer than in a small ledger.
 //
 // With -ledger-entries=5000000: see docs/measurements.md.
 func TestLargeLedger(t *testing.T) {
@@ -48,43 +47,39 @@ func TestLargeLedger(t *testing.T) {
 			}
 			began = time.Now()
 		}
-		took(15*time.Second, "the lease was taken")
+		took(time.Minute, "the lease was taken")
 		entries, calls := 0, 0
 		if err := l.Blocking(t.Context(), 1<<22, func(_ string, _ uint32, _, n int) { entries += n; calls++ }); err != nil || entries != n || calls > 1<<22 {
 			t.Fatalf("%s: %d entries in %d calls, %v", c.name, entries, calls, err)
 		}
-		took(30*time.Second, "the ledger was read")
+		took(time.Minute, "the ledger was read")
 		counts, err := l.Counts(t.Context())
 		if err != nil || len(counts) == 0 {
 			t.Fatalf("%s: counts %v, %v", c.name, counts, err)
 		}
-		took(15*time.Second, "it was counted")
+		took(time.Minute, "it was counted")
 		if _, _, err := l.Heal(t.Context(), "kafka", -1<<31); err != nil {
 			t.Error(err)
 		}
-		took(10*time.Second, "some lines were looked at")
+		took(time.Minute, "some lines were looked at")
 		due, _, err := l.Due(t.Context(), "kafka", 2000, 2<<20)
 		if err != nil || len(due) == 0 {
 			t.Fatalf("%s: %d entries due, %v", c.name, len(due), err)
 		}
-		took(10*time.Second, "the first entries were found")
+		took(time.Minute, "the first entries were found")
 		resolve(t, l, "kafka", relay.FateDelivered, due...)
-		took(15*time.Second, "they were delivered")
+		took(time.Minute, "they were delivered")
 		if due, _, err = l.Due(t.Context(), "kafka", 2000, 2<<20); err != nil || len(due) == 0 || due[0].Position < 2 {
 			t.Fatalf("%s: then %d entries due, %v", c.name, len(due), err)
 		}
-		for err := errors.New("not yet"); err != nil; { // on a busy machine the connection may be given up once, and the relay tries again
-			if err = l.Resolve(t.Context(), "kafka", outcomes(relay.FateRefused, due[0])); err != nil && time.Since(began) > 15*time.Second {
-				t.Fatal(err)
-			}
-		}
-		took(15*time.Second, "one was refused")
+		resolve(t, l, "kafka", relay.FateRefused, due[0])
+		took(time.Minute, "one was refused")
 		parked := ofKey(parking(marksOf(fresh), held("kafka")), "k")
 		for i := range parked {
 			parked[i].ID[0], parked[i].Position = 1, l.LastPosition()+int64(i)
 		}
 		mark(t, l, parked[:1000])
-		took(10*time.Second, "a thousand more were parked")
+		took(time.Minute, "a thousand more were parked")
 		release(t, l)
 	}
 }

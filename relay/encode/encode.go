@@ -3,7 +3,6 @@ package encode
 import (
 	"fmt"
 	"time"
-	"unicode/utf8"
 	"unsafe"
 
 	"github.com/sagaz-relay/relay/relay"
@@ -36,8 +35,6 @@ func (e *Encoder) RowHeaders(ev *relay.Event) []relay.Header {
 	headers, _ := appendHeaders(nil, ev.Headers) // Encode says what is wrong with them
 	return headers
 }
-
-const hexDigits = "0123456789abcdef"
 
 // Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the
 // event's own fault (see relay.Refused); rec then holds nothing to publish.
@@ -97,13 +94,13 @@ func sagazBody(ev *relay.Event) (body []byte, id string) {
 	idAt := len(b)
 	b = ev.ID.AppendText(b)
 	b = append(b, `","saga_id":`...)
-	b = appendJSONString(b, ev.SagaID)
+	b = relay.AppendJSONString(b, ev.SagaID)
 	b = append(b, `,"aggregate_type":`...)
-	b = appendJSONString(b, ev.AggregateType)
+	b = relay.AppendJSONString(b, ev.AggregateType)
 	b = append(b, `,"aggregate_id":`...)
-	b = appendJSONString(b, ev.AggregateID)
+	b = relay.AppendJSONString(b, ev.AggregateID)
 	b = append(b, `,"event_type":`...)
-	b = appendJSONString(b, ev.EventType)
+	b = relay.AppendJSONString(b, ev.EventType)
 	b = append(b, `,"payload":`...)
 	b = append(b, ev.Payload...)
 	b = append(b, `,"timestamp":"`...)
@@ -148,47 +145,4 @@ func appendDigits(b []byte, n, width int) []byte {
 		n /= 10
 	}
 	return append(b, digits[:width]...)
-}
-
-// appendJSONString writes s as a JSON string (RFC 8259, section 7). UTF-8 stays as it is.
-func appendJSONString(b []byte, s string) []byte {
-	b = append(b, '"')
-	from := 0
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= utf8.RuneSelf {
-			// A database in SQL_ASCII may hold bytes that are no UTF-8; JSON may not.
-			r, size := utf8.DecodeRuneInString(s[i:])
-			if r == utf8.RuneError && size == 1 {
-				b = append(b, s[from:i]...)
-				b = append(b, `\ufffd`...)
-				i++
-				from = i
-				continue
-			}
-			i += size
-			continue
-		}
-		if c >= ' ' && c != '"' && c != '\\' {
-			i++
-			continue
-		}
-		b = append(b, s[from:i]...)
-		switch c {
-		case '"', '\\':
-			b = append(b, '\\', c)
-		case '\n':
-			b = append(b, '\\', 'n')
-		case '\r':
-			b = append(b, '\\', 'r')
-		case '\t':
-			b = append(b, '\\', 't')
-		default:
-			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-		}
-		i++
-		from = i
-	}
-	b = append(b, s[from:]...)
-	return append(b, '"')
 }

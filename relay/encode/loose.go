@@ -73,7 +73,7 @@ func lastOfEachName(object string) string {
 	var b bytes.Buffer
 	for i, m := range members {
 		b.WriteString(", "[:2*min(i, 1)])
-		b.Write(appendJSONString(nil, m.name))
+		b.Write(relay.AppendJSONString(nil, m.name))
 		b.WriteString(": ")
 		b.Write(m.value)
 	}

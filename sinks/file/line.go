@@ -21,18 +21,18 @@ const linePrefix = `{"topic":`
 // AppendLine appends the record as one line of JSON, newline included. A body that is JSON is under
 // "value", byte for byte. Any other, and one that has line breaks itself, is under "value_base64".
 func AppendLine(b []byte, rec *relay.Record) []byte {
-	b = appendString(append(b, linePrefix...), rec.Topic)
-	b = appendString(append(b, `,"key":`...), rec.Key)
+	b = relay.AppendJSONString(append(b, linePrefix...), rec.Topic)
+	b = relay.AppendJSONString(append(b, `,"key":`...), rec.Key)
 	b = rec.EventID.AppendText(append(b, `,"event_id":"`...))
-	b = appendString(append(b, `","event_type":`...), rec.EventType)
+	b = relay.AppendJSONString(append(b, `","event_type":`...), rec.EventType)
 	b = rec.Timestamp.AppendFormat(append(b, `,"timestamp":"`...), time.RFC3339Nano)
 	b = append(b, `","headers":{`...)
 	for i := range rec.Headers {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendString(b, rec.Headers[i].Key)
-		b = appendString(append(b, ':'), rec.Headers[i].Value)
+		b = relay.AppendJSONString(b, rec.Headers[i].Key)
+		b = relay.AppendJSONString(append(b, ':'), rec.Headers[i].Value)
 	}
 	if inline(rec.Value) {
 		b = append(append(b, `},"value":`...), rec.Value...)
@@ -45,47 +45,6 @@ func AppendLine(b []byte, rec *relay.Record) []byte {
 // inline reports whether the body can be part of a line as it is.
 func inline(value []byte) bool {
 	return bytes.IndexByte(value, '\n') < 0 && bytes.IndexByte(value, '\r') < 0 && utf8.Valid(value) && json.Valid(value)
-}
-
-const hexDigits = "0123456789abcdef"
-
-// appendString appends s as a JSON string. Bytes that are no UTF-8 become U+FFFD, as in
-// encoding/json.
-func appendString(b []byte, s string) []byte {
-	b = append(b, '"')
-	start := 0
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= utf8.RuneSelf {
-			r, size := utf8.DecodeRuneInString(s[i:])
-			if r == utf8.RuneError && size == 1 {
-				b = append(append(b, s[start:i]...), `\ufffd`...)
-				start = i + 1
-			}
-			i += size
-			continue
-		}
-		if c >= ' ' && c != '"' && c != '\\' {
-			i++
-			continue
-		}
-		b = append(b, s[start:i]...)
-		switch c {
-		case '"', '\\':
-			b = append(b, '\\', c)
-		case '\n':
-			b = append(b, '\\', 'n')
-		case '\t':
-			b = append(b, '\\', 't')
-		case '\r':
-			b = append(b, '\\', 'r')
-		default:
-			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-		}
-		i++
-		start = i
-	}
-	return append(append(b, s[start:]...), '"')
 }
 
 // Line is one line as Read gives it.

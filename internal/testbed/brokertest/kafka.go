@@ -66,13 +66,12 @@ type KafkaServer struct {
 	User       string
 	Password   string
 
+	node
 	dir       string
 	ownDir    bool
 	advertise string
 	config    []string
-	libs      string         // directory of the jars
-	process   *child.Process // this one,
-	container *container     // or that one
+	libs      string // directory of the jars
 }
 
 // StartKafka starts a broker and waits until it takes requests. It needs a JRE 17 or newer, and
@@ -325,36 +324,9 @@ func (k *KafkaServer) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Stop asks the broker to shut down and waits for it. When ctx ends first, the broker is killed.
-func (k *KafkaServer) Stop(ctx context.Context) error {
-	switch {
-	case k.container != nil:
-		return k.container.stop(ctx)
-	case k.process != nil:
-		return k.process.Stop(ctx, syscall.SIGTERM)
-	}
-	return nil
-}
-
-// Kill ends the broker with SIGKILL.
-func (k *KafkaServer) Kill() error {
-	switch {
-	case k.container != nil:
-		return k.container.kill()
-	case k.process != nil:
-		return k.process.Kill()
-	}
-	return nil
-}
-
 // Close kills the broker if it still runs, and removes its directory unless the caller chose that.
 func (k *KafkaServer) Close() error {
-	var err error
-	if k.container != nil {
-		err = k.container.remove()
-	} else {
-		err = k.Kill()
-	}
+	err := k.remove()
 	if k.ownDir {
 		err = errors.Join(err, os.RemoveAll(k.dir))
 	}

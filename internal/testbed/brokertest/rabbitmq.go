@@ -41,13 +41,12 @@ type RabbitMQServer struct {
 	User       string
 	Password   string
 
-	dir       string
-	ownDir    bool
-	scripts   string         // where rabbitmq-server and rabbitmqctl are
-	env       []string       // of the node, of epmd and of rabbitmqctl
-	epmd      *child.Process // these two,
-	process   *child.Process
-	container *container // or this one
+	node
+	dir     string
+	ownDir  bool
+	scripts string         // where rabbitmq-server and rabbitmqctl are
+	env     []string       // of the node, of epmd and of rabbitmqctl
+	epmd    *child.Process // beside a process
 }
 
 // StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes
@@ -272,42 +271,19 @@ func (r *RabbitMQServer) epmdListens(context.Context) error {
 }
 
 // Stop asks the node to shut down and waits for it. When ctx ends first, the node is killed.
-func (r *RabbitMQServer) Stop(ctx context.Context) error {
-	if r.container != nil {
-		return r.container.stop(ctx)
-	}
-	var err error
-	if r.process != nil {
-		err = r.process.Stop(ctx, syscall.SIGTERM)
-	}
-	if r.epmd != nil {
-		err = errors.Join(err, r.epmd.Kill())
-	}
-	return err
-}
+func (r *RabbitMQServer) Stop(ctx context.Context) error { return r.withoutEPMD(r.node.Stop(ctx)) }
 
-// Kill ends the node with SIGKILL.
-func (r *RabbitMQServer) Kill() error {
-	switch {
-	case r.container != nil:
-		return r.container.kill()
-	case r.process != nil:
-		return r.process.Kill()
+// withoutEPMD ends epmd, too.
+func (r *RabbitMQServer) withoutEPMD(err error) error {
+	if r.epmd == nil {
+		return err
 	}
-	return nil
+	return errors.Join(err, r.epmd.Kill())
 }
 
 // Close kills the node if it still runs, and removes its directory unless the caller chose that.
 func (r *RabbitMQServer) Close() error {
-	var err error
-	if r.container != nil {
-		err = r.container.remove()
-	} else {
-		err = r.Kill()
-	}
-	if r.epmd != nil {
-		err = errors.Join(err, r.epmd.Kill())
-	}
+	err := r.withoutEPMD(r.remove())
 	if r.ownDir {
 		err = errors.Join(err, os.RemoveAll(r.dir))
 	}

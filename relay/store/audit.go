@@ -10,8 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// AuditRow is a row as sagaz-relay verify looks at it: the event without its payload, and with its
-// headers only where they may override the one that carries its id.
+// AuditRow is a row as sagaz-relay verify looks at it: the event without its payload. It has the
+// row's headers only where they may override the one that carries the id.
 type AuditRow struct {
 	Event      relay.Event
 	Status     string
@@ -26,12 +26,12 @@ type AuditEntry struct {
 	Discarded bool
 }
 
-// ReadAudit gives row the events of saga_outbox and saga_outbox_archive that were created from
-// since on and before until (zero: no limit), and then entry the whole ledger, as they were at one
-// moment. Both are called one at a time; their errors end it.
+// ReadAudit calls row with the events of saga_outbox and saga_outbox_archive that were created from
+// since on and before until (zero: no limit). Then it calls entry with the whole ledger. All is as
+// it was at one moment. Both are called one at a time; their errors end it.
 func ReadAudit(ctx context.Context, conn *pgx.Conn, since, until time.Time, row func(AuditRow) error, entry func(AuditEntry) error) error {
 	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		// The outbox first: an event may be in both for a moment, never in none.
+		// The outbox first: an event may be in both for a moment, and is never in neither.
 		for _, table := range []string{"saga_outbox", "saga_outbox_archive"} {
 			var r AuditRow
 			var id [16]byte

@@ -17,8 +17,8 @@ import (
 const notedSQL = `SELECT coalesce((SELECT sinks FROM saga_outbox_relay WHERE sinks <> '' AND heir IS NULL ORDER BY slot = $1 DESC, renewed_at DESC LIMIT 1), ''),
 	EXISTS (SELECT FROM saga_outbox_relay WHERE epoch > 0)`
 
-// anySentSQL looks for a row that was sent. It may read a table of any size, once: only a relay
-// that starts where none has been asks it.
+// anySentSQL looks for a row that was sent. It may read a table of any size, once: only the first
+// relay of a table runs it.
 const anySentSQL = `SELECT EXISTS (SELECT FROM saga_outbox WHERE status = 'sent')`
 
 const (

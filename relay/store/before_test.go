@@ -27,7 +27,7 @@ func TestBefore(t *testing.T) {
 			exec(t, db, strings.ReplaceAll(row, "%s", "sent"))
 			want("another worker has sent", "", true)
 			exec(t, db, `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('outbox', 0, '')`)
-			want("a slot was made, and nobody has had it", "", true)
+			want("a slot was made, and has had no owner", "", true)
 			l := acquire(t, s, "outbox")
 			want("a relay that has noted nothing", "", false)
 			if _, err := l.NoteSinks(t.Context(), []string{"kafka", "rabbitmq"}); err != nil {

@@ -26,11 +26,12 @@ const libraryIndexes = `DROP INDEX idx_outbox_pending, idx_outbox_claimed_at; DR
 	CREATE INDEX idx_outbox_pending ON saga_outbox (created_at) WHERE status = 'pending';
 	CREATE INDEX idx_outbox_claimed_at ON saga_outbox (claimed_at) WHERE status = 'claimed'`
 
-// BenchmarkIdleLook is what a look for pending rows costs when there are none, among many that are
-// sent: inserted as pending, and marked, in turns of 5,000, as in life. ns/op is what the caller
-// waits.
+// BenchmarkIdleLook is what a look for pending rows costs when there are no such rows, among many
+// that are sent. Those are inserted as pending, and marked, in turns of 5,000, as in production.
+// ns/op is what the caller waits.
 //
-//	SAGAZ_BENCH_ROWS=5000000 go test ./relay/store -run '^$' -bench IdleLook -benchtime 20x -timeout 60m
+//	SAGAZ_BENCH_ROWS=5000000 go test ./relay/store -run '^$' -bench IdleLook \
+//		-benchtime 20x -timeout 60m
 func BenchmarkIdleLook(b *testing.B) {
 	n := benchRows(b)
 	for _, version := range pgtest.Versions() {
@@ -89,7 +90,7 @@ func BenchmarkIdleLook(b *testing.B) {
 				if _, err := db.Pool.Exec(b.Context(), `CREATE INDEX saga_outbox_status ON saga_outbox USING brin (status) WITH (pages_per_range = 64, autosummarize = on)`); err != nil {
 					b.Fatal(err)
 				}
-				all("ours, BRIN made anew")
+				all("ours, BRIN made again")
 			}
 			if _, err := db.Pool.Exec(b.Context(), libraryIndexes); err != nil {
 				b.Fatal(err)

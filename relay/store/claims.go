@@ -14,8 +14,8 @@ import (
 // WORKER_ID follow.
 func (l *lease) claimPrefix() string { return "sagaz-relay/" + l.slot + "/" }
 
-// ofOwners is true of a row that an owner of this slot has claimed, whose claims begin with the
-// parameter, or one of a slot that this one has inherited from.
+// ofOwners is true of a row that was claimed by an owner of this slot, or of a slot that this one
+// has inherited from. Claims of this slot begin with the parameter.
 func ofOwners(prefix string) string {
 	return `(starts_with(worker_id, ` + prefix + `) OR EXISTS (SELECT FROM saga_outbox_relay r WHERE r.heir IS NOT NULL AND starts_with(worker_id, 'sagaz-relay/' || r.slot || '/')))`
 }
@@ -27,18 +27,18 @@ func (l *lease) claimant() string {
 	return string(name[:min(len(name), longest)])
 }
 
-// lookUpSQL tells of rows what they say. The library's worker says failed for a moment before it
-// says pending or dead_letter, with its claim still on the row; a refusal of ours is on a row
-// without one. $2 begins our own claims.
+// lookUpSQL reads the status of rows. The library's worker sets "failed" for a moment before
+// "pending" or "dead_letter", with its claim still on the row. A refusal of ours is on a row
+// without a claim. $2 is the prefix of our own claims.
 var lookUpSQL = `SELECT event_id, CASE WHEN status = 'failed' AND worker_id IS NOT NULL THEN 'claimed' ELSE status END, coalesce(worker_id, ''),
 	coalesce(` + ofOwners(`$2`) + `, false), coalesce(extract(epoch FROM claimed_at - clock_timestamp())::float8, '-infinity')
 	FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 
 const inLedgerSQL = `SELECT DISTINCT event_id FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[])`
 
-// claimSQL makes ours what is free: pending, or claimed by somebody dead, or by an owner of this
-// slot. A failed row is free when the table was searched for such ($7), which finds only those
-// without an entry. What somebody has locked is about to be something else.
+// claimSQL claims rows that are free: pending, or claimed by a worker that is dead, or by an owner
+// of this slot. A failed row is free when the table was searched for such rows ($7), which finds
+// only those without an entry. A locked row is about to change, so it is skipped.
 var claimSQL = `WITH free AS (SELECT event_id FROM saga_outbox o WHERE event_id = ANY($1::uuid[])
 		AND (status = 'pending' OR (status = 'claimed' OR status = 'failed' AND worker_id IS NOT NULL)
 				AND (claimed_at IS NULL OR claimed_at < clock_timestamp() - make_interval(secs => $4) OR ` + ofOwners(`$5`) + `)
@@ -48,8 +48,8 @@ var claimSQL = `WITH free AS (SELECT event_id FROM saga_outbox o WHERE event_id 
 	UPDATE saga_outbox o SET status = 'claimed', claimed_at = clock_timestamp(), worker_id = $6 FROM free WHERE o.event_id = free.event_id` + owned + ` RETURNING o.event_id`
 
 // Settled implements relay.Lease. A row that is not there was deleted or archived by its mark, or
-// by a person, unless its transaction is still invisible, as in Mark: then it is not settled. In
-// hybrid mode such a row cannot be claimed yet, and is waited for as if it were another worker's.
+// by a person. If its transaction is still invisible, as in Mark, it is not settled. In hybrid mode
+// such a row cannot be claimed yet, and is waited for as if another worker had claimed it.
 func (l *lease) Settled(ctx context.Context, events []relay.Event) ([]bool, error) {
 	claimed, err := l.claim(ctx, events)
 	if err != nil {
@@ -73,7 +73,8 @@ func (l *lease) Settled(ctx context.Context, events []relay.Event) ([]bool, erro
 }
 
 // claim makes ours, in hybrid mode, what is free of the events' rows. A row that refuses its claim
-// counts as ours: another worker cannot claim it either, and its mark will be set aside.
+// counts as ours: another worker cannot claim it either, and it will be parked when it refuses its
+// mark.
 func (l *lease) claim(ctx context.Context, events []relay.Event) (map[relay.UUID]bool, error) {
 	if !l.store.cfg.Hybrid {
 		return nil, nil
@@ -89,7 +90,7 @@ func (l *lease) claim(ctx context.Context, events []relay.Event) (map[relay.UUID
 			ids = append(ids, events[lo+i].ID)
 			claimed[events[lo+i].ID] = true
 		}
-		l.tellRefused(ids, why, "a row cannot be claimed: delivered without a claim")
+		l.logRefused(ids, why, "a row cannot be claimed: delivered without a claim")
 		return nil
 	})
 	return claimed, err
@@ -113,7 +114,7 @@ func (l *lease) claimPart(ctx context.Context, events []relay.Event, claimed map
 	return l.send(ctx, tx)
 }
 
-// lookUp tells which events are settled. It refuses to answer while other workers' claims are
+// lookUp returns which events are settled. It returns an error while other workers' claims are
 // fresh.
 func (l *lease) lookUp(ctx context.Context, conn *pgx.Conn, events []relay.Event, claimed map[relay.UUID]bool, running snapshot) ([]bool, error) {
 	var (

@@ -29,7 +29,7 @@ func hybrid(db *pgtest.DB) Config {
 }
 
 // Each event goes to the relay or to the library's worker, never to both.
-func TestHybridBesideTheLibrary(t *testing.T) {
+func TestHybridNextToTheLibrary(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, hybrid(db), nil), "outbox")
 		const n = 2000
@@ -108,7 +108,7 @@ func TestHybridClaims(t *testing.T) {
 		if got := value[string](t, db.Pool, `SELECT worker_id FROM saga_outbox WHERE status = 'claimed'`); got != "sagaz-relay/outbox/1/"+strings.Repeat("ö", 234) {
 			t.Errorf("claimed by %s", got)
 		}
-		// The worker takes none that is claimed. A second look finds the claim ours, with another
+		// The worker takes no row that is claimed. A second look finds the claim ours, with another
 		// owner, too.
 		release(t, l)
 		l = acquire(t, s, "outbox")
@@ -133,7 +133,7 @@ func TestHybridClaims(t *testing.T) {
 		if got := settled(t, l, events[:3]); !slices.Equal(got, []bool{false, false, true}) {
 			t.Errorf("settled %v, want the third", got)
 		}
-		// Somebody has locked a row: he may be claiming it.
+		// A row is locked: the other session may be claiming it.
 		tx, err := db.Conn(t).Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -150,8 +150,8 @@ func TestHybridClaims(t *testing.T) {
 		if got := settled(t, l, events[3:4]); got[0] {
 			t.Error("the row that was locked is settled")
 		}
-		// What only waits in the ledger is not for the other worker, and the library's own sweep of
-		// stuck claims leaves it alone.
+		// A row whose entry is only held is not for the other worker, and the library's own sweep
+		// of stuck claims leaves it alone.
 		mark(t, l, parking(marksOf(events[3:4]), held("kafka")))
 		exec(t, db, `UPDATE saga_outbox SET claimed_at = now() - interval '1 hour' WHERE claimed_at IS NOT NULL`)
 		exec(t, db, libraryRelease)

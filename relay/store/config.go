@@ -8,7 +8,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Config is what the store can be told.
+// Config is what can be set of the store.
 type Config struct {
 	// DatabaseURL is where PostgreSQL is; see cdc.Config.
 	//
@@ -29,8 +29,8 @@ type Config struct {
 
 	// ClaimTimeout is how old a claim of the library's worker on a row may be before that worker
 	// counts as dead. The relay waits that long for the fate of a claimed row where it looks rows
-	// up (RELAY_HYBRID). Too short publishes twice what a slow worker is still at; too long stands
-	// still when a worker was killed.
+	// up (RELAY_HYBRID). Too short publishes twice what a slow worker is still publishing; too long
+	// delays delivery when a worker was killed.
 	//
 	// Default 5m. STUCK_CLAIM_TIMEOUT_SECONDS.
 	ClaimTimeout time.Duration `env:"STUCK_CLAIM_TIMEOUT_SECONDS"`
@@ -41,15 +41,15 @@ type Config struct {
 	MaxEventBytes int `env:"RELAY_MAX_EVENT_BYTES"`
 
 	// Hybrid makes the relay claim the rows that it looks up before it publishes them, so that a
-	// worker of the library that runs beside it leaves them alone; see relay.Config.Hybrid.
+	// worker of the library that runs at the same time leaves them alone; see relay.Config.Hybrid.
 	//
 	// Default false. RELAY_HYBRID.
 	Hybrid bool `env:"RELAY_HYBRID"`
 
 	// LeaseTTL bounds how long a slot stays with an owner that is frozen or cut off from the
-	// database: it stops by itself when it could not renew for five sixths of it, and another takes
-	// over after all of it. An owner that dies or stops frees the slot at once, whatever this is.
-	// Too short makes owners fight while the database stalls.
+	// database. The owner stops by itself when it could not renew for five sixths of it, and
+	// another takes over after all of it. An owner that dies or stops frees the slot at once,
+	// whatever this is. Too short makes owners fight while the database stalls.
 	//
 	// Default 9s. RELAY_LEASE_TTL.
 	LeaseTTL time.Duration `env:"RELAY_LEASE_TTL"`

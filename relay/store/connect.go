@@ -25,8 +25,8 @@ const (
 	pooledYes = 2
 )
 
-// describe tells a connection that gets no description of its statements which types our Go values
-// stand for.
+// describe registers the types of our Go values on a connection that gets no description of its
+// statements.
 func describe(conn *pgx.Conn) {
 	conn.TypeMap().RegisterDefaultPgType(uuids{}, "_uuid")
 	conn.TypeMap().RegisterDefaultPgType(pgtype.UUID{}, "uuid")

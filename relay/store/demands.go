@@ -14,15 +14,15 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// ErrStandby passes: somebody promotes the server, or the name in DATABASE_URL comes to lead to the
-// primary.
+// ErrStandby is transient: somebody promotes the server, or the name in DATABASE_URL comes to lead
+// to the primary.
 var ErrStandby = errors.New("the server is a standby, which takes no writes; name the primary in DATABASE_URL, with several hosts add target_session_attrs=read-write")
 
 // OldestServer is the first version that the relay works with.
 const OldestServer = 14
 
-// Examine looks at all that the tables and the server have to be like for a relay with a way to
-// mark, with or without a retention that removes rows, with or without an archive. It is what Check
+// Examine checks everything that a relay needs of the tables and the server: for a way to mark,
+// with or without a retention that removes rows, with or without an archive. It is what Check
 // refuses by.
 func Examine(ctx context.Context, conn *pgx.Conn, mark string, retention, archive bool) []relay.Examined {
 	s := &Store{cfg: Config{Mark: mark}, prunes: retention, prunesTo: archive}
@@ -89,7 +89,7 @@ func (x *demands) tables(ctx context.Context) (fine string, faults []*relay.Setu
 			return "", faults, fmt.Errorf("look for %s: %w", n.Table, setup(err))
 		case there && kind != "r" && kind != "p":
 			faults = append(faults, &relay.SetupError{
-				Problem: n.Table + " is no table, but a view or the like: replication tells of tables, and marks update rows",
+				Problem: n.Table + " is no table, but a view or the like: replication streams tables, and marks update rows",
 				Fix:     "name the database of the table itself in DATABASE_URL",
 			})
 		case there:
@@ -136,7 +136,7 @@ var outboxColumns = []struct{ name, definition string }{
 	{"worker_id", "VARCHAR(255)"},
 }
 
-// names are the columns of a table in their order; none for a table that is not there.
+// names are the columns of a table in their order; empty for a table that does not exist.
 func (x *demands) names(ctx context.Context, table string) ([]string, error) {
 	all, err := names(ctx, x.conn, `SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, x.named(table))
 	if err != nil {
@@ -179,7 +179,7 @@ func (x *demands) archive(ctx context.Context) (fine string, faults []*relay.Set
 	}
 	archive, err := x.names(ctx, archiveTable)
 	switch {
-	case err != nil || len(outbox) == 0 || len(archive) == 0: // told already
+	case err != nil || len(outbox) == 0 || len(archive) == 0: // reported already
 		return "", nil, err
 	case len(archive) >= len(outbox) && slices.Equal(outbox, archive[:len(outbox)]):
 		return "the columns of saga_outbox, in the same order", nil, nil
@@ -215,7 +215,7 @@ func (x *demands) rights(ctx context.Context) (fine string, faults []*relay.Setu
 		if err != nil {
 			return "", nil, err
 		}
-		if !there { // told already
+		if !there { // reported already
 			continue
 		}
 		looked++
@@ -253,8 +253,8 @@ func (x *demands) rowSecurity(ctx context.Context) (fine string, faults []*relay
 	return "hides no rows", faults, nil
 }
 
-// hidden tells whether row level security keeps rows of a table from our role. A row that is hidden
-// looks like one that is gone: it would be delivered over and over, or never.
+// hidden reports whether row level security hides rows of a table from our role. A row that is
+// hidden looks like one that is gone: it would be delivered over and over, or never.
 func (x *demands) hidden(ctx context.Context, table, name string) (*relay.SetupError, error) {
 	var hidden bool
 	var role string
@@ -272,8 +272,8 @@ func (x *demands) hidden(ctx context.Context, table, name string) (*relay.SetupE
 	}, nil
 }
 
-// planTimeout bounds the look at the statements, which waits for whoever alters a table. That shall
-// be said, not waited for in silence.
+// planTimeout bounds the check of the statements, which waits for whoever alters a table. Such a
+// wait is to be reported, not endured in silence.
 const planTimeout = 30 * time.Second
 
 // plan plans every statement of the lease: each table, column and type that they need; nothing is

@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Row level security on any of the tables, for a role that is not their owner: the start says so,
-// and no statement takes a row that is hidden for one that is gone.
+// Row level security on any of the tables, for a role that is not their owner: the start reports
+// it, and no statement takes a row that is hidden for one that is gone.
 func TestRowSecurity(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		role, _, dsn := db.Role(t, "")
@@ -34,10 +34,10 @@ func TestRowSecurity(t *testing.T) {
 		marks := marksOf(events)
 		refuse(&marks[1], "no route")
 		if later, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks}); err == nil {
-			t.Errorf("marked, but for %v, what nobody sees", later)
+			t.Errorf("marked, but for %v, rows that are hidden", later)
 		}
 		if settled, err := l.Settled(t.Context(), events); err == nil {
-			t.Errorf("settled %v, what nobody sees", settled)
+			t.Errorf("settled %v, rows that are hidden", settled)
 		}
 		exec(t, db, `ALTER ROLE `+role+` BYPASSRLS`)
 		mark(t, l, marks)

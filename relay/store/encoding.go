@@ -18,9 +18,9 @@ func (s *Store) noteEncoding(conn *pgx.Conn) {
 	s.unchecked.Store(encoding == sessions.AnyBytes)
 }
 
-// storable makes a text of our own one that a text column of this database takes: not endless,
-// without NUL, UTF-8, and where the database has another encoding, ASCII: LATIN1 has no ellipsis.
-// What a row holds is not changed: the database has it already.
+// storable changes a text of our own to one that a text column of this database takes: of limited
+// length, without NUL, and in UTF-8. Where the database has another encoding it is ASCII: LATIN1
+// has no ellipsis. Texts that come from rows are not changed: the database has them already.
 func (s *Store) storable(text string) string {
 	text = validText(text)
 	if s.ascii.Load() {

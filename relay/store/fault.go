@@ -9,25 +9,24 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// blame says whose fault the failure of a statement about many rows may be.
+// blame is whose fault the failure of a statement about many rows may be.
 type blame int
 
 const (
 	// blameNobody is for the connection, the server's end, a fence, a stop: the batch is tried
 	// again as it is.
 	blameNobody blame = iota
-	// blamePassing is for codes that as a rule pass by themselves. A trigger may raise any of them
-	// for one row again and again, so a batch that goes on failing is tried in halves after a
-	// while.
-	blamePassing
+	// blameTransient is for codes that as a rule are transient. A trigger may raise any of them for
+	// one row again and again, so a batch that goes on failing is tried in halves after a while.
+	blameTransient
 	// blameRow is for codes that come of what is in a row: the batch is tried in halves at once.
 	blameRow
 )
 
-// passingClasses are the classes of SQLSTATE that tell of the server, of resources, of others at
-// work; codes of all other classes come of data, of constraints and of triggers. Nothing hangs on
-// the border: what was set aside by mistake gets its mark at the next try.
-var passingClasses = map[string]bool{
+// transientClasses are the classes of SQLSTATE that are about the server, about resources, or about
+// concurrent work. Codes of all other classes come of data, of constraints and of triggers. The
+// border need not be exact: what was parked by mistake gets its mark at the next try.
+var transientClasses = map[string]bool{
 	"08": true, // connection exception
 	"0B": true, // invalid transaction initiation
 	"25": true, // invalid transaction state, read-only among them
@@ -54,18 +53,18 @@ func blames(ctx context.Context, err error) blame {
 		if pg.SeverityUnlocalized != "" && pg.SeverityUnlocalized != "ERROR" || len(pg.Code) != 5 {
 			return blameNobody
 		}
-		if passingClasses[pg.Code[:2]] {
-			return blamePassing
+		if transientClasses[pg.Code[:2]] {
+			return blameTransient
 		}
 		return blameRow
 	case errors.Is(err, context.DeadlineExceeded):
-		return blamePassing // a trigger that hangs for one row
+		return blameTransient // a trigger that hangs for one row
 	default:
 		return blameNobody
 	}
 }
 
-// cause is what may be told of an error: no value of a row.
+// cause is what may be logged of an error: no value of a row.
 type cause struct {
 	code       string
 	constraint string
@@ -77,7 +76,7 @@ type cause struct {
 // RAISE".
 var raisedIn = regexp.MustCompile(`PL/[A-Za-z]+ function ([^\s(]+\([^)]*\))`)
 
-// causeOf describes an error without what is in the row. DETAIL holds the whole row and HINT what a
+// causeOf describes an error without what is in the row. DETAIL has the whole row and HINT what a
 // trigger's author put there. The message is PostgreSQL's own, with names only, for a constraint;
 // otherwise it may quote a value, or is a trigger's.
 func causeOf(err error) cause {
@@ -121,8 +120,8 @@ func (q quiet) Error() string { return q.text }
 func (q quiet) Unwrap() error { return q.error }
 
 // withoutValues takes the server's message out of an error's text where it may hold what is in a
-// row: a function's author has written it, or it quotes the value that is not well-formed (class
-// 22). errors.As finds the error as it was.
+// row. That is when a function's author has written it, or when it quotes a value that is not
+// well-formed (class 22). errors.As finds the error as it was.
 func withoutValues(err error) error {
 	var pg *pgconn.PgError
 	if err == nil || !errors.As(err, &pg) || pg.Message == "" {

@@ -28,22 +28,23 @@ func TestBlame(t *testing.T) {
 	}{
 		{nil, blameNobody},
 		{errors.New("broken pipe"), blameNobody},
-		{fmt.Errorf("read: %w", context.DeadlineExceeded), blamePassing},
+		{fmt.Errorf("read: %w", context.DeadlineExceeded), blameTransient},
 		{pg("FATAL", "57P01"), blameNobody},
 		{pg("FATAL", "23514"), blameNobody},
 		{pg("PANIC", "XX000"), blameNobody},
-		{pg("ERROR", "08006"), blamePassing},
-		{pg("ERROR", "25006"), blamePassing},
-		{pg("ERROR", "40001"), blamePassing},
-		{pg("ERROR", "40P01"), blamePassing},
-		{pg("ERROR", "53100"), blamePassing},
-		{pg("ERROR", "55P03"), blamePassing},
-		{pg("ERROR", "57014"), blamePassing},
-		{pg("ERROR", "58030"), blamePassing},
+		{pg("ERROR", "08006"), blameTransient},
+		{pg("ERROR", "25006"), blameTransient},
+		{pg("ERROR", "40001"), blameTransient},
+		{pg("ERROR", "40P01"), blameTransient},
+		{pg("ERROR", "53100"), blameTransient},
+		{pg("ERROR", "55P03"), blameTransient},
+		{pg("ERROR", "57014"), blameTransient},
+		{pg("ERROR", "58030"), blameTransient},
 		{pg("ERROR", "21000"), blameRow},
 		{pg("ERROR", "22P02"), blameRow},
 		{pg("ERROR", "23514"), blameRow},
-		{pg("ERROR", "42501"), blameRow}, // the probe tells the table's fault from the row's
+		// The probe distinguishes the table's fault from the row's.
+		{pg("ERROR", "42501"), blameRow},
 		{pg("ERROR", "54000"), blameRow},
 		{pg("ERROR", "P0001"), blameRow},
 		{pg("ERROR", "T0001"), blameRow},
@@ -60,7 +61,7 @@ func TestBlame(t *testing.T) {
 	}
 }
 
-// Nothing that is in a row is told of an error.
+// Nothing that is in a row is logged of an error.
 func TestCauseHasNoValues(t *testing.T) {
 	const secret = "Zoë, 42 years"
 	c := causeOf(&pgconn.PgError{
@@ -76,8 +77,8 @@ func TestCauseHasNoValues(t *testing.T) {
 	}
 }
 
-// A trigger may say anything, with a code for which the batch is tried again as it is and the error
-// logged.
+// A trigger's message may hold anything, with a code for which the batch is tried again as it is
+// and the error logged.
 func TestErrorsOfMarksHaveNoValues(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	const secret = "Zoë, 42 years"
@@ -96,15 +97,15 @@ func TestErrorsOfMarksHaveNoValues(t *testing.T) {
 			t.Errorf("%s: %s", code, text)
 		}
 	}
-	for pg, tells := range map[*pgconn.PgError]bool{
+	for pg, kept := range map[*pgconn.PgError]bool{
 		{Code: "22P02", Message: "invalid input syntax for type integer: " + secret}:                                   false,
 		{Code: "P0001", Message: secret}:                                                                               false,
 		{Code: "40P01", Message: "deadlock detected", Where: "while updating tuple (0,1) in relation \"saga_outbox\""}: true,
 		{Code: "42703", Message: "column \"heir\" does not exist"}:                                                     true,
 		{Code: "55P03", Message: secret, Where: "fonction PL/pgSQL public.check_it(), ligne 3, à RAISE"}:               false,
 	} {
-		if got := strings.Contains(withoutValues(fmt.Errorf("mark: %w", pg)).Error(), pg.Message); got != tells {
-			t.Errorf("%s: %v: told %t, want %t", pg.Code, pg, got, tells)
+		if got := strings.Contains(withoutValues(fmt.Errorf("mark: %w", pg)).Error(), pg.Message); got != kept {
+			t.Errorf("%s: %v: kept %t, want %t", pg.Code, pg, got, kept)
 		}
 	}
 }
@@ -128,8 +129,8 @@ func TestHalvingIsBounded(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		at          func(i int) bool
-		most, aside int
-		whole       bool // all at fault stand alone
+		most, given int
+		whole       bool // all at fault are found alone
 	}{
 		{"none", func(int) bool { return false }, 1, 0, true},
 		{"the first", func(i int) bool { return i == 0 }, 30, 1, true},
@@ -139,7 +140,7 @@ func TestHalvingIsBounded(t *testing.T) {
 		{"all", func(int) bool { return true }, 200, 2500, false},
 		{"the first half", func(i int) bool { return i < 1250 }, 400, 1250, false},
 	} {
-		writes, aside := 0, 0
+		writes, given := 0, 0
 		h := halving{
 			left: halvingWrites, until: time.Now().Add(time.Hour), fault: func(err error) bool { return errors.Is(err, refused) },
 			write: func(lo, hi int) error {
@@ -151,16 +152,16 @@ func TestHalvingIsBounded(t *testing.T) {
 				}
 				return nil
 			},
-			aside: func(lo, hi int, _ error) error {
-				aside += hi - lo
+			refused: func(lo, hi int, _ error) error {
+				given += hi - lo
 				if hi-lo > 1 && c.whole {
-					t.Errorf("%s: [%d, %d) went aside together", c.name, lo, hi)
+					t.Errorf("%s: [%d, %d) were given together", c.name, lo, hi)
 				}
 				return nil
 			},
 		}
-		if err := h.run(0, 2500); err != nil || writes > c.most || aside < c.aside || c.whole && aside != c.aside {
-			t.Errorf("%s: %d writes, %d aside, %v; want at most %d, and %d", c.name, writes, aside, err, c.most, c.aside)
+		if err := h.run(0, 2500); err != nil || writes > c.most || given < c.given || c.whole && given != c.given {
+			t.Errorf("%s: %d writes, %d given, %v; want at most %d, and %d", c.name, writes, given, err, c.most, c.given)
 		}
 	}
 }

@@ -13,17 +13,17 @@ import (
 )
 
 // halving finds, in a batch that failed for good without saying for which row, the rows that it
-// failed for. It writes [lo, hi) of a batch, and when that fails for what may be the fault of a
-// row, each half of it in order, until the rows at fault stand alone. Those go to aside, with the
+// failed for. It writes [lo, hi) of a batch. When that fails for what may be the fault of a row, it
+// writes each half in order, until the rows at fault are alone. Those go to refused, with the
 // reason; all others are written.
 //
 // n rows at fault among m cost about 2 n log m transactions. The work is bounded: what has not been
-// taken apart when it ends, or follows on many rows that all fail, goes aside as it is. That is
-// safe for everything that is tried again from where it was put, and a table that refuses every row
+// taken apart when it ends, or follows on many rows that all fail, goes to refused as it is. That
+// is safe for everything that refused stores to be tried again, and a table that refuses every row
 // stops no event.
 type halving struct {
-	write func(lo, hi int) error
-	aside func(lo, hi int, why error) error
+	write   func(lo, hi int) error
+	refused func(lo, hi int, why error) error
 	// fault reports whether an error may be the fault of a row.
 	fault func(error) bool
 	left  int // writes that may still be made
@@ -66,7 +66,7 @@ func (h *halving) split(lo, hi int, why error) error {
 		h.alone++
 	}
 	if hi-lo == 1 || h.left <= 0 || h.alone >= cmp.Or(h.giveUp, allAtFault) || time.Now().After(h.until) {
-		return h.aside(lo, hi, why)
+		return h.refused(lo, hi, why)
 	}
 	mid := lo + (hi-lo)/2
 	if err := h.run(lo, mid); err != nil {
@@ -75,15 +75,15 @@ func (h *halving) split(lo, hi int, why error) error {
 	return h.run(mid, hi)
 }
 
-// Passing errors are taken for the fault of a row when a batch has failed so often, and for so
+// Transient errors are taken for the fault of a row when a batch has failed so often, and for so
 // long. One that had no answer in time has waited long enough.
 const (
-	passingTries = 5
-	silentTries  = 2
-	passingFor   = 3 * time.Second
+	transientTries = 5
+	silentTries    = 2
+	transientFor   = 3 * time.Second
 )
 
-// streaks count, for each kind of statement, the failures in a row that look as if they would pass.
+// streaks count, for each kind of statement, the failures in a row that look transient.
 type streaks struct {
 	mu   sync.Mutex // guards what follows
 	runs map[string]failures
@@ -107,11 +107,11 @@ func (s *streaks) over(what string, err error) bool {
 		s.runs = make(map[string]failures)
 	}
 	s.runs[what] = f
-	tries := passingTries
+	tries := transientTries
 	if errors.Is(err, context.DeadlineExceeded) {
 		tries = silentTries
 	}
-	return f.n >= tries && time.Since(f.since) >= passingFor
+	return f.n >= tries && time.Since(f.since) >= transientFor
 }
 
 // reset notes that it went well.
@@ -123,9 +123,9 @@ func (s *streaks) reset(what string) {
 
 // batched writes a batch of n in one go, and by halves when it has to be; probe is the same
 // statement without any row. What fails without a row is no row's fault (a column or a right that
-// is missing, a server that is read-only, a trigger for each statement): it is returned, to be
-// tried again as it is.
-func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, hi int) error, probe func() error, aside func(lo, hi int, why error) error) error {
+// is missing, a server that is read-only, a trigger for each statement). It is returned, and the
+// batch is tried again as it is.
+func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, hi int) error, probe func() error, refused func(lo, hi int, why error) error) error {
 	err := write(0, n)
 	if err == nil {
 		l.streaks.reset(what)
@@ -133,12 +133,12 @@ func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, 
 	}
 	fault := func(err error) bool {
 		level := blames(ctx, err)
-		return level == blameRow || level == blamePassing && l.streaks.over(what, err)
+		return level == blameRow || level == blameTransient && l.streaks.over(what, err)
 	}
 	if n == 0 || !fault(err) {
 		return err
 	}
-	if l.anewSession(ctx, err) {
+	if l.restartSession(ctx, err) {
 		if err = write(0, n); err == nil || !fault(err) {
 			return err
 		}
@@ -146,7 +146,7 @@ func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, 
 	if probed := probe(); probed != nil {
 		return fmt.Errorf("no row's fault, it fails without any: %w", probed)
 	}
-	h := halving{write: write, aside: aside, left: halvingWrites, until: time.Now().Add(halvingFor), fault: fault}
+	h := halving{write: write, refused: refused, left: halvingWrites, until: time.Now().Add(halvingFor), fault: fault}
 	if err := h.split(0, n, err); err != nil {
 		return err
 	}
@@ -157,10 +157,10 @@ func (l *lease) batched(ctx context.Context, what string, n int, write func(lo, 
 // sessionEvery is how often a fault may end the marking session.
 const sessionEvery = time.Minute
 
-// anewSession ends the marking session when a trigger does not find what it names. Sessions keep
-// the search_path that they were given only where triggers depend on it, which is looked at when
-// they begin (package sessions): this trigger may be younger.
-func (l *lease) anewSession(ctx context.Context, err error) bool {
+// restartSession ends the marking session when a trigger does not find what it names. Sessions keep
+// the search_path that they were given only where triggers depend on it. That is looked at when
+// they begin (package sessions), and this trigger may be younger.
+func (l *lease) restartSession(ctx context.Context, err error) bool {
 	c := causeOf(err)
 	if !strings.HasPrefix(c.code, "42") || !c.raised || !l.left.mayEndSession() {
 		return false

@@ -9,7 +9,7 @@ import (
 )
 
 // stuckSQL walks through the lines in which something blocks, by hash, $4 hashes from $3 on, and
-// looks at the first entries of each: a line whose first blocking entry is a held one is stuck,
+// looks at the first entries of each. A line whose first blocking entry is a held one is stuck,
 // because nothing will free it. It returns those lines, and in the last row (key null) the hash
 // that it came to. Of lines that share a hash, one that begins behind a hundred entries of others
 // is found when these have gone.

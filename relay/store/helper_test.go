@@ -72,7 +72,7 @@ func acquire(t testing.TB, s *Store, slot string) *lease {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		_ = held.Release(ctx) // the test has done so, or does not care
+		_ = held.Release(ctx) // the test has released it, or does not need it to be
 	})
 	return held
 }
@@ -115,7 +115,7 @@ const insertSQL = `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, eve
 	SELECT ('00000000-0000-0000-' || lpad(to_hex(i >> 48), 4, '0') || '-' || lpad(to_hex(i), 12, '0'))::uuid, 's' || i, 'a' || i, 'Tested', jsonb_build_object('n', i)
 	FROM generate_series($1::bigint, $2) i`
 
-// insert makes the rows from..to in one transaction, and returns what the stream would tell of
+// insert makes the rows from..to in one transaction, and returns what the stream would deliver of
 // them.
 func insert(t testing.TB, db *pgtest.DB, from, to int) []relay.Event {
 	t.Helper()
@@ -179,7 +179,7 @@ func settled(t testing.TB, l relay.Lease, events []relay.Event) []bool {
 	return is
 }
 
-// row is what the table says of the nth row, "" when it is not there.
+// row is what the table has of the nth row, "" when it is not there.
 func row(t testing.TB, db *pgtest.DB, n int) string {
 	t.Helper()
 	return value[string](t, db.Pool, `SELECT coalesce((SELECT format('%s retries=%s error=%s sent=%s', status, retry_count, coalesce(last_error, '-'), sent_at IS NOT NULL)

@@ -12,8 +12,8 @@ import (
 var largeLedger = flag.Int("ledger-entries", 200_000, "entries of TestLargeLedger")
 
 // A sink was down for hours. From the lease to the first delivered entries takes seconds (a minute
-// at most, on a busy disk), whether the entries are of one key or of as many as there are, ready or
-// held, and a mark and an outcome do not take longer than in a small ledger.
+// at most, on a busy disk), whether the entries are of one key or of as many as there are, to retry
+// now or held. A mark and an outcome do not take longer than in a small ledger.
 //
 // With -ledger-entries=5000000: see docs/measurements.md.
 func TestLargeLedger(t *testing.T) {
@@ -23,7 +23,7 @@ func TestLargeLedger(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		key  string // of entry i
-		held bool   // behind the first of its key, which waits
+		held bool   // behind the first of its key, which has a next attempt
 	}{
 		{"a fifth as many keys", `'k' || i % ($1 / 5)`, false},
 		{"one key", `'k'`, false},

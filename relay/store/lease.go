@@ -19,10 +19,10 @@ import (
 // "SAGZ" in ASCII.
 const lockClass = 0x5341475a
 
-// acquireSQL takes the row from an owner that was seen with epoch $3 and, if it is one without a
-// lock, as renewed at $5: by our own clock it has not been renewed for the time of a lease. Whoever
-// was faster has moved the epoch on. A row that does not say yet which cluster it is of says so
-// from here on (system.go).
+// acquireSQL is the takeover. It takes the row from the owner that was seen with epoch $3. An owner
+// without a lock must also still show the renewal $5, which by our own clock is a lease's time ago.
+// If another relay was faster, the epoch has changed and nothing is updated. A row that does not
+// name its cluster yet gets it here (system.go).
 const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pooled, system_id, timeline)
 		VALUES ($1, 1, $2, $4, (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8))
 	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL, heir = NULL,
@@ -33,7 +33,7 @@ const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pool
 const takenSQL = `SELECT epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, ''),
 	EXISTS (SELECT FROM saga_outbox_relay WHERE heir IS NOT NULL) FROM saga_outbox_relay WHERE slot = $1`
 
-// errTaken says that another relay was faster.
+// errTaken means that another relay was faster.
 var errTaken = errors.New("another relay was faster")
 
 // Acquire implements relay.Store.
@@ -132,7 +132,7 @@ func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *
 				log.Warn("standing by: the table's events are delivered through another slot", "other", occupied.Slot, "owner", occupied.Owner,
 					"since", occupied.Taken.UTC().Format(time.RFC3339), "fix", "if it is to be the same set, set RELAY_SLOT="+occupied.Slot+"; if the slot is being renamed, stop the relays of the old one")
 			}
-			// Not in step with another that stands by for the same reason.
+			// Not in step with another standby that waits for the same reason.
 			if !relay.Sleep(ctx, s.cfg.AcquireInterval+rand.N(s.cfg.AcquireInterval)) {
 				return nil, ctx.Err()
 			}
@@ -203,8 +203,8 @@ func (r *rival) alive(life string, at time.Time) {
 	r.life = life
 }
 
-// outwait ends the connections of an owner whose lock another session still has, once it has given
-// no sign of life for the time of a lease, and reports it. Before that it looks for such a sign.
+// outwait ends the connections of an owner that has the lock, once it has shown no sign of life for
+// the time of a lease, and returns whether it has. Before that it looks for such a sign.
 func (s *Store) outwait(ctx context.Context, conn *pgx.Conn, slot string, owner *rival, at time.Time, warn func(stale time.Duration)) (ending bool, err error) {
 	switch stale := at.Sub(owner.since); {
 	case stale > s.cfg.LeaseTTL:
@@ -235,15 +235,15 @@ func (s *Store) lives(ctx context.Context, conn *pgx.Conn, slot string) (life st
 	return life, nil
 }
 
-// holdsOn returns an error that names the session which has the slot's lock, though it was told to
-// end; nil when there is none.
+// holdsOn returns an error that names the session which still has the slot's lock, though it was
+// asked to end; nil when there is no such session.
 func (s *Store) holdsOn(ctx context.Context, conn *pgx.Conn, slot string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
 	var pid *int32
 	err := conn.QueryRow(ctx, `SELECT min(pid) FROM pg_locks WHERE `+holdsLock("$2"), int64(lockClass), slot).Scan(&pid)
 	if err != nil || pid == nil {
-		return nil // the next try says it
+		return nil // the next try reports it
 	}
 	return fmt.Errorf("backend %d holds the lock of slot %q for an owner that is no more, and does not end: is its process stopped?", *pid, slot)
 }
@@ -263,9 +263,9 @@ func lockHeld(slot string) string {
 const trySQL = `coalesce(s.epoch, 0), coalesce(s.owner, ''), coalesce(extract(epoch FROM s.renewed_at)::text, ''), coalesce(s.pooled, false), coalesce(s.released_at IS NOT NULL OR s.heir IS NOT NULL, true)
 	FROM (SELECT 1) one LEFT JOIN saga_outbox_relay s ON s.slot = $2`
 
-// try asks for the advisory lock without waiting (a waiting statement would hold a snapshot and
-// with it back vacuum). Behind a pooler it asks only whether anybody has the lock. An owner without
-// a lock may live all the same: whoever asks has to watch its renewals.
+// try asks for the advisory lock without waiting, because a waiting statement would keep a
+// snapshot, which holds back vacuum. Behind a pooler it asks only whether any session has the lock.
+// An owner without a lock may be alive all the same: the caller has to watch its renewals.
 func (s *Store) try(ctx context.Context, conn *pgx.Conn, slot string) (free bool, seen sighting, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -302,8 +302,8 @@ func (s *Store) evict(ctx context.Context, conn *pgx.Conn, slot string) error {
 	return nil
 }
 
-// take makes the lock a lease: the epoch moves on, which fences whoever had it before. It returns
-// errTaken when another relay was faster, and a relay.OccupiedError when somebody alive owns
+// take turns the lock into a lease: the epoch grows, which fences the owner before. It returns
+// errTaken when another relay was faster, and a relay.OccupiedError when a relay that is alive owns
 // another slot of the table.
 func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sighting, members rivals, log hclog.Logger) (*lease, error) {
 	if err := s.endMarks(ctx, conn, slot); err != nil {
@@ -331,7 +331,8 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, slot string, seen sigh
 	if err := l.openMarks(ctx); err != nil {
 		return nil, err
 	}
-	renewing, stop := context.WithCancel(context.WithoutCancel(ctx)) // it lives as long as the lease
+	// It runs as long as the lease.
+	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	l.stop = stop
 	l.renewing.Go(func() { l.renew(renewing) })
 	if l.heirs {
@@ -408,9 +409,9 @@ func (s *Store) own(slot string, epoch int64) bool {
 	}
 }
 
-// endMarks ends the marking session of whoever had the lease before. Frozen in the middle of
-// sending a batch, it would hold the lock of the slot's row, which its fence took, until it is
-// dead: the server waits for the rest of the batch, and no timeout counts that.
+// endMarks ends the marking session of the owner before. Frozen in the middle of sending a batch,
+// that session would keep the lock of the slot's row, which its fence took, until its connection is
+// dead. The server waits for the rest of the batch, and no timeout applies to that.
 func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
@@ -422,8 +423,8 @@ func (s *Store) endMarks(ctx context.Context, conn *pgx.Conn, slot string) error
 	return nil
 }
 
-// lease implements relay.Lease. The lock lives on conn, which only renew and Release use; marks and
-// look-ups have a connection of their own, so that a long one cannot hold up a renewal.
+// lease implements relay.Lease. The lock is on conn, which only renew and Release use. Marks and
+// look-ups have a connection of their own, so that a long one cannot delay a renewal.
 type lease struct {
 	store     *Store
 	slot      string
@@ -433,7 +434,7 @@ type lease struct {
 
 	recovery     relay.Recovery         // as it was when the lease was taken
 	heirs        bool                   // then, slots had heirs
-	owedSnapshot atomic.Pointer[string] // of the owed sweep; nil when none is noted
+	owedSnapshot atomic.Pointer[string] // of the owed sweep; nil when nothing is noted
 
 	conn     *pgx.Conn
 	renewed  atomic.Pointer[time.Time] // when the last renewal that succeeded was sent
@@ -445,7 +446,7 @@ type lease struct {
 	err  error // readable once lost is closed
 
 	marks    marks
-	aside    beside
+	conns    conns
 	facts    patience
 	sweeping struct{ whole, window, piece patience }
 	pruning  pruning
@@ -481,8 +482,8 @@ func (l *lease) Err() error {
 	}
 }
 
-// Valid implements relay.Lease: trust ends a sixth of the time before anybody else may take the
-// slot. Go's monotonic clock runs on while a process is stopped.
+// Valid implements relay.Lease: it turns false a sixth of the time before another relay may take
+// the slot. Go's monotonic clock runs on while a process is stopped.
 func (l *lease) Valid() bool {
 	select {
 	case <-l.lost:
@@ -499,12 +500,13 @@ func (l *lease) losing(err error) {
 	})
 }
 
-// renew tells the standbys that we live, until ctx ends or the lease is lost.
+// renew shows the standbys that we are alive, until ctx ends or the lease is lost.
 func (l *lease) renew(ctx context.Context) {
 	every := l.store.cfg.LeaseTTL / 3
 	for {
-		// In between it listens. Nobody notifies, but the server says so when it ends the
-		// connection, and with it the lock, which another relay may have the moment after.
+		// In between it listens. No notification is expected, but the server reports when it ends
+		// the connection. With the connection goes the lock, which another relay may have the
+		// moment after.
 		wait, cancel := context.WithTimeout(ctx, every)
 		_, err := l.conn.WaitForNotification(wait)
 		over := wait.Err() != nil
@@ -538,7 +540,7 @@ func (l *lease) renew(ctx context.Context) {
 	}
 }
 
-// renewOnce writes that we live, and reports whether the slot is still ours.
+// renewOnce writes that we are alive, and reports whether the slot is still ours.
 //
 // A transaction of ours may hold the row's lock: a mark whose commit waits for a disk or a standby,
 // or whose backend was stopped. Then we only look whether the epoch is ours. A standby sees on the
@@ -554,8 +556,8 @@ func (l *lease) renewOnce(ctx context.Context) (ours bool, err error) {
 	return ours, err
 }
 
-// prepareRenewals sets up the session for them, after the epoch was moved. A renewal says only that
-// we live at this moment, so its commit need not wait for the server's disk, nor for its standbys.
+// prepareRenewals sets up the session for them, after the epoch was moved. A renewal is only about
+// this moment, so its commit need not wait for the server's disk, nor for its standbys.
 func (l *lease) prepareRenewals(ctx context.Context) error {
 	if isPooled(l.conn) {
 		return nil
@@ -573,7 +575,7 @@ func (l *lease) Release(ctx context.Context) error {
 	l.renewing.Wait()
 	l.losing(errors.New("released"))
 	l.marks.close(ctx)
-	l.aside.close()
+	l.conns.close()
 	conn, err := l.conn, error(nil)
 	if isPooled(conn) && conn.IsClosed() { // the row would stay ours until its time is over
 		conn, err = l.store.connect(ctx, "lease "+l.slot)

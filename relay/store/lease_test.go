@@ -78,7 +78,7 @@ func TestLeaseOneOwnerAtATime(t *testing.T) {
 			t.Errorf("%d advisory locks are left", got)
 		}
 		if !value[bool](t, db.Pool, `SELECT released_at IS NOT NULL FROM saga_outbox_relay`) {
-			t.Error("the row does not tell of the clean stop")
+			t.Error("the row does not show the clean stop")
 		}
 	})
 }
@@ -152,7 +152,8 @@ func checkFenced(t testing.TB, db *pgtest.DB, old *lease, marks []relay.Mark) {
 	t.Helper()
 	before := counts(t, db)
 	var err error
-	for range 3 { // its connection may be gone as well: that is passing trouble, and the marker tries again
+	// Its connection may be gone as well: that is a transient error, and the marker tries again.
+	for range 3 {
 		if _, err = old.Mark(t.Context(), relay.MarkBatch{Marks: marks}); errors.Is(err, relay.ErrLeaseLost) {
 			break
 		}
@@ -177,8 +178,8 @@ func frozen(t *testing.T, db *pgtest.DB, freeze func(*pgtest.Proxy, *lease)) (ol
 	freeze(proxy, old)
 	start := time.Now()
 	next = acquire(t, standby, "outbox")
-	// The order of the two matters more than the time: nobody trusts the old lease when the new one
-	// is there.
+	// The order of the two matters more than the time: the old lease is not valid any more when the
+	// new one is there.
 	if old.Valid() {
 		t.Error("the frozen owner still trusts its lease when the next has taken it")
 	}
@@ -211,9 +212,9 @@ func TestLeaseOwnerFrozen(t *testing.T) {
 	})
 }
 
-// A is frozen with half of a mark batch on its way: the server has executed the fence, holds the
-// lock of the slot's row for A, and waits for the rest, which idle_in_transaction_session_timeout
-// does not count. B must be able to take over all the same.
+// A is frozen with half of a mark batch on its way. The server has executed the fence, keeps the
+// lock of the slot's row for A, and waits for the rest, to which
+// idle_in_transaction_session_timeout does not apply. B must be able to take over all the same.
 func TestLeaseOwnerFrozenInMark(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		events := insert(t, db, 1, 2500)
@@ -238,9 +239,8 @@ func TestLeaseOwnerFrozenInMark(t *testing.T) {
 	})
 }
 
-// Somebody holds the lock of a row that is to be marked: psql left open, a long transaction of the
-// application. The mark waits, the lease must not: its renewal updates the same row as the mark's
-// fence.
+// A row that is to be marked is locked: psql left open, a long transaction of the application. The
+// mark waits, and the lease must not: its renewal updates the same row as the mark's fence.
 func TestLeaseRenewedWhileMarkWaits(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
@@ -254,7 +254,7 @@ func TestLeaseRenewedWhileMarkWaits(t *testing.T) {
 		if _, err := person.Exec(t.Context(), `SELECT FROM saga_outbox WHERE event_id = $1 FOR UPDATE`, id(3).String()); err != nil {
 			t.Fatal(err)
 		}
-		// The others are marked, and this one is for later, for as long as that lasts.
+		// The others are marked, and this one is returned as not marked, for as long as that lasts.
 		start := time.Now()
 		for time.Since(start) < 2*cfg.LeaseTTL {
 			later, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marksOf(events)})

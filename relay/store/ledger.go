@@ -20,13 +20,14 @@ const (
 	countsSQL   = `SELECT sink, state, count(*), min(coalesce(event_at, parked_at)) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
 )
 
-// dueSQL returns entries that may be offered, in three turns, so that none has to wait for the end
-// of a long line of another kind. First come those whose time has come, if nothing of their line is
-// in front of them. Then those that a person has discarded, wherever they are. Then the ready ones
-// by position; one that has something blocking in front of it (hold) has to be held first. No line
-// has entries in both the first and the third turn. A row that is missing while the transaction
-// that inserted it is not visible in this statement's own snapshot will come; without such a
-// transaction it is gone. size is what the row's large columns take on disk.
+// dueSQL returns the entries that may be offered, in three turns: so entries of one kind never wait
+// for the end of a long list of another kind. First: entries whose next attempt is due, if nothing
+// of their line is in front of them. Second: entries that a person has discarded, wherever they
+// are. Third: entries to retry now, by position. An entry of the third turn with something blocking
+// in front of it has hold set, and must become held instead of being offered. No line has entries
+// in both the first and the third turn. A row that is missing is still to appear (hidden) while
+// this statement's snapshot does not see the transaction that inserted it. Otherwise the row is
+// gone. The column size is what the row's large columns take on disk.
 var dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.attempts, d.detached, d.replayed_at, d.discarded, d.hold,
 		o.event_id IS NULL, coalesce(o.event_id IS NULL AND NOT pg_visible_in_snapshot(d.xid, pg_current_snapshot()), false),
 		coalesce(pg_column_size(o.payload) + pg_column_size(o.headers), 0)
@@ -34,18 +35,18 @@ var dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.atte
 			FROM (SELECT * FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at IS NULL AND NOT discarded ORDER BY position LIMIT $3) r
 		UNION ALL
 		(SELECT *, 1, false FROM saga_outbox_delivery r WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at <= clock_timestamp() AND NOT discarded
-			AND (detached OR NOT ` + anyInFront(blocking, "r") + ` AND NOT ` + anyInFront(ready, "r") + `) ORDER BY next_attempt_at LIMIT $3)
+			AND (detached OR NOT ` + anyInFront(blocking, "r") + ` AND NOT ` + anyInFront(retryNow, "r") + `) ORDER BY next_attempt_at LIMIT $3)
 		UNION ALL
 		(SELECT *, 2, false FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND discarded ORDER BY position LIMIT $3)) d
 	LEFT JOIN saga_outbox o ON o.event_id = d.event_id
 	ORDER BY d.turn, d.position`
 
-// nextSQL is how long until the first of the waiting entries' time, in seconds; null when none
-// waits.
+// nextSQL is the time until the first next attempt that is not due yet, in seconds; no row when
+// there is no such entry.
 const nextSQL = `SELECT extract(epoch FROM next_attempt_at - clock_timestamp())::float8 FROM saga_outbox_delivery
 	WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at > clock_timestamp() AND NOT discarded ORDER BY next_attempt_at LIMIT 1`
 
-// holdAgainSQL makes those held that dueSQL has found to be, if that is still so.
+// holdAgainSQL makes those held for which dueSQL has set hold, if that is still so.
 var holdAgainSQL = `UPDATE saga_outbox_delivery r SET state = 'held' WHERE r.event_id = ANY($1::uuid[]) AND r.sink = $4 AND r.slot = $2
 	AND r.state = 'retry' AND r.next_attempt_at IS NULL AND NOT r.detached AND ` + anyInFront(blocking, "r") + owned
 
@@ -53,19 +54,19 @@ var holdAgainSQL = `UPDATE saga_outbox_delivery r SET state = 'held' WHERE r.eve
 const invisibleSoon = 50 * time.Millisecond
 
 // LastPosition implements relay.Ledger. Epochs only grow, also over a change of the slot's name, so
-// each owner's positions are past those of all before it, and nobody has to read the ledger for
-// that. Forty bits are thirty years at 1,000 events a second.
+// each owner's positions are past those of all before it, without a look at the ledger. Forty bits
+// are thirty years at 1,000 events a second.
 func (l *lease) LastPosition() int64 { return l.epoch << 40 }
 
-// Blocking implements relay.Ledger. It reads the whole ledger once, on a connection of its own:
-// five million entries take some seconds of the server's time, and hundreds of millions some
-// minutes, which is said while it lasts. f must not call the lease.
+// Blocking implements relay.Ledger. It reads the whole ledger once, on a connection of its own.
+// Five million entries take some seconds of the server's time. Hundreds of millions take some
+// minutes, which is logged while it lasts. f must not call the lease.
 func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error {
 	began := time.Now()
 	progress := time.NewTicker(progressEvery)
 	done := make(chan struct{})
-	var telling sync.WaitGroup
-	telling.Go(func() {
+	var logging sync.WaitGroup
+	logging.Go(func() {
 		defer progress.Stop()
 		for {
 			select {
@@ -76,7 +77,7 @@ func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, b
 			}
 		}
 	})
-	defer telling.Wait()
+	defer logging.Wait()
 	defer close(done)
 	var (
 		sink              string
@@ -112,14 +113,14 @@ const ledgerMost = 10 * time.Minute
 func (l *lease) whole(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, ledgerMost)
 	defer cancel()
-	return l.beside(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
+	return l.onConn(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
 }
 
 // each calls f for each row of a query, on a connection that marks do not use.
 func (l *lease) each(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	return l.beside(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
+	return l.onConn(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
 }
 
 func each(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql string, args ...any) error {
@@ -131,7 +132,7 @@ func each(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql s
 	return err
 }
 
-// found is an entry as dueSQL tells it.
+// found is an entry as dueSQL returns it.
 type found struct {
 	relay.Entry
 	key          string
@@ -144,8 +145,8 @@ func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due 
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		// A refusal holds what is behind it some thousands at a time; the others are met here, and
-		// held then.
+		// A refusal makes what is behind it held, some thousands at a time. The others are met
+		// here, and become held then.
 		for range 10 {
 			all, held, err := l.due(ctx, conn, sink, limit+l.left.unwrittenOf(sink))
 			if err != nil {
@@ -170,8 +171,8 @@ func (l *lease) Due(ctx context.Context, sink string, limit, maxBytes int) (due 
 	return due, next, nil
 }
 
-// holdAgain makes entries held. One that does not let itself be changed is met again; it is not
-// offered either way.
+// holdAgain makes entries held. One that the database does not let us change is met again; it is
+// not offered either way.
 func (l *lease) holdAgain(ctx context.Context, conn *pgx.Conn, sink string, held uuids) error {
 	h := halving{
 		left: remarkWrites, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) == blameRow },
@@ -180,7 +181,7 @@ func (l *lease) holdAgain(ctx context.Context, conn *pgx.Conn, sink string, held
 			tx.queue(nil, holdAgainSQL, held[lo:hi], l.slot, l.epoch, sink)
 			return tx.run(ctx, conn)
 		},
-		aside: func(int, int, error) error { return nil },
+		refused: func(int, int, error) error { return nil },
 	}
 	return h.run(0, len(held))
 }
@@ -245,7 +246,8 @@ func (l *lease) offer(ctx context.Context, conn *pgx.Conn, sink string, all []fo
 					return due, next, nil
 				}
 				e.Event = ev
-				e.Event.AggregateID = all[i].key // whatever the row says by now: this is where others wait behind it
+				// Whatever the row has by now: this is the line in which others are held behind it.
+				e.Event.AggregateID = all[i].key
 			} else if !e.Discarded {
 				e.Gone = true
 			}

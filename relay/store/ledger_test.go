@@ -24,7 +24,7 @@ func ofKey(marks []relay.Mark, key string) []relay.Mark {
 	return marks
 }
 
-// parking gives each mark an entry for Kafka.
+// parking adds to each mark an entry for Kafka.
 func parking(marks []relay.Mark, entry relay.Parked) []relay.Mark {
 	for i := range marks {
 		marks[i].Parked = []relay.Parked{entry}
@@ -32,7 +32,7 @@ func parking(marks []relay.Mark, entry relay.Parked) []relay.Mark {
 	return marks
 }
 
-// ledger is what the table says: for each entry of a sink, by position, its event's number and
+// ledger is what the table has: for each entry of a sink, by position, its event's number and
 // state.
 func ledger(t testing.TB, db *pgtest.DB, sink string) string {
 	t.Helper()
@@ -83,8 +83,8 @@ func outcomes(fate relay.Fate, entries ...relay.Entry) (all []relay.Outcome) {
 	return all
 }
 
-// An event that was refused makes those of its key wait, in the batch and in later ones; other keys
-// and sinks are ready.
+// An event that was refused makes those of its key held, in the batch and in later ones; those of
+// other keys and sinks are to retry now.
 func TestParkBehindARefusal(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -132,7 +132,7 @@ func TestParkBehindARefusal(t *testing.T) {
 	})
 }
 
-// A dead letter holds its key up or not, as it says.
+// A dead letter blocks its key or not, as its entry has it.
 func TestParkBehindADeadLetter(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for detached, want := range map[bool]string{true: "1 dead, 2 ready, 3 ready", false: "1 dead, 2 held, 3 held"} {
@@ -203,7 +203,7 @@ func TestFreeing(t *testing.T) {
 	})
 }
 
-// A refusal holds so many at once; the others are met by Due, which does not offer them.
+// A refusal makes so many held at once; the others are met by Due, which does not offer them.
 func TestHoldingALongLine(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -222,7 +222,8 @@ func TestHoldingALongLine(t *testing.T) {
 	})
 }
 
-// Limits, by number and by bytes; what waits has its turn however much is ready.
+// Limits, by number and by bytes; an entry whose next attempt is due has its turn however many are
+// to retry now.
 func TestDueLimits(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

@@ -10,10 +10,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// leftovers are what neither the table nor the ledger takes, so that only this process knows of it:
-// the events are done, their rows say pending. While the lease lives, they are left out of sweeps
-// and look-ups. They are tried again until they are written. A process that ends before forgets
-// them; the next owner finds their rows, and delivers them again.
+// leftovers are outcomes that neither the table nor the ledger takes, so that only this process
+// knows of them: the events are done, and their rows are still pending. While the lease lasts, they
+// are left out of sweeps and look-ups. They are tried again until they are written. A process that
+// ends before forgets them; the next owner finds their rows, and delivers them again.
 type leftovers struct {
 	mu    sync.Mutex // guards what follows
 	marks map[relay.UUID]*leftover
@@ -23,21 +23,22 @@ type leftovers struct {
 	// outcomes of ledger entries that Resolve could not write.
 	outcomes map[entryOf]*unwritten
 	pause    time.Duration
-	next     time.Time // when they are tried again; zero: there is none
+	next     time.Time // when they are tried again; zero: there are no leftovers
 
 	// Rows that retention could not remove, and when; rows that hybrid mode could not claim for a
 	// lock, since when.
 	unprunable map[relay.UUID]time.Time
 	unclaimed  map[relay.UUID]time.Time
 
-	locked map[relay.UUID]time.Time // rows that could not be marked for somebody's lock, since when
+	// locked is rows that could not be marked because they are locked, since when.
+	locked map[relay.UUID]time.Time
 
 	entries bool                // the ledger may have entries of relay.MarkSink
-	logged  map[relay.UUID]bool // rows whose setting aside was logged
+	logged  map[relay.UUID]bool // rows that were logged when they were parked
 
-	sessionEnded time.Time // see lease.anewSession
+	sessionEnded time.Time // see lease.restartSession
 
-	known relay.Unmarked // what the last count of the entries said
+	known relay.Unmarked // the last count of the entries
 	stale time.Time      // when to count again
 }
 
@@ -252,7 +253,7 @@ func (l *leftovers) unlocked(marks []relay.Mark) {
 	}
 }
 
-// first reports whether nothing was logged yet of an event that is set aside.
+// first reports whether nothing was logged yet of an event that is parked.
 func (l *leftovers) first(id relay.UUID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -266,8 +267,8 @@ func (l *leftovers) first(id relay.UUID) bool {
 	return true
 }
 
-// longUnclaimed notes that a row could not be claimed for somebody's lock, and reports whether that
-// has lasted.
+// longUnclaimed notes that a row could not be claimed because it is locked, and reports whether
+// that has lasted.
 func (l *leftovers) longUnclaimed(id relay.UUID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

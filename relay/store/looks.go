@@ -78,7 +78,7 @@ func (l *lease) Table(ctx context.Context) (relay.TableInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, tableTimeout)
 	defer cancel()
 	t := relay.TableInfo{Rows: make(map[string]int64)}
-	err := l.beside(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
+	err := l.onConn(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
 		var status string
 		var n int64
 		var oldest *timestamp

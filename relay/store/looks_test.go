@@ -33,7 +33,8 @@ func TestTableCounts(t *testing.T) {
 	})
 }
 
-// The owner knows how many stand by: they wait on connections that are known by their name.
+// The owner knows how many standbys there are: they wait on connections that are known by their
+// name.
 func TestSlotCountsRelays(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		s := newStore(t, testConfig(db), nil)
@@ -63,7 +64,7 @@ func TestSlotCountsRelays(t *testing.T) {
 	})
 }
 
-// What the server has decoded, and for how long nobody has read the slot.
+// What the server has decoded, and for how long the slot has not been read.
 func TestSlotStatistics(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), db.Name)

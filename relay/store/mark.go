@@ -11,14 +11,14 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Every transaction that writes rows or the ledger is: this statement, then the others, in one
-// implicit transaction (the extended protocol without a Sync in between; PostgreSQL docs,
-// "Pipelining"). The row lock that it takes holds the epoch still until the commit, and puts all
-// who write the slot's ledger in line, a person's dead-letter command among them. In READ COMMITTED
-// each statement after it takes a fresh snapshot, so it sees all that was written by whoever had
-// the lock before. That is why an event cannot be made to wait for one that has just gone: Mark
-// sees the entry that blocks a key, and makes its own held; or Resolve has taken that entry out
-// before, and Mark sees none; or Resolve comes after, and sees the held one.
+// Every transaction that writes rows or the ledger begins with this statement. The others follow in
+// one implicit transaction (the extended protocol without a Sync in between; PostgreSQL docs,
+// "Pipelining"). The row lock that it takes keeps the epoch from changing until the commit. It also
+// makes all who write the slot's ledger take turns, a person's dead-letter command among them. In
+// READ COMMITTED each statement after it takes a fresh snapshot, so it sees all that was written by
+// whoever had the lock before. That is why an event is never held behind one that has just gone.
+// Mark sees the entry that blocks a key, and makes its own held. Or Resolve has deleted that entry
+// before, and Mark sees nothing. Or Resolve comes after, and sees the held one.
 const fenceSQL = `UPDATE saga_outbox_relay SET marked_lsn = greatest(marked_lsn, '0/0'::pg_lsn + $3::numeric, CASE WHEN $5::boolean THEN pg_current_wal_insert_lsn() ELSE '0/0' END),
 	confirmed_lsn = greatest(confirmed_lsn, '0/0'::pg_lsn + $4::numeric) WHERE slot = $1 AND epoch = $2`
 
@@ -28,23 +28,23 @@ const owned = ` AND EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $2 AND ep
 const (
 	sentSQL   = `UPDATE saga_outbox SET status = 'sent', sent_at = now() WHERE event_id = ANY($1::uuid[])` + owned
 	deleteSQL = `DELETE FROM saga_outbox WHERE event_id = ANY($1::uuid[])` + owned
-	// A claim that was on the row, ours or a dead worker's, ends with it: "failed" with a claim is
-	// what a worker says that is still at it.
+	// A claim that was on the row, ours or a dead worker's, ends with it: "failed" with a claim
+	// means that a worker is still at work on the row.
 	refusedSQL = `UPDATE saga_outbox o SET status = r.status, retry_count = r.attempts, last_error = r.error, worker_id = NULL, claimed_at = NULL
 		FROM unnest($1::uuid[], $4::text[], $5::int[], $6::text[]) AS r (event_id, status, attempts, error)
 		WHERE o.event_id = r.event_id AND o.event_id = ANY($1::uuid[])` + owned
 	statusSQL = `SELECT event_id, status FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 )
 
-// archiveSQL moves rows; the copy says sent. Whole rows are moved, so columns that somebody added
-// come along: both tables have the same columns in the same order (docs/contract.md, "Tables").
-// OFFSET 0 keeps the row from being built once for each column.
+// archiveSQL moves rows; the copy has status sent. Whole rows are moved, so columns that somebody
+// added come along: both tables have the same columns in the same order (docs/contract.md,
+// "Tables"). OFFSET 0 keeps the row from being built once for each column.
 const archiveSQL = `WITH gone AS (DELETE FROM saga_outbox o WHERE event_id = ANY($1::uuid[])` + owned + ` RETURNING o AS was)
 	INSERT INTO saga_outbox_archive OVERRIDING SYSTEM VALUE SELECT (m.became).* FROM (
 		SELECT jsonb_populate_record(was, jsonb_build_object('status', 'sent', 'sent_at', now())) AS became FROM gone OFFSET 0) m
 	ON CONFLICT (event_id) DO UPDATE SET sent_at = excluded.sent_at`
 
-// skipping makes of a marking statement one that passes over rows whose locks somebody holds.
+// skipping makes of a marking statement one that skips rows which are locked.
 func skipping(sql string) string {
 	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id IN (SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED)`, 1)
 }
@@ -66,30 +66,31 @@ func (s *Store) deliveredSQL() string {
 	}
 }
 
-// markTimeout bounds one transaction; beyond it something holds its rows' locks, and the batch is
+// markTimeout bounds one transaction; beyond it its rows are locked by something, and the batch is
 // tried again.
 const markTimeout = 30 * time.Second
 
-// Mark implements relay.Lease. Rows whose locks somebody holds (a session left open, the library's
-// worker) are passed over, for later, once waiting for them has not helped, and set aside when that
-// lasts. A batch that fails for what may be the fault of one of its rows is written in halves, and
-// the rows at fault are set aside (unmarked.go).
+// Mark implements relay.Lease. Rows that another session has locked (one left open, the library's
+// worker) are skipped and returned, once waiting for them has not helped. When that lasts they are
+// parked. A batch that fails for what may be the fault of one of its rows is written in halves, and
+// the rows at fault are parked (unmarked.go).
 //
-// Crashes. Between two halves: those that are committed are marked, or in the ledger; the others
-// are pending behind the slot's position, and told again. Between a publish and the row's entry:
-// told again, refused again, set aside then. After the entry: it keeps the row from being delivered
-// again.
+// Crashes. Between two halves, those that are committed are marked, or in the ledger. The others
+// are pending behind the slot's position, and streamed again. Between a publish and the row's
+// entry: streamed again, refused again, and parked then. After the entry: it keeps the row from
+// being delivered again.
 func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err error) {
 	var locked []int
-	waiting := make(map[string]bool) // keys of which an event is for later: the parts that follow must not pass it
+	// Keys with an event that is not marked yet: the parts that follow must not pass it.
+	blocked := make(map[string]bool)
 	err = l.batched(ctx, "mark", len(b.Marks), func(lo, hi int) error {
-		some, theirs, err := l.mark(ctx, part{marks: b.Marks[lo:hi], from: lo}, b.Confirm, waiting)
+		some, theirs, err := l.mark(ctx, part{marks: b.Marks[lo:hi], from: lo}, b.Confirm, blocked)
 		if err != nil {
 			return err
 		}
 		later, locked = append(later, some...), append(locked, theirs...)
 		for _, i := range some {
-			waiting[b.Marks[i].Key] = true
+			blocked[b.Marks[i].Key] = true
 		}
 		return nil
 	}, func() error {
@@ -97,16 +98,16 @@ func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err e
 	}, func(lo, hi int, why error) error {
 		these := make([]relay.Mark, 0, hi-lo)
 		for i := lo; i < hi; i++ {
-			if waiting[b.Marks[i].Key] {
+			if blocked[b.Marks[i].Key] {
 				later = append(later, i)
 			} else {
 				these = append(these, b.Marks[i])
 			}
 		}
-		return l.setAside(ctx, these, why)
+		return l.parkRefused(ctx, these, why)
 	})
 	if err == nil && (len(locked) > 0 || l.left.watching()) {
-		later, err = l.setLockedAside(ctx, b.Marks, later, locked)
+		later, err = l.parkLocked(ctx, b.Marks, later, locked)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mark %d rows: %w", len(b.Marks), err)
@@ -129,12 +130,12 @@ func (l *lease) probeMarks(ctx context.Context, b relay.MarkBatch) error {
 // writes is what a batch of marks means for the tables.
 type writes struct {
 	upTo  relay.LSN
-	atEnd bool // among them are events that no slot has told of yet
+	atEnd bool // among them are events that no slot has delivered yet
 
 	delivered uuids
 
-	// Rows that are told a status, and which.
-	told     uuids
+	// Rows that get another status than sent, and which.
+	refused  uuids
 	statuses []string
 	attempts []int32
 	errors   []string
@@ -142,16 +143,16 @@ type writes struct {
 	entries entries
 
 	// Which statements there are.
-	delivers, tells, parks bool
+	delivers, refuses, parks bool
 }
 
 // hollow takes the rows out and leaves the statements.
 func (w *writes) hollow() {
-	*w = writes{delivered: uuids{}, told: uuids{}, delivers: w.delivers, tells: w.tells, parks: w.parks}
+	*w = writes{delivered: uuids{}, refused: uuids{}, delivers: w.delivers, refuses: w.refuses, parks: w.parks}
 }
 
-// tells reports whether a mark changes its row.
-func (s *Store) tells(m *relay.Mark) bool {
+// changesRow reports whether a mark changes its row.
+func (s *Store) changesRow(m *relay.Mark) bool {
 	if len(m.Parked) == 0 || s.cfg.Hybrid {
 		return true
 	}
@@ -173,17 +174,17 @@ func (s *Store) writes(marks []relay.Mark) *writes {
 			w.delivered = append(w.delivered, m.ID)
 			continue
 		}
-		if s.tells(m) {
+		if s.changesRow(m) {
 			status, attempts, text := story(m.Parked)
-			w.told, w.statuses, w.attempts, w.errors = append(w.told, m.ID), append(w.statuses, status), append(w.attempts, attempts), append(w.errors, text)
+			w.refused, w.statuses, w.attempts, w.errors = append(w.refused, m.ID), append(w.statuses, status), append(w.attempts, attempts), append(w.errors, text)
 		}
 	}
 	w.entries.gather(marks)
-	w.delivers, w.tells, w.parks = len(w.delivered) > 0, len(w.told) > 0, len(w.entries.ids) > 0
+	w.delivers, w.refuses, w.parks = len(w.delivered) > 0, len(w.refused) > 0, len(w.entries.ids) > 0
 	return w
 }
 
-// story is what a row says of its entries.
+// story is the status, the attempts and the error that a row gets for its entries.
 func story(parked []relay.Parked) (status string, attempts int32, text string) {
 	status = "failed"
 	var texts []string
@@ -217,17 +218,17 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w 
 	if w.delivers {
 		tx.queue(&found, variant(l.store.deliveredSQL()), w.delivered, l.slot, l.epoch)
 	}
-	if w.tells {
-		tx.queue(&found, variant(refusedSQL), w.told, l.slot, l.epoch, w.statuses, w.attempts, l.store.allStorable(w.errors))
+	if w.refuses {
+		tx.queue(&found, variant(refusedSQL), w.refused, l.slot, l.epoch, w.statuses, w.attempts, l.store.allStorable(w.errors))
 	}
 	return found, tx.run(ctx, conn)
 }
 
 // missing finds out, after fewer rows were marked than asked for, which of them are not visible
-// yet, and which are there (locked). The others are gone: deleted by somebody, or by an earlier
-// attempt whose answer was lost.
+// yet, and which are there (locked). The others are gone: deleted by another session, or by an
+// earlier attempt whose answer was lost.
 //
-// A transaction's WAL is streamed as soon as it is flushed; its rows are visible to others only
+// A transaction's WAL is streamed as soon as it is flushed. Its rows are visible to others only
 // when it leaves the list of running transactions, after the wait for synchronous standbys. So an
 // event can be published before its row can be marked. Taking the snapshot before the look at the
 // rows makes the answer safe: whoever had ended by then had its rows visible to the look.
@@ -244,8 +245,9 @@ func (l *lease) missing(ctx context.Context, conn *pgx.Conn, of part) (later, lo
 		m, at := &of.marks[i], of.place(i)
 		s, visible := status[m.ID]
 		switch {
-		case !l.store.tells(m):
-		case visible && !l.store.shows(m, s): // it was locked, or became visible after the mark had looked
+		case !l.store.changesRow(m):
+		// It was locked, or became visible after the mark had looked.
+		case visible && !l.store.shows(m, s):
 			later, locked = append(later, at), append(locked, at)
 		case !visible && running.hides(m.XID):
 			later = append(later, at)

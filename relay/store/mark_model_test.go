@@ -18,8 +18,8 @@ import (
 var markSeed = flag.Uint64("markseed", 0, "the history of marks to run; 0: some fixed ones")
 
 // Random histories of transactions that end in any order, locks, rows that refuse their marks, and
-// batches: after each Mark, what a crash would leave without a mark or an entry is a suffix of each
-// key, and only what has to wait does.
+// batches. After each Mark, what a crash would leave without a mark or an entry is a suffix of each
+// key, and only what has to wait is not marked.
 func TestMarkRandomHistories(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		exec(t, db, `CREATE TABLE refused (event_id uuid);
@@ -51,8 +51,8 @@ func TestMarkRandomHistories(t *testing.T) {
 
 // markState is what the model knows of an event.
 type markState struct {
-	open, locked bool // its transaction has not ended; somebody has its row
-	done         bool // Mark has said so
+	open, locked bool // its transaction has not ended; its row is locked
+	done         bool // Mark has returned it as done
 }
 
 // markHistory is one history and its model.
@@ -160,7 +160,7 @@ func (h *markHistory) insert() {
 	}
 }
 
-// lock takes the lock of a row that nobody has, of one strength or the other.
+// lock takes the lock of a row that is not locked yet, of one strength or the other.
 func (h *markHistory) lock() {
 	var free []relay.UUID
 	for i := range h.all {
@@ -200,7 +200,7 @@ func (h *markHistory) mark(all bool) {
 	if err != nil {
 		h.t.Fatalf("%s: %v", h.what, err)
 	}
-	waits := make(map[string]bool) // keys that have something in their way
+	waits := make(map[string]bool) // keys of which something cannot be marked
 	for i, m := range batch {
 		s := h.state[m.ID]
 		waits[m.Key] = waits[m.Key] || s.open || s.locked

@@ -68,7 +68,7 @@ func TestMarkUpdate(t *testing.T) {
 	})
 }
 
-// The row tells the story of its entries.
+// The row has the state and errors of its entries.
 func TestMarkRefused(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -96,7 +96,7 @@ func TestMarkRefused(t *testing.T) {
 	})
 }
 
-// A row that somebody has deleted counts as marked: there is nothing left to do.
+// A row that was deleted counts as marked: nothing is left to do.
 func TestMarkRowsGone(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, mode := range []string{MarkUpdate, MarkDelete, MarkArchive} {
@@ -180,7 +180,7 @@ func TestMarkLargeBatch(t *testing.T) {
 		if got := counts(t, db); got != "250 failed, 2250 sent" {
 			t.Errorf("rows: %s", got)
 		}
-		// xmin tells the transaction: there was one.
+		// xmin is the transaction: there was one.
 		if got := value[int](t, db.Pool, `SELECT count(DISTINCT xmin::text) FROM saga_outbox`); got != 1 {
 			t.Errorf("%d transactions, want 1", got)
 		}
@@ -212,7 +212,7 @@ func TestMarkConnectionLost(t *testing.T) {
 		db.Until(t, `SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1`, pid)
 		kill(t, db, pid)
 		if err := <-marking; err == nil || errors.Is(err, relay.ErrLeaseLost) {
-			t.Errorf("mark on a connection that breaks: %v, want passing trouble", err)
+			t.Errorf("mark on a connection that breaks: %v, want a transient error", err)
 		}
 		if got := counts(t, db); got != "10 pending" {
 			t.Errorf("rows: %s", got)
@@ -227,7 +227,7 @@ func TestMarkConnectionLost(t *testing.T) {
 		// The same between two marks: the first to notice fails, the second works.
 		kill(t, db, backend(t, db, "marks", "outbox"))
 		if _, err := l.Settled(t.Context(), events); err == nil || errors.Is(err, relay.ErrLeaseLost) {
-			t.Errorf("look-up on a connection that is gone: %v, want passing trouble", err)
+			t.Errorf("look-up on a connection that is gone: %v, want a transient error", err)
 		}
 		if got := settled(t, l, events); slices.Contains(got, false) {
 			t.Errorf("settled %v", got)
@@ -269,12 +269,15 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 			early := insert(t, db, 1, 1)
 			exec(t, db, `ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
 			exec(t, db, `SELECT pg_reload_conf()`)
-			for seen := ""; seen != "nobody"; { // a connection inherits what the postmaster has read, and has told the checkpointer
+			// A connection inherits what the postmaster has read, and has passed on to the
+			// checkpointer.
+			for seen := ""; seen != "nobody"; {
 				conn := db.Conn(t)
 				seen = value[string](t, conn, `SHOW synchronous_standby_names`)
 				conn.Close(t.Context())
 			}
-			exec(t, db, `CHECKPOINT`) // the checkpointer tells the others that commits have to wait, before this
+			// Before this the checkpointer makes the commits of others wait.
+			exec(t, db, `CHECKPOINT`)
 			l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 
 			writer := db.Conn(t)
@@ -295,7 +298,7 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 
 			inserts := `SELECT count(*) FROM pg_logical_slot_peek_binary_changes('seen', NULL, NULL, 'proto_version', '1', 'publication_names', 'outbox') WHERE get_byte(data, 0) = ascii('I')`
 			if got := value[int](t, db.Pool, inserts); got != 3 {
-				t.Fatalf("the stream tells of %d rows, want 3: what this test is for does not happen", got)
+				t.Fatalf("the stream delivers %d rows, want 3: what this test is for does not happen", got)
 			}
 			if got := counts(t, db); got != "1 pending" {
 				t.Fatalf("visible rows: %s, want only the first", got)
@@ -312,11 +315,12 @@ func TestMarkBeforeRowIsVisible(t *testing.T) {
 					t.Errorf("marks %v are for later, want 1 and 2", later)
 				}
 			}
-			// The entry for the refused one is in the ledger already, and waits for the row.
+			// The entry for the refused one is in the ledger already, before its row is visible.
 			if got, want := settled(t, l, events), []bool{true, false, true}; !slices.Equal(got, want) {
 				t.Errorf("settled %v, want %v", got, want)
 			}
-			if _, err := db.Conn(t).Exec(t.Context(), `UPDATE saga_outbox_delivery SET next_attempt_at = NULL`); err != nil { // a new connection waits for no standby
+			// On a new connection, whose commits wait for no standby.
+			if _, err := db.Conn(t).Exec(t.Context(), `UPDATE saga_outbox_delivery SET next_attempt_at = NULL`); err != nil {
 				t.Fatal(err)
 			}
 			if due, next, err := l.Due(t.Context(), "kafka", 10, 1<<20); err != nil || len(due) != 0 || next < 0 {
@@ -388,14 +392,16 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 	})
 }
 
-// What cannot be marked yet holds up the marks of its key and no others: a crash between the two
+// What cannot be marked yet delays the marks of its key and no others: a crash between the two
 // would make the next owner deliver the first again and not the second.
 func TestMarkKeepsTheOrderOfAKey(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, mode := range []string{MarkUpdate, MarkDelete, MarkArchive} {
 			for _, c := range []struct {
-				name  string
-				first func(tx pgx.Tx) uint32 // makes row 1 one that cannot be marked before the end of tx; the transaction that it is of
+				name string
+				// first makes row 1 one that cannot be marked before the end of tx, and returns its
+				// transaction.
+				first func(tx pgx.Tx) uint32
 			}{
 				{"invisible", func(tx pgx.Tx) (xid uint32) {
 					if _, err := tx.Exec(t.Context(), insertSQL, 1, 1); err != nil {
@@ -483,12 +489,14 @@ func TestMayMix(t *testing.T) {
 		{of(100, 101), false},
 		{of(100, 100, 100, 100), false},
 		{of(10, 100, 100, 100), false},
-		{of(100, 100, 10, 100), true}, // the first of its key may be invisible, and what is behind it is not
+		// The first of its key may be invisible, and what is behind it is not.
+		{of(100, 100, 10, 100), true},
 		{of(100, 101, 102, 101), true},
 		{of(90, 10, 91, 10), true},
 		{of(91, 10, 90, 10), false},
 		{of(4294967295, 10, 99, 10), false},
-		{refused(of(100, 100, 100, 100), 2), true}, // its entry could be written while the row in front of it is invisible
+		// Its entry could be written while the row in front of it is invisible.
+		{refused(of(100, 100, 100, 100), 2), true},
 		{refused(of(100, 100, 100, 100), 0, 1), false},
 		{refused(of(100, 100, 100, 100), 0, 1, 2, 3), false},
 		{refused(of(10, 10, 10, 10), 2, 3), false},
@@ -566,7 +574,8 @@ func TestMarkOrigin(t *testing.T) {
 		// Without the right it works the same, but for that.
 		role, _, dsn := db.Role(t, "")
 		exec(t, db, Grants(role))
-		exec(t, db, `GRANT EXECUTE ON FUNCTION pg_replication_origin_session_is_setup() TO `+role) // for the test to look
+		// The test looks with it.
+		exec(t, db, `GRANT EXECUTE ON FUNCTION pg_replication_origin_session_is_setup() TO `+role)
 		log := &syncBuffer{}
 		cfg := testConfig(db)
 		cfg.DatabaseURL = dsn
@@ -581,10 +590,10 @@ func TestMarkOrigin(t *testing.T) {
 		}
 		release(t, l)
 		if got := log.String(); !strings.Contains(got, "without a replication origin") || !strings.Contains(got, "grant EXECUTE on pg_replication_origin_create(text)") {
-			t.Errorf("the log does not say how to mend it: %s", got)
+			t.Errorf("the log does not say how to fix it: %s", got)
 		}
 
-		// What the log says is enough.
+		// The line in the log is enough.
 		exec(t, db, `GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_session_setup(text) TO `+role+`; GRANT SELECT ON pg_replication_origin TO `+role)
 		l = acquire(t, s, leased)
 		if !hasOrigin(t, l) {

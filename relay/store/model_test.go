@@ -26,10 +26,10 @@ var (
 )
 
 // The ledger's SQL and its plain twin (relay/ledgertest) go through the same random histories, each
-// of one key at several sinks: events are parked in any order of their positions, refused,
-// delivered, given up, retried and discarded by a person, replayed; owners change, marks are
+// of one key at several sinks. Events are parked in any order of their positions, refused,
+// delivered, given up, retried and discarded by a person, and replayed. Owners change, marks are
 // repeated, slots renamed, sinks come and go. After every step both must offer the same, and at the
-// end nothing may be left but what a dead letter holds up.
+// end nothing may be left but what is held behind a dead letter.
 //
 // Many histories share a database and each statement, because they share no key.
 func TestLedgerModel(t *testing.T) {
@@ -114,7 +114,7 @@ func (m *model) own() {
 				m.fail(h, "the new owner counts on from %d, and %d is in the ledger", m.place, e.Position)
 			}
 		}
-		// What was on offer is told again, behind what is in the ledger.
+		// What was on offer is streamed again, behind what is in the ledger.
 		slices.SortFunc(h.lane, func(a, b relay.Mark) int { return cmp.Compare(a.Position, b.Position) })
 		for i := range h.lane {
 			m.place++
@@ -203,7 +203,7 @@ func (m *model) park(round int) {
 					mark.Parked = append(mark.Parked, m.parked(sink))
 				}
 			}
-			h.tell("park %d %s", mark.Position, states(mark.Parked))
+			h.note("park %d %s", mark.Position, states(mark.Parked))
 			h.ledger.Park(&mark, m.now)
 			marks = append(marks, mark)
 		}
@@ -247,19 +247,19 @@ func (m *model) person() {
 		switch n := m.rng.IntN(10); {
 		case n < 5:
 			retry = append(retry, chosen.ID)
-			h.tell("retry %d", chosen.Position)
+			h.note("retry %d", chosen.Position)
 			for _, e := range h.ledger.Of(chosen.ID) {
 				h.ledger.Retry(e, m.now)
 			}
 		case n < 9:
 			discard = append(discard, chosen.ID)
-			h.tell("discard %d", chosen.Position)
+			h.note("discard %d", chosen.Position)
 			for _, e := range h.ledger.Of(chosen.ID) {
 				h.ledger.Discard(e)
 			}
 		default:
 			deleted = append(deleted, chosen.ID)
-			h.tell("delete %d", chosen.Position)
+			h.note("delete %d", chosen.Position)
 			m.gone[chosen.ID] = true
 		}
 	}
@@ -280,7 +280,7 @@ func (m *model) person() {
 	}
 }
 
-// timePasses lets the waits of some keys end.
+// timePasses makes the next attempts of some keys due.
 func (m *model) timePasses(percent int) {
 	var keys []string
 	for _, h := range m.keys {
@@ -288,7 +288,7 @@ func (m *model) timePasses(percent int) {
 			continue
 		}
 		keys = append(keys, h.key)
-		h.tell("time passes")
+		h.note("time passes")
 		for _, e := range h.ledger.Entries {
 			if !e.Next.IsZero() {
 				e.Next = m.now.Add(-time.Second)
@@ -340,7 +340,7 @@ func (m *model) offer(sink string, all int) (resolved int) {
 				o.Reason, o.Error, o.Attempts = relay.ReasonRejected, "no", e.Attempts+1
 				halted = halted || !e.Detached && !o.Detach
 			}
-			h.tell("%s: %d becomes %d", sink, e.Position, o.Fate)
+			h.note("%s: %d becomes %d", sink, e.Position, o.Fate)
 			if !h.ledger.Resolve(sink, &o, m.now) {
 				m.fail(h, "%s was offered %d, which the twin has not", sink, e.Position)
 			}
@@ -436,8 +436,8 @@ func (m *model) replay() {
 	}
 }
 
-// end parks what is on offer, lets time pass and everything be taken, twice: then, after a person
-// has retried what holds its key up.
+// end parks what is on offer, lets time pass and everything be taken. It does so once more after a
+// person has retried what blocks its key.
 func (m *model) end() {
 	for _, h := range m.keys {
 		for len(h.lane) > 0 {
@@ -502,7 +502,8 @@ func (m *model) wantTheSame() {
 	}
 	for _, h := range m.keys {
 		all := slices.Clone(h.ledger.Entries)
-		slices.SortFunc(all, func(a, b *ledgertest.Entry) int { // a replay of an event may have its position
+		// A replay of an event may have its position.
+		slices.SortFunc(all, func(a, b *ledgertest.Entry) int {
 			return cmp.Or(cmp.Compare(a.Sink, b.Sink), cmp.Compare(a.Position, b.Position), cmp.Compare(h.ledger.State(a), h.ledger.State(b)))
 		})
 		var want []string
@@ -515,11 +516,11 @@ func (m *model) wantTheSame() {
 	}
 }
 
-func (h *history) tell(format string, args ...any) {
+func (h *history) note(format string, args ...any) {
 	h.story = append(h.story, fmt.Sprintf(format, args...))
 }
 
-// fail tells of one history, and of no more than a few.
+// fail reports a history, and no more than a few of them.
 func (m *model) fail(h *history, format string, args ...any) {
 	m.t.Helper()
 	m.t.Errorf("%s: %s; after: %s", h.key, fmt.Sprintf(format, args...), strings.Join(h.story, "; "))

@@ -44,8 +44,8 @@ func Grants(role string) string {
 	return strings.Join(all, " ")
 }
 
-// Lacks tells which rights the role of a connection lacks on a table. A table that is not there is
-// told as not there.
+// Lacks returns which rights the role of a connection lacks on a table; there is false when there
+// is no such table.
 func (n *Need) Lacks(ctx context.Context, conn *pgx.Conn) (there bool, rights []string, err error) {
 	name := sessions.Of(conn.PgConn()).Named(n.Table)
 	if name == nil {

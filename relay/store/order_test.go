@@ -36,9 +36,9 @@ func TestParkInFrontOfARefusal(t *testing.T) {
 	})
 }
 
-// Some of a line were ready behind its refused head, more than are ever freed at once, and were not
-// met yet: when the head is delivered, those right behind it are freed all the same.
-func TestFreedThoughOthersAreReady(t *testing.T) {
+// Some of a line were to retry now behind its refused head, more than are ever freed at once, and
+// were not met yet. When the head is delivered, those right behind it are freed all the same.
+func TestFreedThoughOthersAreToRetry(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		s := newStore(t, testConfig(db), nil)
 		s.bounds = bounds{held: 2, freed: 10, ofKey: 2}
@@ -72,8 +72,8 @@ func TestHeal(t *testing.T) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		const lines = healAtOnce + 500
 		insert(t, db, 1, 3*lines)
-		// Of each line: the first is held, the second waits, the third is held. Of every tenth the
-		// first waits, as it should.
+		// Of each line: the first is held, the second has a next attempt, the third is held. Of
+		// every tenth the first has a next attempt, as it should.
 		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, next_attempt_at)
 			SELECT event_id, 'kafka', 'outbox', n, 'k' || n % $1, hashtext('k' || n % $1), 'Tested', CASE WHEN waits THEN 'retry' ELSE 'held' END, CASE WHEN waits THEN now() + interval '1 h' END
 			FROM (SELECT *, n / $1 = CASE WHEN n % $1 % 10 = 0 THEN 0 ELSE 1 END AS waits FROM (SELECT event_id, (payload->>'n')::bigint - 1 AS n FROM saga_outbox) o) r`, int64(lines))
@@ -103,8 +103,8 @@ func TestHeal(t *testing.T) {
 }
 
 // The statistics say that one key has the whole ledger. For each other key, what is in its line is
-// found by the line's own indexes all the same, and not by a walk through what is ready of all
-// keys.
+// found by the line's own indexes all the same, and not by a walk through what all keys have to
+// retry now.
 func TestLinesAreFoundByTheirIndexes(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, next_attempt_at)
@@ -130,9 +130,11 @@ func TestLinesAreFoundByTheirIndexes(t *testing.T) {
 		keys, hashes, positions := []string{"a", "b"}, []int32{1, 2}, []int64{3, 4}
 		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 			for _, c := range []struct {
-				name  string
-				plan  string
-				walks int // through what is ready of all keys, by position: what is due is found so
+				name string
+				plan string
+				// Walks through what all keys have to retry now, by position: what is due is found
+				// so.
+				walks int
 			}{
 				{"behind", plan(mode, behindSQL, keys, "outbox", int64(1), "kafka", hashes, positions, 10), 0},
 				{"free", plan(mode, freeSQL, keys, "outbox", int64(1), "kafka", hashes, 10), 0},

@@ -15,8 +15,8 @@ import (
 // A marking session has a replication origin, so that a server from 16 on drops our own updates
 // before decoding them. Origins are the server's, of all databases together, and their number is
 // limited (max_replication_slots, from 18 on max_active_replication_origins); subscriptions need
-// them, too. So a slot has one, with the database's OID in its name, it goes with the slot
-// (uninstall), and none is made that would be the server's last. Without an origin everything works
+// them, too. So a slot has one, with the database's OID in its name, which is dropped with the slot
+// (uninstall). One that would be the server's last is not made. Without an origin everything works
 // the same, only slower.
 const (
 	originSQL = `SELECT 'sagaz_relay_' || d.oid || '_' || $1::text, EXISTS (SELECT FROM pg_replication_origin WHERE roname = 'sagaz_relay_' || d.oid || '_' || $1::text),
@@ -37,10 +37,10 @@ const codeInUse = "55006"
 // origin go.
 const originPatience = 500 * time.Millisecond
 
-// errLastOrigin says that one more origin would take the last one.
+// errLastOrigin means that our origin would be the last one that the server can have.
 var errLastOrigin = errors.New("the server has no origin to spare")
 
-// setOrigin gives the session its origin, or says why it has none.
+// setOrigin gives the session its origin, or logs why it has none.
 func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
 	err := takeOrigin(ctx, conn, l.slot)
 	if err == nil {
@@ -48,7 +48,7 @@ func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
 	}
 	fix := "as a superuser, grant EXECUTE on pg_replication_origin_create(text), pg_replication_origin_session_setup(text) and SELECT on pg_replication_origin"
 	if errors.Is(err, errLastOrigin) {
-		fix = "look for origins that nobody needs: sagaz-relay doctor; or raise max_replication_slots (from PostgreSQL 18 on max_active_replication_origins)"
+		fix = "look for origins that are not needed: sagaz-relay doctor; or raise max_replication_slots (from PostgreSQL 18 on max_active_replication_origins)"
 	}
 	l.log.Info("marking without a replication origin, so the server decodes our marks too", "error", err, "fix", fix)
 }

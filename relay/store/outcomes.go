@@ -12,10 +12,10 @@ import (
 // What Resolve does when the database refuses what became of one entry, step by step, each with
 // less of it:
 //
-//  1. The row does not take its status: the entry is written without it, and the row is set aside,
-//     as by Mark.
-//  2. An entry behind it cannot be made held or ready: only its own entry is written. What is to be
-//     freed behind it is tried again.
+//  1. The row does not take its status: the entry is written without it, and the row is parked, as
+//     by Mark.
+//  2. An entry behind it cannot be made held, or freed: only its own entry is written. What is to
+//     be freed behind it is tried again.
 //  3. Its entry cannot be changed: it is replaced by another. One that was delivered becomes the
 //     row's entry of relay.MarkSink.
 //  4. Nothing of that: the outcome is kept in memory and tried again. Due leaves the entry out
@@ -32,7 +32,7 @@ type entryOf struct {
 type unwritten struct {
 	sink    string
 	outcome relay.Outcome
-	free    bool // its entry is written; what waits behind it is to be freed
+	free    bool // its entry is written; what is held behind it is to be freed
 	why     cause
 	since   time.Time
 }
@@ -45,26 +45,26 @@ const convertSQL = `UPDATE saga_outbox_delivery SET sink = '` + relay.MarkSink +
 // aloneOutcome writes one outcome that its whole transaction was refused for.
 func (l *lease) aloneOutcome(ctx context.Context, sink string, o relay.Outcome, why error) error {
 	m := markOf(&o)
-	refused := func(err error) bool { why = err; return blames(ctx, err) >= blamePassing }
+	refused := func(err error) bool { why = err; return blames(ctx, err) >= blameTransient }
 	about := func() []relay.Mark {
 		m.Parked = []relay.Parked{unmarkedBecause(aboutRow(&o), causeOf(why))}
 		return []relay.Mark{m}
 	}
-	tell := func() { l.tellRefused(uuids{m.ID}, why, asideMessage) }
+	logOnce := func() { l.logRefused(uuids{m.ID}, why, parkedMessage) }
 	one := []relay.Outcome{o}
 	l.left.expect(true)
 
 	// 1
 	first := causeOf(why)
 	if err := l.writeOutcomes(ctx, sink, one, ledgerOnly, about()); err == nil {
-		tell()
+		logOnce()
 		return nil
 	} else if !refused(err) {
 		return err
 	}
 	// 2
 	if err := l.writeOutcomes(ctx, sink, one, entryOnly, about()); err == nil {
-		l.log.Error("what waits behind an entry could not be held or freed, it is tried again", "event_id", m.ID.String(), "sink", sink, "cause", causeOf(why).text)
+		l.log.Error("what is behind an entry could not be held or freed, it is tried again", "event_id", m.ID.String(), "sink", sink, "cause", causeOf(why).text)
 		if o.Fate == relay.FateRefused { // Due holds what it meets
 			return nil
 		}
@@ -74,7 +74,7 @@ func (l *lease) aloneOutcome(ctx context.Context, sink string, o relay.Outcome, 
 	}
 	// 3
 	if err := l.replaceEntry(ctx, sink, &o, first); err == nil {
-		tell()
+		logOnce()
 		return nil
 	} else if !refused(err) {
 		return err
@@ -122,7 +122,7 @@ func (l *lease) replaceEntry(ctx context.Context, sink string, o *relay.Outcome,
 		e.gather([]relay.Mark{m})
 		tx.queue(nil, takeOutSQL, ids, l.slot, l.epoch, sink)
 		e.queue(tx, l)
-		tx.queue(nil, tellSQL, ids, l.slot, l.epoch, l.store.cfg.Hybrid)
+		tx.queue(nil, setStatusSQL, ids, l.slot, l.epoch, l.store.cfg.Hybrid)
 	}
 	return l.send(ctx, tx)
 }
@@ -161,8 +161,8 @@ func (l *leftovers) dropOutcome(u *unwritten) {
 	delete(l.outcomes, entryOf{u.outcome.Entry.Event.ID, u.sink})
 }
 
-// offerable leaves out of a sink's entries those whose outcomes are not written yet, and those that
-// wait behind them.
+// offerable leaves out of a sink's entries those whose outcomes are not written yet, and those
+// behind them.
 func (l *leftovers) offerable(sink string, all []found) []found {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -171,15 +171,15 @@ func (l *leftovers) offerable(sink string, all []found) []found {
 	}
 	kept := all[:0]
 	for i := range all {
-		if !l.stands(sink, &all[i]) {
+		if !l.withheld(sink, &all[i]) {
 			kept = append(kept, all[i])
 		}
 	}
 	return kept
 }
 
-// stands reports whether an entry may not be offered. It is called with mu held.
-func (l *leftovers) stands(sink string, f *found) bool {
+// withheld reports whether an entry may not be offered. It is called with mu held.
+func (l *leftovers) withheld(sink string, f *found) bool {
 	if u := l.outcomes[entryOf{f.Event.ID, sink}]; u != nil && !u.free {
 		return true
 	}
@@ -222,7 +222,7 @@ func (l *lease) rewriteOutcomes(ctx context.Context, all []*unwritten, until tim
 		switch {
 		case err == nil:
 			l.left.dropOutcome(u)
-		case blames(ctx, err) < blamePassing:
+		case blames(ctx, err) < blameTransient:
 			return err
 		}
 	}

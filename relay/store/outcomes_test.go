@@ -54,7 +54,7 @@ func drain(t *testing.T, l *lease, fate func(n int) relay.Outcome, rounds int) (
 
 // The ledger's writes meet rows and entries that the database refuses, each with another SQLSTATE:
 // all others go on, in order, and nothing is offered again that was delivered.
-func TestResolveSetsAsideWhatIsRefused(t *testing.T) {
+func TestResolveParksWhatIsRefused(t *testing.T) {
 	for _, c := range []struct {
 		name, table, when string
 		memory            bool
@@ -111,8 +111,8 @@ func TestResolveSetsAsideWhatIsRefused(t *testing.T) {
 	}
 }
 
-// An entry that cannot be updated is refused again: it is replaced, and its key waits for it as it
-// should.
+// An entry that cannot be updated is refused again: it is replaced, and its key is held behind it
+// as it should.
 func TestResolveRefusedAgain(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -140,7 +140,7 @@ func TestResolveRefusedAgain(t *testing.T) {
 }
 
 // In hybrid mode rows are claimed before they are delivered. One that refuses that is delivered all
-// the same, and set aside at its mark; so is one that somebody has locked for long.
+// the same, and parked at its mark; so is one that has been locked for long.
 func TestClaimOfRefusedAndLockedRows(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
@@ -217,8 +217,8 @@ func TestPruneLeavesOutWhatIsRefused(t *testing.T) {
 	}
 }
 
-// Dead letters that a person wants delivered again are made ready, but for the one whose entry
-// refuses it.
+// Dead letters that a person wants delivered again are set back to retry, but for the one whose
+// entry refuses it.
 func TestReviveOfRefusedEntries(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

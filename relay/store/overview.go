@@ -10,7 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Overview is what the database says of the relays and their work.
+// Overview is what the database has of the relays and their work.
 type Overview struct {
 	Slots  []SlotOverview  `json:"slots"`
 	Ledger []LedgerSummary `json:"ledger"`
@@ -23,16 +23,17 @@ type Overview struct {
 
 // LedgerSummary counts the entries of the ledger that have the same sink, state and reason.
 type LedgerSummary struct {
-	Slot    string `json:"slot"`
-	Sink    string `json:"sink"`
-	State   string `json:"state"`  // retry, held or dead; unmarked: delivered, and the row does not take its mark
-	Reason  string `json:"reason"` // empty for those that only wait behind another
+	Slot string `json:"slot"`
+	Sink string `json:"sink"`
+	// State is retry, held or dead, or unmarked: delivered, and the row does not take its mark.
+	State   string `json:"state"`
+	Reason  string `json:"reason"` // empty for those that are only held behind another
 	Entries int64  `json:"entries"`
 	Oldest  string `json:"oldest"` // when it was written
 
 	OldestTime time.Time `json:"-"` // the same
-	// Next is when the first of them is to be offered again, now or in the past for at once; empty
-	// for those that are not in state retry.
+	// Next is when the first of them is to be offered again, now or in the past for at once. It is
+	// empty for those that are not in state retry.
 	Next string `json:"next_attempt"`
 }
 

@@ -13,20 +13,20 @@ type SlotOwner struct {
 	Slot  string `json:"slot"`
 	Owner string `json:"owner"` // who had the lease last
 	Epoch int64  `json:"epoch"`
-	// Running says that a relay has the lease now: somebody holds its lock, or, for one that works
-	// through a pooler, it was renewed lately and not released.
+	// Running is true when a relay has the lease now: a session has its lock. Through a pooler it
+	// means that the lease was renewed lately and not released.
 	Running bool `json:"running"`
-	// Locked says that somebody holds the advisory lock.
+	// Locked is true when a session holds the advisory lock.
 	Locked   bool          `json:"locked"`
 	Released bool          `json:"released"` // by a clean stop
 	Renewed  time.Duration `json:"-"`        // since the last renewal, by the server's clock
 }
 
-// ownedLately is for how long a lease that nobody holds a lock for counts as held after its last
-// renewal, unless RELAY_LEASE_TTL is longer.
+// ownedLately is for how long a lease without a lock counts as owned after its last renewal, unless
+// RELAY_LEASE_TTL is longer.
 const ownedLately = 30 * time.Second
 
-// Owners tells who owns which slot. ttl is RELAY_LEASE_TTL.
+// Owners returns who owns which slot. ttl is RELAY_LEASE_TTL.
 func Owners(ctx context.Context, conn *pgx.Conn, ttl time.Duration) ([]SlotOwner, error) {
 	rows, err := conn.Query(ctx, `SELECT slot, owner, epoch, released_at IS NOT NULL, extract(epoch FROM clock_timestamp() - renewed_at)::float8, `+lockHeld("slot")+`
 		FROM saga_outbox_relay WHERE heir IS NULL ORDER BY slot`, int64(lockClass))

@@ -7,10 +7,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// parkSQL writes entries. One that was not refused ("free") is held when something in front of it
-// blocks, else ready. The look for that is an index probe for each; when nothing blocks at all,
-// which is asked once, there is none. xid becomes the whole transaction id, of which the stream
-// tells the lower half.
+// parkSQL writes entries. One in stateFree was not refused: it becomes held when something in front
+// of it blocks, otherwise it is to retry now. That takes one index probe an entry, and no probe
+// when nothing of the slot blocks, which is asked once a statement. The stream has only the lower
+// half of the transaction id: the upper half is added here.
 var parkSQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, commit_lsn, xid, state, attempts, next_attempt_at, reason, last_error, detached, event_at)
 	SELECT p.event_id, p.sink, p.slot, p.position, p.partition_key, p.key_hash, p.event_type, CASE WHEN p.commit_lsn > 0 THEN '0/0'::pg_lsn + p.commit_lsn END,
 		CASE WHEN p.xid > 0 THEN (now.xmax + ((((p.xid - now.xmax) % 4294967296) + 6442450944) % 4294967296 - 2147483648))::text::xid8 END,
@@ -25,7 +25,7 @@ var parkSQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position,
 	WHERE true` + owned + `
 	ON CONFLICT (event_id, sink) DO NOTHING`
 
-// stateFree is an entry of which parkSQL decides whether it is held or ready.
+// stateFree is the state of an entry for which parkSQL decides between held and retry.
 const stateFree = "free"
 
 // entries are ledger entries to be made, a column each.
@@ -47,10 +47,10 @@ type entries struct {
 	ats       []int64
 }
 
-// lineOf is what waits in one line: a key at a sink.
+// lineOf names a line: a key at a sink.
 type lineOf struct{ sink, key string }
 
-// gather makes entries of marks. What waits behind an entry of the same batch is decided here:
+// gather makes entries of marks. What is held behind an entry of the same batch is decided here:
 // parkSQL does not see those yet.
 func (e *entries) gather(marks []relay.Mark) {
 	parked := make([]*relay.Mark, 0, len(marks))

@@ -10,10 +10,10 @@ import (
 // patience is how long statements of one kind may take before their connection is given up for
 // another.
 //
-// Nothing tells a server that works from a connection that leads nowhere: a link that forwards
-// nothing, a backend that was stopped. So the first limit is short, and each one that was not
-// enough doubles the next. What succeeds sets it to a multiple of the time it took, so that a
-// database which is slow for good is not interrupted again and again.
+// A server that is at work cannot be distinguished from a connection that leads nowhere: a link
+// that forwards nothing, a backend that was stopped. So the first limit is short, and each one that
+// was not enough doubles the next. What succeeds sets it to a multiple of the time it took, so that
+// a database which is slow for good is not interrupted again and again.
 type patience struct {
 	least, most time.Duration
 
@@ -21,8 +21,8 @@ type patience struct {
 	now time.Duration
 }
 
-// within runs f, a statement or a few, in the time that there is for it. What is told of its error
-// holds no value of a row.
+// within runs f, a statement or a few, in the time that there is for it. The text of its error has
+// no value of a row.
 func (p *patience) within(ctx context.Context, f func(context.Context) error) error {
 	p.mu.Lock()
 	limit := max(p.now, p.least)

@@ -93,8 +93,8 @@ func TestPooler(t *testing.T) {
 	})
 }
 
-// A pooler that swallows what it does not know, as some are told to and others always do, is
-// noticed all the same.
+// A pooler that swallows parameters which it does not know, as some are set to and others always
+// do, is noticed all the same.
 func TestPoolerThatIgnoresSettings(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	cfg := testConfig(db)
@@ -105,11 +105,11 @@ func TestPoolerThatIgnoresSettings(t *testing.T) {
 		t.Errorf("%s; noticed: %t", got, s.Pooled())
 	}
 	if direct := newStore(t, testConfig(db), nil); direct.Check(t.Context()) != nil || direct.Pooled() {
-		t.Error("a pooler where there is none")
+		t.Error("a pooler without one")
 	}
 }
 
-// waiting contends for a slot until the test says stop, and tells when it has it.
+// waiting contends for a slot until the test calls stop, and reports when it has it.
 func waiting(t testing.TB, s *Store, slot string) (got chan *lease, stop context.CancelFunc) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -160,7 +160,7 @@ func TestPoolerLease(t *testing.T) {
 			if _, err := first.Mark(t.Context(), relay.MarkBatch{}); !errors.Is(err, relay.ErrLeaseLost) {
 				t.Errorf("%s: mark after the release: %v", name, err)
 			}
-			// It dies without a word: it renews no more, and says nothing.
+			// It dies without a sign: it renews no more, and releases nothing.
 			second.stop()
 			second.renewing.Wait()
 			second.marks.close(t.Context())

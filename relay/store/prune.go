@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// prunable is true for rows that were sent before an age of $2 seconds, and that nobody wants
+// prunable is true for rows that were sent before an age of $2 seconds, and that are not to be
 // delivered again.
 const prunable = `status = 'sent' AND created_at < clock_timestamp() - make_interval(secs => $2) AND (sent_at IS NULL OR sent_at < clock_timestamp() - make_interval(secs => $2)) AND ` + inNoLedger
 
@@ -21,8 +21,8 @@ func spared(n string) string {
 	return ` AND NOT EXISTS (SELECT FROM unnest(` + n + `::uuid[]) AS r WHERE r = o.event_id)`
 }
 
-// ownedNow is owned without a lock: pruning must not hold up marking, and what an owner of
-// yesterday prunes is right, too.
+// ownedNow is owned without a lock: pruning must not delay marking, and what an owner of yesterday
+// prunes is right, too.
 const ownedNow = ` AND EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $3 AND epoch = $4)`
 
 var (
@@ -67,16 +67,16 @@ type pruning struct {
 type walk struct {
 	page   int64         // where it goes on
 	oldest time.Time     // when the first of the rows that were met and too young comes of age
-	rest   time.Time     // not to begin anew before
+	rest   time.Time     // not to begin again before
 	took   time.Duration // for the pages before it
 }
 
-// Prune implements relay.Lease. Without an index on created_at it walks through the table's pages,
-// remembers its place from call to call, and, having come through, waits until a row comes of age
-// that it has met on the way; and for long enough that walking takes a hundredth of the time.
+// Prune implements relay.Lease. Without an index on created_at it reads through the table's pages,
+// and remembers its place from call to call. After the last page it waits until a row that it has
+// met on the way is old enough, and for long enough that reading takes a hundredth of the time.
 func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limit int) (int, error) {
 	var pruned int
-	err := l.beside(ctx, "prune", func(ctx context.Context, conn *pgx.Conn) error {
+	err := l.onConn(ctx, "prune", func(ctx context.Context, conn *pgx.Conn) error {
 		var ours, indexed bool
 		err := l.facts.within(ctx, func(ctx context.Context) error {
 			return conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $1 AND epoch = $2)`, l.slot, l.epoch).Scan(&ours)
@@ -105,7 +105,7 @@ func (l *lease) Prune(ctx context.Context, age time.Duration, archive bool, limi
 }
 
 // prune removes the rows that a query finds, by one statement. When that fails for what may be the
-// fault of a row (another table refers to it, a trigger keeps it), it is tried in halves; the rows
+// fault of a row (another table refers to it, a trigger keeps it), it is tried in halves. The rows
 // at fault are left out for an hour.
 func (l *lease) prune(ctx context.Context, conn *pgx.Conn, found string, archive bool, args ...any) (pruned int, err error) {
 	remove := func(found string, args ...any) error {
@@ -133,13 +133,13 @@ func (l *lease) prune(ctx context.Context, conn *pgx.Conn, found string, archive
 	}
 	h := halving{
 		write: these, left: halvingWrites, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) == blameRow },
-		aside: func(lo, hi int, why error) error {
+		refused: func(lo, hi int, why error) error {
 			for _, id := range ids[lo:hi] {
 				if err := l.left.refusesPrune(id); err != nil {
 					return fmt.Errorf("%w: %w", err, why)
 				}
 			}
-			l.tellRefused(ids[lo:hi], why, "retention cannot remove a row: left out for an hour")
+			l.logRefused(ids[lo:hi], why, "retention cannot remove a row: left out for an hour")
 			return nil
 		},
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // A replay is half-way: its entry is written and not committed. Retention waits for it, and leaves
-// that row alone; else the event would be promised and gone.
+// that row alone. Otherwise the replay would be accepted and its event gone.
 func TestPruneWaitsForReplay(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

@@ -15,9 +15,9 @@ import (
 
 // Mark and Resolve meet on two connections, as those of an owner and of a person's command do; and
 // the order of each key stays, and nothing is left behind held. The sequence that this is for: Mark
-// sees a waiting head and makes the next event of its key held, while Resolve takes the head out
-// and finds nothing to free.
-func TestMarkBesideResolve(t *testing.T) {
+// sees a head with a next attempt, and makes the next event of its key held, while Resolve deletes
+// the head and finds nothing to free.
+func TestMarkDuringResolve(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		twin := newLease(l.store, l.slot, l.log, nil)
@@ -37,7 +37,9 @@ func TestMarkBesideResolve(t *testing.T) {
 			for len(marks) > 0 {
 				some := min(len(marks), 1+rand.IntN(20))
 				later, err := twin.Mark(t.Context(), relay.MarkBatch{Marks: marks[:some]})
-				if isLocked(err) { // a busy machine makes the other wait as long as a lock may; the marker tries again, too
+				// A busy machine makes the other wait as long as a lock may; the marker tries
+				// again, too.
+				if isLocked(err) {
 					continue
 				}
 				if err != nil || len(later) > 0 {
@@ -56,7 +58,8 @@ func TestMarkBesideResolve(t *testing.T) {
 			}
 			if len(entries) == 0 {
 				idle++
-				time.Sleep(time.Millisecond) // for the delay of a refused one; how often it takes is bounded
+				// For the delay of a refused one; how often it takes is bounded.
+				time.Sleep(time.Millisecond)
 				continue
 			}
 			idle = 0
@@ -90,7 +93,7 @@ func TestMarkBesideResolve(t *testing.T) {
 	})
 }
 
-// A person's command holds the lock of the slot's row: marks wait for it, and see what it has
+// A person's command has the lock of the slot's row: marks wait for it, and see what it has
 // changed.
 func TestMarkWaitsForAPerson(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {

@@ -19,8 +19,8 @@ const (
 		sweep_snapshot = coalesce(CASE WHEN sweep_lsn = '0/0'::pg_lsn + $3::numeric THEN sweep_snapshot END, pg_current_snapshot()::text) WHERE slot = $1 AND epoch = $2
 		RETURNING sweep_snapshot, (pg_current_wal_insert_lsn() - '0/0')::bigint`
 
-	// What the row said of the WAL may be of another cluster, from which the database was restored.
-	// So nothing of it is kept.
+	// The row's positions may be of another cluster, from which the database was restored. So none
+	// of them is kept.
 	endSweepSQL = `UPDATE saga_outbox_relay SET sweep_owed = false, sweep_cause = '', sweep_snapshot = NULL, swept_until = now(),
 		marked_lsn = pg_current_wal_insert_lsn(), confirmed_lsn = '0/0'::pg_lsn + $3::numeric WHERE slot = $1 AND epoch = $2
 		RETURNING (marked_lsn - '0/0')::bigint`
@@ -111,9 +111,9 @@ func (l *lease) Horizon(ctx context.Context) (relay.Horizon, error) {
 	return h, nil
 }
 
-// NoteSlot notes, right after a slot was made by somebody who does not read it, which rows the slot
-// will not tell of: those that are visible by now. Its first owner sweeps them and leaves the
-// others to the slot.
+// NoteSlot notes which rows a slot will not deliver: those that are visible by now. It is called
+// right after the slot was made by a command that does not read it. The slot's first owner sweeps
+// these rows and leaves the others to the slot.
 func NoteSlot(ctx context.Context, conn *pgx.Conn, slot string) error {
 	_, err := conn.Exec(ctx, `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, sweep_snapshot, sweep_lsn, released_at)
 		VALUES ($1::text, 0, '', pg_current_snapshot()::text, (SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1::text), now())

@@ -16,29 +16,29 @@ var (
 		FROM unnest($1::uuid[], $5::boolean[], $6::int[], $7::float8[], $8::text[], $9::text[], $10::boolean[]) AS r (event_id, dead, attempts, delay, reason, error, detach)
 		WHERE d.event_id = r.event_id AND d.event_id = ANY($1::uuid[]) AND d.slot = $2 AND d.sink = $4` + owned
 
-	// behindSQL holds what is ready behind entries that were refused: at most $7 of each, the rest
-	// when Due meets it. One key can have a million entries, and the slot's row is locked
-	// meanwhile.
+	// behindSQL makes the entries held that are to retry now behind entries that were refused: at
+	// most $7 behind each, and the rest when Due meets it. One key can have a million entries, and
+	// the slot's row is locked meanwhile.
 	behindSQL = `UPDATE saga_outbox_delivery d SET state = 'held' FROM (
 			SELECT r.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[], $6::bigint[]) AS u (partition_key, key_hash, position)) k
-			CROSS JOIN LATERAL (SELECT event_id FROM saga_outbox_delivery b WHERE ` + behind("b", "k") + ` AND ` + ready + byPlace + ` LIMIT $7) r) held
+			CROSS JOIN LATERAL (SELECT event_id FROM saga_outbox_delivery b WHERE ` + behind("b", "k") + ` AND ` + retryNow + byPlace + ` LIMIT $7) r) held
 		WHERE d.event_id = held.event_id AND d.sink = $4` + owned
 
-	// freeSQL makes ready what is held and has nothing but ready entries in front, until $6 of a
-	// line are ready. What was found ready behind an entry that blocks does not count: it is held
-	// again when Due meets it.
+	// freeSQL frees held entries that have only entries to retry now in front, until $6 of a line
+	// are to retry now. Those to retry now behind an entry that blocks do not count: they are held
+	// again when Due meets them.
 	freeSQL = `UPDATE saga_outbox_delivery d SET state = 'retry', next_attempt_at = NULL FROM (
 			SELECT f.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[]) AS u (partition_key, key_hash)) k
 			CROSS JOIN LATERAL (SELECT b.* FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + byPlace + ` LIMIT 1) head
-			CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE r.position < head.position) AS n FROM (SELECT position FROM saga_outbox_delivery b WHERE ` + inLine("b", "head") + ` AND ` + ready + byPlace + ` LIMIT $6) r) ready
+			CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE r.position < head.position) AS n FROM (SELECT position FROM saga_outbox_delivery b WHERE ` + inLine("b", "head") + ` AND ` + retryNow + byPlace + ` LIMIT $6) r) ready
 			CROSS JOIN LATERAL (SELECT event_id, bool_and(state = 'held') OVER (ORDER BY position) AS first FROM (
 				SELECT event_id, state, position FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + byPlace + ` LIMIT greatest($6 - ready.n, 0)) b) f
 			WHERE f.first) freed
 		WHERE d.event_id = freed.event_id AND d.sink = $4` + owned
 
-	// tellSQL makes rows say what their entries say. One that was sent, and is being delivered once
-	// more, stays sent.
-	tellSQL = `UPDATE saga_outbox o SET status = l.status, retry_count = l.attempts, last_error = l.error, worker_id = NULL, claimed_at = NULL
+	// setStatusSQL gives rows the status of their entries. One that was sent, and is being
+	// delivered once more, stays sent.
+	setStatusSQL = `UPDATE saga_outbox o SET status = l.status, retry_count = l.attempts, last_error = l.error, worker_id = NULL, claimed_at = NULL
 		FROM (SELECT event_id, CASE WHEN bool_or(state = 'dead') THEN 'dead_letter' WHEN bool_or(attempts > 0) OR $4::boolean THEN 'failed' ELSE 'pending' END AS status,
 				max(attempts) AS attempts, bool_or(attempts > 0 OR state = 'dead') AS charged,
 				left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink) FILTER (WHERE attempts > 0 OR state = 'dead'), 2000) AS error
@@ -46,7 +46,7 @@ var (
 		WHERE o.event_id = l.event_id AND o.event_id = ANY($1::uuid[]) AND o.status <> 'sent' AND (l.charged OR o.status IN ('failed', 'dead_letter'))
 			AND (o.status, o.retry_count, o.last_error) IS DISTINCT FROM (l.status, l.attempts, l.error)` + owned
 
-	// giveUpSQL is for rows whose last entry a person has discarded: nobody may find them and
+	// giveUpSQL is for rows whose last entry a person has discarded: nothing may find them and
 	// deliver them again.
 	giveUpSQL = `UPDATE saga_outbox SET status = 'dead_letter', worker_id = NULL, claimed_at = NULL
 		WHERE event_id = ANY($1::uuid[]) AND status IN ('pending', 'claimed', 'failed')` + owned
@@ -63,12 +63,12 @@ const (
 // bounds are these; a test takes smaller ones.
 type bounds struct{ held, freed, ofKey int }
 
-// heldOf and freedOf are how many entries of a line are held, and how many stand ready, when so
-// many lines are changed at once.
+// heldOf and freedOf are how many entries of a line are made held, and how many are to retry now,
+// when so many lines are changed at once.
 func (s *Store) heldOf(lines int) int  { return max(1, s.bounds.held/lines) }
 func (s *Store) freedOf(lines int) int { return min(s.bounds.ofKey, max(10, s.bounds.freed/lines)) }
 
-// lines are lines in which something waits, a column each.
+// lines are lines of the ledger, a column each.
 type lines struct {
 	seen      map[lineOf]int
 	keys      []string
@@ -91,7 +91,7 @@ func (l *lines) add(e *relay.Entry) {
 }
 
 // Resolve implements relay.Ledger. Outcomes that fail for what may be the fault of one of them are
-// written in halves; outcomes.go says what becomes of the one.
+// written in halves; outcomes.go has what becomes of that one.
 func (l *lease) Resolve(ctx context.Context, sink string, outcomes []relay.Outcome) error {
 	if len(outcomes) == 0 {
 		return nil
@@ -120,8 +120,8 @@ type parts int
 const (
 	whole      parts = iota
 	ledgerOnly       // not the rows
-	entryOnly        // nor what waits behind
-	freeOnly         // only what waits behind
+	entryOnly        // nor what is behind
+	freeOnly         // only what is behind
 	hollow           // all statements, and nothing for them to do
 )
 
@@ -162,7 +162,7 @@ func (l *lease) resolution(sink string, outcomes []relay.Outcome, what parts) *f
 			reasons, errors = append(reasons, string(o.Reason)), append(errors, l.store.storable(o.Error))
 		}
 		switch {
-		case o.Entry.Detached: // nobody waits for it
+		case o.Entry.Detached: // nothing is held behind it
 		case o.Fate == relay.FateRefused, o.Fate == relay.FateDead && !o.Detach:
 			refused.add(o.Entry)
 		default:
@@ -196,7 +196,7 @@ func (l *lease) resolution(sink string, outcomes []relay.Outcome, what parts) *f
 		tx.queue(nil, givenUpSQL, dropped, l.slot, l.epoch)
 	}
 	if rows {
-		tx.queue(nil, tellSQL, all, l.slot, l.epoch, l.store.cfg.Hybrid)
+		tx.queue(nil, setStatusSQL, all, l.slot, l.epoch, l.store.cfg.Hybrid)
 	}
 	return tx
 }

@@ -36,8 +36,8 @@ func TestResolve(t *testing.T) {
 		if l.LastPosition() <= 4 {
 			t.Errorf("the last position is %d, want one past the 4 in the ledger", l.LastPosition())
 		}
-		// Refused again, then delivered: those behind it become ready, and the row still waits for
-		// the other sink.
+		// Refused again, then delivered: those behind it are freed, and the row still has an entry
+		// of the other sink.
 		resolve(t, l, "kafka", relay.FateRefused, head...)
 		if got, want := ledger(t, db, "kafka"), "1 waiting, 2 held, 3 held, 4 held"; got != want {
 			t.Errorf("refused again: %s, want %s", got, want)
@@ -56,7 +56,7 @@ func TestResolve(t *testing.T) {
 		if got, want := row(t, db, 1), "pending retries=0 error=- sent=f"; got == want {
 			t.Errorf("row %s after the last sink, want sent", got)
 		}
-		// The second is refused: the ready ones behind it are held again.
+		// The second is refused: the freed ones behind it are held again.
 		ready := due(t, l, "kafka", 2)
 		if got := numbers(ready); got != "2, 3" {
 			t.Fatalf("due %s, want two", got)
@@ -65,7 +65,7 @@ func TestResolve(t *testing.T) {
 		if got, want := ledger(t, db, "kafka"), "2 waiting, 3 held, 4 held"; got != want {
 			t.Errorf("second refused: %s, want %s", got, want)
 		}
-		// It dies, and holds.
+		// It becomes a dead letter, and blocks its key.
 		resolve(t, l, "kafka", relay.FateDead, ready[0])
 		if got, want := ledger(t, db, "kafka"), "2 dead, 3 held, 4 held"; got != want {
 			t.Errorf("second dead: %s, want %s", got, want)
@@ -73,7 +73,7 @@ func TestResolve(t *testing.T) {
 		if got, want := row(t, db, 2), "dead_letter retries=1 error=kafka: no sent=f"; got != want {
 			t.Errorf("row %s, want %s", got, want)
 		}
-		// A person discards it: the others go on, and nobody finds the row again.
+		// A person discards it: the others go on, and nothing finds the row again.
 		exec(t, db, `UPDATE saga_outbox_delivery SET discarded = true WHERE position = 2`)
 		dropped := due(t, l, "kafka", 10)
 		if got := numbers(dropped); got != "2 discarded" {
@@ -148,8 +148,8 @@ func TestResolveMarks(t *testing.T) {
 	})
 }
 
-// What a person discards out of the middle of a line frees nobody: the head still waits for its
-// time.
+// What a person discards out of the middle of a line frees no entry: the head still has a next
+// attempt.
 func TestDiscardBehindAWaitingHead(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, dead := range []bool{false, true} {

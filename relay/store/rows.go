@@ -25,9 +25,9 @@ const (
 
 // eventSQL selects an event's fields, in the order in which readTogether takes them, of the rows o.
 // The texts are what the types' output functions write, as in the stream; limit is a parameter, how
-// large they may be. What is larger is not sent: what PostgreSQL has stored says nothing of that,
-// because it compresses, and 1e1000 is short. OFFSET 0 keeps a document from being rendered more
-// than once.
+// large they may be. What is larger is not sent. The stored size does not show how large the text
+// is, because PostgreSQL compresses, and 1e1000 is short. OFFSET 0 keeps a document from being
+// rendered more than once.
 func eventSQL(limit string) string {
 	fields := "o.event_id"
 	for _, name := range []string{"saga_id", "aggregate_type", "aggregate_id", "event_type"} {
@@ -41,7 +41,7 @@ func eventSQL(limit string) string {
 }
 
 // smallText is the size of texts that are read in any case, so that a row that is too large can be
-// told by its id, key and type.
+// named by its id, key and type.
 const smallText = 4 << 10
 
 var rowsSQL = eventSQL("$2::int8") + ` WHERE o.event_id = ANY($1::uuid[]) ORDER BY array_position($1::uuid[], o.event_id)`
@@ -84,7 +84,8 @@ func (t timestamp) TimestamptzValue() (pgtype.Timestamptz, error) {
 	case relay.NegativeInfinity:
 		return pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}, nil
 	default:
-		const epoch = 946_684_800_000_000 // 2000-01-01 in µs of Unix time; relay.Timestamp.Time stops at the year 9999
+		// 2000-01-01 in µs of Unix time; relay.Timestamp.Time stops at the year 9999.
+		const epoch = 946_684_800_000_000
 		return pgtype.Timestamptz{Time: time.UnixMicro(int64(t) + epoch).UTC(), Valid: true}, nil
 	}
 }
@@ -206,7 +207,8 @@ func (l *lease) readUnreadable(ctx context.Context, conn *pgx.Conn, id uuids, ca
 	}
 	refused := &relay.RefusedError{Reason: relay.ReasonEncode, Err: fmt.Errorf("the row cannot be read: %w", cause), Final: true}
 	if pg := (*pgconn.PgError)(nil); errors.As(cause, &pg) && slices.Contains([]string{"53", "54", "XX"}, pg.Code[:2]) {
-		refused.Reason, refused.Size, refused.Limit = relay.ReasonTooLarge, 1<<30, int64(l.store.cfg.MaxEventBytes) // or it is damaged: the error says so
+		// Or it is damaged: the error has that.
+		refused.Reason, refused.Size, refused.Limit = relay.ReasonTooLarge, 1<<30, int64(l.store.cfg.MaxEventBytes)
 	}
 	for i := range events {
 		events[i].Unfit, events[i].Loose = refused, false
@@ -222,13 +224,14 @@ func isUnreadable(err error) bool {
 	if !errors.As(err, &pg) {
 		return false
 	}
-	if strings.HasPrefix(pg.Code, "42") { // of the statement, unless a function that it calls says so
+	// The fault is the statement's, unless a function that it calls raised it.
+	if strings.HasPrefix(pg.Code, "42") {
 		return causeOf(err).raised
 	}
 	return blames(context.Background(), err) == blameRow || pg.Code == "53200" // out of memory
 }
 
-// rowTypes are the types of the columns that are delivered, as the server tells them with rows.
+// rowTypes are the types of the columns that are delivered, as the server sends them with rows.
 type rowTypes [7]uint32
 
 func typesOf(fields []pgconn.FieldDescription, payload, headers uint32) (t rowTypes) {
@@ -251,8 +254,8 @@ func (s *Store) accepts(ctx context.Context, conn *pgx.Conn, types rowTypes) err
 	return nil
 }
 
-// checkColumns reports columns of saga_outbox whose types are not accepted. That there is no such
-// table is for others to say.
+// checkColumns reports columns of saga_outbox whose types are not accepted. A table that is missing
+// is reported elsewhere.
 func checkColumns(ctx context.Context, conn *pgx.Conn) error {
 	var (
 		table int64

@@ -16,7 +16,7 @@ type marks struct {
 	patience patience
 	conn     *pgx.Conn
 	closed   bool
-	skip     bool     // somebody holds the locks of rows that we want: mark the others
+	skip     bool     // rows that we want are locked by other sessions: mark the others
 	seen     snapshot // the last one that was asked for; see notYet
 }
 
@@ -32,8 +32,8 @@ func (l *lease) openMarks(ctx context.Context) error {
 		return nil
 	}
 	// A transaction of ours is one round trip. If we are frozen in the middle of it, its locks must
-	// not outlive us for long. And its wait for a row must not hold the slot's row for long, which
-	// the renewal of the lease wants.
+	// not outlive us for long. And its wait for a row must not lock the slot's row for long, which
+	// the renewal of the lease needs.
 	ttl := l.store.cfg.LeaseTTL.Milliseconds()
 	// Every statement here looks rows up by an index. A plan that was made while the ledger was
 	// empty must not read all of it later.

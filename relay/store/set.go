@@ -17,38 +17,38 @@ import (
 // One table has one set of slots: the rows of saga_outbox_relay without an heir. For now a set is
 // one slot.
 //
-// Whoever takes a lease looks at all rows, in the transaction that takes it and behind a lock of
-// the set, so two of these cannot miss each other. If a slot of another name is owned by somebody
-// alive, nothing is taken: both would deliver every event. If its owner is gone, the slot was
-// renamed (RELAY_SLOT), and the new one inherits: the old row gets its heir and an epoch that
-// fences a zombie, its ledger entries go in front of ours, our row gets its marked_lsn and owes a
-// sweep. One transaction, so there is no crash in its middle:
+// Taking a lease looks at all rows, in the same transaction and behind a lock of the set. So two of
+// these cannot miss each other. If a slot of another name has an owner that is alive, nothing is
+// taken: both would deliver every event. If its owner is gone, the slot was renamed (RELAY_SLOT),
+// and the new one inherits. The old row gets its heir and an epoch that fences a zombie. Its ledger
+// entries go in front of ours, and our row gets its marked_lsn and owes a sweep. One transaction,
+// so there is no crash in its middle:
 //
 //   - before its commit: the old row has no heir, everything is as it was, and the next to take the
 //     lease does all of it;
-//   - after it, before the old replication slot is dropped: the row with an heir says that the slot
-//     is not needed. Every owner drops the slots of such rows, but only once its own streams and no
-//     sweep is owed: RELAY_SLOT may be mistyped, and name a slot that is of no use to us. Until
-//     then they hold back WAL, and nothing else;
+//   - after it, before the old replication slot is dropped: by the row with an heir the slot is not
+//     needed. Every owner drops the slots of such rows, but only once its own streams and no sweep
+//     is owed. RELAY_SLOT may be mistyped, and name a slot that is of no use to us. Until then they
+//     hold back WAL, and have no other effect;
 //   - an owner of the old slot that was frozen since before: its epoch is gone, its marks are
 //     refused, and it stops;
 //   - back to the old name: the old row loses its heir, and inherits from the one that had
 //     inherited.
 //
 // An event that the old owner had published and not marked is pending, and found by the sweep. What
-// it had marked while its own slot still tells of it is nobody's concern any more: nobody reads
-// that slot. What the new slot tells of it, if that existed, is looked up, because it is not past
+// it had marked, its own slot may deliver again, which does not matter: nothing reads that slot any
+// more. What the new slot delivers of it, if that existed, is looked up, because it is not past
 // marked_lsn.
 //
-// A relay of a version before this one knows no set. While it owns its slot we stand by like for
-// any other. Once its slot has an heir its row looks as if an owner behind a pooler held it: so
-// that one stands by, too.
+// A relay of a version before this one knows no set. While it owns its slot we wait as standby,
+// like for any other. Once its slot has an heir its row looks as if an owner behind a pooler had
+// it: so that relay waits as standby, too.
 
 // setClass is the class of the advisory lock behind which leases of any slot are taken: "SAGS" in
 // ASCII.
 const setClass = 0x53414753
 
-// othersSQL tells of the other slots of the set, the newest first.
+// othersSQL returns the other slots of the set, the newest first.
 var othersSQL = `SELECT slot, owner, epoch, extract(epoch FROM renewed_at)::text, pooled, released_at IS NOT NULL, taken_at, ` + lockHeld("slot") + `
 	FROM saga_outbox_relay WHERE slot <> $2 AND heir IS NULL ORDER BY renewed_at DESC, slot`
 
@@ -76,12 +76,13 @@ const (
 		SELECT event_id::text, sink, (SELECT count(*) FROM moved) FROM part ORDER BY event_id DESC, sink DESC LIMIT 1`
 	moveAtOnce = 20_000
 
-	// abandonedSQL finds the replication slots that nobody needs: those of ours that have an heir.
+	// abandonedSQL finds the replication slots that are not needed: those of ours that have an
+	// heir.
 	abandonedSQL = `SELECT s.slot_name, s.active FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
 		WHERE r.heir IS NOT NULL AND s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database()`
-	// settledSQL is true when the owner's own slot is of use: it is read, and what it does not tell
-	// was found.
-	settledSQL = `SELECT EXISTS (SELECT FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
+	// streamingSQL is true when the owner's own slot is of use: it is read, and the rows that it
+	// does not deliver were found.
+	streamingSQL = `SELECT EXISTS (SELECT FROM pg_replication_slots s JOIN saga_outbox_relay r ON r.slot = s.slot_name
 		WHERE r.slot = $1 AND r.epoch = $2 AND NOT r.sweep_owed AND s.active AND s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database())`
 	dropSlotSQL = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active AND database = current_database() AND plugin = 'pgoutput'`
 )
@@ -95,7 +96,7 @@ type member struct {
 	locked   bool
 }
 
-// occupied says that somebody alive has this slot of the same table.
+// occupied is the error that a relay which is alive owns this slot of the same table.
 func (m *member) occupied() error {
 	return &relay.OccupiedError{Slot: m.slot, Owner: m.seen.owner, Taken: m.taken, Found: time.Now()}
 }
@@ -110,8 +111,8 @@ func (r rivals) of(slot string) *rival {
 	return r[slot]
 }
 
-// others returns the other slots of the set. Behind the lock of the set nobody takes a lease
-// meanwhile; errTaken says that somebody is about to.
+// others returns the other slots of the set. Behind the lock of the set no lease is taken
+// meanwhile; errTaken means that another relay is about to take one.
 func (s *Store) others(ctx context.Context, tx pgx.Tx, slot string) (all []member, err error) {
 	var first bool
 	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1, 0)`, int32(setClass)).Scan(&first); err != nil {
@@ -135,9 +136,9 @@ func (s *Store) others(ctx context.Context, tx pgx.Tx, slot string) (all []membe
 	return all, nil
 }
 
-// living returns the first member whose owner lives: it holds its lock, or, without one behind a
-// pooler, was renewed within the time of a lease by our own clock. One that holds a lock and does
-// not renew is frozen: its connections are ended, as for our own slot.
+// living returns the first member whose owner is alive. That one has its lock, or, behind a pooler,
+// was renewed within the time of a lease by our own clock. An owner that has a lock and does not
+// renew is frozen: its connections are ended, as for our own slot.
 func (s *Store) living(ctx context.Context, conn *pgx.Conn, all []member, watched rivals, at time.Time) (*member, error) {
 	for i := range all {
 		m := &all[i]
@@ -196,7 +197,7 @@ func (s *Store) inheritLedger(ctx context.Context, tx pgx.Tx, slot, from string,
 	if by == nil {
 		by = new(int64)
 	}
-	last, sink, told := "00000000-0000-0000-0000-000000000000", "", time.Now()
+	last, sink, logged := "00000000-0000-0000-0000-000000000000", "", time.Now()
 	for {
 		var n int
 		err := bounded(moveSQL, []any{slot, from, *by, last, sink, moveAtOnce}, &last, &sink, &n)
@@ -206,31 +207,31 @@ func (s *Store) inheritLedger(ctx context.Context, tx pgx.Tx, slot, from string,
 		if err != nil {
 			return moved, err
 		}
-		if moved += n; time.Since(told) > progressEvery {
-			told = time.Now()
+		if moved += n; time.Since(logged) > progressEvery {
+			logged = time.Now()
 			log.Info("taking over the ledger of another slot", "from", from, "entries", moved)
 		}
 	}
 }
 
-// progressEvery is how often the log tells of work that takes long.
+// progressEvery is how often work that takes long is logged.
 const progressEvery = 5 * time.Second
 
-// dropAbandoned drops the replication slots that have an heir, until there are none. What keeps it
-// from that for a minute is told, once.
+// dropAbandoned drops the replication slots that have an heir, until no such slot is left. What
+// keeps it from that for a minute is logged, once.
 func (l *lease) dropAbandoned(ctx context.Context) {
-	told := false
+	logged := false
 	// No relay.Retry: that some are left is no error, but what is waited for.
 	for began := time.Now(); ; {
-		left, settled, err := l.dropOnce(ctx)
+		left, streaming, err := l.dropOnce(ctx)
 		if ctx.Err() != nil || err == nil && len(left) == 0 {
 			return
 		}
 		refused := err != nil && setup(err) != err // a right that we lack does not come by itself
-		if !told && (refused || time.Since(began) > time.Minute) {
-			told = true
+		if !logged && (refused || time.Since(began) > time.Minute) {
+			logged = true
 			why := "it is in use"
-			if !settled {
+			if !streaming {
 				why = "slot " + l.slot + " does not stream yet"
 			}
 			l.log.Warn("a replication slot whose work another one has taken over holds back WAL, and is not dropped", "slots", strings.Join(left, ","), "why", why, "error", err,
@@ -243,8 +244,8 @@ func (l *lease) dropAbandoned(ctx context.Context) {
 }
 
 // dropOnce drops what can be dropped, and returns what is left, and whether our own slot is of use.
-func (l *lease) dropOnce(ctx context.Context) (left []string, settled bool, err error) {
-	err = l.beside(ctx, "set", func(ctx context.Context, conn *pgx.Conn) error {
+func (l *lease) dropOnce(ctx context.Context) (left []string, streaming bool, err error) {
+	err = l.onConn(ctx, "set", func(ctx context.Context, conn *pgx.Conn) error {
 		ctx, cancel := context.WithTimeout(ctx, factMost)
 		defer cancel()
 		var name string
@@ -258,10 +259,10 @@ func (l *lease) dropOnce(ctx context.Context) (left []string, settled bool, err 
 			return nil
 		}, abandonedSQL)
 		if err == nil && len(left) > 0 {
-			err = conn.QueryRow(ctx, settledSQL, l.slot, l.epoch).Scan(&settled)
+			err = conn.QueryRow(ctx, streamingSQL, l.slot, l.epoch).Scan(&streaming)
 		}
 		for _, name := range idle {
-			if err != nil || !settled {
+			if err != nil || !streaming {
 				break
 			}
 			if _, err = conn.Exec(ctx, dropSlotSQL, name); err == nil {
@@ -271,5 +272,5 @@ func (l *lease) dropOnce(ctx context.Context) (left []string, settled bool, err 
 		}
 		return err
 	})
-	return left, settled, err
+	return left, streaming, err
 }

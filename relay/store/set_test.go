@@ -81,7 +81,7 @@ func TestRenamedSlotInherits(t *testing.T) {
 			t.Errorf("delivered %s, want %s", got, want)
 		}
 		// The old replication slot stays until the new one is of use: without it, with a sweep
-		// owed, while nobody reads it.
+		// owed, while it is not read.
 		stays := func(when string) {
 			t.Helper()
 			if left, settled, err := l.dropOnce(t.Context()); err != nil || settled || !slices.Equal(left, []string{x}) {
@@ -97,7 +97,7 @@ func TestRenamedSlotInherits(t *testing.T) {
 		if _, err := l.EndSweep(t.Context(), 1); err != nil {
 			t.Fatal(err)
 		}
-		stays("while nobody reads the new slot")
+		stays("while the new slot is not read")
 		stop = stream(t, db, y)
 		db.Until(t, `SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, x)
 		stop()
@@ -138,9 +138,9 @@ func stream(t testing.TB, db *pgtest.DB, slot string) (stop func()) {
 	return stop
 }
 
-// A relay of another slot does not take anything while one lives, says whom it found, and takes
-// over when that one is gone: by a clean stop, by the death of its connections, or without a lock
-// behind a pooler, by its silence.
+// A relay of another slot does not take anything while the owner is alive, and reports which owner
+// it found. It takes over when that one is gone: by a clean stop, by the death of its connections,
+// or without a lock behind a pooler, by its silence.
 func TestAnotherSlotStandsBy(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, c := range []struct {
@@ -175,7 +175,7 @@ func TestAnotherSlotStandsBy(t *testing.T) {
 					time.Sleep(10 * time.Millisecond)
 				}
 			}()
-			within(t, 20*time.Second, c.name+": the second says whom it found", found)
+			within(t, 20*time.Second, c.name+": the second reports which owner it found", found)
 			if err := s.Waiting("y"); err == nil || !strings.Contains(err.Error(), `"x", owned by first since 20`) || !strings.Contains(err.Error(), "RELAY_SLOT=x") {
 				t.Errorf("%s: the second waits for %v", c.name, err)
 			}
@@ -291,7 +291,7 @@ func TestOldRelayAndTheSet(t *testing.T) {
 			renew()
 			select {
 			case l := <-done:
-				t.Fatalf("%v was taken beside an old relay", l)
+				t.Fatalf("%v was taken next to an old relay", l)
 			case <-time.After(300 * time.Millisecond):
 			}
 		}

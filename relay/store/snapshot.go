@@ -44,10 +44,10 @@ func (s *snapshot) hides(xid uint32) bool {
 	return full >= s.xmax || slices.Contains(s.running, full)
 }
 
-// mayMix reports whether one statement could mark a later event of a key and not an earlier one,
-// for all that this snapshot knows (an older one errs on the side of true): the earlier one's
-// transaction may be invisible, and the later one is of another, or has entries in the ledger,
-// which do not wait for its row.
+// mayMix reports whether one statement could mark a later event of a key and not an earlier one, as
+// far as this snapshot shows (an older one errs on the side of true). That is so when the earlier
+// one's transaction may be invisible, and the later one is of another transaction, or has entries
+// in the ledger, which can be written without its row.
 func (s *snapshot) mayMix(marks []relay.Mark) bool {
 	recent := slices.IndexFunc(marks, func(m relay.Mark) bool { return s.hides(m.XID) })
 	if recent < 0 {

@@ -14,22 +14,24 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// Store is the outbox in one database. It holds no connection of its own: a lease has two, for as
-// long as it lives.
+// Store is the outbox in one database. It has no connection of its own: a lease has two, for as
+// long as it lasts.
 type Store struct {
 	cfg  Config
 	conn *sessions.Address
 	log  hclog.Logger
 
 	leases           sync.Map // by slot: the *lease that this process has or had last
-	waiting          sync.Map // by slot: the error that keeps Acquire from even asking
+	waiting          sync.Map // by slot: the error that keeps Acquire from asking
 	bounds           bounds
 	prunes, prunesTo bool // see Prunes
 
-	pooled atomic.Int32 // what the last connection was: 0 is not known, 1 direct, 2 through a pooler
+	// pooled is what the last connection was: 0 is not known, 1 direct, 2 through a pooler.
+	pooled atomic.Int32
 
-	ascii     atomic.Bool // the database's encoding has not all characters: texts of our own are ASCII
-	unchecked atomic.Bool // the database knows no encoding (SQL_ASCII): rows may hold any bytes
+	// ascii is true when the database's encoding lacks characters: texts of our own are ASCII.
+	ascii     atomic.Bool
+	unchecked atomic.Bool // the database has no encoding (SQL_ASCII): rows may hold any bytes
 	accepted  sync.Map    // rowTypes that may be delivered
 }
 
@@ -54,7 +56,7 @@ func New(cfg Config, log hclog.Logger) (*Store, error) {
 // applicationName is what pg_stat_activity shows for a purpose.
 func applicationName(purpose string) string { return sessions.Name(purpose) }
 
-// setup turns what a person has to mend into a *relay.SetupError.
+// setup turns what a person has to fix into a *relay.SetupError.
 func setup(err error) error {
 	var pg *pgconn.PgError
 	if done := (*relay.SetupError)(nil); errors.As(err, &done) || !errors.As(err, &pg) {
@@ -68,7 +70,9 @@ func setup(err error) error {
 			return archiveError(err, "", nil)
 		}
 		return &relay.SetupError{Problem: "a column that the relay needs is missing", Err: err, Fix: "run: sagaz-relay migrate; if it is a column of saga_outbox, restore it"}
-	case "42601", "42804": // INSERT has more expressions than target columns; column … is of type … but expression is of type …
+	case "42601", "42804":
+		// INSERT has more expressions than target columns; column … is of type … but expression is
+		// of type ….
 		return archiveError(err, "", nil)
 	case "428C9": // cannot insert a non-DEFAULT value into column
 		return &relay.SetupError{
@@ -81,7 +85,7 @@ func setup(err error) error {
 	return err
 }
 
-// archiveError says that rows cannot be moved whole, with what mends it where that is known.
+// archiveError is the error that rows cannot be moved whole, with the fix where that is known.
 func archiveError(err error, before string, fix []string) *relay.SetupError {
 	if fix == nil {
 		before = "give it the same columns in the same order (ALTER TABLE saga_outbox_archive ADD COLUMN …)"
@@ -92,7 +96,7 @@ func archiveError(err error, before string, fix []string) *relay.SetupError {
 	}
 }
 
-// Prunes says that retention removes rows, or moves them to the archive: Check then looks at what
+// Prunes sets that retention removes rows, or moves them to the archive: Check then looks at what
 // that needs, too.
 func (s *Store) Prunes(archive bool) { s.prunes, s.prunesTo = true, archive }
 
@@ -100,7 +104,7 @@ func (s *Store) Prunes(archive bool) { s.prunes, s.prunesTo = true, archive }
 func (s *Store) statements() []string {
 	all := []string{
 		acquireSQL, takenSQL, othersSQL, bequeathSQL, inheritSQL, frontSQL, moveSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
-		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, tellSQL, giveUpSQL,
+		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, setStatusSQL, giveUpSQL,
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
 		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, convertSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
 		systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL,

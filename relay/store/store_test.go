@@ -67,8 +67,7 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// A role that owns nothing works with the rights that the error tells to grant, and with nothing
-// less.
+// A role that owns nothing works with the rights that the error has for it, and with nothing less.
 func TestCheckRights(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for _, mode := range []string{MarkUpdate, MarkDelete, MarkArchive} {
@@ -122,7 +121,7 @@ func TestCheckRights(t *testing.T) {
 	})
 }
 
-// secret is in every DSN of TestNoPassword; neither it nor a part of it may be told.
+// secret is in every DSN of TestNoPassword; neither it nor a part of it may be logged.
 const secret = "s3cr%ETword"
 
 func TestNoPassword(t *testing.T) {

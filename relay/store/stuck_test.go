@@ -12,9 +12,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Somebody holds the lock of the slot's row: a mark whose commit waits for a disk, a person. The
-// owner cannot write that it lives, and asks instead. A standby sees that on the owner's session,
-// and does not take the slot for several times the lease's time.
+// The slot's row is locked: by a mark whose commit waits for a disk, or by a person. The owner
+// cannot write that it is alive, and asks instead. A standby sees that on the owner's session, and
+// does not take the slot for several times the lease's time.
 func TestLeaseKeptWhileItsRowIsLocked(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
@@ -102,7 +102,7 @@ func TestOneConnectionCut(t *testing.T) {
 	})
 }
 
-// The server's process for one connection is stopped. Nothing that it holds is wanted by others.
+// The server's process for one connection is stopped. It has no lock that others need.
 func TestOneBackendStopped(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
@@ -171,7 +171,7 @@ func stuckAlone(t *testing.T, l *lease, stick func(t *testing.T, purpose string)
 
 // A call that waits for its turn behind one that is stuck ends with its context; so does the
 // release of the lease.
-func TestNobodyWaitsWithoutEnd(t *testing.T) {
+func TestNothingWaitsWithoutEnd(t *testing.T) {
 	db := pgtest.New(t, pgtest.Migrated())
 	proxy := pgtest.NewProxy(t, db.DSN)
 	cfg := testConfig(db)

@@ -29,22 +29,22 @@ var wanted = map[relay.SweepKind]string{
 const inNoLedger = `NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)`
 
 // keysSQL finds the rows of one kind, sorts them, and returns the first after a place. They are
-// found first and sorted after (MATERIALIZED), or the planner would walk the index on created_at,
-// through millions of sent rows, in the hope of finding the first few soon.
+// found first and sorted after (MATERIALIZED). Otherwise the planner would walk the index on
+// created_at, through millions of sent rows, in the hope of finding the first few soon.
 //
 // A row version is seen in the snapshot $4 when the transaction that wrote it, xmin, is visible
-// there. xmin is the lower half of a transaction id; the upper is such that it lies before the end
-// of our own snapshot. xmin may also be a subtransaction (a savepoint), of which a snapshot says
-// nothing: its id is higher than its transaction's. So, unless $5, what was written after a
-// transaction began that the snapshot has as running, and that has committed since, does not count
-// as seen: it may be its savepoint's.
+// there. The lower half of a transaction id is xmin; the upper half is such that the id lies before
+// the end of our own snapshot. It may also be the id of a subtransaction (a savepoint), which a
+// snapshot does not list. That id is higher than its transaction's. Some transactions that the
+// snapshot has as running have committed since. What was written after one of them began may be its
+// savepoint's, and does not count as seen, unless $5.
 //
 // Rows with one created_at are sorted by the command that made them, cmin. That is in the same
 // place as xmax's command, so an update that was rolled back leaves its own number there. Where a
-// row of a transaction has an xmax, its rows are sorted by where they stand.
+// row of a transaction has an xmax, its rows are sorted by their place in the table.
 //
-// Rows in the ledger are left out, but for pending ones with a dead entry, which are told apart: a
-// dead letter says dead_letter, so a person has set it back to pending.
+// Rows in the ledger are left out, but for pending ones with a dead entry, which are returned as
+// such. A dead letter has status dead_letter, so a person has set such a row back to pending.
 func keysSQL(kind relay.SweepKind, since bool) string {
 	window := `$6::timestamptz IS NULL`
 	if since {
@@ -75,7 +75,7 @@ func pieceSQL(kind relay.SweepKind) string {
 	return eventSQL("$5::int8") + ` WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
 }
 
-// reviveSQL makes dead entries ready again, as if they had never been refused.
+// reviveSQL sets dead entries back to retry now, as if they had never been refused.
 const reviveSQL = `UPDATE saga_outbox_delivery SET state = 'retry', next_attempt_at = NULL, attempts = 0 WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND state = 'dead' AND NOT discarded` + owned
 
 // sweepKey is a row that a sweep has noted.
@@ -83,20 +83,20 @@ type sweepKey struct {
 	id   relay.UUID
 	at   timestamp
 	size int
-	// Rows with one created_at, which a transaction gives to all its rows by default, are in the
-	// order of their insertion: by the number of the command in the transaction, then by place. A
-	// row that was updated since has those of the update.
+	// By default a transaction gives one created_at to all its rows. Rows with one created_at are
+	// in the order of their insertion: by the number of the command in the transaction, then by
+	// place. A row that was updated since has those of the update.
 	command int64
 	place   string
 }
 
 // Sweep implements relay.Sweeper. With the snapshot that SweepFrom has noted, Seen is taken
-// generously: rows that may have been visible in it are among those found, and the slot, which is
-// read afterwards, is asked for no row that is settled by then. With any other it is taken
-// strictly: what may not have been visible is left for a later sweep, because the stream may be
-// telling of it.
+// generously: rows that may have been visible in it are among those found. The slot is read
+// afterwards, and its rows that are settled by then are dropped. With any other snapshot it is
+// taken strictly: what may not have been visible is left for a later sweep, because the stream may
+// be delivering it.
 func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
-	err := l.beside(ctx, "sweep", func(ctx context.Context, conn *pgx.Conn) error {
+	err := l.onConn(ctx, "sweep", func(ctx context.Context, conn *pgx.Conn) error {
 		return l.sweep(ctx, conn, q, f)
 	})
 	var stop *stopped
@@ -113,7 +113,7 @@ func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Ev
 func (l *lease) Backlog(ctx context.Context, limit int) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err = l.beside(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
+	err = l.onConn(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
 		return each(ctx, conn, []any{&n}, func() error { return nil }, `SELECT count(*) FROM (SELECT FROM saga_outbox o WHERE status = 'pending' AND `+inNoLedger+` LIMIT $1) p`, limit)
 	})
 	if err != nil {
@@ -165,7 +165,7 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 				n++
 				k.id = id
 				switch {
-				case l.left.has(id): // done, and neither its row nor the ledger says so
+				case l.left.has(id): // done, and neither its row nor the ledger shows it
 				case back:
 					dead = append(dead, id)
 				default:
@@ -187,7 +187,8 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 		}
 		full := n == sweepKeys
 		after, looked = k, true
-		if q.Seen == "" { // so that it ends, however fast rows arrive, and finds of each key what is first
+		// So that it ends, however fast rows arrive, and finds of each key what is first.
+		if q.Seen == "" {
 			seen, generous = &before, true
 		}
 		for limit := pieceRows; len(keys) > 0; {
@@ -213,14 +214,14 @@ func (l *lease) revive(ctx context.Context, ids uuids) error {
 		tx.queue(nil, reviveSQL, uuids{}, l.slot, l.epoch)
 		return l.send(ctx, tx)
 	}, func(lo, hi int, why error) error {
-		l.tellRefused(ids[lo:hi], why, "a dead letter cannot be made ready again")
+		l.logRefused(ids[lo:hi], why, "a dead letter cannot be set back to retry")
 		return nil
 	})
 }
 
-// piece reads the rows of the first keys and gives to f what fits; it returns the keys that are
-// left. limit is how many it takes at most, which it adapts to how large rows are: what does not
-// fit is read again, so that it is fresh when its turn comes.
+// piece reads the rows of the first keys and gives to f what fits. It returns the keys that are
+// left. At most limit are taken, which it adapts to how large rows are. What does not fit is read
+// again, so that it is fresh when its turn comes.
 func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind, args []any, keys []sweepKey, limit *int, f func([]relay.Event) error) ([]sweepKey, error) {
 	stored := 0
 	ids := make(uuids, 0, min(len(keys), *limit))

@@ -90,7 +90,7 @@ func TestSweepRevivesDeadLetters(t *testing.T) {
 
 var errStop = errors.New("enough")
 
-// What was settled while f was busy is not among the next rows; sizes are bounded; nothing is held
+// What was settled while f was busy is not among the next rows; sizes are bounded; no lock is kept
 // meanwhile.
 func TestSweepInPieces(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
@@ -111,7 +111,7 @@ func TestSweepInPieces(t *testing.T) {
 			if value[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'sagaz-relay sweep outbox' AND datname = current_database() AND (state <> 'idle' OR backend_xmin IS NOT NULL))`) {
 				t.Error("a snapshot is held while the events are published")
 			}
-			if calls == 1 { // the others up to the thousandth are settled by somebody
+			if calls == 1 { // the others up to the thousandth are settled by another session
 				mark(t, l, marksOf(events[:1000]))
 			}
 			return nil
@@ -160,7 +160,7 @@ func TestSweepClaimedAndFailed(t *testing.T) {
 }
 
 // Two looks: what was visible in the snapshot, and nothing that may not have been. On a server of
-// its own: a snapshot holds the transactions of all databases, so any other that runs while it is
+// its own: a snapshot has the transactions of all databases, so any other that runs while it is
 // taken and then commits makes the sweep leave the fourth row for later.
 func TestSweepSeen(t *testing.T) {
 	onEachAlone(t, map[string]string{"autovacuum": "off"}, func(t *testing.T, db *pgtest.DB) {
@@ -190,7 +190,8 @@ func TestSweepSeen(t *testing.T) {
 			t.Errorf("the WAL ends at %s, the horizon says %s", end, h.WAL)
 		}
 		insert(t, db, 5, 5)
-		exec(t, db, `UPDATE saga_outbox SET retry_count = 1 WHERE event_id = $1`, id(1).String()) // another version of the row
+		// Another version of the row.
+		exec(t, db, `UPDATE saga_outbox SET retry_count = 1 WHERE event_id = $1`, id(1).String())
 		insert(t, db, 6, 6)
 		if got, want := swept(t, l, relay.SweepQuery{Seen: h.Snapshot}), "4"; got != want {
 			t.Errorf("while it runs: got %q, want %q", got, want)
@@ -198,7 +199,7 @@ func TestSweepSeen(t *testing.T) {
 		if err := tx.Commit(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		// The fourth may be the transaction's savepoint's, for all that the snapshot says; another
+		// The fourth may be the transaction's savepoint's, as far as the snapshot shows; another
 		// sweep will find it.
 		if got, want := swept(t, l, relay.SweepQuery{Seen: h.Snapshot}), ""; got != want {
 			t.Errorf("after it has committed: got %q, want %q", got, want)
@@ -253,11 +254,11 @@ func TestRecovery(t *testing.T) {
 				t.Errorf("noted already: %+v, %v; want %s", again, err, h.Snapshot)
 			}
 		}
-		// The slot was made anew meanwhile: what was committed before that is to be swept too.
-		if anew, err := l.SweepFrom(t.Context(), 4712); err != nil || anew.Snapshot == h.Snapshot {
-			t.Errorf("noted for another slot: %+v, %v; want a new snapshot", anew, err)
-		} else if got, want := swept(t, l, relay.SweepQuery{Seen: anew.Snapshot}), "1 2 3"; got != want {
-			t.Errorf("a slot made anew: got %q, want %q", got, want)
+		// The slot was made again meanwhile: what was committed before that is to be swept too.
+		if again, err := l.SweepFrom(t.Context(), 4712); err != nil || again.Snapshot == h.Snapshot {
+			t.Errorf("noted for another slot: %+v, %v; want a new snapshot", again, err)
+		} else if got, want := swept(t, l, relay.SweepQuery{Seen: again.Snapshot}), "1 2 3"; got != want {
+			t.Errorf("a slot made again: got %q, want %q", got, want)
 		}
 		// A database restored from a dump of another cluster: its positions mean nothing here.
 		exec(t, db, `UPDATE saga_outbox_relay SET marked_lsn = 'FF/0', confirmed_lsn = 'FF/0'`)
@@ -277,7 +278,7 @@ func TestRecovery(t *testing.T) {
 		if err := l.Confirm(t.Context(), 8); err != nil { // late
 			t.Fatal(err)
 		}
-		// A row that no slot has told of moves marked_lsn to the end of the WAL.
+		// A row that no slot has delivered moves marked_lsn to the end of the WAL.
 		marks := marksOf(insert(t, db, 4, 4))
 		marks[0].CommitLSN = 0
 		if _, err := l.Mark(t.Context(), relay.MarkBatch{Marks: marks, Confirm: 11}); err != nil {

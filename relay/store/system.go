@@ -15,24 +15,25 @@ import (
 // from the start of one cluster. In a database that was dumped and restored in another they are of
 // a WAL that is not there:
 //
-//   - a position in front of this WAL's end would be reported to the slot, which then tells nothing
-//     until the WAL has come so far: events late and out of order, with everything green;
+//   - a position past this WAL's end would be reported to the slot, which then delivers nothing
+//     until the WAL has come so far. Events would be late and out of order, while every check is
+//     green;
 //   - an entry whose row is gone would wait for a transaction from the future.
 //
-// So the cluster's identifier stands beside the positions, and whoever takes the lease compares it
-// first. Another cluster means: positions count from nothing, and the table is swept as for a slot
-// that is gone.
+// So the cluster's identifier is stored next to the positions, and whoever takes the lease compares
+// it first. If the cluster is another one, positions begin at zero, and the table is swept as for a
+// slot that is gone.
 //
 // Another timeline of the same cluster (a promotion, a point-in-time recovery) shares the WAL up to
-// where it branched off, and what came after it on the old one is gone with its rows. Positions may
+// where it branched off. What came after that on the old one is gone with its rows. Positions may
 // lie behind that point, and this WAL may be past them by now. So the one that is reported to the
 // slot is forgotten; the slot's own, which the new primary keeps, counts. What was noted of marks
 // stays: up to it rows are looked up, which is right wherever it is.
 //
 // The sequence of crashes: the entries are cleared first, in pieces, then the row is changed with
 // the identifier in one statement. A relay that dies before that leaves the identifier as it was,
-// and the next one begins again, with what is left. Between that and the lease's epoch nothing is
-// written by anybody: we hold the slot's lock, or, behind a pooler, the owner's time is over.
+// and the next one begins again, with what is left. Between that and the lease's epoch nothing else
+// writes: we hold the slot's lock, or, behind a pooler, the owner's time is over.
 const (
 	systemSQL = `SELECT c.system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8),
 			coalesce(r.system_id, c.system_identifier), coalesce(r.timeline, left(pg_walfile_name(pg_current_wal_lsn()), 8))

@@ -7,7 +7,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// positions is what a slot's row says of the WAL.
+// positions is what a slot's row has of the WAL.
 func positions(t testing.TB, db *pgtest.DB) string {
 	t.Helper()
 	return value[string](t, db.Pool, `SELECT concat_ws(' ', CASE WHEN marked_lsn = '0/0' THEN 'no' ELSE 'some' END || ' marks',
@@ -17,7 +17,7 @@ func positions(t testing.TB, db *pgtest.DB) string {
 }
 
 // A database that was restored in another cluster brings positions and transactions that mean
-// nothing there: the positions are forgotten, and nobody waits for the transactions. Another
+// nothing there: the positions are forgotten, and nothing waits for the transactions. Another
 // timeline of the same cluster keeps what was marked.
 func TestAnotherCluster(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
@@ -40,7 +40,8 @@ func TestAnotherCluster(t *testing.T) {
 			t.Fatalf("at first: %s, want %s", got, want)
 		}
 
-		exec(t, db, `UPDATE saga_outbox_relay SET system_id = NULL, timeline = NULL`) // as a relay from before that leaves them
+		// As a relay from before these columns leaves them.
+		exec(t, db, `UPDATE saga_outbox_relay SET system_id = NULL, timeline = NULL`)
 		release(t, acquire(t, s, "outbox"))
 		if got, want := positions(t, db), "some marks some position owes nothing this cluster"; got != want {
 			t.Errorf("after an older relay: %s, want %s", got, want)
@@ -78,7 +79,7 @@ func TestAnotherCluster(t *testing.T) {
 			}
 		}
 		if gone != 1 {
-			t.Errorf("%d entries are told as gone, want the one without a row", gone)
+			t.Errorf("%d entries are returned as gone, want the one without a row", gone)
 		}
 	})
 }

@@ -25,12 +25,12 @@ type Belonging struct {
 	sql string
 }
 
-// ErrInUse says that a relay lives.
+// ErrInUse means that a relay runs.
 var ErrInUse = errors.New("a relay is running")
 
 // Belongings are what relays have made in this database and its server for it: slots, publication,
-// origins and, if they are asked for, our own tables. Nothing that another database or somebody
-// else made is among them. slots and publication are those of the settings.
+// origins and, if they are asked for, our own tables. Nothing that another database or another
+// program made is among them. slots and publication are those of the settings.
 func Belongings(ctx context.Context, conn *pgx.Conn, slots []string, publication string, withTables bool) ([]Belonging, error) {
 	about := sessions.Of(conn.PgConn())
 	slots = slices.Clone(slots)
@@ -110,8 +110,8 @@ func Belongings(ctx context.Context, conn *pgx.Conn, slots []string, publication
 // Remove removes what Belongings has found and notes in each how that went. What is gone already
 // counts as removed. It goes on after an error, and reports whether all are gone that were to go.
 //
-// While it works it holds the slots' locks, so that a relay which starts meanwhile stands by. It
-// may be interrupted and run again at any place: each step stands alone.
+// While it works it holds the slots' locks, so that a relay which starts meanwhile waits as
+// standby. It may be interrupted and run again at any place: no step depends on another.
 func Remove(ctx context.Context, conn *pgx.Conn, all []Belonging) bool {
 	for i := range all {
 		if b := &all[i]; b.Kind == "slot" && !b.Stays {

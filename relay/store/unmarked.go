@@ -11,13 +11,13 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Rows whose marks the database refuses are set aside: an entry of relay.MarkSink in the ledger
-// says so, and everything that finds events leaves rows with entries alone. Remark tries them again
+// Rows whose marks the database refuses are parked: they get an entry of relay.MarkSink in the
+// ledger, and everything that finds events leaves rows with entries alone. Remark tries them again
 // at growing pauses. Such an entry needs neither the row nor its lock, so it can be made for a row
-// that somebody holds FOR UPDATE, too.
+// that another session has locked, too.
 
-// lockedFor is how long a row may be locked, or pass by a mark without a word (a trigger that
-// returns NULL), until it is set aside. An ordinary transaction is over by then.
+// lockedFor is how long a row may be locked, or be left unmarked without an error (a trigger that
+// returns NULL), until it is parked. An ordinary transaction is over by then.
 const lockedFor = 5 * time.Second
 
 // remarkPause is the time until the next try, in seconds, after $3 tries.
@@ -28,14 +28,15 @@ const (
 			WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL LIMIT $2)
 		SELECT count(*), min(parked_at), coalesce((SELECT coalesce(last_error, reason) FROM u ORDER BY parked_at LIMIT 1), '') FROM u`
 
-	// remarkDueSQL tells of each what there is to write: whether the row is gone, or locked.
+	// remarkDueSQL returns the entries to try again, with their reason, which has what there is to
+	// write.
 	remarkDueSQL = `SELECT event_id, coalesce(reason, '') FROM saga_outbox_delivery
 		WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at <= clock_timestamp() ORDER BY next_attempt_at LIMIT $2`
 
 	lockedSQL = `SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) EXCEPT SELECT event_id FROM
 		(SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED) free`
 
-	// remarkedSQL takes the entries out of rows that say what they should, or are gone.
+	// remarkedSQL deletes the entries of rows that have the right status by now, or are gone.
 	remarkedSQL = `DELETE FROM saga_outbox_delivery d WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
 		AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = d.event_id AND o.status NOT IN ('sent', 'dead_letter')
 			AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `'))` + owned + ` RETURNING event_id`
@@ -44,7 +45,7 @@ const (
 			reason = CASE reason WHEN '` + string(relay.ReasonDiscarded) + `' THEN reason ELSE $4 END, last_error = $5
 		WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'` + owned
 
-	// givenUpSQL notes of rows that were set aside that their events will not be delivered.
+	// givenUpSQL notes of parked rows that their events will not be delivered.
 	givenUpSQL = `UPDATE saga_outbox_delivery d SET reason = '` + string(relay.ReasonDiscarded) + `' WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
 		AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `')` + owned
 
@@ -64,20 +65,20 @@ func withoutOthers(sql string) string {
 	return strings.Replace(withoutEntries(sql), `d.event_id = i)`, `d.event_id = i AND d.sink <> '`+relay.MarkSink+`')`, 1)
 }
 
-// unmarkedBecause is the entry that sets a row aside.
+// unmarkedBecause is the entry that parks a row.
 func unmarkedBecause(reason relay.Reason, why cause) relay.Parked {
 	return relay.Parked{
 		Sink: relay.MarkSink, State: relay.StateRetry, Detached: true, Reason: reason, Error: why.text, Delay: leftoverMin,
 	}
 }
 
-// setAside makes entries for rows that refuse their marks, along with the entries of sinks that
+// parkRefused makes entries for rows that refuse their marks, along with the entries of sinks that
 // refused the events. What the ledger refuses is kept in memory.
-func (l *lease) setAside(ctx context.Context, marks []relay.Mark, why error) error {
-	return l.asides(ctx, marks, relay.ReasonUnmarked, func(int) cause { return causeOf(why) })
+func (l *lease) parkRefused(ctx context.Context, marks []relay.Mark, why error) error {
+	return l.parkUnmarked(ctx, marks, relay.ReasonUnmarked, func(int) cause { return causeOf(why) })
 }
 
-func (l *lease) asides(ctx context.Context, marks []relay.Mark, reason relay.Reason, why func(i int) cause) error {
+func (l *lease) parkUnmarked(ctx context.Context, marks []relay.Mark, reason relay.Reason, why func(i int) cause) error {
 	with := make([]relay.Mark, len(marks))
 	for i := range marks {
 		with[i] = marks[i]
@@ -85,19 +86,19 @@ func (l *lease) asides(ctx context.Context, marks []relay.Mark, reason relay.Rea
 	}
 	ids := idsOf(marks)
 	l.left.expect(true) // before the commit, whose answer may be lost
-	err := l.batched(ctx, "set aside", len(with), func(lo, hi int) error {
+	err := l.batched(ctx, "park", len(with), func(lo, hi int) error {
 		return l.parkOnly(ctx, l.left.behind(part{marks: with[lo:hi]}).marks)
 	}, func() error {
 		return l.parkOnly(ctx, nil)
 	}, func(lo, hi int, refused error) error {
-		l.tellRefused(ids[lo:hi], refused, "neither the row nor the ledger takes what became of an event: kept in memory, "+
+		l.logRefused(ids[lo:hi], refused, "neither the row nor the ledger takes what became of an event: kept in memory, "+
 			"and delivered again by the next owner if this one ends before it is written")
 		return l.left.keep(marks[lo:hi], causeOf(refused))
 	})
 	if err != nil {
-		return fmt.Errorf("set %d rows aside that cannot be marked: %w", len(marks), err)
+		return fmt.Errorf("park %d rows that cannot be marked: %w", len(marks), err)
 	}
-	l.tellEach(ids, why, asideMessage)
+	l.logEach(ids, why, parkedMessage)
 	return nil
 }
 
@@ -109,19 +110,19 @@ func (l *lease) parkOnly(ctx context.Context, marks []relay.Mark) error {
 	return l.send(ctx, tx)
 }
 
-const asideMessage = "a row cannot be marked: set aside, and tried again"
+const parkedMessage = "a row cannot be marked: parked, and tried again"
 
 // refusedLines bounds the lines that one batch writes to the log.
 const refusedLines = 20
 
-// tellRefused logs what the database refuses to do to rows or entries, each event once.
-func (l *lease) tellRefused(ids uuids, why error, message string) {
+// logRefused writes to the log what the database refuses to do to rows or entries, each event once.
+func (l *lease) logRefused(ids uuids, why error, message string) {
 	c := causeOf(why)
-	l.tellEach(ids, func(int) cause { return c }, message)
+	l.logEach(ids, func(int) cause { return c }, message)
 }
 
-// tellEach is tellRefused with a cause for each.
-func (l *lease) tellEach(ids uuids, why func(i int) cause, message string) {
+// logEach is logRefused with a cause for each.
+func (l *lease) logEach(ids uuids, why func(i int) cause, message string) {
 	lines, more := 0, 0
 	for i, id := range ids {
 		if !l.left.first(id) {
@@ -139,9 +140,9 @@ func (l *lease) tellEach(ids uuids, why func(i int) cause, message string) {
 	}
 }
 
-// setLockedAside sets rows aside that somebody has locked for too long, and returns those that are
-// still to be marked later.
-func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, locked []int) ([]int, error) {
+// parkLocked parks rows that have been locked for too long, and returns those that are still to be
+// marked later.
+func (l *lease) parkLocked(ctx context.Context, marks []relay.Mark, later, locked []int) ([]int, error) {
 	overdue := first(marks, later, l.left.lockedSince(marks, locked))
 	if len(overdue) == 0 {
 		return later, nil
@@ -151,31 +152,31 @@ func (l *lease) setLockedAside(ctx context.Context, marks []relay.Mark, later, l
 		these = append(these, marks[i])
 	}
 	who := l.holders(ctx, idsOf(these))
-	if err := l.asides(ctx, these, relay.ReasonLocked, func(i int) cause { return cause{text: who[i]} }); err != nil {
+	if err := l.parkUnmarked(ctx, these, relay.ReasonLocked, func(i int) cause { return cause{text: who[i]} }); err != nil {
 		return nil, err
 	}
 	l.left.unlocked(these)
 	return slices.DeleteFunc(later, func(i int) bool { return slices.Contains(overdue, i) }), nil
 }
 
-// first are those of a batch's overdue events that have none in front of them in their key which
-// goes on waiting: with an entry they would be past it.
+// first are those of a batch's overdue events with no event in front of them in their key that is
+// still to be marked. With an entry they would be past it.
 func first(marks []relay.Mark, later, overdue []int) (these []int) {
 	if len(overdue) == 0 {
 		return nil
 	}
-	waiting := make(map[string]bool)
+	blocked := make(map[string]bool)
 	for _, i := range slices.Sorted(slices.Values(later)) {
-		if key := marks[i].Key; slices.Contains(overdue, i) && !waiting[key] {
+		if key := marks[i].Key; slices.Contains(overdue, i) && !blocked[key] {
 			these = append(these, i)
 		} else {
-			waiting[key] = true
+			blocked[key] = true
 		}
 	}
 	return these
 }
 
-// holders says for each row who has it locked, as far as that can be told.
+// holders returns for each row which session has it locked, as far as that can be found out.
 func (l *lease) holders(ctx context.Context, ids uuids) []string {
 	if len(ids) == 0 {
 		return nil
@@ -203,8 +204,8 @@ const (
 	remarkFor = 2 * time.Second
 	// remarkWrites bounds the transactions by which one batch of a look is taken apart.
 	remarkWrites = 64
-	// remarkGiveUp is after how many rows that are refused alone, and none taken, the rest of it
-	// waits for the next time.
+	// remarkGiveUp is after how many rows that are refused alone, without one that is taken, the
+	// rest waits for the next time.
 	remarkGiveUp = 8
 )
 
@@ -220,7 +221,7 @@ func (l *lease) Remark(ctx context.Context) (u relay.Unmarked, err error) {
 		}
 	}
 	if err != nil {
-		return u, fmt.Errorf("mark rows that were set aside: %w", err)
+		return u, fmt.Errorf("mark parked rows: %w", err)
 	}
 	l.left.count(&u)
 	return u, nil
@@ -276,7 +277,7 @@ func (l *lease) remark(ctx context.Context) (more bool, err error) {
 		return locked[id]
 	})
 	h := halving{
-		left: remarkWrites, giveUp: remarkGiveUp, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) >= blamePassing },
+		left: remarkWrites, giveUp: remarkGiveUp, until: time.Now().Add(halvingFor), fault: func(err error) bool { return blames(ctx, err) >= blameTransient },
 		write: func(lo, hi int) error {
 			done, err := l.remarked(ctx, ids[lo:hi], given)
 			if err != nil {
@@ -290,7 +291,7 @@ func (l *lease) remark(ctx context.Context) (more bool, err error) {
 			}
 			return l.postpone(ctx, skipped, relay.ReasonUnmarked, cause{text: "a trigger or rule skips the mark without an error"})
 		},
-		aside: func(lo, hi int, why error) error {
+		refused: func(lo, hi int, why error) error {
 			return l.postpone(ctx, ids[lo:hi], relay.ReasonUnmarked, causeOf(why))
 		},
 	}
@@ -332,7 +333,7 @@ func (l *lease) remarked(ctx context.Context, ids uuids, given map[relay.UUID]bo
 	if len(givenUp) > 0 {
 		tx.queue(nil, withoutOthers(giveUpSQL), givenUp, l.slot, l.epoch)
 	}
-	tx.queue(nil, tellSQL, ids, l.slot, l.epoch, l.store.cfg.Hybrid)
+	tx.queue(nil, setStatusSQL, ids, l.slot, l.epoch, l.store.cfg.Hybrid)
 	tx.query([]any{&id}, func() error { done[id] = true; return nil }, remarkedSQL, ids, l.slot, l.epoch)
 	return done, l.send(ctx, tx)
 }
@@ -347,8 +348,8 @@ func (l *lease) postpone(ctx context.Context, ids uuids, reason relay.Reason, wh
 	return l.send(ctx, tx)
 }
 
-// rewrite tries leftovers again, in their order, one by one: of a key none may pass the one before
-// it.
+// rewrite tries leftovers again, in their order, one by one: no event of a key may pass the one
+// before it.
 func (l *lease) rewrite(ctx context.Context, until time.Time) error {
 	marks, outcomes := l.left.due()
 	if err := l.rewriteOutcomes(ctx, outcomes, until); err != nil {
@@ -388,7 +389,7 @@ func (l *lease) rewriteOne(ctx context.Context, m relay.Mark) (written bool, err
 	if err == nil && len(later) == 0 {
 		return true, nil
 	}
-	if err != nil && blames(ctx, err) < blamePassing {
+	if err != nil && blames(ctx, err) < blameTransient {
 		return false, err
 	}
 	why := cause{text: "locked"}
@@ -398,7 +399,7 @@ func (l *lease) rewriteOne(ctx context.Context, m relay.Mark) (written bool, err
 	m.Parked = append(slices.Clone(m.Parked), unmarkedBecause(relay.ReasonUnmarked, why))
 	l.left.expect(true)
 	err = l.parkOnly(ctx, []relay.Mark{m})
-	if err != nil && blames(ctx, err) >= blamePassing {
+	if err != nil && blames(ctx, err) >= blameTransient {
 		return false, nil
 	}
 	return err == nil, err

@@ -15,8 +15,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// everyClass has a code of each class of SQLSTATE that a trigger may raise, and some that stand for
-// a kind of their own.
+// everyClass has a code of each class of SQLSTATE that a trigger may raise, and some that are of a
+// kind of their own.
 var everyClass = []string{
 	"03000", "08006", "09000", "0A000", "0B000", "0F001", "0L000", "0P000", "0Z000", "20000", "21000", "22001", "22P02", "23502", "23503", "23505", "23514", "23P01", "24000",
 	"25006", "25P02", "26000", "27000", "28000", "2B000", "2D000", "2F005", "34000", "38000", "39P01", "3B001", "3D000", "3F000", "40001", "40P01", "42501", "42703", "42883", "42P01",
@@ -50,7 +50,7 @@ func refusing(t testing.TB, db *pgtest.DB, table, when string, codes map[int]str
 	}
 }
 
-// markAll marks like the relay's marker: again when it did not work, and what is for later again.
+// markAll marks like the relay's marker: again when it did not work, and what was not marked again.
 func markAll(t testing.TB, l *lease, marks []relay.Mark) {
 	t.Helper()
 	deadline := time.Now().Add(2 * time.Minute)
@@ -78,7 +78,7 @@ func unmarkedEntries(t testing.TB, db *pgtest.DB) string {
 	return value[string](t, db.Pool, `SELECT coalesce(string_agg(format('%s %s %s', right(event_id::text, 4), reason, last_error), '; ' ORDER BY event_id), 'none') FROM saga_outbox_delivery WHERE sink = 'saga_outbox'`)
 }
 
-// remarkNow has what was set aside tried at once.
+// remarkNow makes parked rows be tried at once.
 func remarkNow(t testing.TB, db *pgtest.DB, l *lease) (u relay.Unmarked) {
 	t.Helper()
 	exec(t, db, `UPDATE saga_outbox_delivery SET next_attempt_at = now() - interval '1 s' WHERE sink = 'saga_outbox'`)
@@ -121,10 +121,10 @@ func sweepAll(t testing.TB, l *lease) (found []relay.UUID) {
 	return found
 }
 
-// A batch in which the database refuses some rows, each with another SQLSTATE: the others are
-// marked, these are set aside so that nothing delivers them again, and they get their marks once
-// the database takes them.
-func TestMarkSetsAsideWhatIsRefused(t *testing.T) {
+// A batch in which the database refuses some rows, each with another SQLSTATE. The others are
+// marked. These are parked so that nothing delivers them again, and they get their marks once the
+// database takes them.
+func TestMarkParksWhatIsRefused(t *testing.T) {
 	for _, c := range []struct{ mode, table, when string }{
 		{MarkUpdate, "saga_outbox", "UPDATE"},
 		{MarkDelete, "saga_outbox", "DELETE"},
@@ -161,7 +161,7 @@ func TestMarkSetsAsideWhatIsRefused(t *testing.T) {
 				}
 				whole := value[string](t, db.Pool, `SELECT coalesce(string_agg(d::text, ' '), '') FROM saga_outbox_delivery d`)
 				if strings.Contains(log.String(), payload) || strings.Contains(whole, payload) {
-					t.Error("what the trigger told of the row is in the log, or in an entry")
+					t.Error("what the trigger raised about the row is in the log, or in an entry")
 				}
 				for i, is := range settled(t, l, events) {
 					if !is {
@@ -204,8 +204,8 @@ func TestMarkSetsAsideWhatIsRefused(t *testing.T) {
 	}
 }
 
-// What fails without any row is no row's fault: nothing is set aside, and the error says so.
-func TestMarkTellsTheTablesFault(t *testing.T) {
+// What fails without any row is no row's fault: nothing is parked, and the error says so.
+func TestMarkFindsTheTablesFault(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for name, change := range map[string][2]string{
 			"a trigger for each statement": {
@@ -224,7 +224,7 @@ func TestMarkTellsTheTablesFault(t *testing.T) {
 					}
 				}
 				if got := unmarkedEntries(t, db); got != "none" {
-					t.Errorf("set aside: %s", got)
+					t.Errorf("parked: %s", got)
 				}
 				exec(t, db, change[1])
 				mark(t, l, marks)
@@ -238,7 +238,7 @@ func TestMarkTellsTheTablesFault(t *testing.T) {
 	})
 }
 
-// A table that refuses every row stops no event: all are set aside, in a bounded number of
+// A table that refuses every row stops no event: all are parked, in a bounded number of
 // transactions.
 func TestMarkAllRowsRefused(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
@@ -267,9 +267,9 @@ func TestMarkAllRowsRefused(t *testing.T) {
 	})
 }
 
-// A row that somebody holds is set aside after a while, with whom it waits for; it gets its mark
-// when the lock is gone.
-func TestMarkSetsAsideWhatIsLocked(t *testing.T) {
+// A row that is locked is parked after a while, with the session that has the lock; it gets its
+// mark when the lock is gone.
+func TestMarkParksWhatIsLocked(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		events := insert(t, db, 1, 100)
@@ -291,11 +291,12 @@ func TestMarkSetsAsideWhatIsLocked(t *testing.T) {
 		}
 		markAll(t, l, marksOf(events))
 		if got := value[int](t, db.Pool, `SELECT count(*) FROM saga_outbox_delivery WHERE sink = 'saga_outbox' AND reason = 'locked'`); got != len(want) {
-			t.Fatalf("%d rows are set aside, want %d", got, len(want))
+			t.Fatalf("%d rows are parked, want %d", got, len(want))
 		}
 		u := remarkNow(t, db, l)
 		const writersSQL = `SELECT count(DISTINCT xmin::text) FROM saga_outbox_delivery WHERE sink = 'saga_outbox'`
-		if n := value[int](t, db.Pool, writersSQL); n > 2 { // how long it has been locked may be told in two ways
+		// How long it has been locked may be noted in two ways.
+		if n := value[int](t, db.Pool, writersSQL); n > 2 {
 			t.Errorf("%d transactions have put off the rows of one session", n)
 		}
 		if sign := fmt.Sprintf("locked by pid %d, user", conn.PgConn().PID()); u.Events != len(want) || !strings.Contains(u.Cause, sign) || !strings.Contains(u.Cause, "application billing") {
@@ -311,7 +312,7 @@ func TestMarkSetsAsideWhatIsLocked(t *testing.T) {
 }
 
 // A trigger that returns NULL skips the mark without an error.
-func TestMarkSetsAsideWhatIsSkipped(t *testing.T) {
+func TestMarkParksWhatIsSkipped(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		events := insert(t, db, 1, 3)
@@ -328,8 +329,8 @@ func TestMarkSetsAsideWhatIsSkipped(t *testing.T) {
 	})
 }
 
-// Nor the ledger takes the entry: the event is kept in memory, in the order of its key, until it is
-// taken; the next owner finds its row.
+// The ledger does not take the entry either. The event is kept in memory, in the order of its key,
+// until it is taken; the next owner finds its row.
 func TestMarkKeepsInMemoryWhatTheLedgerRefuses(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -356,7 +357,7 @@ func TestMarkKeepsInMemoryWhatTheLedgerRefuses(t *testing.T) {
 		// The next owner would: they are pending.
 		other := newLease(l.store, l.slot, l.log, nil)
 		other.epoch = l.epoch
-		t.Cleanup(func() { other.marks.close(context.Background()); other.aside.close() })
+		t.Cleanup(func() { other.marks.close(context.Background()); other.conns.close() })
 		if found := sweepAll(t, other); !slices.Equal(found, []relay.UUID{id(10), id(20), id(21), id(22)}) {
 			t.Errorf("the next owner finds %d rows", len(found))
 		}
@@ -381,7 +382,7 @@ func TestMarkKeepsInMemoryWhatTheLedgerRefuses(t *testing.T) {
 
 // A trigger that is made while the relay runs finds what it names by the search_path, though our
 // sessions have pinned theirs.
-func TestMarkBesideANewTrigger(t *testing.T) {
+func TestMarkWithANewTrigger(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		events := insert(t, db, 1, 100)
@@ -390,14 +391,14 @@ func TestMarkBesideANewTrigger(t *testing.T) {
 			CREATE TRIGGER audits BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION audits()`)
 		mark(t, l, marksOf(events))
 		if got := counts(t, db); got != "100 sent" || unmarkedEntries(t, db) != "none" {
-			t.Errorf("rows: %s, set aside: %s", got, unmarkedEntries(t, db))
+			t.Errorf("rows: %s, parked: %s", got, unmarkedEntries(t, db))
 		}
 	})
 }
 
-// A row that does not take its status failed or dead_letter: its entries stay as they are, the
-// sweep does not take the dead letter for one that a person has set back, and when it is delivered
-// in the end, the row says so once it can.
+// A row that does not take its status failed or dead_letter. Its entries stay as they are, and the
+// sweep does not take the dead letter for one that a person has set back. When it is delivered in
+// the end, the row gets that status once it can.
 func TestMarkOfRefusedEventsIsRefused(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

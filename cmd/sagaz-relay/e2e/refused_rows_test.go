@@ -125,7 +125,7 @@ func TestRowBesideAnInvalidConstraint(t *testing.T) {
 	p.waitStreaming()
 	w.waitSlotPasses(p)
 	p.showsUnmarked(1, "SQLSTATE 23514: constraint t")
-	if lines := p.logged("a row cannot be marked: set aside"); len(lines) != 1 || lines[0].text("event_id") != ids[0].String() || lines[0].text("constraint") != "t" {
+	if lines := p.logged("a row cannot be marked: parked"); len(lines) != 1 || lines[0].text("event_id") != ids[0].String() || lines[0].text("constraint") != "t" {
 		t.Errorf("logged %v", lines)
 	}
 	p.stop()

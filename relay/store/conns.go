@@ -9,18 +9,18 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// beside are the lease's connections for what must not wait for marks, nor marks for it: looks at
+// conns are the lease's connections for what must not wait for marks, nor marks for it: looks at
 // the slot, counts, sweeps, pruning. They are made when needed and kept for the next time.
-type beside struct {
+type conns struct {
 	mu     sync.Mutex // guards the fields below
 	idle   map[string]*pgx.Conn
 	closed bool
 }
 
-// beside runs f on a connection for a purpose, which nobody else uses meanwhile.
-// The deadline of each statement is f's to set.
-func (l *lease) beside(ctx context.Context, purpose string, f func(context.Context, *pgx.Conn) error) error {
-	b := &l.aside
+// onConn runs f on the connection for a purpose, which nothing else uses meanwhile. f sets the
+// deadline of each statement.
+func (l *lease) onConn(ctx context.Context, purpose string, f func(context.Context, *pgx.Conn) error) error {
+	b := &l.conns
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -31,7 +31,7 @@ func (l *lease) beside(ctx context.Context, purpose string, f func(context.Conte
 	b.mu.Unlock()
 	if conn == nil || conn.IsClosed() {
 		var err error
-		if conn, err = l.openBeside(ctx, purpose); err != nil {
+		if conn, err = l.openConn(ctx, purpose); err != nil {
 			return err
 		}
 	}
@@ -42,7 +42,7 @@ func (l *lease) beside(ctx context.Context, purpose string, f func(context.Conte
 	return err
 }
 
-func (l *lease) openBeside(ctx context.Context, purpose string) (*pgx.Conn, error) {
+func (l *lease) openConn(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	conn, err := l.store.connect(ctx, purpose+" "+l.slot)
 	if err != nil {
 		return nil, setup(err)
@@ -60,7 +60,7 @@ func (l *lease) openBeside(ctx context.Context, purpose string) (*pgx.Conn, erro
 }
 
 // keep keeps a connection for the next time, unless it is of no use any more.
-func (b *beside) keep(purpose string, conn *pgx.Conn) bool {
+func (b *conns) keep(purpose string, conn *pgx.Conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed || b.idle[purpose] != nil || conn.IsClosed() {
@@ -73,7 +73,7 @@ func (b *beside) keep(purpose string, conn *pgx.Conn) bool {
 	return true
 }
 
-func (b *beside) close() {
+func (b *conns) close() {
 	b.mu.Lock()
 	idle := b.idle
 	b.closed, b.idle = true, nil
@@ -88,5 +88,5 @@ func (b *beside) close() {
 // fact runs a quick look on the connection for such looks. A cut connection of the marks does not
 // touch it, nor it them.
 func (l *lease) fact(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
-	return l.facts.within(ctx, func(ctx context.Context) error { return l.beside(ctx, "facts", f) })
+	return l.facts.within(ctx, func(ctx context.Context) error { return l.onConn(ctx, "facts", f) })
 }

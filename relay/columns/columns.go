@@ -25,7 +25,7 @@ type Column struct {
 	// Type is the type as people write it, such as character varying(255).
 	Type string
 	// Send is the name of the type's binary output function. A domain has that of the type it is
-	// made of, an enum has enum_send. So it tells what a type is, whatever it is called.
+	// made of, an enum has enum_send. So it shows what a type is, whatever it is called.
 	Send string
 	// Length is the most characters that the type holds; 0 without a limit.
 	Length int
@@ -61,7 +61,7 @@ type rule struct {
 const (
 	acceptedNames = "varchar, text, char(n), citext, an enum, uuid, bigint, integer or smallint"
 	acceptedTexts = "varchar or text"
-	acceptedJSON  = "jsonb, json, or a text or varchar that holds JSON"
+	acceptedJSON  = "jsonb, json, or a text or varchar with JSON"
 	acceptedTimes = "timestamptz or timestamp"
 )
 
@@ -94,8 +94,8 @@ func (p *Problem) String() string {
 	return fmt.Sprintf("column %s has type %s; accepted: %s", p.Column, p.Type, p.Accepted)
 }
 
-// Check returns the columns of a table whose types are not accepted. That columns are missing is
-// for others to say. table is the table's name, qualified and quoted.
+// Check returns the columns of a table whose types are not accepted. Columns that are missing are
+// reported elsewhere. table is the table's name, qualified and quoted.
 func Check(table string, all []Column) []Problem {
 	var problems []Problem
 	for _, c := range all {
@@ -121,11 +121,11 @@ func SetupError(table string, all []Column) error {
 	if problems == nil {
 		return nil
 	}
-	var said, fixes []string
+	var texts, fixes []string
 	for i := range problems {
-		said, fixes = append(said, problems[i].String()), append(fixes, problems[i].Fix)
+		texts, fixes = append(texts, problems[i].String()), append(fixes, problems[i].Fix)
 	}
-	return &relay.SetupError{Problem: fmt.Sprintf("table %s: %s", table, strings.Join(said, "; ")), Fix: "as the table's owner (it rewrites the table, and locks it meanwhile): " + strings.Join(fixes, " "), SQL: fixes}
+	return &relay.SetupError{Problem: fmt.Sprintf("table %s: %s", table, strings.Join(texts, "; ")), Fix: "as the table's owner (it rewrites the table, and locks it meanwhile): " + strings.Join(fixes, " "), SQL: fixes}
 }
 
 // OIDs of the types that need no look into the catalog (PostgreSQL's pg_type.dat).

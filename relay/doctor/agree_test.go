@@ -29,7 +29,8 @@ func starts(t *testing.T, cfg Config) []error {
 		rows.Prunes(cfg.Archive)
 	}
 	errs := []error{rows.Check(t.Context())}
-	if cfg.Mode == relay.ModePolling || errs[0] != nil && !errors.Is(errs[0], store.ErrStandby) { // a start gets no further
+	// A start gets no further.
+	if cfg.Mode == relay.ModePolling || errs[0] != nil && !errors.Is(errs[0], store.ErrStandby) {
 		return errs
 	}
 	stream := cdc.DefaultConfig()
@@ -63,8 +64,8 @@ func fixOf(f *Finding) string {
 	return strings.Join(parts, " ")
 }
 
-// agree wants of the doctor what the start says, and the other way round: the same problem, the
-// same fix, and as bad as it is.
+// agree checks that doctor and start find the same, both ways: the same problem, the same fix, and
+// as bad as it is.
 func agree(t *testing.T, cfg Config, report *Report) {
 	t.Helper()
 	streams := Degraded
@@ -87,20 +88,20 @@ func agree(t *testing.T, cfg Config, report *Report) {
 		}
 		f := report.finding("", severity, setup.Problem)
 		if f == nil {
-			t.Errorf("the start refuses, and the doctor does not say %s: %v\n%s", severity, err, show(report))
+			t.Errorf("the start refuses, and the doctor has no finding %s: %v\n%s", severity, err, show(report))
 		} else if fixOf(f) != setup.Fix {
-			t.Errorf("to mend it the doctor says\n%s\nand the start\n%s", fixOf(f), setup.Fix)
+			t.Errorf("to fix it the doctor has\n%s\nand the start has\n%s", fixOf(f), setup.Fix)
 		}
 	}
 	for i := range report.Findings {
 		f := &report.Findings[i]
 		if f.Severity == Broken && f.Check != "settings" && f.Check != "broker" && !strings.HasPrefix(f.Check, "sink ") && !refused {
-			t.Errorf("the doctor says %s, and the start does not refuse: %s", f.Severity, f.Summary)
+			t.Errorf("the doctor finds %s, and the start does not refuse: %s", f.Severity, f.Summary)
 		}
 	}
 }
 
-// Each of the rights that the documentation tells to grant is missed by both when it is taken away,
+// Each of the rights that the documentation grants is missed by both when it is taken away,
 // whatever the way to mark.
 func TestEachGrant(t *testing.T) {
 	for _, version := range pgtest.Versions() {
@@ -123,7 +124,7 @@ func TestEachGrant(t *testing.T) {
 						t.Fatalf("%s on %s is not missed:\n%s", right, need.Table, show(report))
 					}
 					agree(t, cfg, report)
-					mend(t, db.DSN, f)
+					applyFix(t, db.DSN, f)
 				}
 			}
 			if report := Examine(t.Context(), cfg, nil); report.Worst() > Note {

@@ -12,7 +12,7 @@ import (
 // elsewhere before?
 func (ex *exam) checkBroker(ctx context.Context) {
 	if ex.cfg.ByDefault == nil || ex.table == 0 || !ex.relayTable {
-		return // somebody has named it, or what is missing is told already
+		return // it is set, or what is missing is reported already
 	}
 	const check = "broker"
 	for _, slot := range ex.cfg.Slots {

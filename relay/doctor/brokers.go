@@ -96,7 +96,8 @@ func grouped(check string, problems []relay.RouteProblem) []Finding {
 			types[p.Problem] = append(types[p.Problem], p.Route.EventType)
 		}
 		step := do("%s", p.Fix)
-		if strings.HasPrefix(p.Fix, "rabbitmqadmin ") { // not wrapped: a quoted word may hold spaces
+		// Not wrapped: a quoted word may have spaces.
+		if strings.HasPrefix(p.Fix, "rabbitmqadmin ") {
 			step = run("%s", p.Fix)
 		}
 		if p.Fix != "" && !slices.Contains(steps[p.Problem], step) {

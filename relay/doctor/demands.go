@@ -29,7 +29,7 @@ func (ex *exam) refuses(check string, f *relay.SetupError) {
 	ex.add(finding)
 }
 
-// steps are a fix in pieces, so that statements stand alone. Put together they are the fix again.
+// steps are a fix in pieces, so that each statement is a step. Put together they are the fix again.
 func steps(f *relay.SetupError) []Step {
 	var all []Step
 	rest := f.Fix
@@ -55,7 +55,7 @@ func steps(f *relay.SetupError) []Step {
 	return all
 }
 
-// examined tells what the checks have found by which a relay starts or not.
+// examined adds what the checks have found by which a relay starts or not.
 func (ex *exam) examined(all ...relay.Examined) {
 	for _, e := range all {
 		for _, f := range e.Faults {
@@ -93,7 +93,7 @@ func (ex *exam) checkReplication(ctx context.Context) {
 	cfg.DatabaseURL, cfg.Publication, cfg.WALSenderTimeout = ex.cfg.DatabaseURL, ex.cfg.Publication, ex.cfg.WALSenderTimeout
 	cfg.StatusInterval = min(cfg.StatusInterval, cfg.WALSenderTimeout/3)
 	source, err := cdc.New(cfg, hclog.NewNullLogger())
-	if err != nil { // told with the settings
+	if err != nil { // reported with the settings
 		return
 	}
 	ex.examined(source.ExamineConnection(ctx))

@@ -1,10 +1,10 @@
-// Package doctor looks at everything that a relay needs and at how its work stands, and says what
-// is wrong, why that matters, and the exact statement or setting that mends it.
+// Package doctor looks at everything that a relay needs and at the state of its work. It reports
+// what is wrong, why that matters, and the exact statement or setting that fixes it.
 //
-// It changes nothing. Each check stands on its own: where a table, a right or a broker is missing,
-// the others still tell what they can. What cannot be found out is said as unknown, never passed
-// over.
+// It changes nothing. No check depends on another: where a table, a right or a broker is missing,
+// the others still report what they can. What cannot be found out is reported as unknown, never
+// left out.
 //
-// It knows many rooms, as cmd does: it says in one place what each of them would only say when it
-// fails.
+// It knows many packages, as cmd does: it reports in one place what each of them would only report
+// when it fails.
 package doctor

@@ -11,7 +11,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// Config is what the relay is told, as far as the checks depend on it.
+// Config has the relay's settings that the checks depend on.
 type Config struct {
 	DatabaseURL      string
 	Mode             string // relay.Config.Mode
@@ -31,7 +31,7 @@ type Config struct {
 	Encoder   relay.Encoder         // makes the destinations of events
 	ByDefault *relay.SinksByDefault // relay.Config.SinksByDefault
 
-	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is said;
+	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is reported;
 	// PendingTooLong how old a pending row may be.
 	RetainedTooMuch int64
 	PendingTooLong  time.Duration
@@ -59,13 +59,13 @@ type exam struct {
 	standby bool
 
 	// About saga_outbox, after checkTables:
-	table      uint32 // OID; 0 when there is none
+	table      uint32 // OID; 0 without a table
 	tableName  string // qualified and quoted
 	tableOwner string // quoted
 	relayTable bool   // saga_outbox_relay can be read
 	ledger     bool   // saga_outbox_delivery can be read
 
-	running []string // owners whose lease is held, after checkOwners
+	running []string // owners of the leases that are taken, after checkOwners
 }
 
 // Examine runs all checks. problems are those of the settings, which the caller has found.
@@ -163,7 +163,7 @@ func (ex *exam) streaming() (bool, Severity) {
 	}
 }
 
-// noStream says why it matters that nothing can be streamed.
+// noStream is why it matters that nothing can be streamed.
 func (ex *exam) noStream() string {
 	if ex.cfg.Mode == relay.ModeCDC {
 		return "RELAY_MODE=cdc refuses to start without it."

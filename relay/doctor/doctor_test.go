@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
 
-// sink can be told what to answer.
+// sink answers what the test sets.
 type sink struct {
 	down     error
 	problems []relay.RouteProblem
@@ -97,8 +97,9 @@ func (r *Report) finding(check string, severity Severity, says string) *Finding 
 	return nil
 }
 
-// mend does what a finding says, as a superuser, and runs "sagaz-relay migrate" where that is said.
-func mend(t testing.TB, superuser string, f *Finding) {
+// applyFix runs the statements of a finding's fix, as a superuser, and "sagaz-relay migrate" where
+// that is the fix.
+func applyFix(t testing.TB, superuser string, f *Finding) {
 	t.Helper()
 	for _, step := range f.Fix {
 		switch {
@@ -135,7 +136,7 @@ const ours = `GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %role; GRANT SELECT
 	GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %role; GRANT SELECT ON saga_outbox_migrations TO %role;
 	CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'insert')`
 
-// Every finding that statements can provoke and mend: it is there, what it prints is run, and it is
+// Every finding that statements can provoke and fix: it is there, what it prints is run, and it is
 // gone.
 func TestFindings(t *testing.T) {
 	library, err := filepath.Glob("../../migrations/testdata/*.sql")
@@ -147,13 +148,15 @@ func TestFindings(t *testing.T) {
 		min     int    // version of PostgreSQL
 		provoke string // %slot, %role
 		empty   bool   // the database has not been migrated
-		role    string // attributes of a role of its own for the doctor; "" for the superuser; "NONE" for a role without
-		config  func(*Config)
+		// role is the attributes of a role of its own for the doctor; "" for the superuser; "NONE"
+		// for a role without.
+		role   string
+		config func(*Config)
 
 		check    string
 		severity Severity
 		says     string
-		mend     string // beside the finding's own SQL
+		byHand   string // in addition to the finding's own SQL
 		settings func(*Config)
 	}{
 		{name: "NoTables", empty: true, check: "tables", severity: Broken, says: "saga_outbox, saga_outbox_relay, saga_outbox_delivery"},
@@ -163,7 +166,7 @@ func TestFindings(t *testing.T) {
 		{name: "Column", provoke: `ALTER TABLE saga_outbox DROP COLUMN worker_id, DROP COLUMN headers`, check: "columns", severity: Broken, says: "lacks column headers, worker_id"},
 		{name: "ColumnType", provoke: `ALTER TABLE saga_outbox ALTER COLUMN aggregate_id TYPE numeric USING 1, ALTER COLUMN payload TYPE bytea USING '\x7b7d'`, check: "columns", severity: Broken, says: "column aggregate_id has type numeric; accepted: varchar, text"},
 		{
-			name: "InsertTrigger", check: "inserts", severity: Note, says: "and have an UPDATE in them: changes", mend: `DROP TRIGGER changes ON saga_outbox`,
+			name: "InsertTrigger", check: "inserts", severity: Note, says: "and have an UPDATE in them: changes", byHand: `DROP TRIGGER changes ON saga_outbox`,
 			provoke: `CREATE FUNCTION changes() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE saga_outbox SET payload = ''1'' WHERE event_id = NEW.event_id; RETURN NULL; END';
 				CREATE TRIGGER changes AFTER INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION changes()`,
 		},
@@ -171,9 +174,9 @@ func TestFindings(t *testing.T) {
 		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "are not those"},
 		{
 			name: "ArchiveComputes", provoke: `ALTER TABLE saga_outbox ADD COLUMN n int GENERATED ALWAYS AS (1) STORED; ALTER TABLE saga_outbox_archive ADD COLUMN n int GENERATED ALWAYS AS (1) STORED`, config: func(c *Config) { c.Archive, c.Mark = true, "archive" },
-			check: "statements", severity: Broken, says: "saga_outbox_archive computes a column", mend: `ALTER TABLE saga_outbox_archive ALTER COLUMN n DROP EXPRESSION`,
+			check: "statements", severity: Broken, says: "saga_outbox_archive computes a column", byHand: `ALTER TABLE saga_outbox_archive ALTER COLUMN n DROP EXPRESSION`,
 		},
-		{name: "LedgerColumn", provoke: `ALTER TABLE saga_outbox_delivery RENAME COLUMN reason TO gone`, check: "statements", severity: Broken, says: "reason", mend: `ALTER TABLE saga_outbox_delivery RENAME COLUMN gone TO reason`},
+		{name: "LedgerColumn", provoke: `ALTER TABLE saga_outbox_delivery RENAME COLUMN reason TO gone`, check: "statements", severity: Broken, says: "reason", byHand: `ALTER TABLE saga_outbox_delivery RENAME COLUMN gone TO reason`},
 		{name: "LedgerRowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox_delivery ENABLE ROW LEVEL SECURITY`, check: "row security", severity: Broken, says: "hides rows of saga_outbox_delivery"},
 		{name: "UnloggedInPolling", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "saga_outbox", severity: Degraded, says: "unlogged"},
 		{name: "PublicationFilterInCDC", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "publication", severity: Broken, says: "passes only rows with"},
@@ -189,14 +192,14 @@ func TestFindings(t *testing.T) {
 		{name: "PublicationColumns", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, payload) WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "leaves out column saga_id"},
 		{name: "PublicationFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "passes only rows with"},
 		{name: "PublicationOfUpdates", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`, check: "publication", severity: Note, says: "publishes updates"},
-		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, says: "was made for plugin test_decoding", mend: `SELECT pg_drop_replication_slot('%slot')`},
-		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, says: "is a physical slot", mend: `SELECT pg_drop_replication_slot('%slot')`},
+		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, says: "was made for plugin test_decoding", byHand: `SELECT pg_drop_replication_slot('%slot')`},
+		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, says: "is a physical slot", byHand: `SELECT pg_drop_replication_slot('%slot')`},
 		{name: "SlotInPolling", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "slot", severity: Degraded, says: "RELAY_MODE=polling never reads it"},
 		{name: "SlotBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); SELECT pg_switch_wal()`, config: func(c *Config) { c.RetainedTooMuch = 1 << 10 }, check: "slot", severity: Degraded, says: "holds back"},
-		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "nobody reads it, though a relay runs", mend: `UPDATE saga_outbox_relay SET released_at = now()`},
-		{name: "SlotMissing", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "not there, though a relay runs", mend: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`},
+		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "it is not read, though a relay runs", byHand: `UPDATE saga_outbox_relay SET released_at = now()`},
+		{name: "SlotMissing", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "not there, though a relay runs", byHand: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`},
 		{name: "SlotLeftBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot_old', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner, released_at) VALUES ('%slot_old', 1, 'relay-1', now())`, check: "other slots", severity: Degraded, says: "was a relay's"},
-		{name: "Owner", provoke: `SELECT 1`, check: "owner", severity: Note, says: "no relay is running", mend: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`},
+		{name: "Owner", provoke: `SELECT 1`, check: "owner", severity: Note, says: "no relay is running", byHand: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`},
 		{name: "Indexes", empty: true, provoke: "library", check: "indexes", severity: Note, says: "idx_outbox_claimed_at, idx_outbox_pending"},
 		{name: "OwnIndex", provoke: `CREATE INDEX by_day ON saga_outbox (date(sent_at AT TIME ZONE 'UTC'), saga_id)`, check: "indexes", severity: Note, says: "by_day"},
 		{name: "Pages", empty: true, provoke: "library", check: "pages", severity: Note, says: "filled to 100 %"},
@@ -211,13 +214,13 @@ func TestFindings(t *testing.T) {
 			CREATE TRIGGER "At inserts" BEFORE INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch()`, check: "saga_outbox", severity: Note, says: `triggers run at every update: "Touch"`},
 		{name: "SearchPath", provoke: `CREATE TABLE audit (id uuid); CREATE FUNCTION note_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO audit VALUES (NEW.event_id); RETURN NEW; END';
 			CREATE TRIGGER note_it BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION note_it()`, check: "search_path", severity: Note, says: "not pinned, for the sake of public.note_it()"},
-		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "tables", severity: Broken, says: "saga_outbox is no table", mend: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
-		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, says: "the oldest pending one is 1h0m", mend: `UPDATE saga_outbox SET status = 'sent'`},
+		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "tables", severity: Broken, says: "saga_outbox is no table", byHand: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
+		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, says: "the oldest pending one is 1h0m", byHand: `UPDATE saga_outbox SET status = 'sent'`},
 		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, says: "1 have been claimed"},
-		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, says: "1 dead letter without", mend: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
-		{name: "LibraryFailed", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'failed', now(), NULL, 1)`, check: "rows", severity: Note, says: "1 failed without", mend: `UPDATE saga_outbox SET status = 'pending'`},
-		{name: "Unmarked", provoke: entry("saga_outbox", "%slot", "retry"), check: "ledger", severity: Degraded, says: "1 delivered row of slot", mend: `DELETE FROM saga_outbox_delivery`},
-		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letter of sink kafka", mend: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
+		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, says: "1 dead letter without", byHand: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
+		{name: "LibraryFailed", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'failed', now(), NULL, 1)`, check: "rows", severity: Note, says: "1 failed without", byHand: `UPDATE saga_outbox SET status = 'pending'`},
+		{name: "Unmarked", provoke: entry("saga_outbox", "%slot", "retry"), check: "ledger", severity: Degraded, says: "1 delivered row of slot", byHand: `DELETE FROM saga_outbox_delivery`},
+		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letter of sink kafka", byHand: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
 		{name: "StrangeSink", provoke: entry("rabbitmq", "%slot", "held"), check: "ledger", severity: Degraded, says: "sink rabbitmq, which BROKER_TYPE does not name", settings: func(c *Config) { c.SinkNames = append(c.SinkNames, "rabbitmq") }},
 		{
 			name: "OtherBroker", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner, sinks) VALUES ('%slot', 1, '', 'rabbitmq') ON CONFLICT (slot) DO UPDATE SET epoch = 1, sinks = 'rabbitmq'`,
@@ -275,19 +278,19 @@ func TestFindings(t *testing.T) {
 					t.Fatalf("not found: %s %s %q in\n%s", tt.severity, tt.check, tt.says, show(report))
 				}
 				if f.Why == "" && f.Severity > Unknown || len(f.Fix) == 0 && f.Severity > Unknown {
-					t.Errorf("it does not say why it matters, or how to mend it: %+v", *f)
+					t.Errorf("it does not say why it matters, or how to fix it: %+v", *f)
 				}
 				agree(t, cfg, report)
-				mend(t, db.DSN, f)
-				if tt.mend != "" {
-					exec(t, db.DSN, fill(tt.mend))
+				applyFix(t, db.DSN, f)
+				if tt.byHand != "" {
+					exec(t, db.DSN, fill(tt.byHand))
 				}
 				if tt.settings != nil {
 					tt.settings(&cfg)
 				}
 				after := Examine(t.Context(), cfg, nil)
 				if after.finding(tt.check, tt.severity, tt.says) != nil {
-					t.Errorf("mended by %+v, it is still there:\n%s", f.Fix, show(after))
+					t.Errorf("fixed by %+v, it is still there:\n%s", f.Fix, show(after))
 				}
 				agree(t, cfg, after)
 			})
@@ -342,7 +345,7 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
-// Nothing to reach: what can be told without a database is told, and the rest is unknown.
+// Nothing to reach: what can be found out without a database is reported, and the rest is unknown.
 func TestNothingWorks(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

@@ -35,7 +35,8 @@ func (s *Severity) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Finding is what one check says. Of several things that are wrong each is a finding of its own.
+// Finding is what one check has found. Of several things that are wrong each is a finding of its
+// own.
 type Finding struct {
 	Check    string   `json:"check"`
 	Severity Severity `json:"severity"`
@@ -46,7 +47,8 @@ type Finding struct {
 
 // Step is a part of a fix: a statement, a command, or something else to do.
 type Step struct {
-	Do  string `json:"do,omitempty"`  // in words; before a statement or a command: who runs it, and when
+	// In words; before a statement or a command: who runs it, and when.
+	Do  string `json:"do,omitempty"`
 	SQL string `json:"sql,omitempty"` // one statement, to be run as it is
 	Run string `json:"run,omitempty"` // a command line
 }

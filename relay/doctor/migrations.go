@@ -42,7 +42,7 @@ func (ex *exam) checkMigrations(ctx context.Context) {
 	}
 	switch newest := all[len(all)-1].Version; {
 	case missing != nil:
-		ex.add(Finding{Check: check, Severity: Degraded, Summary: "not applied: " + strings.Join(missing, ", "), Why: "The relay's tables are older than this sagaz-relay: what it cannot do without is told above.", Fix: []Step{asOwner, migrate}})
+		ex.add(Finding{Check: check, Severity: Degraded, Summary: "not applied: " + strings.Join(missing, ", "), Why: "The relay's tables are older than this sagaz-relay: what it cannot do without is listed above.", Fix: []Step{asOwner, migrate}})
 	case int(done[len(done)-1]) > newest:
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: fmt.Sprintf("up to %04d: applied by a sagaz-relay newer than this one, which knows %04d", done[len(done)-1], newest),

@@ -57,10 +57,10 @@ func (ex *exam) checkDatabase(ctx context.Context) {
 	}
 }
 
-// refused is how the server says that no line of pg_hba.conf lets us in.
+// refused matches the server's message that no line of pg_hba.conf lets us in.
 var refused = regexp.MustCompile(`no pg_hba.conf entry for host "([^"]*)", user "([^"]*)", database "([^"]*)"`)
 
-// hostLine is the line of pg_hba.conf that is missing, if that is what the server said.
+// hostLine is the line of pg_hba.conf that is missing, if that is the server's message.
 func (ex *exam) hostLine(err error) []Step {
 	m := refused.FindStringSubmatch(err.Error())
 	if m == nil {
@@ -84,7 +84,7 @@ func firstWord(s string) string {
 	return word
 }
 
-// tooSkewed is the difference between two clocks that is worth telling.
+// tooSkewed is the difference between two clocks that is worth reporting.
 const tooSkewed = 5 * time.Second
 
 func (ex *exam) checkClock(ctx context.Context) {
@@ -106,13 +106,14 @@ func (ex *exam) checkClock(ctx context.Context) {
 	}
 	ex.add(Finding{
 		Check: check, Severity: Degraded, Summary: fmt.Sprintf("the server's clock is %s %s this host's", skew.Abs().Round(time.Second), ahead),
-		Why: "Applications set created_at by their clocks, by which rows from before the slot are put in order; lag, age and retention are told wrong.",
+		Why: "Applications set created_at by their clocks, by which rows from before the slot are put in order; lag, age and retention are computed wrong.",
 		Fix: []Step{do("let both follow one time source: chronyc tracking, or timedatectl timesync-status, shows which one is off")},
 	})
 }
 
-// checkPooler looks for something between us and PostgreSQL that shares out connections: it does
-// not take settings at the start of a session, or gives another backend than it said.
+// checkPooler looks for something between us and PostgreSQL that shares out connections. It is
+// noticed because it does not take settings at the start of a session, or because the backend is
+// not the one that it named.
 func (ex *exam) checkPooler(ctx context.Context) {
 	const check = "pooler"
 	var pid uint32
@@ -124,7 +125,8 @@ func (ex *exam) checkPooler(ctx context.Context) {
 		sign = "the session is not the one that the connection was made to"
 	}
 	cfg := ex.conn.Config().Copy()
-	if sign == "" && !strings.HasPrefix(cfg.Host, "/") { // keepalive settings read 0 on a Unix socket
+	// Keepalive settings read 0 on a Unix socket.
+	if sign == "" && !strings.HasPrefix(cfg.Host, "/") {
 		const idle = "7"
 		cfg.RuntimeParams["tcp_keepalives_idle"] = idle
 		var got string

@@ -70,13 +70,13 @@ func TestServerSettings(t *testing.T) {
 	if !strings.Contains(over.Fix[0].Do, "33554432") {
 		t.Errorf("the fix is %+v", over.Fix)
 	}
-	mend(t, db.DSN, small)
+	applyFix(t, db.DSN, small)
 	expect(t, cfg, "slot WAL limit", OK, "10 GB")
 	exec(t, db.DSN, `ALTER SYSTEM SET max_slot_wal_keep_size = -1`, `SELECT pg_reload_conf()`)
-	mend(t, db.DSN, expect(t, cfg, "slot WAL limit", Note, "unlimited"))
+	applyFix(t, db.DSN, expect(t, cfg, "slot WAL limit", Note, "unlimited"))
 	expect(t, cfg, "slot WAL limit", OK, "10 GB")
 
-	mend(t, db.DSN, expect(t, cfg, "wal_level", Degraded, ""))
+	applyFix(t, db.DSN, expect(t, cfg, "wal_level", Degraded, ""))
 	exec(t, db.DSN, `ALTER SYSTEM SET max_replication_slots = 7`, `ALTER SYSTEM SET max_wal_senders = 7`, `SELECT pg_drop_replication_slot('somebody')`)
 	agree(t, cfg, Examine(t.Context(), cfg, nil))                             // no walsender
 	expect(t, cfg, "slots free", OK, "0 of max_replication_slots = 1 in use") // just enough
@@ -122,7 +122,7 @@ func TestLostSlot(t *testing.T) {
 			exec(t, db.DSN, `CHECKPOINT`)
 			db.Until(t, `SELECT wal_status = 'lost' FROM pg_replication_slots`)
 			f := expect(t, cfg, "slot", Degraded, "the server has given it up")
-			mend(t, db.DSN, f)
+			applyFix(t, db.DSN, f)
 			expect(t, cfg, "slot", Note, "not there yet")
 		})
 	}
@@ -147,10 +147,10 @@ func TestFailover(t *testing.T) {
 	}
 	db.Until(t, `SELECT active FROM pg_replication_slots WHERE slot_name = 'standby_1'`)
 
-	mend(t, db.DSN, expect(t, cfg, "failover", Note, "not kept on standbys"))
+	applyFix(t, db.DSN, expect(t, cfg, "failover", Note, "not kept on standbys"))
 	expect(t, cfg, "slot", Note, "not there yet")
 	exec(t, db.DSN, `SELECT pg_create_logical_replication_slot('`+name+`', 'pgoutput', failover => true)`)
-	mend(t, db.DSN, expect(t, cfg, "failover", Note, "may get ahead of the standby"))
+	applyFix(t, db.DSN, expect(t, cfg, "failover", Note, "may get ahead of the standby"))
 	expect(t, cfg, "failover", OK, "")
 }
 

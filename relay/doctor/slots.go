@@ -53,7 +53,7 @@ func (ex *exam) checkSlotsFree(ctx context.Context) {
 	}
 	whose := ""
 	if len(idle) > 0 {
-		whose = "; nobody reads " + strings.Join(idle, ", ") + " now"
+		whose = "; nothing reads " + strings.Join(idle, ", ") + " now"
 	}
 	ex.refuses(check, cdc.NoSlotFree(fmt.Errorf("%d of max_replication_slots = %d in use, %d more needed%s", used, most, wanted, whose)))
 }
@@ -90,7 +90,7 @@ func (ex *exam) checkKeepSize(ctx context.Context) {
 	case megabytes < 0:
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: "max_slot_wal_keep_size is unlimited",
-			Why: "A slot that nobody reads keeps WAL until the database's disk is full. With a limit the server gives the slot up instead, and the relay finds in the table what it missed.",
+			Why: "A slot that is not read keeps WAL until the database's disk is full. With a limit the server gives the slot up instead, and the relay finds in the table what it missed.",
 			Fix: raise,
 		})
 	case int64(ex.cfg.WALBudget) > keep:
@@ -110,7 +110,7 @@ func (ex *exam) checkKeepSize(ctx context.Context) {
 	}
 }
 
-// slot is what the server says of a slot.
+// slot is what the server has of a slot.
 type slot struct {
 	name, kind, plugin, database, walStatus, invalid string
 	active, failover                                 bool
@@ -176,7 +176,7 @@ func (ex *exam) missingSlot(name string) {
 	}
 }
 
-// checkSlot tells what is wrong with one of our slots, and whether anything is.
+// checkSlot reports what is wrong with one of our slots, and returns whether anything is.
 func (ex *exam) checkSlot(s *slot) (wrong bool) {
 	const check = "slot"
 	stream, _ := ex.streaming()
@@ -202,26 +202,26 @@ func (ex *exam) checkSlot(s *slot) (wrong bool) {
 	case gone:
 		return add(Finding{
 			Severity: Degraded, Summary: strings.TrimSpace("the server has given it up " + s.invalid),
-			Why: "It tells nothing any more. Rows that were not delivered say so in the table: a relay that starts drops it, finds them, and makes a new slot.",
+			Why: "It delivers nothing any more. Rows that were not delivered are still pending in the table: a relay that starts drops the slot, finds them, and makes a new one.",
 			Fix: []Step{do("start a relay; or by hand:"), dropSlot(s.name)},
 		})
 	case s.walStatus == "unreserved":
 		return add(Finding{
 			Severity: Degraded, Summary: fmt.Sprintf("about to be lost: it is behind by %s, more than max_slot_wal_keep_size", bytesText(s.retained)),
 			Why: "At the next checkpoint the server may remove WAL that it needs; the relay has to look over the whole table then.",
-			Fix: []Step{do("start a relay, or mend what keeps it from delivering")},
+			Fix: []Step{do("start a relay, or fix what keeps it from delivering")},
 		})
 	case s.retained > ex.cfg.RetainedTooMuch:
 		return add(Finding{
 			Severity: Degraded, Summary: fmt.Sprintf("holds back %s of WAL", bytesText(s.retained)), Why: "It fills the database's disk, or the slot is given up at max_slot_wal_keep_size.",
-			Fix: []Step{do("start a relay, or mend what keeps it from delivering; if none is to run again:"), dropSlot(s.name)},
+			Fix: []Step{do("start a relay, or fix what keeps it from delivering; if no relay is to run again:"), dropSlot(s.name)},
 		})
 	case !s.active && len(ex.running) > 0:
 		return add(Finding{
-			Severity: Degraded, Summary: "nobody reads it, though a relay runs", Why: "The relay is about to connect, or polls.", Fix: []Step{do("see what it logs")},
+			Severity: Degraded, Summary: "it is not read, though a relay runs", Why: "The relay is about to connect, or polls.", Fix: []Step{do("see what it logs")},
 		})
 	case !s.active:
-		ex.ok(check, "%s: holds back %s of WAL; nobody reads it now", s.name, bytesText(s.retained))
+		ex.ok(check, "%s: holds back %s of WAL; it is not read now", s.name, bytesText(s.retained))
 	default:
 		ex.ok(check, "%s: being read, holds back %s of WAL", s.name, bytesText(s.retained))
 	}
@@ -249,7 +249,7 @@ func (ex *exam) checkFailover(ctx context.Context, s *slot) {
 			Why: "After a failover it is gone; the relay then looks over the whole table before it goes on. Nothing is lost, but it takes its time.",
 			Fix: []Step{
 				do(`while no relay runs, on a replication connection (psql "dbname=… replication=database"):  ALTER_REPLICATION_SLOT "%s" (FAILOVER true);`, s.name),
-				do("or, while no relay runs, let it be made anew:"), dropSlot(s.name),
+				do("or, while no relay runs, let it be made again:"), dropSlot(s.name),
 			},
 		})
 	case waits == "" && len(physical) > 0:
@@ -284,7 +284,7 @@ func (ex *exam) checkOtherSlots(ctx context.Context) {
 			whose, fix = "is not ours", []Step{do("find out who made it, and needs it (database %s, plugin %s): it is not for the relay's sake to drop", orNone(s.database), orNone(s.plugin))}
 		}
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("slot %s %s; nobody reads it, and it holds back %s of WAL", s.name, whose, bytesText(s.retained)),
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("slot %s %s; it is not read, and holds back %s of WAL", s.name, whose, bytesText(s.retained)),
 			Why: "The WAL that it keeps fills the database's disk.", Fix: fix,
 		})
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// checkTable looks for what somebody may have done to saga_outbox that slows the relay down.
+// checkTable looks for changes of saga_outbox that slow the relay down.
 func (ex *exam) checkTable(ctx context.Context) {
 	const check = "saga_outbox"
 	if ex.table == 0 {
@@ -32,7 +32,8 @@ func (ex *exam) checkTable(ctx context.Context) {
 		wrong, f.Check = true, check
 		ex.add(f)
 	}
-	if stream, _ := ex.streaming(); persistence == "u" && !stream { // with a stream the start tells
+	// With a stream the start reports it.
+	if stream, _ := ex.streaming(); persistence == "u" && !stream {
 		add(Finding{
 			Severity: Degraded, Summary: "it is unlogged", Why: "A crash of PostgreSQL empties it.",
 			Fix: []Step{do("as %s (rewrites the table, and locks it meanwhile):", ex.tableOwner), sql(`ALTER TABLE %s SET LOGGED;`, ex.tableName)},
@@ -60,7 +61,7 @@ var libraryIndexes = []string{"idx_outbox_pending", "idx_outbox_claimed_at"}
 
 // checkIndexes looks for indexes that mention a column which a mark changes, in a key, an
 // expression or a predicate. PostgreSQL writes a new entry into every index for such an update;
-// otherwise it is a HOT update, which touches none. BRIN does not count from 16 on.
+// otherwise it is a HOT update, which touches no index. BRIN does not count from 16 on.
 func (ex *exam) checkIndexes(ctx context.Context) {
 	const check = "indexes"
 	if ex.table == 0 {
@@ -103,7 +104,7 @@ func (ex *exam) checkIndexes(ctx context.Context) {
 // at 60 two of three do).
 const roomyPages = 60
 
-// fewUpdates is how many updates say nothing yet.
+// fewUpdates is how many updates are too few for a share.
 const fewUpdates = 10_000
 
 func (ex *exam) checkPages(ctx context.Context) {
@@ -118,7 +119,7 @@ func (ex *exam) checkPages(ctx context.Context) {
 		[]any{int64(ex.table)}, &fill, &updates, &hot) {
 		return
 	}
-	share := "too few updates so far to tell the share of HOT ones"
+	share := "too few updates so far for the share of HOT ones"
 	if updates >= fewUpdates {
 		share = fmt.Sprintf("%d %% of %d updates were HOT", hot*100/updates, updates)
 	}
@@ -180,7 +181,7 @@ func (ex *exam) checkSweepIndex(ctx context.Context) {
 	}
 }
 
-// manyDead is how many dead row versions are worth telling, where they are also a fifth of the
+// manyDead is how many dead row versions are worth reporting, where they are also a fifth of the
 // table.
 const manyDead = 10_000
 
@@ -211,8 +212,8 @@ func (ex *exam) checkVacuum(ctx context.Context) {
 		if dead > manyDead && dead > (live+dead)/5 {
 			wrong = true
 			ex.add(Finding{
-				Check: check, Severity: Note, Summary: fmt.Sprintf("%s has %d dead row versions beside %d live ones", table, dead, live),
-				Why: "Autovacuum does not keep up, or something holds it back: an old transaction, a prepared one, a slot that stands still.",
+				Check: check, Severity: Note, Summary: fmt.Sprintf("%s has %d dead row versions and %d live ones", table, dead, live),
+				Why: "Autovacuum does not keep up, or something holds it back: an old transaction, a prepared one, a slot that does not move.",
 				Fix: []Step{sql(`VACUUM (ANALYZE) %s;`, table), do("if they do not go: SELECT pid, xact_start, application_name FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start")},
 			})
 		}
@@ -239,9 +240,9 @@ func (ex *exam) checkOrigin(ctx context.Context) {
 	}
 	if foreign, err := cdc.ForeignOrigins(ctx, ex.conn); err == nil && len(foreign) > 0 {
 		ex.add(Finding{
-			Check: check, Severity: Note, Summary: "somebody else has replication origins here: " + strings.Join(foreign, ", "),
+			Check: check, Severity: Note, Summary: "others have replication origins here: " + strings.Join(foreign, ", "),
 			Why: "Rows may be written under them, so all origins are read, to keep commit order. PostgreSQL then decodes the relay's own marks too, and the stream is up to a fifth slower.",
-			Fix: []Step{do("nothing, where a subscription or a migration service writes to this database; one that nobody uses any more can be dropped by a superuser with pg_replication_origin_drop(text)")},
+			Fix: []Step{do("nothing, where a subscription or a migration service writes to this database; one that is not used any more can be dropped by a superuser with pg_replication_origin_drop(text)")},
 		})
 		return
 	}
@@ -260,8 +261,8 @@ func (ex *exam) checkOrigin(ctx context.Context) {
 	})
 }
 
-// checkOrigins counts the server's origins, which subscriptions need, too, and names those that
-// nobody uses.
+// checkOrigins counts the server's origins, which subscriptions need, too, and names those that are
+// not used.
 func (ex *exam) checkOrigins(ctx context.Context, check string) {
 	ours, left, err := store.Origins(ctx, ex.conn, ex.cfg.Slots)
 	if err != nil {
@@ -295,7 +296,7 @@ func (ex *exam) checkOrigins(ctx context.Context, check string) {
 	ex.ok(check, "marks carry a replication origin, and are not decoded; %d of %s = %d in use, %d by this database's relays", used, setting, limit, len(ours))
 }
 
-// checkStrangers says who may create functions and operators next to saga_outbox, and what keeps
+// checkStrangers reports who may create functions and operators next to saga_outbox, and what keeps
 // sessions from leaving them out.
 func (ex *exam) checkStrangers(ctx context.Context) {
 	const check = "search_path"

@@ -73,7 +73,7 @@ func (ex *exam) checkRows(ctx context.Context) {
 	if lostDead > 0 {
 		ex.add(Finding{
 			Check: check, Severity: Degraded, Summary: count(lostDead, "dead letter") + " without a ledger entry: the Python library's worker gave up",
-			Why: "They are not delivered until a person says so.", Fix: dealWith("-"),
+			Why: "They are not delivered until a person retries them.", Fix: dealWith("-"),
 		})
 	}
 	if lostFailed > 0 {
@@ -87,7 +87,7 @@ func (ex *exam) checkRows(ctx context.Context) {
 // dealWith is what a person does about a sink's dead letters.
 func dealWith(sink string) []Step {
 	return []Step{
-		do("see what they are, mend the cause, and then retry or discard them:"),
+		do("see what they are, fix the cause, and then retry or discard them:"),
 		run("sagaz-relay dead-letter list --sink %s", term.Shell(sink)), run("sagaz-relay dead-letter retry --sink %s", term.Shell(sink)), run("sagaz-relay dead-letter discard --sink %s", term.Shell(sink)),
 	}
 }
@@ -120,7 +120,7 @@ func (ex *exam) checkLedger(ctx context.Context) {
 		if g.Sink == relay.MarkSink {
 			ex.add(Finding{
 				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s of slot %s cannot be marked, the oldest for %s", count(g.N, "delivered row"), g.Slot, time.Duration(g.Oldest*float64(time.Second)).Round(time.Second)),
-				Why: "The database does not take what they should say: a constraint, a trigger, a lock. They are tried again at growing pauses, and not delivered again.",
+				Why: "The database does not take their status: a constraint, a trigger, a lock. They are tried again at growing pauses, and not delivered again.",
 				Fix: []Step{run("sagaz-relay dead-letter list --state unmarked"), do("drop the constraint or trigger that the list names, or end the session that holds the lock")},
 			})
 			continue
@@ -128,7 +128,7 @@ func (ex *exam) checkLedger(ctx context.Context) {
 		if g.State == string(relay.StateDead) {
 			ex.add(Finding{
 				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s of sink %s, the oldest for %s", count(g.N, "dead letter"), g.Sink, time.Duration(g.Oldest*float64(time.Second)).Round(time.Second)),
-				Why: "The broker refused them for good. They are not delivered until a person says so; with RELAY_DEAD_LETTER=hold later events of their keys wait for them.",
+				Why: "The broker refused them for good. They are not delivered until a person retries them; with RELAY_DEAD_LETTER=hold later events of their keys are held behind them.",
 				Fix: dealWith(g.Sink),
 			})
 		}
@@ -141,7 +141,7 @@ func (ex *exam) checkLedger(ctx context.Context) {
 	}
 	for _, sink := range strangers {
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("entries of sink %s, which BROKER_TYPE does not name", sink), Why: "Nobody delivers them, and their rows are never done.",
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("entries of sink %s, which BROKER_TYPE does not name", sink), Why: "No relay delivers them, and their rows are never done.",
 			Fix: []Step{do("add %s to BROKER_TYPE, or, if it is gone for good:", sink), run("sagaz-relay dead-letter discard --state all --sink %s", term.Shell(sink))},
 		})
 	}

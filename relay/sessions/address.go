@@ -68,7 +68,7 @@ var notSupported = map[string]struct {
 	"currentschema":            {[]string{""}, "write search_path=… instead"},
 }
 
-// Parse reads DATABASE_URL. What it says holds no password and no other part of a value. Parameters
+// Parse reads DATABASE_URL. Its errors have no password and no other part of a value. Parameters
 // that libpq, other drivers or poolers take for themselves are left out: the server would refuse
 // the session because of them.
 func Parse(databaseURL string) (*Address, error) {
@@ -78,16 +78,16 @@ func Parse(databaseURL string) (*Address, error) {
 	}
 	switch {
 	case strings.Contains(cfg.Host, "@"):
-		// The password ends at its first @ then, and the rest of it would stand in every message
-		// that names the host.
-		return nil, errors.New("DATABASE_URL: the host holds an @: want reserved characters in the password percent-encoded (@ as %40, / as %2F, : as %3A)")
+		// The password ends at its first @ then, and the rest of it would be in every message that
+		// names the host.
+		return nil, errors.New("DATABASE_URL: the host has an @: want reserved characters in the password percent-encoded (@ as %40, / as %2F, : as %3A)")
 	case hasOddName(cfg.RuntimeParams):
-		// A URL that lost its beginning: up to its first = it is read as the name of a setting, and
-		// the host is whatever is the default.
+		// A URL that lost its beginning. Up to its first = it is read as the name of a setting, and
+		// the host is the default.
 		return nil, errors.New("DATABASE_URL: is neither a URL nor made of keyword=value: want postgresql://user:password@host:5432/database")
 	}
 	a := &Address{ConnConfig: cfg}
-	a.settleQueries()
+	a.resetQueryMode()
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
 	}
@@ -111,7 +111,7 @@ func Parse(databaseURL string) (*Address, error) {
 				errs = append(errs, fmt.Errorf("DATABASE_URL: parameter %s: want a whole number", lower))
 				continue
 			}
-			if n == 0 { // the system's default, says libpq
+			if n == 0 { // the system's default, as in libpq
 				continue
 			}
 			switch lower {
@@ -138,10 +138,10 @@ func Parse(databaseURL string) (*Address, error) {
 	return a, nil
 }
 
-// settleQueries undoes what the string says about how statements are sent, which is pgx's own and
-// gone from RuntimeParams. Other modes cannot hand over lists of ids, and batches in mode exec pass
-// by the qualifier (qualify.go).
-func (a *Address) settleQueries() {
+// resetQueryMode undoes what the string sets about how statements are sent, which is pgx's own and
+// gone from RuntimeParams. Other modes cannot hand over lists of ids, and batches in mode exec are
+// not seen by the qualifier (qualify.go).
+func (a *Address) resetQueryMode() {
 	const mode, capacity = pgx.QueryExecModeCacheStatement, 512
 	if a.DefaultQueryExecMode != mode {
 		a.Ignored = append(a.Ignored, "default_query_exec_mode: the relay has its own")
@@ -152,7 +152,7 @@ func (a *Address) settleQueries() {
 	a.DefaultQueryExecMode, a.StatementCacheCapacity, a.DescriptionCacheCapacity = mode, capacity, capacity
 }
 
-// withoutDSN drops the connection string that pgconn's parse error quotes: it holds the password.
+// withoutDSN drops the connection string that pgconn's parse error quotes: it has the password.
 func withoutDSN(err error) error {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {

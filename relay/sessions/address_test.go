@@ -71,7 +71,7 @@ func TestParametersOfOtherClients(t *testing.T) {
 					t.Fatalf("got %v, want an error that names it", err)
 				}
 				if strings.Contains(err.Error(), "SECRET") || strings.Contains(err.Error(), "hidden") {
-					t.Errorf("the error holds a value: %v", err)
+					t.Errorf("the error has a value: %v", err)
 				}
 				return
 			}
@@ -90,14 +90,15 @@ func TestParametersOfOtherClients(t *testing.T) {
 	}
 }
 
-// Of what a server answers to a wish for a session, a person has to fix what will be the same at
-// the next try, and the rest is waited out: class by class of PostgreSQL's appendix "Error Codes".
+// A server refuses a session for a fault that a person has to fix, which would be the same at the
+// next try, or for one that is waited out. The classes are those of PostgreSQL's appendix "Error
+// Codes".
 func TestRefused(t *testing.T) {
 	person := []string{
 		"28000", "28P01", "28999", "3D000", "42501", "42704", "42601", "42P02", "22023", "22P02", "55P02",
 		"0A000",
 	}
-	passing := []string{
+	transient := []string{
 		"", "08000", "08001", "08003", "08004", "08006", "08P01", "25006", "40001", "40P01", "53000",
 		"53100", "53200", "53300", "53400", "55000", "55006", "55P03", "57000", "57014", "57P01", "57P02",
 		"57P03", "57P04", "57P05", "58000", "58030", "58P01", "XX000", "XX001", "XX002",
@@ -125,7 +126,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: asked again, it is another error", state)
 		}
 	}
-	for _, state := range passing {
+	for _, state := range transient {
 		if setup, err := ask(state, "no"); setup != nil {
 			t.Errorf("%s is left to a person: %v", state, err)
 		}

@@ -13,10 +13,10 @@ const AnyBytes = "SQL_ASCII"
 // Encoding is the encoding of a session's database.
 func Encoding(conn *pgconn.PgConn) string { return conn.ParameterStatus("server_encoding") }
 
-// settleEncoding asks a database without an encoding for its bytes as they are. It cannot convert,
-// and asked for UTF-8 it would refuse to send a row that is not, and with it all that were asked
-// for together, or the stream from there on. So whoever reads rows looks at them.
-func settleEncoding(ctx context.Context, conn *pgconn.PgConn) error {
+// takeAnyBytes asks a database without an encoding for its bytes as they are. It cannot convert.
+// Asked for UTF-8 it would refuse to send a row that is not, and with it all rows of the same
+// statement, or the stream from there on. So the code that reads rows checks their bytes.
+func takeAnyBytes(ctx context.Context, conn *pgconn.PgConn) error {
 	if Encoding(conn) != AnyBytes {
 		return nil
 	}

@@ -38,7 +38,7 @@ func Cause(err error) error {
 }
 
 // once is the first of several errors that read alike: pgconn tries an address with TLS and
-// without, and tells both.
+// without, and returns both.
 func once(err error) error {
 	all, ok := err.(interface{ Unwrap() []error })
 	if !ok {
@@ -56,25 +56,25 @@ func once(err error) error {
 }
 
 // connectFaults are the SQLSTATEs with which a server refuses a session for what a person has to
-// change: who, into what, with what. Every other error at that point passes by itself, or by
-// somebody's work on the server, and is waited out: the server starts, stops or recovers (57P01 to
-// 57P03), is short of something (53…), takes nobody just now (55000), the connection broke (08…).
+// change: the role, the database, the parameters. Every other error at that point is transient and
+// waited out. The server starts, stops or recovers (57P01 to 57P03), is short of something (53…),
+// takes no sessions just now (55000), or the connection broke (08…).
 var connectFaults = map[string]struct{ problem, fix string }{
 	"28000": {"the server refuses the role or its password", "set the right user and password; where the message names pg_hba.conf, allow the role there"},
 	"28P01": {"the server refuses the role or its password", "set the right user and password"},
 	"3D000": {"the database does not exist", "create it, or set the right name"},
 	"42501": {"the role may not connect", "as the owner of the database: GRANT CONNECT ON DATABASE … TO …"},
 	"42704": {"the server does not know a parameter of it", "leave the parameter out that the message names"},
-	"42601": {"the server cannot read its options", "mend options=…"},
-	"22023": {"the server does not take the value of a parameter of it", "mend the value of the parameter that the message names"},
-	"22P02": {"the server does not take the value of a parameter of it", "mend the value of the parameter that the message names"},
+	"42601": {"the server cannot read its options", "fix options=…"},
+	"22023": {"the server does not take the value of a parameter of it", "fix the value of the parameter that the message names"},
+	"22P02": {"the server does not take the value of a parameter of it", "fix the value of the parameter that the message names"},
 	"55P02": {"a parameter of it cannot be set at the start of a session", "leave the parameter out that the message names"},
 	"0A000": {"the server does not support what it asks for", "leave the parameter out that the message names"},
 	"42P02": {"the server does not know a parameter of it", "leave the parameter out that the message names"},
 }
 
-// Refused makes of a server's answer to a wish for a session a *relay.SetupError, if it is up to a
-// person, and leaves any other error as it is.
+// Refused turns a server's refusal of a session into a *relay.SetupError, if a person has to fix
+// it. It leaves any other error as it is.
 func Refused(err error) error {
 	if setup := (*relay.SetupError)(nil); errors.As(err, &setup) {
 		return err
@@ -85,7 +85,8 @@ func Refused(err error) error {
 		fault, is = connectFaults["28000"], true
 	}
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) && state == codeProtocolViolation && strings.Contains(pg.Message, "startup parameter") { // PgBouncer
+	// PgBouncer's.
+	if errors.As(err, &pg) && state == codeProtocolViolation && strings.Contains(pg.Message, "startup parameter") {
 		fault, is = connectFaults["42704"], true
 	}
 	if !is {

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// tables says for a table of ours, by its bare name, in which schema it is, quoted.
+// tables maps a table of ours, by its bare name, to its name with schema, quoted.
 type tables map[string]string
 
 func (t tables) add(name, schema string) {
@@ -78,9 +78,9 @@ func wantsSchema(before string) bool {
 	return !strings.EqualFold(word, " AS ") && !strings.EqualFold(word, " OF ")
 }
 
-// qualifier passes on what goes to the server, and gives the tables in its statements their
-// schemas. That costs nothing where no statement is sent: a prepared one is sent once. Every Write
-// is of whole messages, as pgproto3 makes them.
+// qualifier forwards what goes to the server, and gives the tables in its statements their schemas.
+// That costs nothing where no statement is sent: a prepared one is sent once. Every Write is of
+// whole messages, as pgproto3 makes them.
 type qualifier struct {
 	to     io.Writer
 	tables tables // nil until they are known

@@ -37,7 +37,7 @@ func TestQualify(t *testing.T) {
 	}
 }
 
-// Statements are changed on their way, whatever stands around them, and nothing else is.
+// Statements are changed on their way, whatever is around them, and nothing else is.
 func TestQualifierOnTheWire(t *testing.T) {
 	known := make(tables)
 	known.add("saga_outbox", "app")

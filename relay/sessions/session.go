@@ -14,16 +14,16 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// About is what is known of a session beyond what the server says.
+// About is what is known of a session beyond what the server reports.
 type About struct {
-	// Pooled says that a pooler may run each transaction in another session. Then a session has no
-	// state: no settings, no prepared statements with a name, no advisory locks, no origin.
+	// Pooled is true when a pooler may run each transaction in another session. Then a session has
+	// no state: no settings, no prepared statements with a name, no advisory locks, no origin.
 	Pooled bool
 	// Path is the search_path that the session was given, Schemas are those of it that exist and
 	// that the role may use.
 	Path    string
 	Schemas []string
-	// Pinned says that nothing but PostgreSQL's own functions are found by name.
+	// Pinned is true when nothing but PostgreSQL's own functions is found by name.
 	Pinned bool
 
 	tables tables
@@ -101,24 +101,25 @@ func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error
 		set(pooled.RuntimeParams, name, settings[name])
 	}
 	set(pooled.RuntimeParams, "application_name", Name(o.Purpose))
-	pooled.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statement, not even for two round trips
+	// No prepared statement, not even for two round trips.
+	pooled.DefaultQueryExecMode = pgx.QueryExecModeExec
 	pooled.StatementCacheCapacity, pooled.DescriptionCacheCapacity = 0, 0
 	if conn, err = pgx.ConnectConfig(ctx, pooled); err != nil {
 		return nil, Refused(Cause(err))
 	}
 	conn.PgConn().CustomData()[aboutKey] = &About{Pooled: true}
-	if err := settleEncoding(ctx, conn.PgConn()); err != nil {
+	if err := takeAnyBytes(ctx, conn.PgConn()); err != nil {
 		_ = conn.Close(ctx)
 		return nil, err
 	}
 	return conn, nil
 }
 
-// ErrPooler says that somebody else has started the session.
+// ErrPooler means that a pooler has started the session.
 var ErrPooler = errors.New("settings at the start of a session are lost")
 
-// Pin prepares a configuration for one connection, so that its session is as doc.go says. It comes
-// after all that the caller wants of the configuration itself.
+// Pin prepares a configuration for one connection, so that its session is as doc.go has it. It
+// comes after all that the caller changes in the configuration itself.
 func Pin(cfg *pgconn.Config, o Options) {
 	for name, value := range settings {
 		set(cfg.RuntimeParams, name, value)
@@ -140,7 +141,7 @@ func Pin(cfg *pgconn.Config, o Options) {
 		if err != nil {
 			return err
 		}
-		if err := settleEncoding(ctx, conn); err != nil {
+		if err := takeAnyBytes(ctx, conn); err != nil {
 			return err
 		}
 		if !o.Creates {
@@ -193,7 +194,7 @@ const dependentsSQL = `WITH ours AS (` + oursSQL + `), tables AS (SELECT oid FRO
 		AND p.oid IN (SELECT tgfoid FROM pg_trigger WHERE tgrelid IN (SELECT oid FROM tables) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
 			UNION ALL SELECT d.refobjid FROM pg_depend d JOIN users u ON d.classid = u.classid AND d.objid = u.objid WHERE d.refclassid = 'pg_proc'::regclass::oid)`
 
-// prepare makes of a session that was just connected what doc.go says.
+// prepare sets a session that was just connected up as doc.go has it.
 func prepare(ctx context.Context, conn *pgconn.PgConn, creates bool) (*About, error) {
 	results, err := conn.Exec(ctx, directSQL).ReadAll()
 	if err != nil {
@@ -242,7 +243,8 @@ func Dependents(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// Ours are the tables that only the relay uses, by their bare names: those that migrations make beside the library's.
+// Ours are the tables that only the relay uses, by their bare names: those that migrations make in
+// addition to the library's.
 func (a *About) Ours() []string {
 	var names []string
 	for _, name := range []string{"saga_outbox_delivery", "saga_outbox_migrations", "saga_outbox_relay"} {

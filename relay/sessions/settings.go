@@ -7,7 +7,7 @@ import (
 )
 
 // settings are what every session has, whatever the connection string, the role or the database
-// say. Row security is off so that a policy which hides rows is an error, and not a table that
+// set. Row security is off so that a policy which hides rows is an error, and not a table that
 // seems to have fewer.
 //
 // synchronous_commit is left to them: how safe a commit has to be is the database's policy.
@@ -34,9 +34,9 @@ var settings = map[string]string{
 // each of its clients.
 var pooledSettings = []string{"client_encoding", "datestyle", "timezone", "standard_conforming_strings"}
 
-// directSetting is a setting of our own that a connection asks for when it starts. In a session
-// that does not have it afterwards, somebody between us and the server has started the session: a
-// pooler. PgBouncer refuses it instead.
+// directSetting is a setting of our own that a connection asks for when it starts. A session that
+// does not have it afterwards was started by something between us and the server: a pooler.
+// PgBouncer refuses it instead.
 const directSetting = "sagaz_relay.direct"
 
 // set sets a parameter of the start of a session in place of the same one in another spelling.

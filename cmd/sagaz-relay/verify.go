@@ -221,7 +221,7 @@ func (v *verification) readTable(ctx context.Context) error {
 		if len(v.types) > 0 && !slices.Contains(v.types, r.Event.EventType) {
 			return nil
 		}
-		row := verify.Row{ID: r.Event.ID, Key: r.Event.AggregateID, CreatedAt: r.Event.CreatedAt, Standing: standing(r.Status), Retried: r.RetryCount > 0}
+		row := verify.Row{ID: r.Event.ID, Key: r.Event.AggregateID, CreatedAt: r.Event.CreatedAt, Status: rowStatus(r.Status), Retried: r.RetryCount > 0}
 		var rec relay.Record
 		r.Event.Payload = "null" // for the names alone
 		err := encoder.Encode(&rec, &r.Event)
@@ -250,7 +250,7 @@ func (v *verification) readTable(ctx context.Context) error {
 	return err
 }
 
-func standing(status string) verify.Standing {
+func rowStatus(status string) verify.Status {
 	switch status {
 	case "sent":
 		return verify.Sent

@@ -11,7 +11,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Filter says which letters are meant. An empty field does not choose.
+// Filter chooses letters. An empty field does not choose.
 type Filter struct {
 	State     State
 	Sink      string
@@ -20,13 +20,13 @@ type Filter struct {
 	Key       string
 	EventIDs  []relay.UUID
 	SagaID    string
-	OlderThan time.Duration // since it went to the ledger; for a row without an entry, since created_at
+	// Since it went to the ledger; for a row without an entry, since created_at.
+	OlderThan time.Duration
 
 	only string // a condition on letters more: ToRetry, ToDiscard
 }
 
-// ToRetry narrows a filter to what Retry changes. It is an error to ask for what waits behind
-// others.
+// ToRetry narrows a filter to what Retry changes. It is an error to ask for held ones.
 func ToRetry(f Filter) (Filter, error) {
 	if f.State == StateHeld {
 		return f, ErrHeld
@@ -35,19 +35,19 @@ func ToRetry(f Filter) (Filter, error) {
 	return f, nil
 }
 
-// ToDiscard narrows a filter to what Discard changes. An entry about a row's mark is none of it:
-// without it, the event would be delivered again.
+// ToDiscard narrows a filter to what Discard changes. An entry about a row's mark is not among
+// them: without it, the event would be delivered again.
 func ToDiscard(f Filter) Filter {
 	f.only = "NOT discarded AND state <> 'unmarked'"
 	return f
 }
 
-// Narrow reports whether the filter leaves anything out, beside the state.
+// Narrow reports whether the filter leaves anything out, apart from the state.
 func (f *Filter) Narrow() bool {
 	return f.Sink != "" || f.Reason != "" || f.EventType != "" || f.Key != "" || len(f.EventIDs) > 0 || f.SagaID != "" || f.OlderThan > 0
 }
 
-// State is where a letter stands: a relay.State, or discarded, or all of them.
+// State is the state of a letter: a relay.State, discarded, unmarked, or all of them.
 type State string
 
 // States to filter by.
@@ -65,33 +65,34 @@ func States() []State {
 	return []State{StateDead, StateRetry, StateHeld, StateUnmarked, StateDiscarded, StateAll}
 }
 
-// NoSink stands for the sink of a row that has no entry in the ledger.
+// NoSink is the sink of a row that has no entry in the ledger.
 const NoSink = "-"
 
 // Letter is an event that a sink did not get: a ledger entry with its row, or a row that failed
 // without one.
 type Letter struct {
-	EventID       string     `json:"event_id"`
-	Sink          string     `json:"sink"` // NoSink for a row without an entry
-	Slot          string     `json:"slot,omitempty"`
-	State         State      `json:"state"`
-	Reason        string     `json:"reason,omitempty"`
-	Attempts      int        `json:"attempts"`
-	Key           string     `json:"key"`
-	EventType     string     `json:"event_type"`
-	SagaID        string     `json:"saga_id"`
-	RowStatus     string     `json:"row_status"` // "gone" when the row is not there any more
-	Since         time.Time  `json:"since"`      // it went to the ledger; without an entry, created_at
+	EventID   string `json:"event_id"`
+	Sink      string `json:"sink"` // NoSink for a row without an entry
+	Slot      string `json:"slot,omitempty"`
+	State     State  `json:"state"`
+	Reason    string `json:"reason,omitempty"`
+	Attempts  int    `json:"attempts"`
+	Key       string `json:"key"`
+	EventType string `json:"event_type"`
+	SagaID    string `json:"saga_id"`
+	RowStatus string `json:"row_status"` // "gone" when the row is not there any more
+	// It went to the ledger; without an entry, created_at.
+	Since         time.Time  `json:"since"`
 	NextAttemptAt *time.Time `json:"next_attempt_at,omitempty"`
 	LastError     string     `json:"last_error,omitempty"`
-	Detached      bool       `json:"detached"` // later events of its key do not wait for it
+	Detached      bool       `json:"detached"` // later events of its key are not held behind it
 	Discarded     bool       `json:"discarded"`
 	ReplayedAt    *time.Time `json:"replayed_at,omitempty"`
 	Position      int64      `json:"position,omitempty"`
 }
 
 // givenUp is how last_error begins in a row without an entry that a person has discarded. The row
-// has no other column that could tell, and stays a dead letter for everybody who reads the table.
+// has no other column for that, and stays a dead letter for everybody who reads the table.
 const givenUp = "discarded: "
 
 // letters is every letter there is; find and the statements that change them choose from it.

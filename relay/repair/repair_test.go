@@ -73,7 +73,8 @@ func (tb *table) row(n int, key, status string, retries int) {
 		CASE WHEN $4::text = 'sent' THEN now() END, '2026-11-23 07:00:00Z'::timestamptz + $6::int * interval '1 second')`, id(n).String(), "saga-"+key, key, status, retries, n)
 }
 
-// entry is a ledger entry in short: "dead", "retry", "ready", "held", "dead detached" …
+// entry is a ledger entry in short: "dead", "retry", "held", "dead detached" … Of those in state
+// retry "now" has no next attempt.
 func (tb *table) entry(n int, sink, key, state string, attempts int, reason string) {
 	tb.t.Helper()
 	name, flag, _ := strings.Cut(state, " ")
@@ -81,7 +82,7 @@ func (tb *table) entry(n int, sink, key, state string, attempts int, reason stri
 	if name == "retry" {
 		next = "now() + interval '30 seconds'"
 	}
-	if name == "ready" {
+	if name == "now" {
 		name = "retry"
 	}
 	tb.exec(`INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, attempts, next_attempt_at, reason, last_error, detached, parked_at)
@@ -89,13 +90,13 @@ func (tb *table) entry(n int, sink, key, state string, attempts int, reason stri
 		id(n).String(), sink, n, key, int32(relay.KeyHash(key)), name, attempts, reason, flag == "detached")
 }
 
-// state renders what the database says of an event: row status and count, then each entry.
+// state renders what the database has of an event: row status and count, then each entry.
 func (tb *table) state(n int) string {
 	tb.t.Helper()
 	var s string
 	err := tb.Pool.QueryRow(tb.t.Context(), `SELECT coalesce((SELECT status || ' ' || retry_count FROM saga_outbox WHERE event_id = $1::text::uuid), 'gone') ||
 		coalesce((SELECT string_agg(format(' | %s %s %s%s%s%s', sink, state, attempts,
-			CASE WHEN state = 'retry' THEN CASE WHEN next_attempt_at IS NULL THEN ' ready' WHEN next_attempt_at <= now() THEN ' due' ELSE ' waiting' END ELSE CASE WHEN next_attempt_at IS NOT NULL THEN ' ?' END END,
+			CASE WHEN state = 'retry' THEN CASE WHEN next_attempt_at IS NULL THEN ' now' WHEN next_attempt_at <= now() THEN ' due' ELSE ' delayed' END ELSE CASE WHEN next_attempt_at IS NOT NULL THEN ' ?' END END,
 			CASE WHEN detached THEN ' detached' END, CASE WHEN discarded THEN ' discarded' END), '' ORDER BY sink)
 			FROM saga_outbox_delivery WHERE event_id = $1::text::uuid), '')`, id(n).String()).Scan(&s)
 	if err != nil {
@@ -121,11 +122,11 @@ func (tb *table) fill() {
 	tb.entry(2, "rabbitmq", "a", "held", 0, "")
 	tb.row(3, "b", "dead_letter", 5) // continue: dead and passed
 	tb.entry(3, "kafka", "b", "dead detached", 5, "too_large")
-	tb.row(4, "c", "failed", 2) // waits for its next attempt, with one held behind it
+	tb.row(4, "c", "failed", 2) // has a next attempt, with one held behind it
 	tb.entry(4, "kafka", "c", "retry", 2, "rejected")
 	tb.row(5, "c", "pending", 0)
 	tb.entry(5, "kafka", "c", "held", 0, "")
-	tb.row(6, "d", "dead_letter", 5) // dead for one sink, waiting for the other
+	tb.row(6, "d", "dead_letter", 5) // dead for one sink, with a next attempt for the other
 	tb.entry(6, "kafka", "d", "retry", 3, "nacked")
 	tb.entry(6, "rabbitmq", "d", "dead detached", 5, "unroutable")
 	tb.row(7, "e", "dead_letter", 5) // the Python library's worker
@@ -175,8 +176,8 @@ func TestFind(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
-			// Rows without an entry are as old as created_at says, which the test does not choose
-			// by the clock.
+			// The age of rows without an entry is by created_at, which the test does not set by the
+			// clock.
 			got := ids(found)
 			if !sameButRows(got, tt.want) || total != len(tt.want) {
 				t.Errorf("%s: got %d: %q, want %q", tt.name, total, got, tt.want)
@@ -218,28 +219,28 @@ func TestRetry(t *testing.T) {
 			t.Errorf("got %+v, want %v", done, want)
 		}
 		db.want("dead ones retried", map[int]string{
-			1:  "pending 0 | rabbitmq retry 0 ready",
+			1:  "pending 0 | rabbitmq retry 0 now",
 			2:  "pending 0 | rabbitmq held 0",
-			3:  "pending 0 | kafka retry 0 ready detached",
-			4:  "failed 2 | kafka retry 2 waiting",
+			3:  "pending 0 | kafka retry 0 now detached",
+			4:  "failed 2 | kafka retry 2 delayed",
 			5:  "pending 0 | kafka held 0",
-			6:  "failed 3 | kafka retry 3 waiting | rabbitmq retry 0 ready detached",
+			6:  "failed 3 | kafka retry 3 delayed | rabbitmq retry 0 now detached",
 			7:  "pending 0",
 			8:  "failed 1",
 			9:  "sent 0",
-			11: "gone | kafka retry 0 ready detached",
+			11: "gone | kafka retry 0 now detached",
 		})
 		if done, err = Retry(t.Context(), db.conn, Filter{State: StateRetry, Sink: "kafka"}, false); err != nil || done.N() != 2 {
-			t.Fatalf("%+v, %v; want the two that wait", done, err)
+			t.Fatalf("%+v, %v; want the two that have a next attempt", done, err)
 		}
-		db.want("waiting ones retried", map[int]string{
+		db.want("delayed ones retried", map[int]string{
 			4: "failed 2 | kafka retry 2 due",
-			6: "failed 3 | kafka retry 3 due | rabbitmq retry 0 ready detached",
-			3: "pending 0 | kafka retry 0 ready detached",
+			6: "failed 3 | kafka retry 3 due | rabbitmq retry 0 now detached",
+			3: "pending 0 | kafka retry 0 now detached",
 			5: "pending 0 | kafka held 0",
 		})
 		if done, err = Retry(t.Context(), db.conn, Filter{State: StateAll}, false); err != nil || done.N() != 1 {
-			t.Fatalf("%+v, %v; want only the failed row without an entry: the others are ready, due or held", done, err)
+			t.Fatalf("%+v, %v; want only the failed row without an entry: the others are to retry now, due or held", done, err)
 		}
 		db.want("the rest retried", map[int]string{8: "pending 0"})
 		if _, err = Retry(t.Context(), db.conn, Filter{State: StateHeld}, false); !errors.Is(err, ErrHeld) {
@@ -259,16 +260,17 @@ func TestDiscard(t *testing.T) {
 			t.Errorf("got %+v, want %v", done, want)
 		}
 		db.want("discarded", map[int]string{
-			1:  "dead_letter 5 | rabbitmq retry 5 ready discarded",
-			2:  "dead_letter 0 | rabbitmq held 0 discarded", // not before the one that it waits for
-			3:  "dead_letter 5 | kafka retry 5 ready detached discarded",
-			4:  "dead_letter 2 | kafka retry 2 ready discarded",
-			6:  "dead_letter 5 | kafka retry 3 ready discarded | rabbitmq retry 5 ready detached discarded",
+			1: "dead_letter 5 | rabbitmq retry 5 now discarded",
+			// Not before the one that it is held behind.
+			2:  "dead_letter 0 | rabbitmq held 0 discarded",
+			3:  "dead_letter 5 | kafka retry 5 now detached discarded",
+			4:  "dead_letter 2 | kafka retry 2 now discarded",
+			6:  "dead_letter 5 | kafka retry 3 now discarded | rabbitmq retry 5 now detached discarded",
 			7:  "dead_letter 5",
 			8:  "dead_letter 1",
 			9:  "sent 0",
 			10: "pending 0",
-			11: "gone | kafka retry 5 ready detached discarded",
+			11: "gone | kafka retry 5 now detached discarded",
 		})
 		var lastError string
 		for n, want := range map[int]string{1: "discarded: rabbitmq: no queue", 7: "discarded: kafka: refused"} {
@@ -284,7 +286,7 @@ func TestDiscard(t *testing.T) {
 			t.Fatalf("%+v, %v; want all 10 back", done, err)
 		}
 		db.want("taken back", map[int]string{
-			1: "pending 0 | rabbitmq retry 0 ready",
+			1: "pending 0 | rabbitmq retry 0 now",
 			2: "pending 0 | rabbitmq held 0",
 			7: "pending 0",
 		})
@@ -294,14 +296,14 @@ func TestDiscard(t *testing.T) {
 	})
 }
 
-// One sink's entry is discarded: the row says what the other's says.
+// One sink's entry is discarded: the row has the status of the other's.
 func TestDiscardForOneSink(t *testing.T) {
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
 	db.fill()
 	if done, err := Discard(t.Context(), db.conn, Filter{State: StateDead, Sink: "rabbitmq", Key: "d"}, false); err != nil || done.N() != 1 {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	db.want("discarded", map[int]string{6: "failed 3 | kafka retry 3 waiting | rabbitmq retry 5 ready detached discarded"})
+	db.want("discarded", map[int]string{6: "failed 3 | kafka retry 3 delayed | rabbitmq retry 5 now detached discarded"})
 }
 
 // In hybrid mode a retried row is not pending: the library's worker would take it.
@@ -311,22 +313,22 @@ func TestRetryHybrid(t *testing.T) {
 	if _, err := Retry(t.Context(), db.conn, Filter{State: StateDead, Key: "a"}, true); err != nil {
 		t.Fatal(err)
 	}
-	db.want("retried", map[int]string{1: "failed 0 | rabbitmq retry 0 ready"})
+	db.want("retried", map[int]string{1: "failed 0 | rabbitmq retry 0 now"})
 }
 
 // A person discards an event that is being delivered once more: it was sent, and stays so.
 func TestDiscardReplay(t *testing.T) {
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
 	db.row(1, "a", "sent", 0)
-	db.entry(1, "kafka", "a", "ready detached", 0, "")
+	db.entry(1, "kafka", "a", "now detached", 0, "")
 	if _, err := Discard(t.Context(), db.conn, Filter{State: StateRetry}, false); err != nil {
 		t.Fatal(err)
 	}
-	db.want("discarded", map[int]string{1: "sent 0 | kafka retry 0 ready detached discarded"})
+	db.want("discarded", map[int]string{1: "sent 0 | kafka retry 0 now detached discarded"})
 }
 
-// Several batches, and others that hold locks: a relay in the middle of a mark is waited for; a row
-// that an application sits on is told.
+// Several batches, and others that have locks: a relay in the middle of a mark is waited for; a row
+// that an application keeps locked is reported.
 func TestLocks(t *testing.T) {
 	t.Parallel()
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
@@ -360,7 +362,7 @@ func TestLocks(t *testing.T) {
 	if r := <-results; r.err != nil || r.done.N() != n || r.done.Locked > 0 {
 		t.Fatalf("%+v, %v; want %d", r.done, r.err, n)
 	}
-	db.want("after it", map[int]string{1: "pending 0 | kafka retry 0 ready", n: "pending 0 | kafka retry 0 ready"})
+	db.want("after it", map[int]string{1: "pending 0 | kafka retry 0 now", n: "pending 0 | kafka retry 0 now"})
 
 	sitter, err := db.Conn(t).Begin(t.Context())
 	if err != nil {
@@ -373,7 +375,7 @@ func TestLocks(t *testing.T) {
 	if err != nil || done.Locked != batchSize || done.N() != n-batchSize {
 		t.Errorf("%+v, %v; want one batch locked, the others discarded", done, err)
 	}
-	db.want("the locked batch", map[int]string{4: "pending 0 | kafka retry 0 ready"})
+	db.want("the locked batch", map[int]string{4: "pending 0 | kafka retry 0 now"})
 }
 
 func TestShow(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Replay says which events to deliver once more. An empty field does not choose.
+// Replay chooses the events to deliver once more. An empty field does not choose.
 type Replay struct {
 	EventIDs     []relay.UUID
 	SagaID       string
@@ -25,12 +25,13 @@ type Replay struct {
 
 // Plan is what a replay found.
 type Plan struct {
-	Events   int            `json:"events"`   // rows that were sent: to be delivered once more
-	Archived int            `json:"archived"` // of these, rows that are in the archive only
-	Unsent   map[string]int `json:"unsent"`   // rows that were not sent yet and are left alone, by status
-	Missing  []string       `json:"missing"`  // event_ids that were asked for and are nowhere
-	// NoArchive says that saga_outbox_archive is not there, or not ours to read, so nobody looked
-	// into it.
+	Events   int `json:"events"`   // rows that were sent: to be delivered once more
+	Archived int `json:"archived"` // of these, rows that are in the archive only
+	// Rows that were not sent yet and are left alone, by status.
+	Unsent  map[string]int `json:"unsent"`
+	Missing []string       `json:"missing"` // event_ids that were asked for and are nowhere
+	// NoArchive is true when saga_outbox_archive does not exist, or may not be read, so it was not
+	// searched.
 	NoArchive bool `json:"no_archive,omitempty"`
 
 	chosen []replayed
@@ -47,8 +48,8 @@ type replayed struct {
 type Replayed struct {
 	Done
 	Restored int `json:"restored"` // rows that were copied back from the archive
-	// Gone are rows that were found, and that a retention or somebody else had removed before they
-	// got into the ledger.
+	// Gone are rows that were found, and then removed, by a retention or otherwise, before they got
+	// into the ledger.
 	Gone []string `json:"gone,omitempty"`
 }
 
@@ -124,8 +125,8 @@ func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 	return p, nil
 }
 
-// The rows go in as they were, with status sent: a slot tells of the insert, and the relay leaves
-// alone what was not inserted pending. A row may have gone to the archive since it was found.
+// The rows go in as they were, with status sent: a slot delivers the insert, and the relay skips
+// what was not inserted pending. A row may have gone to the archive since it was found.
 const restoreSQL = `INSERT INTO saga_outbox SELECT * FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
 	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id) ON CONFLICT (event_id) DO NOTHING`
 
@@ -137,7 +138,7 @@ const archivedSQL = `SELECT EXISTS (SELECT FROM saga_outbox_archive a WHERE even
 const thereSQL = `SELECT event_id::text FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR KEY SHARE`
 
 // An entry that is there stays: the event is on its way already. Detached, so that later events of
-// the key do not wait for it.
+// the key are not held behind it.
 const replaySQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, detached, replayed_at)
 	SELECT e.event_id, s.sink, $5, $6 + e.n, e.key, e.hash, e.type, 'retry', true, now()
 	FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[]) WITH ORDINALITY AS e (event_id, key, hash, type, n), unnest($7::text[]) AS s (sink)
@@ -148,8 +149,8 @@ const replaySQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, posit
 // there, in the order of the plan.
 func (p *Plan) Run(ctx context.Context, conn *pgx.Conn, r Replay) (*Replayed, error) {
 	done := &Replayed{Done: Done{Sinks: make(map[string]int)}}
-	// What is detached is in nobody's way, so it does not matter when others take the same
-	// positions meanwhile.
+	// A detached entry blocks no other, so it does not matter when others take the same positions
+	// meanwhile.
 	var last int64
 	if err := conn.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM saga_outbox_delivery WHERE slot = $1`, r.Slot).Scan(&last); err != nil {
 		return done, fmt.Errorf("read the ledger: %w", err)
@@ -228,7 +229,8 @@ func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, a
 	return restored, gone, made, err
 }
 
-// restoring says what the copying out of the archive lacks: a right that nothing else needs.
+// restoring adds to an error what the copying out of the archive lacks: a right that nothing else
+// needs.
 func restoring(err error, role string) error {
 	err = fmt.Errorf("copy rows back from saga_outbox_archive: %w", err)
 	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" {

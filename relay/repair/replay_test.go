@@ -23,7 +23,7 @@ func TestReplay(t *testing.T) {
 		db.row(6, "a", "pending", 0)
 		db.row(7, "a", "dead_letter", 5)
 		db.entry(7, "kafka", "a", "dead detached", 5, "too_large")
-		db.entry(2, "kafka", "a", "ready detached", 0, "") // being replayed already
+		db.entry(2, "kafka", "a", "now detached", 0, "") // being replayed already
 		db.row(8, "a", "sent", 0)
 		db.exec(`WITH gone AS (DELETE FROM saga_outbox WHERE event_id = $1::text::uuid RETURNING *) INSERT INTO saga_outbox_archive SELECT * FROM gone`, id(8).String())
 
@@ -45,12 +45,12 @@ func TestReplay(t *testing.T) {
 			t.Errorf("got %+v, want %v, one passed, one restored", done, want)
 		}
 		db.want("replayed", map[int]string{
-			1: "sent 0 | kafka retry 0 ready detached | rabbitmq retry 0 ready detached",
-			2: "sent 0 | kafka retry 0 ready detached | rabbitmq retry 0 ready detached",
+			1: "sent 0 | kafka retry 0 now detached | rabbitmq retry 0 now detached",
+			2: "sent 0 | kafka retry 0 now detached | rabbitmq retry 0 now detached",
 			5: "sent 0",
 			6: "pending 0",
 			7: "dead_letter 5 | kafka dead 5 detached",
-			8: "sent 0 | kafka retry 0 ready detached | rabbitmq retry 0 ready detached",
+			8: "sent 0 | kafka retry 0 now detached | rabbitmq retry 0 now detached",
 		})
 		rows, err := db.Pool.Query(t.Context(), `SELECT event_id, position, key_hash, replayed_at IS NOT NULL, commit_lsn IS NULL FROM saga_outbox_delivery WHERE sink = 'rabbitmq' ORDER BY position`)
 		if err != nil {
@@ -97,7 +97,7 @@ func TestReplayChooses(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %d events, %d missing", tt.name, plan, err, tt.events, tt.missing)
 		}
 	}
-	// Somebody sets a row back to pending between plan and run: it is on its way already.
+	// A row is set back to pending between plan and run: it is on its way already.
 	plan, err := PlanReplay(t.Context(), db.conn, Replay{Since: at(1)})
 	if err != nil {
 		t.Fatal(err)
@@ -165,8 +165,8 @@ func TestReplayWithNamedRights(t *testing.T) {
 	}
 }
 
-// What a retention is just removing is not promised: replay waits for it, and says that the event
-// is gone.
+// What a retention is just removing is not promised: replay waits for it, and reports that the
+// event is gone.
 func TestReplayWaitsForRetention(t *testing.T) {
 	db := newTable(t, pgtest.New(t, pgtest.Migrated()))
 	for n := 1; n <= 3; n++ {
@@ -210,5 +210,5 @@ func TestReplayWaitsForRetention(t *testing.T) {
 	if d := got.done; d.Sinks["kafka"] != 2 || len(d.Gone) != 1 || d.Gone[0] != id(2).String() || d.Passed != 0 || d.Restored != 1 {
 		t.Errorf("got %+v, want 1 and 3 (from the archive) to be delivered, and 2 gone", d)
 	}
-	db.want("replayed", map[int]string{1: "sent 0 | kafka retry 0 ready detached", 2: "gone", 3: "sent 0 | kafka retry 0 ready detached"})
+	db.want("replayed", map[int]string{1: "sent 0 | kafka retry 0 now detached", 2: "gone", 3: "sent 0 | kafka retry 0 now detached"})
 }

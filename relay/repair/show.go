@@ -10,12 +10,12 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Event is everything that the database holds about one event. The payload is there only when it
-// was asked for.
+// Event is everything that the database has about one event. The payload is there only when it was
+// asked for.
 type Event struct {
 	EventID string   `json:"event_id"`
 	Row     *Row     `json:"row"`     // nil when it is neither in saga_outbox nor in the archive
-	Entries []Letter `json:"entries"` // what the ledger holds of it, by sink
+	Entries []Letter `json:"entries"` // its entries in the ledger, by sink
 }
 
 // Row is the event's row.
@@ -76,8 +76,8 @@ func Show(ctx context.Context, conn *pgx.Conn, id relay.UUID, payload bool) (*Ev
 	return e, nil
 }
 
-// archiveThere reports whether there is an archive that we may read. (Its name stands in the
-// statement, not in a parameter: sessions give the tables in statements their schemas.)
+// archiveThere reports whether there is an archive that we may read. Its name is in the statement,
+// not in a parameter, because sessions give the tables in statements their schemas.
 func archiveThere(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	var there bool
 	err := conn.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('saga_outbox_archive'), 'SELECT'), false)`).Scan(&there)

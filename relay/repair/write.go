@@ -13,23 +13,22 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Bounds of one transaction. It holds the lock on the slot's row, which the owner's marks and the
+// Bounds of one transaction. It has the lock on the slot's row, which the owner's marks and the
 // renewal of its lease wait for.
 const (
 	batchSize   = 1000
 	lockTimeout = 500 * time.Millisecond
-	// busyTries is how often a batch is tried whose rows somebody else has locked.
+	// busyTries is how often a batch is tried whose rows another session has locked.
 	busyTries = 8
 )
 
 // Done counts what a command changed, by sink.
 type Done struct {
 	Sinks map[string]int `json:"sinks"`
-	// Passed are letters that were chosen and left as they are: changed by a relay or by somebody
-	// else meanwhile.
+	// Passed are letters that were chosen and left as they are: changed meanwhile, by a relay or
+	// otherwise.
 	Passed int `json:"passed"`
-	// Locked are those whose rows somebody held locked all the time; the command may be run again
-	// for them.
+	// Locked are those whose rows were locked all the time; the command may be run again for them.
 	Locked int `json:"locked"`
 }
 
@@ -42,13 +41,13 @@ func (d *Done) N() int {
 	return n
 }
 
-// ErrHeld is returned when Retry is asked for what waits behind others.
+// ErrHeld is returned when Retry is asked for held letters.
 var ErrHeld = errors.New("held events go out by themselves, in order, when the one before them is retried or discarded")
 
-// Retry has letters offered again. A dead one (or one that was discarded and not taken out yet)
-// becomes ready, with its attempts forgotten; one that waits for its next attempt is due now. What
-// is held behind one of them follows by itself, in order. A row without an entry says pending
-// again, for a relay to find. hybrid is relay.Config.Hybrid.
+// Retry has letters offered again. A dead one (or one that was discarded and not deleted yet) is to
+// be retried now, and its attempts begin at zero. One that has a next attempt is due now. What is
+// held behind one of them follows by itself, in order. A row without an entry is pending again, for
+// a relay to find. hybrid is relay.Config.Hybrid.
 func Retry(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
 	f, err := ToRetry(f)
 	if err != nil {
@@ -57,8 +56,8 @@ func Retry(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, e
 	return change(ctx, conn, f, hybrid, retryEntriesSQL, retryRowsSQL)
 }
 
-// Discard gives letters up: the slot's owner takes their entries out, and what waits behind them
-// goes on. Their rows stay dead letters, and last_error says that they were discarded.
+// Discard gives letters up: the slot's owner deletes their entries, and what is held behind them
+// goes on. Their rows stay dead letters, and last_error has that they were discarded.
 func Discard(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
 	return change(ctx, conn, ToDiscard(f), hybrid, discardEntriesSQL, discardRowsSQL)
 }
@@ -66,7 +65,8 @@ func Discard(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done,
 const (
 	chosen = `FROM unnest($1::uuid[], $2::text[]) AS c (event_id, sink) WHERE d.event_id = c.event_id AND d.sink = c.sink`
 
-	// A waiting entry stays waiting, now due: of one key, all behind it stay held (relay.Ledger).
+	// An entry with a next attempt keeps one, which is due now: of one key, all behind it stay held
+	// (relay.Ledger).
 	retryEntriesSQL = `UPDATE saga_outbox_delivery d SET
 			state = CASE d.state WHEN 'held' THEN 'held' ELSE 'retry' END,
 			attempts = CASE WHEN d.state = 'dead' OR d.discarded THEN 0 ELSE d.attempts END,
@@ -74,16 +74,17 @@ const (
 			discarded = false
 		` + chosen + ` AND (d.discarded OR d.state = 'dead' OR d.state = 'retry' AND d.next_attempt_at > now()) RETURNING d.sink`
 
-	// A held entry stays held: the owner comes to it when what is before it has gone. Made ready
-	// now, it would be taken out first, and free those behind it too early.
+	// A held entry stays held: the owner comes to it when what is in front of it has gone. In state
+	// retry it would be deleted first, and free those behind it too early.
 	discardEntriesSQL = `UPDATE saga_outbox_delivery d SET
 			state = CASE d.state WHEN 'held' THEN 'held' ELSE 'retry' END, next_attempt_at = NULL, discarded = true
 		` + chosen + ` AND NOT d.discarded RETURNING d.sink`
 
-	// A row with an entry about its mark is left alone: what it is to say is written when it takes
-	// it. What the entries say, their rows say, as after relay.Ledger's Resolve; with $2, hybrid
-	// mode, no row says pending, which another worker would take. A row whose entries are all
-	// discarded is a dead letter. One that was sent and is being delivered once more stays sent.
+	// A row with an entry about its mark is left alone: it gets its status when it takes one. The
+	// others get the status of their entries, as after relay.Ledger's Resolve. With $2, hybrid
+	// mode, no row becomes pending, because another worker would take it. A row whose entries are
+	// all discarded is a dead letter. One that was sent and is being delivered once more stays
+	// sent.
 	rowsSQL = `UPDATE saga_outbox o SET status = e.status, retry_count = e.attempts,
 			last_error = CASE WHEN e.discarded THEN '` + givenUp + `' || coalesce(e.error, '') ELSE o.last_error END
 		FROM (SELECT event_id, bool_and(discarded) AS discarded, coalesce(max(attempts) FILTER (WHERE NOT discarded), max(attempts)) AS attempts,
@@ -196,8 +197,8 @@ func (d *Done) add(sinks []string, of int) {
 	d.Passed += of - len(sinks)
 }
 
-// write runs f in a transaction that has the lock of the slot's row ("" for none), again if
-// somebody has locked what it needs. f counts what it did last of all.
+// write runs f in a transaction that has the lock of the slot's row ("" locks no row). It runs f
+// again if what it needs is locked. f counts what it did last of all.
 func write(ctx context.Context, conn *pgx.Conn, slot string, f func(pgx.Tx) error) error {
 	tries := 0
 	return relay.Retry(ctx, relay.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}, func() error {
@@ -220,8 +221,8 @@ func write(ctx context.Context, conn *pgx.Conn, slot string, f func(pgx.Tx) erro
 	}, func(err error, _ time.Duration) bool { return locked(err) && tries < busyTries })
 }
 
-// locked reports whether somebody else held a lock for too long: lock_not_available, query_canceled
-// by statement_timeout, deadlock_detected.
+// locked reports whether another session had a lock for too long: lock_not_available,
+// query_canceled by statement_timeout, deadlock_detected.
 func locked(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && slices.Contains([]string{"55P03", "57014", "40P01"}, pg.Code)

@@ -10,14 +10,14 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Standing is what the database says of an event at one sink.
-type Standing uint8
+// Status is what the database has of an event at one sink.
+type Status uint8
 
 // Standings.
 const (
-	Sent    Standing = iota // delivered, says the database
-	Pending                 // still to be delivered: nothing is wrong when it has not arrived
-	Dead                    // given up, where a person can see it
+	Sent    Status = iota // delivered, by the database
+	Pending               // still to be delivered: nothing is wrong when it has not arrived
+	Dead                  // given up, where a person can see it
 )
 
 // Row is an event as the table has it.
@@ -26,20 +26,20 @@ type Row struct {
 	Key       string // the partition key
 	Topic     string // where sinks that have topics put it
 	CreatedAt relay.Timestamp
-	Standing  Standing
+	Status    Status
 	Retried   bool // it failed at some time, and may have gone out behind later events of its key
 }
 
-// Audit compares the table with what sinks hold, for sagaz-relay verify. Unlike a Checker it was
-// not there when the events were committed, and the table does not know in which order that was. So
-// it tells two things apart:
+// Audit compares the table with what sinks have, for sagaz-relay verify. Unlike a Checker it was
+// not there when the events were committed, and the table does not have the order of commits. So it
+// distinguishes two things:
 //
 //   - What two sinks show of one key in different orders is out of order in one of them, whatever
 //     the commits were (Report.Disagreements). Sinks with topics have an order per key and topic
 //     only, and are compared within these.
 //   - created_at is the clock of an application, read before its commit. Where each event of a key
 //     is made after the one before it is committed, by hosts with good clocks, its order is the
-//     commit order; else it need not be. What arrives against it is reported as
+//     commit order. Otherwise it need not be. What arrives against it is reported as
 //     EarlierArrivedLater, as something to look at.
 //
 // An event that was refused and retried (Row.Retried) may come late by right, and is left out of
@@ -57,21 +57,21 @@ type Audit struct {
 }
 
 type auditRow struct {
-	id       relay.UUID
-	created  relay.Timestamp
-	key      int32
-	topic    int32
-	standing Standing
-	retried  bool
-	parked   bool // some sink has a ledger entry, so those without one have the event
+	id      relay.UUID
+	created relay.Timestamp
+	key     int32
+	topic   int32
+	status  Status
+	retried bool
+	parked  bool // some sink has a ledger entry, so those without one have the event
 }
 
 type auditSink struct {
 	name      string
 	perTopic  bool
-	first     []uint32 // by row: the number of the first arrival, from 1; 0 is none
+	first     []uint32 // by row: the number of the first arrival, from 1; 0 without one
 	again     []uint8  // by row: further arrivals, up to 255
-	standing  []Standing
+	status    []Status
 	arrivals  uint32
 	delivered int
 	replayed  int
@@ -104,13 +104,13 @@ func (a *Audit) Row(r Row) {
 	if a.sealed {
 		panic("verify: row after an arrival")
 	}
-	a.rows = append(a.rows, auditRow{r.ID, r.CreatedAt, a.keys.of(r.Key), a.topics.of(r.Topic), r.Standing, r.Retried, false})
+	a.rows = append(a.rows, auditRow{r.ID, r.CreatedAt, a.keys.of(r.Key), a.topics.of(r.Topic), r.Status, r.Retried, false})
 }
 
 // Topics are the topics of all rows.
 func (a *Audit) Topics() []string { return slices.Clone(a.topics.list) }
 
-// Sink adds a sink to look at, after all rows. perTopic says that it has no order between topics.
+// Sink adds a sink to look at, after all rows. perTopic: it has no order between topics.
 func (a *Audit) Sink(name string, perTopic bool) {
 	if !a.sealed {
 		a.sealed = true
@@ -119,7 +119,7 @@ func (a *Audit) Sink(name string, perTopic bool) {
 	}
 	a.sinks = append(a.sinks, &auditSink{
 		name: name, perTopic: perTopic,
-		first: make([]uint32, len(a.rows)), again: make([]uint8, len(a.rows)), standing: make([]Standing, len(a.rows)),
+		first: make([]uint32, len(a.rows)), again: make([]uint8, len(a.rows)), status: make([]Status, len(a.rows)),
 	})
 }
 
@@ -136,9 +136,9 @@ func (a *Audit) find(id relay.UUID) (int, bool) {
 	return slices.BinarySearchFunc(a.rows, id, func(r auditRow, id relay.UUID) int { return bytes.Compare(r.id[:], id[:]) })
 }
 
-// Parked notes a ledger entry. Those of events and sinks that are not looked at say something, too:
-// a row with an entry for one sink waits for that sink alone.
-func (a *Audit) Parked(id relay.UUID, sink string, standing Standing) {
+// Parked notes a ledger entry. Those of events and sinks that are not looked at count, too: a row
+// with an entry for one sink waits for that sink alone.
+func (a *Audit) Parked(id relay.UUID, sink string, status Status) {
 	i, ok := a.find(id)
 	if !ok {
 		return
@@ -146,11 +146,11 @@ func (a *Audit) Parked(id relay.UUID, sink string, standing Standing) {
 	a.rows[i].parked = true
 	a.rows[i].retried = true
 	if s := a.sink(sink); s != nil {
-		s.standing[i] = standing
+		s.status[i] = status
 	}
 }
 
-// Arrived notes that the sink holds the event, once more or for the first time, in its order.
+// Arrived notes that the sink has the event, once more or for the first time, in its order.
 // replayed says that a person wanted that. It returns false when no row has that id.
 func (a *Audit) Arrived(sink string, id relay.UUID, replayed bool) bool {
 	i, ok := a.find(id)
@@ -177,7 +177,7 @@ func (a *Audit) Waits(sink string, id relay.UUID) bool {
 	return ok && a.sink(sink).first[i] == 0
 }
 
-// AuditReport is what an audit found. Lists hold as many as were asked for; counts are of all.
+// AuditReport is what an audit found. Lists have as many as were asked for; counts are of all.
 type AuditReport struct {
 	Events        int              `json:"events"` // rows
 	Sinks         []AuditSink      `json:"sinks"`
@@ -186,10 +186,12 @@ type AuditReport struct {
 
 // AuditSink is about one sink.
 type AuditSink struct {
-	Sink                string           `json:"sink"`
-	Deliveries          int              `json:"deliveries"` // of the rows' events, repeats included
-	Events              int              `json:"events"`     // that arrived
-	Pending             int              `json:"pending"`    // not there, and the database says that they are still to come
+	Sink string `json:"sink"`
+	// Of the rows' events, repeats included.
+	Deliveries int `json:"deliveries"`
+	Events     int `json:"events"` // that arrived
+	// Not there, and by the database still to come.
+	Pending             int              `json:"pending"`
 	DeadLetters         int              `json:"dead_letters"`
 	Replayed            int              `json:"replayed"` // deliveries that a person asked for
 	Missing             Found[Finding]   `json:"missing"`
@@ -270,7 +272,7 @@ func (a *Audit) finding(i int) Finding {
 func (a *Audit) judge(s *auditSink, limit int) AuditSink {
 	out := AuditSink{Sink: s.name, Deliveries: s.delivered, Replayed: s.replayed}
 	for i := range a.rows {
-		switch standing := a.standing(s, i); {
+		switch status := a.status(s, i); {
 		case s.first[i] > 0:
 			out.Events++
 			if s.again[i] > 0 {
@@ -278,9 +280,9 @@ func (a *Audit) judge(s *auditSink, limit int) AuditSink {
 				f.Times = 1 + int(s.again[i])
 				out.Duplicates.Add(limit, f)
 			}
-		case standing == Pending:
+		case status == Pending:
 			out.Pending++
-		case standing == Dead:
+		case status == Dead:
 			out.DeadLetters++
 		default:
 			out.Missing.Add(limit, a.finding(i))
@@ -298,15 +300,15 @@ func (a *Audit) judge(s *auditSink, limit int) AuditSink {
 	return out
 }
 
-// standing is what the database says of row i at the sink.
-func (a *Audit) standing(s *auditSink, i int) Standing {
-	if s.standing[i] != Sent {
-		return s.standing[i]
+// status is what the database has of row i at the sink.
+func (a *Audit) status(s *auditSink, i int) Status {
+	if s.status[i] != Sent {
+		return s.status[i]
 	}
 	if a.rows[i].parked {
 		return Sent // the entry is another sink's
 	}
-	return a.rows[i].standing
+	return a.rows[i].status
 }
 
 // arrived lists the rows that arrived and were never retried by key (and topic), in the order of

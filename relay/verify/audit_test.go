@@ -12,8 +12,8 @@ import (
 )
 
 // auditOf makes an audit of rows given as "a0 a1 b0/t1!": the letters are the key, the order is
-// that of created_at, "/" names the topic, and a last character says sent (none), pending "?", dead
-// "+", or sent after a retry "!".
+// that of created_at, and "/" names the topic. A last character is the status: "?" pending, "+"
+// dead, "!" sent after a retry, and sent without one.
 func auditOf(t *testing.T, rows string, sinks ...string) *Audit {
 	t.Helper()
 	a := NewAudit()
@@ -21,9 +21,9 @@ func auditOf(t *testing.T, rows string, sinks ...string) *Audit {
 		r := Row{CreatedAt: relay.Timestamp(i)}
 		switch word[len(word)-1] {
 		case '?':
-			r.Standing = Pending
+			r.Status = Pending
 		case '+':
-			r.Standing = Dead
+			r.Status = Dead
 		case '!':
 			r.Retried = true
 		}

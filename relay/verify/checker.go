@@ -26,7 +26,7 @@ type Options struct {
 }
 
 // Checker takes notes of commits and deliveries, and judges them. All methods may be called from
-// any goroutine. Commits and deliveries may be told of in any order relative to each other: a relay
+// any goroutine. Commits and deliveries may be noted in any order relative to each other: a relay
 // is often faster than the answer to COMMIT.
 //
 // It keeps about 100 bytes an event.
@@ -88,7 +88,7 @@ func (c *Checker) Commit(events ...Event) {
 }
 
 // Deliver notes what a sink got. Deliveries of one key must come in the order in which a consumer
-// sees them (that of the partition, queue or file); those of different keys in any.
+// sees them (that of the partition, queue or file). Those of different keys may come in any.
 func (c *Checker) Deliver(sinkName string, events ...Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,7 +112,7 @@ func (c *Checker) DeadLetter(sinkName string, ids ...relay.UUID) {
 	}
 }
 
-// Counts tells how many commits there were, and how many deliveries to a sink, repetitions
+// Counts returns how many commits there were, and how many deliveries to a sink, repetitions
 // included. It is cheap.
 func (c *Checker) Counts(sinkName string) (committed, delivered int) {
 	c.mu.Lock()
@@ -125,7 +125,7 @@ func (c *Checker) Counts(sinkName string) (committed, delivered int) {
 	return len(c.events), delivered
 }
 
-// sink and key return what the name stands for, new if need be. The caller holds mu.
+// sink and key return what has the name, new if need be. The caller holds mu.
 func (c *Checker) sink(name string) *sink {
 	for _, s := range c.sinks {
 		if s.name == name {

@@ -1,6 +1,6 @@
 package verify
 
-// Report judges what has been told so far. It may be called several times; commits and deliveries
+// Report judges what has been noted so far. It may be called several times; commits and deliveries
 // wait for it.
 func (c *Checker) Report() *Report {
 	c.mu.Lock()
@@ -123,7 +123,7 @@ type trail struct {
 	ahead map[int32]bool
 }
 
-// step says what is wrong with rank as the next delivery; empty means nothing.
+// step returns what is wrong with rank as the next delivery; empty means nothing.
 func (t *trail) step(rank int32, again bool) Kind {
 	switch {
 	case !again && rank > t.due:
@@ -140,7 +140,8 @@ func (t *trail) note(index, rank int32, again bool) {
 	if again {
 		t.reached = rank
 	} else {
-		t.reached = t.top // also when it comes late: the one that overtook it was reported, and once is enough
+		// Also when it comes late: the one that overtook it was reported, and once is enough.
+		t.reached = t.top
 	}
 	switch {
 	case rank == t.due:

@@ -18,13 +18,14 @@ type Report struct {
 // SinkReport is what one sink got, and what was wrong with it.
 type SinkReport struct {
 	Sink        string
-	Delivered   int        // deliveries, repetitions included
-	DeadLetters int        // events that did not arrive and are dead letters
-	Missing     []Event    // committed, and never arrived; in commit order for each key
-	Unknown     []Event    // arrived, and never committed: of a transaction that was rolled back, for one
-	WrongKey    []WrongKey // arrived under another key than they were committed under
-	Duplicates  []Event    // one entry for each repetition
-	OutOfOrder  []Disorder
+	Delivered   int     // deliveries, repetitions included
+	DeadLetters int     // events that did not arrive and are dead letters
+	Missing     []Event // committed, and never arrived; in commit order for each key
+	// Arrived, and never committed: of a transaction that was rolled back, for one.
+	Unknown    []Event
+	WrongKey   []WrongKey // arrived under another key than they were committed under
+	Duplicates []Event    // one entry for each repetition
+	OutOfOrder []Disorder
 }
 
 // WrongKey is a delivery under another key than the event's.
@@ -35,7 +36,7 @@ type WrongKey struct {
 
 func (w WrongKey) String() string { return fmt.Sprintf("%s under key %q", w.Event, w.Got) }
 
-// Kind says how order was broken.
+// Kind is how order was broken.
 type Kind string
 
 // Kinds of disorder.
@@ -67,7 +68,8 @@ func (d Disorder) String() string {
 	return s
 }
 
-// Err says which promises are broken and by which events, a few of each; nil means that all hold.
+// Err returns which promises are broken and by which events, a few of each; nil means that all are
+// kept.
 func (r *Report) Err() error {
 	if len(r.Sinks) == 0 && r.Committed > 0 {
 		return fmt.Errorf("%d events committed, and no sink to look at", r.Committed)

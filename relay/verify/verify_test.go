@@ -121,7 +121,7 @@ func TestDeadLetters(t *testing.T) {
 
 func TestSinksAreJudgedApart(t *testing.T) {
 	c := New(Options{}, "kafka", "rabbitmq", "file")
-	c.Deliver("kafka", events("a0 a1")...) // before the commit is told of
+	c.Deliver("kafka", events("a0 a1")...) // before the commit is noted
 	c.Commit(events("a0 a1")...)
 	c.Deliver("rabbitmq", events("a1")...)
 	err := c.Report().Err()
@@ -157,7 +157,7 @@ func TestCommittedTwicePanics(t *testing.T) {
 	c.Commit(events("a0")...)
 }
 
-// The twin says the same by the words of the promises, without ranks and without caring for speed.
+// The twin judges by the words of the promises, without ranks and without caring for speed.
 func twin(committed []Event, delivered []Event) (missing, unknown, duplicates int, ordered bool) {
 	ordered = true
 	for _, e := range committed {

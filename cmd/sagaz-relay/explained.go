@@ -157,12 +157,12 @@ var explained = map[string]string{
 		"refused are always kept.",
 	"STUCK_CLAIM_TIMEOUT_SECONDS": "How old a claim of the library's worker on a row may be before that worker counts as " +
 		"dead. The relay waits that long for the fate of a claimed row where it looks rows up " +
-		"(RELAY_HYBRID). Too short publishes twice what a slow worker is still at; too long " +
-		"stands still when a worker was killed.",
-	"RELAY_LEASE_TTL": "Bounds how long a slot stays with an owner that is frozen or cut off from the database: " +
-		"it stops by itself when it could not renew for five sixths of it, and another takes over " +
-		"after all of it. An owner that dies or stops frees the slot at once, whatever this is. " +
-		"Too short makes owners fight while the database stalls.",
+		"(RELAY_HYBRID). Too short publishes twice what a slow worker is still publishing; too " +
+		"long delays delivery when a worker was killed.",
+	"RELAY_LEASE_TTL": "Bounds how long a slot stays with an owner that is frozen or cut off from the database. " +
+		"The owner stops by itself when it could not renew for five sixths of it, and another " +
+		"takes over after all of it. An owner that dies or stops frees the slot at once, whatever " +
+		"this is. Too short makes owners fight while the database stalls.",
 	"RELAY_ACQUIRE_INTERVAL": "How often a standby looks whether the slot is free.",
 	"KAFKA_BOOTSTRAP_SERVERS": "Lists addresses of some brokers of the cluster, host:port each (port 9092 when left " +
 		"out); the others are learnt from them. One that is down is passed over, so name two or " +
@@ -238,8 +238,8 @@ var explained = map[string]string{
 	"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "OTEL_EXPORTER_OTLP_ENDPOINT is the collector: http://host:4318, or http://host:4317 for " +
 		"gRPC; https for TLS. Empty: no traces, and no cost. /v1/traces is added to its path for " +
 		"HTTP. OTEL_EXPORTER_OTLP_TRACES_ENDPOINT goes first, and is taken as it is.",
-	"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "What the collector is spoken to in: http/protobuf or grpc. When it is not said, port " +
-		"4317 means grpc, which is what the Python library speaks, and any other http/protobuf.",
+	"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "The collector's protocol: http/protobuf or grpc. When it is not set, port 4317 means " +
+		"grpc, which is what the Python library speaks, and any other http/protobuf.",
 	"OTEL_EXPORTER_OTLP_TRACES_HEADERS": "What goes with every request: name=value with commas between, values percent-encoded. It " +
 		"is secret.",
 	"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT":     "Bounds one request, in milliseconds.",
@@ -261,19 +261,19 @@ var explained = map[string]string{
 		"\"none\".",
 	"OTEL_TRACES_EXPORTER": "OTEL_SDK_DISABLED switches traces off whatever else is set, and so does the exporter " +
 		"\"none\".",
-	"OTEL_SERVICE_NAME": "OTEL_SERVICE_NAME is the relay's name in traces. OTEL_RESOURCE_ATTRIBUTES are more that " +
-		"it is told: name=value with commas between, values percent-encoded; a service.name among " +
-		"them counts when OTEL_SERVICE_NAME is not set.",
-	"OTEL_RESOURCE_ATTRIBUTES": "OTEL_SERVICE_NAME is the relay's name in traces. OTEL_RESOURCE_ATTRIBUTES are more that " +
-		"it is told: name=value with commas between, values percent-encoded; a service.name among " +
-		"them counts when OTEL_SERVICE_NAME is not set.",
-	"OTEL_TRACES_SAMPLER": "OTEL_TRACES_SAMPLER says what is recorded: always_on, always_off, traceidratio, or one " +
-		"of these with parentbased_ in front, which follows what the events' traces say and " +
-		"decides by itself only where there is none. OTEL_TRACES_SAMPLER_ARG is the share for " +
+	"OTEL_SERVICE_NAME": "OTEL_SERVICE_NAME is the relay's name in traces. OTEL_RESOURCE_ATTRIBUTES are further " +
+		"attributes of the relay: name=value with commas between, values percent-encoded. A " +
+		"service.name among them counts when OTEL_SERVICE_NAME is not set.",
+	"OTEL_RESOURCE_ATTRIBUTES": "OTEL_SERVICE_NAME is the relay's name in traces. OTEL_RESOURCE_ATTRIBUTES are further " +
+		"attributes of the relay: name=value with commas between, values percent-encoded. A " +
+		"service.name among them counts when OTEL_SERVICE_NAME is not set.",
+	"OTEL_TRACES_SAMPLER": "OTEL_TRACES_SAMPLER decides what is recorded: always_on, always_off, traceidratio, or " +
+		"one of these with parentbased_ in front, which follows the events' traces and decides by " +
+		"itself only for events without one. OTEL_TRACES_SAMPLER_ARG is the share for " +
 		"traceidratio, 0 to 1.",
-	"OTEL_TRACES_SAMPLER_ARG": "OTEL_TRACES_SAMPLER says what is recorded: always_on, always_off, traceidratio, or one " +
-		"of these with parentbased_ in front, which follows what the events' traces say and " +
-		"decides by itself only where there is none. OTEL_TRACES_SAMPLER_ARG is the share for " +
+	"OTEL_TRACES_SAMPLER_ARG": "OTEL_TRACES_SAMPLER decides what is recorded: always_on, always_off, traceidratio, or " +
+		"one of these with parentbased_ in front, which follows the events' traces and decides by " +
+		"itself only for events without one. OTEL_TRACES_SAMPLER_ARG is the share for " +
 		"traceidratio, 0 to 1.",
 	"OTEL_BSP_MAX_QUEUE_SIZE": "Spans wait in a queue of OTEL_BSP_MAX_QUEUE_SIZE, and go out in batches of " +
 		"OTEL_BSP_MAX_EXPORT_BATCH_SIZE, or every OTEL_BSP_SCHEDULE_DELAY; " +
@@ -293,6 +293,6 @@ var explained = map[string]string{
 		"milliseconds. What the queue has no room for is dropped.",
 	"RELAY_TRACE_EVENTS": "Begins a trace for every row that has no traceparent, and puts one into the record's " +
 		"headers, so that its consumers' spans belong together. Off, such a row is delivered as " +
-		"it is: a header more is a change of the wire, and a span for every event has its price " +
-		"at tens of thousands a second. Applications that trace put a traceparent into the row.",
+		"it is. A header more changes the wire, and a span for every event has its price at tens " +
+		"of thousands a second. Applications that trace put a traceparent into the row.",
 }

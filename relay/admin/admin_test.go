@@ -145,7 +145,7 @@ func listen(t *testing.T, r Relay) *Server {
 	return s
 }
 
-// A request that is under way when the server is told to stop gets its answer before Serve returns.
+// A request that is under way when the server is stopped gets its answer before Serve returns.
 func TestServeFinishesRequests(t *testing.T) {
 	inside, answer := make(chan struct{}), make(chan struct{})
 	s := listen(t, shown{status: func() relay.Status {

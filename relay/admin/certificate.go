@@ -17,14 +17,14 @@ type pair struct {
 	certFile, keyFile string
 	log               hclog.Logger
 
-	mu   sync.Mutex // guards what follows
-	cert *tls.Certificate
-	seen stamps // of the files that cert, or the last failure, came from
-	told bool   // that the time of cert is over, or has not come
+	mu     sync.Mutex // guards what follows
+	cert   *tls.Certificate
+	seen   stamps // of the files that cert, or the last failure, came from
+	warned bool   // that the time of cert is over, or has not come
 }
 
-// stamps tell two files from older ones at the same places; nil is none. A mounted secret is a link
-// that moves; os.Stat follows it.
+// stamps distinguish two files from older ones at the same places; nil without files. A mounted
+// secret is a link that moves; os.Stat follows it.
 type stamps [2]os.FileInfo
 
 // same compares places on disk, too: times are no finer than the kernel's clock ticks, and
@@ -60,8 +60,8 @@ func (p *pair) config() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get(), nil }}
 }
 
-// get returns the certificate, after a look at the files. What cannot be used is told once, and the
-// last good one serves on: half of a pair may be written, and the other half on its way.
+// get returns the certificate, after a look at the files. What cannot be used is logged once, and
+// the last good one stays in use. Perhaps only half of a new pair is written yet.
 func (p *pair) get() *tls.Certificate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,21 +76,21 @@ func (p *pair) get() *tls.Certificate {
 		p.log.Warn("the new certificate cannot be used, the one before it stays", "error", err)
 		return p.cert
 	}
-	p.cert, p.told = &cert, false
+	p.cert, p.warned = &cert, false
 	p.log.Info("certificate read again", "file", p.certFile)
 	p.mindTime()
 	return p.cert
 }
 
-// mindTime says once of a certificate that its time is over or has not come: peers refuse it, and
-// their side of the log is all that would tell. It serves on, because some do not mind. It is
-// called with mu held, or before others know of p.
+// mindTime logs once that a certificate's time is over or has not come: peers refuse it, which only
+// their own logs would show. It stays in use, because some peers accept it. It is called with mu
+// held, or before others know of p.
 func (p *pair) mindTime() {
 	leaf, now := p.cert.Leaf, time.Now()
-	if p.told || leaf == nil || !now.Before(leaf.NotBefore) && !now.After(leaf.NotAfter) {
+	if p.warned || leaf == nil || !now.Before(leaf.NotBefore) && !now.After(leaf.NotAfter) {
 		return
 	}
-	p.told = true
+	p.warned = true
 	p.log.Warn("the certificate is not valid now, peers will refuse it", "file", p.certFile, "not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "fix", "renew it; the new file is read by itself")
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/tlsfiles"
 )
 
-// Config is what the HTTP side is told.
+// Config has the settings of the HTTP side.
 type Config struct {
 	// Addr is the address to bind. It comes from METRICS_PORT or RELAY_HTTP_ADDR; empty serves
 	// nothing.
@@ -33,13 +33,13 @@ type Config struct {
 	CertFile string `env:"RELAY_HTTP_TLS_CERT_FILE"`
 	KeyFile  string `env:"RELAY_HTTP_TLS_KEY_FILE" secret:"path"`
 
-	// Redact, if not nil, takes out of what is answered what nobody may see.
+	// Redact, if not nil, removes from answers what may not be shown.
 	Redact func([]byte) []byte
 
 	// Version and Revision are of the program.
 	Version, Revision string
 	// Database looks at what relays share, for the page: who owns what, the ledger. It is called
-	// while somebody looks at the page, not more than once in five seconds. Nil: the page shows
+	// while the page is open somewhere, not more than once in five seconds. Nil: the page shows
 	// only this relay.
 	Database func(context.Context) (*Database, error)
 }
@@ -82,7 +82,8 @@ func guarded(token string, next http.Handler) http.Handler {
 		} else if scheme, credentials, _ := strings.Cut(r.Header.Get("Authorization"), " "); strings.EqualFold(scheme, "Bearer") {
 			got = strings.TrimSpace(credentials)
 		}
-		sum := sha256.Sum256([]byte(got)) // of equal length, so that the comparison tells nothing of the token's
+		// Of equal length, so that the comparison shows nothing of the token's.
+		sum := sha256.Sum256([]byte(got))
 		if subtle.ConstantTimeCompare(sum[:], want[:]) == 1 {
 			next.ServeHTTP(w, r)
 			return

@@ -18,8 +18,8 @@ const (
 )
 
 // conns bounds the open connections. One more than that is taken all the same, and an older one is
-// closed for it: somebody who opens connections and does not read, or does not ask, can then not
-// keep a probe out.
+// closed for it. So a client that opens connections and does not read, or does not ask, cannot keep
+// a probe out.
 type conns struct {
 	mu   sync.Mutex // guards open
 	open map[net.Conn]*connState
@@ -56,8 +56,8 @@ func (c *conns) state(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// oldest is the connection to close for a new one: one that waits for a request before one that is
-// being answered, and one that had its time before one that has just come. The caller holds mu.
+// oldest is the connection to close for a new one. Those that wait for a request come before those
+// that are being answered, and old ones before those that have just come. The caller holds mu.
 func (c *conns) oldest(but net.Conn) net.Conn {
 	var found net.Conn
 	var best connState
@@ -79,7 +79,7 @@ func (c *conns) oldest(but net.Conn) net.Conn {
 	return found
 }
 
-// closeAtOnce does not say goodbye, which over TLS waits for a peer that does not read.
+// closeAtOnce sends no close_notify, which over TLS waits for a peer that does not read.
 func closeAtOnce(conn net.Conn) {
 	if encrypted, ok := conn.(*tls.Conn); ok {
 		conn = encrypted.NetConn()

@@ -116,7 +116,7 @@ func TestCrowds(t *testing.T) {
 	}
 }
 
-// Of connections that wait none is kept beyond the bound, and the newest stay.
+// Connections that wait are not kept beyond the bound, and the newest stay.
 func TestConnectionsAreBounded(t *testing.T) {
 	c := newConns()
 	var all []net.Conn
@@ -161,7 +161,7 @@ func TestAnswersOutliveIdleConnections(t *testing.T) {
 	}
 }
 
-// All who ask while something is built share the next build, and nobody gets what was built before
+// All who ask while something is built share the next build, and no one gets what was built before
 // they asked.
 func TestShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -222,7 +222,8 @@ func TestNoHTTP2(t *testing.T) {
 	}
 }
 
-// Every format of the metrics comes from one build each, compressed or not, and says what it is.
+// Every format of the metrics comes from one build each, compressed or not, with the right content
+// type.
 func TestMetricFormats(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "one", Help: "x S3NT1NEL"}))

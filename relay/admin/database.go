@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Database is what relays share, as the database has it. It tells a standby's page who owns what.
+// Database is what relays share, as the database has it. By it a standby's page shows who owns
+// what.
 type Database struct {
 	Slots  []DatabaseSlot   `json:"slots"`
 	Ledger []DatabaseLedger `json:"ledger"`
@@ -43,7 +44,7 @@ const (
 	lookTimeout = 2 * time.Second
 )
 
-// lookout looks at the database for all who ask, at most once in lookEvery. One of them waits for
+// lookout looks at the database for all requests, at most once in lookEvery. One of them waits for
 // the look, the others get the last one.
 type lookout struct {
 	look func(context.Context) (*Database, error)
@@ -58,7 +59,8 @@ type lookout struct {
 type sight struct {
 	Time time.Time `json:"time,omitzero"`
 	*Database
-	Error string `json:"error,omitempty"` // of the last look, when it was in vain; what was seen before stays
+	// Of the last look, when it was in vain; what was seen before stays.
+	Error string `json:"error,omitempty"`
 }
 
 // get returns the last sight, or nil when there is no database to look at.
@@ -68,7 +70,7 @@ func (l *lookout) get(ctx context.Context) *sight {
 	}
 	if l.due() && l.looking.TryLock() {
 		defer l.looking.Unlock()
-		if l.due() { // nobody was faster
+		if l.due() { // no other request was faster
 			l.refresh(ctx)
 		}
 	}

@@ -47,7 +47,7 @@ func fieldsOf(t reflect.Type, path string) (all []string) {
 	return all
 }
 
-// The description of /status.json names every field, once, and none that is not there.
+// The description of /status.json names every field, once, and no other.
 func TestFieldsAreDescribed(t *testing.T) {
 	text, err := os.ReadFile("../../docs/status-json.md")
 	if err != nil {

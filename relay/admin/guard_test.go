@@ -71,16 +71,17 @@ func TestToken(t *testing.T) {
 					t.Errorf("%s: a browser would not ask: %v", path, rec.Header())
 				}
 				if strings.Contains(rec.Body.String(), token) {
-					t.Errorf("%s tells the token", path)
+					t.Errorf("%s shows the token", path)
 				}
 			}
-			for _, path := range []string{"/health/live", "/health/ready"} { // probes keep no secret
+			// Probes keep no secret.
+			for _, path := range []string{"/health/live", "/health/ready"} {
 				if rec := ask(path, tt.auth); rec.Code != 200 {
 					t.Errorf("%s: got %d, want 200", path, rec.Code)
 				}
 			}
 			if rec := ask("/nowhere", tt.auth); tt.code == 401 && rec.Code != 401 {
-				t.Errorf("/nowhere tells a stranger what is there: %d", rec.Code)
+				t.Errorf("/nowhere shows a stranger what is there: %d", rec.Code)
 			}
 		})
 	}
@@ -151,7 +152,8 @@ func pairUntil(t *testing.T, dir, name string, end time.Time) (cert, key string)
 	}
 	cert, key = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
 	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "EC PRIVATE KEY", Bytes: keyDER}} {
-		text := append(pem.EncodeToMemory(block), bytes.Repeat([]byte("\n"), 2048)...)[:2048] // all of one size
+		// All of one size.
+		text := append(pem.EncodeToMemory(block), bytes.Repeat([]byte("\n"), 2048)...)[:2048]
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -236,7 +238,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// A certificate whose time is over serves on, and the log says so, once.
+// A certificate whose time is over stays in use, and that is logged, once.
 func TestTLSExpired(t *testing.T) {
 	var text bytes.Buffer
 	log := hclog.New(&hclog.LoggerOptions{Output: &text, Level: hclog.Info})
@@ -284,7 +286,7 @@ func TestTLSFilesThatAreNotThere(t *testing.T) {
 	}
 }
 
-// Peers that dribble their request are sent away, and hold up nobody meanwhile.
+// Peers that dribble their request are sent away, and delay no other meanwhile.
 func TestSlowPeers(t *testing.T) {
 	s, _ := serve(t, Config{}, statusOf(relay.SlotStatus{Role: relay.Standby}))
 	var slow []net.Conn
@@ -300,7 +302,7 @@ func TestSlowPeers(t *testing.T) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	res, err := client.Get("http://" + s.Addr() + "/health/live")
 	if err != nil || res.StatusCode != 200 {
-		t.Fatalf("a probe beside slow peers: %v, %v", res, err)
+		t.Fatalf("a probe among slow peers: %v, %v", res, err)
 	}
 	res.Body.Close()
 	for _, conn := range slow {

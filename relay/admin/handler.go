@@ -27,7 +27,7 @@ type Report struct {
 	Version  string    `json:"version"`
 	Revision string    `json:"revision,omitempty"`
 	relay.Status
-	Ready    bool           `json:"ready"` // what /health/ready says
+	Ready    bool           `json:"ready"` // what /health/ready answers
 	Verdict  relay.Verdict  `json:"verdict"`
 	Database *sight         `json:"database"` // at most some seconds old
 	Changes  []relay.Change `json:"changes"`  // the newest first

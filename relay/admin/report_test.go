@@ -92,8 +92,8 @@ func TestReportGolden(t *testing.T) {
 	})
 }
 
-// Many viewers cost the database one look in five seconds, none without viewers, and trouble there
-// makes nobody wait for long.
+// Many viewers cost the database one look in five seconds, and nothing without viewers, and errors
+// there make no viewer wait for long.
 func TestDatabaseIsLookedAtSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		looks := 0

@@ -32,7 +32,7 @@ const (
 	headerBytes    = 16 << 10
 )
 
-// Listen binds the address; the error says which setting to change. Serve then answers.
+// Listen binds the address; the error has the setting to change. Serve then answers.
 func Listen(cfg Config, shown Relay, metrics prometheus.Gatherer, log hclog.Logger) (*Server, error) {
 	log = log.Named("admin")
 	s := &Server{http: &http.Server{
@@ -85,7 +85,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		if s.http.Shutdown(last) != nil {
-			_ = s.http.Close() // somebody reads too slowly
+			_ = s.http.Close() // a client reads too slowly
 		}
 	})
 	serve := s.http.Serve
@@ -102,7 +102,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// debugLines takes what net/http says of peers that break off in the middle of a handshake: port
+// debugLines takes what net/http logs of peers that break off in the middle of a handshake: port
 // scans and load balancers do.
 type debugLines struct{ log hclog.Logger }
 

@@ -18,8 +18,8 @@ import (
 const (
 	// cheap is what a build may take to be made for everybody who comes after it.
 	cheap = 5 * time.Millisecond
-	// leisure is how many times a dearer build's time its result serves, so that all who ask cost
-	// no more than a fifth of a core; longest is the most.
+	// leisure is how many times a dearer build's time its result is used, so that all requests cost
+	// no more than a fifth of a core. longest is the most.
 	leisure = 4
 	longest = time.Second
 )
@@ -31,7 +31,7 @@ type shared[T any] struct {
 
 	mu    sync.Mutex // guards what follows
 	value T
-	began time.Time // of the last build; zero: none yet
+	began time.Time // of the last build; zero: not built yet
 	until time.Time // the last build serves until then
 }
 
@@ -71,7 +71,7 @@ func (s *shared[T]) last(asked time.Time) (value T, ok bool) {
 	return value, false
 }
 
-// answer is a whole response. It is written by who asked, in their own time, and holds nobody up.
+// answer is a whole response. It is written by the goroutine of the request, and delays no other.
 type answer struct {
 	code   int
 	header http.Header
@@ -83,7 +83,7 @@ func (a *answer) write(w http.ResponseWriter) {
 		w.Header()[name] = values
 	}
 	w.WriteHeader(a.code)
-	_, _ = w.Write(a.body) // the peer has gone; there is nobody to tell
+	_, _ = w.Write(a.body) // the peer has gone
 }
 
 // Header, WriteHeader and Write make it a ResponseWriter that keeps what it gets.
@@ -97,7 +97,7 @@ func (a *answer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// The formats that /metrics comes in, by what the peer says first that it takes.
+// The formats that /metrics comes in, by what the peer accepts first.
 var metricFormats = []struct{ name, accept string }{
 	{"application/vnd.google.protobuf", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"},
 	{"application/openmetrics-text", "application/openmetrics-text;version=1.0.0"},

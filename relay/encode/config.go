@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// Config is what the encoder can be told.
+// Config is what can be set of the encoder.
 type Config struct {
 	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and
 	// {saga_id}.

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// Everything that is wrong is told at once, each by its variable's name; the defaults are right.
+// Everything that is wrong is reported at once, each by its variable's name; the defaults are
+// right.
 func TestConfigValidateTellsEverything(t *testing.T) {
 	cfg := DefaultConfig()
 	if err := cfg.Validate(); err != nil {
@@ -31,7 +32,7 @@ func TestConfigValidateTellsEverything(t *testing.T) {
 			}
 		}
 		if lines != 1 {
-			t.Errorf("%s is told %d times, want once, in:\n%v", name, lines, err)
+			t.Errorf("%s is reported %d times, want once, in:\n%v", name, lines, err)
 		}
 	}
 }

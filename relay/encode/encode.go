@@ -8,7 +8,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Encoder makes records of events. It holds no state, so one serves all goroutines.
+// Encoder makes records of events. It has no state, so one serves all goroutines.
 type Encoder struct {
 	topic, routingKey template
 	envelope          string
@@ -32,12 +32,12 @@ func New(cfg Config) (*Encoder, error) {
 
 // RowHeaders are the headers that the row itself has, and nothing when they cannot be read.
 func (e *Encoder) RowHeaders(ev *relay.Event) []relay.Header {
-	headers, _ := appendHeaders(nil, ev.Headers) // Encode says what is wrong with them
+	headers, _ := appendHeaders(nil, ev.Headers) // Encode returns what is wrong with them
 	return headers
 }
 
 // Encode fills rec from ev. The record keeps parts of the event's text alive. An error is the
-// event's own fault (see relay.Refused); rec then holds nothing to publish.
+// event's own fault (see relay.Refused); rec then has nothing to publish.
 func (e *Encoder) Encode(rec *relay.Record, ev *relay.Event) error {
 	err := e.encode(rec, ev)
 	if err != nil {
@@ -86,7 +86,8 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 
 // sagazBody is the body of the Python library (docs/contract.md, "Wire"): a JSON object with the
 // keys event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, timestamp in this
-// order. id is the event's, and shares the body's memory, which nobody writes to from here on.
+// order. The returned id is the event's, and shares the body's memory, which is not written to from
+// here on.
 func sagazBody(ev *relay.Event) (body []byte, id string) {
 	size := 176 + len(ev.SagaID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) + len(ev.Payload)
 	b := make([]byte, 0, size)
@@ -106,14 +107,16 @@ func sagazBody(ev *relay.Event) (body []byte, id string) {
 	b = append(b, `,"timestamp":"`...)
 	b = appendISOFormat(b, ev.CreatedAt.Time())
 	if ev.CreatedAt == relay.Infinity || ev.CreatedAt == relay.NegativeInfinity {
-		b = b[:len(b)-len(utcOffset)] // the library reads them as datetime.max and .min, which have no zone
+		// The library reads them as datetime.max and .min, which have no zone.
+		b = b[:len(b)-len(utcOffset)]
 	}
 	b = append(b, `"}`...)
 	return b, unsafe.String(&b[idAt], 36)
 }
 
-// appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction, or
-// none when it is zero. Written out, because time.AppendFormat was a tenth of the relay's CPU.
+// appendISOFormat writes a UTC time as Python's datetime.isoformat does: six digits of fraction,
+// and no fraction when it is zero. It does not use time.AppendFormat, which took a tenth of the
+// relay's CPU.
 func appendISOFormat(b []byte, t time.Time) []byte {
 	year, month, day := t.Date()
 	hour, minute, second := t.Clock()

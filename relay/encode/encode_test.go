@@ -96,7 +96,7 @@ func TestRecords(t *testing.T) {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		if rec.EventID != c.ev.ID || rec.EventType != c.ev.EventType || !rec.Timestamp.Equal(c.ev.CreatedAt.Time()) {
-			t.Errorf("%s: record %+v does not say which event it is", c.name, rec)
+			t.Errorf("%s: record %+v does not name its event", c.name, rec)
 		}
 		if !json.Valid(rec.Value) {
 			t.Errorf("%s: the body is no JSON: %s", c.name, rec.Value)
@@ -128,7 +128,7 @@ func TestEncodeRefuses(t *testing.T) {
 			err := encoder(t, "{event_type}", "{event_type}").Encode(&rec, &ev)
 			refused, ok := relay.Refused(err)
 			if !ok || refused.Reason != relay.ReasonEncode || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("got %v, want a refusal for reason encode that says %q", err, tt.says)
+				t.Errorf("got %v, want a refusal for reason encode with %q", err, tt.says)
 			}
 			if rec.Value != nil || rec.Headers != nil {
 				t.Errorf("something to publish is left: %+v", rec)
@@ -157,8 +157,8 @@ func randomText(r *rand.Rand) string {
 	return string(b)
 }
 
-// Whatever text columns hold, the body says the same as encoding/json would, and its keys come in
-// the order of docs/contract.md.
+// Whatever text columns hold, the body is what encoding/json would make, and its keys come in the
+// order of docs/contract.md.
 func TestEncodeAgreesWithEncodingJSON(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	enc := encoder(t, "{event_type}", "{event_type}")
@@ -253,7 +253,7 @@ func TestISOFormat(t *testing.T) {
 		{"MicrosWithZeros", 100_000, "2000-01-01T00:00:00.100000+00:00"},
 		{"BeforeTheEpoch", -1, "1999-12-31T23:59:59.999999+00:00"},
 		{"Year1", -730_119 * 86_400_000_000, "0001-01-01T00:00:00+00:00"},
-		// What Python's datetime can hold ends there: datetime.max and datetime.min.
+		// The range of Python's datetime ends there: datetime.max and datetime.min.
 		{"Infinity", relay.Infinity, "9999-12-31T23:59:59.999999+00:00"},
 		{"NegativeInfinity", relay.NegativeInfinity, "0001-01-01T00:00:00+00:00"},
 		{"Year10000", 2_921_940 * 86_400_000_000, "9999-12-31T23:59:59.999999+00:00"},

@@ -9,7 +9,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// The envelopes, values of Config.Envelope: how an event stands on the wire. Key, topic and routing
+// The envelopes, values of Config.Envelope: how an event looks on the wire. Key, topic and routing
 // key are the same in all of them, and the row's own headers follow, which may override the others.
 const (
 	// EnvelopeSagaz is the Python library's format: a JSON object around the payload; headers
@@ -17,11 +17,11 @@ const (
 	EnvelopeSagaz = "sagaz"
 	// EnvelopeCloudEvents is the binary content mode of CloudEvents 1.0: the payload alone is the
 	// body, the attributes are headers. The record's headers have the names of the Kafka protocol
-	// binding (section 3.2: ce_id, and content-type); a sink of another protocol renames them,
-	// which is why the record says that it is a CloudEvent.
+	// binding (section 3.2: ce_id, and content-type). A sink of another protocol renames them,
+	// which is why the record has a flag that it is a CloudEvent.
 	EnvelopeCloudEvents = "cloudevents"
 	// EnvelopeDebezium is what Debezium's outbox event router writes: the payload alone, the header
-	// id, and the header eventType, which nearly everybody has the router add
+	// id, and the header eventType. Nearly all users configure the router to add that one
 	// (table.fields.additional.placement = type:header:eventType).
 	EnvelopeDebezium = "debezium"
 	// EnvelopeRaw is the payload alone, with the headers of EnvelopeSagaz.
@@ -43,8 +43,8 @@ func (e *Encoder) envelopeHeaders(ev *relay.Event, id string, more int) []relay.
 }
 
 // cloudEventHeaders are the attributes of CloudEvents 1.0 (spec.md, "Context Attributes";
-// extensions/partitioning.md), and two of our own for what else the columns say. An attribute may
-// not be empty, so what the row has not is left out.
+// extensions/partitioning.md), and two of our own for the other columns. An attribute may not be
+// empty, so it is left out when the row has no value for it.
 func (e *Encoder) cloudEventHeaders(ev *relay.Event, id string, more int) []relay.Header {
 	h := append(make([]relay.Header, 0, 10+more),
 		header("ce_specversion", "1.0"), header("ce_id", id), header("ce_source", e.source), header("ce_type", ev.EventType))
@@ -61,8 +61,8 @@ func (e *Encoder) cloudEventHeaders(ev *relay.Event, id string, more int) []rela
 	return append(h, header(relay.CloudEventContentType, jsonContent))
 }
 
-// EventIDHeaders are the names of the header that tells a delivery's event_id, the one of the given
-// envelope first: a topic may still hold what was sent in another one.
+// EventIDHeaders are the names of the header with a delivery's event_id, the one of the given
+// envelope first. A topic may still have records that were sent in another envelope.
 func EventIDHeaders(envelope string) []string {
 	switch envelope {
 	case EnvelopeCloudEvents:

@@ -34,7 +34,7 @@ func TestEnvelopes(t *testing.T) {
 				t.Fatalf("%s, %s: %v", envelope, c.name, err)
 			}
 			if rec.EventID != c.ev.ID || rec.EventType != c.ev.EventType || rec.Key != c.ev.AggregateID || !rec.Timestamp.Equal(c.ev.CreatedAt.Time()) {
-				t.Errorf("%s, %s: record %+v does not say which event it is", envelope, c.name, rec)
+				t.Errorf("%s, %s: record %+v does not name its event", envelope, c.name, rec)
 			}
 			if rec.CloudEvent != (envelope == EnvelopeCloudEvents) {
 				t.Errorf("%s, %s: CloudEvent is %t", envelope, c.name, rec.CloudEvent)

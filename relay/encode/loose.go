@@ -10,8 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// checkLoose checks the texts of an event that nobody else has checked (Event.Loose), and returns
-// its headers in a form in which no name occurs twice: the last value of a name counts, as in
+// checkLoose checks the texts of an event that nothing else has checked (Event.Loose), and returns
+// its headers in a form in which no name occurs twice. The last value of a name counts, as in
 // jsonb.
 func checkLoose(ev *relay.Event) (headers string, err error) {
 	for _, text := range [...]struct{ column, value string }{

@@ -22,8 +22,8 @@ type templatePart struct {
 var templateFields = []string{"event_type", "aggregate_type", "aggregate_id", "saga_id"}
 
 // parseTemplate reads a template. Braces enclose one of event_type, aggregate_type, aggregate_id
-// and saga_id; everything else stands for itself. An empty template, or one with other braces, is
-// an error.
+// and saga_id; everything else is literal. An empty template, or one with other braces, is an
+// error.
 func parseTemplate(s string) (template, error) {
 	t := template{plain: s == "{event_type}"}
 	if s == "" {

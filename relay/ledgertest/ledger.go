@@ -1,7 +1,7 @@
-// Package ledgertest is the ledger in memory, as plainly as it can be said: a list of entries by
-// position, and each question answered by going through it. The engine's tests run on it, and a
-// test in relay/store compares it with the SQL over random histories, so the order that the engine
-// is tested with is the order that PostgreSQL gives.
+// Package ledgertest is the ledger in memory, in its simplest form: a list of entries by position,
+// and each question answered by going through it. The engine's tests run on it, and a test in
+// relay/store compares it with the SQL over random histories. So the order that the engine is
+// tested with is the order that PostgreSQL gives.
 package ledgertest
 
 import (
@@ -99,11 +99,12 @@ func (l *Ledger) Park(m *relay.Mark, now time.Time) {
 	}
 }
 
-// Due returns what may be offered to a sink: what has waited long enough and is the first of its
-// line, what was discarded, and what nothing blocks, each by position and at most limit. next is
-// how long until the next waiting entry's time comes, negative when none waits.
+// Due returns what may be offered to a sink, in three turns, each by position and at most limit.
+// First come entries whose next attempt is due and that are the first of their line, then those
+// that were discarded, then those that nothing blocks. The returned next is the time until the
+// first next attempt that is not due, negative without one.
 func (l *Ledger) Due(sink string, limit int, now time.Time) (due []*Entry, next time.Duration) {
-	var waited, discarded, ready []*Entry
+	var delayed, discarded, free []*Entry
 	next = -1
 	for _, e := range l.Entries {
 		switch {
@@ -117,13 +118,13 @@ func (l *Ledger) Due(sink string, limit int, now time.Time) (due []*Entry, next 
 			}
 		case !e.Next.IsZero():
 			if len(l.inFront(e)) == 0 {
-				waited = append(waited, e)
+				delayed = append(delayed, e)
 			}
 		case l.State(e) == relay.StateRetry:
-			ready = append(ready, e)
+			free = append(free, e)
 		}
 	}
-	for _, turn := range [][]*Entry{waited, discarded, ready} {
+	for _, turn := range [][]*Entry{delayed, discarded, free} {
 		due = append(due, turn[:min(limit, len(turn))]...)
 	}
 	return due, next

@@ -16,8 +16,8 @@ import (
 )
 
 // Config is where traces go, by the variables of OpenTelemetry's specification. OpenTelemetry's
-// libraries would read most of them by themselves, but with a line in a log where a value is wrong,
-// and not from files; so they get all of them from here.
+// libraries would read most of them by themselves, but only log a wrong value, and not read files.
+// So they get all of them from here.
 type Config struct {
 	// Endpoint is the collector: http://host:4318, or http://host:4317 for gRPC; https for TLS.
 	// Empty: no traces, and no cost. /v1/traces is added to its path for HTTP. TracesEndpoint goes
@@ -27,8 +27,8 @@ type Config struct {
 	Endpoint       string `env:"OTEL_EXPORTER_OTLP_ENDPOINT" secret:"address"`
 	TracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" secret:"address"`
 
-	// Protocol is what the collector is spoken to in: http/protobuf or grpc. When it is not said,
-	// port 4317 means grpc, which is what the Python library speaks, and any other http/protobuf.
+	// Protocol is the collector's protocol: http/protobuf or grpc. When it is not set, port 4317
+	// means grpc, which is what the Python library speaks, and any other http/protobuf.
 	//
 	// No default. OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, else OTEL_EXPORTER_OTLP_PROTOCOL.
 	Protocol string `env:"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" fallback:"OTEL_EXPORTER_OTLP_PROTOCOL"`
@@ -70,17 +70,17 @@ type Config struct {
 	Disabled bool   `env:"OTEL_SDK_DISABLED"`
 	Exporter string `env:"OTEL_TRACES_EXPORTER"`
 
-	// ServiceName is the relay's name in traces. ResourceAttributes are more that it is told:
-	// name=value with commas between, values percent-encoded; a service.name among them counts when
-	// OTEL_SERVICE_NAME is not set.
+	// ServiceName is the relay's name in traces. ResourceAttributes are further attributes of the
+	// relay: name=value with commas between, values percent-encoded. A service.name among them
+	// counts when OTEL_SERVICE_NAME is not set.
 	//
 	// Defaults outbox-worker, none. OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES.
 	ServiceName        string `env:"OTEL_SERVICE_NAME"`
 	ResourceAttributes string `env:"OTEL_RESOURCE_ATTRIBUTES"`
 
-	// Sampler says what is recorded: always_on, always_off, traceidratio, or one of these with
-	// parentbased_ in front, which follows what the events' traces say and decides by itself only
-	// where there is none. SamplerArg is the share for traceidratio, 0 to 1.
+	// Sampler decides what is recorded: always_on, always_off, traceidratio, or one of these with
+	// parentbased_ in front, which follows the events' traces and decides by itself only for events
+	// without one. SamplerArg is the share for traceidratio, 0 to 1.
 	//
 	// Defaults parentbased_always_on, 1. OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG.
 	Sampler    string `env:"OTEL_TRACES_SAMPLER"`
@@ -98,9 +98,9 @@ type Config struct {
 	ExportTimeout int `env:"OTEL_BSP_EXPORT_TIMEOUT"`
 
 	// Events begins a trace for every row that has no traceparent, and puts one into the record's
-	// headers, so that its consumers' spans belong together. Off, such a row is delivered as it is:
-	// a header more is a change of the wire, and a span for every event has its price at tens of
-	// thousands a second. Applications that trace put a traceparent into the row.
+	// headers, so that its consumers' spans belong together. Off, such a row is delivered as it is.
+	// A header more changes the wire, and a span for every event has its price at tens of thousands
+	// a second. Applications that trace put a traceparent into the row.
 	//
 	// Default false. RELAY_TRACE_EVENTS.
 	Events bool `env:"RELAY_TRACE_EVENTS"`
@@ -191,7 +191,7 @@ type target struct {
 	protocol string
 }
 
-// String tells it in a log.
+// String is for a log.
 func (t target) String() string {
 	if t.protocol == protocolGRPC {
 		return t.url.Scheme + "://" + t.url.Host

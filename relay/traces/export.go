@@ -58,18 +58,18 @@ func (c Config) newClient(to target) (otlptrace.Client, error) {
 
 func milliseconds(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 
-// quiet is an exporter that tells of trouble in our log, once in a while, instead of in
-// OpenTelemetry's own at every batch.
+// quiet is an exporter that logs errors in our log, once in a while, instead of in OpenTelemetry's
+// own at every batch.
 type quiet struct {
 	sdktrace.SpanExporter
 	log     hclog.Logger
 	secrets []string // parts of headers that a collector's answer may repeat
 	dropped func(reason string, spans int)
-	took    func(spans int) // is told of what comes out of the queue
+	took    func(spans int) // is called with what comes out of the queue
 	over    context.Context // ends when the time to export is over, and with it what is under way
 
 	mu     sync.Mutex // guards what follows
-	since  time.Time  // when the trouble began; zero: there is none
+	since  time.Time  // when exports began to fail; zero: they work
 	logged time.Time
 	lost   int // spans since then
 }
@@ -77,7 +77,7 @@ type quiet struct {
 // quietFor is the time between two lines about a collector that does not take spans.
 const quietFor = 5 * time.Minute
 
-// ExportSpans implements sdktrace.SpanExporter. It returns nil always: the trouble is told here.
+// ExportSpans implements sdktrace.SpanExporter. It returns nil always: errors are logged here.
 func (q *quiet) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	q.took(len(spans))
 	ctx, cancel := context.WithCancel(withStates(ctx, spans))

@@ -107,7 +107,7 @@ func TestOff(t *testing.T) {
 	}
 }
 
-// A collector in trouble is told once, without the headers' values, and so is its recovery.
+// A collector that fails is logged once, without the headers' values, and so is its recovery.
 func TestCollectorInTrouble(t *testing.T) {
 	for _, protocol := range []string{"http/protobuf", "grpc"} {
 		t.Run(strings.ReplaceAll(protocol, "/", "-"), func(t *testing.T) {
@@ -146,16 +146,16 @@ func TestCollectorInTrouble(t *testing.T) {
 	}
 }
 
-// A collector that hangs, or is not there, holds up nothing, and the end only as long as it may.
+// A collector that hangs, or is not there, delays nothing, and the end only as long as it may.
 func TestCollectorHangs(t *testing.T) {
 	hanging := otlptest.New(t)
 	hanging.Answer(func(otlptest.Request) error { <-hanging.Stopped(); return nil })
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	unused, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody.Close()
-	for name, endpoint := range map[string]string{"Hangs": hanging.HTTP(), "HangsGRPC": hanging.GRPC(), "Refuses": "http://" + nobody.Addr().String()} {
+	unused.Close()
+	for name, endpoint := range map[string]string{"Hangs": hanging.HTTP(), "HangsGRPC": hanging.GRPC(), "Refuses": "http://" + unused.Addr().String()} {
 		t.Run(name, func(t *testing.T) {
 			log, _ := newLog()
 			cfg := to(endpoint, func(c *Config) {
@@ -249,7 +249,7 @@ func TestValidate(t *testing.T) {
 	all := to("x", func(c *Config) { c.Timeout, c.Sampler = 0, "y" }).Validate()
 	for _, word := range []string{"_ENDPOINT", "_TIMEOUT", "_SAMPLER"} {
 		if !strings.Contains(all.Error(), word) {
-			t.Errorf("not all problems are told at once: %v", all)
+			t.Errorf("not all problems are reported at once: %v", all)
 		}
 	}
 }

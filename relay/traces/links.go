@@ -14,7 +14,7 @@ import (
 // was changed. The rest is counted.
 const maxLinks = 128
 
-// links is what a batch's events say of their traces.
+// links is what a batch's events have of their traces.
 type links struct {
 	sampled int             // events whose trace is recorded
 	list    []*relay.Record // the first of them
@@ -53,9 +53,9 @@ func tally(records iter.Seq[*relay.Record]) (l links) {
 // oneTrace reports whether all events are of the same trace.
 func (l *links) oneTrace() bool { return l.trace != [16]byte{} && !l.several && l.without == 0 }
 
-// decider is the event that says whether the batch is recorded: one that is, if there is any. It is
-// nil when the root sampler has a say, because events without a context are among those that are
-// not.
+// decider is the event that decides whether the batch is recorded: one that is, if there is any. It
+// is nil when the root sampler decides, because events without a context are among those that are
+// not recorded.
 func (l *links) decider() *relay.Record {
 	switch {
 	case l.sampled > 0:
@@ -81,7 +81,8 @@ func (l *links) add(span trace.Span) {
 func spanContext(rec *relay.Record) trace.SpanContext {
 	c := trace.SpanContextConfig{TraceID: rec.Trace.TraceID, SpanID: rec.Trace.SpanID, TraceFlags: trace.TraceFlags(rec.Trace.Flags), Remote: true}
 	if text := header(rec, "tracestate"); text != "" {
-		c.TraceState, _ = trace.ParseTraceState(text) // a list that is not legal is none (W3C Trace Context, 3.3.1.4)
+		// A list that is not legal counts as empty (W3C Trace Context, 3.3.1.4).
+		c.TraceState, _ = trace.ParseTraceState(text)
 	}
 	return trace.NewSpanContext(c)
 }

@@ -115,7 +115,7 @@ func (s sink) Name() string                                   { return s.name }
 func (s sink) Publish(context.Context, []*relay.Record) error { return nil }
 func (s sink) Close() error                                   { return nil }
 
-// placed is one that says where records go.
+// placed is one that returns where records go.
 type placed struct {
 	sink
 	place relay.Place

@@ -12,8 +12,7 @@ import (
 )
 
 // queue counts the spans that wait to be exported, and lets no more than limit wait. The processor
-// behind it would drop the others by itself, and tell nobody; it has room for as many, so it never
-// does.
+// behind it would drop the others without a log line; it has room for as many, so it never does.
 type queue struct {
 	sdktrace.SpanProcessor
 	limit   int64
@@ -23,7 +22,7 @@ type queue struct {
 	waiting atomic.Int64 // given to the processor, and not to the exporter yet
 
 	mu   sync.Mutex // guards what follows
-	lost int        // in this episode; 0: there is none
+	lost int        // in this episode; 0 outside of one
 	last time.Time
 }
 
@@ -72,7 +71,7 @@ func (q *queue) over() {
 	q.lost = 0
 }
 
-// ended tells of an episode that the end of the process has ended.
+// ended logs an episode that the end of the process has ended.
 func (q *queue) ended() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -47,7 +47,7 @@ func (d *drops) String() string {
 	return fmt.Sprint(d.by)
 }
 
-// What has no place in the queue is counted, every span of it, and said once an episode.
+// What has no place in the queue is counted, every span of it, and logged once an episode.
 func TestQueueFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, text := newLog()
@@ -71,7 +71,8 @@ func TestQueueFull(t *testing.T) {
 		if got := lost.String(); got != "map[]" {
 			t.Errorf("dropped %s, want none", got)
 		}
-		tracer.Sent(offer(kafka, nil, traced("OrderCreated", "1", parent(1, 1, "00")))) // is not recorded, and needs no place
+		// This one is not recorded, and needs no place.
+		tracer.Sent(offer(kafka, nil, traced("OrderCreated", "1", parent(1, 1, "00"))))
 		send(25)
 		if got := lost.String(); got != "map[queue_full:25]" {
 			t.Errorf("dropped %s, want 25", got)

@@ -16,8 +16,8 @@ import (
 // of its own, and only links to others.
 type deciderKey struct{}
 
-// byEvents asks the configured sampler about such a span as if the decider were its parent: so a
-// batch is recorded when one of its events is, and the parentbased_ samplers mean what they say.
+// byEvents asks the configured sampler about such a span as if the decider were its parent. So a
+// batch is recorded when one of its events is, which is what the parentbased_ samplers promise.
 type byEvents struct{ sdktrace.Sampler }
 
 // ShouldSample implements sdktrace.Sampler.
@@ -35,7 +35,7 @@ func (s byEvents) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingR
 // eventKey is where a context has the id of the event whose trace begins.
 type eventKey struct{}
 
-// ids makes trace and span ids: random ones, but for the trace of an event, whose id follows from
+// ids makes trace and span ids. They are random, but for the trace of an event: its id follows from
 // the event's, so that a redelivery is found in the same trace.
 type ids struct{}
 
@@ -53,7 +53,7 @@ func (g ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 }
 
 // traceOfEvent is the id of the trace that begins with an event. It is hashed: samplers count on
-// all bits being random, and those that tell a UUID's version are not.
+// all bits being random, and those of a UUID's version are not.
 func traceOfEvent(event relay.UUID) (id trace.TraceID) {
 	sum := sha256.Sum256(event[:])
 	copy(id[:], sum[:])

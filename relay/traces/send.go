@@ -19,10 +19,10 @@ import (
 // sinkWords is how a sink's spans name things.
 type sinkWords struct {
 	system      string
-	placer      relay.Placer // nil: the sink cannot say
+	placer      relay.Placer // nil: the sink has none
 	destination func(*relay.Record) string
-	// template stands for the destinations where there is one for every aggregate or saga, which is
-	// too many for spans' names; else empty.
+	// template is used in the place of destinations where each aggregate or saga has its own, which
+	// is too many for spans' names; else empty.
 	template string
 }
 

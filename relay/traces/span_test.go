@@ -31,7 +31,7 @@ func wantAttributes(t *testing.T, s sdktrace.ReadOnlySpan, want map[string]strin
 	}
 }
 
-// A lone event's span is in the event's own trace, and tells of the message.
+// A lone event's span is in the event's own trace, and describes the message.
 func TestSendOne(t *testing.T) {
 	rec := record("OrderCreated", "order-1", relay.Header{Key: "correlation_id", Value: "c0ffee"},
 		relay.Header{Key: relay.TraceParent, Value: parent(1, 1, "01")}, relay.Header{Key: "tracestate", Value: "vendor=1"})
@@ -115,7 +115,7 @@ func TestSendBatchOfOneTrace(t *testing.T) {
 	}
 }
 
-// One of several traces lies in none of them.
+// A span of several traces is in a trace of its own.
 func TestSendBatchOfSeveralTraces(t *testing.T) {
 	s := only(t, spansOf(t, DefaultConfig(), about, func(tr *Tracer) {
 		tr.Sent(offer(kafka, nil, traced("A", "1", parent(7, 1, "01")), traced("A", "1", parent(8, 2, "01"))))
@@ -161,7 +161,7 @@ func TestDestinations(t *testing.T) {
 			t.Errorf("%s: status %v", spans[i].Name(), spans[i].Status())
 		}
 	}
-	// An error that is not told record by record is all of theirs.
+	// An error that is not by record is an error of all of them.
 	spans = spansOf(t, DefaultConfig(), about, func(tr *Tracer) { tr.Sent(offer(kafka, context.DeadlineExceeded, batch...)) })
 	if len(spans) != 3 || attributesOf(spans[0])["error.type"] != "timeout" || attributesOf(spans[0])["outbox.failed"] != "2" {
 		t.Errorf("%s: %v", names(spans), attributesOf(spans[0]))
@@ -257,8 +257,8 @@ func TestOtherSpans(t *testing.T) {
 	wantAttributes(t, spans[3], map[string]string{"outbox.slot": "s", "outbox.sink": "kafka", "outbox.events": "4", "outbox.settled": "3", "outbox.failed": "1"})
 }
 
-// RELAY_TRACE_EVENTS begins a trace for a row, the same one at a redelivery, and passes it on also
-// when it is not recorded.
+// RELAY_TRACE_EVENTS begins a trace for a row, the same one at a redelivery, and sends it also when
+// it is not recorded.
 func TestBegin(t *testing.T) {
 	cfg := DefaultConfig()
 	ev := &relay.Event{ID: relay.UUID{1, 2, 3}, EventType: "OrderCreated", CommittedAt: relay.TimestampOf(time.Now().Add(-time.Second))}

@@ -38,17 +38,16 @@ type Tracer struct {
 
 var _ relay.Tracer = (*Tracer)(nil)
 
-// About is what spans say of the relay.
+// About is what spans have about the relay.
 type About struct {
 	WorkerID, Version string
 	Topic, RoutingKey string // RELAY_TOPIC and RELAY_ROUTING_KEY
-	// Dropped, if not nil, is told of spans that no collector will get, and why; see
-	// relay.Metrics.SpansDropped. It must not block.
+	// Dropped, if not nil, is called with the number of spans that no collector will get, and why;
+	// see relay.Metrics.SpansDropped. It must not block.
 	Dropped func(reason string, spans int)
 }
 
-// New returns the tracer, or nil where the configuration says that there is none. It does not
-// connect.
+// New returns the tracer, or nil where the configuration has no exporter. It does not connect.
 func New(cfg Config, about About, log hclog.Logger) (*Tracer, error) {
 	log = log.Named("traces")
 	if !cfg.On() {
@@ -126,7 +125,7 @@ func silence(log hclog.Logger) {
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Debug("opentelemetry", "error", err) }))
 }
 
-// resource is what the collector is told of this process.
+// resource is what the collector gets about this process.
 func (c Config) resource(about About) (*resource.Resource, error) {
 	given, err := c.resourceAttributes()
 	if err != nil {
@@ -143,7 +142,7 @@ func (c Config) resource(about About) (*resource.Resource, error) {
 	return resource.NewWithAttributes(semconv.SchemaURL, attrs...), nil
 }
 
-// Close exports what is queued, until ctx ends. It is called when nobody uses the tracer any more;
+// Close exports what is queued, until ctx ends. It is called when the tracer is not used any more;
 // a second call does nothing.
 func (t *Tracer) Close(ctx context.Context) {
 	t.closing.Do(func() {

@@ -75,7 +75,7 @@ export function gauge(share, level, label) {
     svg("rect", { x: 0, y: 0, height: 6, width: (Math.min(1, Math.max(0, share)) * 100).toFixed(1) }));
 }
 
-// Signs whose shape says what their colour says.
+// Signs whose shape has the meaning of their colour.
 const shapes = {
   ok: ["path", { d: "M1.5 6.5l3 3L10.5 2.5", fill: "none", stroke: "currentColor", "stroke-width": 2 }],
   info: ["circle", { cx: 6, cy: 6, r: 4, fill: "none", stroke: "currentColor", "stroke-width": 2 }],

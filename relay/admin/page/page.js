@@ -200,14 +200,14 @@ function ledger(r) {
 
 const percent = share => `${(Math.floor(share * 1000) / 10).toFixed(1)} %`; // never rounded up to all of them
 
-// marks tells how many of the table's updates were HOT: lately, which only the table's speaker
-// knows, and since its statistics began.
+// marks shows how many of the table's updates were HOT: lately, which only the relay that reports
+// for the table knows, and since its statistics began.
 function marks(r) {
   const d = r.database;
   const recent = r.slots.map(s => s.hot_share).find(s => s !== null && s !== undefined);
   const total = d?.updates >= 100 ? d.hot_updates / d.updates : undefined;
   const share = recent ?? total;
-  if (share === undefined) return show("marks", empty(d?.updates === undefined ? "Not known yet." : "Too few updates of the table to tell whether they are HOT."));
+  if (share === undefined) return show("marks", empty(d?.updates === undefined ? "Not known yet." : "Too few updates of the table to know whether they are HOT."));
   const hot = share >= 0.9;
   const all = total === undefined ? null : `${percent(total)} of all ${count(d.updates)}`;
   show("marks", el("div", { class: "card marks" }, el("p", {}, el("b", {}, percent(share) + " "), tag(hot ? "ok" : "degraded", hot ? "HOT" : "not HOT")),
@@ -232,17 +232,17 @@ function changes(r) {
     el("span", { class: "about soft" }, [c.sink, c.slot].filter(Boolean).join(" · "))))));
 }
 
-// announce tells a screen reader what has changed, and only that: a new verdict at once, what flaps
-// not more than every ten seconds.
+// announce reads to a screen reader what has changed, and only that: a new verdict at once, what
+// flaps not more than every ten seconds.
 const pause = 10000;
-let told = null, state = null, spoken = -pause;
+let announced = null, state = null, spoken = -pause;
 function announce(r) {
   const newest = r.changes[0], now = `${r.verdict.summary}, ${words[r.verdict.level]}`;
   const key = JSON.stringify([now, newest?.time]);
-  if (told === key || now === state && performance.now() - spoken < pause) return;
-  if (told !== null) byId("announce").textContent = newest ? `${now}. ${[newest.sink || newest.slot, kind(newest), newest.text].filter(Boolean).join(", ")}` : now;
-  if (told !== null) spoken = performance.now();
-  told = key;
+  if (announced === key || now === state && performance.now() - spoken < pause) return;
+  if (announced !== null) byId("announce").textContent = newest ? `${now}. ${[newest.sink || newest.slot, kind(newest), newest.text].filter(Boolean).join(", ")}` : now;
+  if (announced !== null) spoken = performance.now();
+  announced = key;
   state = now;
 }
 

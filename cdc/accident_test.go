@@ -150,7 +150,7 @@ func TestSlotLost(t *testing.T) {
 				a := newAccident(t, db)
 				known := a.in.Watermark()
 				if streaming {
-					a.in.hold()
+					a.in.pin()
 				} else {
 					known = a.down()
 				}

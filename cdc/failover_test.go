@@ -37,7 +37,7 @@ func TestFailover(t *testing.T) {
 			if !errors.Is(err, errStandby) || errors.As(err, &setup) {
 				t.Errorf("Check of the standby: got %v, want %v, which passes", err, errStandby)
 			}
-			a.in.hold()
+			a.in.pin()
 			known := a.in.Watermark()
 			insert(t, db, "open")
 			a.in.wait(2)

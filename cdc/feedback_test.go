@@ -70,9 +70,9 @@ func TestConfirmsTheWatermark(t *testing.T) {
 	r := start(t, newSource(t, quick(db.DSN)), db.Name, in)
 	insert(t, db, "a")
 	in.wait(1)
-	in.hold()
-	held := in.Watermark()
-	db.Until(t, `SELECT confirmed_flush_lsn = $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $2`, held.String(), db.Name)
+	in.pin()
+	pinned := in.Watermark()
+	db.Until(t, `SELECT confirmed_flush_lsn = $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $2`, pinned.String(), db.Name)
 
 	insert(t, db, "b", "c")
 	in.wait(3)
@@ -80,8 +80,8 @@ func TestConfirmsTheWatermark(t *testing.T) {
 		last := ask(t, db, `SELECT reply_time FROM pg_stat_replication WHERE application_name = $1`, applicationFor(db.Name))
 		db.Until(t, `SELECT reply_time > $1::text::timestamptz FROM pg_stat_replication WHERE application_name = $2`, last, applicationFor(db.Name))
 		insert(t, db, "more")
-		if got := confirmed(t, db); got != held {
-			t.Fatalf("got %s confirmed, want %s", got, held)
+		if got := confirmed(t, db); got != pinned {
+			t.Fatalf("got %s confirmed, want %s", got, pinned)
 		}
 	}
 	now := in.release()
@@ -123,8 +123,8 @@ func TestFeedbackUntilClose(t *testing.T) {
 			r := start(t, newSource(t, cfg), db.Name, in)
 			insert(t, db, "a")
 			in.wait(1)
-			in.hold()
-			held := in.Watermark()
+			in.pin()
+			pinned := in.Watermark()
 			insert(t, db, "b", "c")
 			in.wait(3)
 			r.cancel()
@@ -138,8 +138,8 @@ func TestFeedbackUntilClose(t *testing.T) {
 			if got := ask(t, db, `SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, db.Name); got != pid {
 				t.Fatalf("the walsender has gone: got pid %s, want %s", got, pid)
 			}
-			if got := confirmed(t, db); got != held {
-				t.Errorf("got %s confirmed, want what was reported at last, %s", got, held)
+			if got := confirmed(t, db); got != pinned {
+				t.Errorf("got %s confirmed, want what was reported at last, %s", got, pinned)
 			}
 			// What drains is reported at once, not only by Close.
 			now := in.release()
@@ -282,7 +282,7 @@ func TestServerGone(t *testing.T) {
 		proxy := pgtest.NewProxy(t, db.DSN)
 		src := newSource(t, quick(proxy.DSN))
 		in := newIntake(t)
-		in.hold()
+		in.pin()
 		r := start(t, src, db.Name, in)
 		insert(t, db, "a")
 		in.wait(1)

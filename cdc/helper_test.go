@@ -34,7 +34,7 @@ type intake struct {
 	events    []relay.Event
 	passed    relay.LSN // highest position of Pass, or CommitEnd of an event
 	heard     relay.LSN
-	held      bool // the watermark stays where it is
+	pinned    bool // the watermark stays where it is
 	watermark relay.LSN
 }
 
@@ -82,7 +82,7 @@ func (in *intake) Pass(lsn relay.LSN) {
 
 func (in *intake) move(lsn relay.LSN) {
 	in.passed = max(in.passed, lsn)
-	if !in.held {
+	if !in.pinned {
 		in.watermark = max(in.watermark, in.passed)
 	}
 }
@@ -104,17 +104,17 @@ func (in *intake) Watermark() relay.LSN {
 	return in.watermark
 }
 
-// hold keeps the watermark where it is; release lets it catch up.
-func (in *intake) hold() {
+// pin keeps the watermark where it is; release lets it catch up.
+func (in *intake) pin() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.held = true
+	in.pinned = true
 }
 
 func (in *intake) release() relay.LSN {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.held, in.watermark = false, in.passed
+	in.pinned, in.watermark = false, in.passed
 	return in.watermark
 }
 

@@ -119,10 +119,10 @@ func TestPublicationAlteredHarmlessly(t *testing.T) {
 					if _, err := conn.PgConn().Exec(t.Context(), `BEGIN; SELECT pg_current_xact_id()`).ReadAll(); err != nil {
 						t.Fatal(err)
 					}
-					held := make(chan struct{})
+					committed := make(chan struct{})
 					// or else the test would wait as the relay does
 					timeout := time.AfterFunc(patience/2, func() {
-						close(held)
+						close(committed)
 						_, _ = conn.Exec(context.WithoutCancel(t.Context()), `COMMIT`)
 					})
 					if streaming {
@@ -135,7 +135,7 @@ func TestPublicationAlteredHarmlessly(t *testing.T) {
 					}
 					a.recovers(a.src)
 					if !timeout.Stop() {
-						<-held
+						<-committed
 						t.Error("it needs a new slot, which waits for somebody's transaction")
 					}
 					_, _ = conn.Exec(t.Context(), `COMMIT`)

@@ -18,9 +18,9 @@ import (
 // such rows, but late, and behind later ones of their keys.
 //
 // So the filter is on only while no origin exists but ours, and nothing leaves the stream
-// unverified: before events are handed on, or a position is passed, the server is asked whether
-// there is another origin by now. Whatever was hidden was committed before, under an origin that
-// was there already. If there is one, nothing is handed on, and the slot is read again from the
+// unverified. Before events are handed on, or a position is passed, the server is asked whether
+// another origin exists by now. Whatever was hidden was committed before, under an origin that was
+// there already. If there is one, nothing is handed on, and the slot is read again from the
 // position that was verified last, without the filter. That is a query for each batch, not for each
 // event.
 //

@@ -10,8 +10,8 @@ import (
 )
 
 // Rows that somebody writes under a replication origin of their own come in commit order among the
-// others, also when the origin is made while the stream runs, and when their own commits are the
-// only ones for a while.
+// others. That is also so when the origin is made while the stream runs, and when their own commits
+// are the only ones for a while.
 func TestForeignOriginKeepsCommitOrder(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {

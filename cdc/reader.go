@@ -9,7 +9,7 @@ import (
 )
 
 // reader puts a large buffer between the socket and the protocol decoder, and calls before when the
-// buffer is empty and the socket is about to be asked: the moment to hand on what has been
+// buffer is empty and the socket is about to be read. That is the moment to hand on what has been
 // gathered, because the read may take for ever.
 type reader struct {
 	src     io.Reader
@@ -34,8 +34,8 @@ type reader struct {
 // the wake-up, too. So reads that do not fill half the buffer are spaced: by idlePause on a quiet
 // stream, which hardly delays an event, by busyPause once reads bring more than busyRead. On a busy
 // stream the kernel is asked not to wake us for less than busyLowWater either (SO_RCVLOWAT,
-// socket(7)): the poller would otherwise be woken by every segment, whether somebody reads or not.
-// busyWait bounds what that can hold back when the stream dries up. Draining single-row
+// socket(7)). Otherwise every segment would wake the poller, even while no read waits. busyWait
+// bounds how long that can delay the last bytes when the stream goes quiet. Draining single-row
 // transactions this halves the CPU of all sides (docs/measurements.md).
 const (
 	idlePause    = time.Millisecond

@@ -214,8 +214,8 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 }
 
 // membershipSQL selects, as x, the transactions that last changed the rows of the catalog by which
-// the publication carries the table: the publication's own (own), the table's (or its partition
-// ancestors') and its schema's membership.
+// the publication carries the table. These are the publication's own row (own), and the membership
+// of the table (or its partition ancestors) and of its schema.
 func (s *session) membershipSQL(publication string, t *outbox) string {
 	sql := fmt.Sprintf(`SELECT xmin AS x, true AS own FROM pg_publication WHERE pubname = %[1]s
 		UNION ALL SELECT r.xmin, false FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
@@ -227,10 +227,10 @@ func (s *session) membershipSQL(publication string, t *outbox) string {
 	return sql
 }
 
-// changedSince reports whether the publication, though older, was changed so late that what the
-// slot decodes next may be from before the change, which added the table, or the kinds of changes.
-// pgoutput does not report that, it leaves the rows out. (A publication that is younger altogether
-// it does report, at the first row.)
+// changedSince reports whether the publication, though older than the slot, was changed so late
+// that what the slot decodes next may be from before the change. The change may have added the
+// table, or the kinds of changes. pgoutput does not report that, it leaves the rows out. (A
+// publication that is younger altogether it does report, at the first row.)
 //
 // The slot keeps the catalog as of its catalog_xmin; a change by a transaction from then on may be
 // invisible to it. That is also so for a while after a change that did no harm, or for long where

@@ -166,9 +166,9 @@ func (s *session) busy(ctx context.Context, name string, cause error) error {
 	r := rows[0]
 	if r[1] == applicationFor(name) && relay.Fence(ctx)() {
 		if _, err := s.query(ctx, `SELECT pg_terminate_backend(`+r[0]+`)`); err != nil {
-			return fmt.Errorf("%w: slot %q is still held by a former owner (pid %s from %s as %s), which we may not end: %w", relay.ErrSlotBusy, name, r[0], r[2], r[3], err)
+			return fmt.Errorf("%w: slot %q is still read by a former owner (pid %s from %s as %s), which we may not end: %w", relay.ErrSlotBusy, name, r[0], r[2], r[3], err)
 		}
-		return fmt.Errorf("%w: slot %q was still held by a former owner (pid %s from %s), which was ended", relay.ErrSlotBusy, name, r[0], r[2])
+		return fmt.Errorf("%w: slot %q was still read by a former owner (pid %s from %s), which was ended", relay.ErrSlotBusy, name, r[0], r[2])
 	}
 	return fmt.Errorf("%w: slot %q is read by pid %s (%s from %s as %s); to end it: SELECT pg_terminate_backend(%s);", relay.ErrSlotBusy, name, r[0], r[1], r[2], r[3], r[0])
 }

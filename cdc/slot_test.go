@@ -52,7 +52,7 @@ func TestServerRestart(t *testing.T) {
 	db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 	src := newSource(t, config(db.DSN))
 	in := newIntake(t)
-	in.hold() // nothing is confirmed
+	in.pin() // nothing is confirmed
 	r := start(t, src, db.Name, in)
 	insert(t, db, "a", "b")
 	in.wait(2)

@@ -284,7 +284,7 @@ func (s *stream) report(askReply bool) error {
 // Close implements relay.Stream. The server has taken the last report when it answers our CopyDone,
 // because it reads in order.
 func (s *stream) Close(ctx context.Context) error {
-	defer s.conn.Close(ctx) //nolint:errcheck // the connection is given up whatever it says
+	defer s.conn.Close(ctx) //nolint:errcheck // the connection is given up whatever it returns
 	if s.filter != nil {
 		defer s.filter.close()
 	}

@@ -11,11 +11,11 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What a stream cannot read stops it at that place, at each try: a row that the server cannot send
-// (its text is longer than 1 GB, or has bytes that are no UTF-8), a message that we do not
-// understand. The table still has the rows. So after some tries the slot is made again behind that
-// place, and the sweep finds the rows up to there. It reads one by one what it cannot read
-// together.
+// What a stream cannot read stops it at that place, at each try. It may be a row that the server
+// cannot send (its text is longer than 1 GB, or has bytes that are no UTF-8), or a message that we
+// do not understand. The table still has the rows. So after some tries the slot is made again
+// behind that place, and the sweep finds the rows up to there. It reads one by one what it cannot
+// read together.
 
 // stumble is the place where streams of a slot have ended lately because something could not be
 // read.

@@ -45,7 +45,7 @@ func (s *stream) watch(ctx context.Context) error {
 }
 
 // lookNow looks once. The reader does it, too, when the server describes the table, which it does
-// before the first row that it sends after a change: a row from after a gap must not overtake those
+// before the first row that it sends after a change. A row from after a gap must not overtake those
 // in it.
 //
 // It returns what it saw, or nil. A look that fails means nothing; the stream has its own way to

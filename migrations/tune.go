@@ -23,10 +23,10 @@ var hotIndexes = []struct {
 // docs/measurements.md, "What choices are worth".
 const fillfactor = 50
 
-// Tune brings an outbox table that the library made into the form that keeps marks HOT: the indexes
-// whose predicate names status are replaced, under the same names, and new pages are filled by
-// half. It takes no lock that stops writers for longer than a catalog change, may be interrupted
-// and run again, and returns what it did, a line each.
+// Tune brings an outbox table that the library made into the form that keeps marks HOT. It replaces
+// the indexes whose predicate names status, under the same names, and has new pages filled by half.
+// It takes no lock that stops writers for longer than a catalog change, may be interrupted and run
+// again, and returns what it did, a line each.
 //
 // Rows that are there stay on their full pages; they need no further marks once sent. In a table
 // with partitions this is done to each partition with rows. One that is added later gets the

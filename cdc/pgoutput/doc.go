@@ -2,8 +2,8 @@
 // out, with no I/O, no goroutine and no clock.
 //
 // The messages that occur once per transaction or per row (Begin, Commit, Insert) are decoded here,
-// without reflection and with one allocation per event; so is Truncate, whose length pglogrepl
-// believes. The rest goes through pglogrepl. A row of 500 bytes, own against pglogrepl's parsers
+// without reflection and with one allocation per event. So is Truncate, since pglogrepl trusts its
+// length. The rest goes through pglogrepl. A row of 500 bytes, own against pglogrepl's parsers
 // (BenchmarkDecodeInsert, median and fastest of 40 runs on one busy core of an AMD EPYC, Go
 // 1.26.8):
 //

@@ -241,8 +241,8 @@ func decodeTimestamp(b []byte, isBinary bool) (relay.Timestamp, error) {
 }
 
 // parseTimestamp reads what timestamptz_out and timestamp_out write in DateStyle ISO, which the
-// connection asks for: years of four digits or more, " BC" behind those before the year 1, and
-// offsets down to the minute or second only where those are not zero.
+// connection asks for. Years have four digits or more, with " BC" behind those before the year 1.
+// Offsets go down to the minute or second only where those are not zero.
 func parseTimestamp(s string) (relay.Timestamp, error) {
 	calendar, bc := strings.CutSuffix(s, " BC")
 	digits := strings.IndexByte(calendar, '-')

@@ -1,7 +1,7 @@
 // Package address reads addresses that may hold a password: of databases, brokers and collectors.
 //
 // The libraries that connect accept more than what is meant as an address. The password of
-// postgresql://u:12/SECRET@host/db ends at its first slash for them; what is left becomes the name
+// postgresql://u:12/SECRET@host/db ends at its first slash for them. What is left becomes the name
 // of a database, is in errors and logs, and is sent to a host that was not meant. So every address
 // is checked by a stricter grammar when the settings are read. An error names the rule and never
 // repeats a part of the address, because it is not known where in it the password is.

@@ -1,9 +1,9 @@
 // Package tlsfiles reads the files in PEM form that TLS settings name, for clients of brokers and
-// collectors, and says what is wrong with them by the settings' names.
+// collectors, and reports what is wrong with them by the settings' names.
 //
 // It reads them when it is asked: a client asks at each connection, so that renewed certificates
-// need no restart. The HTTP server, whose connections are many and others', looks for changed files
-// instead (relay/admin/certificate.go).
+// need no restart. The HTTP server, which has many connections, looks for changed files instead
+// (relay/admin/certificate.go).
 package tlsfiles
 
 import (
@@ -14,7 +14,7 @@ import (
 	"os"
 )
 
-// Setting is a setting as the user knows it: the variable's name and what it holds.
+// Setting is a setting as the user knows it: the variable's name and value.
 type Setting struct{ Name, Value string }
 
 // Client are the settings of a client's TLS. One without a value is not set.
@@ -55,8 +55,8 @@ func (c Client) Set() bool {
 	return c.Unused("") != nil
 }
 
-// Unused says of each that is set that it has no effect, where there is no TLS; want is how to have
-// it.
+// Unused returns an error for each that is set, because without TLS it has no effect; want is how
+// to have TLS.
 func (c Client) Unused(want string) error {
 	var errs []error
 	for _, s := range [...]Setting{c.CA, c.Cert, c.Key, c.ServerName} {

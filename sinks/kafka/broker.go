@@ -20,7 +20,7 @@ import (
 const (
 	// maxInFlight is the number of unanswered requests on a broker's connection: one that the
 	// broker works on, and the next, which is there when that is done. Brokers take the requests of
-	// one connection one by one, so more would only make them smaller: with 20 topics of 4
+	// one connection one by one, so more would only make them smaller. With 20 topics of 4
 	// partitions 5 cost half as much CPU again per record as 2 (BenchmarkPublish). It must not
 	// exceed 5, the number of batches per partition and producer that brokers remember.
 	maxInFlight = 2

@@ -153,9 +153,9 @@ const (
 	mechanismSCRAM512 = "SCRAM-SHA-512"
 )
 
-// maxRecord is what a record may measure where the topic's limit cannot be learnt: a broker closes
-// the connection on a request above socket.request.max.bytes (100 MiB unless changed) without an
-// answer, and other partitions' records must fit next to it.
+// maxRecord is the largest record where the topic's limit is not known. A broker closes the
+// connection on a request above socket.request.max.bytes (100 MiB unless changed) without an
+// answer, and other partitions' records must fit into the request, too.
 const maxRecord = 96 << 20
 
 // Validate reports everything that is wrong, by the variables' names. It does not look at files.

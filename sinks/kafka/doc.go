@@ -54,10 +54,10 @@
 // A producer id is one process's. What a killed process had on the way may arrive after its
 // successor has started, for as long as packets live; nothing here can stop that. Where the cluster
 // gives no producer id (IDEMPOTENT_WRITE before Kafka 2.8, or RELAY_KAFKA_IDEMPOTENCE=false) the
-// late copy is possible: the broker gives up after two thirds of the time that we wait
+// late copy is possible. The broker gives up after two thirds of the time that we wait
 // (RELAY_KAFKA_REQUEST_TIMEOUT), which makes it rare, not impossible.
 //
-// Partitions added to a topic move keys, as with every Kafka client: for a key that moves,
+// Partitions added to a topic move keys, as with every Kafka client. For a key that moves,
 // consumers may see a later record in its new partition before an earlier one in the old.
 //
 // # Bytes from strangers
@@ -78,8 +78,8 @@
 // # Why not another client, and what that costs
 //
 // A client with an idempotent producer of its own would take epochs and sequence numbers off our
-// hands. It retries by itself, though: when it gives a record up, later ones of the partition may
-// have gone out already, and what is offered again is no suffix of its key. Order across topics and
+// hands. But it retries by itself. When it gives a record up, later ones of the partition may have
+// gone out already, and what is offered again is no suffix of its key. Order across topics and
 // halving a refused batch would still be ours. Besides, the library was given, and a relay that
 // marks rows needs the fate of each record more than a client's convenience.
 //

@@ -55,9 +55,9 @@ func classify(code kafkago.Error) (meaning, relay.Reason) {
 		// it. Brokers name the record (record_errors, from version 8 of the request).
 		return suspect, relay.ReasonRejected
 	case kafkago.InvalidMessage:
-		// CORRUPT_MESSAGE: the checksum or the form of a record is wrong on arrival, which between
-		// a correct client and broker means damage on the way or a broker that validates more than
-		// Kafka does.
+		// CORRUPT_MESSAGE: the checksum or the form of a record is wrong on arrival. Between a
+		// correct client and broker that means damage on the way, or a broker that validates more
+		// than Kafka does.
 		return suspect, relay.ReasonRejected
 	case kafkago.PolicyViolation, kafkago.UnsupportedForMessageFormat:
 		// A policy class of the broker refuses it; or the topic's log format is older than headers

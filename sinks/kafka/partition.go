@@ -16,7 +16,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/halve"
 )
 
-// maxMoves is how often a group follows its leader, movePause apart from the second time on: just
+// maxMoves is how often a group follows its leader, movePause apart from the second time on. Just
 // after a topic was made or a leader elected, brokers need a moment to agree. After that the lane
 // decides.
 const (

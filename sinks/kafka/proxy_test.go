@@ -27,7 +27,7 @@ type proxy struct {
 	// request is asked about each request, answer about each answer, by the API key of the request.
 	request func(key protocol.ApiKey, frame []byte) fate
 	answer  func(key protocol.ApiKey) fate
-	held    []held
+	delayed []delayed
 }
 
 type fate int
@@ -35,11 +35,11 @@ type fate int
 const (
 	forward fate = iota
 	// keep a request back until release, with the connection to the broker that it is on
-	hold
+	delay
 	cut // close the connection instead
 )
 
-type held struct {
+type delayed struct {
 	upstream net.Conn
 	frame    []byte
 	answer   chan []byte
@@ -133,19 +133,19 @@ func (p *proxy) script(request func(protocol.ApiKey, []byte) fate, answer func(p
 	p.request, p.answer = request, answer
 }
 
-func (p *proxy) heldRequests() int {
+func (p *proxy) delayedRequests() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.held)
+	return len(p.delayed)
 }
 
-// release sends the held requests to the broker now, each over the connection that it came by, and
+// release sends the delayed requests to the broker now, each over the connection that it came by, and
 // returns the error codes of the first partition in the answers.
 func (p *proxy) release(t testing.TB) []int16 {
 	t.Helper()
 	p.mu.Lock()
-	all := p.held
-	p.held = nil
+	all := p.delayed
+	p.delayed = nil
 	p.mu.Unlock()
 	var codes []int16
 	for _, h := range all {
@@ -154,7 +154,7 @@ func (p *proxy) release(t testing.TB) []int16 {
 		}
 		answer, ok := <-h.answer
 		if !ok {
-			t.Fatal("no answer to the held request")
+			t.Fatal("no answer to the delayed request")
 		}
 		// size, correlation, one topic with its name, one partition with its index, error code
 		at := 4 + 4 + 4
@@ -170,7 +170,7 @@ type proxied struct {
 
 	mu   sync.Mutex
 	keys []protocol.ApiKey // of unanswered requests
-	kept chan []byte       // set when a request is held: upstream stays open, the answer goes here
+	kept chan []byte       // set when a request is delayed: upstream stays open, the answer goes here
 }
 
 func (c *proxied) close() {
@@ -196,17 +196,17 @@ func (c *proxied) requests() {
 		if c.proxy.request != nil {
 			f = c.proxy.request(key, frame)
 		}
-		if f == hold {
+		if f == delay {
 			c.mu.Lock()
 			c.kept = make(chan []byte, 1)
 			c.mu.Unlock()
-			c.proxy.held = append(c.proxy.held, held{c.upstream, frame, c.kept})
+			c.proxy.delayed = append(c.proxy.delayed, delayed{c.upstream, frame, c.kept})
 		}
 		c.proxy.mu.Unlock()
 		switch f {
 		case cut:
 			return
-		case hold:
+		case delay:
 			_, _ = io.Copy(io.Discard, c.inner) // until the client gives up
 			return
 		}

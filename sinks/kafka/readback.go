@@ -36,9 +36,9 @@ type Stored struct {
 const fetchBytes = 4 << 20
 
 // ReadBack gives f every record of the topics from since on (zero: from the beginning) up to their
-// end as it is now, partition by partition and in each in order. A record's value and headers are
-// f's to keep. It changes nothing in Kafka: no consumer group, no topic made. A topic that does not
-// exist is empty. It stops at f's first error.
+// present end. It goes partition by partition, and in order in each. A record's value and headers
+// are f's to keep. It changes nothing in Kafka: no consumer group, no topic made. A topic that does
+// not exist is empty. It stops at f's first error.
 func ReadBack(ctx context.Context, cfg Config, topics []string, since time.Time, f func(Stored) error) error {
 	cfg.Idempotence = false // nothing is written
 	s, err := New(cfg, hclog.NewNullLogger())

@@ -350,7 +350,7 @@ func TestPartitionsAdded(t *testing.T) {
 	}
 }
 
-// A topic that is deleted and made again is written to again, and loses nothing: its sequence
+// A topic that is deleted and made again is written to again, and loses nothing. Its sequence
 // numbers go on under a new epoch, or the broker would take records for copies.
 func TestTopicDeletedAndMadeAgain(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
@@ -400,16 +400,16 @@ func TestRequestArrivesLate(t *testing.T) {
 			}
 			net.script(func(key protocol.ApiKey, _ []byte) fate {
 				if key == protocol.Produce {
-					return hold
+					return delay
 				}
 				return forward
 			}, nil)
 			batch := sinktest.Records(topic, "a", 5, 5)
 			if got, want := outcome(batch, s.Publish(ctx, batch)), repeat("again", 5); !slices.Equal(got, want) {
-				t.Fatalf("while requests are held: %v, want %v", got, want)
+				t.Fatalf("while requests are delayed: %v, want %v", got, want)
 			}
-			if net.heldRequests() != 1 {
-				t.Fatalf("%d requests held, want 1: after a timeout the lane decides", net.heldRequests())
+			if net.delayedRequests() != 1 {
+				t.Fatalf("%d requests delayed, want 1: after a timeout the lane decides", net.delayedRequests())
 			}
 			net.script(nil, nil)
 			if err := publish(5, 5); err != nil {

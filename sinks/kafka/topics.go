@@ -16,7 +16,7 @@ import (
 )
 
 // topic is what the sink knows of one. Once known it is kept, even while the broker denies it,
-// because its partitions' sequence numbers must never start over under the same producer id: a
+// because its partitions' sequence numbers must never start over under the same producer id. A
 // broker would take the records for copies and drop them.
 type topic struct {
 	name    string

@@ -27,7 +27,7 @@
 //     then may a repeat arrive late, behind newer records of its key, if the broker still works off
 //     what it had read. First deliveries are in order even so, since both connections carry the
 //     same records in the same order.
-//   - Connection blocked (memory or disk alarm): nothing is sent until it is unblocked; Publish
+//   - Connection blocked (memory or disk alarm): nothing is sent until it is unblocked. Publish
 //     gives up after a short wait when nothing is under way, and after the confirm timeout when
 //     something is.
 //   - Channel exception: the channel is gone with all that was under way on it. Where the broker's

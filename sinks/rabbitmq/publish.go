@@ -390,7 +390,7 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 			// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
 			a.link.kill(fmt.Sprintf("write: %v", err))
 		}
-		// The broker's reason says more than that the connection is closed.
+		// The broker's reason is clearer than that the connection is closed.
 		return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err)))
 	}
 	if a.route == nil || rec.RoutingKey != a.routingKey {

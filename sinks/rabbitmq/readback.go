@@ -22,7 +22,7 @@ type Stored struct {
 }
 
 // ReadBack gives f every message that is ready in the queue, in the order in which a consumer would
-// get them, and leaves all of them in it: they are taken without an acknowledgement and given back
+// get them, and leaves all of them in it. They are taken without an acknowledgement and given back
 // at the end, to their old places. Afterwards each counts as redelivered. A quorum queue also
 // counts the deliveries, and drops (or dead-letters) a message beyond its delivery-limit, which
 // RabbitMQ 4 sets to 20. Messages that come meanwhile are not read. Of a quorum queue 65535

@@ -22,7 +22,7 @@ var ErrBindingsUnknown = errors.New("whether a queue is bound for each routing k
 // a message within a transaction that is rolled back, which RabbitMQ judges at once and routes
 // nowhere. It makes no exchange either.
 //
-// AMQP has no question for bindings, and no way to have a message routed and not delivered: a queue
+// AMQP has no question for bindings, and no way to have a message routed and not delivered. A queue
 // that is bound may have a consumer, even for a message that expires at once. So when the exchange
 // exists, the error is ErrBindingsUnknown, in addition to the problems. Without the exchange no
 // binding exists, and every route has that problem.

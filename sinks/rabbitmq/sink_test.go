@@ -238,7 +238,7 @@ func drainWhile(t *testing.T, r *room, f func()) []sinktest.Delivered {
 	return got
 }
 
-// checkLast checks what a nack in the middle leaves of order: of each key all are there, and the
+// checkLast checks what a nack in the middle leaves of order. Of each key all are there, and the
 // last of each came in order, since what failed is offered again with everything behind it.
 func checkLast(t *testing.T, got []sinktest.Delivered, want map[string]int) {
 	t.Helper()

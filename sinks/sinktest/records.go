@@ -128,7 +128,7 @@ func Offer(ctx context.Context, sink relay.Sink, batch []*relay.Record) (failure
 }
 
 // CheckOrder fails the test unless each key's first `want[key]` places are all there and, per key,
-// no record comes before its predecessor: each is at most one further than the one before it. With
+// no record comes before its predecessor. Each is at most one further than the one before it. With
 // repeats false each also comes once only.
 func CheckOrder(t testing.TB, got []Delivered, want map[string]int, repeats bool) {
 	t.Helper()

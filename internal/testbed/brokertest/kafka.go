@@ -177,7 +177,7 @@ func clusterID() string {
 }
 
 // configure picks ports for the five listeners, makes certificates and writes the configuration.
-// dir is what the broker will know k.dir as, host what it listens on; its clients find it at
+// dir is k.dir under the broker's name for it, host what it listens on. Its clients find it at
 // 127.0.0.1 in any case.
 func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error) {
 	if err := os.MkdirAll(k.dir, 0o755); err != nil {

@@ -52,7 +52,7 @@ type RabbitMQServer struct {
 // StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes
 // connections.
 //
-// The node shares nothing with one that the system may run: it has its own name, cookie, ports,
+// The node shares nothing with one that the system may run. It has its own name, cookie, ports,
 // data and even its own epmd (Erlang's port mapper, which otherwise stays behind as a daemon).
 func StartRabbitMQ(ctx context.Context, opts RabbitMQOptions) (*RabbitMQServer, error) {
 	r := &RabbitMQServer{User: "relay", Password: "relay-secret", dir: opts.Dir}
@@ -102,8 +102,8 @@ func rabbitScripts() (string, error) {
 	return "", debian.Missing("rabbitmq-server", rabbitPackage)
 }
 
-// configure picks ports, makes certificates and writes rabbitmq.conf. dir is what the node will
-// know r.dir as, host what it listens on; its clients find it at 127.0.0.1 in any case.
+// configure picks ports, makes certificates and writes rabbitmq.conf. dir is r.dir under the node's
+// name for it, host what it listens on. Its clients find it at 127.0.0.1 in any case.
 func (r *RabbitMQServer) configure(dir, host string) (ports []int, err error) {
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("create directory for rabbitmq: %w", err)

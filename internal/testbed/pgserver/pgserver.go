@@ -289,7 +289,7 @@ func (s *Server) stop(ctx context.Context, sig os.Signal) error {
 }
 
 // Kill ends the postmaster and all its children with SIGKILL, as if the machine's power went, and
-// returns when none is left: a child that still has the shared memory would keep the server from
+// returns when none is left. A child that still has the shared memory would keep the server from
 // starting again.
 func (s *Server) Kill() error {
 	if s.process == nil || !s.process.Running() {

@@ -11,12 +11,12 @@ import (
 	"github.com/sagaz-relay/relay/migrations"
 )
 
-// templateLock is the advisory lock of those who make a template on a server.
+// templateLock is the advisory lock of sessions that make a template on a server.
 const templateLock = 0x73616761746d706c
 
-// create makes a database: a copy of template0, to which nobody can be connected (CREATE DATABASE
-// fails while somebody is), or, if it is to be migrated, of a database like it that is made once on
-// each server.
+// create makes a database as a copy of template0, because no session can be connected to that one,
+// and CREATE DATABASE fails while one is. If the database is to be migrated, it is a copy of a
+// template with our migrations, which is made once on each server.
 func create(ctx context.Context, superuser, name string, o options) error {
 	conn, err := pgx.Connect(ctx, superuser)
 	if err != nil {
@@ -61,13 +61,15 @@ func migratedTemplate(ctx context.Context, conn *pgx.Conn) (string, error) {
 	if there, err := isTemplate(ctx, conn, name); there || err != nil {
 		return name, err
 	}
-	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(templateLock)); err != nil { // until the connection ends
+	// until the connection ends
+	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(templateLock)); err != nil {
 		return "", err
 	}
 	if there, err := isTemplate(ctx, conn, name); there || err != nil {
 		return name, err // made while we waited
 	}
-	if _, err := conn.Exec(ctx, `DROP DATABASE IF EXISTS "`+name+`" WITH (FORCE)`); err != nil { // of one who was killed half-way
+	// left by a process that was killed half-way
+	if _, err := conn.Exec(ctx, `DROP DATABASE IF EXISTS "`+name+`" WITH (FORCE)`); err != nil {
 		return "", err
 	}
 	if err := copyDatabase(ctx, conn, name, "template0", ""); err != nil {

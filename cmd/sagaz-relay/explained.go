@@ -25,17 +25,16 @@ var explained = map[string]string{
 		"its way, so keep it below a sixteenth of the memory limit. Brokers have limits of their " +
 		"own, most of them lower.",
 	"BROKER_TYPE": "Lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several " +
-		"with commas between. Where nobody names them, a relay does not start (exit code 2) if " +
-		"events went elsewhere before, or may have: another worker's sent rows, an address of " +
-		"another broker.",
+		"with commas between. Where it is not set, a relay does not start (exit code 2) if events " +
+		"went elsewhere before, or may have: another worker's sent rows, an address of another " +
+		"broker.",
 	"METRICS_PORT": "The port of /metrics, /health/live, /health/ready, the status page / and /status.json on " +
 		"all addresses; 0 serves nothing.",
-	"RELAY_HTTP_ADDR": "Binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is not looked at " +
-		"then.",
-	"LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR.",
+	"RELAY_HTTP_ADDR": "Binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is ignored then.",
+	"LOG_LEVEL":       "DEBUG, INFO, WARNING or ERROR.",
 	"RELAY_SECRETS_DIR": "A directory whose files are settings, named as the variables are: DATABASE_URL, for one. " +
-		"A mounted secret with optional keys, since a file that is not there is a setting that is " +
-		"not set. The environment goes first. It is read from the environment alone.",
+		"It may be a mounted secret with optional keys: a missing file is a setting that is not " +
+		"set. The environment goes first. It is read from the environment alone.",
 	"RELAY_HTTP_TOKEN": "Asked for by everything but /health: as `Authorization: Bearer TOKEN`, or as the " +
 		"password of any user. It has at least 16 characters; empty asks for none. Without TLS it " +
 		"crosses the network in clear.",

@@ -26,7 +26,7 @@ import (
 // programConfig is what is set of the program itself, besides its rooms.
 type programConfig struct {
 	// Sinks lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several
-	// with commas between. Where nobody names them, a relay does not start (exit code 2) if events
+	// with commas between. Where it is not set, a relay does not start (exit code 2) if events
 	// went elsewhere before, or may have: another worker's sent rows, an address of another broker.
 	//
 	// Default kafka. BROKER_TYPE.
@@ -38,8 +38,7 @@ type programConfig struct {
 	// Default 8000. METRICS_PORT.
 	MetricsPort int `env:"METRICS_PORT"`
 
-	// HTTPAddr binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is not looked at
-	// then.
+	// HTTPAddr binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is ignored then.
 	//
 	// Default: all addresses, METRICS_PORT. RELAY_HTTP_ADDR.
 	HTTPAddr string `env:"RELAY_HTTP_ADDR" secret:"address"`
@@ -50,8 +49,8 @@ type programConfig struct {
 	LogLevel string `env:"LOG_LEVEL"`
 
 	// SecretsDir is a directory whose files are settings, named as the variables are: DATABASE_URL,
-	// for one. A mounted secret with optional keys, since a file that is not there is a setting
-	// that is not set. The environment goes first. It is read from the environment alone.
+	// for one. It may be a mounted secret with optional keys: a missing file is a setting that is
+	// not set. The environment goes first. It is read from the environment alone.
 	//
 	// Default none. RELAY_SECRETS_DIR.
 	SecretsDir string `env:"RELAY_SECRETS_DIR"`

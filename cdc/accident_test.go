@@ -140,7 +140,8 @@ func TestSlotDropped(t *testing.T) {
 	})
 }
 
-// The server gives a slot up that needs more WAL than it may keep, and ends whoever reads it.
+// The server gives a slot up that needs more WAL than it may keep, and ends the connection that
+// reads it.
 func TestSlotLost(t *testing.T) {
 	for _, streaming := range []bool{true, false} {
 		t.Run(map[bool]string{true: "while streaming", false: "while down"}[streaming], func(t *testing.T) {
@@ -178,7 +179,7 @@ func TestSlotLost(t *testing.T) {
 }
 
 // Up to PostgreSQL 17 the server ends the stream when its publication is gone. 18 warns and goes on
-// without the rows, which nobody would notice.
+// without the rows, which would not be noticed.
 func TestPublicationDropped(t *testing.T) {
 	t.Run("while streaming", func(t *testing.T) {
 		eachVersion(t, []string{"18"}, func(t *testing.T, version string) {

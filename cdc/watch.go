@@ -18,7 +18,7 @@ const lookEvery = 10 * time.Second
 
 // look is an ordinary connection that looks at table and publication, made when it is needed.
 type look struct {
-	turn relay.Turn // whoever has it owns conn
+	turn relay.Turn // the holder of the turn owns conn
 	conn *pgconn.PgConn
 }
 
@@ -98,7 +98,7 @@ func (s *stream) lookOnce(ctx context.Context) (*outbox, error) {
 	return table, nil
 }
 
-// close ends the connection. Nobody looks any more.
+// close ends the connection, after the last look.
 func (l *look) close() {
 	if l.conn != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -96,7 +96,7 @@ func insertMessage(oid uint32, values []wireValue) []byte {
 }
 
 // valuesOf renders an event's row, one value for each column, as the server does in text or binary
-// format. An empty Headers means NULL. Columns that are no event's get a value all the same.
+// format. An empty Headers means NULL. Columns that are not part of an event get a value, too.
 func valuesOf(ev *relay.Event, columns []wireColumn, isBinary bool) []wireValue {
 	values := make([]wireValue, len(columns))
 	for i, c := range columns {

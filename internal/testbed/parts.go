@@ -31,7 +31,7 @@ type Part struct {
 // is the end.
 type source func(ctx context.Context, log io.Writer) (taken, error)
 
-// errUnavailable: nobody asked for this source, and it is not there.
+// errUnavailable: this source was not asked for, and it is not there.
 var errUnavailable = errors.New("not available")
 
 // taken is a part that is there.
@@ -96,7 +96,7 @@ func Choose(versions, brokers, work string, log io.Writer) ([]Part, error) {
 // Compiler is the C compiler that -race needs.
 func Compiler() Part { return Part{"C compiler", []source{compiler}} }
 
-// compiler is what -race needs besides Go.
+// compiler is what -race needs in addition to Go.
 func compiler(ctx context.Context, log io.Writer) (taken, error) {
 	out, err := exec.CommandContext(ctx, "go", "env", "CC").Output()
 	if err != nil {

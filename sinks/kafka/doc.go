@@ -80,8 +80,8 @@
 // A client with an idempotent producer of its own would take epochs and sequence numbers off our
 // hands. But it retries by itself. When it gives a record up, later ones of the partition may have
 // gone out already, and what is offered again is no suffix of its key. Order across topics and
-// halving a refused batch would still be ours. Besides, the library was given, and a relay that
-// marks rows needs the fate of each record more than a client's convenience.
+// halving a refused batch would still be ours. Also, the library was given, and a relay that marks
+// rows needs the fate of each record more than a client's convenience.
 //
 // The price is in this package: batching, leaders, retries and sequence numbers are about 2,500
 // lines here that a client would have had, with tests against a broker that cuts, delays and

@@ -113,8 +113,8 @@ func loading(err error) bool {
 }
 
 // withText is a broker's error with the text that it adds. Brokers name topics, partitions and
-// limits there, never a record's content. It is cut all the same, since validators can be
-// anybody's.
+// limits there, never a record's content. Even so it is cut, since validators may be somebody
+// else's code.
 func withText(code kafkago.Error, text string) error {
 	if text == "" {
 		return code

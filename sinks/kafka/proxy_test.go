@@ -74,7 +74,7 @@ func (p *proxy) dial(ctx context.Context, network, addr string) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	// not under ctx: a connection given up would be accepted all the same
+	// not under ctx: a connection given up would still be accepted
 	client, err := net.Dial("tcp", p.ln.Addr().String())
 	if err != nil {
 		_ = upstream.Close()
@@ -139,8 +139,8 @@ func (p *proxy) delayedRequests() int {
 	return len(p.delayed)
 }
 
-// release sends the delayed requests to the broker now, each over the connection that it came by, and
-// returns the error codes of the first partition in the answers.
+// release sends the delayed requests to the broker now, each over the connection that it came by,
+// and returns the error codes of the first partition in the answers.
 func (p *proxy) release(t testing.TB) []int16 {
 	t.Helper()
 	p.mu.Lock()
@@ -170,7 +170,8 @@ type proxied struct {
 
 	mu   sync.Mutex
 	keys []protocol.ApiKey // of unanswered requests
-	kept chan []byte       // set when a request is delayed: upstream stays open, the answer goes here
+	// set when a request is delayed: upstream stays open, the answer goes here
+	kept chan []byte
 }
 
 func (c *proxied) close() {

@@ -252,7 +252,7 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-// 20 MB are refused before they are copied anywhere, and nobody waits for them.
+// 20 MB are refused before they are copied anywhere, and nothing waits for them.
 func TestTwentyMegabytes(t *testing.T) {
 	addr := brokertest.Kafka(t).Plaintext
 	topic, other := createTopic(t, addr, 2), createTopic(t, addr, 2)

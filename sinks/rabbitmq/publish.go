@@ -33,7 +33,7 @@ type batch struct {
 	piece   halve.Piece // how much may be under way at once
 	search  search
 	ownLink *link                // the batch's own, while it searches
-	current atomic.Pointer[link] // link, for whoever has to end it
+	current atomic.Pointer[link] // link, for the goroutine that has to end it
 
 	timer *time.Timer // reused for each wait
 }
@@ -90,8 +90,8 @@ func (b *batch) run(ctx context.Context) {
 			a.leave()
 			b.link.put(c)
 		case c.ch.IsClosed(), b.link.gone():
-			// By the broker, or with the connection: amqp091 reports the connection's end before it closes
-			// its channels.
+			// By the broker, or with the connection: amqp091 reports the connection's end before it
+			// closes its channels.
 			err = b.closed(ctx, &a, err)
 			more = err == nil
 		case a.head == len(a.sent):
@@ -387,7 +387,8 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 			return err
 		}
 		if !errors.Is(err, amqp.ErrClosed) {
-			// Part of a frame may be on its way. amqp091 shuts down too, but from another goroutine.
+			// Part of a frame may be on its way. amqp091 shuts down too, but from another
+			// goroutine.
 			a.link.kill(fmt.Sprintf("write: %v", err))
 		}
 		// The broker's reason is clearer than that the connection is closed.

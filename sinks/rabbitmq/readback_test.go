@@ -85,7 +85,7 @@ func TestReadBackRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// While it is read nobody else may have it.
+	// While it is read it may have no other consumer.
 	if err := newSink(t, r.config()).Publish(soon(t), sinktest.Records(bound, "a", 0, 1)); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
-// node is the server of a broker: a process, or a container; neither when somebody else has started it.
+// node is the server of a broker: a process, or a container; neither when somebody else has started
+// it.
 type node struct {
 	process   *child.Process
 	container *container

@@ -13,7 +13,7 @@ import (
 
 // Connect opens a connection for a command that a person has typed; purpose is shown in
 // pg_stat_activity. It prepares no statements, so a pooler in between does no harm. What a person
-// has to fix is a *relay.SetupError; no error holds the password.
+// has to fix is a *relay.SetupError; no error has the password.
 func Connect(ctx context.Context, databaseURL, purpose string) (*pgx.Conn, error) {
 	return open(ctx, databaseURL, sessions.Options{Purpose: purpose})
 }

@@ -19,13 +19,13 @@ const (
 	// blameTransient is for codes that as a rule are transient. A trigger may raise any of them for
 	// one row again and again, so a batch that goes on failing is tried in halves after a while.
 	blameTransient
-	// blameRow is for codes that come of what is in a row: the batch is tried in halves at once.
+	// blameRow is for codes that are about what is in a row: the batch is tried in halves at once.
 	blameRow
 )
 
 // transientClasses are the classes of SQLSTATE that are about the server, about resources, or about
-// concurrent work. Codes of all other classes come of data, of constraints and of triggers. The
-// border need not be exact: what was parked by mistake gets its mark at the next try.
+// concurrent work. Codes of all other classes are about data, constraints and triggers. The border
+// need not be exact: what was parked by mistake gets its mark at the next try.
 var transientClasses = map[string]bool{
 	"08": true, // connection exception
 	"0B": true, // invalid transaction initiation

@@ -26,8 +26,7 @@ type fencedTx struct {
 	lockTimeout time.Duration
 }
 
-// settingsSQL makes the settings of a marking session for one transaction, where the session is a
-// pooler's.
+// settingsSQL sets for one transaction what a marking session has, where the session is a pooler's.
 const settingsSQL = `SELECT set_config('lock_timeout', $1, true), set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)`
 
 func (l *lease) fenced(f fence) *fencedTx {
@@ -108,7 +107,7 @@ func (l *lease) Confirm(ctx context.Context, lsn relay.LSN) error {
 // codeLockNotAvailable is the SQLSTATE of a wait that lock_timeout has ended.
 const codeLockNotAvailable = "55P03"
 
-// isLocked reports whether err says that a lock was not to be had in time.
+// isLocked reports whether err is that a lock was not free in time.
 func isLocked(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == codeLockNotAvailable

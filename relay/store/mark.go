@@ -36,21 +36,20 @@ const (
 	statusSQL = `SELECT event_id, status FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 )
 
-// archiveSQL moves rows; the copy has status sent. Whole rows are moved, so columns that somebody
-// added come along: both tables have the same columns in the same order (docs/contract.md,
-// "Tables"). OFFSET 0 keeps the row from being built once for each column.
+// archiveSQL moves rows; the copy has status sent. Whole rows are moved, so columns that were added
+// come along: both tables have the same columns in the same order (docs/contract.md, "Tables").
+// OFFSET 0 keeps the row from being built once for each column.
 const archiveSQL = `WITH gone AS (DELETE FROM saga_outbox o WHERE event_id = ANY($1::uuid[])` + owned + ` RETURNING o AS was)
 	INSERT INTO saga_outbox_archive OVERRIDING SYSTEM VALUE SELECT (m.became).* FROM (
 		SELECT jsonb_populate_record(was, jsonb_build_object('status', 'sent', 'sent_at', now())) AS became FROM gone OFFSET 0) m
 	ON CONFLICT (event_id) DO UPDATE SET sent_at = excluded.sent_at`
 
-// skipping makes of a marking statement one that skips rows which are locked.
+// skipping turns a marking statement into one that skips locked rows.
 func skipping(sql string) string {
 	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id IN (SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED)`, 1)
 }
 
-// withoutEntries makes of a marking statement one that leaves rows alone which have entries in the
-// ledger.
+// withoutEntries turns a marking statement into one that skips rows with entries in the ledger.
 func withoutEntries(sql string) string {
 	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id = ANY(ARRAY(SELECT i FROM unnest($1::uuid[]) AS i WHERE NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = i)))`, 1)
 }

@@ -75,7 +75,7 @@ func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, of part, confir
 // notYet finds the events that must not be marked now: those whose rows cannot be, and all behind
 // one of these in its key; now are the others. It is asked for what one statement could mark in
 // part: rows of several transactions, of which the later one may be visible sooner, and rows that
-// are locked. What becomes locked after this look is still passed over alone.
+// are locked. What becomes locked after this look is still skipped alone.
 func (l *lease) notYet(ctx context.Context, conn *pgx.Conn, of part, blocked map[string]bool) (now part, later, locked []int, err error) {
 	seen, taken := &l.marks.seen, map[relay.UUID]bool(nil)
 	mixed := seen.mayMix(of.marks)

@@ -42,7 +42,7 @@ const convertSQL = `UPDATE saga_outbox_delivery SET sink = '` + relay.MarkSink +
 	next_attempt_at = clock_timestamp() + interval '1 second', reason = $5, last_error = $6
 	WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = $4` + owned
 
-// aloneOutcome writes one outcome that its whole transaction was refused for.
+// aloneOutcome writes one outcome whose transaction was refused.
 func (l *lease) aloneOutcome(ctx context.Context, sink string, o relay.Outcome, why error) error {
 	m := markOf(&o)
 	refused := func(err error) bool { why = err; return blames(ctx, err) >= blameTransient }

@@ -40,8 +40,7 @@ const (
 		WHERE i.indrelid = 'saga_outbox'::regclass AND i.indisvalid AND i.indpred IS NULL AND a.attname = 'created_at' AND m.amname = 'btree')`
 	pagesSQL = `SELECT pg_relation_size('saga_outbox') / current_setting('block_size')::bigint`
 
-	// youngSQL is when the oldest of the rows that were sent on some pages comes of age, in seconds
-	// from now.
+	// youngSQL is when the oldest sent row on some pages is old enough, in seconds from now.
 	youngSQL = `SELECT coalesce(extract(epoch FROM min(greatest(created_at, sent_at)) - clock_timestamp())::float8 + $1::float8, 'infinity') FROM saga_outbox
 		WHERE ctid >= $2::text::tid AND ctid < $3::text::tid AND status = 'sent' AND greatest(created_at, sent_at) > clock_timestamp() - make_interval(secs => $1)`
 )

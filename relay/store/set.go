@@ -26,10 +26,10 @@ import (
 //
 //   - before its commit: the old row has no heir, everything is as it was, and the next to take the
 //     lease does all of it;
-//   - after it, before the old replication slot is dropped: by the row with an heir the slot is not
-//     needed. Every owner drops the slots of such rows, but only once its own streams and no sweep
-//     is owed. RELAY_SLOT may be mistyped, and name a slot that is of no use to us. Until then they
-//     hold back WAL, and have no other effect;
+//   - after it, before the old replication slot is dropped: the row with an heir shows that the
+//     slot is not needed. Every owner drops the slots of such rows, but only once its own streams
+//     and no sweep is owed. RELAY_SLOT may be mistyped, and name a slot that is of no use to us.
+//     Until then they hold back WAL, and have no other effect;
 //   - an owner of the old slot that was frozen since before: its epoch is gone, its marks are
 //     refused, and it stops;
 //   - back to the old name: the old row loses its heir, and inherits from the one that had

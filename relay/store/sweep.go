@@ -33,11 +33,11 @@ const inNoLedger = `NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event
 // created_at, through millions of sent rows, in the hope of finding the first few soon.
 //
 // A row version is seen in the snapshot $4 when the transaction that wrote it, xmin, is visible
-// there. The lower half of a transaction id is xmin; the upper half is such that the id lies before
-// the end of our own snapshot. It may also be the id of a subtransaction (a savepoint), which a
-// snapshot does not list. That id is higher than its transaction's. Some transactions that the
-// snapshot has as running have committed since. What was written after one of them began may be its
-// savepoint's, and does not count as seen, unless $5.
+// there. The column has the lower half of a transaction id; the upper half is such that the id lies
+// before the end of our own snapshot. It may also be the id of a subtransaction (a savepoint),
+// which a snapshot does not list. That id is higher than its transaction's. Some transactions that
+// the snapshot has as running have committed since. What was written after one of them began may be
+// its savepoint's, and does not count as seen, unless $5.
 //
 // Rows with one created_at are sorted by the command that made them, cmin. That is in the same
 // place as xmax's command, so an update that was rolled back leaves its own number there. Where a

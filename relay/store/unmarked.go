@@ -59,8 +59,7 @@ const (
 			FROM pg_prepared_xacts p WHERE p.transaction = o.xmax LIMIT 1), '') FROM saga_outbox o WHERE event_id = ANY($1::uuid[])`
 )
 
-// withoutOthers makes of a marking statement one that leaves rows alone which have entries of other
-// sinks.
+// withoutOthers turns a marking statement into one that skips rows with entries of other sinks.
 func withoutOthers(sql string) string {
 	return strings.Replace(withoutEntries(sql), `d.event_id = i)`, `d.event_id = i AND d.sink <> '`+relay.MarkSink+`')`, 1)
 }

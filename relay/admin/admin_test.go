@@ -50,7 +50,7 @@ func TestReady(t *testing.T) {
 		name string
 		slot relay.SlotStatus
 		code int
-		says string
+		text string
 	}{
 		{"Owner", relay.SlotStatus{Role: relay.Owner, Streaming: true, StreamSince: 3600}, 200, `{"status":"ready"}`},
 		{"Standby", relay.SlotStatus{Role: relay.Standby}, 200, `{"status":"ready"}`},
@@ -63,8 +63,8 @@ func TestReady(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			h := handler(statusOf(tt.slot))
 			code, header, body := get(t, h, "GET", "/health/ready")
-			if code != tt.code || !strings.Contains(body, tt.says) || header.Get("Content-Type") != "application/json" || header.Get("Cache-Control") != "no-store" {
-				t.Errorf("/health/ready: got %d %s %v, want %d and %s", code, body, header, tt.code, tt.says)
+			if code != tt.code || !strings.Contains(body, tt.text) || header.Get("Content-Type") != "application/json" || header.Get("Cache-Control") != "no-store" {
+				t.Errorf("/health/ready: got %d %s %v, want %d and %s", code, body, header, tt.code, tt.text)
 			}
 			// Alive is alive, whatever the state.
 			if code, _, body := get(t, h, "GET", "/health/live"); code != 200 || !strings.Contains(body, "alive") {

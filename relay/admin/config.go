@@ -47,7 +47,7 @@ type Config struct {
 // DefaultConfig asks for no token and speaks plain HTTP.
 func DefaultConfig() Config { return Config{} }
 
-// shortestToken is how long a token must be: nothing slows down who tries many.
+// shortestToken is how long a token must be: nothing slows down a client that tries many.
 const shortestToken = 16
 
 // Validate reports every problem.
@@ -69,7 +69,7 @@ func tlsSettings(certFile, keyFile string) (cert, key tlsfiles.Setting) {
 	return tlsfiles.Setting{Name: "RELAY_HTTP_TLS_CERT_FILE", Value: certFile}, tlsfiles.Setting{Name: "RELAY_HTTP_TLS_KEY_FILE", Value: keyFile}
 }
 
-// guarded lets only those through who know the token.
+// guarded lets only requests with the token through.
 func guarded(token string, next http.Handler) http.Handler {
 	if token == "" {
 		return next

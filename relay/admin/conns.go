@@ -10,10 +10,10 @@ import (
 
 const (
 	// mostConns is how many connections are open at a time: some browsers, scrapers and probes, and
-	// room.
+	// some more.
 	mostConns = 128
-	// spared is how young a connection is that is not closed for another one, as long as an older
-	// one is there.
+	// spared is the age below which a connection is not closed for a new one, as long as there is
+	// an older one.
 	spared = time.Second
 )
 

@@ -87,8 +87,7 @@ func (l *lookout) due() bool {
 }
 
 func (l *lookout) refresh(ctx context.Context) {
-	// Not the asker's patience: one who goes away in the middle would leave an error for the
-	// others.
+	// Not the request's context: one that ends in the middle would leave an error for the others.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 	defer cancel()
 	seen, err := l.look(ctx)

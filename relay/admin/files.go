@@ -35,8 +35,8 @@ func embedded(path, name, contentType string) file {
 	return file{path: path, contentType: contentType, tag: `"` + hex.EncodeToString(sum[:8]) + `"`, content: content}
 }
 
-// ServeHTTP lets a browser keep the file as long as it asks whether that is still the one: after a
-// rollout the page is the new one.
+// ServeHTTP lets a browser keep the file as long as it asks each time whether it has changed: after
+// a rollout the page is the new one.
 func (f file) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", f.contentType)
 	w.Header().Set("Cache-Control", "no-cache")

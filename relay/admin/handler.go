@@ -117,7 +117,7 @@ func hardened(next http.Handler) http.Handler {
 	})
 }
 
-// answer renders a body as JSON: without what a terminal obeys, should one show it.
+// answer renders a body as JSON: without control characters, for terminals that show it.
 func (c Config) answer(code int, body any) *answer {
 	text, err := json.Marshal(body)
 	if err != nil {

@@ -21,9 +21,9 @@ type Server struct {
 	tls      bool
 }
 
-// What a peer may take its time for. A scrape of many series over a slow line fits, a peer that
-// dribbles does not. Together with the bounds of conns and shared this is what keeps HTTP from
-// costing the engine its lease, whoever asks for whatever.
+// How long a peer may take. A scrape of many series over a slow line fits, a peer that dribbles
+// does not. Together with the bounds of conns and shared this keeps HTTP from costing the engine
+// its lease, whatever requests come.
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 10 * time.Second

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// cheap is what a build may take to be made for everybody who comes after it.
+	// cheap is how long a build may take so that it is made again for each request after it.
 	cheap = 5 * time.Millisecond
 	// leisure is how many times a dearer build's time its result is used, so that all requests cost
 	// no more than a fifth of a core. longest is the most.
@@ -24,8 +24,8 @@ const (
 	longest = time.Second
 )
 
-// shared is something that is built for who asks. However many ask, one at a time builds it, and
-// who has asked before the build began takes its result: the engine shares its core with HTTP.
+// shared is something that is built for requests. However many there are, one at a time builds it,
+// and those that came before the build began take its result: the engine shares its core with HTTP.
 type shared[T any] struct {
 	turn relay.Turn // whoever has it builds
 
@@ -37,7 +37,7 @@ type shared[T any] struct {
 
 func newShared[T any]() *shared[T] { return &shared[T]{turn: relay.NewTurn()} }
 
-// get returns what build makes, or has made for another one since this one asked.
+// get returns what build makes, or has made for another request since this one came.
 func (s *shared[T]) get(ctx context.Context, build func() T) (value T, err error) {
 	asked := time.Now()
 	if value, ok := s.last(asked); ok {

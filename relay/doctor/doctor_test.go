@@ -87,10 +87,10 @@ func show(r *Report) string {
 }
 
 // finding looks for one by its check, severity and a part of its summary.
-func (r *Report) finding(check string, severity Severity, says string) *Finding {
+func (r *Report) finding(check string, severity Severity, text string) *Finding {
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		if strings.HasPrefix(f.Check, check) && f.Severity == severity && strings.Contains(f.Summary, says) {
+		if strings.HasPrefix(f.Check, check) && f.Severity == severity && strings.Contains(f.Summary, text) {
 			return f
 		}
 	}
@@ -155,87 +155,87 @@ func TestFindings(t *testing.T) {
 
 		check    string
 		severity Severity
-		says     string
+		text     string
 		byHand   string // in addition to the finding's own SQL
 		settings func(*Config)
 	}{
-		{name: "NoTables", empty: true, check: "tables", severity: Broken, says: "saga_outbox, saga_outbox_relay, saga_outbox_delivery"},
-		{name: "NoLedger", provoke: `DROP TABLE saga_outbox_delivery; DELETE FROM saga_outbox_migrations WHERE version = 3`, check: "tables", severity: Broken, says: "not there: saga_outbox_delivery"},
-		{name: "OtherSchema", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; GRANT USAGE ON SCHEMA app TO %role`, check: "tables", severity: Broken, says: "is in schema app, which is not on the search_path"},
-		{name: "NoSchemaUsage", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; ALTER ROLE %role SET search_path = app, public`, check: "tables", severity: Broken, says: "may not use"},
-		{name: "Column", provoke: `ALTER TABLE saga_outbox DROP COLUMN worker_id, DROP COLUMN headers`, check: "columns", severity: Broken, says: "lacks column headers, worker_id"},
-		{name: "ColumnType", provoke: `ALTER TABLE saga_outbox ALTER COLUMN aggregate_id TYPE numeric USING 1, ALTER COLUMN payload TYPE bytea USING '\x7b7d'`, check: "columns", severity: Broken, says: "column aggregate_id has type numeric; accepted: varchar, text"},
+		{name: "NoTables", empty: true, check: "tables", severity: Broken, text: "saga_outbox, saga_outbox_relay, saga_outbox_delivery"},
+		{name: "NoLedger", provoke: `DROP TABLE saga_outbox_delivery; DELETE FROM saga_outbox_migrations WHERE version = 3`, check: "tables", severity: Broken, text: "not there: saga_outbox_delivery"},
+		{name: "OtherSchema", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; GRANT USAGE ON SCHEMA app TO %role`, check: "tables", severity: Broken, text: "is in schema app, which is not on the search_path"},
+		{name: "NoSchemaUsage", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; ALTER ROLE %role SET search_path = app, public`, check: "tables", severity: Broken, text: "may not use"},
+		{name: "Column", provoke: `ALTER TABLE saga_outbox DROP COLUMN worker_id, DROP COLUMN headers`, check: "columns", severity: Broken, text: "lacks column headers, worker_id"},
+		{name: "ColumnType", provoke: `ALTER TABLE saga_outbox ALTER COLUMN aggregate_id TYPE numeric USING 1, ALTER COLUMN payload TYPE bytea USING '\x7b7d'`, check: "columns", severity: Broken, text: "column aggregate_id has type numeric; accepted: varchar, text"},
 		{
-			name: "InsertTrigger", check: "inserts", severity: Note, says: "and have an UPDATE in them: changes", byHand: `DROP TRIGGER changes ON saga_outbox`,
+			name: "InsertTrigger", check: "inserts", severity: Note, text: "and have an UPDATE in them: changes", byHand: `DROP TRIGGER changes ON saga_outbox`,
 			provoke: `CREATE FUNCTION changes() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE saga_outbox SET payload = ''1'' WHERE event_id = NEW.event_id; RETURN NULL; END';
 				CREATE TRIGGER changes AFTER INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION changes()`,
 		},
-		{name: "ArchiveColumn", provoke: `ALTER TABLE saga_outbox ADD COLUMN tenant varchar(20), ADD COLUMN "Region" text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "the columns of saga_outbox_archive are not those of saga_outbox"},
-		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, says: "are not those"},
+		{name: "ArchiveColumn", provoke: `ALTER TABLE saga_outbox ADD COLUMN tenant varchar(20), ADD COLUMN "Region" text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, text: "the columns of saga_outbox_archive are not those of saga_outbox"},
+		{name: "ArchiveOrder", provoke: `ALTER TABLE saga_outbox ADD COLUMN a text, ADD COLUMN b text; ALTER TABLE saga_outbox_archive ADD COLUMN b text`, config: func(c *Config) { c.Archive = true }, check: "archive", severity: Broken, text: "are not those"},
 		{
 			name: "ArchiveComputes", provoke: `ALTER TABLE saga_outbox ADD COLUMN n int GENERATED ALWAYS AS (1) STORED; ALTER TABLE saga_outbox_archive ADD COLUMN n int GENERATED ALWAYS AS (1) STORED`, config: func(c *Config) { c.Archive, c.Mark = true, "archive" },
-			check: "statements", severity: Broken, says: "saga_outbox_archive computes a column", byHand: `ALTER TABLE saga_outbox_archive ALTER COLUMN n DROP EXPRESSION`,
+			check: "statements", severity: Broken, text: "saga_outbox_archive computes a column", byHand: `ALTER TABLE saga_outbox_archive ALTER COLUMN n DROP EXPRESSION`,
 		},
-		{name: "LedgerColumn", provoke: `ALTER TABLE saga_outbox_delivery RENAME COLUMN reason TO gone`, check: "statements", severity: Broken, says: "reason", byHand: `ALTER TABLE saga_outbox_delivery RENAME COLUMN gone TO reason`},
-		{name: "LedgerRowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox_delivery ENABLE ROW LEVEL SECURITY`, check: "row security", severity: Broken, says: "hides rows of saga_outbox_delivery"},
-		{name: "UnloggedInPolling", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "saga_outbox", severity: Degraded, says: "unlogged"},
-		{name: "PublicationFilterInCDC", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "publication", severity: Broken, says: "passes only rows with"},
-		{name: "Migrations", provoke: `DELETE FROM saga_outbox_migrations WHERE version >= 2`, check: "migrations", severity: Degraded, says: "not applied: 0002"},
-		{name: "MigrationsUnread", role: "REPLICATION", provoke: ours + `; REVOKE SELECT ON saga_outbox_migrations FROM %role`, check: "migrations", severity: Unknown, says: "may not be read"},
-		{name: "Rights", role: "REPLICATION", config: func(c *Config) { c.Archive, c.Mark = true, "archive" }, check: "rights", severity: Broken, says: "lacks SELECT, UPDATE, DELETE on saga_outbox; SELECT, INSERT, UPDATE on saga_outbox_relay; SELECT, INSERT, UPDATE, DELETE on saga_outbox_delivery; SELECT, INSERT, UPDATE on saga_outbox_archive"},
-		{name: "OneRight", role: "REPLICATION", provoke: ours + `; REVOKE INSERT ON saga_outbox_delivery FROM %role`, check: "rights", severity: Broken, says: "lacks INSERT on saga_outbox_delivery"},
-		{name: "NoReplication", role: "NONE", provoke: ours, check: "replication", severity: Degraded, says: "lacks the right to replicate"},
-		{name: "NoReplicationButCDC", role: "NONE", provoke: ours, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "replication", severity: Broken, says: "lacks the right to replicate"},
-		{name: "NoPublication", role: "REPLICATION", provoke: ours + `; DROP PUBLICATION sagaz_outbox`, check: "publication", severity: Degraded, says: "may make it"},
-		{name: "PublicationWithoutInserts", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'update')`, check: "publication", severity: Degraded, says: "does not publish inserts"},
-		{name: "PublicationOfAnother", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE consumer_inbox WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "does not contain table public.saga_outbox"},
-		{name: "PublicationColumns", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, payload) WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "leaves out column saga_id"},
-		{name: "PublicationFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, check: "publication", severity: Degraded, says: "passes only rows with"},
-		{name: "PublicationOfUpdates", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`, check: "publication", severity: Note, says: "publishes updates"},
-		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, says: "was made for plugin test_decoding", byHand: `SELECT pg_drop_replication_slot('%slot')`},
-		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, says: "is a physical slot", byHand: `SELECT pg_drop_replication_slot('%slot')`},
-		{name: "SlotInPolling", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "slot", severity: Degraded, says: "RELAY_MODE=polling never reads it"},
-		{name: "SlotBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); SELECT pg_switch_wal()`, config: func(c *Config) { c.RetainedTooMuch = 1 << 10 }, check: "slot", severity: Degraded, says: "holds back"},
-		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "it is not read, though a relay runs", byHand: `UPDATE saga_outbox_relay SET released_at = now()`},
-		{name: "SlotMissing", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, says: "not there, though a relay runs", byHand: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`},
-		{name: "SlotLeftBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot_old', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner, released_at) VALUES ('%slot_old', 1, 'relay-1', now())`, check: "other slots", severity: Degraded, says: "was a relay's"},
-		{name: "Owner", provoke: `SELECT 1`, check: "owner", severity: Note, says: "no relay is running", byHand: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`},
-		{name: "Indexes", empty: true, provoke: "library", check: "indexes", severity: Note, says: "idx_outbox_claimed_at, idx_outbox_pending"},
-		{name: "OwnIndex", provoke: `CREATE INDEX by_day ON saga_outbox (date(sent_at AT TIME ZONE 'UTC'), saga_id)`, check: "indexes", severity: Note, says: "by_day"},
-		{name: "Pages", empty: true, provoke: "library", check: "pages", severity: Note, says: "filled to 100 %"},
-		{name: "FullerPages", provoke: `ALTER TABLE saga_outbox SET (fillfactor = 80)`, check: "pages", severity: Note, says: "filled to 80 %"},
+		{name: "LedgerColumn", provoke: `ALTER TABLE saga_outbox_delivery RENAME COLUMN reason TO gone`, check: "statements", severity: Broken, text: "reason", byHand: `ALTER TABLE saga_outbox_delivery RENAME COLUMN gone TO reason`},
+		{name: "LedgerRowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox_delivery ENABLE ROW LEVEL SECURITY`, check: "row security", severity: Broken, text: "hides rows of saga_outbox_delivery"},
+		{name: "UnloggedInPolling", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "saga_outbox", severity: Degraded, text: "unlogged"},
+		{name: "PublicationFilterInCDC", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "publication", severity: Broken, text: "passes only rows with"},
+		{name: "Migrations", provoke: `DELETE FROM saga_outbox_migrations WHERE version >= 2`, check: "migrations", severity: Degraded, text: "not applied: 0002"},
+		{name: "MigrationsUnread", role: "REPLICATION", provoke: ours + `; REVOKE SELECT ON saga_outbox_migrations FROM %role`, check: "migrations", severity: Unknown, text: "may not be read"},
+		{name: "Rights", role: "REPLICATION", config: func(c *Config) { c.Archive, c.Mark = true, "archive" }, check: "rights", severity: Broken, text: "lacks SELECT, UPDATE, DELETE on saga_outbox; SELECT, INSERT, UPDATE on saga_outbox_relay; SELECT, INSERT, UPDATE, DELETE on saga_outbox_delivery; SELECT, INSERT, UPDATE on saga_outbox_archive"},
+		{name: "OneRight", role: "REPLICATION", provoke: ours + `; REVOKE INSERT ON saga_outbox_delivery FROM %role`, check: "rights", severity: Broken, text: "lacks INSERT on saga_outbox_delivery"},
+		{name: "NoReplication", role: "NONE", provoke: ours, check: "replication", severity: Degraded, text: "lacks the right to replicate"},
+		{name: "NoReplicationButCDC", role: "NONE", provoke: ours, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "replication", severity: Broken, text: "lacks the right to replicate"},
+		{name: "NoPublication", role: "REPLICATION", provoke: ours + `; DROP PUBLICATION sagaz_outbox`, check: "publication", severity: Degraded, text: "may make it"},
+		{name: "PublicationWithoutInserts", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'update')`, check: "publication", severity: Degraded, text: "does not publish inserts"},
+		{name: "PublicationOfAnother", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE consumer_inbox WITH (publish = 'insert')`, check: "publication", severity: Degraded, text: "does not contain table public.saga_outbox"},
+		{name: "PublicationColumns", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, payload) WITH (publish = 'insert')`, check: "publication", severity: Degraded, text: "leaves out column saga_id"},
+		{name: "PublicationFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, check: "publication", severity: Degraded, text: "passes only rows with"},
+		{name: "PublicationOfUpdates", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`, check: "publication", severity: Note, text: "publishes updates"},
+		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, text: "was made for plugin test_decoding", byHand: `SELECT pg_drop_replication_slot('%slot')`},
+		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, text: "is a physical slot", byHand: `SELECT pg_drop_replication_slot('%slot')`},
+		{name: "SlotInPolling", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`, config: func(c *Config) { c.Mode = relay.ModePolling }, check: "slot", severity: Degraded, text: "RELAY_MODE=polling never reads it"},
+		{name: "SlotBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); SELECT pg_switch_wal()`, config: func(c *Config) { c.RetainedTooMuch = 1 << 10 }, check: "slot", severity: Degraded, text: "holds back"},
+		{name: "SlotUnread", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, text: "it is not read, though a relay runs", byHand: `UPDATE saga_outbox_relay SET released_at = now()`},
+		{name: "SlotMissing", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`, check: "slot", severity: Degraded, text: "not there, though a relay runs", byHand: `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput')`},
+		{name: "SlotLeftBehind", provoke: `SELECT pg_create_logical_replication_slot('%slot_old', 'pgoutput'); INSERT INTO saga_outbox_relay (slot, epoch, owner, released_at) VALUES ('%slot_old', 1, 'relay-1', now())`, check: "other slots", severity: Degraded, text: "was a relay's"},
+		{name: "Owner", provoke: `SELECT 1`, check: "owner", severity: Note, text: "no relay is running", byHand: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('%slot', 1, 'relay-1')`},
+		{name: "Indexes", empty: true, provoke: "library", check: "indexes", severity: Note, text: "idx_outbox_claimed_at, idx_outbox_pending"},
+		{name: "OwnIndex", provoke: `CREATE INDEX by_day ON saga_outbox (date(sent_at AT TIME ZONE 'UTC'), saga_id)`, check: "indexes", severity: Note, text: "by_day"},
+		{name: "Pages", empty: true, provoke: "library", check: "pages", severity: Note, text: "filled to 100 %"},
+		{name: "FullerPages", provoke: `ALTER TABLE saga_outbox SET (fillfactor = 80)`, check: "pages", severity: Note, text: "filled to 80 %"},
 		{name: "SweepIndex", min: 16, provoke: `DROP INDEX IF EXISTS saga_outbox_status; ` + row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'sent', now(), NULL, 0); INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, status)
-			SELECT gen_random_uuid(), 's', 'k', 'T', '{}', 'sent' FROM generate_series(1, 50001); ANALYZE saga_outbox`, check: "sweep", severity: Note, says: "no index on status"},
-		{name: "Autovacuum", provoke: `ALTER TABLE saga_outbox SET (autovacuum_enabled = false)`, check: "vacuum", severity: Degraded, says: "switched off for public.saga_outbox"},
-		{name: "Origin", min: 16, role: "REPLICATION", provoke: ours, check: "origin", severity: Note, says: "may not use replication origins"},
-		{name: "Unlogged", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, check: "publication", severity: Degraded, says: "unlogged"},
-		{name: "RowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox ENABLE ROW LEVEL SECURITY`, check: "row security", severity: Broken, says: "hides rows of saga_outbox from"},
+			SELECT gen_random_uuid(), 's', 'k', 'T', '{}', 'sent' FROM generate_series(1, 50001); ANALYZE saga_outbox`, check: "sweep", severity: Note, text: "no index on status"},
+		{name: "Autovacuum", provoke: `ALTER TABLE saga_outbox SET (autovacuum_enabled = false)`, check: "vacuum", severity: Degraded, text: "switched off for public.saga_outbox"},
+		{name: "Origin", min: 16, role: "REPLICATION", provoke: ours, check: "origin", severity: Note, text: "may not use replication origins"},
+		{name: "Unlogged", provoke: `ALTER TABLE saga_outbox SET UNLOGGED`, check: "publication", severity: Degraded, text: "unlogged"},
+		{name: "RowSecurity", role: "REPLICATION", provoke: ours + `; ALTER TABLE saga_outbox ENABLE ROW LEVEL SECURITY`, check: "row security", severity: Broken, text: "hides rows of saga_outbox from"},
 		{name: "Trigger", provoke: `CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TRIGGER "Touch" BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch();
-			CREATE TRIGGER "At inserts" BEFORE INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch()`, check: "saga_outbox", severity: Note, says: `triggers run at every update: "Touch"`},
+			CREATE TRIGGER "At inserts" BEFORE INSERT ON saga_outbox FOR EACH ROW EXECUTE FUNCTION touch()`, check: "saga_outbox", severity: Note, text: `triggers run at every update: "Touch"`},
 		{name: "SearchPath", provoke: `CREATE TABLE audit (id uuid); CREATE FUNCTION note_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO audit VALUES (NEW.event_id); RETURN NEW; END';
-			CREATE TRIGGER note_it BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION note_it()`, check: "search_path", severity: Note, says: "not pinned, for the sake of public.note_it()"},
-		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "tables", severity: Broken, says: "saga_outbox is no table", byHand: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
-		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, says: "the oldest pending one is 1h0m", byHand: `UPDATE saga_outbox SET status = 'sent'`},
-		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, says: "1 have been claimed"},
-		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, says: "1 dead letter without", byHand: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
-		{name: "LibraryFailed", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'failed', now(), NULL, 1)`, check: "rows", severity: Note, says: "1 failed without", byHand: `UPDATE saga_outbox SET status = 'pending'`},
-		{name: "Unmarked", provoke: entry("saga_outbox", "%slot", "retry"), check: "ledger", severity: Degraded, says: "1 delivered row of slot", byHand: `DELETE FROM saga_outbox_delivery`},
-		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, says: "1 dead letter of sink kafka", byHand: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
-		{name: "StrangeSink", provoke: entry("rabbitmq", "%slot", "held"), check: "ledger", severity: Degraded, says: "sink rabbitmq, which BROKER_TYPE does not name", settings: func(c *Config) { c.SinkNames = append(c.SinkNames, "rabbitmq") }},
+			CREATE TRIGGER note_it BEFORE UPDATE ON saga_outbox FOR EACH ROW EXECUTE FUNCTION note_it()`, check: "search_path", severity: Note, text: "not pinned, for the sake of public.note_it()"},
+		{name: "View", provoke: `ALTER TABLE saga_outbox RENAME TO real_outbox; CREATE VIEW saga_outbox AS SELECT * FROM real_outbox`, check: "tables", severity: Broken, text: "saga_outbox is no table", byHand: `DROP VIEW saga_outbox; ALTER TABLE real_outbox RENAME TO saga_outbox`},
+		{name: "OldPending", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'pending', now() - interval '1 hour', NULL, 0)`, check: "rows", severity: Degraded, text: "the oldest pending one is 1h0m", byHand: `UPDATE saga_outbox SET status = 'sent'`},
+		{name: "StuckClaims", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now() - interval '6 minutes', 0), (gen_random_uuid(), 's', 'k', 'T', '{}', 'claimed', now(), now(), 0)`, check: "rows", severity: Degraded, text: "1 have been claimed"},
+		{name: "LibraryDead", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'dead_letter', now(), NULL, 5)`, check: "rows", severity: Degraded, text: "1 dead letter without", byHand: `UPDATE saga_outbox SET last_error = 'discarded: x'`},
+		{name: "LibraryFailed", provoke: row + `(gen_random_uuid(), 's', 'k', 'T', '{}', 'failed', now(), NULL, 1)`, check: "rows", severity: Note, text: "1 failed without", byHand: `UPDATE saga_outbox SET status = 'pending'`},
+		{name: "Unmarked", provoke: entry("saga_outbox", "%slot", "retry"), check: "ledger", severity: Degraded, text: "1 delivered row of slot", byHand: `DELETE FROM saga_outbox_delivery`},
+		{name: "Dead", provoke: entry("kafka", "%slot", "dead"), check: "ledger", severity: Degraded, text: "1 dead letter of sink kafka", byHand: `UPDATE saga_outbox_delivery SET state = 'retry', discarded = true`},
+		{name: "StrangeSink", provoke: entry("rabbitmq", "%slot", "held"), check: "ledger", severity: Degraded, text: "sink rabbitmq, which BROKER_TYPE does not name", settings: func(c *Config) { c.SinkNames = append(c.SinkNames, "rabbitmq") }},
 		{
 			name: "OtherBroker", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner, sinks) VALUES ('%slot', 1, '', 'rabbitmq') ON CONFLICT (slot) DO UPDATE SET epoch = 1, sinks = 'rabbitmq'`,
-			config: func(c *Config) { c.ByDefault = &relay.SinksByDefault{} }, check: "broker", severity: Broken, says: "delivered to rabbitmq", settings: func(c *Config) { c.ByDefault = nil },
+			config: func(c *Config) { c.ByDefault = &relay.SinksByDefault{} }, check: "broker", severity: Broken, text: "delivered to rabbitmq", settings: func(c *Config) { c.ByDefault = nil },
 		},
-		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, says: "which RELAY_SLOT does not name"},
-		{name: "Clock", provoke: `SELECT 1`, config: func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-time.Minute) } }, check: "clock", severity: Degraded, says: "ahead of this host's", settings: func(c *Config) { c.Now = time.Now }},
-		{name: "SinkDown", provoke: `SELECT 1`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{down: errors.New("dial kafka:9092: refused")}} }, check: "sink kafka", severity: Broken, says: "refused", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, text: "which RELAY_SLOT does not name"},
+		{name: "Clock", provoke: `SELECT 1`, config: func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-time.Minute) } }, check: "clock", severity: Degraded, text: "ahead of this host's", settings: func(c *Config) { c.Now = time.Now }},
+		{name: "SinkDown", provoke: `SELECT 1`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{down: errors.New("dial kafka:9092: refused")}} }, check: "sink kafka", severity: Broken, text: "refused", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
 		{name: "Routes", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
 			c.Sinks = []relay.Sink{sink{problems: []relay.RouteProblem{{Route: relay.Route{EventType: "OrderPlaced"}, Problem: "no topic", Fix: "make it"}}}}
-		}, check: "routes kafka", severity: Degraded, says: "OrderPlaced: no topic", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		}, check: "routes kafka", severity: Degraded, text: "OrderPlaced: no topic", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
 		{name: "RoutesHalfKnown", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
 			c.Sinks = []relay.Sink{sink{unknown: errors.New("bindings cannot be asked for"), problems: []relay.RouteProblem{{Problem: "no exchange", Fix: "make it"}}}}
-		}, check: "routes kafka", severity: Degraded, says: "no exchange", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
-		{name: "RoutesUnknown", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{unknown: errors.New("not authorized")}} }, check: "routes kafka", severity: Unknown, says: "not authorized", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		}, check: "routes kafka", severity: Degraded, text: "no exchange", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		{name: "RoutesUnknown", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{unknown: errors.New("not authorized")}} }, check: "routes kafka", severity: Unknown, text: "not authorized", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
 	} {
 		for _, version := range pgtest.Versions() {
 			if major, err := strconv.Atoi(version); err != nil || major < tt.min {
@@ -273,9 +273,9 @@ func TestFindings(t *testing.T) {
 					tt.config(&cfg)
 				}
 				report := Examine(t.Context(), cfg, nil)
-				f := report.finding(tt.check, tt.severity, tt.says)
+				f := report.finding(tt.check, tt.severity, tt.text)
 				if f == nil {
-					t.Fatalf("not found: %s %s %q in\n%s", tt.severity, tt.check, tt.says, show(report))
+					t.Fatalf("not found: %s %s %q in\n%s", tt.severity, tt.check, tt.text, show(report))
 				}
 				if f.Why == "" && f.Severity > Unknown || len(f.Fix) == 0 && f.Severity > Unknown {
 					t.Errorf("it does not say why it matters, or how to fix it: %+v", *f)
@@ -289,7 +289,7 @@ func TestFindings(t *testing.T) {
 					tt.settings(&cfg)
 				}
 				after := Examine(t.Context(), cfg, nil)
-				if after.finding(tt.check, tt.severity, tt.says) != nil {
+				if after.finding(tt.check, tt.severity, tt.text) != nil {
 					t.Errorf("fixed by %+v, it is still there:\n%s", f.Fix, show(after))
 				}
 				agree(t, cfg, after)

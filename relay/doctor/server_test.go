@@ -21,12 +21,12 @@ import (
 )
 
 // expect examines and wants the finding.
-func expect(t *testing.T, cfg Config, check string, severity Severity, says string) *Finding {
+func expect(t *testing.T, cfg Config, check string, severity Severity, text string) *Finding {
 	t.Helper()
 	report := Examine(t.Context(), cfg, nil)
-	f := report.finding(check, severity, says)
+	f := report.finding(check, severity, text)
 	if f == nil {
-		t.Fatalf("not found: %s %s %q in\n%s", severity, check, says, show(report))
+		t.Fatalf("not found: %s %s %q in\n%s", severity, check, text, show(report))
 	}
 	return f
 }
@@ -47,16 +47,16 @@ func TestServerSettings(t *testing.T) {
 	exec(t, db.DSN, `SELECT pg_create_physical_replication_slot('somebody', true)`)
 	sender := replicationConn(t, db.DSN, "true")
 
-	for _, want := range []struct{ check, says string }{
+	for _, want := range []struct{ check, text string }{
 		{"wal_level", "wal_level is not logical, so there is nothing to stream: wal_level = replica"},
 		{"slots free", "1 of max_replication_slots = 1 in use, 1 more needed"},
 		{"walsenders", "1 of max_wal_senders = 1 in use, 1 more needed"},
 		{"replication", "no walsender is free"},
 	} {
-		expect(t, cfg, want.check, Degraded, want.says)
+		expect(t, cfg, want.check, Degraded, want.text)
 		strict := cfg
 		strict.Mode = relay.ModeCDC
-		expect(t, strict, want.check, Broken, want.says)
+		expect(t, strict, want.check, Broken, want.text)
 		polling := cfg
 		polling.Mode = relay.ModePolling
 		if report := Examine(t.Context(), polling, nil); report.finding(want.check, Degraded, "") != nil || report.finding(want.check, Broken, "") != nil {
@@ -172,7 +172,7 @@ func TestStandby(t *testing.T) {
 	f := expect(t, configFor(t, db.DSN), "database", Broken, "a standby, which takes no writes")
 	for _, err := range starts(t, configFor(t, db.DSN)) {
 		if got := f.Summary + "; " + f.Fix[0].Do; err == nil || got != err.Error() {
-			t.Errorf("the doctor says %q, the start %v", got, err)
+			t.Errorf("the doctor has %q, the start %v", got, err)
 		}
 	}
 	if !strings.Contains(f.Fix[0].Do, "target_session_attrs=read-write") {
@@ -222,7 +222,7 @@ func TestPooler(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
 	for _, tt := range []struct {
-		kind, says string
+		kind, text string
 	}{
 		{"refuses", "it refuses settings at the start of a session"},
 		{"loses", "settings at the start of a session are lost"},
@@ -230,13 +230,13 @@ func TestPooler(t *testing.T) {
 	} {
 		t.Run(tt.kind, func(t *testing.T) {
 			cfg := configFor(t, pooler(t, db.DSN, tt.kind))
-			if f := expect(t, cfg, "pooler", Degraded, tt.says); !strings.Contains(f.Fix[0].Do, "RELAY_MODE=polling") {
+			if f := expect(t, cfg, "pooler", Degraded, tt.text); !strings.Contains(f.Fix[0].Do, "RELAY_MODE=polling") {
 				t.Errorf("the fix is %+v", f.Fix)
 			}
 			cfg.Mode = relay.ModeCDC
-			expect(t, cfg, "pooler", Broken, tt.says)
+			expect(t, cfg, "pooler", Broken, tt.text)
 			cfg.Mode = relay.ModePolling
-			expect(t, cfg, "pooler", Note, tt.says)
+			expect(t, cfg, "pooler", Note, tt.text)
 			cfg.DatabaseURL = db.DSN
 			expect(t, cfg, "pooler", OK, "none in between")
 		})

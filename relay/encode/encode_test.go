@@ -114,7 +114,7 @@ func TestEncodeRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		do   func(*relay.Event)
-		says string
+		text string
 	}{
 		{"NullPayload", func(ev *relay.Event) { ev.Payload = "" }, "payload is NULL"},
 		{"ArrayHeaders", func(ev *relay.Event) { ev.Headers = `[1, 2]` }, "array"},
@@ -127,8 +127,8 @@ func TestEncodeRefuses(t *testing.T) {
 			tt.do(&ev)
 			err := encoder(t, "{event_type}", "{event_type}").Encode(&rec, &ev)
 			refused, ok := relay.Refused(err)
-			if !ok || refused.Reason != relay.ReasonEncode || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("got %v, want a refusal for reason encode with %q", err, tt.says)
+			if !ok || refused.Reason != relay.ReasonEncode || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want a refusal for reason encode with %q", err, tt.text)
 			}
 			if rec.Value != nil || rec.Headers != nil {
 				t.Errorf("something to publish is left: %+v", rec)

@@ -67,7 +67,7 @@ func TestEnvelopes(t *testing.T) {
 func TestEnvelopeSettings(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Config)
-		says   string
+		text   string
 	}{
 		{func(cfg *Config) { cfg.Envelope = "cloudevent" }, "RELAY_ENVELOPE=cloudevent: want sagaz, cloudevents, debezium or raw"},
 		{func(cfg *Config) { cfg.CloudEventsSource = "" }, "RELAY_CLOUDEVENTS_SOURCE=: it is empty"},
@@ -78,8 +78,8 @@ func TestEnvelopeSettings(t *testing.T) {
 		cfg := DefaultConfig()
 		tt.change(&cfg)
 		err := cfg.Validate()
-		if tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {
-			t.Errorf("got %v, want %q", err, tt.says)
+		if tt.text == "" && err != nil || tt.text != "" && (err == nil || !strings.Contains(err.Error(), tt.text)) {
+			t.Errorf("got %v, want %q", err, tt.text)
 		}
 	}
 }

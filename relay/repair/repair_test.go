@@ -327,7 +327,7 @@ func TestDiscardReplay(t *testing.T) {
 	db.want("discarded", map[int]string{1: "sent 0 | kafka retry 0 now detached discarded"})
 }
 
-// Several batches, and others that have locks: a relay in the middle of a mark is waited for; a row
+// Several batches, and others that have locks. A relay in the middle of a mark is waited for. A row
 // that an application keeps locked is reported.
 func TestLocks(t *testing.T) {
 	t.Parallel()

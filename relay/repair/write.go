@@ -57,7 +57,7 @@ func Retry(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, e
 }
 
 // Discard gives letters up: the slot's owner deletes their entries, and what is held behind them
-// goes on. Their rows stay dead letters, and last_error has that they were discarded.
+// goes on. Their rows stay dead letters, and last_error begins with that they were discarded.
 func Discard(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
 	return change(ctx, conn, ToDiscard(f), hybrid, discardEntriesSQL, discardRowsSQL)
 }

@@ -90,9 +90,9 @@ func TestParametersOfOtherClients(t *testing.T) {
 	}
 }
 
-// A server refuses a session for a fault that a person has to fix, which would be the same at the
-// next try, or for one that is waited out. The classes are those of PostgreSQL's appendix "Error
-// Codes".
+// A server refuses a session for a fault that a person has to fix, or for one that is waited out.
+// The former would be the same at the next try. The classes are those of PostgreSQL's appendix
+// "Error Codes".
 func TestRefused(t *testing.T) {
 	person := []string{
 		"28000", "28P01", "28999", "3D000", "42501", "42704", "42601", "42P02", "22023", "22P02", "55P02",

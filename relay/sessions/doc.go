@@ -7,7 +7,7 @@
 //     (settings.go).
 //   - No functions run but those of PostgreSQL: see below.
 //   - DATABASE_URL may have parameters of other clients; they are sorted out here (address.go).
-//   - What the server answers to a wish to connect is sorted by who has to do something about it
+//   - Errors of a server that refuses a session are sorted by who has to do something about them
 //     (errors.go).
 //
 // # search_path

@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Row level security on any of the tables, for a role that is not their owner: the start reports
-// it, and no statement takes a row that is hidden for one that is gone.
+// Row level security on any of the tables, for a role that is not their owner, is reported by the
+// start. No statement takes a row that is hidden for one that is gone.
 func TestRowSecurity(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		role, _, dsn := db.Role(t, "")

@@ -12,8 +12,9 @@ import (
 var largeLedger = flag.Int("ledger-entries", 200_000, "entries of TestLargeLedger")
 
 // A sink was down for hours. From the lease to the first delivered entries takes seconds (a minute
-// at most, on a busy disk), whether the entries are of one key or of as many as there are, to retry
-// now or held. A mark and an outcome do not take longer than in a small ledger.
+// at most, on a busy disk). It makes no difference whether the entries are of one key or of as many
+// as there are, to retry now or held. A mark and an outcome do not take longer than in a small
+// ledger.
 //
 // With -ledger-entries=5000000: see docs/measurements.md.
 func TestLargeLedger(t *testing.T) {

@@ -392,7 +392,7 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 	})
 }
 
-// What cannot be marked yet delays the marks of its key and no others: a crash between the two
+// What cannot be marked yet delays the marks of its key and no others. A crash between the two
 // would make the next owner deliver the first again and not the second.
 func TestMarkKeepsTheOrderOfAKey(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {

@@ -52,8 +52,8 @@ func drain(t *testing.T, l *lease, fate func(n int) relay.Outcome, rounds int) (
 	return offered, order
 }
 
-// The ledger's writes meet rows and entries that the database refuses, each with another SQLSTATE:
-// all others go on, in order, and nothing is offered again that was delivered.
+// The ledger's writes meet rows and entries that the database refuses, each with another SQLSTATE.
+// All others go on, in order, and nothing is offered again that was delivered.
 func TestResolveParksWhatIsRefused(t *testing.T) {
 	for _, c := range []struct {
 		name, table, when string

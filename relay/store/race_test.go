@@ -13,10 +13,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Mark and Resolve meet on two connections, as those of an owner and of a person's command do; and
-// the order of each key stays, and nothing is left behind held. The sequence that this is for: Mark
-// sees a head with a next attempt, and makes the next event of its key held, while Resolve deletes
-// the head and finds nothing to free.
+// Mark and Resolve meet on two connections, as those of an owner and of a person's command do. The
+// order of each key stays, and nothing is left held behind nothing. The sequence that this is for:
+// Mark sees a head with a next attempt, and makes the next event of its key held. Meanwhile Resolve
+// deletes the head and finds nothing to free.
 func TestMarkDuringResolve(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")

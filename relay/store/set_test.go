@@ -29,8 +29,8 @@ func quickLease(t testing.TB, db *pgtest.DB, owner string, change func(*Config))
 	return newStore(t, cfg, nil)
 }
 
-// The slot was renamed while its sink was down: the new one takes what the old one left, in order,
-// in front of its own, and the old slot goes. Then back to the first name.
+// The slot was renamed while its sink was down. The new one takes what the old one left, in order,
+// in front of its own, and the old slot is dropped. Then back to the first name.
 func TestRenamedSlotInherits(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		x, y := db.Name+"_x", db.Name+"_y"

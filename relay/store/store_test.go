@@ -269,7 +269,7 @@ func TestNoteSinks(t *testing.T) {
 				t.Errorf("a zombie: got %v, want ErrFenced", err)
 			}
 			if got := value[string](t, db.Pool, `SELECT sinks FROM saga_outbox_relay`); got != "file" {
-				t.Errorf("the table says %q", got)
+				t.Errorf("the table has %q", got)
 			}
 			release(t, l)
 		}

@@ -159,9 +159,9 @@ func TestSweepClaimedAndFailed(t *testing.T) {
 	})
 }
 
-// Two looks: what was visible in the snapshot, and nothing that may not have been. On a server of
-// its own: a snapshot has the transactions of all databases, so any other that runs while it is
-// taken and then commits makes the sweep leave the fourth row for later.
+// Two looks: what was visible in the snapshot, and nothing that may not have been. It runs on a
+// server of its own, because a snapshot has the transactions of all databases. Any other that runs
+// while it is taken and then commits would make the sweep leave the fourth row for later.
 func TestSweepSeen(t *testing.T) {
 	onEachAlone(t, map[string]string{"autovacuum": "off"}, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
@@ -187,7 +187,7 @@ func TestSweepSeen(t *testing.T) {
 			t.Fatal(err)
 		}
 		if end := value[string](t, db.Pool, `SELECT pg_current_wal_insert_lsn()::text`); h.WAL == 0 || h.WAL.String() > end && len(h.WAL.String()) >= len(end) {
-			t.Errorf("the WAL ends at %s, the horizon says %s", end, h.WAL)
+			t.Errorf("the WAL ends at %s, the horizon has %s", end, h.WAL)
 		}
 		insert(t, db, 5, 5)
 		// Another version of the row.

@@ -53,7 +53,7 @@ func TestAnotherCluster(t *testing.T) {
 			t.Errorf("after a promotion: %s, want %s", got, want)
 		}
 		if r := l.Recovery(); l.MarkedLSN() == 0 || r.Confirmed != 0 || r.Owed {
-			t.Errorf("after a promotion the lease says marked %s, %+v", l.MarkedLSN(), r)
+			t.Errorf("after a promotion the lease has marked %s, %+v", l.MarkedLSN(), r)
 		}
 		if _, err := l.EndSweep(t.Context(), 4711); err != nil {
 			t.Fatal(err)
@@ -70,7 +70,7 @@ func TestAnotherCluster(t *testing.T) {
 			t.Errorf("in another cluster: %s, want %s", got, want)
 		}
 		if r := l.Recovery(); l.MarkedLSN() != 0 || r.Confirmed != 0 || !r.Owed || r.Cause != string(relay.GoneRestored) || r.Snapshot != "" {
-			t.Errorf("in another cluster the lease says marked %s, %+v", l.MarkedLSN(), r)
+			t.Errorf("in another cluster the lease has marked %s, %+v", l.MarkedLSN(), r)
 		}
 		gone := 0
 		for _, e := range due(t, l, "kafka", 10) {

@@ -204,7 +204,7 @@ func TestMarkParksWhatIsRefused(t *testing.T) {
 	}
 }
 
-// What fails without any row is no row's fault: nothing is parked, and the error says so.
+// What fails without any row is no row's fault: nothing is parked, and the error is of the whole statement.
 func TestMarkFindsTheTablesFault(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		for name, change := range map[string][2]string{

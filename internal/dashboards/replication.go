@@ -1,4 +1,4 @@
-package dashboards
+package main
 
 const walStatus = `max by (slot) (outbox_slot_wal_status{@, status="reserved"}) + 2 * max by (slot) (outbox_slot_wal_status{@, status="extended"})` +
 	` + 3 * max by (slot) (outbox_slot_wal_status{@, status="unreserved"}) + 4 * max by (slot) (outbox_slot_wal_status{@, status="lost"})` +

@@ -1,4 +1,4 @@
-package dashboards
+package main
 
 // logbook searches the relay's log, by words, by level, and by saga.
 func logbook() dashboard {

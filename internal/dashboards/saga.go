@@ -1,4 +1,4 @@
-package dashboards
+package main
 
 // saga shows sagas as far as their events tell.
 func saga() dashboard {

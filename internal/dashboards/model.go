@@ -1,9 +1,8 @@
-package dashboards
+package main
 
 import "strings"
 
-// The part of Grafana's dashboard schema (classic, version 39 on) that our dashboards use. A file with anything else is refused, so a
-// field with a typing error cannot slip through as one that Grafana would ignore.
+// The part of Grafana's dashboard schema (classic, version 39 on) that our dashboards use.
 type (
 	dashboard struct {
 		Annotations   list[annotation] `json:"annotations"`
@@ -160,7 +159,8 @@ type (
 	}
 )
 
-// q is a query: PromQL or LogQL, and the name of what it shows. In PromQL, @ stands for the selector that every query has.
+// q is a query: PromQL or LogQL, and the name of what it shows. In PromQL, @ stands for the
+// selector that every query has.
 func q(expr, legend string) target { return target{Expr: expr, LegendFormat: legend} }
 
 const selector = `job=~"$job", namespace=~"$namespace", pod=~"$pod"`
@@ -219,7 +219,8 @@ func colours(names []string, limits []float64) change {
 	}
 }
 
-// state names the values 0, 1, 2 … of a panel: "name colour" each, "" for a value that does not occur.
+// state names the values 0, 1, 2 … of a panel: "name colour" each, "" for a value that does not
+// occur.
 func states(names ...string) change {
 	return func(p *panel) {
 		m := mapping{Type: "value", Options: map[string]mappedResult{}}

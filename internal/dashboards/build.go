@@ -1,60 +1,6 @@
-package dashboards
+package main
 
-import (
-	"bytes"
-	"encoding/json"
-	"flag"
-	"os"
-	"path/filepath"
-	"strings"
-	"testing"
-
-	"github.com/sagaz-relay/relay/internal/checks/product"
-)
-
-var update = flag.Bool("update", false, "write the dashboards into monitoring/")
-
-// files are the dashboards by the names of their files in monitoring/.
-func files() map[string]dashboard {
-	return map[string]dashboard{
-		"grafana-dashboard-outbox.json":      outbox(),
-		"grafana-dashboard-replication.json": replication(),
-		"grafana-dashboard-saga.json":        saga(),
-		"grafana-dashboard-logs.json":        logbook(),
-	}
-}
-
-// TestDashboards compares the files with what is described here. After a change: go test ./monitoring/dashboards -run TestDashboards -update.
-func TestDashboards(t *testing.T) {
-	for name, d := range files() {
-		want := encode(t, d)
-		path := filepath.Join(product.Root(), "monitoring", name)
-		if *update {
-			if err := os.WriteFile(path, want, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		got, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(got, want) {
-			t.Errorf("%s is not what the code makes: run go test ./monitoring/dashboards -run TestDashboards -update in internal/checks", name)
-		}
-	}
-}
-
-func encode(t *testing.T, d dashboard) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(d); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
+import "strings"
 
 // build lays the panels out and fills in what is the same everywhere.
 func build(uid, title, description, source string, variables []variable, rows []row) dashboard {
@@ -139,7 +85,8 @@ func where() []variable {
 	}
 }
 
-// quantiles are the percentiles of a histogram, by the labels given (", sink" for instance) and shown under the legend given.
+// quantiles are the percentiles of a histogram, by the labels given (", sink" for instance) and
+// shown under the legend given.
 func quantiles(histogram, by, legend string) []target {
 	var targets []target
 	for _, p := range []struct{ q, name string }{{"0.5", "p50"}, {"0.95", "p95"}, {"0.99", "p99"}} {

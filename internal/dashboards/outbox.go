@@ -1,4 +1,4 @@
-package dashboards
+package main
 
 // outbox shows whether events get through, how fast, and what hinders them.
 func outbox() dashboard {

@@ -25,9 +25,9 @@ PLAIN_PKG := ./cmd/sagaz-relay/e2e ./cmd/sagaz-relay/chaos ./cmd/sagaz-relay/edg
 PARALLEL ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 GO_TEST   = go test -parallel $(PARALLEL) -timeout 40m $(TESTFLAGS)
 
-# Tests of what is not Go, in modules of their own, and the programs that they use (cmd/testenv
+# Tests of what is not Go, in a module of their own, and the programs that they use (cmd/testenv
 # brings them).
-CHECKS := $(patsubst %/go.mod,%,$(wildcard internal/checks/go.mod internal/checks/*/go.mod))
+CHECKS := internal/checks
 CHECKS_TOOLS := bwrap,chromium,promtool,psql,/etc/ssl/certs/ca-certificates.crt,/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
 
 SHELL := /bin/sh
@@ -62,7 +62,7 @@ bench: ## the relay against the bare replication stream
 	go run ./cmd/sagaz-relay bench $(ARGS)
 
 # What needs no server.
-QUICK_PKG := . ./relay ./relay/encode ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/orders ./internal/term
+QUICK_PKG := . ./relay ./relay/encode ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/dashboards ./internal/orders ./internal/term
 
 .PHONY: quick
 quick: ## a minute, and no server: engine, encoder, decoder, file sink, import rules
@@ -90,10 +90,10 @@ endif
 test-files: bin/testenv ## manifests, compose file, image, dashboards and documents against the real binary (FILES=./image, TESTFLAGS=)
 	bin/testenv -postgres=18 -tools=$(CHECKS_TOOLS) -- $(MAKE) --no-print-directory test-files-inside
 
-# -count=1: what these tests read lies outside their modules, where go test does not see it change.
+# -count=1: what these tests read lies outside their module, where go test does not see it change.
 .PHONY: test-files-inside
 test-files-inside:
-	@set -e; for m in $(if $(filter ./...,$(FILES)),$(CHECKS),internal/checks); do echo "go test ($$m)"; (cd $$m && go test -count=1 -timeout 40m $(TESTFLAGS) $(FILES)); done
+	cd $(CHECKS) && $(GO_TEST) -count=1 $(FILES)
 
 # Of Prometheus' discoveries only the one that monitoring/ uses: the others bring most of what it
 # would have to compile.
@@ -142,9 +142,11 @@ chaos: bin/testenv ## random faults under load, judged event by event (DURATION=
 		bin/testenv -race -postgres=none -- go test -race -count=1 -timeout 0 -run '^TestChaos$$' -v $(TESTFLAGS) ./cmd/sagaz-relay/chaos
 
 .PHONY: docs
-docs: ## docs/settings.md from the comments of the Config structs, docs/metrics.md from the metrics' help
+docs: ## docs/settings.md from the comments of the Config structs, docs/metrics.md from the metrics' help, dashboards
 	go test ./cmd/sagaz-relay -run '^TestSettingsDocument$$' -args -update
 	go test ./relay -run '^TestMetricsOfTheContract$$' -args -update
+	go run ./internal/dashboards
+	cd $(CHECKS) && go test ./monitoring -run '^TestOperatorRules$$' -args -update
 
 .PHONY: check
 check: fmt-check vet staticcheck imports ## formatting, vet, staticcheck and import rules
@@ -166,8 +168,7 @@ vet:
 	go vet ./...
 	GOOS=darwin go vet ./...
 	go vet -tags nodemo ./cmd/sagaz-relay
-	@set -e; for m in $(CHECKS); do echo "go vet ($$m)"; (cd $$m && go vet ./...); done
-	cd internal/checks && go vet -tags stack,cluster ./stack ./cluster
+	cd $(CHECKS) && go vet ./... && go vet -tags stack,cluster ./stack ./cluster
 
 .PHONY: staticcheck
 staticcheck:

@@ -11,7 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
 
-// The states that are hard to bring about, as /status.json would tell them: each can be read on a phone and on a desktop, and says what it is.
+// The states that are hard to bring about, as /status.json would tell them: each can be read on a
+// phone and on a desktop, and says what it is.
 func TestStates(t *testing.T) {
 	s := newSite(t)
 	r := s.relay("relay-a")
@@ -79,13 +80,6 @@ func TestStates(t *testing.T) {
 			st["database"] = object{"error": st["start_error"]}
 			verdict(st, "degraded", "Starting for 42s", "slot sagaz_outbox: the database has not answered yet (DATABASE_URL): "+st["start_error"].(string))
 		}, map[string][]string{"verdict": {"Starting", "no such host"}, "figures": {"not known"}, "slots": {"Starting for"}, "build": {"Times are in "}, "ledger": {"does not answer"}, "marks": {"Not known yet"}}},
-		{"WaitsForTheServer", func(st object) {
-			maps.Copy(slot(st), object{"waits_for": "server", "waits_seconds": 130, "lag_bytes": 3 << 30})
-			verdict(st, "degraded", "Relaying", "slot sagaz_outbox: WAL is written, and PostgreSQL has told nothing new for 130 s: it decodes a large transaction, or waits for a standby")
-		}, map[string][]string{"slots": {"Waits for", "PostgreSQL", "2 min"}}},
-		{"NotHOT", func(st object) {
-			slot(st)["hot_share"] = 0.02
-		}, map[string][]string{"marks": {"2.0 %", "not HOT", "sagaz-relay doctor"}}},
 	}
 	for _, state := range states {
 		t.Run(state.name, func(t *testing.T) {
@@ -118,7 +112,7 @@ func TestStates(t *testing.T) {
 						t.Errorf("%s: too little contrast: %s", v.name, low)
 					}
 				}
-				b.keep("state-"+state.name+"-"+v.name, 0)
+				b.keep("state-" + state.name + "-" + v.name)
 			}
 			b.wantClean(r.url)
 		})

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -79,19 +78,7 @@ func run(t *testing.T, name string, args ...string) {
 	if _, err := exec.LookPath(name); err != nil {
 		t.Fatalf("%v: make test-cluster brings it", err)
 	}
-	out := new(product.Output)
-	cmd := exec.Command(name, args...)
-	cmd.Stdout, cmd.Stderr = out, out
-	p, err := child.Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = p.Kill()
-		if text := out.String(); t.Failed() {
-			t.Logf("%s ends with\n%s", name, text[max(0, len(text)-500):])
-		}
-	})
+	product.Start(t, name, exec.Command(name, args...))
 }
 
 // try runs a line of shell in the root of the repository.
@@ -123,8 +110,8 @@ func (c *cluster) want(line, want string) {
 	}
 }
 
-// unchanged runs a line again and fails if any object of ours is another version afterwards. What kubectl prints does not tell: it says "configured"
-// of a patch that changes nothing.
+// unchanged runs a line again and fails if any object of ours is another version afterwards. What
+// kubectl prints does not tell: it says "configured" of a patch that changes nothing.
 func (c *cluster) unchanged(line string) {
 	c.t.Helper()
 	versions := `kubectl get deployment,statefulset,job,service,configmap,secret,hpa,pdb,serviceaccount,networkpolicy,namespace -A \

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestNamespaceInUse: what runs in a namespace goes on running when ours comes, and goes on existing when ours goes.
+// TestNamespaceInUse: what runs in a namespace goes on running when ours comes, and goes on
+// existing when ours goes.
 func TestNamespaceInUse(t *testing.T) {
 	c := start(t)
 	c.sh("kubectl create namespace sagaz")
@@ -35,7 +36,8 @@ func TestNamespaceInUse(t *testing.T) {
 	}
 }
 
-// TestTwiceAndAway: a second apply changes nothing, and a removal takes what is ours and nothing else.
+// TestTwiceAndAway: a second apply changes nothing, and a removal takes what is ours and nothing
+// else.
 func TestTwiceAndAway(t *testing.T) {
 	c := start(t)
 	c.sh("kubectl apply -f k8s/namespace.yaml")
@@ -65,30 +67,13 @@ END`)
 	c.sh("kubectl apply -f k8s/outbox-worker.yaml")
 	c.want("kubectl -n sagaz get hpa outbox-worker-hpa -o jsonpath='{.spec.minReplicas}'", "3")
 
-	// Nobody but the API server deletes here, so a finalizer of a controller would stay: do not wait for it.
+	// Nobody but the API server deletes here, so a finalizer of a controller would stay: do not
+	// wait for it.
 	c.sh("kubectl delete -k k8s/ --wait=false")
 	c.want("kubectl get namespace sagaz -o jsonpath='{.status.phase}'", "Active")
 	c.want("kubectl -n sagaz get configmap,secret,pvc -o name | sort",
 		"configmap/strangers\npersistentvolumeclaim/data-postgresql-0\nsecret/sagaz-broker-credentials\nsecret/sagaz-db-credentials\nsecret/strangers")
 	c.want("kubectl -n sagaz get deployment,statefulset,service,hpa,networkpolicy -o name", "")
-}
-
-// TestDevOverlay: a look at it does not touch the installation that is there.
-func TestDevOverlay(t *testing.T) {
-	c := start(t)
-	c.sh("kubectl create namespace sagaz")
-	c.sh("kubectl apply -f " + library)
-	versions := `kubectl -n sagaz get deployment,statefulset,service,configmap,secret,hpa,pdb,serviceaccount -o jsonpath='{range .items[*]}{.kind} {.metadata.name} {.metadata.resourceVersion}{"\n"}{end}'`
-	before := c.sh(versions)
-	// The namespace has to be there before what goes into it; the order within a kustomization sees to that.
-	c.sh("kubectl apply -k k8s/overlays/dev")
-	c.unchanged("kubectl apply -k k8s/overlays/dev")
-	c.want("kubectl -n sagaz-dev get configmap outbox-worker-config -o jsonpath='{.data.BROKER_TYPE}'", "stdout")
-	c.sh("kubectl delete -k k8s/overlays/dev --wait=false")
-	if after := c.sh(versions); after != before {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
-	}
-	c.want("kubectl get namespace sagaz -o jsonpath='{.status.phase}'", "Active")
 }
 
 // TestComponents: every one of them is taken over the base, where a cluster knows its kinds.

@@ -15,8 +15,9 @@ const spec = ` -o json | kubectl patch --local -f - --type=merge -p '{"spec":{"r
 // objects are those of outbox-worker.yaml.
 var objects = []string{"deployment/outbox-worker", "service/outbox-worker-metrics", "hpa/outbox-worker-hpa", "pdb/outbox-worker-pdb", "serviceaccount/outbox-worker"}
 
-// TestFromTheLibrary goes the README's way from the library's worker to ours, however theirs was installed: what is there afterwards is what a
-// fresh installation has, the number of pods stays, and so does the broker.
+// TestFromTheLibrary goes the README's way from the library's worker to ours, however theirs was
+// installed: what is there afterwards is what a fresh installation has, the number of pods stays,
+// and so does the broker.
 func TestFromTheLibrary(t *testing.T) {
 	for name, install := range map[string]string{
 		"Applied":        "kubectl apply -f " + library,
@@ -61,7 +62,8 @@ func TestFromTheLibrary(t *testing.T) {
 	}
 }
 
-// TestCarriesTheBrokerOver: from wherever the library's Deployment has its broker, into where ours looks for it. What contradicts is asked for.
+// TestCarriesTheBrokerOver: from wherever the library's Deployment has its broker, into where ours
+// looks for it. What contradicts is asked for.
 func TestCarriesTheBrokerOver(t *testing.T) {
 	c := start(t)
 	for _, tt := range []struct {

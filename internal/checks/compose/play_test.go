@@ -3,7 +3,6 @@ package compose
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -11,8 +10,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,15 +18,10 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
-	"github.com/sagaz-relay/relay/internal/testbed/child"
-	"github.com/sagaz-relay/relay/internal/testbed/otlptest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
-
-// patience bounds what must come in the end, on a machine that runs other tests too.
-const patience = 2 * time.Minute
 
 // stage are the servers that the file describes, as they are on this machine.
 type stage struct {
@@ -41,57 +33,53 @@ type stage struct {
 	rabbit  string // URL with the user of the definitions
 }
 
-// What `docker compose up`, then `docker compose up load consumer` do: the tables are made, the relay becomes healthy, sagas are written, and each
-// event is in Kafka and in RabbitMQ, where the documented commands look.
-//
-// The relay sends traces, as the monitoring stack's users are told to have it do.
+// What `docker compose up`, then `docker compose up load consumer` do: the tables are made, the
+// relay becomes healthy, sagas are written, and each event is in Kafka and in RabbitMQ, where the
+// documented commands look.
 func TestPlay(t *testing.T) {
-	traces := otlptest.New(t)
-	endpoint := traceEndpoints(t)[0]
-	s := setUp(t, load(t, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+endpoint), endpoint, strings.TrimPrefix(traces.HTTP(), "http://"))
-	if text, code := s.start("migrate", nil).end(); code != 0 {
-		t.Fatalf("migrate: exit code %d: %s", code, text)
-	}
-	if text, code := s.start("migrate", nil).end(); code != 0 {
-		t.Fatalf("migrate, again: exit code %d: %s", code, text)
+	s := setUp(t, load(t))
+	for range 2 {
+		if code := s.start("migrate", nil).Exit(); code != 0 {
+			t.Fatalf("migrate: exit code %d", code)
+		}
 	}
 	// Port 8000 may be somebody else's on this machine.
 	relay := s.start("relay", map[string]string{"RELAY_HTTP_ADDR": "127.0.0.1:0"})
 	listening := regexp.MustCompile(`"message":"serving metrics and health","address":"([^"]+)"`)
 	var address []string
-	product.Eventually(t, patience, "the relay serves health", func() string {
-		address = listening.FindStringSubmatch(relay.text())
-		return relay.missing(address == nil)
+	product.Eventually(t, "the relay serves health", func() string {
+		address = listening.FindStringSubmatch(relay.String())
+		return lacks(t, relay, address == nil)
 	})
 	check := s.project.Services["relay"].HealthCheck.Test
 	if check[0] != "CMD" || check[1] != "sagaz-relay" {
 		t.Fatalf("the relay's health check is %v, and its image has nothing but sagaz-relay", check)
 	}
-	product.Eventually(t, patience, "the relay is healthy", func() string {
-		text, code := s.run("relay", map[string]string{"RELAY_HTTP_ADDR": address[1]}, check[2:]).end()
-		if code == 0 {
-			return ""
+	product.Eventually(t, "the relay is healthy", func() string {
+		health := s.run("relay", map[string]string{"RELAY_HTTP_ADDR": address[1]}, check[2:])
+		if code := health.Exit(); code != 0 {
+			return fmt.Sprintf("exit code %d: %s", code, health)
 		}
-		return fmt.Sprintf("exit code %d: %s", code, text)
+		return ""
 	})
 
 	writer := s.start("load", nil)
-	product.Eventually(t, patience, "sagas are written and sent", func() string {
+	product.Eventually(t, "sagas are written and sent", func() string {
 		var sent int
 		if err := s.db.QueryRow(t.Context(), `SELECT count(*) FROM saga_outbox WHERE status = 'sent'`).Scan(&sent); err != nil {
 			return err.Error()
 		}
-		return writer.missing(sent < 20)
+		return lacks(t, writer, sent < 20)
 	})
-	if code := writer.stop(); code != 0 {
+	if code := writer.Stop(); code != 0 {
 		t.Errorf("load: exit code %d after SIGTERM, want 0", code)
 	}
-	product.Eventually(t, patience, "all is sent", func() string {
+	product.Eventually(t, "all is sent", func() string {
 		var left int
 		if err := s.db.QueryRow(t.Context(), `SELECT count(*) FROM saga_outbox WHERE status <> 'sent'`).Scan(&left); err != nil {
 			return err.Error()
 		}
-		return relay.missing(left > 0)
+		return lacks(t, relay, left > 0)
 	})
 	written := s.column(`SELECT event_id::text FROM saga_outbox`)
 	if got := s.inKafka(); !slices.Equal(got, written) {
@@ -100,30 +88,17 @@ func TestPlay(t *testing.T) {
 	if got := s.inRabbitMQ(); !slices.Equal(got, written) {
 		t.Errorf("the queue holds %d events, want the %d that were written", len(got), len(written))
 	}
-	if text, code := s.run("relay", nil, []string{"doctor"}).end(); code != 0 {
-		t.Errorf("doctor: exit code %d: %s", code, text)
+	if code := s.run("relay", nil, []string{"doctor"}).Exit(); code != 0 {
+		t.Errorf("doctor: exit code %d", code)
 	}
-	if code := relay.stop(); code != 0 {
+	if code := relay.Stop(); code != 0 {
 		t.Errorf("relay: exit code %d after SIGTERM, want 0", code)
-	}
-	// It has exported all that was left.
-	seen := map[string]bool{}
-	for _, span := range traces.Spans() {
-		seen[span.TraceID] = true
-		for _, link := range span.Links {
-			seen[link.TraceID] = true
-		}
-	}
-	for _, header := range s.column(`SELECT DISTINCT headers->>'traceparent' FROM saga_outbox`) {
-		if id := strings.Split(header, "-"); len(id) != 4 || !seen[id[1]] {
-			t.Errorf("no span belongs or links to the saga's trace %q", header)
-		}
 	}
 }
 
-// setUp starts PostgreSQL of the file's version with the file's settings and first script, and RabbitMQ with the file's definitions. hosts are more
-// addresses of services, each followed by the real one.
-func setUp(t *testing.T, p *types.Project, hosts ...string) *stage {
+// setUp starts PostgreSQL of the file's version with the file's settings and first script, and RabbitMQ
+// with the file's definitions.
+func setUp(t *testing.T, p *types.Project) *stage {
 	t.Helper()
 	s := &stage{t: t, project: p, kafka: brokertest.Kafka(t).Plaintext}
 	postgres := p.Services["postgres"]
@@ -161,10 +136,7 @@ func setUp(t *testing.T, p *types.Project, hosts ...string) *stage {
 	}
 
 	broker := p.Services["rabbitmq"]
-	if conf := string(product.Read(t, "testdata/compose/rabbitmq.conf")); !strings.Contains(conf, "load_definitions = /etc/rabbitmq/definitions.json") {
-		t.Errorf("rabbitmq.conf loads no definitions: %s", conf)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), product.Patience)
 	defer cancel()
 	rabbit, err := brokertest.StartRabbitMQ(ctx, brokertest.RabbitMQOptions{})
 	if err != nil {
@@ -182,7 +154,7 @@ func setUp(t *testing.T, p *types.Project, hosts ...string) *stage {
 	if err != nil {
 		t.Fatal("the broker's URL is none")
 	}
-	s.hosts = strings.NewReplacer(append([]string{"postgres:5432", at.Host, "kafka:9092", s.kafka, "rabbitmq:5672", rabbitAt.Host}, hosts...)...)
+	s.hosts = strings.NewReplacer("postgres:5432", at.Host, "kafka:9092", s.kafka, "rabbitmq:5672", rabbitAt.Host)
 	s.rabbit = s.hosts.Replace(*p.Services["relay"].Environment["RABBITMQ_URL"])
 	return s
 }
@@ -199,39 +171,15 @@ func mounted(t *testing.T, s types.ServiceConfig, at string) string {
 	return ""
 }
 
-// process is a service's command, started.
-type process struct {
-	s *stage
-	*child.Process
-	name string
-
-	mu  sync.Mutex // guards out
-	out []byte
-}
-
-func (p *process) Write(text []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.out = append(p.out, text...)
-	return len(text), nil
-}
-
-func (p *process) text() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return string(p.out)
-}
-
 // start runs the service's own command.
-func (s *stage) start(service string, more map[string]string) *process {
+func (s *stage) start(service string, more map[string]string) *product.Process {
 	s.t.Helper()
 	return s.run(service, more, s.project.Services[service].Command)
 }
 
 // run runs a command in place of it: with the service's variables, the addresses replaced.
-func (s *stage) run(service string, more map[string]string, args []string) *process {
+func (s *stage) run(service string, more map[string]string, args []string) *product.Process {
 	s.t.Helper()
-	p := &process{s: s, name: service}
 	cmd := exec.Command(product.Binary(s.t), args...)
 	cmd.Env = []string{"HOME=/nonexistent"}
 	for name, value := range s.project.Services[service].Environment {
@@ -240,58 +188,20 @@ func (s *stage) run(service string, more map[string]string, args []string) *proc
 	for name, value := range more {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
-	cmd.Dir, cmd.Stdout, cmd.Stderr = s.t.TempDir(), p, p
-	var err error
-	if p.Process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() {
-		if p.Running() {
-			_ = p.Kill()
-		}
-		if s.t.Failed() {
-			s.t.Logf("%s %v:\n%s", service, args, p.text())
-		}
-	})
-	return p
+	cmd.Dir = s.t.TempDir()
+	return product.Start(s.t, service, cmd)
 }
 
-func (p *process) end() (text string, code int) {
-	p.s.t.Helper()
-	select {
-	case <-p.Done():
-	case <-time.After(patience):
-		p.s.t.Fatalf("%s still runs after %s", p.name, patience)
-	}
-	var exit *exec.ExitError
-	if p.Err() != nil && !errors.As(p.Err(), &exit) {
-		p.s.t.Fatal(p.Err())
-	}
-	if exit != nil {
-		code = exit.ExitCode()
-	}
-	return p.text(), code
-}
-
-func (p *process) stop() int {
-	p.s.t.Helper()
-	if err := p.Signal(syscall.SIGTERM); err != nil {
-		p.s.t.Fatal(err)
-	}
-	_, code := p.end()
-	return code
-}
-
-// missing is for eventually: how things stand as long as something is missing.
-func (p *process) missing(is bool) string {
-	p.s.t.Helper()
+// lacks is for product.Eventually: how things are as long as something is missing.
+func lacks(t *testing.T, p *product.Process, is bool) string {
+	t.Helper()
 	switch {
 	case !is:
 		return ""
 	case !p.Running():
-		p.s.t.Fatalf("%s ended", p.name)
+		t.Fatalf("it ended: %s", p)
 	}
-	return "not yet; " + p.name + " says: " + p.text()
+	return "not yet; it says: " + p.String()
 }
 
 func (s *stage) column(sql string) (values []string) {

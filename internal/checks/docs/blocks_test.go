@@ -54,7 +54,8 @@ func documents(t *testing.T) (names []string) {
 	return names
 }
 
-// blocks are the fenced blocks of all documents, and the commands of ours in their prose (lang "inline").
+// blocks are the fenced blocks of all documents, and the commands of ours in their prose (lang
+// "inline").
 func blocks(t *testing.T) (all []block) {
 	t.Helper()
 	for _, name := range documents(t) {
@@ -105,7 +106,8 @@ func (b block) shell() string {
 	return ""
 }
 
-// command is one simple command: its words as far as they can be told without running anything, and the variables set for it.
+// command is one simple command: its words as far as they can be told without running anything, and
+// the variables set for it.
 type command struct {
 	block
 	line  int

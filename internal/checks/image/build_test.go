@@ -1,15 +1,19 @@
 package image
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
@@ -20,156 +24,133 @@ const (
 	testRevision = "0123456789abcdef0123456789abcdef01234567"
 )
 
-// built is a root directory with exactly what the final stage copies, and what the image says of itself.
-type built struct {
-	root   string
-	mounts map[string]string // more of an engine's files, by where they appear, that may be written
-	shipped
+// image is a root directory with exactly what the final stage copies, and what it says of itself.
+type image struct {
+	root             string
+	mounts           map[string]string // more of an engine's files, by where they appear, that may be written
+	base             string            // of the final stage
+	says             map[string]string // by instruction: USER, EXPOSE, …
+	env, labels      map[string]string
+	entrypoint, args []string
 }
 
-// images by architecture: each is built once for all tests.
-var images = struct {
-	dir string
-	of  map[string]*built
-}{of: map[string]*built{}}
+// directory has the image that all tests share; TestMain removes it.
+var directory string
 
-// build makes the image for an architecture.
-func build(t *testing.T, arch string) *built {
+var build = sync.OnceValues(func() (*image, error) {
+	text, err := os.ReadFile(filepath.Join(product.Root(), "Dockerfile"))
+	if err != nil {
+		return nil, err
+	}
+	joined := regexp.MustCompile(`(?m)^#.*\n|\\\n`).ReplaceAllString(string(text), "")
+	b := &image{root: filepath.Join(directory, "root"), says: map[string]string{}, env: map[string]string{}, labels: map[string]string{}}
+	out := filepath.Join(directory, "out")
+	for line := range strings.Lines(joined) {
+		instruction, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		rest = strings.TrimSpace(rest)
+		switch instruction {
+		case "FROM":
+			b.base = rest
+		case "RUN":
+			if !strings.Contains(rest, "go build ") {
+				continue
+			}
+			shell := regexp.MustCompile(`--mount=\S+ `).ReplaceAllString(rest, "")
+			cmd := exec.Command("/bin/sh", "-c", strings.Replace(shell, "-o /out/", "-o "+out+"/", 1))
+			cmd.Dir = product.Root()
+			cmd.Env = append(os.Environ(), "TARGETOS=linux", "TARGETARCH=", "VERSION="+testVersion, "REVISION="+testRevision)
+			if said, err := cmd.CombinedOutput(); err != nil {
+				return nil, errors.New(rest + ": " + string(said))
+			}
+		case "COPY":
+			if from, ok := strings.CutPrefix(rest, "--from=build "); ok {
+				from, to, _ := strings.Cut(from, " ")
+				if err := copyFile(strings.Replace(from, "/out/", out+"/", 1), filepath.Join(b.root, to)); err != nil {
+					return nil, err // certificates are this machine's
+				}
+			}
+		case "ENV":
+			name, value, _ := strings.Cut(rest, "=")
+			b.env[name] = value
+		case "LABEL":
+			for _, m := range regexp.MustCompile(`([\w.]+)="([^"]*)"`).FindAllStringSubmatch(rest, -1) {
+				b.labels[m[1]] = strings.NewReplacer("$VERSION", testVersion, "$REVISION", testRevision).Replace(m[2])
+			}
+		case "ENTRYPOINT":
+			err = json.Unmarshal([]byte(rest), &b.entrypoint)
+		case "CMD":
+			err = json.Unmarshal([]byte(rest), &b.args)
+		default:
+			b.says[instruction] = rest
+		}
+		if err != nil { // not the JSON form, which a shell would run, and there is none
+			return nil, err
+		}
+	}
+	return b, nil
+})
+
+// built is the image for this machine.
+func built(t *testing.T) *image {
 	t.Helper()
-	if b := images.of[arch]; b != nil {
-		return b
+	b, err := build()
+	if err != nil {
+		t.Fatal(err)
 	}
-	d := parse(t)
-	args := variables{"TARGETOS": "linux", "TARGETARCH": arch, "VERSION": testVersion, "REVISION": testRevision}
-	stage := d.buildStage(t, args, filepath.Join(images.dir, "build-"+arch))
-	b := &built{root: filepath.Join(images.dir, "root-"+arch), shipped: d.shipped(t, args)}
-	for _, file := range b.copies {
-		if file.From != d.build.Name || len(file.SourcePaths) != 1 {
-			t.Fatalf("COPY %v: want one file from stage %s", file.SourcePaths, d.build.Name)
-		}
-		from, ok := stage(file.SourcePaths[0])
-		if !ok {
-			from = file.SourcePaths[0] // something that the base image has, as this machine does
-		}
-		if err := copyFile(from, filepath.Join(b.root, file.DestPath)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	images.of[arch] = b
 	return b
 }
 
-// buildStage does what the build stage says, in a sandbox whose directories are the stage's. The result finds a file of the stage by its path;
-// those of the base image it does not know.
-func (d *dockerfile) buildStage(t *testing.T, args variables, dir string) func(path string) (string, bool) {
-	t.Helper()
-	goEnv := goEnvironment(t)
-	env := variables{"PATH": goEnv["GOROOT"] + "/bin:/usr/bin:/bin", "HOME": "/root", "GOPATH": "/go", "GOTOOLCHAIN": "local"}
-	for _, name := range []string{"GOPROXY", "GONOSUMDB", "GONOSUMCHECK", "GOSUMDB", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE"} {
-		if value := os.Getenv(name); value != "" {
-			env[name] = value
-		} else if value := goEnv[name]; value != "" {
-			env[name] = value
-		}
+func copyFile(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
 	}
-	// Directories of the stage, and where they are here.
-	mounts := map[string]string{"/src": filepath.Join(dir, "src"), "/out": filepath.Join(dir, "out")}
-	for _, at := range mounts {
-		if err := os.MkdirAll(at, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	info, err := os.Stat(from)
+	if err != nil {
+		return err
 	}
-	caches := map[string]string{"/go/pkg/mod": goEnv["GOMODCACHE"], "/root/.cache/go-build": goEnv["GOCACHE"]}
-	workdir, ran := "/", 0
-	for _, cmd := range d.build.Commands {
-		switch c := cmd.(type) {
-		case *instructions.ArgCommand:
-			for _, arg := range c.Args {
-				value, ok := args[arg.Key]
-				if !ok {
-					t.Fatalf("ARG %s: make image does not give it", arg.Key)
-				}
-				env[arg.Key] = value
-			}
-		case *instructions.WorkdirCommand:
-			workdir = c.Path
-		case *instructions.CopyCommand:
-			if workdir != "/src" {
-				t.Fatalf("COPY to %s: this test knows /src", workdir)
-			}
-			if slices.Equal(c.SourcePaths, []string{"."}) {
-				copyContext(t, mounts["/src"])
-				continue
-			}
-			for _, name := range c.SourcePaths {
-				if err := copyFile(filepath.Join(product.Root(), name), filepath.Join(mounts["/src"], name)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		case *instructions.RunCommand:
-			sandbox := []string{"--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--die-with-parent", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"}
-			for _, dir := range []string{"/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc"} {
-				sandbox = append(sandbox, "--ro-bind-try", dir, dir)
-			}
-			sandbox = append(sandbox, "--ro-bind", goEnv["GOROOT"], goEnv["GOROOT"])
-			for at, here := range mounts {
-				sandbox = append(sandbox, "--bind", here, at)
-			}
-			if err := c.Expand(func(word string) (string, error) { return d.expand(t, word, env), nil }); err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range instructions.GetMounts(c) {
-				here, ok := caches[m.Target]
-				if !ok {
-					t.Fatalf("RUN --mount target=%s: Go keeps nothing there", m.Target)
-				}
-				sandbox = append(sandbox, "--bind", here, m.Target)
-			}
-			sandbox = append(sandbox, "--chdir", workdir, "--clearenv")
-			for name, value := range env {
-				sandbox = append(sandbox, "--setenv", name, value)
-			}
-			sandbox = append(append(sandbox, "/bin/sh", "-c"), strings.Join(c.CmdLine, " "))
-			if out, err := exec.Command("bwrap", sandbox...).CombinedOutput(); err != nil {
-				t.Fatalf("RUN %s: %v\n%s", strings.Join(c.CmdLine, " "), err, out)
-			}
-			ran++
-		default:
-			t.Fatalf("the build stage has %s, which this test does not know", cmd.Name())
-		}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
 	}
-	if ran == 0 {
-		t.Fatal("the build stage runs nothing")
-	}
-	return func(path string) (string, bool) {
-		for at, here := range mounts {
-			if rest, ok := strings.CutPrefix(path, at+"/"); ok {
-				return filepath.Join(here, rest), true
-			}
-		}
-		return "", false
-	}
+	return os.WriteFile(to, data, info.Mode().Perm())
 }
 
-// goEnvironment is where Go is and what it uses on this machine.
-func goEnvironment(t *testing.T) map[string]string {
-	t.Helper()
-	names := []string{"GOROOT", "GOMODCACHE", "GOCACHE", "GOPROXY", "GOSUMDB"}
-	cmd := exec.Command("go", append([]string{"env"}, names...)...)
-	cmd.Dir = product.Root()
-	out, err := cmd.Output()
+// What the build reads is in the build context; tests, and what somebody may leave in the tree and
+// nobody wants in an image's layers, are not.
+func TestContext(t *testing.T) {
+	patterns, err := ignorefile.ReadAll(bytes.NewReader(product.Read(t, ".dockerignore")))
 	if err != nil {
-		t.Fatalf("go env: %v", err)
+		t.Fatal(err)
 	}
-	values := strings.Split(string(out), "\n")
-	env := map[string]string{}
-	for i, name := range names {
-		env[name] = values[i]
+	matcher, err := patternmatcher.New(patterns)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, name := range []string{"GOMODCACHE", "GOCACHE"} { // there before the first build, as in BuildKit
-		if err := os.MkdirAll(env[name], 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			t.Fatal(err)
+	check := func(name string, want bool) {
+		ignored, err := matcher.MatchesOrParentMatches(filepath.ToSlash(name))
+		if err != nil || ignored == want {
+			t.Errorf("%s is in the build context: %v, want %v (%v)", name, !ignored, want, err)
 		}
 	}
-	return env
+	const read = `{{if .Module}}{{if .Module.Main}}{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}{{range .EmbedFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}`
+	list := exec.Command("go", "list", "-deps", "-tags", "timetzdata,grpcnotrace,nodemo", "-f", read, "./cmd/sagaz-relay")
+	list.Dir, list.Env = product.Root(), append(os.Environ(), "GOOS=linux", "CGO_ENABLED=0")
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := strings.Fields(string(out))
+	if len(files) < 100 {
+		t.Errorf("the build reads %d files: the test looks in the wrong place", len(files))
+	}
+	for _, path := range files {
+		name, err := filepath.Rel(product.Root(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(name, true)
+	}
+	for _, name := range []string{".env", "secrets.yaml", "k8s/secrets.yaml", "cmd.env", ".git/config", "docker-compose.override.yml", "bin/sagaz-relay", "imports_test.go", "internal/checks/go.mod"} {
+		check(name, false)
+	}
 }

@@ -2,7 +2,6 @@ package image
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -11,31 +10,23 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
-	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
-
-// patience bounds what must come in the end, on a machine that runs other tests too.
-const patience = time.Minute
 
 // container is the image, started.
 type container struct {
-	t *testing.T
-	*child.Process
-	pid            int // of the program, as seen from here
-	stdout, stderr product.Output
+	*product.Process
+	t   *testing.T
+	pid int // of the program, as seen from here
 }
 
-// start runs the image as a container engine would: its entrypoint, with these arguments in place of CMD (none: CMD's), its environment and
-// these variables, as its user, as process 1, without capabilities. Nothing can be written. The network is the host's, to reach servers on it.
-func (b *built) start(t *testing.T, env map[string]string, args ...string) *container {
+// start runs the image as a container engine would: its entrypoint, with these arguments in place
+// of CMD (none: CMD's), its environment and these variables, as its user, as process 1, without
+// capabilities. Nothing can be written. The network is the host's, to reach servers on it.
+func (b *image) start(t *testing.T, env map[string]string, args ...string) *container {
 	t.Helper()
-	uid, gid, ok := strings.Cut(b.user, ":")
-	if !ok {
-		t.Fatalf("USER %s: want uid:gid", b.user)
-	}
+	uid, gid, _ := strings.Cut(b.says["USER"], ":")
 	flags := []string{
 		"--unshare-user", "--uid", uid, "--gid", gid, "--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts", "--hostname", "pod-1",
 		"--cap-drop", "ALL", "--die-with-parent", "--new-session", "--proc", "/proc", "--dev", "/dev",
@@ -57,7 +48,7 @@ func (b *built) start(t *testing.T, env map[string]string, args ...string) *cont
 		flags = append(flags, "--setenv", name, value)
 	}
 	if len(args) == 0 {
-		args = b.cmd
+		args = b.args
 	}
 	info, write, err := os.Pipe()
 	if err != nil {
@@ -65,35 +56,23 @@ func (b *built) start(t *testing.T, env map[string]string, args ...string) *cont
 	}
 	defer info.Close()
 	flags = append(append(append(flags, "--info-fd", "3"), b.entrypoint...), args...)
-	c := &container{t: t}
 	cmd := exec.Command("bwrap", flags...)
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &c.stdout, &c.stderr, []*os.File{write}
-	c.Process, err = child.Start(cmd, syscall.SIGKILL)
+	cmd.ExtraFiles = []*os.File{write}
+	c := &container{t: t, Process: product.Start(t, strings.Join(args, " "), cmd)}
 	write.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if c.Running() {
-			_ = c.Kill() // its last log below tells more
-		}
-		if t.Failed() {
-			t.Logf("sagaz-relay %s:\n%s%s", strings.Join(args, " "), c.stdout.String(), c.stderr.String())
-		}
-	})
 	var started struct {
 		Pid int `json:"child-pid"`
 	}
 	if err := json.NewDecoder(info).Decode(&started); err != nil {
 		<-c.Done()
-		t.Fatalf("bwrap: %v: %s", err, c.stderr.String())
+		t.Fatalf("bwrap: %v: %s", err, c)
 	}
 	c.pid = started.Pid
 	return c
 }
 
 // files are those of the image, relative to its root.
-func (b *built) files(t *testing.T) []string {
+func (b *image) files(t *testing.T) []string {
 	t.Helper()
 	var names []string
 	err := filepath.WalkDir(b.root, func(path string, entry fs.DirEntry, err error) error {
@@ -111,43 +90,21 @@ func (b *built) files(t *testing.T) []string {
 }
 
 // run is start, to the end; it returns what was written and the exit code.
-func (b *built) run(t *testing.T, env map[string]string, args ...string) (text string, code int) {
+func (b *image) run(t *testing.T, env map[string]string, args ...string) (text string, code int) {
 	t.Helper()
 	c := b.start(t, env, args...)
-	code = c.end()
-	return c.stdout.String() + c.stderr.String(), code
+	code = c.Exit()
+	return c.String(), code
 }
 
-// end waits for the end and returns the exit code.
-func (c *container) end() int {
+// stop has the relay drain; bwrap does not pass a signal on.
+func (c *container) stop() {
 	c.t.Helper()
-	select {
-	case <-c.Done():
-	case <-time.After(patience):
-		c.t.Fatalf("it still runs after %s", patience)
-	}
-	var exit *exec.ExitError
-	switch {
-	case c.Err() == nil:
-		return 0
-	case errors.As(c.Err(), &exit):
-		return exit.ExitCode()
-	}
-	c.t.Fatal(c.Err())
-	return -1
-}
-
-// stop sends the signal that the image wants.
-func (c *container) stop(signal string) {
-	c.t.Helper()
-	if signal != "SIGTERM" {
-		c.t.Fatalf("STOPSIGNAL %s: the relay drains on SIGTERM", signal)
-	}
 	if err := syscall.Kill(c.pid, syscall.SIGTERM); err != nil {
 		c.t.Fatal(err)
 	}
-	if code := c.end(); code != 0 {
-		c.t.Errorf("exit code %d after %s, want 0", code, signal)
+	if code := c.Exit(); code != 0 {
+		c.t.Errorf("exit code %d after SIGTERM, want 0", code)
 	}
 }
 

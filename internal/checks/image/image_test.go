@@ -1,16 +1,11 @@
 package image
 
 import (
-	"bytes"
 	"context"
-	"crypto/x509"
-	"debug/buildinfo"
 	"debug/elf"
-	"encoding/pem"
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,156 +22,95 @@ import (
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "sagaz-image-")
-	if err != nil {
+	var err error
+	if directory, err = os.MkdirTemp("", "sagaz-image-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
-	images.dir = dir
+	defer os.RemoveAll(directory)
 	return brokertest.Run(pgtest.Closing(m))
 }
 
 // What Kubernetes and people rely on.
 func TestDockerfile(t *testing.T) {
-	d := parse(t)
-	if base := d.final.BaseName; base != "scratch" {
-		t.Errorf("the image is made from %s, want scratch: no shell, no libc", base)
+	b := built(t)
+	if b.base != "scratch" {
+		t.Errorf("the image is made from %s, want scratch: no shell, no libc", b.base)
 	}
-	base := d.expand(t, d.build.BaseName, d.args)
+	text := string(product.Read(t, "Dockerfile"))
 	mod := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindSubmatch(product.Read(t, "go.mod"))
-	if want := "golang:" + string(mod[1]); base != want {
-		t.Errorf("it is built by %s, want %s as go.mod has it", base, want)
+	for _, want := range []string{"ARG GO_VERSION=" + string(mod[1]) + "\n", "FROM --platform=$BUILDPLATFORM golang:${GO_VERSION} AS build\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the Dockerfile has no %q: Go as in go.mod, and no emulation of the compiler", want)
+		}
 	}
-	if d.build.Platform != "$BUILDPLATFORM" {
-		t.Errorf("it is built on %q, want $BUILDPLATFORM: the compiler need not be emulated", d.build.Platform)
-	}
-	s := d.shipped(t, variables{"VERSION": testVersion, "REVISION": testRevision})
 	for what, c := range map[string]struct{ got, want any }{
-		"USER":       {s.user, "1000:1000"},
-		"STOPSIGNAL": {s.stopSignal, "SIGTERM"},
-		"ENTRYPOINT": {fmt.Sprint(s.entrypoint), "[sagaz-relay]"},
-		"CMD":        {fmt.Sprint(s.cmd), "[run]"},
-		"EXPOSE":     {fmt.Sprint(s.ports), "[" + product.Settings(t)["METRICS_PORT"].Default + "]"},
-		"version":    {s.labels["org.opencontainers.image.version"], testVersion},
-		"revision":   {s.labels["org.opencontainers.image.revision"], testRevision},
-		"licenses":   {s.labels["org.opencontainers.image.licenses"], "Apache-2.0"},
+		"USER":       {b.says["USER"], "1000:1000"},
+		"STOPSIGNAL": {b.says["STOPSIGNAL"], "SIGTERM"},
+		"ENTRYPOINT": {fmt.Sprint(b.entrypoint), "[sagaz-relay]"},
+		"CMD":        {fmt.Sprint(b.args), "[run]"},
+		"EXPOSE":     {b.says["EXPOSE"], product.Settings(t)["METRICS_PORT"].Default},
+		"version":    {b.labels["org.opencontainers.image.version"], testVersion},
+		"revision":   {b.labels["org.opencontainers.image.revision"], testRevision},
+		"licenses":   {b.labels["org.opencontainers.image.licenses"], "Apache-2.0"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s is %v, want %v", what, c.got, c.want)
 		}
 	}
-	for _, label := range []string{"title", "description", "source"} {
-		if s.labels["org.opencontainers.image."+label] == "" {
-			t.Errorf("the image has no label org.opencontainers.image.%s", label)
-		}
-	}
 }
 
-// make image gives the build what the Dockerfile asks for.
-func TestMakeImage(t *testing.T) {
-	args := []string{"-n", "image", "IMAGE=registry.example.com/sagaz-relay:1", "VERSION=" + testVersion, "PLATFORMS=linux/amd64,linux/arm64", "IMAGE_ARGS=--push"}
-	cmd := exec.Command("make", args...)
-	cmd.Dir = product.Root()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("make %v: %v\n%s", args, err, out)
-	}
-	got := string(out)
-	for _, want := range []string{"docker buildx build ", "-t registry.example.com/sagaz-relay:1 ", "--platform linux/amd64,linux/arm64", "--build-arg VERSION=" + testVersion, "--build-arg REVISION=", "--push ."} {
-		if !strings.Contains(got, want) {
-			t.Errorf("make image does not say %q:\n%s", want, got)
-		}
-	}
-}
-
-// The image of each architecture is small, and its program needs nothing of the machine.
+// The image is small, and its program needs nothing of the machine.
 func TestImage(t *testing.T) {
-	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
-		t.Run(arch, func(t *testing.T) {
-			b := build(t, arch)
-			size := int64(0)
-			for _, name := range b.files(t) {
-				info, err := os.Stat(filepath.Join(b.root, name))
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Logf("%9d  %s", info.Size(), name)
-				size += info.Size()
-			}
-			if size > 30_000_000 {
-				t.Errorf("the image has %d bytes, want less than 30 MB", size)
-			}
-			if got, want := b.files(t), []string{"etc/ssl/certs/ca-certificates.crt", "usr/local/bin/sagaz-relay"}; !slices.Equal(got, want) {
-				t.Errorf("the image holds %v, want %v", got, want)
-			}
-			path := filepath.Join(b.root, "usr/local/bin/sagaz-relay")
-			file, err := elf.Open(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer file.Close()
-			if file.Machine != machine {
-				t.Errorf("the program is for %s, want %s", file.Machine, machine)
-			}
-			for _, p := range file.Progs {
-				if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
-					t.Errorf("the program is not static: it has %s", p.Type)
-				}
-			}
-			info, err := buildinfo.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			settings := map[string]string{}
-			for _, s := range info.Settings {
-				settings[s.Key] = s.Value
-			}
-			for key, want := range map[string]string{"-trimpath": "true", "CGO_ENABLED": "0", "GOARCH": arch, "GOOS": "linux", "-tags": "timetzdata,grpcnotrace,nodemo"} {
-				if settings[key] != want {
-					t.Errorf("built with %s=%q, want %q", key, settings[key], want)
-				}
-			}
-		})
+	b := built(t)
+	size := int64(0)
+	for _, name := range b.files(t) {
+		info, err := os.Stat(filepath.Join(b.root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += info.Size()
 	}
-}
-
-// runnable is the image for this machine.
-func runnable(t *testing.T) *built {
-	t.Helper()
-	out, err := exec.Command("go", "env", "GOARCH").Output()
+	if size > 30_000_000 {
+		t.Errorf("the image has %d bytes, want less than 30 MB", size)
+	}
+	if got, want := b.files(t), []string{"etc/ssl/certs/ca-certificates.crt", "usr/local/bin/sagaz-relay"}; !slices.Equal(got, want) {
+		t.Errorf("the image holds %v, want %v", got, want)
+	}
+	path := filepath.Join(b.root, "usr/local/bin/sagaz-relay")
+	file, err := elf.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return build(t, strings.TrimSpace(string(out)))
+	defer file.Close()
+	for _, p := range file.Progs {
+		if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+			t.Errorf("the program is not static: it has %s", p.Type)
+		}
+	}
 }
 
 func TestVersion(t *testing.T) {
-	text, code := runnable(t).run(t, nil, "version")
+	text, code := built(t).run(t, nil, "version")
 	if want := "sagaz-relay " + testVersion + " go"; code != 0 || !strings.HasPrefix(text, want) || !strings.Contains(text, testRevision) {
 		t.Errorf("exit code %d, %q: want 0 and %q with %s", code, text, want, testRevision)
 	}
 }
 
-// The image starts no PostgreSQL, and has nothing that downloads one. It says so, whatever the flags.
+// The image starts no PostgreSQL, and has nothing that downloads one. It says so.
 func TestNoDemo(t *testing.T) {
 	for _, name := range []string{"demo", "bench"} {
-		for _, flag := range []string{"--help", "--no-such-flag"} {
-			text, code := runnable(t).run(t, nil, name, flag)
-			if want := "sagaz-relay: this build has no " + name + ": run \"make " + name + "\" in the source"; code != 2 ||
-				!strings.HasPrefix(text, want) || strings.Count(text, "\n") != 1 {
-				t.Errorf("%s %s: exit code %d, %q: want 2 and the one line %q", name, flag, code, text, want)
-			}
+		text, code := built(t).run(t, nil, name, "--help")
+		if want := "sagaz-relay: this build has no " + name + ": run \"make " + name + "\" in the source"; code != 2 || !strings.HasPrefix(text, want) {
+			t.Errorf("%s: exit code %d, %q: want 2 and %q", name, code, text, want)
 		}
-	}
-	if text, code := runnable(t).run(t, nil, "--help"); code != 0 || strings.Contains(text, "demo") || strings.Contains(text, "bench") {
-		t.Errorf("--help: exit code %d: want 0, and neither demo nor bench:\n%s", code, text)
 	}
 }
 
-// The life of a deployment: migrate, run until a row is in Kafka, look at it, stop. Nothing of it needs a shell, a file or root.
+// The life of a deployment: migrate, run until a row is in Kafka, look at it, stop. Nothing of it
+// needs a shell, a file or root.
 func TestDelivers(t *testing.T) {
-	b := runnable(t)
+	b := built(t)
 	db := pgtest.New(t)
 	role, _, dsn := db.Role(t, "REPLICATION")
 	exec := func(sql string, args ...any) {
@@ -233,45 +167,38 @@ func TestDelivers(t *testing.T) {
 	if text, code := b.run(t, env, "doctor"); code > 1 || !strings.Contains(text, "sink kafka      reachable") {
 		t.Errorf("doctor: exit code %d: %s", code, text)
 	}
-	address := regexp.MustCompile(`"message":"serving metrics and health","address":"([^"]+)"`).FindStringSubmatch(c.stderr.String())
+	address := regexp.MustCompile(`"message":"serving metrics and health","address":"([^"]+)"`).FindStringSubmatch(c.String())
 	if address == nil {
 		t.Fatal("the log does not say where metrics are")
 	}
-	product.Eventually(t, patience, "health says ready", func() string {
+	product.Eventually(t, "health says ready", func() string {
 		if text, code := b.run(t, with(map[string]string{"RELAY_HTTP_ADDR": address[1]}), "health"); code != 0 {
 			return "health: " + text
 		}
 		return ""
 	})
-	c.stop(b.stopSignal)
+	c.stop()
 
 	t.Run("ReadOnly", func(t *testing.T) { // that the sandbox holds is checked too: a write is refused
 		c := b.start(t, with(map[string]string{"BROKER_TYPE": "file", "RELAY_FILE_PATH": "/usr/local/bin/events.jsonl"}))
 		insert(topic)
-		product.Eventually(t, patience, "the relay is refused to write", func() string {
-			if text := c.stderr.String(); !strings.Contains(text, "read-only file system") {
+		product.Eventually(t, "the relay is refused to write", func() string {
+			if text := c.String(); !strings.Contains(text, "read-only file system") {
 				return "log: " + text
 			}
 			return ""
 		})
-		c.stop(b.stopSignal)
+		c.stop()
 	})
 
-	// The bundle that the image has is the one that is looked at: with the broker's authority in it, the broker is trusted.
+	// The bundle that the image has is the one that is looked at: with the broker's authority in
+	// it, the broker is trusted.
 	t.Run("TLS", func(t *testing.T) {
 		tls := with(map[string]string{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.SSL, "KAFKA_SECURITY_PROTOCOL": "SSL"})
 		secure := broker.Topic(t, 1)
-		stranger := b.start(t, tls)
 		insert(secure)
-		product.Eventually(t, patience, "a stranger's certificate is refused", func() string {
-			if text := stranger.stderr.String(); !strings.Contains(text, "certificate signed by unknown authority") {
-				return "log: " + text
-			}
-			return ""
-		})
-		stranger.stop(b.stopSignal)
-
-		trusting := &built{root: t.TempDir(), shipped: b.shipped}
+		trusting := *b
+		trusting.root = t.TempDir()
 		for _, name := range b.files(t) {
 			if err := copyFile(filepath.Join(b.root, name), filepath.Join(trusting.root, name)); err != nil {
 				t.Fatal(err)
@@ -291,72 +218,35 @@ func TestDelivers(t *testing.T) {
 		}
 		c := trusting.start(t, tls)
 		sent(t, db, secure)
-		c.stop(b.stopSignal)
+		c.stop()
 		if got := read(t, broker.Plaintext, secure); len(got) != 1 {
 			t.Errorf("Kafka has %d records, want one", len(got))
 		}
 	})
 }
 
-// The bundle is one: with the authorities that sign public certificates.
-func TestCertificates(t *testing.T) {
-	rest, err := os.ReadFile(filepath.Join(runnable(t).root, "etc/ssl/certs/ca-certificates.crt"))
-	if err != nil {
+// A missing setting ends the container at once, with a line that says what to do, which is also where
+// `kubectl describe pod` finds it.
+func TestMistakes(t *testing.T) {
+	termination := filepath.Join(t.TempDir(), "termination-log")
+	if err := os.WriteFile(termination, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	n := 0
-	for {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			t.Errorf("certificate %d: %v", n, err)
-		}
-		n++
+	b := *built(t)
+	b.mounts = map[string]string{"/dev/termination-log": termination}
+	text, code := b.run(t, nil)
+	if code != 2 || !strings.Contains(text, "DATABASE_URL") || !strings.Contains(text, "KAFKA_BOOTSTRAP_SERVERS") {
+		t.Errorf("exit code %d, %s: want 2, and both settings that are missing", code, text)
 	}
-	if n < 50 || len(bytes.TrimSpace(rest)) > 0 {
-		t.Errorf("the bundle has %d certificates and %d other bytes, want at least 50 and none", n, len(rest))
-	}
-}
-
-// A missing or wrong setting ends the container at once, with a line that says what to do, which is also where `kubectl describe pod` finds it.
-func TestMistakes(t *testing.T) {
-	image := runnable(t)
-	for name, c := range map[string]struct {
-		env  map[string]string
-		want []string
-	}{
-		"nothing is set":  {nil, []string{"DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"}},
-		"a secret's file": {map[string]string{"DATABASE_URL_FILE": "/etc/sagaz/db/connection-string", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, []string{"DATABASE_URL_FILE", "no such file"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			termination := filepath.Join(t.TempDir(), "termination-log")
-			if err := os.WriteFile(termination, nil, 0o666); err != nil {
-				t.Fatal(err)
-			}
-			b := &built{root: image.root, mounts: map[string]string{"/dev/termination-log": termination}, shipped: image.shipped}
-			text, code := b.run(t, c.env)
-			if code != 2 {
-				t.Errorf("exit code %d, want 2", code)
-			}
-			told, err := os.ReadFile(termination)
-			if err != nil || "sagaz-relay: "+string(told)+"\n" != text {
-				t.Errorf("the termination log has %q (%v), want the message %q", told, err, text)
-			}
-			for _, want := range c.want {
-				if !strings.Contains(text, want) {
-					t.Errorf("the message does not name %s: %s", want, text)
-				}
-			}
-		})
+	if logged, err := os.ReadFile(termination); err != nil || "sagaz-relay: "+string(logged)+"\n" != text {
+		t.Errorf("the termination log has %q (%v), want the message %q", logged, err, text)
 	}
 }
 
 // sent waits until the one row for a topic says so.
 func sent(t *testing.T, db *pgtest.DB, topic string) {
 	t.Helper()
-	product.Eventually(t, patience, "the row is sent", func() string {
+	product.Eventually(t, "the row is sent", func() string {
 		var status string
 		if err := db.Pool.QueryRow(t.Context(), `SELECT status FROM saga_outbox WHERE event_type = $1`, topic).Scan(&status); err != nil || status != "sent" {
 			return fmt.Sprintf("it is %q (%v)", status, err)
@@ -369,7 +259,7 @@ func read(t *testing.T, addr, topic string) (all []kafka.Stored) {
 	t.Helper()
 	cfg := kafka.DefaultConfig()
 	cfg.Brokers = []string{addr}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), product.Patience)
 	defer cancel()
 	err := kafka.ReadBack(ctx, cfg, []string{topic}, time.Time{}, func(s kafka.Stored) error { all = append(all, s); return nil })
 	if err != nil {

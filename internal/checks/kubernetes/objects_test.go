@@ -2,10 +2,11 @@ package kubernetes
 
 import (
 	"bytes"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -17,90 +18,87 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer/json"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
 
-// kinds makes an empty object of every kind that the manifests use. An unknown kind, or a field that it does not have, is an error.
-var kinds = map[string]func() metav1.Object{
-	"v1/Namespace":      func() metav1.Object { return new(corev1.Namespace) },
-	"v1/ConfigMap":      func() metav1.Object { return new(corev1.ConfigMap) },
-	"v1/Secret":         func() metav1.Object { return new(corev1.Secret) },
-	"v1/Service":        func() metav1.Object { return new(corev1.Service) },
-	"v1/ServiceAccount": func() metav1.Object { return new(corev1.ServiceAccount) },
+// strict decodes the kinds that every cluster knows. A field that they do not have is an error.
+var strict = func() runtime.Serializer {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		appsv1.AddToScheme, autoscalingv2.AddToScheme, batchv1.AddToScheme, corev1.AddToScheme, networkingv1.AddToScheme,
+		policyv1.AddToScheme, rbacv1.AddToScheme, schedulingv1.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			panic(err)
+		}
+	}
+	return json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
+}()
 
-	"apps/v1/Deployment":                              func() metav1.Object { return new(appsv1.Deployment) },
-	"apps/v1/StatefulSet":                             func() metav1.Object { return new(appsv1.StatefulSet) },
-	"batch/v1/Job":                                    func() metav1.Object { return new(batchv1.Job) },
-	"autoscaling/v2/HorizontalPodAutoscaler":          func() metav1.Object { return new(autoscalingv2.HorizontalPodAutoscaler) },
-	"policy/v1/PodDisruptionBudget":                   func() metav1.Object { return new(policyv1.PodDisruptionBudget) },
-	"networking.k8s.io/v1/NetworkPolicy":              func() metav1.Object { return new(networkingv1.NetworkPolicy) },
-	"rbac.authorization.k8s.io/v1/Role":               func() metav1.Object { return new(rbacv1.Role) },
-	"rbac.authorization.k8s.io/v1/RoleBinding":        func() metav1.Object { return new(rbacv1.RoleBinding) },
-	"rbac.authorization.k8s.io/v1/ClusterRole":        func() metav1.Object { return new(rbacv1.ClusterRole) },
-	"rbac.authorization.k8s.io/v1/ClusterRoleBinding": func() metav1.Object { return new(rbacv1.ClusterRoleBinding) },
-	"scheduling.k8s.io/v1/PriorityClass":              func() metav1.Object { return new(schedulingv1.PriorityClass) },
-
-	"apiregistration.k8s.io/v1/APIService":  func() metav1.Object { return new(apiService) },
-	"keda.sh/v1alpha1/ScaledObject":         func() metav1.Object { return new(scaledObject) },
-	"monitoring.coreos.com/v1/PodMonitor":   func() metav1.Object { return new(podMonitor) },
-	"external-secrets.io/v1/SecretStore":    func() metav1.Object { return new(secretStore) },
-	"external-secrets.io/v1/ExternalSecret": func() metav1.Object { return new(externalSecret) },
-	"postgresql.cnpg.io/v1/Cluster":         func() metav1.Object { return new(cnpgCluster) },
-}
+// brought are the groups whose kinds operators bring. Their fields are not checked here.
+var brought = []string{"apiregistration.k8s.io", "external-secrets.io", "keda.sh", "monitoring.coreos.com", "postgresql.cnpg.io"}
 
 // clusterWide are the kinds without a namespace.
-var clusterWide = map[string]bool{
-	"v1/Namespace": true, "scheduling.k8s.io/v1/PriorityClass": true, "apiregistration.k8s.io/v1/APIService": true,
-	"rbac.authorization.k8s.io/v1/ClusterRole": true, "rbac.authorization.k8s.io/v1/ClusterRoleBinding": true,
-}
+var clusterWide = []string{"v1/Namespace", "PriorityClass", "APIService", "ClusterRole", "ClusterRoleBinding"}
 
 // object is one document of a manifest.
 type object struct {
 	kind string // with its group and version
-	text []byte
 	metav1.Object
 }
 
 func (o object) String() string { return o.kind + " " + o.GetNamespace() + "/" + o.GetName() }
 
+func (o object) clusterWide() bool {
+	return slices.ContainsFunc(clusterWide, func(kind string) bool { return strings.HasSuffix("/"+o.kind, "/"+kind) })
+}
+
 // decode takes apart a manifest.
-func decode(t testing.TB, from string, text []byte) []object {
+func decode(t testing.TB, from string, text []byte) (all []object) {
 	t.Helper()
-	var all []object
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
 		var meta metav1.TypeMeta
 		if err := yaml.Unmarshal(doc, &meta); err != nil {
 			t.Fatalf("%s: %v", from, err)
 		}
-		kind := meta.APIVersion + "/" + meta.Kind
-		if kind == "/" {
+		if meta.Kind == "" {
 			continue // a comment
 		}
-		empty, ok := kinds[kind]
-		if !ok {
-			t.Errorf("%s: no kind %s here", from, kind)
-			continue
+		group, _, _ := strings.Cut(meta.APIVersion, "/")
+		var into runtime.Object
+		if slices.Contains(brought, group) {
+			into = new(unstructured.Unstructured)
+			if err := yaml.Unmarshal(doc, into); err != nil {
+				t.Fatalf("%s: %v", from, err)
+			}
+		} else {
+			var err error
+			if into, _, err = strict.Decode(doc, nil, nil); err != nil {
+				t.Errorf("%s: %s: %v", from, meta.Kind, err)
+				continue
+			}
 		}
-		o := object{kind: kind, text: doc, Object: empty()}
-		if err := yaml.UnmarshalStrict(doc, o.Object); err != nil {
-			t.Errorf("%s: %s: %v", from, kind, err)
-			continue
-		}
+		o := object{meta.APIVersion + "/" + meta.Kind, into.(metav1.Object)}
 		if o.GetName() == "" {
-			t.Errorf("%s: %s without a name", from, kind)
+			t.Errorf("%s: %s without a name", from, o.kind)
 		}
 		all = append(all, o)
 	}
 	return all
 }
 
-// find returns the one object of that type and name.
+// find returns the one object of that type and name; kustomize may have added a hash to the name.
 func find[T metav1.Object](t testing.TB, all []object, name string) T {
 	t.Helper()
 	for _, o := range all {
-		if x, ok := o.Object.(T); ok && o.GetName() == name {
+		if x, ok := o.Object.(T); ok && (o.GetName() == name || strings.HasPrefix(o.GetName(), name+"-") && len(o.GetName()) == len(name)+11) {
 			return x
 		}
 	}
@@ -110,8 +108,7 @@ func find[T metav1.Object](t testing.TB, all []object, name string) T {
 }
 
 // each returns all objects of that type.
-func each[T metav1.Object](all []object) []T {
-	var found []T
+func each[T metav1.Object](all []object) (found []T) {
 	for _, o := range all {
 		if x, ok := o.Object.(T); ok {
 			found = append(found, x)
@@ -126,107 +123,87 @@ func file(t testing.TB, name string) []object {
 	return decode(t, name, product.Read(t, filepath.Join("k8s", name)))
 }
 
-// theFiles are those that docs/contract.md names, in the quick start's order.
-var theFiles = []string{"namespace.yaml", "secrets-example.yaml", "postgresql.yaml", "migration-job.yaml", "configmap.yaml", "outbox-worker.yaml", "network-policies.yaml"}
-
-// TestFiles decodes every file under k8s/ that holds objects. Each can be applied alone: every object says where it belongs, and
-// what a pod needs beside secrets is in its file or optional.
-func TestFiles(t *testing.T) {
-	root := filepath.Join(product.Root(), "k8s")
-	seen := make(map[string]bool)
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || filepath.Ext(path) != ".yaml" || entry.Name() == "kustomization.yaml" {
-			return err
-		}
-		name, _ := filepath.Rel(root, path)
-		seen[name] = true
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		if bytes.Contains(text, []byte("\t")) {
-			t.Errorf("%s: a tab", name)
-		}
-		accounts := make(map[string]bool)
-		objects := decode(t, name, text)
-		if len(objects) == 0 {
-			t.Errorf("%s: no object", name)
-		}
-		for _, o := range objects {
-			if (o.GetNamespace() == "") != clusterWide[o.kind] {
-				t.Errorf("%s: %s: namespace %q", name, o, o.GetNamespace())
-			}
-			if o.kind == "v1/ServiceAccount" {
-				accounts[o.GetName()] = true
-			}
-		}
-		for _, p := range pods(objects) {
-			if !accounts[p.spec.ServiceAccountName] {
-				t.Errorf("%s: %s wants ServiceAccount %q, which another file makes", name, p.name, p.spec.ServiceAccountName)
-			}
-			for _, c := range p.spec.Containers {
-				for _, from := range c.EnvFrom {
-					if from.ConfigMapRef == nil || from.ConfigMapRef.Optional == nil || !*from.ConfigMapRef.Optional {
-						t.Errorf("%s: %s needs %+v", name, p.name, from)
-					}
-				}
-			}
-		}
-		return nil
-	})
+// builds are the kustomizations of k8s/ and monitoring/: the bases, the overlays, and each
+// component over its base.
+func builds(t testing.TB, base string) []string {
+	t.Helper()
+	all := []string{base}
+	if base == "k8s" {
+		all = append(all, "overlays/dev", "overlays/production")
+	}
+	components, err := os.ReadDir(filepath.Join(product.Root(), base, "components"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range theFiles {
-		if !seen[name] {
-			t.Errorf("k8s/%s is not there", name)
-		}
+	for _, c := range components {
+		all = append(all, base+"/components/"+c.Name())
+	}
+	return all
+}
+
+// everyBuild runs a check on each kustomization of a base.
+func everyBuild(t *testing.T, base string, check func(t *testing.T, all []object)) {
+	t.Helper()
+	for _, dir := range builds(t, base) {
+		t.Run(dir, func(t *testing.T) { check(t, decode(t, dir, build(t, dir))) })
 	}
 }
 
-// TestNames has the names that users of the library's manifests know (docs/contract.md).
-func TestNames(t *testing.T) {
-	all := make(map[string]bool)
-	for _, name := range theFiles {
-		for _, o := range file(t, name) {
-			all[name+" "+o.kind[strings.LastIndex(o.kind, "/")+1:]+" "+o.GetName()] = true
-			if ns := o.GetNamespace(); ns != "" && ns != "sagaz" {
-				t.Errorf("%s: %s: want namespace sagaz", name, o)
-			}
+var built sync.Map // text by directory
+
+// build runs kustomize on a directory of the repository. A component is built over its base, as a
+// user's overlay would.
+func build(t testing.TB, dir string) []byte {
+	t.Helper()
+	if text, ok := built.Load(dir); ok {
+		return text.([]byte)
+	}
+	at := filepath.Join(product.Root(), dir)
+	if filepath.Base(filepath.Dir(dir)) == "components" {
+		overlay, err := filepath.EvalSymlinks(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		up, err := filepath.Rel(overlay, product.Root())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := "kind: Kustomization\nresources: [" + filepath.Join(up, filepath.Dir(filepath.Dir(dir))) + "]\ncomponents: [" + filepath.Join(up, dir) + "]\n"
+		write(t, overlay, "kustomization.yaml", text)
+		at = overlay
+	}
+	result, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), at)
+	if err != nil {
+		t.Fatalf("kustomize build %s: %v", dir, err)
+	}
+	text, err := result.AsYaml()
+	if err != nil {
+		t.Fatalf("kustomize build %s: %v", dir, err)
+	}
+	built.Store(dir, text)
+	return text
+}
+
+// pod is a pod that an object makes.
+type pod struct {
+	name   string // of the object, with its kind
+	object object
+	corev1.PodTemplateSpec
+}
+
+// pods are those that the objects make.
+func pods(all []object) (found []pod) {
+	for _, o := range all {
+		switch x := o.Object.(type) {
+		case *appsv1.Deployment:
+			found = append(found, pod{o.String(), o, x.Spec.Template})
+		case *appsv1.StatefulSet:
+			found = append(found, pod{o.String(), o, x.Spec.Template})
+		case *appsv1.DaemonSet:
+			found = append(found, pod{o.String(), o, x.Spec.Template})
+		case *batchv1.Job:
+			found = append(found, pod{o.String(), o, x.Spec.Template})
 		}
 	}
-	for _, want := range []string{
-		"namespace.yaml Namespace sagaz",
-		"postgresql.yaml StatefulSet postgresql",
-		"postgresql.yaml Service postgresql",
-		"postgresql.yaml Service postgres",
-		"migration-job.yaml Job sagaz-migration",
-		"configmap.yaml ConfigMap outbox-worker-config",
-		"outbox-worker.yaml Deployment outbox-worker",
-		"outbox-worker.yaml HorizontalPodAutoscaler outbox-worker-hpa",
-		"outbox-worker.yaml PodDisruptionBudget outbox-worker-pdb",
-		"outbox-worker.yaml ServiceAccount outbox-worker",
-		"outbox-worker.yaml Service outbox-worker-metrics",
-		"secrets-example.yaml Secret sagaz-db-credentials",
-		"secrets-example.yaml Secret sagaz-broker-credentials",
-		"network-policies.yaml NetworkPolicy default-deny",
-		"network-policies.yaml NetworkPolicy allow-prometheus-scrape",
-	} {
-		if !all[want] {
-			t.Errorf("no %s", want)
-		}
-	}
-	worker := find[*appsv1.Deployment](t, file(t, "outbox-worker.yaml"), "outbox-worker")
-	if worker.Spec.Selector.MatchLabels["app"] != "outbox-worker" {
-		t.Errorf("selector %v: want app=outbox-worker", worker.Spec.Selector.MatchLabels)
-	}
-	if worker.Spec.Replicas != nil {
-		t.Error("the Deployment has replicas: every apply would overrule the autoscaler")
-	}
-	for _, want := range []string{"sagaz-db-credentials connection-string", "sagaz-broker-credentials bootstrap-servers"} {
-		secret, key, _ := strings.Cut(want, " ")
-		if _, ok := find[*corev1.Secret](t, file(t, "secrets-example.yaml"), secret).StringData[key]; !ok {
-			t.Errorf("no key %s in the example of secret %s", key, secret)
-		}
-	}
+	return found
 }

@@ -10,14 +10,14 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
-// guide returns the commands that k8s/README.md gives to run in the database's pod under a heading, in order: what comes after "--".
+// guide returns the commands that k8s/README.md gives to run in the database's pod under a heading,
+// in order: what comes after "--".
 func guide(t *testing.T, heading string) (commands []string) {
 	t.Helper()
 	_, text, ok := strings.Cut(string(product.Read(t, "k8s/README.md")), "\n"+heading+"\n")
@@ -44,8 +44,9 @@ func (db *database) inPod(t *testing.T, dir, command string) (string, error) {
 	return string(out), err
 }
 
-// TestRestore backs up and restores with the very commands of the README. What was delivered before the backup is not delivered again; what
-// waited then is, once; and the relay goes on with a slot of its own making.
+// TestRestore backs up and restores with the very commands of the README. What was delivered before
+// the backup is not delivered again; what waited then is, once; and the relay goes on with a slot
+// of its own making.
 func TestRestore(t *testing.T) {
 	t.Parallel()
 	// No newer than Debian's client, which refuses newer servers.
@@ -54,7 +55,7 @@ func TestRestore(t *testing.T) {
 	if out, err := db.script(t, "role.sh"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if code := run(t, migration(t), secrets, nil).exit(t); code != 0 {
+	if code := run(t, migration(t), secrets, nil).Exit(); code != 0 {
 		t.Fatalf("the migration ends with %d", code)
 	}
 	dir := t.TempDir()
@@ -99,15 +100,12 @@ func TestRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := run(t, worker(t), secrets, map[string]string{"BROKER_TYPE": "file", "RELAY_FILE_PATH": events, "RELAY_HTTP_ADDR": fmt.Sprintf("127.0.0.1:%d", ports[0])})
-		until(t, fmt.Sprintf("%d events", len(want)), func() bool { return len(delivered()) >= len(want) })
-		until(t, "no row waits", func() bool {
+		product.Until(t, fmt.Sprintf("%d events", len(want)), func() bool { return len(delivered()) >= len(want) })
+		product.Until(t, "no row waits", func() bool {
 			var waiting int
 			return conn.QueryRow(t.Context(), `SELECT count(*) FROM saga_outbox WHERE status <> 'sent'`).Scan(&waiting) == nil && waiting == 0
 		})
-		if err := p.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if code := p.exit(t); code != 0 {
+		if code := p.Stop(); code != 0 {
 			t.Fatalf("the worker ends with %d", code)
 		}
 		var ids []string

@@ -4,14 +4,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,15 +23,10 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
-// container is a process with the arguments and the environment of a container, and nothing else.
-type container struct {
-	*child.Process
-	out *product.Output
-}
-
-// run starts the product as a container of that pod. secrets are the contents of the secrets, by "secret key"; what a pod requires and is
-// not among them fails the test, as the kubelet would not start the pod. env overrides what cannot be the same here.
-func run(t *testing.T, spec corev1.PodSpec, secrets, env map[string]string) *container {
+// run starts the product as a container of that pod. secrets are the contents of the secrets, by
+// "secret key"; what a pod requires and is not among them fails the test, as the kubelet would not
+// start the pod. env overrides what cannot be the same here.
+func run(t *testing.T, spec corev1.PodSpec, secrets, env map[string]string) *product.Process {
 	t.Helper()
 	if len(spec.Containers) != 1 || len(spec.Containers[0].Command) != 0 {
 		t.Fatal("want one container, with the image's own entrypoint")
@@ -68,40 +61,7 @@ func run(t *testing.T, spec corev1.PodSpec, secrets, env map[string]string) *con
 	for name, value := range all {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
-	cmd.Dir = "/"
-	p := &container{out: new(product.Output)}
-	cmd.Stdout, cmd.Stderr = p.out, p.out
-	var err error
-	if p.Process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if p.Running() {
-			_ = p.Kill()
-		}
-		if t.Failed() {
-			t.Logf("%v said\n%s", c.Args, p.out)
-		}
-	})
-	return p
-}
-
-// exit waits for the end and returns the exit code.
-func (p *container) exit(t *testing.T) int {
-	t.Helper()
-	select {
-	case <-p.Done():
-	case <-time.After(2 * time.Minute):
-		t.Fatal("it still runs")
-	}
-	var exit *exec.ExitError
-	if errors.As(p.Err(), &exit) {
-		return exit.ExitCode()
-	}
-	if p.Err() != nil {
-		t.Fatal(p.Err())
-	}
-	return 0
+	return product.Start(t, strings.Join(c.Args, " "), cmd)
 }
 
 // example is secrets-example.yaml, by "secret key", with addresses that exist here.
@@ -127,8 +87,9 @@ func migration(t *testing.T) corev1.PodSpec {
 	return find[*batchv1.Job](t, file(t, "migration-job.yaml"), "sagaz-migration").Spec.Template.Spec
 }
 
-// TestQuickStart goes the way of the quick start on real servers: the example's secrets, the role that the database makes of them, the
-// migration (which begins before there is a database, runs twice, and twice at once), two workers, one event, the probes, a scrape, SIGTERM.
+// TestQuickStart goes the way of the quick start on real servers: the example's secrets, the role
+// that the database makes of them, the migration (which begins before there is a database, runs
+// twice, and twice at once), two workers, one event, the probes, a scrape, SIGTERM.
 func TestQuickStart(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.Kafka(t)
@@ -143,15 +104,15 @@ func TestQuickStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	early := run(t, migration(t), secrets, nil)
-	until(t, "the migration waits", func() bool { return strings.Contains(early.out.String(), "waiting for the database") })
+	product.Until(t, "the migration waits", func() bool { return strings.Contains(early.String(), "waiting for the database") })
 	if err := db.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if code := early.exit(t); code != 0 {
+	if code := early.Exit(); code != 0 {
 		t.Fatalf("the migration ends with %d", code)
 	}
 	again, atOnce := run(t, migration(t), secrets, nil), run(t, migration(t), secrets, nil)
-	if a, b := again.exit(t), atOnce.exit(t); a != 0 || b != 0 {
+	if a, b := again.Exit(), atOnce.Exit(); a != 0 || b != 0 {
 		t.Fatalf("two migrations at once end with %d and %d", a, b)
 	}
 
@@ -160,7 +121,7 @@ func TestQuickStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec := worker(t)
-	var workers []*container
+	var workers []*product.Process
 	var addresses []string
 	for i, port := range ports {
 		addresses = append(addresses, fmt.Sprintf("127.0.0.1:%d", port))
@@ -191,7 +152,7 @@ func TestQuickStart(t *testing.T) {
 	if err := json.Unmarshal(message.Value, &body); err != nil || body.EventID != id || string(message.Key) != "order-42" {
 		t.Errorf("got %s: %s, %v", message.Key, message.Value, err)
 	}
-	until(t, "the row is sent", func() bool {
+	product.Until(t, "the row is sent", func() bool {
 		var status string
 		return conn.QueryRow(t.Context(), `SELECT status FROM saga_outbox WHERE event_id = $1`, id).Scan(&status) == nil && status == "sent"
 	})
@@ -200,7 +161,7 @@ func TestQuickStart(t *testing.T) {
 	c := spec.Containers[0]
 	for _, address := range addresses {
 		for name, probe := range map[string]*corev1.Probe{"startup": c.StartupProbe, "liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
-			until(t, name+" probe of "+address, func() bool { code, _ := get(address, probe.HTTPGet.Path); return code == 200 })
+			product.Until(t, name+" probe of "+address, func() bool { code, _ := get(address, probe.HTTPGet.Path); return code == 200 })
 		}
 		template := find[*appsv1.Deployment](t, file(t, "outbox-worker.yaml"), "outbox-worker").Spec.Template
 		code, metrics := get(address, template.Annotations["prometheus.io/path"])
@@ -211,10 +172,7 @@ func TestQuickStart(t *testing.T) {
 
 	for i, p := range workers {
 		start := time.Now()
-		if err := p.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if code := p.exit(t); code != 0 {
+		if code := p.Stop(); code != 0 {
 			t.Errorf("worker %d ends with %d", i, code)
 		}
 		if took, grace := time.Since(start), time.Duration(*spec.TerminationGracePeriodSeconds)*time.Second; took > grace {
@@ -223,46 +181,31 @@ func TestQuickStart(t *testing.T) {
 	}
 }
 
-// TestMissingSettings: what a pod says when the broker's secret is not there, or has not the key: one line, by the setting's name; and
-// that a secret of a broker alone is enough for that broker.
+// TestMissingSettings: what a pod says when the broker's secret is not there, or the database's is
+// no good: one line, by the setting's name, without the password.
 func TestMissingSettings(t *testing.T) {
 	t.Parallel()
 	const url = "sagaz-db-credentials connection-string"
 	db := "postgresql://saga_user:change-me@127.0.0.1:1/saga_db"
-	for _, tt := range []struct {
-		name    string
-		secrets map[string]string
-		env     map[string]string
-		says    string
-	}{
-		{"NoBrokerSecret", map[string]string{url: db}, nil, "KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL) is not set"},
-		{"WrongKey", map[string]string{url: db, "sagaz-broker-credentials servers": "kafka:9092"}, nil, "KAFKA_BOOTSTRAP_SERVERS"},
-		{"EmptyConnectionString", map[string]string{url: "\n", "sagaz-broker-credentials bootstrap-servers": "kafka:9092"}, nil, "DATABASE_URL"},
-		{"RubbishInConnectionString", map[string]string{url: "change-me", "sagaz-broker-credentials bootstrap-servers": "kafka:9092"}, nil, "DATABASE_URL"},
+	for says, secrets := range map[string]map[string]string{
+		"KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL) is not set": {url: db, "sagaz-broker-credentials servers": "kafka:9092"}, // another key
+		"DATABASE_URL": {url: "change-me", "sagaz-broker-credentials bootstrap-servers": "kafka:9092"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			p := run(t, worker(t), tt.secrets, tt.env)
-			if code := p.exit(t); code != 2 {
+		t.Run(says, func(t *testing.T) {
+			p := run(t, worker(t), secrets, nil)
+			if code := p.Exit(); code != 2 {
 				t.Errorf("exit code %d, want 2", code)
 			}
 			// That it is starting is no complaint.
-			out := strings.TrimSpace(regexp.MustCompile(`(?m)^\{.*"level":"INFO".*\n`).ReplaceAllString(p.out.String(), ""))
-			if strings.Count(out, "\n") != 0 || !strings.Contains(out, tt.says) || strings.Contains(out, "change-me") {
-				t.Errorf("got %s, want one line with %s", out, tt.says)
+			out := strings.TrimSpace(regexp.MustCompile(`(?m)^\{.*"level":"INFO".*\n`).ReplaceAllString(p.String(), ""))
+			if strings.Count(out, "\n") != 0 || !strings.Contains(out, says) || strings.Contains(out, "change-me") {
+				t.Errorf("got %s, want one line with %s", out, says)
 			}
-			if strings.Contains(tt.says, " ") && !strings.Contains(string(product.Read(t, "k8s/README.md")), tt.says) {
-				t.Errorf("k8s/README.md does not explain %q", tt.says)
+			if strings.Contains(says, " ") && !strings.Contains(string(product.Read(t, "k8s/README.md")), says) {
+				t.Errorf("k8s/README.md does not explain %q", says)
 			}
 		})
 	}
-	t.Run("RabbitMQAlone", func(t *testing.T) {
-		spec := worker(t)
-		spec.Containers[0].Args = []string{"settings"}
-		p := run(t, spec, map[string]string{url: db, "sagaz-broker-credentials rabbitmq-url": "amqp://saga:hush@rabbitmq/"}, map[string]string{"BROKER_TYPE": "rabbitmq"})
-		if code := p.exit(t); code != 0 || !strings.Contains(p.out.String(), "RABBITMQ_URL in RELAY_SECRETS_DIR") || strings.Contains(p.out.String(), "hush") {
-			t.Errorf("exit code %d: %s", code, p.out)
-		}
-	})
 	// Nobody restarts it for this: it waits, and its probes tell.
 	t.Run("DatabaseAway", func(t *testing.T) {
 		ports, err := child.FreePorts(1)
@@ -272,7 +215,7 @@ func TestMissingSettings(t *testing.T) {
 		address := fmt.Sprintf("127.0.0.1:%d", ports[0])
 		p := run(t, worker(t), map[string]string{url: db, "sagaz-broker-credentials bootstrap-servers": "127.0.0.1:1"}, map[string]string{"RELAY_HTTP_ADDR": address})
 		c := worker(t).Containers[0]
-		until(t, "liveness", func() bool { code, _ := get(address, c.LivenessProbe.HTTPGet.Path); return code == 200 })
+		product.Until(t, "liveness", func() bool { code, _ := get(address, c.LivenessProbe.HTTPGet.Path); return code == 200 })
 		if code, body := get(address, c.ReadinessProbe.HTTPGet.Path); code != 503 || !strings.Contains(body, "database") {
 			t.Errorf("readiness: %d %s", code, body)
 		}
@@ -292,14 +235,4 @@ func get(address, path string) (int, string) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(body)
-}
-
-// until waits for something to become true.
-func until(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !is(); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within two minutes: %s", what)
-		}
-	}
 }

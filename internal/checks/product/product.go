@@ -1,16 +1,18 @@
-// Package product gives the checks the real binary, built from the tree around them, and what it says of itself.
+// Package product gives the checks the real binary, built from the tree around them, and what it
+// says of itself.
 package product
 
 import (
 	"encoding/json"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
-	"strconv"
-	"sync"
+	"slices"
 	"testing"
+
+	"github.com/sagaz-relay/relay/internal/testbed/program"
 )
 
 // Root is the directory of the repository.
@@ -29,27 +31,8 @@ func Read(t testing.TB, path string) []byte {
 	return text
 }
 
-var build = sync.OnceValues(func() (string, error) {
-	// Not a directory of its own each time: nobody would remove it. Processes that build at once write the same bytes.
-	path := filepath.Join(Root(), "bin", "checks", "sagaz-relay")
-	temporary := path + "." + strconv.Itoa(os.Getpid())
-	cmd := exec.Command("go", "build", "-o", temporary, "./cmd/sagaz-relay")
-	cmd.Dir = Root()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.New(string(out))
-	}
-	return path, os.Rename(temporary, path)
-})
-
-// Binary builds sagaz-relay and returns its path.
-func Binary(t testing.TB) string {
-	t.Helper()
-	path, err := build()
-	if err != nil {
-		t.Fatalf("go build ./cmd/sagaz-relay: %v", err)
-	}
-	return path
-}
+// Binary is the path of sagaz-relay, built from the tree around it.
+func Binary(t testing.TB) string { return program.Plain(t) }
 
 // Setting is a line of `sagaz-relay settings --json`.
 type Setting struct {
@@ -82,4 +65,28 @@ func Settings(t testing.TB) map[string]Setting {
 		}
 	}
 	return known
+}
+
+// Series are the labels of each series that a relay exports, by name, from the table in
+// docs/metrics.md, which a test of the relay compares with the code.
+func Series(t testing.TB) map[string][]string {
+	t.Helper()
+	series := map[string][]string{}
+	name := regexp.MustCompile("`(\\w+)`")
+	for _, m := range regexp.MustCompile("(?m)^\\| `((?:outbox|go|process)_\\w+)` \\| (\\w+) \\| ([^|]*)\\|").FindAllStringSubmatch(string(Read(t, "docs/metrics.md")), -1) {
+		own := []string{}
+		for _, l := range name.FindAllStringSubmatch(m[3], -1) {
+			own = append(own, l[1])
+		}
+		slices.Sort(own)
+		if m[2] == "histogram" {
+			series[m[1]+"_count"], series[m[1]+"_sum"] = own, own
+			m[1], own = m[1]+"_bucket", slices.Sorted(slices.Values(append(slices.Clone(own), "le")))
+		}
+		series[m[1]] = own
+	}
+	if len(series) < 60 {
+		t.Fatalf("%d series found in docs/metrics.md: the test looks in the wrong place", len(series))
+	}
+	return series
 }

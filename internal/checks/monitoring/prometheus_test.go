@@ -1,4 +1,4 @@
-package proof
+package monitoring
 
 import (
 	"encoding/json"
@@ -15,12 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sagaz-relay/relay/internal/checks/beside"
+	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
-
-// patience is for each thing that must come: it comes within seconds, and later on a machine that runs other tests too.
-const patience = 2 * time.Minute
 
 // prometheus is a server of its own, which scrapes every second.
 type prometheus struct {
@@ -44,21 +41,23 @@ func startPrometheus(t *testing.T, rules string, targets []scraped) *prometheus 
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	config := "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
-	if rules != "" {
-		config += "rule_files: [rules.yaml]\n"
-		put(t, filepath.Join(dir, "rules.yaml"), strings.ReplaceAll(rules, "interval: 15s", "interval: 1s"))
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
+	write("rules.yaml", strings.ReplaceAll(rules, "interval: 15s", "interval: 1s"))
+	config := "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [rules.yaml]\n"
 	config += "scrape_configs:\n  - job_name: outbox-worker\n    static_configs:\n"
 	for _, s := range targets {
 		config += fmt.Sprintf("      - {targets: [%q], labels: {namespace: sagaz, pod: %s}}\n", s.address, s.pod)
 	}
-	put(t, filepath.Join(dir, "prometheus.yml"), config)
+	write("prometheus.yml", config)
 	p := &prometheus{t: t, url: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), began: time.Now()}
-	beside.Start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	product.Start(t, "prometheus", exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+strings.TrimPrefix(p.url, "http://"), "--log.level=warn",
 		"--enable-feature=exemplar-storage")) // as monitoring-stack.yaml has it
-	eventually(t, "Prometheus answers", func() bool {
+	product.Until(t, "Prometheus answers", func() bool {
 		resp, err := http.Get(p.url + "/-/ready")
 		if err != nil {
 			return false
@@ -67,13 +66,6 @@ func startPrometheus(t *testing.T, rules string, targets []scraped) *prometheus 
 		return resp.StatusCode == http.StatusOK
 	})
 	return p
-}
-
-func put(t *testing.T, path, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // get asks the API and returns what is in data.
@@ -110,7 +102,8 @@ type answer struct {
 	Values [][2]any // time, and the value as text
 }
 
-// ask evaluates an expression at every second since the start. data says whether it was ever a number.
+// ask evaluates an expression at every second since the start. data says whether it was ever a
+// number.
 func (p *prometheus) ask(expr string) (series []answer, data bool, err error) {
 	var result struct{ Result []answer }
 	err = p.get("/api/v1/query_range", url.Values{
@@ -148,24 +141,8 @@ func (p *prometheus) now(expr string) (value float64, ok bool) {
 // until waits for an expression to be true (to have a sample other than 0).
 func (p *prometheus) until(expr string) {
 	p.t.Helper()
-	eventually(p.t, expr, func() bool {
+	product.Until(p.t, expr, func() bool {
 		value, ok := p.now("max(" + expr + ")")
 		return ok && value != 0
 	})
-}
-
-// eventually waits for something that must come, on a machine that runs other tests too.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !is() {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not: %s", what)
-		}
-		select {
-		case <-t.Context().Done():
-			t.Fatal(t.Context().Err())
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
 }

@@ -1,4 +1,4 @@
-package proof
+package monitoring
 
 import (
 	"fmt"
@@ -9,10 +9,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/sagaz-relay/relay/internal/checks/beside"
+	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/internal/testbed/child"
-	"github.com/sagaz-relay/relay/internal/testbed/otlptest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
@@ -22,17 +21,16 @@ type scene struct {
 	db         *pgtest.DB
 	rabbit     *pgtest.Proxy // in front of RabbitMQ
 	channel    *amqp.Channel // that bind has opened
-	relays     map[string]*child.Process
+	relays     map[string]*product.Process
 	env        map[string]map[string]string // of each relay, by pod
 	prometheus *prometheus
-	spans      *otlptest.Collector // what the relays send traces to
 	alerts     string
 }
 
 func setTheScene(t *testing.T) *scene {
 	t.Helper()
 	server := pgtest.OwnServer(t, pgtest.Newest, map[string]string{"max_slot_wal_keep_size": "1GB", "logical_decoding_work_mem": "64kB"})
-	s := &scene{t: t, db: pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()), relays: map[string]*child.Process{}, env: map[string]map[string]string{}, spans: otlptest.New(t)}
+	s := &scene{t: t, db: pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()), relays: map[string]*product.Process{}, env: map[string]map[string]string{}}
 	kafka, rabbit := brokertest.Kafka(t), brokertest.RabbitMQ(t)
 	s.rabbit = pgtest.NewProxy(t, rabbit.URL)
 	unique := fmt.Sprintf("proof-%d", time.Now().UnixNano())
@@ -42,11 +40,10 @@ func setTheScene(t *testing.T) *scene {
 
 	targets := s.pods(2, unique, map[string]string{
 		"BROKER_TYPE": "kafka,rabbitmq", "KAFKA_BOOTSTRAP_SERVERS": kafka.Plaintext, "RELAY_TOPIC": unique + ".{event_type}",
-		"OTEL_EXPORTER_OTLP_ENDPOINT": s.spans.HTTP(), "OTEL_BSP_SCHEDULE_DELAY": "100",
 		"RELAY_SAGA_RULES": "order.created=started,order.completed=completed,order.cancelled=failed,payment.refunded=compensated," +
 			"{saga}.{step}.success=step,{saga}.{step}.failed=step_failed",
 	})
-	s.alerts = rulesOf(t)
+	s.alerts = string(product.Read(t, rulesFile))
 	s.prometheus = startPrometheus(t, s.alerts, targets)
 	for pod := range s.env {
 		s.run(pod)
@@ -54,7 +51,8 @@ func setTheScene(t *testing.T) *scene {
 	return s
 }
 
-// pods gives so many relays their variables, more beside those that all scenes have, and says where they will be scraped.
+// pods gives so many relays their variables, more than those that all scenes have, and says where
+// they will be scraped.
 func (s *scene) pods(n int, exchange string, more map[string]string) (targets []scraped) {
 	s.t.Helper()
 	ports, err := child.FreePorts(n)
@@ -96,7 +94,8 @@ func (s *scene) bind(url, exchange string) {
 	s.channel = ch
 }
 
-// bindKeys has the queue get events of more types. The channel is the one that made it: the queue is exclusive.
+// bindKeys has the queue get events of more types. The channel is the one that made it: the queue
+// is exclusive.
 func (s *scene) bindKeys(ch *amqp.Channel, exchange string, keys ...string) {
 	s.t.Helper()
 	for _, key := range keys {
@@ -118,8 +117,8 @@ func (s *scene) insert(eventType string, n int) {
 
 func (s *scene) run(pod string) {
 	s.t.Helper()
-	s.relays[pod], _ = beside.Start(s.t, pod, relayCommand(s.t, s.env[pod], "run"))
-	eventually(s.t, pod+" serves", func() bool {
+	s.relays[pod] = product.Start(s.t, pod, relayCommand(s.t, s.env[pod], "run"))
+	product.Until(s.t, pod+" serves", func() bool {
 		resp, err := http.Get("http://" + s.env[pod]["RELAY_HTTP_ADDR"] + "/health/live")
 		if err != nil {
 			return false
@@ -138,10 +137,11 @@ func (s *scene) count(sql string) (n int) {
 	return n
 }
 
-// play lets things go well, and then badly: each fault is over when Prometheus has seen what it does.
+// play lets things go well, and then badly: each fault is over when Prometheus has seen what it
+// does.
 func (s *scene) play() {
 	t, p := s.t, s.prometheus
-	load, _ := beside.Start(t, "load", relayCommand(t, map[string]string{"DATABASE_URL": s.db.DSN}, "load", "--rate", "50"))
+	load := product.Start(t, "load", relayCommand(t, map[string]string{"DATABASE_URL": s.db.DSN}, "load", "--rate", "50"))
 	p.until(`sum(up) == 2`)
 	p.until(`sum(outbox_shards_owned) == 1`)
 	p.until(`sum(outbox_published_events_total) > 50`)
@@ -159,7 +159,7 @@ func (s *scene) play() {
 	p.until(`ALERTS{alertname="OutboxSinkIsolated"}`)
 	s.rabbit.Thaw()
 	s.rabbit.Cut()
-	eventually(t, "the ledger is empty, but for dead letters", func() bool {
+	product.Until(t, "the ledger is empty, but for dead letters", func() bool {
 		return s.count(`SELECT count(*) FROM saga_outbox_delivery WHERE state <> 'dead'`) == 0
 	})
 

@@ -123,7 +123,7 @@ func TestExitCodeOfErrors(t *testing.T) {
 }
 
 // run reports every problem of every part at once.
-func TestRunTellsEverything(t *testing.T) {
+func TestRunReportsEverything(t *testing.T) {
 	_, err := execute(t, map[string]string{
 		"RELAY_LANES": "0", "RELAY_MODE": "magic", "METRICS_PORT": "70000", "RELAY_HTTP_ADDR": "127.0.0.1", "LOG_LEVEL": "LOUD", "BROKER_TYPE": "stdout,Stdout", "RELAY_STATUS_INTERVAL": "1h",
 	}, "run")

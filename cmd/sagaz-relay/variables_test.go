@@ -135,7 +135,7 @@ func TestSecretsDir(t *testing.T) {
 		{name: "Fallback", files: map[string]string{"BROKER_URL": "kafka:9092"}, want: func(c *sampleConfig) { c.Servers = "kafka:9092" }},
 		{name: "NotShown", files: map[string]string{"RELAY_PIN": "98x7"}, err: "RELAY_PIN=…: want a whole number"},
 		{name: "Unknown", files: map[string]string{"RELAY_TXET": "x"}, err: "RELAY_TXET in RELAY_SECRETS_DIR: no such setting: did you mean RELAY_TEXT?"},
-		{name: "ToldByYAML", yaml: "RELAY_SECRETS_DIR: /etc/sagaz", err: "RELAY_SECRETS_DIR: want it in the environment: it is read before everything else"},
+		{name: "SecretsDirInYAML", yaml: "RELAY_SECRETS_DIR: /etc/sagaz", err: "RELAY_SECRETS_DIR: want it in the environment: it is read before everything else"},
 		{name: "NoDirectory", env: map[string]string{"RELAY_SECRETS_DIR": "/nowhere"}, err: "RELAY_SECRETS_DIR: open /nowhere: no such file or directory"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

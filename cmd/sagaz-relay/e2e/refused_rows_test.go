@@ -107,7 +107,7 @@ func (p *process) showsUnmarked(rows int, cause string) {
 
 // A row from before a constraint that was added NOT VALID: it is delivered, and cannot be marked.
 // The others are, and a restart repeats nothing. When the constraint is gone, it gets its mark.
-func TestRowBesideAnInvalidConstraint(t *testing.T) {
+func TestRowNextToAnInvalidConstraint(t *testing.T) {
 	t.Parallel()
 	w := bareWorldAt(t, pgtest.Server(t, pgtest.Version()))
 	w.migrate() // no slot yet: what is there is found by the sweep
@@ -240,7 +240,7 @@ func (b lettersBox) wantOrder(ids []relay.UUID) {
 
 // The relay is killed between the publish and the entry: the event is delivered again, and unmarked
 // then.
-func TestKilledBeforeARefusedRowIsSetAside(t *testing.T) {
+func TestKilledBeforeARefusedRowHasItsEntry(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	b := newBox(t)

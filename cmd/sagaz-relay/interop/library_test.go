@@ -172,7 +172,7 @@ func copyRows(t *testing.T, from, to *pgtest.DB) {
 // digits has numbers that no float holds.
 const digits = `{"pi": 3.14159265358979323846264338327950288, "price": 12345678901234567.123456789, "zeros": 1.10}`
 
-func TestBesideTheLibrary(t *testing.T) {
+func TestAgainstTheLibrary(t *testing.T) {
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) { testBesideTheLibrary(t, newFixture(t, version)) })
 	}

@@ -404,7 +404,7 @@ func TestCreateWhileBusy(t *testing.T) {
 	for _, c := range []struct {
 		name, application string
 		ends              bool
-	}{{"by a former owner", applicationName, true}, {"by a stranger", "pg_recvlogical ", false}} {
+	}{{"by a former owner", applicationFor(""), true}, {"by a stranger", "pg_recvlogical ", false}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			a := newAccident(t, pgtest.New(t, pgtest.Migrated()))

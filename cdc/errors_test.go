@@ -291,7 +291,7 @@ func TestSlotBusy(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())
 		_ = start(t, newSource(t, config(db.DSN)), db.Name, newIntake(t)).stop()
-		pid := replicate(t, db, db.Name, applicationName+"of_another", "sagaz_outbox")
+		pid := replicate(t, db, db.Name, applicationFor("of_another"), "sagaz_outbox")
 		if err := openFails(t, db.DSN, db.Name); !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), pid) {
 			t.Errorf("got %v, want %v by pid %s", err, relay.ErrSlotBusy, pid)
 		}
@@ -310,7 +310,7 @@ func TestSlotBusy(t *testing.T) {
 			db := pgtest.New(t, pgtest.Migrated())
 			src := newSource(t, config(db.DSN))
 			_ = start(t, src, c.slot, newIntake(t)).stop()
-			pid := replicate(t, db, c.slot, applicationName+c.slot, "sagaz_outbox")
+			pid := replicate(t, db, c.slot, applicationFor(c.slot), "sagaz_outbox")
 			err := openFails(t, db.DSN, c.slot)
 			if !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid) || !strings.Contains(err.Error(), "ended") {
 				t.Errorf("got %v, want %v with pid %s ended", err, relay.ErrSlotBusy, pid)
@@ -330,7 +330,7 @@ func TestSlotBusy(t *testing.T) {
 		_ = start(t, newSource(t, config(db.DSN)), slot, newIntake(t)).stop()
 		role, _, dsn := db.Role(t, "REPLICATION")
 		exec(t, db, `GRANT SELECT ON saga_outbox TO `+role)
-		pid := replicate(t, db, slot, applicationName+slot, "sagaz_outbox")
+		pid := replicate(t, db, slot, applicationFor(slot), "sagaz_outbox")
 		if err := openFails(t, dsn, slot); !errors.Is(err, relay.ErrSlotBusy) || !strings.Contains(err.Error(), "pid "+pid) || !strings.Contains(err.Error(), "may not end") {
 			t.Errorf("got %v, want %v by pid %s", err, relay.ErrSlotBusy, pid)
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // The primary dies and the standby takes its place. With a slot that the standby has copied the
@@ -30,12 +31,12 @@ func TestFailover(t *testing.T) {
 			var setup *relay.SetupError
 			err := standby.Check(t.Context())
 			// it has not replayed the database yet
-			for tries := 0; !errors.Is(err, errStandby) && tries < 100; tries++ {
+			for tries := 0; !errors.Is(err, sessions.ErrStandby) && tries < 100; tries++ {
 				time.Sleep(100 * time.Millisecond)
 				err = standby.Check(t.Context())
 			}
-			if !errors.Is(err, errStandby) || errors.As(err, &setup) {
-				t.Errorf("Check of the standby: got %v, want %v, which passes", err, errStandby)
+			if !errors.Is(err, sessions.ErrStandby) || errors.As(err, &setup) {
+				t.Errorf("Check of the standby: got %v, want %v, which passes", err, sessions.ErrStandby)
 			}
 			a.in.pin()
 			known := a.in.Watermark()

@@ -50,18 +50,11 @@ func (s *Source) Holders(ctx context.Context, slot string) ([]relay.Holder, erro
 
 // ordinary opens a connection that is no walsender's.
 func (s *Source) ordinary(ctx context.Context) (*pgconn.PgConn, error) {
-	cfg := s.conn.Copy()
-	delete(cfg.RuntimeParams, "replication")
-	delete(cfg.RuntimeParams, "wal_sender_timeout")
-	cfg.RuntimeParams["application_name"] = "sagaz-relay look"
-	sessions.Pin(cfg, sessions.Options{})
-	// Somebody may have locked the table.
-	cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)
-	conn, err := pgconn.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, sessions.Cause(err)
-	}
-	return conn, nil
+	return sessions.OpenDirect(ctx, s.conn, sessions.Options{
+		Purpose: "look",
+		// Somebody may have locked the table.
+		Direct: map[string]string{"statement_timeout": strconv.FormatInt(s.cfg.WALSenderTimeout.Milliseconds(), 10)},
+	})
 }
 
 // logHolders logs what the making of a slot waits for, again and again, until the function that it

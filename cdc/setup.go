@@ -13,6 +13,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/columns"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // outboxTable is the table that the Python library and every application know. It is looked up by
@@ -84,10 +85,6 @@ func (s *session) query(ctx context.Context, sql string) ([][]string, error) {
 	return rows, nil
 }
 
-// errStandby is transient: somebody promotes the server, or the name in DATABASE_URL comes to lead
-// to the primary. The error of an ordinary connection reads the same (store.ErrStandby).
-var errStandby = errors.New("the server is a standby, which takes no writes; name the primary in DATABASE_URL, with several hosts add target_session_attrs=read-write")
-
 // inspect looks at table and publication, and for streaming at the connection and the settings too,
 // and reports what a person has to fix.
 func (s *session) inspect(ctx context.Context, publication string, streaming bool) (*outbox, error) {
@@ -101,9 +98,9 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 	s.dbname = row[4]
 	switch {
 	case row[5] == "t":
-		return nil, errStandby
+		return nil, sessions.ErrStandby
 	case streaming && row[6] != "walsender":
-		return nil, Pooler(fmt.Errorf("a %s answers, not a walsender", row[6]))
+		return nil, sessions.Pooler(fmt.Errorf("a %s answers, not a walsender", row[6]))
 	case streaming && row[0] != "logical":
 		return nil, WALLevel(row[0])
 	case row[1] == "":
@@ -267,10 +264,10 @@ func PublicationSQL(publication, table string, server int) string {
 func (s *session) createPublication(ctx context.Context, publication string, t *outbox) error {
 	_, err := s.query(ctx, PublicationSQL(publication, t.name, s.server))
 	switch {
-	case err == nil || hasCode(err, codeDuplicateObject):
+	case err == nil || sessions.Code(err) == sessions.DuplicateObject:
 		t.published = true
 		return nil
-	case hasCode(err, codePrivilege):
+	case sessions.Code(err) == sessions.NoPrivilege:
 		return s.publicationRefused(publication, t, err)
 	default:
 		return fmt.Errorf("create publication %q: %w", publication, err)
@@ -291,7 +288,7 @@ func ExaminePublication(ctx context.Context, conn *pgx.Conn, publication string)
 	s := ordinary(conn)
 	return relay.Examine(ctx, []relay.Look{{Check: "publication", Make: func(ctx context.Context) (string, []*relay.SetupError, error) {
 		table, err := s.inspect(ctx, publication, false)
-		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && !setup.Streaming || errors.Is(err, errStandby) {
+		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && !setup.Streaming || errors.Is(err, sessions.ErrStandby) {
 			return "", nil, nil // the store reports on the table itself
 		}
 		if err != nil {
@@ -313,6 +310,7 @@ func ordinary(conn *pgx.Conn) *session {
 	return &session{role: conn.Config().User, conn: conn.PgConn(), server: majorVersion(conn.PgConn().ParameterStatus("server_version"))}
 }
 
+// In a statement of the replication protocol there are no U&'…' and E'…' (term.Literal).
 func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
 

@@ -43,7 +43,7 @@ func TestSilenceIsWaitedOut(t *testing.T) {
 	cfg := quick(proxy.DSN)
 	src := newSource(t, cfg)
 	// a walsender that is busy does not look at the clock either
-	src.conn.RuntimeParams["wal_sender_timeout"] = "0"
+	src.walsender["wal_sender_timeout"] = "0"
 	r := start(t, src, db.Name, newIntake(t))
 	proxy.Freeze()
 	if err := r.ended(); err == nil {

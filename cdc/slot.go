@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // slot is a row of pg_replication_slots.
@@ -108,7 +109,7 @@ func (s *session) createSlot(ctx context.Context, name string, failover bool) (r
 		options = "(SNAPSHOT 'nothing', FAILOVER true)"
 	}
 	rows, err := s.query(ctx, fmt.Sprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput %s", quoteIdent(name), options))
-	if hasCode(err, codeDuplicateObject) {
+	if sessions.Code(err) == sessions.DuplicateObject {
 		return 0, fmt.Errorf("create slot %q: another relay was faster: %w", name, err)
 	}
 	if err != nil {
@@ -139,9 +140,9 @@ func (s *session) dropSlot(ctx context.Context, name string, seen *slot) error {
 			return err
 		}
 		return fmt.Errorf("%w: slot %q was made again, or read, by somebody just now", relay.ErrSlotBusy, name)
-	case err == nil || hasCode(err, codeUndefinedObject):
+	case err == nil || sessions.Code(err) == sessions.UndefinedObject:
 		return nil
-	case hasCode(err, codeInUse):
+	case sessions.Code(err) == sessions.InUse:
 		return s.busy(ctx, name, err)
 	default:
 		return fmt.Errorf("drop slot %q: %w", name, classify(err, s.role))

@@ -25,6 +25,7 @@ import (
 type Source struct {
 	cfg       Config
 	conn      *pgconn.Config
+	walsender map[string]string // what a replication connection asks for
 	log       hclog.Logger
 	lookEvery time.Duration // see stream.watch
 
@@ -42,17 +43,12 @@ type Source struct {
 
 var _ relay.Source = (*Source)(nil)
 
-// applicationName marks our walsenders in pg_stat_replication; the slot's name follows. By it a
-// relay recognises a connection that a former owner of the slot has left behind.
-const applicationName = "sagaz-relay slot "
+// purposeOf is what our walsender for a slot is for, and applicationFor its name in
+// pg_stat_replication. By it a relay recognises a connection that a former owner of the slot has
+// left behind.
+func purposeOf(slot string) string { return "slot " + slot }
 
-// applicationFor is the application_name of our connection for a slot, as the server keeps it: in
-// 63 bytes (NAMEDATALEN - 1). A slot's own name may have as many. It has ASCII letters only, so
-// nothing else is changed.
-func applicationFor(slot string) string {
-	name := applicationName + slot
-	return name[:min(len(name), 63)]
-}
+func applicationFor(slot string) string { return sessions.Name(purposeOf(slot)) }
 
 // New returns a source. It makes no connection; the error is about the configuration.
 func New(cfg Config, log hclog.Logger) (*Source, error) {
@@ -64,12 +60,14 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 		return nil, err
 	}
 	conn := &address.Config
-	conn.RuntimeParams["replication"] = "database"
-	conn.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms"
 	// PostgreSQL 18 warns when it leaves out the rows of a publication that it does not find. That
 	// must not be turned off.
 	conn.RuntimeParams["client_min_messages"] = "warning"
-	return &Source{cfg: cfg, conn: conn, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool), unfiltered: make(map[string]bool)}, nil
+	walsender := map[string]string{
+		"replication":        "database",
+		"wal_sender_timeout": strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms",
+	}
+	return &Source{cfg: cfg, conn: conn, walsender: walsender, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool), unfiltered: make(map[string]bool)}, nil
 }
 
 // session is a replication connection before it streams; it takes SQL by the simple protocol.
@@ -82,35 +80,33 @@ type session struct {
 }
 
 func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
-	cfg := s.conn.Copy()
-	cfg.RuntimeParams["application_name"] = applicationFor(slot)
-	sess := &session{role: cfg.User}
-	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		sess.in = newReader(r)
-		return pgproto3.NewFrontend(sess.in, w)
-	}
-	sessions.Pin(cfg, sessions.Options{})
+	sess := &session{role: s.conn.User}
 	var conn *pgconn.PgConn
 	// The walsender that we have just closed, or that of the slot's former owner, may need a moment
 	// to go.
 	end := time.Now().Add(walsenderPatience)
 	err := relay.Retry(ctx, relay.Backoff{Min: walsenderPatience / 20, Max: walsenderPatience / 20}, func() (err error) {
-		conn, err = pgconn.ConnectConfig(ctx, cfg)
+		conn, err = sessions.OpenDirect(ctx, s.conn, sessions.Options{
+			Purpose: purposeOf(slot),
+			Direct:  s.walsender,
+			Frontend: func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+				sess.in = newReader(r)
+				return pgproto3.NewFrontend(sess.in, w)
+			},
+		})
 		return err
 	}, func(err error, _ time.Duration) bool {
-		return hasCode(err, codeTooManyConnections) && time.Now().Before(end)
+		return sessions.Code(err) == sessions.TooManyConnections && time.Now().Before(end)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s for replication: %w", sessions.AddressOf(s.conn), classifyConnect(sessions.Cause(err), s.conn.User))
+		return nil, fmt.Errorf("connect to %s for replication: %w", sessions.AddressOf(s.conn), sessions.RefusedReplication(err, s.conn.User))
 	}
 	sess.conn = conn
-	sess.server = majorVersion(conn.ParameterStatus("server_version"))
-	if sess.server < oldestServer {
+	version := conn.ParameterStatus("server_version")
+	sess.server = majorVersion(version)
+	if err := sessions.TooOld(sess.server, version); err != nil {
 		_ = conn.Close(ctx)
-		return nil, &relay.SetupError{
-			Problem: fmt.Sprintf("PostgreSQL %s is too old", conn.ParameterStatus("server_version")),
-			Fix:     fmt.Sprintf("use PostgreSQL %d or later", oldestServer),
-		}
+		return nil, err
 	}
 	return sess, nil
 }
@@ -118,9 +114,6 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 // walsenderPatience is how long a server without a free connection or walsender is asked again
 // before that is reported.
 const walsenderPatience = 2 * time.Second
-
-// oldestServer is the first version with pgoutput's binary option.
-const oldestServer = 14
 
 // majorVersion takes 17 out of "17.6 (Debian …)" and 18 out of "18beta1".
 func majorVersion(version string) int {
@@ -262,7 +255,7 @@ func (s *Source) notStarted(ctx context.Context, sess *session, slot string, err
 	if sess.untilReady(ctx) != nil {
 		return err
 	}
-	if hasCode(err, codeInUse) {
+	if sessions.Code(err) == sessions.InUse {
 		return sess.busy(ctx, slot, err)
 	}
 	there, look := sess.slotState(ctx, slot)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // stream is one replication connection that has been started. Run is called at most once, and Close
@@ -126,7 +127,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		s.source.wasSilent(s.slot)
 		return fmt.Errorf("receive from slot %q: the server has been silent for %s", s.slot, s.in.silence)
-	case hasCode(err, codeUndefinedObject):
+	case sessions.Code(err) == sessions.UndefinedObject:
 		// The publication is not there as of the position that pgoutput decodes.
 		return s.source.gone(s.slot, relay.GonePublication, err)
 	case isUnreadable(err) && s.source.stumbled(s.slot, s.dec.At()):
@@ -155,7 +156,7 @@ func (s *stream) receive(ctx context.Context) error {
 			// From PostgreSQL 18 on, "skipped loading publication": it goes on without the rows.
 			// The code alone is not enough: a standby of synchronized_standby_slots that is away
 			// has the same (slot.c), and delays everything without losing anything.
-			if m.Code == codePrerequisite && m.SeverityUnlocalized == "WARNING" && m.File == "pgoutput.c" {
+			if m.Code == sessions.NotInState && m.SeverityUnlocalized == "WARNING" && m.File == "pgoutput.c" {
 				return s.source.gone(s.slot, relay.GonePublication, pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(m)))
 			}
 		case *pgproto3.CopyDone:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc/pgoutput"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // What a stream cannot read stops it at that place, at each try. It may be a row that the server
@@ -61,7 +62,7 @@ func isUnreadable(err error) bool {
 		// data that cannot be converted, a text longer than the server can make, damage
 		return true
 	}
-	return pg.Code == codeOutOfMemory
+	return pg.Code == sessions.OutOfMemory
 }
 
 // readsText reports whether a slot is read as text.

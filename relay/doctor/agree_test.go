@@ -12,6 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -30,7 +31,7 @@ func starts(t *testing.T, cfg Config) []error {
 	}
 	errs := []error{rows.Check(t.Context())}
 	// A start gets no further.
-	if cfg.Mode == relay.ModePolling || errs[0] != nil && !errors.Is(errs[0], store.ErrStandby) {
+	if cfg.Mode == relay.ModePolling || errs[0] != nil && !errors.Is(errs[0], sessions.ErrStandby) {
 		return errs
 	}
 	stream := cdc.DefaultConfig()

@@ -62,7 +62,7 @@ func (ex *exam) examined(all ...relay.Examined) {
 			ex.refuses(e.Check, f)
 		}
 		switch {
-		case errors.Is(e.Err, store.ErrStandby):
+		case errors.Is(e.Err, sessions.ErrStandby):
 			problem, fix, _ := strings.Cut(e.Err.Error(), "; ")
 			ex.add(Finding{Check: e.Check, Severity: Broken, Summary: problem, Why: "The relay marks rows: it has to reach the primary, and waits for it.", Fix: []Step{do("%s", fix)}})
 		case e.Err != nil:

@@ -14,10 +14,11 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
-// newestServer is tested, as are those from store.OldestServer on.
+// newestServer is tested, as are those from sessions.OldestServer on.
 const newestServer = 18
 
 func (ex *exam) checkDatabase(ctx context.Context) {
@@ -51,7 +52,7 @@ func (ex *exam) checkDatabase(ctx context.Context) {
 	where := fmt.Sprintf("PostgreSQL %s at %s:%d, database %s, role %s", firstWord(version), cfg.Host, cfg.Port, ex.dbname, ex.role)
 	switch {
 	case ex.version > newestServer:
-		ex.add(Finding{Check: check, Severity: Note, Summary: fmt.Sprintf("%s: tested are %d to %d", where, store.OldestServer, newestServer)})
+		ex.add(Finding{Check: check, Severity: Note, Summary: fmt.Sprintf("%s: tested are %d to %d", where, sessions.OldestServer, newestServer)})
 	default:
 		ex.ok(check, "%s", where)
 	}
@@ -140,7 +141,7 @@ func (ex *exam) checkPooler(ctx context.Context) {
 		case errors.As(err, &pg) && strings.Contains(pg.Message, "startup parameter"):
 			sign = "it refuses settings at the start of a session (" + pg.Message + ")"
 		case err != nil:
-			ex.unknown(check, store.ConnectCause(err))
+			ex.unknown(check, sessions.Cause(err))
 			return
 		case got != idle:
 			sign = "settings at the start of a session are lost"
@@ -152,7 +153,7 @@ func (ex *exam) checkPooler(ctx context.Context) {
 	case !stream:
 		ex.add(Finding{Check: check, Severity: Note, Summary: "one is in between: " + sign, Why: "With RELAY_MODE=polling that works; a dead relay is replaced after RELAY_LEASE_TTL only."})
 	default:
-		ex.refuses(check, cdc.Pooler(errors.New(sign)))
+		ex.refuses(check, sessions.Pooler(errors.New(sign)))
 	}
 }
 

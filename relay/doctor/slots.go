@@ -12,6 +12,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/term"
+	"github.com/sagaz-relay/relay/relay/sessions"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -70,7 +71,7 @@ func (ex *exam) checkSendersFree(ctx context.Context) {
 		return
 	}
 	if wanted := len(ex.cfg.Slots) - active; most-used < wanted {
-		ex.refuses(check, cdc.NoSenderFree(fmt.Errorf("%d of max_wal_senders = %d in use, %d more needed", used, most, wanted)))
+		ex.refuses(check, sessions.NoSenderFree(fmt.Errorf("%d of max_wal_senders = %d in use, %d more needed", used, most, wanted)))
 		return
 	}
 	ex.ok(check, "%d of max_wal_senders = %d in use", used, most)

@@ -2,15 +2,14 @@ package repair
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // Replay chooses the events to deliver once more. An empty field does not choose.
@@ -233,10 +232,7 @@ func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, a
 // needs.
 func restoring(err error, role string) error {
 	err = fmt.Errorf("copy rows back from saga_outbox_archive: %w", err)
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" {
-		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: "GRANT INSERT ON saga_outbox TO " + pgx.Identifier{role}.Sanitize() + ";"}
-	}
-	return err
+	return sessions.LacksRight(err, "GRANT INSERT ON saga_outbox TO "+pgx.Identifier{role}.Sanitize()+";")
 }
 
 // present locks the events' rows and returns which there are.

@@ -77,22 +77,21 @@ type Options struct {
 	Purpose string            // shown in pg_stat_activity
 	Direct  map[string]string // parameters for a session that is ours alone, without a pooler
 	Creates bool              // the session makes tables; see doc.go
+
+	// Frontend, where it is not nil, reads and writes the protocol.
+	Frontend func(r io.Reader, w io.Writer) *pgproto3.Frontend
 }
 
 // Open makes an ordinary session. cfg is not changed; its query mode stays, but for one through a
 // pooler, which can prepare nothing.
 func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error) {
 	direct := cfg.Copy()
-	for name, value := range o.Direct {
-		set(direct.RuntimeParams, name, value)
-	}
-	set(direct.RuntimeParams, "application_name", Name(o.Purpose))
-	Pin(&direct.Config, o)
+	pin(&direct.Config, o)
 	conn, err := pgx.ConnectConfig(ctx, direct)
 	switch {
 	case err == nil:
 		return conn, nil
-	case errors.Is(err, ErrPooler), code(err) == codeProtocolViolation:
+	case errors.Is(err, ErrPooler), Code(err) == protocolViolation:
 	default:
 		return nil, Refused(Cause(err))
 	}
@@ -115,19 +114,35 @@ func Open(ctx context.Context, cfg *pgx.ConnConfig, o Options) (*pgx.Conn, error
 	return conn, nil
 }
 
+// OpenDirect makes a session for those who speak the protocol themselves, and which has to be ours
+// alone: through a pooler it does not open (ErrPooler). cfg is not changed. What the server says is
+// the caller's to sort: a look that finds no connection is no reason to end what goes on beside it.
+func OpenDirect(ctx context.Context, cfg *pgconn.Config, o Options) (*pgconn.PgConn, error) {
+	direct := cfg.Copy()
+	pin(direct, o)
+	conn, err := pgconn.ConnectConfig(ctx, direct)
+	if err != nil {
+		return nil, Cause(err)
+	}
+	return conn, nil
+}
+
 // ErrPooler means that a pooler has started the session.
 var ErrPooler = errors.New("settings at the start of a session are lost")
 
-// Pin prepares a configuration for one connection, so that its session is as doc.go has it. It
-// comes after all that the caller changes in the configuration itself.
-func Pin(cfg *pgconn.Config, o Options) {
+// pin prepares a configuration for one connection, so that its session is as doc.go has it.
+func pin(cfg *pgconn.Config, o Options) {
 	for name, value := range settings {
 		set(cfg.RuntimeParams, name, value)
 	}
+	for name, value := range o.Direct {
+		set(cfg.RuntimeParams, name, value)
+	}
+	set(cfg.RuntimeParams, "application_name", Name(o.Purpose))
 	set(cfg.RuntimeParams, directSetting, "yes")
 	delete(cfg.RuntimeParams, "transaction_timeout") // only newer servers know it; see prepare
 	var out *qualifier
-	build := cfg.BuildFrontend
+	build := o.Frontend
 	if build == nil {
 		build = pgproto3.NewFrontend
 	}

@@ -30,7 +30,7 @@ const (
 func (s *Store) Before(ctx context.Context, slot string) (relay.Before, error) {
 	conn, err := s.connect(ctx, "check")
 	if err != nil {
-		return relay.Before{}, setup(err)
+		return relay.Before{}, err
 	}
 	defer closeConn(conn)
 	return ReadBefore(ctx, conn, slot)

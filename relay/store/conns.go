@@ -45,7 +45,7 @@ func (l *lease) onConn(ctx context.Context, purpose string, f func(context.Conte
 func (l *lease) openConn(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	conn, err := l.store.connect(ctx, purpose+" "+l.slot)
 	if err != nil {
-		return nil, setup(err)
+		return nil, err
 	}
 	if isPooled(conn) {
 		return conn, nil

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,13 +12,6 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
-
-// ErrStandby is transient: somebody promotes the server, or the name in DATABASE_URL comes to lead
-// to the primary.
-var ErrStandby = errors.New("the server is a standby, which takes no writes; name the primary in DATABASE_URL, with several hosts add target_session_attrs=read-write")
-
-// OldestServer is the first version that the relay works with.
-const OldestServer = 14
 
 // Examine checks everything that a relay needs of the tables and the server: for a way to mark,
 // with or without a retention that removes rows, with or without an archive. It is what Check
@@ -61,10 +53,10 @@ func (x *demands) server(ctx context.Context) (fine string, faults []*relay.Setu
 	switch {
 	case err != nil:
 		return "", nil, setup(err)
-	case version < OldestServer:
-		faults = append(faults, &relay.SetupError{Problem: fmt.Sprintf("PostgreSQL %s is too old", full), Fix: fmt.Sprintf("use PostgreSQL %d or later", OldestServer)})
+	case version < sessions.OldestServer:
+		faults = append(faults, sessions.TooOld(version, full))
 	case standby:
-		return "", nil, ErrStandby
+		return "", nil, sessions.ErrStandby
 	case readOnly: // a pooler's sessions are as the role has them
 		faults = append(faults, &relay.SetupError{Problem: "sessions of the role are read only", Fix: "ALTER ROLE … RESET default_transaction_read_only (or the same of the database)"})
 	}

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -31,7 +30,7 @@ func open(ctx context.Context, databaseURL string, o sessions.Options) (*pgx.Con
 	address.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := sessions.Open(ctx, address.ConnConfig, o)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", address, setup(err))
+		return nil, fmt.Errorf("connect to %s: %w", address, err)
 	}
 	describe(conn)
 	return conn, nil
@@ -44,8 +43,5 @@ func ConnectCause(err error) error { return sessions.Cause(err) }
 // Diagnose turns a server's error that a person has to fix into a *relay.SetupError, and leaves any
 // other as it is.
 func Diagnose(err error) error {
-	if done := (*relay.SetupError)(nil); err == nil || errors.As(err, &done) {
-		return err
-	}
 	return setup(err)
 }

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // fence is what the first statement of a writing transaction notes in the slot's row.
@@ -104,11 +104,7 @@ func (l *lease) Confirm(ctx context.Context, lsn relay.LSN) error {
 	return nil
 }
 
-// codeLockNotAvailable is the SQLSTATE of a wait that lock_timeout has ended.
-const codeLockNotAvailable = "55P03"
-
 // isLocked reports whether err is that a lock was not free in time.
 func isLocked(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == codeLockNotAvailable
+	return sessions.Code(err) == sessions.LockNotAvailable
 }

@@ -86,7 +86,7 @@ func (s *Store) noteWaiting(slot string, err error) {
 func (s *Store) contend(ctx context.Context, slot string, log hclog.Logger) (_ *lease, err error) {
 	conn, err := s.connect(ctx, "lease "+slot)
 	if err != nil {
-		return nil, setup(err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {

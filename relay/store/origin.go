@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // A marking session has a replication origin, so that a server from 16 on drops our own updates
@@ -30,8 +30,6 @@ const (
 
 	former = `roname IN ('sagaz_relay_' || $1::text || '_a', 'sagaz_relay_' || $1::text || '_b')`
 )
-
-const codeInUse = "55006"
 
 // originPatience is how long a predecessor's session, which was just ended, may take to let the
 // origin go.
@@ -73,8 +71,7 @@ func takeOrigin(ctx context.Context, conn *pgx.Conn, slot string) error {
 		_, err := conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
 		return err
 	}, func(err error, _ time.Duration) bool {
-		var pg *pgconn.PgError
-		return errors.As(err, &pg) && pg.Code == codeInUse && time.Now().Before(end)
+		return sessions.Code(err) == sessions.InUse && time.Now().Before(end)
 	})
 	if err == nil && formers {
 		_, _ = conn.Exec(ctx, formerOriginsSQL, slot) // not ours to insist

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/columns"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // Rows are read in pieces of at most so many, and of about so many bytes as they are stored. What
@@ -228,7 +229,7 @@ func isUnreadable(err error) bool {
 	if strings.HasPrefix(pg.Code, "42") {
 		return causeOf(err).raised
 	}
-	return blames(context.Background(), err) == blameRow || pg.Code == "53200" // out of memory
+	return blames(context.Background(), err) == blameRow || pg.Code == sessions.OutOfMemory
 }
 
 // rowTypes are the types of the columns that are delivered, as the server sends them with rows.

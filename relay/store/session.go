@@ -24,7 +24,7 @@ type marks struct {
 func (l *lease) openMarks(ctx context.Context) error {
 	conn, err := l.store.connect(ctx, "marks "+l.slot)
 	if err != nil {
-		return setup(err)
+		return err
 	}
 	l.marks.seen = snapshot{} // it may be another server
 	if isPooled(conn) {

@@ -63,9 +63,9 @@ func setup(err error) error {
 		return err
 	}
 	switch pg.Code {
-	case "42P01":
+	case sessions.UndefinedTable:
 		return &relay.SetupError{Problem: "a table of the relay is missing", Err: err, Fix: "run: sagaz-relay migrate"}
-	case "42703":
+	case sessions.UndefinedColumn:
 		if strings.Contains(pg.Message, "saga_outbox_archive") {
 			return archiveError(err, "", nil)
 		}
@@ -79,10 +79,8 @@ func setup(err error) error {
 			Problem: "saga_outbox_archive computes a column by itself, which it has to take from saga_outbox", Err: err,
 			Fix: "ALTER TABLE saga_outbox_archive ALTER COLUMN … DROP EXPRESSION (a virtual column: make a new archive, CREATE TABLE … (LIKE saga_outbox INCLUDING ALL EXCLUDING GENERATED)), or set RELAY_MARK to update or delete",
 		}
-	case "42501":
-		return &relay.SetupError{Problem: "the role of DATABASE_URL lacks a right", Err: err, Fix: Grants("the_role")}
 	}
-	return err
+	return sessions.LacksRight(err, Grants("the_role"))
 }
 
 // archiveError is the error that rows cannot be moved whole, with the fix where that is known.
@@ -122,7 +120,7 @@ func (s *Store) statements() []string {
 func (s *Store) Check(ctx context.Context) error {
 	conn, err := s.connect(ctx, "check")
 	if err != nil {
-		return setup(err)
+		return err
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing depends on it
 	return relay.FirstFault(s.examine(ctx, conn))

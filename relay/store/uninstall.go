@@ -64,9 +64,8 @@ func Belongings(ctx context.Context, conn *pgx.Conn, slots []string, publication
 		return nil, err
 	}
 	origins, _, err := Origins(ctx, conn, slots)
-	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && pg.Code == "42501":
+	case sessions.Code(err) == sessions.NoPrivilege:
 		all = append(all, Belonging{Kind: "origin", Name: "sagaz_relay_…", Stays: true, Note: "as a superuser: GRANT SELECT ON pg_replication_origin TO …; the role may not look"})
 	case err != nil:
 		return nil, err
@@ -135,9 +134,9 @@ func Remove(ctx context.Context, conn *pgx.Conn, all []Belonging) bool {
 		_, err := conn.Exec(ctx, b.sql)
 		var pg *pgconn.PgError
 		switch {
-		case err == nil, errors.As(err, &pg) && pg.Code == "42704": // undefined_object
+		case err == nil, sessions.Code(err) == sessions.UndefinedObject:
 			b.Removed = true
-		case errors.As(err, &pg) && pg.Code == "42501":
+		case sessions.Code(err) == sessions.NoPrivilege && errors.As(err, &pg):
 			b.Error, done = pg.Message+"; as a superuser or its owner: "+b.sql+";", false
 		default:
 			b.Error, done = err.Error(), false

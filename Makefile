@@ -142,8 +142,8 @@ chaos: bin/testenv ## random faults under load, judged event by event (DURATION=
 		bin/testenv -race -postgres=none -- go test -race -count=1 -timeout 0 -run '^TestChaos$$' -v $(TESTFLAGS) ./cmd/sagaz-relay/chaos
 
 .PHONY: docs
-docs: ## docs/settings.md from the comments of the Config structs, docs/metrics.md from the metrics' help, dashboards
-	go test ./cmd/sagaz-relay -run '^TestSettingsDocument$$' -args -update
+docs: ## docs/settings.md from the comments of the Config structs, docs/metrics.md from the metrics' help, rights, dashboards
+	go test ./cmd/sagaz-relay -run '^Test(Settings|Rights)Document$$' -args -update
 	go test ./relay -run '^TestMetricsOfTheContract$$' -args -update
 	go run ./internal/dashboards
 	cd $(CHECKS) && go test ./monitoring -run '^TestOperatorRules$$' -args -update

@@ -15,9 +15,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
-var update = flag.Bool("update", false, "write docs/settings.md and explained.go (make docs)")
+var update = flag.Bool("update", false, "write docs/settings.md, the rights in docs/operating.md, and explained.go (make docs)")
 
 const (
 	settingsDocument = "../../docs/settings.md"
@@ -97,6 +99,14 @@ func TestSettingsDocument(t *testing.T) {
 	before, _, after := cutDocument(t, settingsDocument, settingsBegin, settingsEnd)
 	isUpToDate(t, settingsDocument, before+settingsBegin+tables.String()+settingsEnd+after)
 	isUpToDate(t, "explained.go", string(formatted))
+}
+
+// TestRightsDocument makes the rights in docs/operating.md out of the table by which a start checks
+// them.
+func TestRightsDocument(t *testing.T) {
+	const name, begin, end = "../../docs/operating.md", "CREATE ROLE relay LOGIN REPLICATION PASSWORD 'secret';\n", "```\n"
+	before, _, after := cutDocument(t, name, begin, end)
+	isUpToDate(t, name, before+begin+store.RightsDocument("relay")+end+after)
 }
 
 // cutDocument returns what is before, between and after two lines of a document.

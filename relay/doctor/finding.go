@@ -57,6 +57,14 @@ func do(format string, args ...any) Step { return Step{Do: fmt.Sprintf(format, a
 
 func sql(format string, args ...any) Step { return Step{SQL: fmt.Sprintf(format, args...)} }
 
+func statements(all []string) []Step {
+	steps := make([]Step, 0, len(all))
+	for _, s := range all {
+		steps = append(steps, sql("%s", s))
+	}
+	return steps
+}
+
 func run(format string, args ...any) Step { return Step{Run: fmt.Sprintf(format, args...)} }
 
 // count renders a number of things, whose name takes an s.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/sagaz-relay/relay/migrations"
+	"github.com/sagaz-relay/relay/relay/store"
 )
 
 var (
@@ -25,7 +26,7 @@ func (ex *exam) checkMigrations(ctx context.Context) {
 	case there && !readable:
 		ex.add(Finding{
 			Check: check, Severity: Unknown, Summary: "could not be found out: saga_outbox_migrations may not be read",
-			Fix: []Step{sql(`GRANT SELECT ON saga_outbox_migrations TO %s;`, ex.role)},
+			Fix: []Step{sql("%s", store.MigrationsGrant(ex.role))},
 		})
 		return
 	case there:

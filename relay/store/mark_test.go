@@ -589,7 +589,7 @@ func TestMarkOrigin(t *testing.T) {
 			t.Errorf("the server decodes %d marks of a session without origin, want 10", got)
 		}
 		release(t, l)
-		if got := log.String(); !strings.Contains(got, "without a replication origin") || !strings.Contains(got, "grant EXECUTE on pg_replication_origin_create(text)") {
+		if got := log.String(); !strings.Contains(got, "without a replication origin") || !strings.Contains(got, "GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text)") {
 			t.Errorf("the log does not say how to fix it: %s", got)
 		}
 

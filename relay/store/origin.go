@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,7 +45,7 @@ func (l *lease) setOrigin(ctx context.Context, conn *pgx.Conn) {
 	if err == nil {
 		return
 	}
-	fix := "as a superuser, grant EXECUTE on pg_replication_origin_create(text), pg_replication_origin_session_setup(text) and SELECT on pg_replication_origin"
+	fix := "as a superuser: " + strings.Join(OriginGrants(pgx.Identifier{conn.Config().User}.Sanitize()), " ")
 	if errors.Is(err, errLastOrigin) {
 		fix = "look for origins that are not needed: sagaz-relay doctor; or raise max_replication_slots (from PostgreSQL 18 on max_active_replication_origins)"
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sagaz-relay/relay/internal/variables"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
@@ -34,8 +35,8 @@ func (s *settings) sinksByDefault() (*relay.SinksByDefault, error) {
 
 // settingOf is a setting that only that kind of sink reads and that has a value, or empty.
 func (s *settings) settingOf(kind string) string {
-	for _, f := range fieldsOf(s.sinks[kind]) {
-		name := f.names[0]
+	for _, f := range variables.Fields(s.sinks[kind]) {
+		name := f.Names[0]
 		source := s.sources[name]
 		switch {
 		case source == "" || !strings.Contains(name, strings.ToUpper(kind)):

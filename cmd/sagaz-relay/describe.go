@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/cdc"
+	"github.com/sagaz-relay/relay/internal/variables"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/encode"
@@ -59,14 +60,14 @@ func (s *settings) variables() []variable {
 	var all []variable
 	seen := make(map[string]bool)
 	for _, c := range s.configs() {
-		for _, f := range fieldsOf(c) {
-			if seen[f.names[0]] {
+		for _, f := range variables.Fields(c) {
+			if seen[f.Names[0]] {
 				continue
 			}
-			seen[f.names[0]] = true
-			value := showValue(f.value)
+			seen[f.Names[0]] = true
+			value := showValue(f.Value)
 			all = append(all, variable{
-				names: f.names, fallback: f.fallback, value: value, shown: f.show(value), secret: f.secret == secretTrue || f.secret == secretURL,
+				names: f.Names, fallback: f.Fallback, value: value, shown: f.Show(value), secret: f.Secret == variables.Secret || f.Secret == variables.SecretDatabase,
 			})
 		}
 	}

@@ -88,7 +88,7 @@ func jsonLine(name string, level hclog.Level, msg string, args ...any) []byte {
 		line = appendJSON(line, plain(args[i+1]))
 	}
 	line = append(line, '}', '\n')
-	return term.JSON([]byte(redacted.text(string(line))))
+	return term.JSON([]byte(redacted.Text(string(line))))
 }
 
 // plain keeps numbers, booleans and strings, and renders everything else as its own text.

@@ -55,7 +55,7 @@ func run(args []string) int {
 }
 
 // errorText is an error as people see it: others wrote parts of it.
-func errorText(err error) string { return term.Lines(redacted.text(err.Error())) }
+func errorText(err error) string { return term.Lines(redacted.Text(err.Error())) }
 
 // terminationLog is the file whose content Kubernetes shows as the reason why a container ended
 // (kubectl describe pod). The kubelet makes it.

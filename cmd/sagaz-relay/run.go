@@ -214,7 +214,7 @@ func flushAtEnd(ctx context.Context, tracer *traces.Tracer, drain time.Duration)
 func (s *settings) httpSide(bind, version, revision string) admin.Config {
 	cfg := s.admin
 	cfg.Addr, cfg.Version, cfg.Revision = bind, version, revision
-	cfg.Database, cfg.Redact = s.lookAtDatabase, redacted.bytes
+	cfg.Database, cfg.Redact = s.lookAtDatabase, redacted.Bytes
 	return cfg
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/variables"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/encode"
@@ -81,6 +82,11 @@ type settings struct {
 	warnings []string
 }
 
+// configError is a setting that cannot be used.
+type configError struct{ error }
+
+func (e configError) Unwrap() error { return e.error }
+
 // loadSettings reads the variables. Its error is only about what makes them unreadable; each
 // command validates what it uses.
 func loadSettings(lookup func(string) (string, bool), environ []string, configFile string) (*settings, error) {
@@ -89,13 +95,13 @@ func loadSettings(lookup func(string) (string, bool), environ []string, configFi
 	if err == nil {
 		s.relay.WorkerID, s.store.Owner = host, host
 	}
-	v := newVariables(lookup, configFile)
+	v := variables.New(lookup, configFile)
 	for _, config := range s.configs() {
-		v.fill(config)
+		v.Fill(config)
 	}
-	v.strangers(environ)
-	redacted.know(s.secrets())
-	s.errs, s.sources, s.warnings = v.errs, v.sources, v.typos(environ)
+	v.Strangers(environ)
+	redacted.Know(s.secrets())
+	s.errs, s.sources, s.warnings = v.Errs, v.Sources, v.Typos(environ)
 	if len(s.errs) == 0 && s.cdc.DatabaseURL != "" {
 		if err := resolved(s.cdc.DatabaseURL); err != nil {
 			s.errs = append(s.errs, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/variables"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 )
 
@@ -69,15 +70,15 @@ func explain(w io.Writer, names []string) error {
 	for i, name := range names {
 		found := slices.DeleteFunc(allVariables(), func(v variable) bool { return v.fallback != name && !slices.Contains(v.names, name) })
 		if len(found) == 0 {
-			known := newVariables(func(string) (string, bool) { return "", false }, "")
+			known := variables.New(func(string) (string, bool) { return "", false }, "")
 			for _, c := range defaultSettings().configs() {
-				known.fill(c)
+				known.Fill(c)
 			}
 			hint := ""
-			if near := known.nearest(name); near != "" {
+			if near := known.Nearest(name); near != "" {
 				hint = ": did you mean " + near + "?"
 			}
-			return usageError{fmt.Errorf("%s: no such setting%s", shownName(name), hint)}
+			return usageError{fmt.Errorf("%s: no such setting%s", variables.ShownName(name), hint)}
 		}
 		for j, v := range found {
 			if i+j > 0 {

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/sagaz-relay/relay/internal/variables"
 )
 
 func TestSettingsCommand(t *testing.T) {
@@ -126,11 +128,11 @@ func TestTypos(t *testing.T) {
 		"METRIC_PORT": "METRICS_PORT", "LOGLEVEL": "LOG_LEVEL", "KAFKA_SASL_PASWORD": "KAFKA_SASL_PASSWORD", "WORKERID": "WORKER_ID",
 		"PATH": "", "HOME": "", "KAFKA_OTHER": "", "OTEL_BLRP_SCHEDULE_DELAY": "", "OTEL_METRICS_EXPORTER": "", "DATABASE_URL": "", "MAX_RETRIES_X_Y": "",
 	} {
-		v := newVariables(func(string) (string, bool) { return "", false }, "")
+		v := variables.New(func(string) (string, bool) { return "", false }, "")
 		for _, c := range defaultSettings().configs() {
-			v.fill(c)
+			v.Fill(c)
 		}
-		got := strings.Join(v.typos([]string{name + "=S3NT1NEL", "METRIC_PORT=tcp://10.0.0.1:80", name + "S="}), "\n")
+		got := strings.Join(v.Typos([]string{name + "=S3NT1NEL", "METRIC_PORT=tcp://10.0.0.1:80", name + "S="}), "\n")
 		if strings.Contains(got, sentinel) {
 			t.Errorf("%s: the value is shown: %s", name, got)
 		}

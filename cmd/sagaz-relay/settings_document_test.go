@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sagaz-relay/relay/internal/variables"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -42,8 +43,8 @@ func TestSettingsDocument(t *testing.T) {
 	for _, config := range defaultSettings().configs() {
 		comments := commentsOf(t, reflect.TypeOf(config).Elem())
 		var rows strings.Builder
-		for _, f := range fieldsOf(config) {
-			name := f.names[0]
+		for _, f := range variables.Fields(config) {
+			name := f.Names[0]
 			if seen[name] {
 				continue
 			}
@@ -54,12 +55,12 @@ func TestSettingsDocument(t *testing.T) {
 				continue
 			}
 			texts[name] = c.text
-			names := "`" + strings.Join(f.names, "` or `") + "`"
-			if f.fallback != "" {
-				names += ", else `" + f.fallback + "`"
+			names := "`" + strings.Join(f.Names, "` or `") + "`"
+			if f.Fallback != "" {
+				names += ", else `" + f.Fallback + "`"
 			}
 			shown := c.otherwise
-			if value := showValue(f.value); value != "" {
+			if value := showValue(f.Value); value != "" {
 				shown = "`" + value + "`"
 			}
 			meaning := codeSpans(c.text)
@@ -182,10 +183,10 @@ func commentsOf(t *testing.T, s reflect.Type) map[string]comment {
 	if fields == nil {
 		t.Fatalf("%s is not declared in %s", s, dir)
 	}
-	variables := make(map[string]string) // by the fields' names
-	for i, f := range tagsOf(s) {
-		if f != nil {
-			variables[s.Field(i).Name] = f.names[0]
+	settings := make(map[string]string) // by the fields' names
+	for i := range s.NumField() {
+		if f, err := variables.ParseTag(s.Field(i).Name, s.Field(i).Tag); err == nil && f != nil {
+			settings[s.Field(i).Name] = f.Names[0]
 		}
 	}
 	identifier := regexp.MustCompile(`\b[A-Z]\w+\b`)
@@ -193,11 +194,11 @@ func commentsOf(t *testing.T, s reflect.Type) map[string]comment {
 	var shared comment
 	together := make(map[string]int) // how many fields share a comment
 	for _, f := range fields.List {
-		if len(f.Names) == 0 || variables[f.Names[0].Name] == "" {
+		if len(f.Names) == 0 || settings[f.Names[0].Name] == "" {
 			shared = comment{}
 			continue
 		}
-		name := variables[f.Names[0].Name]
+		name := settings[f.Names[0].Name]
 		if f.Doc != nil {
 			shared = comment{first: name}
 			paragraphs := strings.Split(strings.TrimSpace(f.Doc.Text()), "\n\n")
@@ -211,7 +212,7 @@ func commentsOf(t *testing.T, s reflect.Type) map[string]comment {
 			}
 			text := strings.Join(strings.Fields(strings.Join(paragraphs[:len(paragraphs)-1], " ")), " ")
 			shared.text = identifier.ReplaceAllStringFunc(text, func(word string) string {
-				if variable := variables[word]; variable != "" {
+				if variable := settings[word]; variable != "" {
 					return variable
 				}
 				return word

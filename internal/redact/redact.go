@@ -1,4 +1,5 @@
-package main
+// Package redact takes the secrets that a process was given out of what it writes.
+package redact
 
 import (
 	"encoding/json"
@@ -10,22 +11,17 @@ import (
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/sagaz-relay/relay/internal/term"
 )
 
-// redactor replaces the secrets that this process was given in what it writes. Nothing should print
+// Redactor replaces the secrets that this process was given in what it writes. Nothing should print
 // one: addresses are checked when they are read, errors are made without them. This is for texts of
 // libraries that we do not know.
-type redactor struct {
+type Redactor struct {
 	replacer atomic.Pointer[strings.Replacer]
 }
 
-// redacted is the process's own. Settings fill it when they are read; logs, errors, the commands'
-// output and HTTP go through it.
-var redacted redactor
-
-const hidden = "(hidden)"
+// Hidden is in the place of a secret.
+const Hidden = "(hidden)"
 
 // userinfo is what is between the scheme and the last @ of a URL in a text.
 var userinfo = regexp.MustCompile(`\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s"']*@`)
@@ -33,8 +29,8 @@ var userinfo = regexp.MustCompile(`\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s"']*@`)
 // shownForms are how our own texts write the form of an address, and the default of RABBITMQ_URL.
 var shownForms = []string{"://user:password@", "://guest:guest@"}
 
-// know sets what is to be hidden.
-func (r *redactor) know(secrets []string) {
+// Know sets what is to be hidden.
+func (r *Redactor) Know(secrets []string) {
 	var pairs []string
 	for _, s := range secrets {
 		if !worthHiding(s) {
@@ -46,7 +42,7 @@ func (r *redactor) know(secrets []string) {
 		}
 		slices.Sort(forms)
 		for _, form := range slices.Compact(forms) {
-			pairs = append(pairs, form, hidden)
+			pairs = append(pairs, form, Hidden)
 		}
 	}
 	if len(pairs) == 0 {
@@ -66,8 +62,8 @@ func worthHiding(s string) bool {
 	return !lower || len(s) >= 16
 }
 
-// text returns s without secrets.
-func (r *redactor) text(s string) string {
+// Text returns s without secrets.
+func (r *Redactor) Text(s string) string {
 	if replacer := r.replacer.Load(); replacer != nil {
 		s = replacer.Replace(s)
 	}
@@ -79,56 +75,30 @@ func (r *redactor) text(s string) string {
 			return found
 		}
 		scheme, _, _ := strings.Cut(found, "://")
-		return scheme + "://" + hidden + "@"
+		return scheme + "://" + Hidden + "@"
 	})
 }
 
-// bytes is text for HTTP's side.
-func (r *redactor) bytes(b []byte) []byte { return []byte(r.text(string(b))) }
+// Bytes is Text for HTTP's side.
+func (r *Redactor) Bytes(b []byte) []byte { return []byte(r.Text(string(b))) }
 
-// writer redacts each Write by itself: logs and tables are written whole.
-func (r *redactor) writer(w io.Writer) io.Writer { return &redacting{r, w} }
+// Writer redacts each Write by itself: logs and tables are written whole.
+func (r *Redactor) Writer(w io.Writer) io.Writer { return &redacting{r, w} }
 
 type redacting struct {
-	r *redactor
+	r *Redactor
 	w io.Writer
 }
 
 func (w *redacting) Write(p []byte) (int, error) {
-	if _, err := io.WriteString(w.w, w.r.text(string(p))); err != nil {
+	if _, err := io.WriteString(w.w, w.r.Text(string(p))); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// forPeople is a terminal: without secrets, and without what a terminal would obey.
-func forPeople(w io.Writer) io.Writer { return redacted.writer(term.Writer(w)) }
-
-// secrets are the values that are never to be shown, in each form in which a library may have them.
-func (s *settings) secrets() []string {
-	var list []string
-	for _, c := range s.configs() {
-		for _, f := range fieldsOf(c) {
-			value := showValue(f.value)
-			switch {
-			case value == "" || f.secret == notSecret || f.secret == secretPath:
-			case f.names[0] == "OTEL_EXPORTER_OTLP_TRACES_HEADERS":
-				for _, pair := range strings.Split(value, ",") {
-					_, header, _ := strings.Cut(pair, "=")
-					list = append(list, authorization(header)...)
-				}
-			case f.secret == secretURL || strings.Contains(value, "://"):
-				list = append(list, passwordsOf(value)...)
-			case f.secret == secretTrue:
-				list = append(list, value)
-			}
-		}
-	}
-	return list
-}
-
-// authorization is a header's value as it is and decoded, and what follows Bearer or Basic in it.
-func authorization(header string) []string {
+// Credentials are a header's value as it is and decoded, and what follows Bearer or Basic in it.
+func Credentials(header string) []string {
 	list := []string{strings.TrimSpace(header)}
 	if decoded, err := url.PathUnescape(list[0]); err == nil {
 		list = append(list, decoded)
@@ -141,9 +111,9 @@ func authorization(header string) []string {
 	return list
 }
 
-// passwordsOf are those of a URL or of a connection string of PostgreSQL, as they are there and
+// Passwords are those of a URL or of a connection string of PostgreSQL, as they are there and
 // decoded.
-func passwordsOf(address string) []string {
+func Passwords(address string) []string {
 	var list []string
 	if _, rest, ok := strings.Cut(address, "://"); ok {
 		if user, _, ok := strings.Cut(rest, "@"); ok {

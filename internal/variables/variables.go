@@ -1,4 +1,4 @@
-package main
+package variables
 
 import (
 	"errors"
@@ -20,12 +20,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 )
 
-// configError is a setting that cannot be used.
-type configError struct{ error }
-
-func (e configError) Unwrap() error { return e.error }
-
-// variables fills the rooms' Config structs; see tags.go for the tags of their fields.
+// Values fills the rooms' Config structs; see tags.go for the tags of their fields.
 //
 // A value comes from the environment, from the file that NAME_FILE names, from the file NAME in
 // RELAY_SECRETS_DIR, or from the YAML file, in this order. Every name is remembered, so that a
@@ -34,18 +29,19 @@ func (e configError) Unwrap() error { return e.error }
 // What goes wrong is reported by the name of the setting. A value is repeated only where it cannot
 // be a secret: somebody may have put the password where the name of a file belongs, or a whole
 // address into a line of YAML.
-type variables struct {
+type Values struct {
 	lookup  func(string) (string, bool)
 	secrets map[string]string // those of RELAY_SECRETS_DIR
 	file    map[string]string // the YAML file's
 	known   map[string]bool
-	errs    []error
 
-	sources map[string]string // see settings
+	Errs    []error           // what is wrong with what was read
+	Sources map[string]string // by a setting's first name: where its value comes from, if it has one
 }
 
-func newVariables(lookup func(string) (string, bool), configFile string) *variables {
-	v := &variables{lookup: lookup, known: make(map[string]bool), sources: make(map[string]string)}
+// New reads what is no variable of the environment. configFile is the YAML file, or empty for none.
+func New(lookup func(string) (string, bool), configFile string) *Values {
+	v := &Values{lookup: lookup, known: make(map[string]bool), Sources: make(map[string]string)}
 	if dir, _ := lookup(secretsDir); dir != "" {
 		v.readSecrets(dir)
 	}
@@ -76,7 +72,7 @@ func newVariables(lookup func(string) (string, bool), configFile string) *variab
 			}
 			v.file[name] = strings.Join(list, ",")
 		default:
-			v.fail("--config %s: %s: want a single value or a list", configFile, shownName(name))
+			v.fail("--config %s: %s: want a single value or a list", configFile, ShownName(name))
 		}
 	}
 	return v
@@ -94,9 +90,9 @@ func cause(err error) error {
 	return err
 }
 
-// shownName is a setting's name as it may be repeated: what is none may be an address with its
+// ShownName is a setting's name as it may be repeated: what is none may be an address with its
 // password.
-func shownName(name string) string {
+func ShownName(name string) string {
 	if settingName.MatchString(name) {
 		return name
 	}
@@ -111,7 +107,7 @@ var settingName = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
 
 // readSecrets reads a directory as Kubernetes mounts a secret: the files may be links, and there
 // are hidden directories next to them.
-func (v *variables) readSecrets(dir string) {
+func (v *Values) readSecrets(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		v.fail("%s: open %s: %w", secretsDir, address.Path(dir), cause(err))
@@ -131,15 +127,15 @@ func (v *variables) readSecrets(dir string) {
 }
 
 // fail notes what is wrong with a variable, once: several rooms may read the same one.
-func (v *variables) fail(format string, args ...any) {
+func (v *Values) fail(format string, args ...any) {
 	err := fmt.Errorf(format, args...)
-	if !slices.ContainsFunc(v.errs, func(e error) bool { return e.Error() == err.Error() }) {
-		v.errs = append(v.errs, err)
+	if !slices.ContainsFunc(v.Errs, func(e error) bool { return e.Error() == err.Error() }) {
+		v.Errs = append(v.Errs, err)
 	}
 }
 
 // get returns the value of one name, from wherever it is given; it is not empty if set.
-func (v *variables) get(name string) (string, bool) {
+func (v *Values) get(name string) (string, bool) {
 	v.known[name], v.known[name+"_FILE"] = true, true
 	// An empty value counts as not set, as in the library: templates leave many of those behind.
 	value, _ := v.lookup(name)
@@ -188,7 +184,7 @@ func unfit(value string) string {
 }
 
 // source returns where a name's value comes from, without the value.
-func (v *variables) source(name string) string {
+func (v *Values) source(name string) string {
 	value, _ := v.lookup(name)
 	path, _ := v.lookup(name + "_FILE")
 	switch {
@@ -206,7 +202,7 @@ func (v *variables) source(name string) string {
 }
 
 // first returns the value of a setting with several names.
-func (v *variables) first(names []string) (name, value string, set bool) {
+func (v *Values) first(names []string) (name, value string, set bool) {
 	for _, n := range names {
 		got, ok := v.get(n)
 		if !ok {
@@ -222,24 +218,24 @@ func (v *variables) first(names []string) (name, value string, set bool) {
 	return name, value, set
 }
 
-// fill sets the fields of the struct that target points to.
-func (v *variables) fill(target any) {
-	for _, f := range fieldsOf(target) {
-		name, value, set := v.first(f.names)
-		if f.fallback != "" && !set {
-			name, value, set = v.first([]string{f.fallback})
+// Fill sets the fields of the struct that target points to.
+func (v *Values) Fill(target any) {
+	for _, f := range Fields(target) {
+		name, value, set := v.first(f.Names)
+		if f.Fallback != "" && !set {
+			name, value, set = v.first([]string{f.Fallback})
 		}
 		if !set {
 			continue
 		}
-		v.sources[f.names[0]] = v.source(name)
+		v.Sources[f.Names[0]] = v.source(name)
 		if err := f.check(strings.TrimSpace(value)); err != nil {
 			v.fail("%s: %w", name, err)
 			continue
 		}
-		if err := parseInto(f.value, value); err != nil {
+		if err := parseInto(f.Value, value); err != nil {
 			shown := address.Argument(value)
-			if f.secret != notSecret {
+			if f.Secret != NotSecret {
 				shown = "…"
 			}
 			v.fail("%s=%s: %w", name, shown, err)
@@ -298,8 +294,8 @@ func parseDuration(value string) (time.Duration, error) {
 	return time.Duration(seconds * float64(time.Second)), nil
 }
 
-// strangers reports RELAY_ variables that nothing reads: a typo there would silently be a default.
-func (v *variables) strangers(environ []string) {
+// Strangers reports RELAY_ variables that nothing reads: a typo there would silently be a default.
+func (v *Values) Strangers(environ []string) {
 	if path, _ := v.lookup(secretsDir + "_FILE"); path != "" || v.file[secretsDir] != "" || v.file[secretsDir+"_FILE"] != "" {
 		v.fail("%s: want it in the environment: it is read before everything else", secretsDir)
 	}
@@ -324,11 +320,11 @@ func (v *variables) strangers(environ []string) {
 	for _, name := range names {
 		bare, in, _ := strings.Cut(name, " ")
 		hint := ""
-		if near := v.nearest(bare); near != "" {
+		if near := v.Nearest(bare); near != "" {
 			hint = ": did you mean " + near + "?"
 		}
 		if !settingName.MatchString(bare) {
-			v.fail("%s: no such setting", shownName(bare))
+			v.fail("%s: no such setting", ShownName(bare))
 			continue
 		}
 		v.fail("%s: no such setting%s", strings.TrimSpace(bare+" "+in), hint)
@@ -338,9 +334,9 @@ func (v *variables) strangers(environ []string) {
 // otherStandards are variables of others that differ little from ours.
 var otherStandards = regexp.MustCompile(`^OTEL_(BLRP|LOGS|METRICS?)_`)
 
-// typos reports variables that nothing reads and that are called almost as one of ours: a setting
+// Typos reports variables that nothing reads and that are called almost as one of ours: a setting
 // that was meant to be made. They may be somebody else's, so it is no error.
-func (v *variables) typos(environ []string) []string {
+func (v *Values) Typos(environ []string) []string {
 	var warnings []string
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
@@ -348,7 +344,7 @@ func (v *variables) typos(environ []string) []string {
 			strings.HasPrefix(value, "tcp://") { // what Kubernetes sets for a service
 			continue
 		}
-		if near := v.nearest(name); near != "" && editDistance(name, near) <= 2 {
+		if near := v.Nearest(name); near != "" && editDistance(name, near) <= 2 {
 			warnings = append(warnings, fmt.Sprintf("%s is set and is no setting: did you mean %s?", name, near))
 		}
 	}
@@ -356,8 +352,8 @@ func (v *variables) typos(environ []string) []string {
 	return warnings
 }
 
-// nearest returns the known name that differs least, if it differs little.
-func (v *variables) nearest(name string) string {
+// Nearest returns the known name that differs least, if it differs little.
+func (v *Values) Nearest(name string) string {
 	best, least := "", 4
 	for known := range v.known {
 		if d := editDistance(name, known); d < least || d == least && known < best {

@@ -1,4 +1,4 @@
-package main
+package variables
 
 import (
 	"errors"
@@ -25,6 +25,15 @@ type sampleConfig struct {
 	Secrets string        `env:"RELAY_SECRETS_DIR"`
 }
 
+func writeFile(t *testing.T, name, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // loadSample fills a sampleConfig from an environment and the text of a YAML file, which may be
 // empty.
 func loadSample(t *testing.T, env map[string]string, yaml string) (sampleConfig, error) {
@@ -33,15 +42,15 @@ func loadSample(t *testing.T, env map[string]string, yaml string) (sampleConfig,
 	if yaml != "" {
 		file = writeFile(t, "relay.yaml", yaml)
 	}
-	v := newVariables(func(name string) (string, bool) { value, ok := env[name]; return value, ok }, file)
+	v := New(func(name string) (string, bool) { value, ok := env[name]; return value, ok }, file)
 	cfg := sampleConfig{Text: "default", Size: 7, Wait: time.Second, Other: "untouched"}
-	v.fill(&cfg)
+	v.Fill(&cfg)
 	var environ []string
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		environ = append(environ, name+"="+env[name])
 	}
-	v.strangers(environ)
-	return cfg, errors.Join(v.errs...)
+	v.Strangers(environ)
+	return cfg, errors.Join(v.Errs...)
 }
 
 func TestVariables(t *testing.T) {
@@ -205,35 +214,6 @@ func TestVariablesRefused(t *testing.T) {
 				t.Errorf("got %v, want an error about --config", err)
 			}
 		})
-	}
-}
-
-// The variables that users of the library know reach the settings that they mean.
-func TestSettingsOfTheLibrary(t *testing.T) {
-	env := map[string]string{
-		"DATABASE_URL": "postgresql://relay@db/shop", "BROKER_TYPE": "stdout", "WORKER_BATCH_SIZE": "50", "WORKER_ID": "worker-9", "LOG_LEVEL": "WARNING",
-		"METRICS_PORT": "9000", "SAGAZ_OUTBOX_MODE": "cdc",
-	}
-	s, err := loadSettings(func(name string) (string, bool) { value, ok := env[name]; return value, ok }, nil, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.all(); err != nil {
-		t.Fatal(err)
-	}
-	for _, tt := range []struct{ name, got, want string }{
-		{"WORKER_ID", s.relay.WorkerID, "worker-9"},
-		{"WORKER_ID in the store", s.store.Owner, "worker-9"},
-		{"DATABASE_URL in the store", s.store.DatabaseURL, env["DATABASE_URL"]},
-		{"SAGAZ_OUTBOX_MODE", s.relay.Mode, "cdc"},
-		{"METRICS_PORT", s.httpAddr(), ":9000"},
-	} {
-		if tt.got != tt.want {
-			t.Errorf("%s: got %q, want %q", tt.name, tt.got, tt.want)
-		}
-	}
-	if s.relay.BatchSize != 50 {
-		t.Errorf("WORKER_BATCH_SIZE: got %d, want 50", s.relay.BatchSize)
 	}
 }
 

@@ -1,4 +1,4 @@
-package main
+package variables
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/address"
 )
 
-// field is a field of a Config struct that variables set. Its tag has their names, and how secret
+// Field is a field of a Config struct that variables set. Its tag has their names, and how secret
 // its value is:
 //
 //	env:"A,B"         A is the name, B another one for the same; both set differently is an error
@@ -21,21 +21,22 @@ import (
 //	secret:"database" never shown; a connection string of PostgreSQL
 //	secret:"address"  shown without what may be a password
 //	secret:"path"     the name of a secret's file: shown, unless the secret itself is there
-type field struct {
-	names    []string
-	fallback string
-	secret   secrecy
-	value    reflect.Value
+type Field struct {
+	Names    []string
+	Fallback string
+	Secret   Secrecy
+	Value    reflect.Value
 }
 
-type secrecy string
+// Secrecy is how secret a setting is.
+type Secrecy string
 
 const (
-	notSecret     secrecy = ""
-	secretTrue    secrecy = "true"
-	secretURL     secrecy = "database"
-	secretAddress secrecy = "address"
-	secretPath    secrecy = "path"
+	NotSecret      Secrecy = ""
+	Secret         Secrecy = "true"
+	SecretDatabase Secrecy = "database"
+	SecretAddress  Secrecy = "address"
+	SecretPath     Secrecy = "path"
 )
 
 // tagPair is the one form that a tag's parts have. reflect silently stops reading at a part of
@@ -45,9 +46,12 @@ var tagPair = regexp.MustCompile(`^([a-z]+):("(?:[^"\\]|\\.)*")(?: |$)`)
 // secretNames are parts of names whose values are secret, whatever is in their tag.
 var secretNames = regexp.MustCompile(`(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|HEADERS|DSN|URL|KEY_FILE|CLIENT_KEY|APIKEY|API_KEY)(_|$)`)
 
-// parseTag reads a field's tag. It returns nil for a field that is no setting, and an error for a
+// CalledAsSecret reports whether a name is one of a secret, whatever is in its tag.
+func CalledAsSecret(name string) bool { return secretNames.MatchString(name) }
+
+// ParseTag reads a field's tag. It returns nil for a field that is no setting, and an error for a
 // tag that leaves in doubt whether the value is secret.
-func parseTag(name string, tag reflect.StructTag) (*field, error) {
+func ParseTag(name string, tag reflect.StructTag) (*Field, error) {
 	parts := make(map[string]string)
 	for rest := string(tag); rest != ""; {
 		m := tagPair.FindStringSubmatch(rest)
@@ -71,38 +75,38 @@ func parseTag(name string, tag reflect.StructTag) (*field, error) {
 		}
 		return nil, nil
 	}
-	f := &field{names: strings.Split(env, ","), fallback: parts["fallback"], secret: secrecy(parts["secret"])}
-	for _, n := range append(f.names, f.fallback) {
-		if n != "" && !settingName.MatchString(n) || f.names[0] == "" {
+	f := &Field{Names: strings.Split(env, ","), Fallback: parts["fallback"], Secret: Secrecy(parts["secret"])}
+	for _, n := range append(f.Names, f.Fallback) {
+		if n != "" && !settingName.MatchString(n) || f.Names[0] == "" {
 			return nil, fmt.Errorf("field %s: tag %q: %q is no setting's name", name, tag, n)
 		}
 	}
-	switch f.secret {
-	case notSecret:
+	switch f.Secret {
+	case NotSecret:
 		if _, ok := parts["secret"]; ok {
 			return nil, fmt.Errorf("field %s: tag %q: secret is empty", name, tag)
 		}
-		for _, n := range f.names {
+		for _, n := range f.Names {
 			if secretNames.MatchString(n) {
 				return nil, fmt.Errorf("field %s: %s is called as a secret is: put secret into its tag", name, n)
 			}
 		}
-	case secretTrue, secretURL, secretAddress, secretPath:
+	case Secret, SecretDatabase, SecretAddress, SecretPath:
 	default:
 		return nil, fmt.Errorf("field %s: tag %q: secret is true, database, address or path", name, tag)
 	}
 	return f, nil
 }
 
-// fieldsOf lists the settings of the struct that target points to. A tag that is wrong is a mistake
+// Fields lists the settings of the struct that target points to. A tag that is wrong is a mistake
 // of ours, and the program does not start with it: the setting would be shown.
-func fieldsOf(target any) []field {
+func Fields(target any) []Field {
 	s := reflect.ValueOf(target).Elem()
 	tags := tagsOf(s.Type())
-	var fields []field
+	var fields []Field
 	for i, f := range tags {
 		if f != nil {
-			fields = append(fields, field{names: f.names, fallback: f.fallback, secret: f.secret, value: s.Field(i)})
+			fields = append(fields, Field{Names: f.Names, Fallback: f.Fallback, Secret: f.Secret, Value: s.Field(i)})
 		}
 	}
 	return fields
@@ -111,13 +115,13 @@ func fieldsOf(target any) []field {
 // parsedTags are those of each struct, which do not change.
 var parsedTags sync.Map
 
-func tagsOf(t reflect.Type) []*field {
+func tagsOf(t reflect.Type) []*Field {
 	if tags, ok := parsedTags.Load(t); ok {
-		return tags.([]*field)
+		return tags.([]*Field)
 	}
-	tags := make([]*field, t.NumField())
+	tags := make([]*Field, t.NumField())
 	for i := range tags {
-		f, err := parseTag(t.Field(i).Name, t.Field(i).Tag)
+		f, err := ParseTag(t.Field(i).Name, t.Field(i).Tag)
 		if err != nil {
 			panic(fmt.Sprintf("%s: %v", t, err))
 		}
@@ -129,13 +133,13 @@ func tagsOf(t reflect.Type) []*field {
 
 // check holds a value against the rules of its kind, before anything else reads it. Its error never
 // repeats the value.
-func (f *field) check(value string) error {
+func (f *Field) check(value string) error {
 	switch {
-	case f.secret == secretURL:
+	case f.Secret == SecretDatabase:
 		if err := address.Database(value); err != nil {
 			return fmt.Errorf("cannot be read: %w", err)
 		}
-	case f.secret == secretPath || strings.HasSuffix(f.names[0], "_FILE"):
+	case f.Secret == SecretPath || strings.HasSuffix(f.Names[0], "_FILE"):
 		if address.Path(value) == address.Hidden {
 			return errors.New("want the name of a file, this is something else")
 		}
@@ -143,14 +147,14 @@ func (f *field) check(value string) error {
 	return nil
 }
 
-// show renders a value that was set. Whoever reads it may not be meant to know the secrets.
-func (f *field) show(value string) string {
-	switch f.secret {
-	case notSecret:
+// Show renders a value that was set. Whoever reads it may not be meant to know the secrets.
+func (f *Field) Show(value string) string {
+	switch f.Secret {
+	case NotSecret:
 		return value
-	case secretAddress:
+	case SecretAddress:
 		return address.Show(value)
-	case secretPath:
+	case SecretPath:
 		return address.Path(value)
 	default:
 		return address.Hidden

@@ -144,7 +144,7 @@ chaos: bin/testenv ## random faults under load, judged event by event (DURATION=
 .PHONY: docs
 docs: ## docs/settings.md from the comments of the Config structs, docs/metrics.md from the metrics' help, rights, dashboards
 	go test ./cmd/sagaz-relay -run '^Test(Settings|Rights)Document$$' -args -update
-	go test ./relay -run '^TestMetricsOfTheContract$$' -args -update
+	go test ./relay/watch -run '^TestMetricsOfTheContract$$' -args -update
 	go run ./internal/dashboards
 	cd $(CHECKS) && go test ./monitoring -run '^TestOperatorRules$$' -args -update
 

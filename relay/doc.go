@@ -1,7 +1,10 @@
-// Package relay is the heart of sagaz-relay: the path of an event from a committed row of
-// saga_outbox to the brokers' acknowledgements and back to the row's mark. It knows no SQL
-// (store), no broker (sinks) and no HTTP (admin); DESIGN.md follows one event through it and has
-// a map of what to change where.
+// Package relay is the contract of sagaz-relay: events, records, sinks, sources, the lease of a slot,
+// and who observes. Nothing in it runs, and it knows no other room.
+//
+// The way of an event from a committed row of saga_outbox to the brokers' acknowledgements and back
+// to the row's mark is package engine. It knows no SQL (store), no broker (sinks), no HTTP (admin)
+// and no metrics: package watch has those, and is told by it afterwards (Observer). DESIGN.md follows
+// one event through all of it and has a map of what to change where.
 //
 // # Promises
 //
@@ -18,16 +21,16 @@
 //
 // # States
 //
-// Of a relay, for its slot (status.go, Role):
+// Of a relay, for its slot (snapshot.go, Role):
 //
 //	starting ──▶ standby ──lease──▶ owner ──stop──▶ draining ──▶ (ended)
 //	                ▲                 │
 //	                └── lease lost ───┘
 //
-// Of an owner, how it finds events (feed.go): it recovers (sweeps the table) when the slot is new
+// Of an owner, how it finds events (engine/feed.go): it recovers (sweeps the table) when the slot is new
 // or cannot be trusted, then streams; where streaming is impossible it polls.
 //
-// Of an event (tracker.go, ledger.go; in quotes what the row's status says):
+// Of an event (engine/tracker.go, ledger.go; in quotes what the row's status says):
 //
 //	"pending" ─▶ in flight ── all sinks have it ────────────────────▶ marked "sent"
 //	                 │                                                    ▲
@@ -41,21 +44,21 @@
 //
 // # What happens on each failure
 //
-//	a sink fails, transient         the lane offers the same records again, in order lane.go
-//	a sink refuses a record         it and what follows of its key are parked        lane.go: triage
-//	a sink fails for long           isolated: all its events go to the ledger        shelf.go: isolate
-//	a ledger entry is due           offered in rounds, in the order of its key       drainer.go
-//	the slot keeps too much WAL     the sinks that are behind are isolated           observe.go: mindWAL
+//	a sink fails, transient         the lane offers the same records again, in order engine/lane.go
+//	a sink refuses a record         it and what follows of its key are parked        engine/lane.go: triage
+//	a sink fails for long           isolated: all its events go to the ledger        engine/shelf.go: isolate
+//	a ledger entry is due           offered in rounds, in the order of its key       engine/drainer.go
+//	the slot keeps too much WAL     the sinks that are behind are isolated           engine/control.go: mindWAL
 //	a row does not take its mark    set aside in the ledger, tried again             unmarked.go
-//	a mark's transaction fails      written again, as it is                          marker.go
-//	the connection to the slot ends a new one; what it repeats is dropped            intake.go: fresh
-//	the slot is gone, or was moved  the table is swept, then streamed                feed.go
-//	rows that no stream delivers    found by looking at the table                    sweep.go
-//	streaming is impossible         the table is polled, in mode auto                feed.go
-//	the lease is lost               lanes stop at once; new lease, new pipeline      relay.go: keep
+//	a mark's transaction fails      written again, as it is                          engine/marker.go
+//	the connection to the slot ends a new one; what it repeats is dropped            engine/intake.go: fresh
+//	the slot is gone, or was moved  the table is swept, then streamed                engine/feed.go
+//	rows that no stream delivers    found by looking at the table                    engine/sweep.go
+//	streaming is impossible         the table is polled, in mode auto                engine/feed.go
+//	the lease is lost               lanes stop at once; new lease, new pipeline      engine/keeper.go: keep
 //	the process was frozen          Fence says no before each write to a broker      sink.go: Fence
-//	an owner moves nothing          it gives the lease up, another relay tries       progress.go
-//	the relay is told to stop       drains, marks, releases the lease                pipeline.go: drain
+//	an owner moves nothing          it gives the lease up, another relay tries       engine/progress.go
+//	the relay is told to stop       drains, marks, releases the lease                engine/pipeline.go: drain
 //
 // # Words
 //

@@ -16,8 +16,8 @@ const (
 	ShortBytes = 256
 )
 
-// label makes a text the value of a metric's label. It is a copy, because a part of a row's text keeps all of it in memory.
-func label(text string) string { return short(text, labelBytes) }
+// Label makes a text the value of a metric's label. It is a copy, because a part of a row's text keeps all of it in memory.
+func Label(text string) string { return short(text, labelBytes) }
 
 // Short is a copy of a text, fit for a log line or an attribute: of bounded length, valid UTF-8, without control characters. One that is too
 // long ends with a hash of all of it, so that two long texts stay two.

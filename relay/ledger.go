@@ -31,8 +31,6 @@ type Ledger interface {
 	// Heal looks, by hash from from on, at some thousands of lines in which something blocks, and frees entries that are held behind
 	// nothing. The next look is to begin at next, which is math.MinInt32 when it came to the end.
 	Heal(ctx context.Context, sink string, from int32) (freed int, next int32, err error)
-	// Counts returns how many entries there are by sink and state.
-	Counts(ctx context.Context) ([]LedgerCount, error)
 }
 
 // State is where a ledger entry stands.

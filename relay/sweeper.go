@@ -18,8 +18,6 @@ type Sweeper interface {
 	EndSweep(ctx context.Context, confirmed LSN) (LSN, error)
 	// Horizon takes a snapshot and then the position of the WAL's end: what is visible in the one was committed before the other.
 	Horizon(ctx context.Context) (Horizon, error)
-	// Backlog counts the rows that say pending, up to a limit.
-	Backlog(ctx context.Context, limit int) (int, error)
 	// Sweep calls f with rows that ask for delivery and are not in the ledger, by created_at and, where that is the same, in the order of their insertion, some hundred at a
 	// time (about a MiB at most). It reads on a connection of its own, without locks and without keeping a snapshot over a call of f
 	// that takes long. Rows that are settled between two calls of f are left out. It returns f's error.
@@ -54,6 +52,11 @@ type SweepQuery struct {
 
 // SweepKind is the status of the rows to look for.
 type SweepKind int
+
+// String is what such rows are called in logs and metrics.
+func (k SweepKind) String() string {
+	return [...]string{SweepPending: "pending", SweepClaimed: "stuck_claim", SweepFailed: "failed"}[k]
+}
 
 // Kinds of sweeps.
 const (

@@ -82,6 +82,12 @@ type Tracer interface {
 	Drained(d Drained)
 }
 
+// Why spans are dropped: the reasons of outbox_trace_spans_dropped_total.
+const (
+	SpansQueueFull = "queue_full" // as many as may wait do
+	SpansExport    = "export"     // the collector did not take them
+)
+
 // Offer is one call of Publish.
 type Offer struct {
 	Slot    string

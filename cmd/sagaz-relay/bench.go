@@ -16,6 +16,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/bench"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
@@ -103,10 +104,10 @@ func (s *settings) benched() bench.Program {
 }
 
 // benchedSlot relays one slot in this process, without HTTP.
-func (s *settings) benchedSlot(ctx context.Context, slot string, wrap func(relay.Sink) relay.Sink, running func(*relay.Relay)) error {
+func (s *settings) benchedSlot(ctx context.Context, slot string, wrap func(relay.Sink) relay.Sink, running func(*watch.Watch)) error {
 	one := *s
 	one.relay.Slots = []string{slot}
 	one.program.MetricsPort, one.program.HTTPAddr = 0, ""
 	one.wrapSink = wrap
-	return serve(ctx, &one, newLogger(os.Stderr, hclog.Warn), func(r *relay.Relay, _ string) { running(r) })
+	return serve(ctx, &one, newLogger(os.Stderr, hclog.Warn), func(r *watch.Watch, _ string) { running(r) })
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/demo"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
@@ -80,7 +81,7 @@ func demoRelay(dsn, path string, wrap func(relay.Sink) relay.Sink) (demo.Relay, 
 			m := migration{settings: s, out: log, progress: log, slot: true, publication: true, wait: 30 * time.Second}
 			return m.run(ctx)
 		},
-		Run: func(ctx context.Context, log io.Writer, running func(*relay.Relay, string)) error {
+		Run: func(ctx context.Context, log io.Writer, running func(*watch.Watch, string)) error {
 			return serve(ctx, s, newLogger(log, hclog.Info), running)
 		},
 	}, s.all()

@@ -8,11 +8,12 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/variables"
-	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/encode"
+	"github.com/sagaz-relay/relay/relay/engine"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // variable is one setting as --help and docs/settings.md show it.
@@ -29,9 +30,9 @@ func defaultSettings() *settings {
 	s := &settings{
 		program: defaultProgramConfig(),
 		admin:   admin.DefaultConfig(),
-		relay:   relay.DefaultConfig(),
+		relay:   engine.DefaultConfig(),
 		encode:  encode.DefaultConfig(),
-		watch:   relay.DefaultWatchConfig(),
+		watch:   watch.DefaultConfig(),
 		cdc:     cdc.DefaultConfig(),
 		store:   store.DefaultConfig(),
 		traces:  traces.DefaultConfig(),

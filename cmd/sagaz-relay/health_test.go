@@ -14,21 +14,22 @@ import (
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // relayThat is one in a certain state.
-type relayThat struct{ status relay.Status }
+type relayThat struct{ status watch.Status }
 
-func (r relayThat) Status() relay.Status    { return r.status }
-func (r relayThat) History() relay.History  { return relay.History{} }
+func (r relayThat) Status() watch.Status    { return r.status }
+func (r relayThat) History() watch.History  { return watch.History{} }
 func (r relayThat) Changes() []relay.Change { return nil }
 
 func TestHealth(t *testing.T) {
-	ready := relay.Status{Slots: []relay.SlotStatus{{Slot: "s", Role: relay.Standby}}}
-	starting := relay.Status{Slots: []relay.SlotStatus{{Slot: "s", Role: relay.Starting}}}
+	ready := watch.Status{Slots: []watch.SlotStatus{{Slot: "s", Role: relay.Standby}}}
+	starting := watch.Status{Slots: []watch.SlotStatus{{Slot: "s", Role: relay.Starting}}}
 	for _, c := range []struct {
 		name, path string
-		status     relay.Status
+		status     watch.Status
 		want       string
 		wrong      string
 	}{

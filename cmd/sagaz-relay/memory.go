@@ -13,15 +13,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // newRegistry returns a registry with what Go and the operating system report of this process, and
 // the relay's own metrics.
-func newRegistry(workerID string, watch relay.WatchConfig) (*prometheus.Registry, *relay.Metrics) {
+func newRegistry(workerID string, cfg watch.Config) (*prometheus.Registry, *watch.Metrics) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	metrics := relay.NewMetrics(reg, workerID, watch)
+	metrics := watch.NewMetrics(reg, workerID, cfg)
 	v, revision := buildVersion()
 	metrics.Build(v, revision)
 	metrics.MemoryLimit(memoryOf(os.DirFS("/")))

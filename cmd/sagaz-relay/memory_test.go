@@ -8,7 +8,7 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 func TestMemoryOf(t *testing.T) {
@@ -65,7 +65,7 @@ func TestMetricsOfTheProcess(t *testing.T) {
 	if len(rows) != strings.Count(table, "\n")-2 || len(rows) == 0 {
 		t.Fatalf("docs/metrics.md has no metrics of the process between its two comments, or lines that are no metric: %d rows", len(rows))
 	}
-	reg, _ := newRegistry("worker-1", relay.DefaultWatchConfig())
+	reg, _ := newRegistry("worker-1", watch.DefaultConfig())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

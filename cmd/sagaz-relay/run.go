@@ -23,8 +23,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/encode"
+	"github.com/sagaz-relay/relay/relay/engine"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 func newRun(load func() (*settings, error)) *cobra.Command {
@@ -121,7 +123,7 @@ func limitProcs(log hclog.Logger) {
 
 // serve builds the program from its settings and runs it. running, if not nil, is called with the
 // relay and the address that answers HTTP.
-func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *relay.Relay, addr string)) (err error) {
+func serve(ctx context.Context, s *settings, log hclog.Logger, running func(shown *watch.Watch, addr string)) (err error) {
 	v, revision := buildVersion()
 	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.program.Sinks, "mark", s.store.Mark)
 
@@ -155,7 +157,8 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 		s.relay.Tracer = tracer
 		defer flushAtEnd(ctx, tracer, s.relay.DrainTimeout)()
 	}
-	r, err := relay.New(s.relay, log, metrics, source, rows, encoder, sinks...)
+	shown := watch.New(metrics, log)
+	e, err := engine.New(s.relay, log, shown, source, rows, encoder, sinks...)
 	if err != nil {
 		return configError{err}
 	}
@@ -166,7 +169,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	var group errgroup.Group
 	addr := ""
 	if bind := s.httpAddr(); bind != "" {
-		server, err := admin.Listen(s.httpSide(bind, v, revision), r, reg, log)
+		server, err := admin.Listen(s.httpSide(bind, v, revision), shown, reg, log)
 		if err != nil {
 			return configError{err}
 		}
@@ -181,9 +184,9 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(r *r
 	group.Go(func() error {
 		defer stop()
 		if running != nil {
-			running(r, addr)
+			running(shown, addr)
 		}
-		return r.Run(ctx)
+		return e.Run(ctx)
 	})
 	err = group.Wait()
 	if err == nil {

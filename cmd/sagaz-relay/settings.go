@@ -20,8 +20,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/encode"
+	"github.com/sagaz-relay/relay/relay/engine"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // programConfig is what is set of the program itself, besides its rooms.
@@ -65,9 +67,9 @@ func defaultProgramConfig() programConfig {
 type settings struct {
 	program programConfig
 	admin   admin.Config
-	relay   relay.Config
+	relay   engine.Config
 	encode  encode.Config
-	watch   relay.WatchConfig
+	watch   watch.Config
 	cdc     cdc.Config
 	store   store.Config
 	traces  traces.Config

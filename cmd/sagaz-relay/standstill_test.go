@@ -10,13 +10,14 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // owner is a relay in this process that owns its slot.
 type owner struct {
 	t     *testing.T
 	db    *pgtest.DB
-	relay *relay.Relay
+	relay *watch.Watch
 	// Of all looks so far, in seconds.
 	stalled, waited float64
 }
@@ -40,8 +41,8 @@ func newOwner(t *testing.T, db *pgtest.DB) *owner {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	running, ended := make(chan *relay.Relay, 1), make(chan error, 1)
-	go func() { ended <- serve(ctx, s, newLogger(log, 0), func(r *relay.Relay, _ string) { running <- r }) }()
+	running, ended := make(chan *watch.Watch, 1), make(chan error, 1)
+	go func() { ended <- serve(ctx, s, newLogger(log, 0), func(r *watch.Watch, _ string) { running <- r }) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
@@ -54,13 +55,13 @@ func newOwner(t *testing.T, db *pgtest.DB) *owner {
 		_ = log.Close()
 	})
 	o := &owner{t: t, db: db, relay: <-running}
-	o.until("it streams", func(s relay.SlotStatus) bool { return s.Streaming })
+	o.until("it streams", func(s watch.SlotStatus) bool { return s.Streaming })
 	return o
 }
 
 // until looks at the status until the condition holds. At no look the relay may be anything but
 // ready, once it streams.
-func (o *owner) until(what string, is func(relay.SlotStatus) bool) {
+func (o *owner) until(what string, is func(watch.SlotStatus) bool) {
 	o.t.Helper()
 	const patience = 3 * time.Minute
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
@@ -100,7 +101,7 @@ func (o *owner) foreign(thousands int) {
 func (o *owner) deliver(n uint64) {
 	o.t.Helper()
 	o.exec(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 's', 'a', 'Happened', '{}')`)
-	o.until(fmt.Sprint(n, " events are marked"), func(s relay.SlotStatus) bool { return s.Marked == n })
+	o.until(fmt.Sprint(n, " events are marked"), func(s watch.SlotStatus) bool { return s.Marked == n })
 }
 
 // For a server that sends nothing new for long, though WAL is written, we wait; that is no
@@ -117,7 +118,7 @@ func TestWaitingForTheServerIsNoStandstill(t *testing.T) {
 	o.exec(`SELECT pg_reload_conf()`)
 	db.Until(t, `SELECT current_setting('synchronized_standby_slots') = 'standby'`)
 	o.foreign(20)
-	o.until("it waits for the server", func(s relay.SlotStatus) bool { return s.WaitsFor == relay.WaitsForServer && s.Waits > 15 })
+	o.until("it waits for the server", func(s watch.SlotStatus) bool { return s.WaitsFor == relay.WaitsForServer && s.Waits > 15 })
 	// The server's signs of life come within RELAY_WAL_SENDER_TIMEOUT, or the stream would have
 	// ended; we look at them every second.
 	t.Logf("waited for the server for %.1f s, stood still for %.1f s at most", o.waited, o.stalled)
@@ -127,7 +128,7 @@ func TestWaitingForTheServerIsNoStandstill(t *testing.T) {
 	o.exec(`ALTER SYSTEM RESET synchronized_standby_slots`)
 	o.exec(`SELECT pg_reload_conf()`)
 	o.deliver(2)
-	o.until("it is over", func(s relay.SlotStatus) bool { return s.WaitsFor == "" })
+	o.until("it is over", func(s watch.SlotStatus) bool { return s.WaitsFor == "" })
 }
 
 // Somebody writes a large transaction to another table. The server decodes all of it when it ends,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 )
@@ -42,7 +43,7 @@ type Relay struct {
 	RabbitMQ *rabbitmq.Config
 	// Run relays one slot in this process, without HTTP, until ctx ends. wrap goes between the
 	// relay and each of its sinks. running is called once.
-	Run func(ctx context.Context, slot string, wrap func(relay.Sink) relay.Sink, running func(*relay.Relay)) error
+	Run func(ctx context.Context, slot string, wrap func(relay.Sink) relay.Sink, running func(*watch.Watch)) error
 }
 
 // Report is what bench found.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // drain measures one backlog: reference, relay, reference.
@@ -262,7 +263,7 @@ func markedSoFar(addr string) (int, error) {
 		return 0, err
 	}
 	defer resp.Body.Close() //nolint:errcheck // read only
-	var st relay.Status
+	var st watch.Status
 	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil || len(st.Slots) == 0 {
 		return 0, errors.Join(err, errors.New("no status"))
 	}

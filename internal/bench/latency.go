@@ -13,6 +13,7 @@ import (
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 func freePort() (int, error) {
@@ -79,9 +80,9 @@ func (b *database) latency(ctx context.Context, target *target, o Options) (*Lat
 	run, stop := context.WithCancel(ctx)
 	defer stop()
 	relayEnded := make(chan error, 1)
-	ready := make(chan *relay.Relay, 1)
+	ready := make(chan *watch.Watch, 1)
 	go func() {
-		relayEnded <- b.relay.Run(run, slot, wrap, func(r *relay.Relay) { ready <- r })
+		relayEnded <- b.relay.Run(run, slot, wrap, func(r *watch.Watch) { ready <- r })
 	}()
 	r := <-ready
 	for st := r.Status(); !st.Slots[0].Streaming; st = r.Status() {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/orders"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // Options are what a person may ask for.
@@ -32,7 +33,7 @@ type Relay struct {
 	Migrate func(ctx context.Context, log io.Writer) error
 	// Run relays until ctx ends, as "sagaz-relay run" does. It calls running once, with the address
 	// that answers HTTP.
-	Run func(ctx context.Context, log io.Writer, running func(r *relay.Relay, addr string)) error
+	Run func(ctx context.Context, log io.Writer, running func(r *watch.Watch, addr string)) error
 }
 
 // NewRelay makes the relay for a database and a file. wrap goes between it and its sink.

@@ -16,6 +16,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // site is what a demo sets up and has to tear down: a directory, a PostgreSQL, a relay.
@@ -116,17 +117,17 @@ func (d *Demo) startRelay(ctx context.Context) (string, error) {
 	d.stopRelay = stop
 	d.relayEnded = make(chan struct{})
 	type runningRelay struct {
-		relay *relay.Relay
+		relay *watch.Watch
 		addr  string
 	}
 	running := make(chan runningRelay, 1)
 	go func() { // ends with stopRelay; cleanUp waits for it
-		d.relayErr = d.relay.Run(relaying, d.log, func(r *relay.Relay, addr string) { running <- runningRelay{r, addr} })
+		d.relayErr = d.relay.Run(relaying, d.log, func(r *watch.Watch, addr string) { running <- runningRelay{r, addr} })
 		close(d.relayEnded)
 	}()
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("it does not stream after 30 s"))
 	defer cancel()
-	var r *relay.Relay
+	var r *watch.Watch
 	poll := time.NewTicker(10 * time.Millisecond)
 	defer poll.Stop()
 	for r == nil || !r.Status().Slots[0].Streaming {

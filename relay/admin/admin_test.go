@@ -14,25 +14,26 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // shown is a relay in a certain state.
 type shown struct {
-	status  func() relay.Status
-	history relay.History
+	status  func() watch.Status
+	history watch.History
 	changes []relay.Change
 }
 
-func (s shown) Status() relay.Status    { return s.status() }
-func (s shown) History() relay.History  { return s.history }
+func (s shown) Status() watch.Status    { return s.status() }
+func (s shown) History() watch.History  { return s.history }
 func (s shown) Changes() []relay.Change { return s.changes }
 
-func statusOf(slot relay.SlotStatus) shown {
+func statusOf(slot watch.SlotStatus) shown {
 	slot.Slot = "sagaz_outbox"
-	return shown{status: func() relay.Status {
-		return relay.Status{WorkerID: "worker-1", Slots: []relay.SlotStatus{slot}, Sinks: []relay.SinkStatus{{Sink: "kafka", Up: false, LastError: "no leader"}}}
+	return shown{status: func() watch.Status {
+		return watch.Status{WorkerID: "worker-1", Slots: []watch.SlotStatus{slot}, Sinks: []watch.SinkStatus{{Sink: "kafka", Up: false, LastError: "no leader"}}}
 	}}
 }
 
@@ -48,17 +49,17 @@ func get(t *testing.T, h http.Handler, method, path string) (code int, header ht
 func TestReady(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		slot relay.SlotStatus
+		slot watch.SlotStatus
 		code int
 		text string
 	}{
-		{"Owner", relay.SlotStatus{Role: relay.Owner, Streaming: true, StreamSince: 3600}, 200, `{"status":"ready"}`},
-		{"Standby", relay.SlotStatus{Role: relay.Standby}, 200, `{"status":"ready"}`},
-		{"OwnerWhileTheBrokerIsDown", relay.SlotStatus{Role: relay.Owner, Streaming: true, LagSeconds: 1000}, 200, `{"status":"ready"}`},
-		{"OwnerReconnecting", relay.SlotStatus{Role: relay.Owner, StreamSince: 5}, 200, `{"status":"ready"}`},
-		{"OwnerWithoutConnection", relay.SlotStatus{Role: relay.Owner, Mode: relay.ModeCDC, StreamSince: 60}, 503, "no replication connection for 60 s"},
-		{"Starting", relay.SlotStatus{Role: relay.Starting}, 503, "the database has not answered yet"},
-		{"Draining", relay.SlotStatus{Role: relay.Draining}, 503, "stopping"},
+		{"Owner", watch.SlotStatus{Role: relay.Owner, Streaming: true, StreamSince: 3600}, 200, `{"status":"ready"}`},
+		{"Standby", watch.SlotStatus{Role: relay.Standby}, 200, `{"status":"ready"}`},
+		{"OwnerWhileTheBrokerIsDown", watch.SlotStatus{Role: relay.Owner, Streaming: true, LagSeconds: 1000}, 200, `{"status":"ready"}`},
+		{"OwnerReconnecting", watch.SlotStatus{Role: relay.Owner, StreamSince: 5}, 200, `{"status":"ready"}`},
+		{"OwnerWithoutConnection", watch.SlotStatus{Role: relay.Owner, Mode: relay.ModeCDC, StreamSince: 60}, 503, "no replication connection for 60 s"},
+		{"Starting", watch.SlotStatus{Role: relay.Starting}, 503, "the database has not answered yet"},
+		{"Draining", watch.SlotStatus{Role: relay.Draining}, 503, "stopping"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := handler(statusOf(tt.slot))
@@ -75,7 +76,7 @@ func TestReady(t *testing.T) {
 }
 
 func TestStatusJSON(t *testing.T) {
-	h := handler(statusOf(relay.SlotStatus{Role: relay.Owner, Epoch: 7, Watermark: "16/B374D848"}))
+	h := handler(statusOf(watch.SlotStatus{Role: relay.Owner, Epoch: 7, Watermark: "16/B374D848"}))
 	code, _, body := get(t, h, "GET", "/status.json")
 	var got struct {
 		WorkerID string `json:"worker_id"`
@@ -102,15 +103,15 @@ func TestStatusJSON(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	relay.NewMetrics(reg, "worker-1", relay.DefaultWatchConfig())
-	code, _, body := get(t, Handler(DefaultConfig(), statusOf(relay.SlotStatus{}), reg), "GET", "/metrics")
+	watch.NewMetrics(reg, "worker-1", watch.DefaultConfig())
+	code, _, body := get(t, Handler(DefaultConfig(), statusOf(watch.SlotStatus{}), reg), "GET", "/metrics")
 	if code != 200 || !strings.Contains(body, "\noutbox_pending_events_total 0\n") || !strings.Contains(body, `outbox_batch_size{worker_id="worker-1"} 0`) {
 		t.Errorf("got %d %s", code, body)
 	}
 }
 
 func TestOthers(t *testing.T) {
-	h := handler(statusOf(relay.SlotStatus{}))
+	h := handler(statusOf(watch.SlotStatus{}))
 	for _, tt := range []struct {
 		method, path string
 		code         int
@@ -128,7 +129,7 @@ func TestOthers(t *testing.T) {
 	} {
 		h := h
 		if tt.method == "HEAD" {
-			h = handler(statusOf(relay.SlotStatus{Role: relay.Starting}))
+			h = handler(statusOf(watch.SlotStatus{Role: relay.Starting}))
 		}
 		if code, _, body := get(t, h, tt.method, tt.path); code != tt.code {
 			t.Errorf("%s %s: got %d %s, want %d", tt.method, tt.path, code, body, tt.code)
@@ -148,10 +149,10 @@ func listen(t *testing.T, r Relay) *Server {
 // A request that is under way when the server is stopped gets its answer before Serve returns.
 func TestServeFinishesRequests(t *testing.T) {
 	inside, answer := make(chan struct{}), make(chan struct{})
-	s := listen(t, shown{status: func() relay.Status {
+	s := listen(t, shown{status: func() watch.Status {
 		close(inside)
 		<-answer
-		return relay.Status{WorkerID: "worker-1"}
+		return watch.Status{WorkerID: "worker-1"}
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
@@ -198,7 +199,7 @@ func TestServeFinishesRequests(t *testing.T) {
 }
 
 func TestServeAfterTheEnd(t *testing.T) {
-	s := listen(t, statusOf(relay.SlotStatus{}))
+	s := listen(t, statusOf(watch.SlotStatus{}))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Serve(ctx); err != nil {
@@ -207,7 +208,7 @@ func TestServeAfterTheEnd(t *testing.T) {
 }
 
 func TestListenSaysWhichSetting(t *testing.T) {
-	s := listen(t, statusOf(relay.SlotStatus{}))
+	s := listen(t, statusOf(watch.SlotStatus{}))
 	defer s.listener.Close()
 	_, err := Listen(Config{Addr: s.Addr()}, nil, nil, hclog.NewNullLogger())
 	if err == nil || !strings.Contains(err.Error(), s.Addr()) || !strings.Contains(err.Error(), "METRICS_PORT") {

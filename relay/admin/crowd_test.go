@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // crowd is a server with large metrics, whose gatherings are counted, and that stops with the test.
@@ -30,7 +31,7 @@ func crowd(t *testing.T) (s *Server, gathered *atomic.Int64) {
 	}
 	gathered = new(atomic.Int64)
 	reg.MustRegister(counting{vec, gathered})
-	s, err := Listen(Config{Addr: "127.0.0.1:0"}, statusOf(relay.SlotStatus{Role: relay.Standby}), reg, hclog.NewNullLogger())
+	s, err := Listen(Config{Addr: "127.0.0.1:0"}, statusOf(watch.SlotStatus{Role: relay.Standby}), reg, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +208,7 @@ func TestShared(t *testing.T) {
 // HTTP/2 is not offered: a peer could open and reset streams faster than they are answered.
 func TestNoHTTP2(t *testing.T) {
 	cert, key := pairOf(t, t.TempDir(), "relay")
-	s, _ := serve(t, Config{CertFile: cert, KeyFile: key}, statusOf(relay.SlotStatus{Role: relay.Standby}))
+	s, _ := serve(t, Config{CertFile: cert, KeyFile: key}, statusOf(watch.SlotStatus{Role: relay.Standby}))
 	conn, err := tls.Dial("tcp", s.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +228,7 @@ func TestNoHTTP2(t *testing.T) {
 func TestMetricFormats(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "one", Help: "x S3NT1NEL"}))
-	h := Handler(Config{Redact: func(b []byte) []byte { return []byte(strings.ReplaceAll(string(b), "S3NT1NEL", "(hidden)")) }}, statusOf(relay.SlotStatus{}), reg)
+	h := Handler(Config{Redact: func(b []byte) []byte { return []byte(strings.ReplaceAll(string(b), "S3NT1NEL", "(hidden)")) }}, statusOf(watch.SlotStatus{}), reg)
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Second}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package admin serves what operators and probes ask over HTTP. It knows relay.Status and not where
+// Package admin serves what operators and probes ask over HTTP. It knows watch.Status and not where
 // the numbers come from, and it keeps no state but the last look at the database.
 //
 //	/               the status page, which stays current without a reload

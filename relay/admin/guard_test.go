@@ -26,12 +26,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 const token = "0123456789abcdef-secret"
 
 func TestToken(t *testing.T) {
-	h := Handler(Config{Token: token}, statusOf(relay.SlotStatus{Role: relay.Standby}), prometheus.NewRegistry())
+	h := Handler(Config{Token: token}, statusOf(watch.SlotStatus{Role: relay.Standby}), prometheus.NewRegistry())
 	ask := func(path string, auth func(*http.Request)) *httptest.ResponseRecorder {
 		req := httptest.NewRequest("GET", path, nil)
 		auth(req)
@@ -108,7 +109,7 @@ func TestValidate(t *testing.T) {
 
 // The headers are on every answer, so that nothing which comes from a row can be made to run.
 func TestHeaders(t *testing.T) {
-	h := Handler(Config{Token: token}, statusOf(relay.SlotStatus{}), prometheus.NewRegistry())
+	h := Handler(Config{Token: token}, statusOf(watch.SlotStatus{}), prometheus.NewRegistry())
 	for _, path := range []string{"/", "/status.json", "/metrics", "/health/live", "/nowhere"} {
 		_, header, _ := get(t, h, "GET", path)
 		csp := header.Get("Content-Security-Policy")
@@ -185,7 +186,7 @@ func serve(t *testing.T, cfg Config, r Relay) (*Server, *bytes.Buffer) {
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := pairOf(t, dir, "first.example")
-	s, _ := serve(t, Config{CertFile: cert, KeyFile: key}, statusOf(relay.SlotStatus{Role: relay.Standby}))
+	s, _ := serve(t, Config{CertFile: cert, KeyFile: key}, statusOf(watch.SlotStatus{Role: relay.Standby}))
 	name := func(max uint16) (string, error) {
 		conn, err := tls.Dial("tcp", s.Addr(), &tls.Config{InsecureSkipVerify: true, MaxVersion: max})
 		if err != nil {
@@ -280,7 +281,7 @@ func TestTLSExpired(t *testing.T) {
 }
 
 func TestTLSFilesThatAreNotThere(t *testing.T) {
-	_, err := Listen(Config{Addr: "127.0.0.1:0", CertFile: "/nonexistent.crt", KeyFile: "/nonexistent.key"}, statusOf(relay.SlotStatus{}), prometheus.NewRegistry(), hclog.NewNullLogger())
+	_, err := Listen(Config{Addr: "127.0.0.1:0", CertFile: "/nonexistent.crt", KeyFile: "/nonexistent.key"}, statusOf(watch.SlotStatus{}), prometheus.NewRegistry(), hclog.NewNullLogger())
 	if err == nil || !strings.Contains(err.Error(), "RELAY_HTTP_TLS_CERT_FILE") || !strings.Contains(err.Error(), "/nonexistent.crt") {
 		t.Errorf("got %v, want the setting and the file", err)
 	}
@@ -288,7 +289,7 @@ func TestTLSFilesThatAreNotThere(t *testing.T) {
 
 // Peers that dribble their request are sent away, and delay no other meanwhile.
 func TestSlowPeers(t *testing.T) {
-	s, _ := serve(t, Config{}, statusOf(relay.SlotStatus{Role: relay.Standby}))
+	s, _ := serve(t, Config{}, statusOf(watch.SlotStatus{Role: relay.Standby}))
 	var slow []net.Conn
 	for range 50 {
 		conn, err := net.Dial("tcp", s.Addr())

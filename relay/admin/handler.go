@@ -10,28 +10,29 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
-// Relay is what is shown. *relay.Relay is one.
+// Relay is what is shown. *watch.Watch is one.
 type Relay interface {
-	Status() relay.Status
-	History() relay.History
+	Status() watch.Status
+	History() watch.History
 	Changes() []relay.Change
 }
 
-var _ Relay = (*relay.Relay)(nil)
+var _ Relay = (*watch.Watch)(nil)
 
 // Report is /status.json.
 type Report struct {
 	Time     time.Time `json:"time"` // the relay's clock
 	Version  string    `json:"version"`
 	Revision string    `json:"revision,omitempty"`
-	relay.Status
+	watch.Status
 	Ready    bool           `json:"ready"` // what /health/ready answers
-	Verdict  relay.Verdict  `json:"verdict"`
+	Verdict  watch.Verdict  `json:"verdict"`
 	Database *sight         `json:"database"` // at most some seconds old
 	Changes  []relay.Change `json:"changes"`  // the newest first
-	History  relay.History  `json:"history"`
+	History  watch.History  `json:"history"`
 }
 
 // Handler answers the paths that the package's comment lists.

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -30,10 +31,10 @@ func troubled() shown {
 	at := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 	nan := math.NaN()
 	return shown{
-		status: func() relay.Status {
-			return relay.Status{
+		status: func() watch.Status {
+			return watch.Status{
 				WorkerID: "worker-1", Started: at, Wanted: relay.ModeAuto,
-				Slots: []relay.SlotStatus{
+				Slots: []watch.SlotStatus{
 					{
 						Slot: "sagaz_outbox", Role: relay.Owner, Since: at.Add(time.Minute), Epoch: 7, Inflight: 3, Bytes: 1500, Admitted: 10, Marked: 7, Swept: 2, Watermark: "0/16B3748",
 						Read: "0/16B3760", LagSeconds: 1.5, Mode: relay.ModeCDC, Streaming: true, StreamSince: 60, Pending: 4, InflightLimit: 16384, InflightBudget: 1 << 24,
@@ -41,17 +42,17 @@ func troubled() shown {
 					},
 					{Slot: "other", Role: relay.Standby, Since: at},
 				},
-				Sinks: []relay.SinkStatus{
+				Sinks: []watch.SinkStatus{
 					{Sink: "kafka", Up: true, Since: ptr(at), Rate: 12.5, P99: ptr(0.004), Acked: 10},
 					{Sink: "rabbitmq", LastError: "<script>alert(1)</script>", Since: ptr(at), LastErrorAt: ptr(at), Ledger: 2, Isolated: true},
 				},
 			}
 		},
 		changes: []relay.Change{{Time: at, Kind: relay.ChangeSinkDown, Level: relay.LevelDegraded, Sink: "rabbitmq", Text: "sink down: \"</script><img src=x onerror=alert(2)>", Times: 3}},
-		history: relay.History{
+		history: watch.History{
 			End: at, EverySeconds: 5,
-			Slots: map[string]relay.SlotHistory{"sagaz_outbox": {LagBytes: relay.Series{nan, 4096}, LagSeconds: relay.Series{nan, 1.5}, RetainedBytes: relay.Series{nan, 1 << 20}}},
-			Sinks: map[string]relay.SinkHistory{"kafka": {Rate: relay.Series{nan, 12.5}}},
+			Slots: map[string]watch.SlotHistory{"sagaz_outbox": {LagBytes: watch.Series{nan, 4096}, LagSeconds: watch.Series{nan, 1.5}, RetainedBytes: watch.Series{nan, 1 << 20}}},
+			Sinks: map[string]watch.SinkHistory{"kafka": {Rate: watch.Series{nan, 12.5}}},
 		},
 	}
 }
@@ -107,7 +108,7 @@ func TestDatabaseIsLookedAtSeldom(t *testing.T) {
 			return seen(ctx)
 		}}, troubled(), prometheus.NewRegistry())
 		view := func() (rep struct {
-			Verdict  relay.Verdict
+			Verdict  watch.Verdict
 			Database struct {
 				Slots []DatabaseSlot
 				Error string

@@ -14,7 +14,7 @@ import (
 // Config has the relay's settings that the checks depend on.
 type Config struct {
 	DatabaseURL      string
-	Mode             string // relay.Config.Mode
+	Mode             string // engine.Config.Mode
 	Slots            []string
 	Publication      string
 	Failover         bool // slots are to survive a failover
@@ -29,7 +29,7 @@ type Config struct {
 	SinkNames []string              // of BROKER_TYPE
 	Sinks     []relay.Sink          // those of them that could be made
 	Encoder   relay.Encoder         // makes the destinations of events
-	ByDefault *relay.SinksByDefault // relay.Config.SinksByDefault
+	ByDefault *relay.SinksByDefault // engine.Config.SinksByDefault
 
 	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is reported;
 	// PendingTooLong how old a pending row may be.

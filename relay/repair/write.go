@@ -47,7 +47,7 @@ var ErrHeld = errors.New("held events go out by themselves, in order, when the o
 // Retry has letters offered again. A dead one (or one that was discarded and not deleted yet) is to
 // be retried now, and its attempts begin at zero. One that has a next attempt is due now. What is
 // held behind one of them follows by itself, in order. A row without an entry is pending again, for
-// a relay to find. hybrid is relay.Config.Hybrid.
+// a relay to find. hybrid is engine.Config.Hybrid.
 func Retry(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done, error) {
 	f, err := ToRetry(f)
 	if err != nil {

@@ -41,7 +41,7 @@ type Config struct {
 	MaxEventBytes int `env:"RELAY_MAX_EVENT_BYTES"`
 
 	// Hybrid makes the relay claim the rows that it looks up before it publishes them, so that a
-	// worker of the library that runs at the same time leaves them alone; see relay.Config.Hybrid.
+	// worker of the library that runs at the same time leaves them alone; see engine.Config.Hybrid.
 	//
 	// Default false. RELAY_HYBRID.
 	Hybrid bool `env:"RELAY_HYBRID"`

@@ -43,7 +43,7 @@ type About struct {
 	WorkerID, Version string
 	Topic, RoutingKey string // RELAY_TOPIC and RELAY_ROUTING_KEY
 	// Dropped, if not nil, is called with the number of spans that no collector will get, and why;
-	// see relay.Metrics.SpansDropped. It must not block.
+	// see watch.Metrics.SpansDropped. It must not block.
 	Dropped func(reason string, spans int)
 }
 

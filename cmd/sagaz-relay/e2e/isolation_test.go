@@ -18,7 +18,7 @@ import (
 const (
 	isolationBudget = 1000
 	// roundEntries is how many entries of the ledger may be under way, and so repeated after a kill
-	// (relay/drainer.go).
+	// (relay/engine/drainer.go).
 	roundEntries = 2000
 )
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/testbed/child"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/watch"
 )
 
 // process is one sagaz-relay that was started.
@@ -259,10 +260,10 @@ func (p *process) get(path string) (code int, body []byte) {
 }
 
 // status is what the process serves at /status.json.
-func (p *process) status() relay.Status {
+func (p *process) status() watch.Status {
 	p.t.Helper()
 	code, body := p.get("/status.json")
-	var st relay.Status
+	var st watch.Status
 	if code == http.StatusOK {
 		if err := json.Unmarshal(body, &st); err != nil {
 			p.t.Fatalf("%s: /status.json: %v", p.name, err)

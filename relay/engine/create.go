@@ -1,0 +1,89 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+const (
+	// createSlow is how long making a slot may take until that is said, and until rows are looked for in the table meanwhile.
+	createSlow = 2 * time.Second
+	// holdersEvery is how often it is asked what making a slot waits for, holdersLogged how often the log repeats it.
+	holdersEvery  = 5 * time.Second
+	holdersLogged = time.Minute
+)
+
+// create makes the slot. The server waits with it for the end of every transaction that has an id, in any of its databases: for hours
+// where somebody has forgotten one. That is said, and in mode auto the table is polled meanwhile.
+//
+// Nothing is delivered twice or out of order for that. What was polled is marked before the sweep begins, which takes the slot's place
+// in the table, and what the slot reports of it later is looked up, since EndSweep notes the end of the WAL. Crashes: a sweep is
+// owed all the time, so the next owner makes the slot again; the half-made one goes with its connection.
+func (p *pipeline) create(ctx context.Context) (at relay.LSN, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		at, err = p.source.Create(relay.WithFence(ctx, p.lease.Valid), p.slot)
+	}()
+	slow := time.NewTimer(createSlow)
+	defer slow.Stop()
+	select {
+	case <-done:
+		return at, err
+	case <-slow.C:
+	}
+	saying := make(chan struct{})
+	go func() {
+		defer close(saying)
+		p.sayHolders(ctx, done)
+	}()
+	if p.cfg.Mode == relay.ModeAuto {
+		p.poll(ctx, done, makingSlot)
+	}
+	<-done // Create ends with ctx
+	<-saying
+	p.step()
+	return at, err
+}
+
+// makingSlot is why the table is polled while the slot is being made; whom that waits for is SlotStatus.SlotWaitsFor.
+const makingSlot = "the slot is being made, which waits for transactions to end"
+
+// sayHolders says what making the slot waits for, until it is done.
+func (p *pipeline) sayHolders(ctx context.Context, done <-chan struct{}) {
+	defer p.noteHolders("")
+	began, logged, last := time.Now().Add(-createSlow), time.Time{}, ""
+	for {
+		holders, err := p.source.Holders(ctx, p.slot)
+		if ctx.Err() != nil || closed(done) {
+			return
+		}
+		text, fix := relay.SayHolders(holders), ""
+		switch {
+		case err != nil:
+			text = "the server, which cannot be asked for whom: " + err.Error()
+		case len(holders) > 0:
+			fix = holders[0].Fix()
+		}
+		p.noteHolders(text)
+		who := ""
+		for _, h := range holders {
+			h.Age = 0
+			who += h.String()
+		}
+		if who != last || time.Since(logged) >= holdersLogged {
+			logged, last = time.Now(), who
+			p.log.Warn("making the slot waits for the end of transactions", "waits_for", text, "for", time.Since(began).Round(time.Second), "fix", fix)
+		}
+		pause(ctx, holdersEvery, done)
+	}
+}
+
+// noteHolders notes what making the slot waits for, for the status.
+func (p *pipeline) noteHolders(text string) {
+	p.mu.Lock()
+	p.holders = text
+	p.mu.Unlock()
+}

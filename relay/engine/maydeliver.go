@@ -1,0 +1,55 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// sinkNames are the names of sinks.
+func sinkNames(sinks []relay.Sink) []string {
+	var names []string
+	for _, sink := range sinks {
+		names = append(names, sink.Name())
+	}
+	return names
+}
+
+// checkSinks asks once where events of the slot went before. It returns nil at once where BROKER_TYPE is set.
+func (e *Engine) checkSinks(ctx context.Context, slot string) error {
+	if e.cfg.SinksByDefault == nil {
+		return nil
+	}
+	before, err := e.store.Before(ctx, slot)
+	if err != nil {
+		return err
+	}
+	return relay.CheckSinks(sinkNames(e.sinks), *e.cfg.SinksByDefault, before)
+}
+
+// mayDeliver is checkSinks for an owner: it delivers nothing before it knows, so it asks until it is told, ctx ends or the lease is lost.
+func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Lease) error {
+	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
+	var logged time.Time
+	for {
+		err := e.checkSinks(ctx, slot)
+		var setup *relay.SetupError
+		switch {
+		case ctx.Err() != nil:
+			return nil // the pipeline ends by itself
+		case err == nil || errors.As(err, &setup):
+			return err
+		}
+		wait := backoff.Next()
+		if time.Since(logged) >= logInterval {
+			logged = time.Now()
+			e.log.Warn("waiting to be told where events went before, nothing is delivered until then", "slot", slot, "backoff", wait, "error", err)
+		}
+		if pause(ctx, wait, lease.Lost()) {
+			return fmt.Errorf("%w: %w", relay.ErrLeaseLost, lease.Err())
+		}
+	}
+}

@@ -1,0 +1,26 @@
+package engine
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// What a start would refuse makes a relay that runs not ready, in the same words, until it is over.
+func TestFaultIsAProblem(t *testing.T) {
+	e := &Engine{log: hclog.NewNullLogger()}
+	shown := watched().Watch
+	shown.Begin(relay.About{Snapshot: e.Snapshot})
+	fault := (&relay.SetupError{Problem: "row level security hides rows", Fix: "ALTER ROLE r BYPASSRLS;"}).Error()
+	e.noteFault(fault)
+	if got := strings.Join(shown.Status().Problems(), "; "); got != fault {
+		t.Errorf("the problems are %q, want %q", got, fault)
+	}
+	e.noteFault("")
+	if got := shown.Status().Problems(); len(got) != 0 {
+		t.Errorf("mended, the problems are %q", got)
+	}
+}

@@ -1,0 +1,267 @@
+package engine
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// shelf is what a pipeline knows, in memory, of one sink's part of the ledger: which keys have entries there, so that later events of
+// theirs go there too, and whether the sink is isolated, so that all do. It is exact about sinks and keeps keys by hash, in a
+// few megabytes whatever the size of the ledger (see tally). A stranger that shares its bucket with a blocked key takes the
+// way through the ledger too, where it waits for what was parked before it.
+//
+// An entry is counted from the moment at which a lane decides to park it, long before it is written, until the transaction has
+// committed that takes it out. So a lane that finds a key's count at 0 knows that everything before was delivered, or given up.
+//
+// Crashes: the counts are read from the ledger again by the next owner (Ledger.Blocking), before its first event.
+type shelf struct {
+	sink string
+	wake chan struct{} // capacity one: there may be something to drain
+	// stopping is closed when the relay is being stopped: what fails goes to the ledger, to be there when the next owner comes.
+	stopping chan struct{}
+
+	mu     sync.Mutex // guards what follows
+	counts tally
+	under  map[uint32]uint32 // of counts: entries that are being offered in a round
+	total  int               // entries that are counted
+	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be in the ledger all the same, when the
+	// answer to the mark was lost or its row is not visible yet. It is not offered: the mark that comes again would make it
+	// a second time. True means that it is counted in total; its event is in flight as well.
+	doubtful map[int64]bool
+	rounds   int // that have ended
+
+	down    bool // the sink has failed for too long
+	overWAL bool // the slot holds back too much WAL because of this sink
+	since   time.Time
+}
+
+// shelfBuckets are so many that of a million blocked keys each stands in the way of one stranger in five; of ten thousand, one in 400.
+const shelfBuckets = 1 << 22
+
+func newShelf(sink string) *shelf {
+	return &shelf{sink: sink, wake: make(chan struct{}, 1), stopping: make(chan struct{})}
+}
+
+func bucketOf(keyHash uint32) uint32 { return keyHash % shelfBuckets }
+
+// verdict is what a lane may do with an event from the stream.
+type verdict int
+
+const (
+	offer   verdict = iota // nothing before it is in the ledger
+	toShelf                // park it
+	hold                   // what is before it is being offered just now: wait for the end of that round
+)
+
+// verdict is called with mu held.
+func (s *shelf) verdict(keyHash uint32) verdict {
+	if s.down || s.overWAL {
+		return toShelf
+	}
+	if s.total == 0 {
+		return offer
+	}
+	b := bucketOf(keyHash)
+	switch n := s.counts.of(b); {
+	case n == 0:
+		return offer
+	case n == s.under[b]:
+		return hold
+	default:
+		return toShelf
+	}
+}
+
+// park counts an entry that is to be made. It is called with mu held.
+func (s *shelf) park(f *flight) {
+	s.add(f.keyHash, 1)
+	s.doubt(f.position, true)
+}
+
+// parkRefused is park for an event that was refused: a dead letter that its key passes is not counted.
+func (s *shelf) parkRefused(f *flight, p *relay.Parked) {
+	if p.Detached {
+		s.doubt(f.position, false)
+		return
+	}
+	s.park(f)
+}
+
+// doubt notes an entry that is to be made. It is called with mu held.
+func (s *shelf) doubt(position int64, counted bool) {
+	if s.doubtful == nil {
+		s.doubtful = make(map[int64]bool)
+	}
+	s.doubtful[position] = counted
+}
+
+// written notes that these events' entries are made, and reports whether there were any.
+func (s *shelf) written(batch []*flight) (any bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.doubtful) == 0 {
+		return false
+	}
+	before := len(s.doubtful)
+	for _, f := range batch {
+		delete(s.doubtful, f.position)
+	}
+	return len(s.doubtful) < before
+}
+
+// certain reports which of the entries may be offered.
+func (s *shelf) certain(entries []relay.Entry) []bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	yes := make([]bool, len(entries))
+	for i := range entries {
+		_, doubt := s.doubtful[entries[i].Position]
+		yes[i] = !doubt
+	}
+	return yes
+}
+
+// add counts entries. It is called with mu held.
+func (s *shelf) add(keyHash uint32, entries int) {
+	s.counts.add(bucketOf(keyHash), entries)
+	s.total += entries
+}
+
+// reset forgets all counts.
+func (s *shelf) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts, s.total = tally{}, 0
+}
+
+// begin notes the entries that are being offered in a round.
+func (s *shelf) begin(entries []relay.Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.under = make(map[uint32]uint32)
+	for i := range entries {
+		if !entries[i].Detached {
+			s.under[bucketOf(entries[i].KeyHash)]++
+		}
+	}
+}
+
+// end notes that a round is over, and which of its entries do not block their keys any more.
+func (s *shelf) end(freed []*relay.Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range freed {
+		if e.Detached {
+			continue
+		}
+		if b := bucketOf(e.KeyHash); s.total > 0 && s.counts.of(b) > 0 { // a person may have made an entry by hand, which nobody counted
+			s.counts.add(b, -1)
+			s.total--
+		}
+	}
+	s.under = nil
+	s.rounds++
+}
+
+// isolate diverts everything to the ledger, because the sink is down or because it holds back too much WAL; it reports whether it
+// had not been isolated.
+func (s *shelf) isolate(overWAL bool) (first bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first = !s.down && !s.overWAL
+	if first {
+		s.since = time.Now()
+	}
+	if overWAL {
+		s.overWAL = true
+	} else {
+		s.down = true
+	}
+	signal(s.wake)
+	return first
+}
+
+// up ends an isolation for the reason given and reports whether that made the sink a normal one again, and for how long it was not.
+func (s *shelf) up(overWAL bool) (ended bool, after time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.down || s.overWAL
+	if overWAL {
+		s.overWAL = false
+	} else {
+		s.down = false
+	}
+	return was && !s.down && !s.overWAL, time.Since(s.since)
+}
+
+// state returns what the shelf knows.
+func (s *shelf) state() (entries int, down, overWAL bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total, s.down, s.overWAL
+}
+
+// snapshot is what the outside may know. What is not in the ledger of the entries that are counted is of events in flight.
+func (s *shelf) snapshot() relay.ShelfSnapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.total
+	for _, counted := range s.doubtful {
+		if counted {
+			n--
+		}
+	}
+	return relay.ShelfSnapshot{Entries: s.total, InLedger: max(0, n), Isolated: s.down || s.overWAL}
+}
+
+// isolated reports whether everything goes to the ledger.
+func (s *shelf) isolated() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down || s.overWAL
+}
+
+// stop makes failing lanes give their events to the ledger at once.
+func (s *shelf) stop() { close(s.stopping) }
+
+func (s *shelf) isStopping() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// tally counts by bucket. A byte each is enough for nearly all of them, however large the ledger: what is more is a key that has
+// been blocked for long.
+type tally struct {
+	small []uint8           // nil as long as nothing was counted; manyEntries: see large
+	large map[uint32]uint32 // the counts from manyEntries on
+}
+
+const manyEntries = math.MaxUint8
+
+func (t *tally) of(bucket uint32) uint32 {
+	if n := t.small[bucket]; n < manyEntries {
+		return uint32(n)
+	}
+	return t.large[bucket]
+}
+
+func (t *tally) add(bucket uint32, n int) {
+	if t.small == nil {
+		t.small, t.large = make([]uint8, shelfBuckets), make(map[uint32]uint32)
+	}
+	sum := uint32(int(t.of(bucket)) + n)
+	if sum < manyEntries {
+		t.small[bucket] = uint8(sum)
+		delete(t.large, bucket)
+	} else {
+		t.small[bucket] = manyEntries
+		t.large[bucket] = sum
+	}
+}

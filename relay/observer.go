@@ -1,0 +1,124 @@
+package relay
+
+import (
+	"context"
+	"time"
+)
+
+// Observer is told what the engine does, and makes metrics, a status page, a history and the log's
+// lines about single events of it (relay/watch). It decides nothing: what the engine has to know, it
+// finds out by itself.
+//
+// It is told afterwards, with the times, as a Tracer is: nothing waits for it. It is told of batches,
+// so that an event costs the engine nothing more. Who is told what:
+//
+//	Observer       by the keeper, of slots and leases; by all, of changes of state
+//	SlotObserver   by the work on one slot under one lease, of events in and marks out
+//	SinkObserver   by the lanes of one sink and by who drains its ledger
+//
+// What it has to know of the present and was not told, it finds in a Snapshot, which it may ask for at
+// any time, and by asking the database itself (Facts).
+//
+// Methods are called from many goroutines, and never with a lock of the engine held. They must not
+// block, cannot fail, change nothing of what they are given, and keep nothing of slices and flights
+// once they have returned. SlotObserver.Sample alone may take its time.
+type Observer interface {
+	// Begin says what the engine is, before anything else is told.
+	Begin(about About)
+	// Sink returns who is told of a sink. It is called once for each.
+	Sink(name string) SinkObserver
+	// Owned says that a slot's lease was taken, and returns who is told of the work under it.
+	Owned(slot string, epoch int64) SlotObserver
+	// Became tells of a slot's role, at each step of the keeper; working says that there is work
+	// under a lease.
+	Became(slot string, role Role, working bool)
+	// Changed tells of a change of state.
+	Changed(c Change)
+	// Looked is called every second, when the engine has looked whether its slots move.
+	Looked(at time.Time)
+}
+
+// About is what does not change while an engine lives.
+type About struct {
+	WorkerID       string
+	Started        time.Time
+	Mode           string // RELAY_MODE
+	Hybrid         bool
+	Slots          []string
+	Sinks          []string
+	InflightEvents int   // RELAY_INFLIGHT_EVENTS
+	InflightBytes  int   // RELAY_INFLIGHT_BYTES
+	WALBudget      int64 // RELAY_WAL_BUDGET
+	Traced         bool  // there is a Tracer
+	Encoder        Encoder
+	// Snapshot is what the engine is like now. It is cheap.
+	Snapshot func() Snapshot
+}
+
+// SlotObserver is told of the work on one slot under one lease.
+type SlotObserver interface {
+	// Sample looks at slot and table now and then, until ctx ends. The engine runs it in a goroutine
+	// of its own.
+	Sample(ctx context.Context, facts Facts)
+	// Seen tells of the engine's own look at the slot, every five seconds.
+	Seen(info SlotInfo)
+
+	// Received tells of events that were taken, from the slot or from the table.
+	Received(batch []*Flight)
+	// Skipped tells of events that the slot reported again and that were settled already.
+	Skipped(events int)
+	// Found tells of events that were found in the table, by cause.
+	Found(cause string, events int)
+	// LookedFor tells how long a look at the table took.
+	LookedFor(kind SweepKind, took time.Duration)
+	// Interrupted says that the replication connection has to be made again.
+	Interrupted()
+
+	// MarkTried tells of a try to write a batch of marks.
+	MarkTried(took time.Duration, err error)
+	// Marked tells of events whose fates are committed.
+	Marked(batch []*Flight)
+	// Pruned tells of old rows that were removed.
+	Pruned(rows int)
+
+	// Parked tells of events that go to a sink's ledger: parks has an entry for each of them, or nil.
+	Parked(sink string, batch []*Flight, parks []*Parked)
+	// Retried tells of ledger entries that are put on their lanes; again is how many of them were
+	// refused before.
+	Retried(sink string, batch []*Flight, again int)
+	// Gone tells of ledger entries whose rows somebody has deleted.
+	Gone(sink string, entries []*Entry)
+	// Resolved tells of ledger entries whose outcomes are committed.
+	Resolved(sink string, outcomes []Outcome)
+}
+
+// SinkObserver is told of what is offered to one sink.
+type SinkObserver interface {
+	// Refused tells of records that the sink does not take for their own fault, or that could not be
+	// made. offers is how often their batch has been offered.
+	Refused(refusals []Refusal, offers int)
+	// Answered tells what became of an offer.
+	Answered(a Answer)
+	// Again tells of what is to be offered again, and why.
+	Again(batch []*Flight, offers int, err error)
+	// Trouble tells why the sink did not take all that it was offered.
+	Trouble(err error)
+	// Turned tells of the sink's state after a change, in the order of the changes: whether it takes
+	// events, and whether all of them go to the ledger.
+	Turned(up, isolated bool, c Change)
+}
+
+// Refusal is a record that is refused.
+type Refusal struct {
+	Flight *Flight
+	Err    error
+}
+
+// Answer is what became of an offer to a sink.
+type Answer struct {
+	Events int // offered
+	Offers int // of this batch, this one included
+	Took   time.Duration
+	Acked  []*Flight
+	Failed []error // of what was not taken, and not refused
+}

@@ -1,0 +1,80 @@
+package relay
+
+import "time"
+
+// Role is what a relay is to a slot.
+type Role string
+
+// Roles.
+const (
+	Starting Role = "starting" // the database has not been checked yet
+	Standby  Role = "standby"  // another relay owns the slot, or nobody yet
+	Owner    Role = "owner"
+	Draining Role = "draining" // finishing what is in flight, then releasing
+)
+
+// Whom an owner with nothing in flight waits for, though there is WAL that the stream has not brought.
+const (
+	WaitsForServer = "server" // it decodes a large transaction, or waits for a standby
+	WaitsForClaims = "claims" // another worker's, on rows that come next
+	WaitsForSink   = "sink"   // the oldest event is with sinks that are down, and they only
+)
+
+// Snapshot is what the engine knows of itself at one moment, as plain values.
+type Snapshot struct {
+	// StartError is why the database was not of use at the last try, as long as the relay has not begun.
+	StartError string
+	// Fault is what the database lacks by now of what the relay needs.
+	Fault string
+	Slots []SlotSnapshot // in the order of About.Slots
+}
+
+// SlotSnapshot is one slot as this relay has it.
+type SlotSnapshot struct {
+	Slot  string
+	Role  Role
+	Since time.Time
+	// Occupied is, on a standby, why it does not take a slot that is free.
+	Occupied *OccupiedError
+	// Away is since when a standby could not take the lease if it were free, AwayError why; zero: it could.
+	Away      time.Time
+	AwayError string
+	// Moved is when it was last seen to move, or to have nothing to do.
+	Moved time.Time
+	// WaitsFor is whom it waits for at one place, Waits since when.
+	WaitsFor string
+	Waits    time.Time
+	// Work is there while the relay works under a lease: as owner, and while draining.
+	Work *WorkSnapshot
+}
+
+// WorkSnapshot is the work on one slot under one lease.
+type WorkSnapshot struct {
+	Epoch int64
+	// Mode is how events are found now, Why says why it polls or does not stream, Streaming whether
+	// the replication connection is open, ModeSince since when that is so.
+	Mode, Why string
+	Streaming bool
+	ModeSince time.Time
+	LookError string // why the last look at the table did not succeed
+	Holders   string // what making the slot waits for
+
+	Inflight, Bytes                  int // events, and their bytes
+	Admitted, Marked, Skipped, Swept uint64
+	Watermark, Read                  LSN
+	Inside                           int // events taken of the transaction whose end has not come
+	// OldestCommit is when the oldest event in flight was committed, OldestAt when it happened
+	// (Flight.At); 0 where that is not known.
+	OldestCommit, OldestAt Timestamp
+
+	Seen     SlotInfo // the server's, at the last look
+	Unmarked Unmarked // rows that were set aside
+	Sinks    []ShelfSnapshot
+}
+
+// ShelfSnapshot is one sink's part of the ledger.
+type ShelfSnapshot struct {
+	Entries  int // that hold up later events of their keys
+	InLedger int // of them, those that are written; the others are of events in flight
+	Isolated bool
+}

@@ -1,0 +1,306 @@
+package watch
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// slotSeries exports what this relay knows of the slots it owns. Nothing of a slot outlives its ownership: a standby exports no series of
+// slots, and 0 for what is summed over the pods, because a missing value would keep the autoscaler from scaling down.
+type slotSeries struct {
+	descs map[string]*prometheus.Desc
+
+	mu    sync.Mutex // guards what follows
+	slots []string   // all that are configured
+	owned map[string]*slotSample
+}
+
+// slotSample is one slot at its owner's last look.
+type slotSample struct {
+	epoch     int64
+	mode      string
+	streaming bool
+	inflight  int
+	bytes     int
+	limit     [2]int  // events and bytes
+	waiting   float64 // events, with an estimate of those not read
+	lag       float64 // seconds
+	oldest    float64 // seconds
+	budget    int64   // WAL, bytes; 0: none
+
+	looked   bool // at the server
+	info     relay.SlotInfo
+	inactive time.Time // since when the slot has not been read, as far as we saw; zero: it is
+
+	ledger   []relay.LedgerCount
+	unmarked int // rows that were set aside
+	sinks    []string
+	rows     map[string]int64 // of the whole table by status; only from the owner of the first slot
+	hotRatio float64          // negative: nothing was marked yet
+}
+
+// slotDefinition is one series of slotSeries with the label slot alone. value returns false when there is nothing to say.
+type slotDefinition struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(s *slotSample) (float64, bool)
+}
+
+func known(s *slotSample, value float64) (float64, bool) { return value, s.looked && s.info.Exists }
+
+func counted(s *slotSample, value int64) (float64, bool) {
+	return float64(value), s.looked && s.info.Exists && s.info.Stats != nil
+}
+
+func statsOf(s *slotSample) relay.SlotStats {
+	if s.info.Stats == nil {
+		return relay.SlotStats{}
+	}
+	return *s.info.Stats
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+var slotDefinitions = []slotDefinition{
+	{
+		"outbox_replication_lag_seconds", "Age of the oldest commit with an event in flight; 0 when there is none. A steady rise means that delivery stands still.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return s.lag, true },
+	},
+	{
+		"outbox_oldest_pending_seconds", "Age of the oldest event that waits: in flight, in the ledger (without dead letters), or, while the slot is not read, pending in the table.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return s.oldest, true },
+	},
+	{
+		"outbox_slot_confirmed_flush_lag_bytes", "WAL written and not confirmed by the relay. It rises while events wait.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return known(s, float64(s.info.Lag(s.info.ConfirmedFlush))) },
+	},
+	{
+		"outbox_slot_retained_wal_bytes", "WAL that the slot keeps on the database's disk.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return known(s, float64(s.info.Lag(s.info.Restart))) },
+	},
+	{
+		"outbox_slot_wal_keep_size_bytes", "max_slot_wal_keep_size, the most WAL that the server keeps for a slot; absent when it has no limit.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return float64(s.info.KeepSize), s.looked && s.info.KeepSize > 0 },
+	},
+	{
+		"outbox_slot_wal_budget_bytes", "Retained WAL from which on the relay sends events of sinks that are behind to the ledger, so that the slot can move; absent without a budget.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return float64(s.budget), s.budget > 0 },
+	},
+	{
+		"outbox_slot_safe_wal_size_bytes", "WAL that may still be written before the slot can be lost; absent without max_slot_wal_keep_size, and when it is lost.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) {
+			if s.info.SafeWALSize == nil {
+				return 0, false
+			}
+			return known(s, float64(*s.info.SafeWALSize))
+		},
+	},
+	{
+		"outbox_unmarked_events", "Rows whose events are delivered, or in the ledger, and whose marks the database does not take: a constraint, a trigger, a lock. They are tried again.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return float64(s.unmarked), true },
+	},
+	{
+		"outbox_slot_active", "1 while a connection reads the slot.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return oneIf(s.info.Active), s.looked },
+	},
+	{
+		"outbox_slot_inactive_seconds", "For how long no connection has read the slot; 0 while one does. By the server where it knows (PostgreSQL 17 on), else since the owner saw it.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) {
+			if s.inactive.IsZero() {
+				return 0, s.looked
+			}
+			return max(0, time.Since(s.inactive).Seconds()), s.looked
+		},
+	},
+	{
+		"outbox_slot_transactions_total", "Transactions that the server has decoded for the slot (pg_stat_replication_slots).", prometheus.CounterValue,
+		func(s *slotSample) (float64, bool) { return counted(s, statsOf(s).Transactions) },
+	},
+	{
+		"outbox_slot_bytes_total", "Bytes of changes that the server has decoded for the slot (pg_stat_replication_slots).", prometheus.CounterValue,
+		func(s *slotSample) (float64, bool) { return counted(s, statsOf(s).Bytes) },
+	},
+	{
+		"outbox_slot_spill_transactions_total", "Transactions that outgrew logical_decoding_work_mem and went to the server's disk while they were decoded.", prometheus.CounterValue,
+		func(s *slotSample) (float64, bool) { return counted(s, statsOf(s).SpillTransactions) },
+	},
+	{
+		"outbox_slot_spill_bytes_total", "Bytes of changes that went to the server's disk while they were decoded. A rise means large transactions: raise logical_decoding_work_mem.", prometheus.CounterValue,
+		func(s *slotSample) (float64, bool) { return counted(s, statsOf(s).SpillBytes) },
+	},
+	{
+		"outbox_slot_stream_bytes_total", "Bytes of changes that were sent before their transaction ended. The relay does not ask for that, so it stays 0.", prometheus.CounterValue,
+		func(s *slotSample) (float64, bool) { return counted(s, statsOf(s).StreamBytes) },
+	},
+	{
+		"outbox_slot_epoch", "How many owners the slot has had. Its changes are handovers.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return float64(s.epoch), true },
+	},
+	{
+		"outbox_relays", "Relays that live, the owner and those that stand by for the slot; 1 means that nobody would take over. Absent through a pooler.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return float64(s.info.Relays), s.info.Relays > 0 },
+	},
+	{
+		"outbox_stream_up", "1 while the replication connection is open.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return oneIf(s.streaming), true },
+	},
+}
+
+// Statuses of rows, wal_status, modes and ledger states are exported one-hot, or all of them, so that none is missing at 0.
+var (
+	rowStates    = []string{"pending", "claimed", "sent", "failed", "dead_letter"}
+	walStatuses  = []string{"reserved", "extended", "unreserved", "lost", walMissing}
+	modes        = []string{relay.ModeCDC, relay.ModePolling, relay.ModeRecovering}
+	ledgerStates = []relay.State{relay.StateRetry, relay.StateHeld, relay.StateDead}
+)
+
+// walMissing is the wal_status of a slot that is not there.
+const walMissing = "missing"
+
+func newSlotSeries(workerID string) *slotSeries {
+	s := &slotSeries{descs: make(map[string]*prometheus.Desc), owned: make(map[string]*slotSample)}
+	worker := prometheus.Labels{"worker_id": workerID}
+	for _, d := range slotDefinitions {
+		s.descs[d.name] = prometheus.NewDesc(d.name, d.help, []string{"slot"}, nil)
+	}
+	for _, d := range []struct {
+		name, help string
+		constant   prometheus.Labels
+		labels     []string
+	}{
+		{"outbox_pending_events_total", "Events waiting on the slots that this relay owns: in flight and in the ledger, exact, plus " +
+			"those that the stream has not brought yet, by a count of the table's rows now and then and an estimate in between; one that waits for two sinks is in the ledger twice, " +
+			"and counts twice; 0 on a standby, so that the sum over pods is the backlog. A gauge, despite its name, which the autoscaler knows.", nil, nil},
+		{"outbox_pending_events", "The same as outbox_pending_events_total, under a gauge's name.", nil, nil},
+		{"outbox_processing_events_total", "Events in flight: read from the slot and not yet marked. A gauge, despite its name.", worker, nil},
+		{"outbox_inflight_bytes", "Bytes of the events in flight.", nil, nil},
+		{"outbox_inflight_limit_events", "RELAY_INFLIGHT_EVENTS for all owned slots. When it is reached the relay stops reading.", nil, nil},
+		{"outbox_inflight_limit_bytes", "RELAY_INFLIGHT_BYTES for all owned slots.", nil, nil},
+		{"outbox_shards", "Replication slots that share out the table's keys.", nil, nil},
+		{"outbox_shards_owned", "Those whose lease this relay holds; 0 on a standby.", nil, nil},
+		{"outbox_slot_owned", "1 on the relay that holds the slot's lease, 0 on the others.", nil, []string{"slot"}},
+		{"outbox_slot_wal_status", "1 for the slot's wal_status, 0 for the others. lost means that PostgreSQL has removed WAL that the slot needed, missing that there is no slot.", nil, []string{"slot", "status"}},
+		{"outbox_mode", "1 for how events are found now, 0 for the others: cdc (from the slot), polling (from the table), recovering (from the table, before the slot is read).", nil, []string{"slot", "mode"}},
+		{"outbox_ledger_events", "Events in the ledger by sink and state: retry (to be offered), held (behind another of their key), dead (for a person).", nil, []string{"sink", "state"}},
+		{"outbox_events_by_state", "Rows of the table by status, from the owner of the first slot only. sent is what the planner's statistics leave over; the others are counted, " +
+			"the more seldom the longer it takes (at most 1/500 of the time).", nil, []string{"state"}},
+		{"outbox_marks_hot_ratio", "Share of the table's last updates that were HOT, which need no new index entries. Below 0.9 marking costs far more than it should: sagaz-relay doctor. " +
+			"From the owner of the first slot only, and absent until rows have been updated.", nil, nil},
+	} {
+		s.descs[d.name] = prometheus.NewDesc(d.name, d.help, d.labels, d.constant)
+	}
+	return s
+}
+
+// set notes a sample of an owned slot.
+func (s *slotSeries) set(slot string, sample *slotSample) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.owned[slot] = sample
+}
+
+// drop forgets a slot that is not owned any more.
+func (s *slotSeries) drop(slot string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.owned, slot)
+}
+
+// own notes that a slot is owned from now on; set fills in what is known of it.
+func (s *slotSeries) own(slot string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.owned[slot]; !ok {
+		s.owned[slot] = nil
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (s *slotSeries) Describe(descs chan<- *prometheus.Desc) {
+	for _, d := range s.descs {
+		descs <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *slotSeries) Collect(metrics chan<- prometheus.Metric) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	send := func(name string, kind prometheus.ValueType, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(s.descs[name], kind, value, labels...)
+	}
+	gauge := func(name string, value float64, labels ...string) {
+		send(name, prometheus.GaugeValue, value, labels...)
+	}
+	var sum slotSample
+	type sinkState struct {
+		sink  string
+		state relay.State
+	}
+	ledger := make(map[sinkState]int64)
+	for _, slot := range s.slots {
+		sample, owned := s.owned[slot]
+		gauge("outbox_slot_owned", oneIf(owned), slot)
+		if sample == nil {
+			continue
+		}
+		sum.waiting += sample.waiting
+		sum.inflight += sample.inflight
+		sum.bytes += sample.bytes
+		sum.limit[0] += sample.limit[0]
+		sum.limit[1] += sample.limit[1]
+		for _, d := range slotDefinitions {
+			if value, ok := d.value(sample); ok {
+				send(d.name, d.kind, value, slot)
+			}
+		}
+		for _, mode := range modes {
+			gauge("outbox_mode", oneIf(mode == sample.mode), slot, mode)
+		}
+		if sample.looked {
+			status := sample.info.WALStatus
+			if !sample.info.Exists {
+				status = walMissing
+			}
+			for _, one := range walStatuses {
+				gauge("outbox_slot_wal_status", oneIf(one == status), slot, one)
+			}
+		}
+		for _, sink := range sample.sinks {
+			for _, state := range ledgerStates {
+				ledger[sinkState{sink, state}] += 0
+			}
+		}
+		for _, c := range sample.ledger {
+			ledger[sinkState{c.Sink, c.State}] += c.N
+		}
+		for _, state := range rowStates {
+			if sample.rows != nil {
+				gauge("outbox_events_by_state", float64(sample.rows[state]), state)
+			}
+		}
+		if slot == s.slots[0] && sample.hotRatio >= 0 {
+			gauge("outbox_marks_hot_ratio", sample.hotRatio)
+		}
+	}
+	for key, n := range ledger {
+		gauge("outbox_ledger_events", float64(n), key.sink, string(key.state))
+	}
+	gauge("outbox_pending_events_total", sum.waiting)
+	gauge("outbox_pending_events", sum.waiting)
+	gauge("outbox_processing_events_total", float64(sum.inflight))
+	gauge("outbox_inflight_bytes", float64(sum.bytes))
+	gauge("outbox_inflight_limit_events", float64(sum.limit[0]))
+	gauge("outbox_inflight_limit_bytes", float64(sum.limit[1]))
+	gauge("outbox_shards", float64(len(s.slots)))
+	gauge("outbox_shards_owned", float64(len(s.owned)))
+}

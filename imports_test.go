@@ -171,7 +171,7 @@ func isPlain(imported string, modules []string) bool {
 
 // TestDeliveryIsShort: who wants to change how events are delivered reads the contract and the engine, and has to be able to.
 func TestDeliveryIsShort(t *testing.T) {
-	const most = 6200 // lines
+	const most = 6600 // lines
 	lines := 0
 	for _, dir := range []string{"relay", "relay/engine"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))

@@ -45,8 +45,8 @@
 // # What happens on each failure
 //
 //	a sink fails, transient         the lane offers the same records again, in order engine/lane.go
-//	a sink refuses a record         it and what follows of its key are parked        engine/lane.go: triage
-//	a sink fails for long           isolated: all its events go to the ledger        engine/shelf.go: isolate
+//	a sink refuses a record         it and what follows of its key are parked        engine/outcome.go
+//	a sink fails for long           isolated: all its events go to the ledger        engine/control.go: leaving
 //	a ledger entry is due           offered in rounds, in the order of its key       engine/drainer.go
 //	the slot keeps too much WAL     the sinks that are behind are isolated           engine/control.go: mindWAL
 //	a row does not take its mark    set aside in the ledger, tried again             unmarked.go
@@ -57,7 +57,7 @@
 //	streaming is impossible         the table is polled, in mode auto                engine/feed.go
 //	the lease is lost               lanes stop at once; new lease, new pipeline      engine/keeper.go: keep
 //	the process was frozen          Fence says no before each write to a broker      sink.go: Fence
-//	an owner moves nothing          it gives the lease up, another relay tries       engine/progress.go
+//	an owner moves nothing          it gives the lease up, another relay tries       engine/control.go: giveUp
 //	the relay is told to stop       drains, marks, releases the lease                engine/pipeline.go: drain
 //
 // # Words

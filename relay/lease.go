@@ -17,8 +17,6 @@ type Lease interface {
 	Ledger
 	Sweeper
 	Facts
-	// NoteSinks notes which sinks this owner has, and returns those that the one before had; none when there was none, or it did not say.
-	NoteSinks(ctx context.Context, sinks []string) (before []string, err error)
 	// Prune removes (or, with archive, moves to saga_outbox_archive) at most limit rows that were sent before the given age, on a
 	// connection of its own and without waiting for anybody's locks, and returns how many. Fewer than limit means that there are no
 	// more for now.

@@ -15,6 +15,8 @@ import (
 type Ledger interface {
 	// LastPosition is where new events count on from: no position of an earlier owner is past it.
 	LastPosition() int64
+	// NoteSinks notes which sinks this owner has, and returns those that the one before had; none when there was none, or it did not say.
+	NoteSinks(ctx context.Context, sinks []string) (before []string, err error)
 	// Blocking calls f for each sink and bucket of key hashes (their value modulo buckets, a power of two) that has entries, with their
 	// number, and how many of them are not detached, so hold up later events. It may take as long as reading the whole ledger does.
 	Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error

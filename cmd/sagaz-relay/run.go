@@ -121,8 +121,8 @@ func limitProcs(log hclog.Logger) {
 	log.Debug("threads limited", "gomaxprocs", procs)
 }
 
-// serve builds the program from its settings and runs it. running, if not nil, is called with the
-// relay and the address that answers HTTP.
+// serve builds the program from its settings and runs it. running, if not nil, is called with what
+// shows the relay, and the address that answers HTTP.
 func serve(ctx context.Context, s *settings, log hclog.Logger, running func(shown *watch.Watch, addr string)) (err error) {
 	v, revision := buildVersion()
 	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.program.Sinks, "mark", s.store.Mark)

@@ -21,11 +21,11 @@ const (
 // Nothing is delivered twice or out of order for that. What was polled is marked before the sweep begins, which takes the slot's place
 // in the table, and what the slot reports of it later is looked up, since EndSweep notes the end of the WAL. Crashes: a sweep is
 // owed all the time, so the next owner makes the slot again; the half-made one goes with its connection.
-func (p *pipeline) create(ctx context.Context) (at relay.LSN, err error) {
+func (f *feeder) create(ctx context.Context) (at relay.LSN, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		at, err = p.source.Create(relay.WithFence(ctx, p.lease.Valid), p.slot)
+		at, err = f.source.Create(relay.WithFence(ctx, f.tenure.Valid), f.slot)
 	}()
 	slow := time.NewTimer(createSlow)
 	defer slow.Stop()
@@ -37,14 +37,14 @@ func (p *pipeline) create(ctx context.Context) (at relay.LSN, err error) {
 	saying := make(chan struct{})
 	go func() {
 		defer close(saying)
-		p.sayHolders(ctx, done)
+		f.sayHolders(ctx, done)
 	}()
-	if p.cfg.Mode == relay.ModeAuto {
-		p.poll(ctx, done, makingSlot)
+	if f.cfg.Mode == relay.ModeAuto {
+		f.sweeps.poll(ctx, done, makingSlot)
 	}
 	<-done // Create ends with ctx
 	<-saying
-	p.step()
+	f.doing.step()
 	return at, err
 }
 
@@ -52,11 +52,11 @@ func (p *pipeline) create(ctx context.Context) (at relay.LSN, err error) {
 const makingSlot = "the slot is being made, which waits for transactions to end"
 
 // sayHolders says what making the slot waits for, until it is done.
-func (p *pipeline) sayHolders(ctx context.Context, done <-chan struct{}) {
-	defer p.noteHolders("")
+func (f *feeder) sayHolders(ctx context.Context, done <-chan struct{}) {
+	defer f.doing.waitsForHolders("")
 	began, logged, last := time.Now().Add(-createSlow), time.Time{}, ""
 	for {
-		holders, err := p.source.Holders(ctx, p.slot)
+		holders, err := f.source.Holders(ctx, f.slot)
 		if ctx.Err() != nil || closed(done) {
 			return
 		}
@@ -67,7 +67,7 @@ func (p *pipeline) sayHolders(ctx context.Context, done <-chan struct{}) {
 		case len(holders) > 0:
 			fix = holders[0].Fix()
 		}
-		p.noteHolders(text)
+		f.doing.waitsForHolders(text)
 		who := ""
 		for _, h := range holders {
 			h.Age = 0
@@ -75,15 +75,8 @@ func (p *pipeline) sayHolders(ctx context.Context, done <-chan struct{}) {
 		}
 		if who != last || time.Since(logged) >= holdersLogged {
 			logged, last = time.Now(), who
-			p.log.Warn("making the slot waits for the end of transactions", "waits_for", text, "for", time.Since(began).Round(time.Second), "fix", fix)
+			f.log.Warn("making the slot waits for the end of transactions", "waits_for", text, "for", time.Since(began).Round(time.Second), "fix", fix)
 		}
 		pause(ctx, holdersEvery, done)
 	}
-}
-
-// noteHolders notes what making the slot waits for, for the status.
-func (p *pipeline) noteHolders(text string) {
-	p.mu.Lock()
-	p.holders = text
-	p.mu.Unlock()
 }

@@ -21,7 +21,12 @@ import (
 // The sink is probed by offering the first entries to it: while it is isolated there is nothing else that would notice its
 // return.
 type drainer struct {
-	p       *pipeline
+	cfg     *Config
+	slot    string
+	lease   relay.Ledger
+	enc     relay.Encoder
+	told    relay.SlotObserver
+	window  *window
 	sink    relay.Sink
 	health  *sinkHealth
 	shelf   *shelf
@@ -41,7 +46,7 @@ const (
 
 // run drains until ctx ends; no round begins after stopping has. It returns an error only when the lease is gone.
 func (d *drainer) run(ctx, stopping context.Context) error {
-	backoff := relay.Backoff{Min: d.p.cfg.BackoffMin, Max: d.p.cfg.BackoffMax}
+	backoff := relay.Backoff{Min: d.cfg.BackoffMin, Max: d.cfg.BackoffMax}
 	defer func() {
 		if d.failing {
 			d.health.left()
@@ -95,33 +100,33 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *relay.Backoff) (w
 	if d.failing {
 		limit = len(d.lanes) * 10 // a probe
 	}
-	due, next, err := d.p.lease.Due(ctx, d.sink.Name(), limit, roundBytes)
+	due, next, err := d.lease.Due(ctx, d.sink.Name(), limit, roundBytes)
 	if err != nil {
 		return 0, fmt.Errorf("read the ledger of sink %s: %w", d.sink.Name(), err)
 	}
 	if len(due) == 0 {
 		return d.idle(ctx, next, backoff)
 	}
-	if !d.p.beginRound() {
+	if !d.window.beginRound() {
 		<-ctx.Done() // draining
 		return 0, nil
 	}
-	defer d.p.endRound()
+	defer d.window.endRound()
 
 	began := time.Now()
 	r, offered := d.launch(due)
 	if offered == 0 {
 		d.shelf.end(nil)
-		return d.p.cfg.PollInterval, nil // the mark that makes them wakes us
+		return d.cfg.PollInterval, nil // the mark that makes them wakes us
 	}
 	select {
 	case <-r.done:
 	case <-ctx.Done():
 		return 0, nil
 	}
-	if t := d.p.cfg.Tracer; t != nil {
+	if t := d.cfg.Tracer; t != nil {
 		t.Drained(relay.Drained{
-			Slot: d.p.slot, Sink: d.sink.Name(), Offered: offered, Settled: len(r.outcomes), Failing: len(r.failed), Started: began, Took: time.Since(began),
+			Slot: d.slot, Sink: d.sink.Name(), Offered: offered, Settled: len(r.outcomes), Failing: len(r.failed), Started: began, Took: time.Since(began),
 		})
 	}
 	// Nothing got through. Either the sink is down, or these are all of a part of it that is (a partition without a leader), and others
@@ -131,7 +136,7 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *relay.Backoff) (w
 		return 0, err
 	}
 	if len(r.failed) == 0 && len(r.outcomes) == 0 {
-		return d.p.cfg.PollInterval, nil
+		return d.cfg.PollInterval, nil
 	}
 	if len(r.outcomes) > 0 {
 		if len(r.failed) > 0 {
@@ -159,7 +164,7 @@ func (d *drainer) idle(ctx context.Context, next time.Duration, backoff *relay.B
 	if freed, err := d.heal(ctx); err != nil || freed > 0 {
 		return 0, err
 	}
-	wait := d.p.cfg.PollInterval
+	wait := d.cfg.PollInterval
 	if next >= 0 {
 		wait = min(wait, max(next, time.Millisecond))
 	}
@@ -172,7 +177,7 @@ func (d *drainer) heal(ctx context.Context) (freed int, err error) {
 		d.healed = true
 		return 0, nil
 	}
-	freed, d.healAt, err = d.p.lease.Heal(ctx, d.sink.Name(), d.healAt)
+	freed, d.healAt, err = d.lease.Heal(ctx, d.sink.Name(), d.healAt)
 	if err != nil {
 		return 0, err
 	}
@@ -189,7 +194,7 @@ func (d *drainer) answers(ctx context.Context) bool {
 	if !ok {
 		return false
 	}
-	asking, cancel := context.WithTimeout(ctx, d.p.cfg.BackoffMax)
+	asking, cancel := context.WithTimeout(ctx, d.cfg.BackoffMax)
 	defer cancel()
 	return c.Check(asking) == nil
 }
@@ -235,12 +240,12 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 		}
 		f.round, f.Entry, f.size, f.keyHash = r, e, e.Event.Size(), e.KeyHash
 		f.SagaID, f.AggregateType = e.Event.SagaID, e.Event.AggregateType
-		if err := d.p.enc.Encode(&f.Record, &e.Event); err != nil {
+		if err := d.enc.Encode(&f.Record, &e.Event); err != nil {
 			refusal, _ := relay.Refused(err)
 			f.Record.EventID, f.Record.EventType, f.Record.Key = e.Event.ID, e.Event.EventType, e.Event.AggregateID
 			f.Unfit = refusal
 		} else {
-			d.p.cfg.trace(&f.Record, &e.Event)
+			d.cfg.trace(&f.Record, &e.Event)
 			if !e.ReplayedAt.IsZero() {
 				f.Record.Headers = append(f.Record.Headers, relay.Header{Key: relay.ReplayedHeader, Value: e.ReplayedAt.UTC().Format(time.RFC3339)})
 			}
@@ -249,7 +254,7 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 		byLane[lane] = append(byLane[lane], f)
 	}
 	if len(gone) > 0 {
-		d.p.told.Gone(d.sink.Name(), gone)
+		d.told.Gone(d.sink.Name(), gone)
 	}
 	var retried []*relay.Flight
 	for _, flights := range byLane {
@@ -257,7 +262,7 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 			retried = append(retried, &f.Flight)
 		}
 	}
-	d.p.told.Retried(d.sink.Name(), retried, again)
+	d.told.Retried(d.sink.Name(), retried, again)
 	for lane, flights := range byLane {
 		if len(flights) > 0 {
 			d.lanes[lane].push(flights)
@@ -276,14 +281,14 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool
 			if key := e.Event.AggregateID; !first[key] {
 				first[key] = true
 				outcomes = append(outcomes, relay.Outcome{
-					Entry: e, Fate: relay.FateRefused, Reason: relay.ReasonSinkDown, Error: validError(r.lastError), Attempts: e.Attempts, Delay: d.p.cfg.BackoffMax,
+					Entry: e, Fate: relay.FateRefused, Reason: relay.ReasonSinkDown, Error: validError(r.lastError), Attempts: e.Attempts, Delay: d.cfg.BackoffMax,
 				})
 			}
 		}
 	}
-	backoff := relay.Backoff{Min: d.p.cfg.BackoffMin, Max: d.p.cfg.BackoffMax}
+	backoff := relay.Backoff{Min: d.cfg.BackoffMin, Max: d.cfg.BackoffMax}
 	for len(outcomes) > 0 {
-		err := d.p.lease.Resolve(ctx, d.sink.Name(), outcomes)
+		err := d.lease.Resolve(ctx, d.sink.Name(), outcomes)
 		if err == nil {
 			break
 		}
@@ -305,7 +310,7 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool
 	for _, l := range d.lanes {
 		signal(l.wake)
 	}
-	d.p.told.Resolved(d.sink.Name(), outcomes)
+	d.told.Resolved(d.sink.Name(), outcomes)
 	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
 	return nil
 }

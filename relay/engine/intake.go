@@ -3,33 +3,90 @@ package engine
 import (
 	"context"
 	"errors"
+	"math"
+	"sync"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/sagaz-relay/relay/relay"
 )
 
+// intake takes events in, from the stream and from the table, and puts them on their lanes. It is the relay.Intake of each of the
+// slot's connections, so what a new one repeats is recognised by its place in commit order, and dropped.
+type intake struct {
+	cfg     *Config
+	log     hclog.Logger
+	told    relay.SlotObserver
+	lease   relay.Marks
+	enc     relay.Encoder
+	window  *window
+	confirm *confirmation
+	doing   *doing
+	lanes   [][]*lane // by sink, then by key
+
+	admitting relay.Turn // one feeder at a time: the stream, or a sweep beside it; whoever has it owns what follows
+	last      position   // of the newest event admitted from the stream
+	lookupTo  relay.LSN  // up to here, rows may be settled though the stream tells of them
+	place     int64      // Position of the newest event
+	scratch   [][]*flight
+	pending   []relay.Event // events that are not known already, reused
+	taken     reports
+
+	mu   sync.Mutex // guards what follows
+	read reading
+}
+
+// reading is how far the stream has come.
+type reading struct {
+	at      relay.LSN // it has told everything that was committed before
+	inside  int       // events admitted of the transaction that it tells of, whose end has not come
+	signs   uint64    // times that the stream has brought anything, if only a sign of life
+	skipped uint64    // events that it told of and that were settled
+	claimed bool      // it waits for rows that another worker has claimed
+}
+
+// position is an event's place in commit order.
+type position struct {
+	commit  relay.LSN
+	ordinal uint32
+}
+
+func (p position) atOrBefore(q position) bool {
+	return p.commit < q.commit || p.commit == q.commit && p.ordinal <= q.ordinal
+}
+
+func newIntake(e *Engine, log hclog.Logger, told relay.SlotObserver, lease relay.Lease, w *window, c *confirmation, d *doing, lanes [][]*lane) *intake {
+	in := &intake{
+		cfg: &e.cfg, log: log, told: told, lease: lease, enc: e.enc, window: w, confirm: c, doing: d, lanes: lanes,
+		admitting: relay.NewTurn(), lookupTo: lease.MarkedLSN(), place: lease.LastPosition(), scratch: make([][]*flight, e.cfg.Lanes),
+	}
+	if e.cfg.Hybrid {
+		in.lookupTo = math.MaxUint64
+	}
+	return in
+}
+
 // Admit implements Intake.
-func (p *pipeline) Admit(ctx context.Context, events []relay.Event) error {
-	if err := p.admitting.Take(ctx); err != nil {
+func (in *intake) Admit(ctx context.Context, events []relay.Event) error {
+	if err := in.admitting.Take(ctx); err != nil {
 		return err
 	}
-	defer p.admitting.Give()
-	p.mu.Lock()
-	p.signs++
-	p.mu.Unlock()
-	events, err := p.fresh(ctx, events)
+	defer in.admitting.Give()
+	in.sign()
+	events, err := in.fresh(ctx, events)
 	if err != nil {
 		return err
 	}
 	for len(events) > 0 {
-		n, err := p.reserve(ctx, events)
+		n, err := in.window.reserve(ctx, events)
 		if err != nil {
 			return err
 		}
-		p.launch(events[:n], false)
+		in.launch(events[:n], false)
 		// Only now: when the connection breaks while we wait for room, the next one tells of the rest again, and it must not
 		// count as known then.
-		p.last = position{events[n-1].CommitLSN, events[n-1].Ordinal}
+		in.last = position{events[n-1].CommitLSN, events[n-1].Ordinal}
 		events = events[n:]
 	}
 	return nil
@@ -37,33 +94,34 @@ func (p *pipeline) Admit(ctx context.Context, events []relay.Event) error {
 
 // fresh returns the events that are to be published: not those that a broken connection repeats, not rows that were
 // inserted with another status than pending, not those that an earlier owner, or in hybrid mode any worker, has settled.
-func (p *pipeline) fresh(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
+func (in *intake) fresh(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
 	known := func(ev *relay.Event) bool {
-		return position{ev.CommitLSN, ev.Ordinal}.atOrBefore(p.last) || ev.Status != "pending"
+		return position{ev.CommitLSN, ev.Ordinal}.atOrBefore(in.last) || ev.Status != "pending"
 	}
-	p.pending = p.keep(p.pending[:0], events, func(i int) bool { return !known(&events[i]) })
-	if len(p.pending) == 0 || p.pending[0].CommitLSN > p.lookupTo {
-		return p.pending, nil
+	in.pending = in.keep(in.pending[:0], events, func(i int) bool { return !known(&events[i]) })
+	if len(in.pending) == 0 || in.pending[0].CommitLSN > in.lookupTo {
+		return in.pending, nil
 	}
-	settled, err := p.settledRetry(ctx, p.pending)
+	settled, err := in.settledRetry(ctx, in.pending)
 	if err != nil {
 		return nil, err
 	}
-	asked := len(p.pending)
-	p.pending = p.keep(p.pending[:0], p.pending, func(i int) bool {
+	asked := len(in.pending)
+	in.pending = in.keep(in.pending[:0], in.pending, func(i int) bool {
 		// Past lookupTo no earlier owner can have marked; asking was for the others of this batch.
-		return !settled[i] || p.pending[i].CommitLSN > p.lookupTo
+		return !settled[i] || in.pending[i].CommitLSN > in.lookupTo
 	})
-	p.mu.Lock()
-	p.counts.skipped += uint64(asked - len(p.pending))
-	p.mu.Unlock()
-	p.told.Skipped(asked - len(p.pending))
-	return p.pending, nil
+	skipped := asked - len(in.pending)
+	in.mu.Lock()
+	in.read.skipped += uint64(skipped)
+	in.mu.Unlock()
+	in.told.Skipped(skipped)
+	return in.pending, nil
 }
 
 // keep appends the events that the test wants to kept, which may be the front of events itself. The position that a dropped
 // event carries goes to the event before it, so that the slot still moves past it, and not before its time.
-func (p *pipeline) keep(kept, events []relay.Event, want func(i int) bool) []relay.Event {
+func (in *intake) keep(kept, events []relay.Event, want func(i int) bool) []relay.Event {
 	for i := range events {
 		ev := events[i]
 		switch {
@@ -73,18 +131,18 @@ func (p *pipeline) keep(kept, events []relay.Event, want func(i int) bool) []rel
 		case len(kept) > 0:
 			kept[len(kept)-1].CommitEnd = ev.CommitEnd
 		default:
-			p.Pass(ev.CommitEnd)
+			in.Pass(ev.CommitEnd)
 		}
 	}
 	return kept
 }
 
 // settledRetry looks rows up, through passing trouble of the database.
-func (p *pipeline) settledRetry(ctx context.Context, events []relay.Event) ([]bool, error) {
-	backoff := relay.Backoff{Min: p.cfg.BackoffMin, Max: p.cfg.BackoffMax}
-	defer p.waitForClaims(false)
+func (in *intake) settledRetry(ctx context.Context, events []relay.Event) ([]bool, error) {
+	backoff := relay.Backoff{Min: in.cfg.BackoffMin, Max: in.cfg.BackoffMax}
+	defer in.waitForClaims(false)
 	for waits := 0; ; {
-		settled, err := p.lease.Settled(ctx, events)
+		settled, err := in.lease.Settled(ctx, events)
 		if err == nil {
 			return settled, nil
 		}
@@ -93,54 +151,73 @@ func (p *pipeline) settledRetry(ctx context.Context, events []relay.Event) ([]bo
 		}
 		wait := backoff.Next()
 		claimed := (*relay.ClaimedError)(nil)
-		p.waitForClaims(errors.As(err, &claimed))
+		in.waitForClaims(errors.As(err, &claimed))
 		if claimed != nil {
 			// A worker that lives is through with its batch in a moment; where both publish, that happens many times a second. What is told
 			// is a wait of a second or two, and then every 10 s.
 			if waits++; waits%20 == 5 {
-				p.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
+				in.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
 			}
 			relay.Sleep(ctx, min(wait, claimPause))
 			continue
 		}
-		p.log.Warn("look-up did not succeed, trying again", "events", len(events), "backoff", wait, "error", err)
+		in.log.Warn("look-up did not succeed, trying again", "events", len(events), "backoff", wait, "error", err)
 		relay.Sleep(ctx, wait)
 	}
-}
-
-// waitForClaims notes whether the stream waits for another worker, for the status.
-func (p *pipeline) waitForClaims(is bool) {
-	p.mu.Lock()
-	p.claimed = is
-	p.mu.Unlock()
 }
 
 // claimPause is how often claimed rows are looked at again: the library's worker needs some 100 ms for a batch.
 const claimPause = 500 * time.Millisecond
 
-// reserve waits until the budget has room for the first of events and returns how many of them fit.
-func (p *pipeline) reserve(ctx context.Context, events []relay.Event) (int, error) {
-	for {
-		p.mu.Lock()
-		inflight, bytes := p.tracker.len(), p.tracker.bytes
-		p.mu.Unlock()
-		n := 0
-		for n < len(events) && inflight+n < p.cfg.InflightEvents {
-			bytes += events[n].Size()
-			if bytes > p.cfg.InflightBytes && inflight+n > 0 {
-				break
-			}
-			n++
-		}
-		if n > 0 {
-			return n, nil
-		}
-		select {
-		case <-p.freed:
-		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+// admitSwept is Admit for rows from the table.
+func (in *intake) admitSwept(ctx context.Context, events []relay.Event) (rows int, err error) {
+	if err := in.admitting.Take(ctx); err != nil {
+		return 0, err
+	}
+	defer in.admitting.Give()
+	if in.cfg.Hybrid {
+		if events, err = in.claimSwept(ctx, events); err != nil {
+			return 0, err
 		}
 	}
+	for len(events) > 0 {
+		n, err := in.window.reserve(ctx, events)
+		if err != nil {
+			return rows, err
+		}
+		in.launch(events[:n], true)
+		rows += n
+		events = events[n:]
+	}
+	return rows, nil
+}
+
+// claimSwept claims rows, so that no other worker takes them meanwhile, and returns those that are ours. What another worker holds it leaves
+// out: unlike the stream, a sweep comes again.
+func (in *intake) claimSwept(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
+	kept := make([]relay.Event, 0, len(events))
+	settled, err := in.lease.Settled(ctx, events)
+	for i := range events {
+		claimed := (*relay.ClaimedError)(nil)
+		if err == nil {
+			if !settled[i] {
+				kept = append(kept, events[i])
+			}
+			continue
+		}
+		if !errors.As(err, &claimed) {
+			return nil, err
+		}
+		// Some are others', and it is not said which.
+		switch one, err := in.lease.Settled(ctx, events[i:i+1]); {
+		case errors.As(err, &claimed):
+		case err != nil:
+			return nil, err
+		case !one[0]:
+			kept = append(kept, events[i])
+		}
+	}
+	return kept, nil
 }
 
 // trace finds the record's trace context, or has one begun. It is called once, by whoever has encoded the record.
@@ -158,173 +235,120 @@ func (c *Config) trace(rec *relay.Record, ev *relay.Event) {
 }
 
 // launch encodes events and puts them on their way.
-func (p *pipeline) launch(events []relay.Event, swept bool) {
+func (in *intake) launch(events []relay.Event, swept bool) {
 	flights := make([]*flight, len(events))
+	beside := swept && in.doing.besideStream()
 	for i := range events {
 		// Each by itself: in one piece, an event that is stuck would keep all of them in memory.
 		ev, f := &events[i], new(flight)
 		flights[i] = f
 		f.CommitLSN, f.xid, f.CommittedAt, f.size = ev.CommitLSN, ev.XID, ev.CommittedAt, ev.Size()
-		f.confirm, f.Swept = ev.CommitEnd, swept
-		p.place++
-		f.position = p.place
+		f.confirm, f.Swept, f.Beside = ev.CommitEnd, swept, beside
+		in.place++
+		f.position = in.place
 		f.keyHash = relay.KeyHash(ev.AggregateID)
 		f.SagaID, f.AggregateType = ev.SagaID, ev.AggregateType
-		if err := p.enc.Encode(&f.Record, ev); err != nil {
+		if err := in.enc.Encode(&f.Record, ev); err != nil {
 			// It takes its place on the lanes all the same, which know what is before and behind it.
 			f.Unfit, _ = relay.Refused(err)
 			f.Record.EventID, f.Record.EventType, f.Record.Key, f.Record.Timestamp = ev.ID, ev.EventType, ev.AggregateID, ev.CreatedAt.Time()
 		} else {
-			p.cfg.trace(&f.Record, ev)
+			in.cfg.trace(&f.Record, ev)
 		}
-		lane := relay.Partition(f.keyHash, p.cfg.Lanes)
-		p.scratch[lane] = append(p.scratch[lane], f)
+		lane := relay.Partition(f.keyHash, in.cfg.Lanes)
+		in.scratch[lane] = append(in.scratch[lane], f)
 	}
 
-	p.told.Received(p.taken.of(flights))
-	p.taken.clear()
-	p.mu.Lock()
-	beside := swept && p.doing.mode == relay.ModeCDC
-	for _, f := range flights {
-		f.Beside = beside
-		p.tracker.admit(f)
+	in.told.Received(in.taken.of(flights))
+	in.taken.clear()
+	if !swept {
+		in.hasRead(events)
 	}
-	p.counts.admitted += uint64(len(flights))
-	if swept {
-		p.sweeping += len(flights)
-		p.counts.swept += uint64(len(flights))
-	} else {
-		p.inside += len(flights)
-		for i := len(flights) - 1; i >= 0; i-- {
-			if end := flights[i].confirm; end != 0 {
-				p.read, p.inside = max(p.read, end), len(flights)-1-i
-				break
-			}
-		}
-	}
-	p.mu.Unlock()
+	in.window.admit(flights, swept)
 
-	for lane, part := range p.scratch {
+	for lane, part := range in.scratch {
 		if len(part) == 0 {
 			continue
 		}
-		for _, lanes := range p.lanes {
+		for _, lanes := range in.lanes {
 			lanes[lane].push(part)
 		}
 		clear(part)
-		p.scratch[lane] = part[:0]
+		in.scratch[lane] = part[:0]
 	}
 }
 
-// settle takes a lane's report: these events are acknowledged, or want an entry in the ledger where parks has one. Events of one key come in
-// order from each lane, so they are resolved in order, and the marker gets them in order.
-func (p *pipeline) settle(sink int, batch []*flight, parks []*relay.Parked) {
-	resolved := make([]*flight, 0, len(batch))
-	p.mu.Lock()
-	for i, f := range batch {
-		if p.tracker.settle(f, sink, parks[i]) {
-			resolved = append(resolved, f)
+// hasRead notes how far events have brought the stream.
+func (in *intake) hasRead(events []relay.Event) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.read.inside += len(events)
+	for i := len(events) - 1; i >= 0; i-- {
+		if end := events[i].CommitEnd; end != 0 {
+			in.read.at, in.read.inside = max(in.read.at, end), len(events)-1-i
+			break
 		}
 	}
-	p.marker.push(resolved) // under the lock: another sink's lane may be about to resolve what is behind them
-	p.mu.Unlock()
 }
 
-// marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the server may be told of confirmed.
-func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
-	p.told.Marked(p.done.of(batch))
-	p.done.clear()
-	p.mu.Lock()
-	for _, f := range batch {
-		if p.tracker.mark(f) {
-			p.settled = true
-		}
-		if f.Swept {
-			p.sweeping--
-		}
-	}
-	p.counts.marked += uint64(len(batch))
-	p.confirmed = max(p.confirmed, confirmed)
-	empty := p.tracker.len() == 0 && p.rounds == 0
-	p.mu.Unlock()
-	for _, s := range p.shelves {
-		if s.written(batch) {
-			signal(s.wake)
-		}
-	}
-	signal(p.freed)
-	if empty {
-		signal(p.drained)
-	}
+// Pass implements relay.Intake.
+func (in *intake) Pass(lsn relay.LSN) {
+	in.window.pass(lsn)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.read.signs++
+	in.read.at, in.read.inside = max(in.read.at, lsn), 0
 }
 
-// Pass implements Intake.
-func (p *pipeline) Pass(lsn relay.LSN) {
-	p.mu.Lock()
-	p.signs++
-	p.tracker.pass(lsn)
-	p.read, p.inside = max(p.read, lsn), 0
-	p.heard = max(p.heard, lsn)
-	p.mu.Unlock()
+// Heard implements relay.Intake.
+func (in *intake) Heard(relay.LSN) { in.sign() }
+
+// sign notes that the stream has brought something.
+func (in *intake) sign() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.read.signs++
 }
 
-// Heard implements Intake.
-func (p *pipeline) Heard(lsn relay.LSN) {
-	p.mu.Lock()
-	p.signs++
-	p.heard = max(p.heard, lsn)
-	p.mu.Unlock()
+// Watermark implements relay.Intake.
+func (in *intake) Watermark() relay.LSN { return in.confirm.confirmed() }
+
+// waitForClaims notes whether the stream waits for another worker.
+func (in *intake) waitForClaims(is bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.read.claimed = is
 }
 
-// Watermark implements Intake.
-func (p *pipeline) Watermark() relay.LSN {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.confirmed
+// reading returns how far the stream has come.
+func (in *intake) reading() reading {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.read
 }
 
-// watermark is the position up to which everything is settled, whether the database has a note of it or not.
-func (p *pipeline) watermark() relay.LSN {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.tracker.watermark
-}
-
-// confirm notes the watermark in the database, and then lets the server be told.
-//
-// A slot that stands further on than any note was moved by somebody, or is another one under the same name: what was committed in
-// between would never be told. That is why the note comes first. A crash between the two repeats nothing, it only leaves some WAL
-// on the server until the next report.
-func (p *pipeline) confirm(ctx context.Context) error {
-	p.mu.Lock()
-	at := p.tracker.watermark
-	p.settled = false
-	p.noted = time.Now()
-	noted := at <= p.confirmed
-	p.mu.Unlock()
-	if noted {
-		return nil
-	}
-	if err := p.lease.Confirm(ctx, at); err != nil {
+// restart begins with a slot that was made again at a position: up to marked, it may tell of rows that are settled.
+func (in *intake) restart(ctx context.Context, at, marked relay.LSN) error {
+	if err := in.admitting.Take(ctx); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	p.confirmed = max(p.confirmed, at)
-	p.mu.Unlock()
+	if !in.cfg.Hybrid {
+		in.lookupTo = marked
+	}
+	in.last = position{} // a restored database counts its WAL from elsewhere
+	in.admitting.Give()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.read.at, in.read.inside = at, 0
 	return nil
 }
 
-// confirmBytes is how far, and confirmAfter for how long, the watermark may run ahead of its note while only other tables are written
-// to. Notes are WAL too, so an idle server must not be kept busy by them.
-const (
-	confirmBytes = 1 << 20
-	confirmAfter = 10 * time.Second
-)
-
-// wantsConfirm reports whether the watermark should be noted.
-func (p *pipeline) wantsConfirm() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	ahead := p.tracker.watermark > p.confirmed
-	return ahead && (p.settled || p.tracker.watermark > p.confirmed+confirmBytes || time.Since(p.noted) >= confirmAfter)
+// lookUp has rows looked up that the stream tells of up to a position.
+func (in *intake) lookUp(ctx context.Context, to relay.LSN) error {
+	if err := in.admitting.Take(ctx); err != nil {
+		return err
+	}
+	defer in.admitting.Give()
+	in.lookupTo = max(in.lookupTo, to)
+	return nil
 }

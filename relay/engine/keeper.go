@@ -207,8 +207,8 @@ func (e *Engine) keep(ctx context.Context, slot string) error {
 			e.obs.Changed(relay.Change{Kind: relay.ChangeLeaseLost, Level: relay.LevelDegraded, Slot: slot, Text: err.Error()})
 			relay.Sleep(ctx, backoff.Next())
 		case errors.Is(err, errStalled):
-			others := p.others()
-			e.noteStall(slot, p.anyMarked())
+			others := p.control.slotSeen().Relays != 1 // 0: behind a pooler nobody knows
+			e.noteStall(slot, p.window.counted().marked > 0)
 			e.log.Error("the lease is given up, so that another relay may try", "slot", slot, "epoch", lease.Epoch(), "others", others, "error", err)
 			e.obs.Changed(relay.Change{Kind: relay.ChangeLeaseLost, Level: relay.LevelBroken, Slot: slot, Text: "given up, so that another relay may try: " + err.Error()})
 			wait := backoff.Next()

@@ -14,20 +14,20 @@ import (
 // An event that is stuck keeps itself in memory, and none of those that came with it.
 func TestStuckEventKeepsNoOtherInMemory(t *testing.T) {
 	cfg := DefaultConfig()
-	p := &pipeline{
+	in := &intake{
 		cfg: &cfg, log: hclog.NewNullLogger(), enc: Sagaz, told: watched().SlotObserver,
-		tracker: newTracker(0), scratch: make([][]*flight, cfg.Lanes),
+		window: newWindow(&cfg, 0), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]relay.Event, 512)
 	for i := range events {
 		events[i] = relay.Event{AggregateID: fmt.Sprint("k", i), EventType: "T", Payload: `{"a": 1}`, Status: "pending"}
 	}
-	p.launch(events, false)
+	in.launch(events, false)
 	var bodies []weak.Pointer[byte]
-	for f := p.tracker.oldest().behind; f != nil; {
+	for f := in.window.tracker.oldest().behind; f != nil; {
 		behind := f.behind
 		bodies = append(bodies, weak.Make(&f.Record.Value[0]))
-		p.tracker.mark(f)
+		in.window.tracker.mark(f)
 		f = behind
 	}
 	runtime.GC()
@@ -40,5 +40,5 @@ func TestStuckEventKeepsNoOtherInMemory(t *testing.T) {
 	if len(bodies) != len(events)-1 || kept > 0 {
 		t.Errorf("of %d events that are done, the bodies of %d are in memory", len(bodies), kept)
 	}
-	runtime.KeepAlive(p)
+	runtime.KeepAlive(in)
 }

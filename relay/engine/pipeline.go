@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -14,152 +15,92 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// pipeline is the work on one slot under one lease: stream → tracker → lanes → marker → watermark. It
-// lives exactly as long as the lease is trusted; a new lease gets a new pipeline.
+// pipeline is the work on one slot under one lease: feeder → intake → lanes → window → marker → window. It
+// lives exactly as long as the lease is trusted; a new lease gets a new pipeline. It owns no state: each of its parts has its own.
 //
 // When the replication connection breaks, the pipeline outlives it: what is in flight goes on, and the new
 // connection's repetition of it is recognised by its place in commit order and dropped.
 type pipeline struct {
 	cfg    *Config
 	log    hclog.Logger
-	slot   string
-	source relay.Source
 	lease  relay.Lease
-	enc    relay.Encoder
 	sinks  []relay.Sink
-	health []*sinkHealth
-	obs    relay.Observer
+	health []*sinkHealth // by sink
 	told   relay.SlotObserver
 
 	draining func() // called when the reading has ended and the drain begins; set before run
 
-	lanes    [][]*lane // by sink, then by key
-	shelves  []*shelf  // by sink
+	feeder  *feeder
+	sweeps  *sweeps
+	intake  *intake
+	window  *window
+	lanes   [][]*lane // by sink, then by key
+	marker  *marker
+	confirm *confirmation
+	control *control
+	doing   *doing
+	aside   *aside
+
+	ledger   *ledger
+	shelves  []*shelf // by sink
 	drainers []*drainer
-	marker   *marker
 
-	// Owned by the goroutine that feeds the pipeline (feed.go).
-	recovery relay.Recovery
-	opened   bool // the slot could be read at least once
-
-	sweeper relay.Turn // one at a time goes through the table: the feeder, or the sweep beside the stream; whoever has it owns what follows
-	looks   looks
-
-	admitting relay.Turn // one feeder at a time: the stream, or a sweep beside it; whoever has it owns what follows
-	last      position   // of the newest event admitted from the stream
-	lookupTo  relay.LSN  // up to here, rows may be settled though the stream tells of them
-	place     int64      // Position of the newest event
-	scratch   [][]*flight
-	pending   []relay.Event // events that are not known already, reused
-	taken     reports
-
-	done reports // of the marker
-
-	mu        sync.Mutex // guards what follows
-	tracker   *tracker
-	heard     relay.LSN // how far the server's WAL goes, as far as we know
-	read      relay.LSN // how far the stream has come: it has told everything that was committed before
-	inside    int       // events admitted of the transaction that it tells of, whose end has not come
-	confirmed relay.LSN // the watermark that the database has a note of, and that the server may be told
-	noted     time.Time
-	settled   bool // the watermark has moved by marks since it was noted
-	sweeping  int  // swept events in flight
-	rounds    int  // of ledger entries, under way
-	stopping  bool
-	counts    pipelineCounts
-	signs     uint64 // times that the stream has brought anything, if only a sign of life
-	steps     uint64 // see progress
-	looking   bool   // a look at the table is under way
-	lookError string // why the last one did not succeed
-	holders   string // what making the slot waits for
-	claimed   bool   // the stream waits for rows that another worker has claimed
-	doing     doing
-	stuck     *flight // the oldest in flight at the last look at the slot
-	seen      relay.SlotInfo
-	unmarked  relay.Unmarked // rows that were set aside
-
-	stalled chan error // capacity one: give the lease up
-
-	freed   chan struct{} // capacity one: the budget has room again
-	drained chan struct{} // capacity one: nothing is in flight, and no round under way
-	ending  chan struct{} // closed when the drain begins
-}
-
-// doing is what the status shows of how events are found.
-type doing struct {
-	mode      string // ModeCDC or ModePolling; what is done now
-	why       string // of polling though a stream is wanted, or of a recovery
-	streaming bool   // the replication connection is open
-	since     time.Time
-	told      bool // there is a change of state that says so
-}
-
-// position is an event's place in commit order.
-type position struct {
-	commit  relay.LSN
-	ordinal uint32
-}
-
-func (p position) atOrBefore(q position) bool {
-	return p.commit < q.commit || p.commit == q.commit && p.ordinal <= q.ordinal
-}
-
-// pipelineCounts are what the status shows, since the lease was taken.
-type pipelineCounts struct {
-	admitted, marked, skipped, swept uint64
+	done   reports       // of the marker
+	ending chan struct{} // closed when the drain begins
 }
 
 func newPipeline(e *Engine, slot string, lease relay.Lease) *pipeline {
+	cfg, epoch := &e.cfg, lease.Epoch()
 	p := &pipeline{
-		cfg:      &e.cfg,
-		log:      e.log.Named("pipeline").With("slot", slot, "epoch", lease.Epoch()),
-		slot:     slot,
-		source:   e.source,
-		lease:    lease,
-		enc:      e.enc,
-		sinks:    e.sinks,
-		health:   e.health,
-		obs:      e.obs,
-		told:     e.obs.Owned(slot, lease.Epoch()),
-		lookupTo: lease.MarkedLSN(),
-		place:    lease.LastPosition(),
-		recovery: lease.Recovery(),
-		sweeper:  relay.NewTurn(), admitting: relay.NewTurn(),
-		scratch: make([][]*flight, e.cfg.Lanes),
-		tracker: newTracker(len(e.sinks)),
-		stalled: make(chan error, 1),
-		freed:   make(chan struct{}, 1),
-		drained: make(chan struct{}, 1),
-		ending:  make(chan struct{}),
-		doing:   doing{mode: relay.ModeCDC, since: time.Now()},
+		cfg: cfg, log: e.log.Named("pipeline").With("slot", slot, "epoch", epoch), lease: lease, sinks: e.sinks, health: e.health,
+		told: e.obs.Owned(slot, epoch), window: newWindow(cfg, len(e.sinks)), doing: newDoing(slot, e.obs, cfg.Mode), ending: make(chan struct{}),
 	}
-	p.confirmed = p.recovery.Confirmed
-	if e.cfg.Mode == relay.ModePolling {
-		p.doing.mode = relay.ModePolling
-	}
+	recovery := lease.Recovery()
+	p.confirm = &confirmation{window: p.window, lease: lease, at: recovery.Confirmed}
 	p.marker = &marker{
-		slot: slot, lease: lease, cfg: &e.cfg, log: p.log.Named("marker"), told: p.told, done: p.marked, confirm: p.watermark,
+		slot: slot, lease: lease, cfg: cfg, log: p.log.Named("marker"), told: p.told, done: p.marked, confirm: p.window.watermark,
 		wake: make(chan struct{}, 1), hurry: p.ending,
 	}
-	if e.cfg.Hybrid {
-		p.lookupTo = math.MaxUint64
-	}
+	p.window.marker = p.marker
 	for i, sink := range e.sinks {
-		log := e.log.Named("sink." + sink.Name())
-		shelf := newShelf(sink.Name())
-		lanes := make([]*lane, e.cfg.Lanes)
-		for j := range lanes {
-			lanes[j] = &lane{
-				slot: slot, sink: sink, index: i, health: e.health[i], shelf: shelf, cfg: &e.cfg, told: e.told[i], parks: p.told,
-				log: log, valid: lease.Valid, settle: p.settle,
-				wake: make(chan struct{}, 1),
-			}
-		}
-		p.lanes = append(p.lanes, lanes)
-		p.shelves = append(p.shelves, shelf)
-		p.drainers = append(p.drainers, &drainer{p: p, sink: sink, health: e.health[i], shelf: shelf, lanes: lanes, log: log, healAt: math.MinInt32})
+		p.addSink(e, slot, i, sink)
 	}
+	p.intake = newIntake(e, p.log, p.told, lease, p.window, p.confirm, p.doing, p.lanes)
+	p.sweeps = &sweeps{
+		cfg: cfg, log: p.log, told: p.told, slot: slot, lease: lease, facts: lease, intake: p.intake, window: p.window, doing: p.doing,
+		turn: relay.NewTurn(),
+	}
+	p.feeder = &feeder{
+		cfg: cfg, log: p.log, obs: e.obs, told: p.told, slot: slot, source: e.source, tenure: lease, lease: lease,
+		window: p.window, confirm: p.confirm, intake: p.intake, sweeps: p.sweeps, doing: p.doing, recovery: recovery,
+	}
+	p.control = &control{
+		cfg: cfg, log: p.log, told: p.told, facts: lease, window: p.window, confirm: p.confirm, doing: p.doing, shelves: p.shelves,
+		health: e.health, stalled: make(chan error, 1),
+	}
+	p.aside = &aside{log: p.log, obs: e.obs, slot: slot, lease: lease}
+	p.ledger = &ledger{cfg: cfg, log: p.log, obs: e.obs, slot: slot, lease: lease, sinks: sinkNames(e.sinks), shelves: p.shelves}
 	return p
+}
+
+// addSink makes what a sink has of its own: its lanes, its shelf, its drainer.
+func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
+	log := e.log.Named("sink." + sink.Name())
+	shelf := newShelf(sink.Name())
+	lanes := make([]*lane, p.cfg.Lanes)
+	for j := range lanes {
+		lanes[j] = &lane{
+			slot: slot, sink: sink, index: i, health: e.health[i], shelf: shelf, cfg: p.cfg, told: e.told[i], parks: p.told,
+			log: log, valid: p.lease.Valid, settle: p.window.settle,
+			wake: make(chan struct{}, 1),
+		}
+	}
+	p.lanes = append(p.lanes, lanes)
+	p.shelves = append(p.shelves, shelf)
+	p.drainers = append(p.drainers, &drainer{
+		cfg: p.cfg, slot: slot, lease: p.lease, enc: e.enc, told: p.told, window: p.window,
+		sink: sink, health: e.health[i], shelf: shelf, lanes: lanes, log: log, healAt: math.MinInt32,
+	})
 }
 
 // run works until ctx ends, then drains and returns nil; or until the lease is lost, and returns the reason. A
@@ -175,7 +116,7 @@ func (p *pipeline) run(ctx context.Context) error {
 		select {
 		case <-p.lease.Lost():
 			return fmt.Errorf("%w: %w", relay.ErrLeaseLost, p.lease.Err())
-		case err := <-p.stalled:
+		case err := <-p.control.stalled:
 			return err
 		case <-work.Done():
 			return nil
@@ -187,12 +128,12 @@ func (p *pipeline) run(ctx context.Context) error {
 		}
 	}
 	group.Go(func() error { return p.marker.run(work) })
-	group.Go(func() error { return p.control(work) })
+	group.Go(func() error { return p.control.run(work) })
 	group.Go(func() error {
 		p.told.Sample(work, p.lease)
 		return nil
 	})
-	group.Go(func() error { return p.remark(work) })
+	group.Go(func() error { return p.aside.run(work) })
 	defer p.restoreSinks()
 
 	// The reader also ends with work, so that a lost lease closes the stream; and so does who removes old rows.
@@ -207,7 +148,7 @@ func (p *pipeline) run(ctx context.Context) error {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
 		if work.Err() == nil {
-			if err := p.confirm(last); err != nil {
+			if err := p.confirm.confirm(last); err != nil {
 				p.log.Warn("noting the last position", "error", err)
 			}
 		}
@@ -225,6 +166,41 @@ func (p *pipeline) run(ctx context.Context) error {
 		err = readErr
 	}
 	return err
+}
+
+// start loads what is known of the ledger, starts the work on it, and feeds the pipeline until ctx ends; then it calls finish with the
+// open stream, or with nil when there is none just then.
+func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finish func(relay.Stream) error) error {
+	unknown, err := p.ledger.load(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return finish(nil)
+		}
+		return err
+	}
+	p.ledger.noteSinks(ctx, unknown)
+	for _, d := range p.drainers {
+		group.Go(func() error { return d.run(work, ctx) })
+	}
+	if len(unknown) > 0 {
+		group.Go(func() error { return p.ledger.dropDiscarded(ctx, slices.Sorted(maps.Keys(unknown))) })
+	}
+	if p.cfg.Mode != relay.ModePolling {
+		group.Go(func() error { return p.sweeps.sweepBeside(ctx) })
+	}
+	return p.feeder.run(ctx, finish)
+}
+
+// marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the server may be told of confirmed.
+func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
+	p.told.Marked(p.done.of(batch))
+	p.done.clear()
+	p.confirm.marked(confirmed, p.window.mark(batch))
+	for _, s := range p.shelves {
+		if s.written(batch) {
+			signal(s.wake)
+		}
+	}
 }
 
 // leave waits until all work has ended, but not without an end: a sink that obeys no context, on a pipe that nobody reads, must keep
@@ -264,54 +240,24 @@ const (
 // drain waits until nothing is in flight, at most DrainTimeout. No round of ledger entries begins from here on, and what its
 // sink does not take goes to the ledger.
 func (p *pipeline) drain(work context.Context) {
-	p.mu.Lock()
-	p.stopping = true
-	p.mu.Unlock()
+	p.window.stop()
 	close(p.ending)
 	for _, s := range p.shelves {
 		s.stop()
 	}
 	deadline := time.NewTimer(p.cfg.DrainTimeout)
 	defer deadline.Stop()
-	for p.busy() > 0 {
+	for p.window.busy() > 0 {
 		select {
-		case <-p.drained:
+		case <-p.window.drained:
 		case <-work.Done():
 			return
 		case <-p.lease.Lost():
 			return
 		case <-deadline.C:
-			p.log.Warn("drain timed out, the next owner delivers these events again", "events", p.busy(), "drain_timeout", p.cfg.DrainTimeout)
+			p.log.Warn("drain timed out, the next owner delivers these events again", "events", p.window.busy(), "drain_timeout", p.cfg.DrainTimeout)
 			return
 		}
-	}
-}
-
-// busy is how much there is to wait for: events in flight, and rounds.
-func (p *pipeline) busy() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.tracker.len() + p.rounds
-}
-
-// beginRound asks whether a round of ledger entries may begin.
-func (p *pipeline) beginRound() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.stopping {
-		return false
-	}
-	p.rounds++
-	return true
-}
-
-func (p *pipeline) endRound() {
-	p.mu.Lock()
-	p.rounds--
-	empty := p.tracker.len() == 0 && p.rounds == 0
-	p.mu.Unlock()
-	if empty {
-		signal(p.drained)
 	}
 }
 
@@ -321,13 +267,5 @@ func (p *pipeline) restoreSinks() {
 		if s.isolated() {
 			p.health[i].restore(restoredOwner)
 		}
-	}
-}
-
-// signal wakes the one who waits, or will wait, on a channel of capacity one.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }

@@ -1,9 +1,7 @@
 package engine
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/sagaz-relay/relay/relay"
@@ -49,55 +47,26 @@ func (p *pipeline) progress() (now progress, owes bool, waitsFor string) {
 
 // position is progress as the pipeline's own state tells it; open are the sinks, by their bits, that the oldest event waits for.
 func (p *pipeline) position() (now progress, owes bool, waitsFor string, open uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	c := &p.counts
-	now = progress{read: p.read, admitted: c.admitted, marked: c.marked, skipped: c.skipped, swept: c.swept, steps: p.steps, owner: p}
-	if f := p.tracker.oldest(); f != nil {
-		return now, true, "", f.open
+	counts, read := p.window.counted(), p.intake.reading()
+	steps, owes, streams := p.doing.found()
+	now = progress{
+		read: read.at, admitted: counts.admitted, marked: counts.marked, skipped: read.skipped, swept: counts.swept, steps: steps, owner: p,
 	}
-	switch {
-	case p.doing.mode == relay.ModePolling:
-		return now, p.looking || p.lookError != "", "", 0
-	case p.doing.mode == relay.ModeRecovering, !p.doing.streaming:
-		return now, true, "", 0
+	if f, open := p.window.oldest(); f != nil {
+		return now, true, "", open
 	}
-	now.told = p.signs
-	behind := p.seen.Exists && p.seen.WALEnd > p.read+relay.CaughtUpBytes
+	if !streams {
+		return now, owes, "", 0
+	}
+	now.told = read.signs
+	seen := p.control.slotSeen()
 	switch {
-	case p.claimed:
+	case read.claimed:
 		return now, false, relay.WaitsForClaims, 0
-	case behind:
+	case seen.Exists && seen.WALEnd > read.at+relay.CaughtUpBytes:
 		return now, true, relay.WaitsForServer, 0
 	default:
 		return now, false, "", 0
-	}
-}
-
-// step notes that something was done which no other count shows.
-func (p *pipeline) step() {
-	p.mu.Lock()
-	p.steps++
-	p.mu.Unlock()
-}
-
-// lookBegins and lookEnds frame a look at the table.
-func (p *pipeline) lookBegins() {
-	p.mu.Lock()
-	p.looking = true
-	p.mu.Unlock()
-}
-
-func (p *pipeline) lookEnds(ctx context.Context, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.looking = false
-	switch {
-	case err == nil:
-		p.steps++
-		p.lookError = ""
-	case ctx.Err() == nil:
-		p.lookError = err.Error()
 	}
 }
 
@@ -120,7 +89,7 @@ func (e *Engine) noteProgress(at time.Time) {
 		}
 		s.progress = now
 		if limit := s.stallLimit(e.cfg.StallTimeout); limit > 0 && at.Sub(s.moved) >= limit && s.role == relay.Owner {
-			s.pipeline.giveUp(at.Sub(s.moved))
+			s.pipeline.control.giveUp(at.Sub(s.moved))
 		}
 	}
 }
@@ -139,44 +108,4 @@ func (s *slotState) noteAway(at time.Time, err error) {
 	default:
 		s.awayError = err.Error()
 	}
-}
-
-// errStalled is why an owner gives its lease up that has work and cannot do it.
-var errStalled = errors.New("nothing has moved")
-
-// maxStalls bounds how often the time until the next giving up doubles.
-const maxStalls = 5
-
-// stallLimit is how long nothing may move. It doubles with each time that a lease was given up without a single mark in between:
-// what this relay has published and not marked is published again by the next owner, for nothing if that one cannot either.
-func (s *slotState) stallLimit(timeout time.Duration) time.Duration {
-	return timeout << min(s.stalls, maxStalls)
-}
-
-// giveUp ends the pipeline, so that the lease is released and another relay may try. That helps nobody where the reason is known,
-// and is the server's: it makes no slot as long as a transaction is open.
-func (p *pipeline) giveUp(after time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.holders != "" {
-		return
-	}
-	select {
-	case p.stalled <- fmt.Errorf("%w for %s", errStalled, after.Round(time.Second)):
-	default: // it was said already
-	}
-}
-
-// others reports whether other relays stand by for the slot, or may do so: behind a pooler nobody knows.
-func (p *pipeline) others() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.seen.Relays != 1
-}
-
-// anyMarked reports whether an event was marked under this lease.
-func (p *pipeline) anyMarked() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.counts.marked > 0
 }

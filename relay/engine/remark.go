@@ -3,7 +3,10 @@ package engine
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -11,19 +14,37 @@ import (
 // remarkEvery is how often rows that were set aside are looked at. As long as there are none, that costs no statement.
 const remarkEvery = time.Second
 
-// remark tries rows that were set aside again, until ctx ends. It returns an error only when the lease is gone.
-func (p *pipeline) remark(ctx context.Context) error {
+// aside are the rows that were set aside.
+type aside struct {
+	log   hclog.Logger
+	obs   relay.Observer
+	slot  string
+	lease relay.Marks
+
+	mu       sync.Mutex // guards what follows
+	unmarked relay.Unmarked
+}
+
+// known returns what is known of them.
+func (a *aside) known() relay.Unmarked {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unmarked
+}
+
+// run tries rows that were set aside again, until ctx ends. It returns an error only when the lease is gone.
+func (a *aside) run(ctx context.Context) error {
 	for failed := false; ; {
-		u, err := p.lease.Remark(ctx)
+		u, err := a.lease.Remark(ctx)
 		switch {
 		case errors.Is(err, relay.ErrLeaseLost):
 			return err
 		case ctx.Err() != nil:
 			return nil
 		case err != nil && !failed:
-			p.log.Warn("rows that were set aside could not be looked at", "error", err)
+			a.log.Warn("rows that were set aside could not be looked at", "error", err)
 		case err == nil:
-			p.noteUnmarked(u)
+			a.note(u)
 		}
 		failed = err != nil
 		if !relay.Sleep(ctx, remarkEvery) {
@@ -32,17 +53,17 @@ func (p *pipeline) remark(ctx context.Context) error {
 	}
 }
 
-// noteUnmarked keeps what is known of them, for the status and the metrics.
-func (p *pipeline) noteUnmarked(u relay.Unmarked) {
-	p.mu.Lock()
-	before := p.unmarked.Events
-	p.unmarked = u
-	p.mu.Unlock()
+// note keeps what is known of them, for the status and the metrics.
+func (a *aside) note(u relay.Unmarked) {
+	a.mu.Lock()
+	before := a.unmarked.Events
+	a.unmarked = u
+	a.mu.Unlock()
 	switch {
 	case before == 0 && u.Events > 0:
-		p.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelDegraded, Slot: p.slot, Text: "rows cannot be marked: " + u.Cause})
+		a.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelDegraded, Slot: a.slot, Text: "rows cannot be marked: " + u.Cause})
 	case before > 0 && u.Events == 0:
-		p.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelOK, Slot: p.slot, Text: "all rows have their marks again"})
-		p.log.Info("all rows that were set aside have their marks")
+		a.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelOK, Slot: a.slot, Text: "all rows have their marks again"})
+		a.log.Info("all rows that were set aside have their marks")
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Snapshot returns what the engine is like now: a consistent look at each slot. It is cheap and may be called at any time.
+// Snapshot returns what the engine is like now: a look at each slot. It is cheap and may be called at any time.
 func (e *Engine) Snapshot() relay.Snapshot {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -29,23 +29,15 @@ func (e *Engine) Snapshot() relay.Snapshot {
 }
 
 func (p *pipeline) snapshot() *relay.WorkSnapshot {
-	var sinks []relay.ShelfSnapshot
-	for _, s := range p.shelves {
-		sinks = append(sinks, s.snapshot())
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	read := p.intake.reading()
 	out := &relay.WorkSnapshot{
-		Epoch: p.lease.Epoch(),
-		Mode:  p.doing.mode, Why: p.doing.why, Streaming: p.doing.streaming, ModeSince: p.doing.since,
-		LookError: p.lookError, Holders: p.holders,
-		Inflight: p.tracker.len(), Bytes: p.tracker.bytes,
-		Admitted: p.counts.admitted, Marked: p.counts.marked, Skipped: p.counts.skipped, Swept: p.counts.swept,
-		Watermark: p.tracker.watermark, Read: p.read, Inside: p.inside,
-		Seen: p.seen, Unmarked: p.unmarked, Sinks: sinks,
+		Epoch: p.lease.Epoch(), Skipped: read.skipped, Read: read.at, Inside: read.inside,
+		Seen: p.control.slotSeen(), Unmarked: p.aside.known(),
 	}
-	if f := p.tracker.oldest(); f != nil {
-		out.OldestCommit, out.OldestAt = f.CommittedAt, f.At()
+	p.window.snapshot(out)
+	p.doing.snapshot(out)
+	for _, s := range p.shelves {
+		out.Sinks = append(out.Sinks, s.snapshot())
 	}
 	return out
 }

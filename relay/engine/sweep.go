@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -14,14 +16,14 @@ const (
 	lookCeiling = 10 * time.Minute
 	// A look at the newest rows alone, while polling, may take more: it is what its latency is made of.
 	windowShare = 20
-	// window is how far back such a look goes, from the moment at which the last look at the whole table began: rows are seen when
+	// lookBack is how far back such a look goes, from the moment at which the last look at the whole table began: rows are seen when
 	// their transaction ends, and created_at is the client's clock. What comes later or is further off is found by the next look
 	// at the whole table.
-	window = 10 * time.Minute
-	// edge is the part of the window's far end, next to the time since that look, which belongs to the looks at the whole table too. A key with
-	// a row there is left to them altogether: it may have an older row that the window does not show, and that must not be
+	lookBack = 10 * time.Minute
+	// edge is the part of its far end, next to the time since that look, which belongs to the looks at the whole table too. A key with
+	// a row there is left to them altogether: it may have an older row that the look does not show, and that must not be
 	// overtaken. Two rows of a key that have both come since the last look at the whole table are apart by no more than the time
-	// since then and the length of a transaction. So a look at the newest rows always takes those of the last window - edge.
+	// since then and the length of a transaction. So a look at the newest rows always takes those of the last lookBack - edge.
 	edge = 2 * time.Minute
 	// leftSoon is how soon the whole table is looked at again after the newest rows have shown a key that was left out.
 	leftSoon = time.Minute
@@ -34,139 +36,79 @@ type looks struct {
 	last   time.Time // when the last look at the whole table for pending rows that found what there was began; zero: there was none yet
 }
 
+// sweeps look through the table, one at a time: the feeder's, when it recovers or polls, and those beside the stream.
+type sweeps struct {
+	cfg    *Config
+	log    hclog.Logger
+	told   relay.SlotObserver
+	slot   string
+	lease  relay.Sweeper
+	facts  relay.Facts
+	intake *intake
+	window *window
+	doing  *doing
+
+	turn  relay.Turn // whoever has it goes through the table, and owns what follows
+	looks looks
+}
+
 // sweep gives the rows that the query finds to the lanes, and returns how many there were.
-func (p *pipeline) sweep(ctx context.Context, q relay.SweepQuery, cause string) (rows int, err error) {
-	defer p.traceSweep(time.Now(), cause, &rows, &err)
-	p.lookBegins()
-	defer func() { p.lookEnds(ctx, err) }()
-	err = p.lease.Sweep(ctx, q, func(events []relay.Event) error {
-		n, err := p.admitSwept(ctx, events)
+func (s *sweeps) sweep(ctx context.Context, q relay.SweepQuery, cause string) (rows int, err error) {
+	defer s.traceSweep(time.Now(), cause, &rows, &err)
+	s.doing.lookBegins()
+	defer func() { s.doing.lookEnds(ctx, err) }()
+	err = s.lease.Sweep(ctx, q, func(events []relay.Event) error {
+		n, err := s.intake.admitSwept(ctx, events)
 		rows += n
 		return err
 	})
 	if rows > 0 {
-		p.told.Found(cause, rows)
+		s.told.Found(cause, rows)
 	}
 	return rows, err
 }
 
-// admitSwept is Admit for rows from the table.
-func (p *pipeline) admitSwept(ctx context.Context, events []relay.Event) (rows int, err error) {
-	if err := p.admitting.Take(ctx); err != nil {
-		return 0, err
-	}
-	defer p.admitting.Give()
-	if p.cfg.Hybrid {
-		if events, err = p.claimSwept(ctx, events); err != nil {
-			return 0, err
-		}
-	}
-	for len(events) > 0 {
-		n, err := p.reserve(ctx, events)
-		if err != nil {
-			return rows, err
-		}
-		p.launch(events[:n], true)
-		rows += n
-		events = events[n:]
-	}
-	return rows, nil
-}
-
-// claimSwept claims rows, so that no other worker takes them meanwhile, and returns those that are ours. What another worker holds it leaves
-// out: unlike the stream, a sweep comes again.
-func (p *pipeline) claimSwept(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
-	kept := make([]relay.Event, 0, len(events))
-	settled, err := p.lease.Settled(ctx, events)
-	for i := range events {
-		claimed := (*relay.ClaimedError)(nil)
-		if err == nil {
-			if !settled[i] {
-				kept = append(kept, events[i])
-			}
-			continue
-		}
-		if !errors.As(err, &claimed) {
-			return nil, err
-		}
-		// Some are others', and it is not said which.
-		switch one, err := p.lease.Settled(ctx, events[i:i+1]); {
-		case errors.As(err, &claimed):
-		case err != nil:
-			return nil, err
-		case !one[0]:
-			kept = append(kept, events[i])
-		}
-	}
-	return kept, nil
-}
-
-// waitIdle waits until nothing is in flight: whatever was taken is marked, or in the ledger.
-func (p *pipeline) waitIdle(ctx context.Context) error {
-	return p.waitNone(ctx, func() int { return p.tracker.len() })
-}
-
-// waitSwept waits until all swept rows are marked, or in the ledger.
-func (p *pipeline) waitSwept(ctx context.Context) error {
-	return p.waitNone(ctx, func() int { return p.sweeping })
-}
-
-// waitNone waits until a count, which is taken under mu, is 0.
-func (p *pipeline) waitNone(ctx context.Context, count func() int) error {
-	for {
-		p.mu.Lock()
-		left := count()
-		p.mu.Unlock()
-		if left == 0 {
-			return nil
-		}
-		if !relay.Sleep(ctx, 5*time.Millisecond) {
-			return context.Cause(ctx)
-		}
-	}
-}
-
 // look looks for rows of one kind, and waits until they are marked, so that the next look does not find them again. It returns how many there
 // were.
-func (p *pipeline) look(ctx context.Context, s *relay.Schedule, q relay.SweepQuery, cause string, share int) (rows int, err error) {
+func (s *sweeps) look(ctx context.Context, next *relay.Schedule, q relay.SweepQuery, cause string, share int) (rows int, err error) {
 	began, waited := time.Now(), time.Duration(0)
-	p.lookBegins()
-	defer func() { p.lookEnds(ctx, err) }()
-	defer p.traceSweep(began, cause, &rows, &err)
-	whole, left := wholeKeys(q.Since, edge+began.Sub(p.looks.last))
-	err = p.lease.Sweep(ctx, q, func(events []relay.Event) error {
+	s.doing.lookBegins()
+	defer func() { s.doing.lookEnds(ctx, err) }()
+	defer s.traceSweep(began, cause, &rows, &err)
+	whole, left := wholeKeys(q.Since, edge+began.Sub(s.looks.last))
+	err = s.lease.Sweep(ctx, q, func(events []relay.Event) error {
 		at := time.Now()
-		n, err := p.admitSwept(ctx, whole(events))
+		n, err := s.intake.admitSwept(ctx, whole(events))
 		rows += n
 		waited += time.Since(at)
 		return err
 	})
 	took := time.Since(began) - waited
 	if left() > 0 {
-		p.looks.whole[relay.SweepPending].NotAfter(p.looks.last.Add(leftSoon))
+		s.looks.whole[relay.SweepPending].NotAfter(s.looks.last.Add(leftSoon))
 	}
-	p.told.LookedFor(q.Kind, took)
+	s.told.LookedFor(q.Kind, took)
 	if rows > 0 {
-		p.told.Found(cause, rows)
-		if err := p.waitSwept(ctx); err != nil {
+		s.told.Found(cause, rows)
+		if err := s.window.waitSwept(ctx); err != nil {
 			return rows, err
 		}
 	}
 	switch {
 	case err != nil:
-		s.At(time.Now().Add(p.cfg.BackoffMax))
+		next.At(time.Now().Add(s.cfg.BackoffMax))
 	case rows > 0:
-		s.At(time.Now().Add(p.cfg.PollInterval))
+		next.At(time.Now().Add(s.cfg.PollInterval))
 	default:
-		s.After(took, p.cfg.PollInterval, share, lookCeiling)
+		next.After(took, s.cfg.PollInterval, share, lookCeiling)
 	}
 	return rows, err
 }
 
 // traceSweep tells the tracer of a look at the table, unless there was nothing to find.
-func (p *pipeline) traceSweep(began time.Time, cause string, rows *int, err *error) {
-	if t := p.cfg.Tracer; t != nil && (*rows > 0 || *err != nil) {
-		t.Swept(relay.Swept{Slot: p.slot, Cause: cause, Rows: *rows, Started: began, Took: time.Since(began), Err: *err})
+func (s *sweeps) traceSweep(began time.Time, cause string, rows *int, err *error) {
+	if t := s.cfg.Tracer; t != nil && (*rows > 0 || *err != nil) {
+		t.Swept(relay.Swept{Slot: s.slot, Cause: cause, Rows: *rows, Started: began, Took: time.Since(began), Err: *err})
 	}
 }
 
@@ -197,190 +139,130 @@ func wholeKeys(since relay.Timestamp, part time.Duration) (filter func([]relay.E
 var kinds = [...]relay.SweepKind{relay.SweepClaimed, relay.SweepPending, relay.SweepFailed}
 
 // poll finds events in the table until ctx has ended, or until is closed (nil: never).
-func (p *pipeline) poll(ctx context.Context, until <-chan struct{}, why string) {
-	p.became(relay.ModePolling, false, why)
-	if p.sweeper.Take(ctx) != nil {
+func (s *sweeps) poll(ctx context.Context, until <-chan struct{}, why string) {
+	s.doing.became(relay.ModePolling, false, why)
+	if s.turn.Take(ctx) != nil {
 		return
 	}
-	defer p.sweeper.Give()
+	defer s.turn.Give()
 	// What the slot told before is on its way, and its rows are pending as long.
-	if p.waitIdle(ctx) != nil {
+	if s.window.waitIdle(ctx) != nil {
 		return
 	}
-	if time.Since(p.looks.last) > window {
-		p.looks = looks{} // what was not streamed since then is looked for in the whole table first
+	if time.Since(s.looks.last) > lookBack {
+		s.looks = looks{} // what was not streamed since then is looked for in the whole table first
 	}
 	for {
-		p.lookAgain(ctx, until)
+		s.lookAgain(ctx, until)
 		if ctx.Err() != nil || until == nil {
 			return
 		}
 		// A slot that can be read again tells of the rows that were found here. All of them are marked; up to here it has to be asked.
-		h, err := p.lease.Horizon(ctx)
+		h, err := s.lease.Horizon(ctx)
 		if err == nil {
-			if p.admitting.Take(ctx) == nil {
-				p.lookupTo = max(p.lookupTo, h.WAL)
-				p.admitting.Give()
-			}
+			_ = s.intake.lookUp(ctx, h.WAL) // it fails only when ctx ends
 			return
 		}
-		p.lookFailed(ctx, err)
+		s.lookFailed(ctx, err)
 		until = timeUp(time.Second) // nothing may be read from the slot before it is known, so the table is looked at meanwhile
 	}
 }
 
 // lookAgain looks at the table, again and again, until ctx has ended or until is closed.
-func (p *pipeline) lookAgain(ctx context.Context, until <-chan struct{}) {
+func (s *sweeps) lookAgain(ctx context.Context, until <-chan struct{}) {
 	warned := time.Time{}
 	for ctx.Err() == nil && !closed(until) {
 		rows := 0
 		for _, k := range kinds {
-			if !p.looks.whole[k].Due() {
+			if !s.looks.whole[k].Due() {
 				continue
 			}
 			cause, began := k.String(), time.Now()
 			if k == relay.SweepPending {
 				cause = "polled"
 			}
-			n, err := p.look(ctx, &p.looks.whole[k], relay.SweepQuery{Kind: k}, cause, relay.LookShare)
+			n, err := s.look(ctx, &s.looks.whole[k], relay.SweepQuery{Kind: k}, cause, relay.LookShare)
 			rows += n
-			p.lookFailed(ctx, err)
+			s.lookFailed(ctx, err)
 			if k == relay.SweepPending && err == nil {
-				p.looks.last = began
+				s.looks.last = began
 			}
 		}
-		if !p.looks.whole[relay.SweepPending].Due() && !p.looks.last.IsZero() && p.looks.window.Due() {
-			n, err := p.look(ctx, &p.looks.window, relay.SweepQuery{Kind: relay.SweepPending, Since: relay.TimestampOf(p.looks.last.Add(-window))}, "polled", windowShare)
+		if !s.looks.whole[relay.SweepPending].Due() && !s.looks.last.IsZero() && s.looks.window.Due() {
+			n, err := s.look(ctx, &s.looks.window, relay.SweepQuery{Kind: relay.SweepPending, Since: relay.TimestampOf(s.looks.last.Add(-lookBack))}, "polled", windowShare)
 			rows += n
-			p.lookFailed(ctx, err)
+			s.lookFailed(ctx, err)
 		}
 		if time.Since(warned) > time.Minute {
 			warned = time.Now()
-			p.warnOfSlot(ctx)
+			s.warnOfSlot(ctx)
 		}
-		if rows >= p.cfg.BatchSize { // there is likely more
-			p.looks.whole[relay.SweepPending].At(time.Time{})
+		if rows >= s.cfg.BatchSize { // there is likely more
+			s.looks.whole[relay.SweepPending].At(time.Time{})
 			continue
 		}
-		pause(ctx, p.cfg.PollInterval, until)
+		pause(ctx, s.cfg.PollInterval, until)
 	}
 }
 
-// pause waits for d, or until ctx ends or done is closed, and reports whether done was closed.
-func pause(ctx context.Context, d time.Duration, done <-chan struct{}) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return false
-	case <-ctx.Done():
-		return false
-	case <-done:
-		return true
-	}
-}
-
-// timeUp returns a channel that is closed when the time has passed.
-func timeUp(d time.Duration) <-chan struct{} {
-	done := make(chan struct{})
-	time.AfterFunc(d, func() { close(done) })
-	return done
-}
-
-// closed reports whether a channel on which nothing is sent is closed.
-func closed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-func (p *pipeline) lookFailed(ctx context.Context, err error) {
+func (s *sweeps) lookFailed(ctx context.Context, err error) {
 	if err != nil && ctx.Err() == nil && !errors.Is(err, relay.ErrLeaseLost) {
-		p.log.Warn("a look at the table did not succeed", "error", err)
+		s.log.Warn("a look at the table did not succeed", "error", err)
 	}
 }
 
 // warnOfSlot says that a slot which nobody reads fills the database's disk.
-func (p *pipeline) warnOfSlot(ctx context.Context) {
-	info, err := p.lease.Slot(ctx)
+func (s *sweeps) warnOfSlot(ctx context.Context) {
+	info, err := s.facts.Slot(ctx)
 	if err != nil || !info.Exists || info.Active {
 		return
 	}
-	p.log.Warn("the replication slot is not being read, and keeps WAL on the database's disk",
-		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "fix", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+p.slot+"')")
+	s.log.Warn("the replication slot is not being read, and keeps WAL on the database's disk",
+		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "fix", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+s.slot+"')")
 }
 
 // sweepBeside looks, beside a running stream, for rows that no slot tells of: set back to pending by hand, left behind by a dead worker,
 // inserted by a subscription. It looks twice. What is visible at the first look was committed before the WAL's end just after it; when the
 // watermark has passed that end, the stream is done with all of it, and whatever of it still asks for delivery is not the stream's.
-func (p *pipeline) sweepBeside(ctx context.Context) error {
+func (s *sweeps) sweepBeside(ctx context.Context) error {
 	var looks [relay.SweepFailed + 1]relay.Schedule
-	for relay.Sleep(ctx, p.cfg.PollInterval) {
+	for relay.Sleep(ctx, s.cfg.PollInterval) {
 		// The slot tells of what dead owners had claimed.
 		for _, k := range [...]relay.SweepKind{relay.SweepPending, relay.SweepClaimed, relay.SweepFailed} {
-			if ctx.Err() != nil || !looks[k].Due() || !p.isStreaming() {
+			if ctx.Err() != nil || !looks[k].Due() || !s.doing.isStreaming() {
 				continue
 			}
-			h, err := p.lease.Horizon(ctx)
+			h, err := s.lease.Horizon(ctx)
 			if err != nil {
-				p.lookFailed(ctx, err)
+				s.lookFailed(ctx, err)
 				break
 			}
-			if !p.waitWatermark(ctx, h.WAL) {
+			if !s.waitWatermark(ctx, h.WAL) {
 				break
 			}
-			if p.sweeper.Take(ctx) != nil {
+			if s.turn.Take(ctx) != nil {
 				return nil
 			}
-			if p.isStreaming() { // otherwise the feeder may have swept meanwhile
+			if s.doing.isStreaming() { // otherwise the feeder may have swept meanwhile
 				var rows int
-				rows, err = p.look(ctx, &looks[k], relay.SweepQuery{Kind: k, Seen: h.Snapshot}, k.String(), relay.LookShare)
+				rows, err = s.look(ctx, &looks[k], relay.SweepQuery{Kind: k, Seen: h.Snapshot}, k.String(), relay.LookShare)
 				if rows > 0 {
-					p.log.Info("found rows in the table that the slot does not tell of", "rows", rows, "cause", k.String())
+					s.log.Info("found rows in the table that the slot does not tell of", "rows", rows, "cause", k.String())
 				}
-				p.lookFailed(ctx, err)
+				s.lookFailed(ctx, err)
 			}
-			p.sweeper.Give()
+			s.turn.Give()
 		}
 	}
 	return nil
 }
 
 // waitWatermark waits until everything committed before lsn is settled; it returns false when the stream has ended before that.
-func (p *pipeline) waitWatermark(ctx context.Context, lsn relay.LSN) bool {
-	for p.watermark() < lsn {
-		if !relay.Sleep(ctx, 50*time.Millisecond) || !p.isStreaming() {
+func (s *sweeps) waitWatermark(ctx context.Context, lsn relay.LSN) bool {
+	for s.window.watermark() < lsn {
+		if !relay.Sleep(ctx, 50*time.Millisecond) || !s.doing.isStreaming() {
 			return false
 		}
 	}
 	return true
-}
-
-// dropDiscarded takes out of the ledger what people discard of sinks that are not configured any more. Nothing else is done with
-// those entries: the sink may come back.
-func (p *pipeline) dropDiscarded(ctx context.Context, sinks []string) error {
-	for relay.Sleep(ctx, 5*p.cfg.PollInterval) {
-		for _, sink := range sinks {
-			due, _, err := p.lease.Due(ctx, sink, roundEntries, roundBytes)
-			if err != nil {
-				continue // those who need the ledger say it
-			}
-			var outcomes []relay.Outcome
-			for i := range due {
-				if due[i].Discarded || due[i].Gone {
-					outcomes = append(outcomes, relay.Outcome{Entry: &due[i], Fate: relay.FateDropped})
-				}
-			}
-			if len(outcomes) == 0 {
-				continue
-			}
-			if err := p.lease.Resolve(ctx, sink, outcomes); err != nil && ctx.Err() == nil {
-				p.log.Warn("dropping discarded ledger entries", "sink", sink, "error", err)
-			}
-		}
-	}
-	return nil
 }

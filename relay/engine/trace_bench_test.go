@@ -25,9 +25,9 @@ func launcher(tracer relay.Tracer) func() {
 	for i := range lanes {
 		lanes[i] = &lane{cfg: &cfg, wake: make(chan struct{}, 1)}
 	}
-	p := &pipeline{
+	in := &intake{
 		cfg: &cfg, log: hclog.NewNullLogger(), enc: Sagaz, told: watched().SlotObserver, lanes: [][]*lane{lanes},
-		tracker: newTracker(1), scratch: make([][]*flight, cfg.Lanes),
+		window: newWindow(&cfg, 1), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]relay.Event, 1000)
 	for i := range events {
@@ -39,7 +39,7 @@ func launcher(tracer relay.Tracer) func() {
 	}
 	var batch []*flight
 	return func() {
-		p.launch(events, false)
+		in.launch(events, false)
 		for _, l := range lanes {
 			for {
 				if batch = l.take(batch[:0]); len(batch) == 0 {
@@ -47,10 +47,10 @@ func launcher(tracer relay.Tracer) func() {
 				}
 			}
 		}
-		for p.tracker.len() > 0 {
-			f := p.tracker.oldest()
-			p.tracker.settle(f, 0, nil)
-			p.tracker.mark(f)
+		for in.window.tracker.len() > 0 {
+			f := in.window.tracker.oldest()
+			in.window.tracker.settle(f, 0, nil)
+			in.window.tracker.mark(f)
 		}
 	}
 }

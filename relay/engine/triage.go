@@ -1,0 +1,118 @@
+package engine
+
+import (
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it parks, leaves in the ledger, or puts
+// aside.
+//
+// Nothing is parked past what is still to be offered: the sink may not take that, it would come to the ledger later, and be behind. So
+// the batch ends in front of an event that has to go to the ledger while one of its key (or bucket: their counts are one) is kept, and
+// the rest goes back to the queue until the kept ones have their fates.
+func (l *lane) triage(batch []*flight) []*flight {
+	var parked []*flight
+	var parks []*relay.Parked
+	var unfit []relay.Refusal
+	kept, keeps := batch[:0], keeping{}
+	l.shelf.mu.Lock()
+	isolated := l.shelf.down || l.shelf.overWAL
+	for i, f := range batch {
+		if f.round != nil {
+			switch {
+			case f.round.haltedKey(f.Record.Key):
+				f.round.leave(f.Entry, nil)
+			case f.Unfit != nil && keeps.entry(kept, f):
+				f.round.leave(f.Entry, nil) // its turn comes when those in front of it have their fates
+			case f.Unfit != nil:
+				unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: f.Unfit})
+				f.round.settle(l.cfg.refusedAgain(f.Entry, f.Unfit))
+			default:
+				kept = append(kept, f)
+			}
+			continue
+		}
+		v := l.shelf.verdict(f.keyHash)
+		if l.asideOf[bucketOf(f.keyHash)] {
+			v = hold // its predecessors are there
+		}
+		if (v == toShelf || v == offer && f.Unfit != nil) && keeps.event(kept, f) {
+			l.untake(batch[i:])
+			break
+		}
+		switch {
+		case v == hold:
+			if l.aside == nil {
+				l.asideOf, l.asideSince = make(map[uint32]bool), l.shelf.rounds
+			}
+			l.aside = append(l.aside, f)
+			l.asideOf[bucketOf(f.keyHash)] = true
+		case v == toShelf:
+			park := &relay.Parked{Sink: l.sink.Name(), State: relay.StateHeld}
+			if isolated {
+				park.Reason = relay.ReasonSinkDown
+			}
+			l.shelf.park(f)
+			parked, parks = append(parked, f), append(parks, park)
+		case f.Unfit != nil:
+			unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: f.Unfit})
+			park := l.refusal(f.Unfit)
+			l.shelf.parkRefused(f, park)
+			parked, parks = append(parked, f), append(parks, park)
+		default:
+			kept = append(kept, f)
+		}
+	}
+	l.shelf.mu.Unlock()
+	clear(batch[len(kept):])
+	if len(unfit) > 0 {
+		l.told.Refused(unfit, 1)
+	}
+	if len(parked) > 0 {
+		l.parks.Parked(l.sink.Name(), observed(parked), parks)
+		l.settle(l.index, parked, parks)
+	}
+	return kept
+}
+
+// keeping knows of what is kept of a batch, so far as it was asked.
+type keeping struct {
+	seen    int
+	buckets map[uint32]bool // of events that the stream or the table brought
+	keys    map[string]bool // of ledger entries
+}
+
+func (k *keeping) see(kept []*flight) {
+	if k.buckets == nil {
+		k.buckets, k.keys = make(map[uint32]bool), make(map[string]bool)
+	}
+	for _, f := range kept[k.seen:] {
+		if f.round != nil {
+			k.keys[f.Record.Key] = true
+		} else {
+			k.buckets[bucketOf(f.keyHash)] = true
+		}
+	}
+	k.seen = len(kept)
+}
+
+// event reports whether an event of f's bucket is among the kept ones. Entries do not count: what is parked has its place behind them.
+func (k *keeping) event(kept []*flight, f *flight) bool {
+	k.see(kept)
+	return k.buckets[bucketOf(f.keyHash)]
+}
+
+// entry reports whether an entry of f's key is among them.
+func (k *keeping) entry(kept []*flight, f *flight) bool {
+	k.see(kept)
+	return k.keys[f.Record.Key]
+}
+
+// refusal is the ledger entry for an event that was refused for the first time.
+func (l *lane) refusal(r *relay.RefusedError) *relay.Parked {
+	p := &relay.Parked{Sink: l.sink.Name(), State: relay.StateRetry, Reason: r.Reason, Error: r.Error(), Attempts: 1, Delay: l.cfg.retryDelay(1)}
+	if l.cfg.givesUp(r, 1) {
+		p.State, p.Delay, p.Detached = relay.StateDead, 0, l.cfg.DeadLetter == relay.DeadLetterContinue
+	}
+	return p
+}

@@ -1,0 +1,232 @@
+package engine
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/sagaz-relay/relay/relay"
+)
+
+// window is what is in flight: read, and not yet marked. It bounds it by the budget, gives what all
+// sinks are done with to the marker, and knows the watermark, up to which the slot may move. Rounds
+// of ledger entries are counted with it, because a drain waits for both.
+type window struct {
+	maxEvents, maxBytes int
+	marker              *marker
+
+	freed   chan struct{} // capacity one: the budget has room again
+	drained chan struct{} // capacity one: nothing is in flight, and no round under way
+
+	mu       sync.Mutex // guards what follows
+	tracker  *tracker
+	sweeping int // swept events in flight
+	rounds   int // of ledger entries, under way
+	stopping bool
+	counts   windowCounts
+}
+
+// windowCounts are of events, since the lease was taken.
+type windowCounts struct{ admitted, marked, swept uint64 }
+
+func newWindow(cfg *Config, sinks int) *window {
+	return &window{
+		maxEvents: cfg.InflightEvents, maxBytes: cfg.InflightBytes, tracker: newTracker(sinks),
+		freed: make(chan struct{}, 1), drained: make(chan struct{}, 1),
+	}
+}
+
+// reserve waits until the budget has room for the first of events and returns how many of them fit. One feeder at a time asks.
+func (w *window) reserve(ctx context.Context, events []relay.Event) (int, error) {
+	for {
+		w.mu.Lock()
+		inflight, bytes := w.tracker.len(), w.tracker.bytes
+		w.mu.Unlock()
+		n := 0
+		for n < len(events) && inflight+n < w.maxEvents {
+			bytes += events[n].Size()
+			if bytes > w.maxBytes && inflight+n > 0 {
+				break
+			}
+			n++
+		}
+		if n > 0 {
+			return n, nil
+		}
+		select {
+		case <-w.freed:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// admit takes events in, in the order in which their keys are to be delivered.
+func (w *window) admit(flights []*flight, swept bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range flights {
+		w.tracker.admit(f)
+	}
+	w.counts.admitted += uint64(len(flights))
+	if swept {
+		w.sweeping += len(flights)
+		w.counts.swept += uint64(len(flights))
+	}
+}
+
+// settle takes a lane's report: these events are acknowledged, or want an entry in the ledger where parks has one. Events of one key come in
+// order from each lane, so they are resolved in order, and the marker gets them in order.
+func (w *window) settle(sink int, batch []*flight, parks []*relay.Parked) {
+	resolved := make([]*flight, 0, len(batch))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, f := range batch {
+		if w.tracker.settle(f, sink, parks[i]) {
+			resolved = append(resolved, f)
+		}
+	}
+	w.marker.push(resolved) // under the lock: another sink's lane may be about to resolve what is behind them
+}
+
+// mark lets go of events whose fates are committed, and reports whether the oldest was among them, so that the watermark has moved.
+func (w *window) mark(batch []*flight) (moved bool) {
+	w.mu.Lock()
+	for _, f := range batch {
+		if w.tracker.mark(f) {
+			moved = true
+		}
+		if f.Swept {
+			w.sweeping--
+		}
+	}
+	w.counts.marked += uint64(len(batch))
+	empty := w.idle()
+	w.mu.Unlock()
+	signal(w.freed)
+	if empty {
+		signal(w.drained)
+	}
+	return moved
+}
+
+// idle reports whether nothing is in flight, and no round under way. It is called with mu held.
+func (w *window) idle() bool { return w.tracker.len() == 0 && w.rounds == 0 }
+
+// pass notes that everything committed before lsn was admitted, or is not ours.
+func (w *window) pass(lsn relay.LSN) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tracker.pass(lsn)
+}
+
+// watermark is the position up to which everything is settled, whether the database has a note of it or not.
+func (w *window) watermark() relay.LSN {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tracker.watermark
+}
+
+// restart sets the watermark, of a slot that was made again.
+func (w *window) restart(at relay.LSN) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tracker.watermark = at
+}
+
+// oldest returns the event that was admitted first of those in flight, with a bit for each sink that it waits for; nil when there
+// is none.
+func (w *window) oldest() (f *flight, open uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f = w.tracker.oldest(); f != nil {
+		open = f.open
+	}
+	return f, open
+}
+
+// waitIdle waits until no event is in flight: whatever was taken is marked, or in the ledger.
+func (w *window) waitIdle(ctx context.Context) error {
+	return w.waitNone(ctx, func() int { return w.tracker.len() })
+}
+
+// waitSwept waits until all swept rows are marked, or in the ledger.
+func (w *window) waitSwept(ctx context.Context) error {
+	return w.waitNone(ctx, func() int { return w.sweeping })
+}
+
+// waitNone waits until a count, which is taken under mu, is 0.
+func (w *window) waitNone(ctx context.Context, count func() int) error {
+	for {
+		w.mu.Lock()
+		left := count()
+		w.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		if !relay.Sleep(ctx, 5*time.Millisecond) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// beginRound asks whether a round of ledger entries may begin.
+func (w *window) beginRound() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopping {
+		return false
+	}
+	w.rounds++
+	return true
+}
+
+func (w *window) endRound() {
+	w.mu.Lock()
+	w.rounds--
+	empty := w.idle()
+	w.mu.Unlock()
+	if empty {
+		signal(w.drained)
+	}
+}
+
+// stop lets no further round begin.
+func (w *window) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopping = true
+}
+
+// busy is how much there is to wait for: events in flight, and rounds.
+func (w *window) busy() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tracker.len() + w.rounds
+}
+
+// counted returns the counts.
+func (w *window) counted() windowCounts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.counts
+}
+
+// snapshot fills in what the outside may know.
+func (w *window) snapshot(out *relay.WorkSnapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out.Inflight, out.Bytes, out.Watermark = w.tracker.len(), w.tracker.bytes, w.tracker.watermark
+	out.Admitted, out.Marked, out.Swept = w.counts.admitted, w.counts.marked, w.counts.swept
+	if f := w.tracker.oldest(); f != nil {
+		out.OldestCommit, out.OldestAt = f.CommittedAt, f.At()
+	}
+}
+
+// signal wakes the one who waits, or will wait, on a channel of capacity one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

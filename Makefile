@@ -62,7 +62,7 @@ bench: ## the relay against the bare replication stream
 	go run ./cmd/sagaz-relay bench $(ARGS)
 
 # What needs no server.
-QUICK_PKG := . ./relay ./relay/encode ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/dashboards ./internal/orders ./internal/term
+QUICK_PKG := . ./relay ./relay/engine ./relay/watch ./relay/encode ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/dashboards ./internal/orders ./internal/term
 
 .PHONY: quick
 quick: ## a minute, and no server: engine, encoder, decoder, file sink, import rules

@@ -1,11 +1,5 @@
 package watch
 
-import ()
-
-import ()
-
-import ()
-
 // Config is what those that watch the engine can be told.
 type Config struct {
 	// SagaRules says which event types tell what of their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME with commas between. The

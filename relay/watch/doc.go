@@ -6,5 +6,3 @@
 // What is not told it finds out: a sampler for each slot (sample.go) asks for a relay.Snapshot every
 // second, and the database now and then.
 package watch
-
-import ()

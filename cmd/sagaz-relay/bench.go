@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sagaz-relay/relay/internal/bench"
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/watch"
 	"github.com/sagaz-relay/relay/sinks/kafka"
@@ -69,7 +70,7 @@ queue are removed at the end.`,
 			}
 			return bench.Measure(cmd.Context(), s.benched(), o, cmd.ErrOrStderr(), func(r *bench.Report) error {
 				if asJSON {
-					return printJSON(cmd.OutOrStdout(), r)
+					return term.WriteJSON(cmd.OutOrStdout(), r)
 				}
 				return r.Print(cmd.OutOrStdout())
 			})

@@ -165,12 +165,12 @@ read.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(cmd.OutOrStdout(), struct {
+					return term.WriteJSON(cmd.OutOrStdout(), struct {
 						Total   int             `json:"total"`
 						Letters []repair.Letter `json:"letters"`
 					}{total, append([]repair.Letter{}, found...)})
 				}
-				return printLetters(cmd.OutOrStdout(), found, total, time.Now())
+				return repair.PrintLetters(cmd.OutOrStdout(), found, total, time.Now())
 			})
 		},
 	}
@@ -217,7 +217,7 @@ who need it.`,
 					shown = append(shown, e)
 				}
 				if asJSON {
-					err = printJSON(cmd.OutOrStdout(), struct {
+					err = term.WriteJSON(cmd.OutOrStdout(), struct {
 						Events  []*repair.Event `json:"events"`
 						Missing []string        `json:"missing"`
 					}{shown, append([]string{}, missing...)})
@@ -226,7 +226,7 @@ who need it.`,
 						if i > 0 {
 							fmt.Fprintln(cmd.OutOrStdout())
 						}
-						err = errors.Join(err, printEvent(cmd.OutOrStdout(), e, time.Now()))
+						err = errors.Join(err, repair.PrintEvent(cmd.OutOrStdout(), e, time.Now()))
 					}
 				}
 				if err == nil && len(missing) > 0 {
@@ -320,9 +320,9 @@ func newLetterChange(load func() (*settings, error), change letterChange) *cobra
 				}
 				switch {
 				case asJSON:
-					err = printJSON(out, result)
+					err = term.WriteJSON(out, result)
 				case dryRun:
-					err = printLetters(out, found, result.Chosen, time.Now())
+					err = repair.PrintLetters(out, found, result.Chosen, time.Now())
 					fmt.Fprintf(out, "dry run: %d would be %s\n", result.Chosen, change.past)
 				default:
 					printDone(out, change.past, &result)

@@ -3,11 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -53,9 +50,9 @@ Exit codes:
 			defer closeSinks(sinks, log)
 			report := doctor.Examine(cmd.Context(), s.examined(sinks), append(problems, more...))
 			if asJSON {
-				err = printJSON(cmd.OutOrStdout(), report)
+				err = term.WriteJSON(cmd.OutOrStdout(), report)
 			} else {
-				err = printReport(cmd.OutOrStdout(), report)
+				err = report.Print(cmd.OutOrStdout())
 			}
 			if err != nil {
 				return err
@@ -128,67 +125,4 @@ func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 		SinkNames: s.program.Sinks, Sinks: sinks, Encoder: encoder, ByDefault: s.relay.SinksByDefault,
 		RetainedTooMuch: doctor.DefaultRetainedTooMuch, PendingTooLong: doctor.DefaultPendingTooLong, Now: time.Now,
 	}
-}
-
-// reportWidth is what the report is wrapped to; statements and commands are not wrapped, so that
-// they can be copied.
-const reportWidth = 96
-
-func printReport(w io.Writer, r *doctor.Report) error {
-	checks := 0
-	for i := range r.Findings {
-		checks = max(checks, utf8.RuneCountInString(r.Findings[i].Check))
-	}
-	const severities = len("degraded")
-	margin := severities + 2 + checks + 2
-	for i := range r.Findings {
-		f := &r.Findings[i]
-		fmt.Fprintf(w, "%-*s  %-*s  %s\n", severities, f.Severity, checks, f.Check, hang(f.Summary, margin))
-		if f.Why == "" && len(f.Fix) == 0 {
-			continue
-		}
-		const label = 10 // "why  " under the check's name
-		if f.Why != "" {
-			fmt.Fprintf(w, "%*s%s\n", label, "why  ", hang(f.Why, label))
-		}
-		for j, step := range f.Fix {
-			name := "fix  "
-			if j > 0 {
-				name = ""
-			}
-			text := term.Lines(step.SQL + step.Run) // whole, so that it can be copied
-			if step.Do != "" {
-				text = hang(step.Do, label)
-			}
-			fmt.Fprintf(w, "%*s%s\n", label, name, text)
-		}
-		if i < len(r.Findings)-1 {
-			fmt.Fprintln(w)
-		}
-	}
-	var parts []string
-	for _, s := range []doctor.Severity{doctor.Broken, doctor.Degraded, doctor.Unknown, doctor.Note, doctor.OK} {
-		if n := r.Counts[s]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, s))
-		}
-	}
-	_, err := fmt.Fprintf(w, "\n%s\n", strings.Join(parts, ", "))
-	return err
-}
-
-// hang breaks text at spaces, to be printed after margin columns.
-func hang(text string, margin int) string {
-	var lines []string
-	line := ""
-	for _, word := range slices.DeleteFunc(strings.Split(term.Text(text), " "), func(w string) bool { return w == "" }) {
-		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > reportWidth-margin {
-			lines = append(lines, line)
-			line = ""
-		}
-		if line != "" {
-			line += " "
-		}
-		line += word
-	}
-	return strings.Join(append(lines, line), "\n"+strings.Repeat(" ", margin))
 }

@@ -101,7 +101,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 					return err
 				}
 				if jsonWritten {
-					err = printJSON(cmd.OutOrStdout(), result)
+					err = term.WriteJSON(cmd.OutOrStdout(), result)
 				} else {
 					printReplay(cmd.OutOrStdout(), &result, replay.Sinks)
 				}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/internal/variables"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 )
@@ -50,7 +51,7 @@ nothing.`,
 			}
 			shown := s.shown()
 			if asJSON {
-				err = printJSON(cmd.OutOrStdout(), shown)
+				err = term.WriteJSON(cmd.OutOrStdout(), shown)
 			} else {
 				err = printSettings(cmd.OutOrStdout(), shown, all)
 			}
@@ -84,7 +85,7 @@ func explain(w io.Writer, names []string) error {
 			if i+j > 0 {
 				fmt.Fprintln(w)
 			}
-			fmt.Fprintf(w, "%s\n    %s\n", v.line(), hang(explained[v.names[0]], 4))
+			fmt.Fprintf(w, "%s\n    %s\n", v.line(), term.Hang(explained[v.names[0]], 4))
 		}
 	}
 	return nil
@@ -135,7 +136,7 @@ func printSettings(w io.Writer, shown []shownSetting, all bool) error {
 		if from == "" {
 			from = "default"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", s.Names[0], orDash(s.Value), from)
+		fmt.Fprintf(t, "%s\t%s\t%s\n", s.Names[0], term.OrDash(s.Value), from)
 	}
 	return t.Flush()
 }

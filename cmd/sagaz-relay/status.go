@@ -46,7 +46,7 @@ much WAL it holds back; and how many rows are in each status. Counting looks at 
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), overview)
+				return term.WriteJSON(cmd.OutOrStdout(), overview)
 			}
 			return printOverview(cmd.OutOrStdout(), overview)
 		},
@@ -60,7 +60,7 @@ func printOverview(w io.Writer, o *store.Overview) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SLOT\tOWNER\tEPOCH\tSTREAMING\tBEHIND\tWAL HELD\tWAL STATUS\tMARKED UP TO")
 	for _, s := range o.Slots {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", term.Text(s.Slot), term.Text(orDash(s.Owner)), s.Epoch, yesNo(s.Active), term.Size(s.BehindBytes), term.Size(s.RetainedBytes), orDash(s.WALStatus), s.MarkedLSN)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", term.Text(s.Slot), term.Text(term.OrDash(s.Owner)), s.Epoch, yesNo(s.Active), term.Size(s.BehindBytes), term.Size(s.RetainedBytes), term.OrDash(s.WALStatus), s.MarkedLSN)
 	}
 	if len(o.Slots) == 0 {
 		fmt.Fprintln(t, "(no relay has run here yet)")
@@ -68,7 +68,7 @@ func printOverview(w io.Writer, o *store.Overview) error {
 	if len(o.Ledger) > 0 {
 		fmt.Fprintln(t, "\nSINK\tSTATE\tREASON\tENTRIES\tSINCE\tNEXT ATTEMPT\tSLOT")
 		for _, e := range o.Ledger {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", term.Text(e.Sink), term.Text(e.State), term.Text(orDash(e.Reason)), e.Entries, e.Oldest, orDash(e.Next), term.Text(e.Slot))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", term.Text(e.Sink), term.Text(e.State), term.Text(term.OrDash(e.Reason)), e.Entries, e.Oldest, term.OrDash(e.Next), term.Text(e.Slot))
 		}
 	}
 	if o.Rows != nil {
@@ -81,13 +81,6 @@ func printOverview(w io.Writer, o *store.Overview) error {
 		}
 	}
 	return t.Flush()
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }
 
 func yesNo(b bool) string {

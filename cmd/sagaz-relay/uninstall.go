@@ -74,7 +74,7 @@ func (s *settings) uninstall(ctx context.Context, out io.Writer, yes, tables, as
 		if all == nil {
 			all = []store.Belonging{}
 		}
-		err = printJSON(out, all)
+		err = term.WriteJSON(out, all)
 	} else {
 		err = printBelongings(out, all, yes)
 	}

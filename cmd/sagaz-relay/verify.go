@@ -41,7 +41,7 @@ type verification struct {
 	from, to time.Time
 	conn     *pgx.Conn
 	audit    *verify.Audit
-	ids      *deliveredIDs
+	ids      *verify.EventIDs
 	limit    int
 }
 
@@ -206,7 +206,7 @@ func (v *verification) readTable(ctx context.Context) error {
 	if err != nil {
 		return configError{err}
 	}
-	v.audit, v.ids = verify.NewAudit(), newDeliveredIDs(v.settings.encode.Envelope)
+	v.audit, v.ids = verify.NewAudit(), verify.NewEventIDs(encode.EventIDHeaders(v.settings.encode.Envelope))
 	sealed := false
 	seal := func() {
 		if sealed {
@@ -226,7 +226,7 @@ func (v *verification) readTable(ctx context.Context) error {
 		r.Event.Payload = "null" // for the names alone
 		err := encoder.Encode(&rec, &r.Event)
 		if err == nil {
-			v.ids.note(r.Event.ID, rec.Headers)
+			v.ids.Note(r.Event.ID, rec.Headers)
 		} else { // its headers cannot be read, and it was not delivered
 			r.Event.Headers = ""
 			err = encoder.Encode(&rec, &r.Event)
@@ -272,7 +272,7 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 	}
 	waited := func(id relay.UUID) bool { return v.audit.Waits(name, id) }
 	note := func(headers []relay.Header, messageID string, body []byte) error {
-		id, found := v.ids.of(headers, messageID, body, waited)
+		id, found := v.ids.Of(headers, messageID, body, waited)
 		if !found {
 			unknown.noID++
 			return nil
@@ -333,9 +333,9 @@ func (s *stranger) lookUp(ctx context.Context) error {
 func (v *verification) print(r *verify.AuditReport) error {
 	var err error
 	if v.asJSON {
-		err = printJSON(v.out, r)
+		err = term.WriteJSON(v.out, r)
 	} else {
-		_, err = io.WriteString(v.out, verifyText(r))
+		_, err = io.WriteString(v.out, r.Text())
 	}
 	if err != nil {
 		return err
@@ -356,38 +356,4 @@ func (v *verification) print(r *verify.AuditReport) error {
 		return errors.New("verify: " + strings.Join(wrong, "; "))
 	}
 	return nil
-}
-
-func verifyText(r *verify.AuditReport) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d events in the table\n", r.Events)
-	for _, s := range r.Sinks {
-		fmt.Fprintf(&b, "\n%s: %d of them there, in %d deliveries (%d replays); %d missing, %d pending, %d dead letters, %d duplicates, %d earlier\n",
-			term.Text(s.Sink), s.Events, s.Deliveries, s.Replayed, s.Missing.Count, s.Pending, s.DeadLetters, s.Duplicates.Count, s.EarlierArrivedLater.Count)
-		list(&b, "missing", s.Missing)
-		list(&b, "duplicate", s.Duplicates)
-		list(&b, "earlier", s.EarlierArrivedLater)
-		list(&b, "not in the table (deleted since, or another application's)", s.Unknown)
-		if s.NoID > 0 {
-			fmt.Fprintf(&b, "  %d messages without an event_id\n", s.NoID)
-		}
-	}
-	if r.Disagreements.Count > 0 {
-		b.WriteString("\nbetween the sinks:\n")
-		list(&b, "disagreeing", r.Disagreements)
-	}
-	return b.String()
-}
-
-func list[T any](b *strings.Builder, what string, found verify.Found[T]) {
-	if found.Count == 0 {
-		return
-	}
-	fmt.Fprintf(b, "  %s:\n", what)
-	for _, f := range found.List {
-		fmt.Fprintf(b, "    %s\n", term.Text(fmt.Sprint(f)))
-	}
-	if more := found.Count - len(found.List); more > 0 {
-		fmt.Fprintf(b, "    and %d more (--all lists them)\n", more)
-	}
 }

@@ -183,6 +183,14 @@ func (t *writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// OrDash shows that there is nothing to show.
+func OrDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
 // Size is a number of bytes as people read it; "-" where it is not known.
 func Size(bytes *int64) string {
 	if bytes == nil {

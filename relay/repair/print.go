@@ -1,7 +1,6 @@
-package main
+package repair
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -10,24 +9,14 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/relay/repair"
 )
 
 // tableWidth is what tables for people fit into.
 const tableWidth = 100
 
-func printJSON(w io.Writer, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(append(term.JSON(text), '\n'))
-	return err
-}
-
-// printLetters prints a line a letter, and below it the error, unless it is that of the line
+// PrintLetters prints a line a letter, and below it the error, unless it is that of the line
 // before.
-func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time) error {
+func PrintLetters(w io.Writer, letters []Letter, total int, now time.Time) error {
 	if total == 0 {
 		_, err := fmt.Fprintln(w, "none")
 		return err
@@ -37,7 +26,7 @@ func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time
 	fmt.Fprintln(t, "EVENT_ID\tSINK\tSTATE\tREASON\tATTEMPTS\tAGE\tKEY")
 	for i := range letters {
 		l := &letters[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.EventID, term.Cut(term.Text(l.Sink), len(relay.MarkSink)), term.Text(string(l.State)), term.Text(orDash(l.Reason)), l.Attempts, age(now.Sub(l.Since)), term.Text(l.Key))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.EventID, term.Cut(term.Text(l.Sink), len(relay.MarkSink)), term.Text(string(l.State)), term.Text(term.OrDash(l.Reason)), l.Attempts, age(now.Sub(l.Since)), term.Text(l.Key))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -59,7 +48,8 @@ func printLetters(w io.Writer, letters []repair.Letter, total int, now time.Time
 	return nil
 }
 
-func printEvent(w io.Writer, e *repair.Event, now time.Time) error {
+// PrintEvent prints all that is known of an event.
+func PrintEvent(w io.Writer, e *Event, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
 		if value := term.Text(fmt.Sprintf(format, args...)); value != "" {
@@ -89,7 +79,7 @@ func printEvent(w io.Writer, e *repair.Event, now time.Time) error {
 		line("retry_count", "%d", r.RetryCount)
 		line("last_error", "%s", r.LastError)
 		line("worker_id", "%s", r.WorkerID)
-		line("headers", "%s", orDash(strings.Join(r.Headers, ", ")))
+		line("headers", "%s", term.OrDash(strings.Join(r.Headers, ", ")))
 		if r.Payload == nil {
 			line("payload", "%d bytes (--payload prints it)", r.PayloadBytes)
 		} else {
@@ -112,17 +102,17 @@ func printEvent(w io.Writer, e *repair.Event, now time.Time) error {
 }
 
 // describeState is the state of a ledger entry in words.
-func describeState(l *repair.Letter) string {
+func describeState(l *Letter) string {
 	switch {
 	case l.Discarded:
 		return "discarded: the relay takes it out"
-	case l.State == repair.StateUnmarked:
+	case l.State == StateUnmarked:
 		return "unmarked: delivered, and the row does not take its mark; tried again by itself"
-	case l.State == repair.StateHeld:
+	case l.State == StateHeld:
 		return "held: behind another event of its key"
-	case l.State == repair.StateDead && l.Detached:
+	case l.State == StateDead && l.Detached:
 		return "dead: later events of its key have gone on without it"
-	case l.State == repair.StateDead:
+	case l.State == StateDead:
 		return "dead: later events of its key wait until it is retried or discarded"
 	case l.NextAttemptAt != nil:
 		return "retry: waits for its next attempt"

@@ -1,28 +1,28 @@
-package main
+package verify
 
 import (
 	"bytes"
 	"slices"
 
 	"github.com/sagaz-relay/relay/relay"
-	"github.com/sagaz-relay/relay/relay/encode"
 )
 
-// deliveredIDs finds out which event a message that was read back is. A row's own headers may
+// EventIDs finds out which event a message that was read back is. A row's own headers may
 // override the one that carries its event_id, so where there is something that they cannot override
 // that counts: RabbitMQ's message_id, the body of the envelope sagaz. Elsewhere it is looked up
 // which events were delivered under that name.
-type deliveredIDs struct {
+type EventIDs struct {
 	names   []string                // of the header, the envelope's own first
 	renamed map[string][]relay.UUID // by the header's value: the events whose rows set it to that
 }
 
-func newDeliveredIDs(envelope string) *deliveredIDs {
-	return &deliveredIDs{names: encode.EventIDHeaders(envelope), renamed: make(map[string][]relay.UUID)}
+// NewEventIDs is for messages whose event_id is in one of these headers, the envelope's own first.
+func NewEventIDs(headers []string) *EventIDs {
+	return &EventIDs{names: headers, renamed: make(map[string][]relay.UUID)}
 }
 
-// note looks whether the event's row renames it.
-func (d *deliveredIDs) note(id relay.UUID, headers []relay.Header) {
+// Note looks whether the event's row renames it.
+func (d *EventIDs) Note(id relay.UUID, headers []relay.Header) {
 	for _, h := range headers {
 		if h.Key == d.names[0] && h.Value != id.String() {
 			d.renamed[h.Value] = append(d.renamed[h.Value], id)
@@ -30,9 +30,9 @@ func (d *deliveredIDs) note(id relay.UUID, headers []relay.Header) {
 	}
 }
 
-// of returns the event of a message. known reports whether an event is among those that are looked
+// Of returns the event of a message. known reports whether an event is among those that are looked
 // at and has not arrived yet.
-func (d *deliveredIDs) of(headers []relay.Header, messageID string, body []byte, known func(relay.UUID) bool) (id relay.UUID, found bool) {
+func (d *EventIDs) Of(headers []relay.Header, messageID string, body []byte, known func(relay.UUID) bool) (id relay.UUID, found bool) {
 	if id, err := relay.ParseUUID(messageID); err == nil {
 		return id, true
 	}

@@ -17,8 +17,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
 
-// onEach runs a test on each version of PostgreSQL, with a migrated database.
+// testTTL is the lease of tests in which one has to lapse: longer than a slow disk stands still.
+const testTTL = 8 * time.Second
+
+// onEach runs a test on each version of PostgreSQL, with a migrated database, beside other tests.
 func onEach(t *testing.T, test func(t *testing.T, db *pgtest.DB)) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
@@ -29,6 +33,7 @@ func onEach(t *testing.T, test func(t *testing.T, db *pgtest.DB)) {
 
 // onEachAlone is onEach with a server that no other test uses.
 func onEachAlone(t *testing.T, settings map[string]string, test func(t *testing.T, db *pgtest.DB)) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()

@@ -354,7 +354,7 @@ func TestMarkPassesOverLockedRows(t *testing.T) {
 			MarkUpdate: "1 failed, 1 pending, 2 sent", MarkDelete: "1 failed, 1 pending", MarkArchive: "1 failed, 1 pending",
 		} {
 			cfg := withMark(db, mode)
-			cfg.LeaseTTL = 2e9
+			cfg.LeaseTTL = testTTL
 			l := acquire(t, newStore(t, cfg, nil), "outbox")
 			marks := marksOf(insert(t, db, 1, 4))
 			refuse(&marks[1], "no route")
@@ -419,7 +419,7 @@ func TestMarkKeepsTheOrderOfAKey(t *testing.T) {
 			} {
 				what := mode + ", " + c.name
 				cfg := withMark(db, mode)
-				cfg.LeaseTTL = 2e9
+				cfg.LeaseTTL = testTTL
 				l := acquire(t, newStore(t, cfg, nil), "outbox")
 				tx, err := db.Conn(t).Begin(t.Context())
 				if err != nil {

@@ -64,7 +64,6 @@ func TestResolveParksWhatIsRefused(t *testing.T) {
 		{"the entry's delete and update", "saga_outbox_delivery", "UPDATE OR DELETE", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
 			onEach(t, func(t *testing.T, db *pgtest.DB) {
 				l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 				const n = 500
@@ -186,7 +185,6 @@ func TestClaimOfRefusedAndLockedRows(t *testing.T) {
 func TestPruneLeavesOutWhatIsRefused(t *testing.T) {
 	for _, archive := range []bool{false, true} {
 		t.Run(fmt.Sprint("archive=", archive), func(t *testing.T) {
-			t.Parallel()
 			onEach(t, func(t *testing.T, db *pgtest.DB) {
 				l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 				insert(t, db, 1, 1000)

@@ -17,7 +17,7 @@ import (
 func behindPooler(t testing.TB, db *pgtest.DB, change func(*Config)) *Store {
 	t.Helper()
 	cfg := testConfig(db)
-	cfg.DatabaseURL, cfg.Owner, cfg.LeaseTTL = db.Pooled(t), "relay-pooled", 5*time.Second
+	cfg.DatabaseURL, cfg.Owner, cfg.LeaseTTL = db.Pooled(t), "relay-pooled", testTTL
 	if change != nil {
 		change(&cfg)
 	}
@@ -129,7 +129,7 @@ func waiting(t testing.TB, s *Store, slot string) (got chan *lease, stop context
 func TestPoolerLease(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
-		cfg.LeaseTTL = 5 * time.Second // a busy machine must not miss it
+		cfg.LeaseTTL = testTTL
 		direct, pooled := newStore(t, cfg, nil), behindPooler(t, db, nil)
 		for name, stores := range map[string][2]*Store{"pooled, direct": {pooled, direct}, "direct, pooled": {direct, pooled}, "pooled, pooled": {pooled, behindPooler(t, db, nil)}} {
 			first := acquire(t, stores[0], "outbox")

@@ -22,7 +22,7 @@ import (
 // quickLease makes a store whose standbys notice soon.
 func quickLease(t testing.TB, db *pgtest.DB, owner string, change func(*Config)) *Store {
 	cfg := testConfig(db)
-	cfg.Owner, cfg.LeaseTTL, cfg.AcquireInterval = owner, 2*time.Second, 50*time.Millisecond
+	cfg.Owner, cfg.LeaseTTL, cfg.AcquireInterval = owner, testTTL, 50*time.Millisecond
 	if change != nil {
 		change(&cfg)
 	}
@@ -142,62 +142,63 @@ func stream(t testing.TB, db *pgtest.DB, slot string) (stop func()) {
 // it found. It takes over when that one is gone: by a clean stop, by the death of its connections,
 // or without a lock behind a pooler, by its silence.
 func TestAnotherSlotStandsBy(t *testing.T) {
-	onEach(t, func(t *testing.T, db *pgtest.DB) {
-		for _, c := range []struct {
-			name string
-			own  func() (l *lease, end func())
-		}{
-			{"Stop", func() (*lease, func()) {
-				l := acquire(t, quickLease(t, db, "first", nil), "x")
-				return l, func() { release(t, l) }
-			}},
-			{"Death", func() (*lease, func()) {
-				l := acquire(t, quickLease(t, db, "first", nil), "x")
-				return l, func() { kill(t, db, backend(t, db, "lease", "x")) }
-			}},
-			{"Frozen", func() (*lease, func()) {
-				proxy := pgtest.NewProxy(t, db.DSN)
-				l := acquire(t, quickLease(t, db, "first", func(cfg *Config) { cfg.DatabaseURL = proxy.DSN }), "x")
-				return l, proxy.Freeze
-			}},
-			{"Pooled", func() (*lease, func()) {
-				l := acquire(t, quickLease(t, db, "first", func(cfg *Config) { cfg.DatabaseURL = db.Pooled(t) }), "x")
-				return l, func() { l.stop() } // it renews no more, and has no lock to lose
-			}},
-		} {
-			l, end := c.own()
-			s := quickLease(t, db, "second", nil)
-			got, stop := waiting(t, s, "y")
-			found := make(chan struct{})
-			go func() {
-				defer close(found)
-				for s.Waiting("y") == nil {
-					time.Sleep(10 * time.Millisecond)
+	for _, c := range []struct {
+		name string
+		own  func(t *testing.T, db *pgtest.DB) (l *lease, end func())
+	}{
+		{"Stop", func(t *testing.T, db *pgtest.DB) (*lease, func()) {
+			l := acquire(t, quickLease(t, db, "first", nil), "x")
+			return l, func() { release(t, l) }
+		}},
+		{"Death", func(t *testing.T, db *pgtest.DB) (*lease, func()) {
+			l := acquire(t, quickLease(t, db, "first", nil), "x")
+			return l, func() { kill(t, db, backend(t, db, "lease", "x")) }
+		}},
+		{"Frozen", func(t *testing.T, db *pgtest.DB) (*lease, func()) {
+			proxy := pgtest.NewProxy(t, db.DSN)
+			l := acquire(t, quickLease(t, db, "first", func(cfg *Config) { cfg.DatabaseURL = proxy.DSN }), "x")
+			return l, proxy.Freeze
+		}},
+		{"Pooled", func(t *testing.T, db *pgtest.DB) (*lease, func()) {
+			l := acquire(t, quickLease(t, db, "first", func(cfg *Config) { cfg.DatabaseURL = db.Pooled(t) }), "x")
+			return l, func() { l.stop() } // it renews no more, and has no lock to lose
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onEach(t, func(t *testing.T, db *pgtest.DB) {
+				l, end := c.own(t, db)
+				s := quickLease(t, db, "second", nil)
+				got, stop := waiting(t, s, "y")
+				found := make(chan struct{})
+				go func() {
+					defer close(found)
+					for s.Waiting("y") == nil {
+						time.Sleep(10 * time.Millisecond)
+					}
+				}()
+				within(t, 20*time.Second, "the second reports which owner it found", found)
+				if err := s.Waiting("y"); err == nil || !strings.Contains(err.Error(), `"x", owned by first since 20`) || !strings.Contains(err.Error(), "RELAY_SLOT=x") {
+					t.Errorf("the second waits for %v", err)
 				}
-			}()
-			within(t, 20*time.Second, c.name+": the second reports which owner it found", found)
-			if err := s.Waiting("y"); err == nil || !strings.Contains(err.Error(), `"x", owned by first since 20`) || !strings.Contains(err.Error(), "RELAY_SLOT=x") {
-				t.Errorf("%s: the second waits for %v", c.name, err)
-			}
-			select {
-			case <-got:
-				t.Fatalf("%s: two slots of one table are owned", c.name)
-			case <-time.After(3 * time.Second): // more than a lease, in which the first has renewed
-			}
-			end()
-			select {
-			case next := <-got:
-				if l.Valid() {
-					t.Errorf("%s: the first trusts its lease when the second has taken over", c.name)
+				select {
+				case <-got:
+					t.Fatal("two slots of one table are owned")
+				case <-time.After(testTTL + time.Second): // in which the first has renewed
 				}
-				release(t, next)
-			case <-time.After(30 * time.Second):
-				t.Errorf("%s: the second does not take over; %v", c.name, s.Waiting("y"))
-			}
-			stop()
-			exec(t, db, `TRUNCATE saga_outbox_relay`)
-		}
-	})
+				end()
+				select {
+				case next := <-got:
+					if l.Valid() {
+						t.Error("the first trusts its lease when the second has taken over")
+					}
+					release(t, next)
+				case <-time.After(testTTL + 2*soon):
+					t.Errorf("the second does not take over; %v", s.Waiting("y"))
+				}
+				stop()
+			})
+		})
+	}
 }
 
 // The server's clock steps, by an hour ahead or back: who owns a slot without a lock keeps it, and
@@ -220,7 +221,7 @@ func TestPooledLeaseAndTheServersClock(t *testing.T) {
 			exec(t, db, `UPDATE saga_outbox_relay SET renewed_at = now() + $1::interval`, step)
 			began := time.Now()
 			next := acquire(t, quickLease(t, db, "second", nil), "x")
-			if took := time.Since(began); took > 15*time.Second {
+			if took := time.Since(began); took > testTTL+soon {
 				t.Errorf("%s: taken over after %s", step, took)
 			}
 			release(t, next)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
@@ -18,7 +19,7 @@ import (
 func TestLeaseKeptWhileItsRowIsLocked(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
-		cfg.LeaseTTL = 2 * time.Second
+		cfg.LeaseTTL = testTTL
 		l := acquire(t, newStore(t, cfg, nil), "outbox")
 		standing, stop := context.WithCancel(t.Context())
 		cfg.Owner = "standby"
@@ -206,7 +207,9 @@ func TestNothingWaitsWithoutEnd(t *testing.T) {
 }
 
 // A limit that was not enough is doubled, and one that was is set by what it took.
-func TestPatience(t *testing.T) {
+func TestPatience(t *testing.T) { synctest.Test(t, testPatience) }
+
+func testPatience(t *testing.T) {
 	p := patience{least: 10 * time.Millisecond, most: 50 * time.Millisecond}
 	limit := func() (limit time.Duration) {
 		_ = p.within(t.Context(), func(ctx context.Context) error {

@@ -132,7 +132,6 @@ func TestMarkParksWhatIsRefused(t *testing.T) {
 		{MarkArchive, "saga_outbox_archive", "INSERT"},
 	} {
 		t.Run(c.mode+" "+c.when+" "+c.table, func(t *testing.T) {
-			t.Parallel()
 			onEach(t, func(t *testing.T, db *pgtest.DB) {
 				log := &bytes.Buffer{}
 				l := acquire(t, newStore(t, withMark(db, c.mode), hclog.New(&hclog.LoggerOptions{Output: log})), "outbox")

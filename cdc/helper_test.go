@@ -22,6 +22,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
 // patience is for what happens at once on a machine that has nothing else to do.
 const patience = time.Minute
 
+// soon is for what waits for nothing, told from what ends by a timeout of minutes only.
+const soon = 20 * time.Second
+
 // intake records what a stream hands on and fails the test when that is out of order.
 type intake struct {
 	t testing.TB

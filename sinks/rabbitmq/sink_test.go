@@ -313,7 +313,7 @@ func TestConfirmTimeout(t *testing.T) {
 	for _, err := range fates(t, batch, s.Publish(soon(t), batch)) {
 		transient(t, err, "RELAY_RABBITMQ_CONFIRM_TIMEOUT", "300ms")
 	}
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("took %s", took)
 	}
 	// Nothing may overtake what has no known fate: until its channel is closed nothing else is
@@ -386,7 +386,7 @@ func TestWriteBlocked(t *testing.T) {
 	if err := s.Publish(ctx, batch); err == nil {
 		t.Error("no error")
 	}
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("took %s after its context ended", took)
 	}
 }

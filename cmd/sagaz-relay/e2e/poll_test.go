@@ -113,7 +113,6 @@ func TestPolling(t *testing.T) {
 // lease is a lock, and where a pooler is in between, so that nobody sees a death, when the lease
 // has lapsed.
 func TestPollingTakeover(t *testing.T) {
-	t.Parallel()
 	const budget = 300
 	for name, c := range map[string]struct {
 		pooled bool
@@ -123,7 +122,6 @@ func TestPollingTakeover(t *testing.T) {
 		"pgbouncer": {true, 5 * time.Second}, // RELAY_LEASE_TTL, 4 s here, and the next look
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			w := bareWorldAt(t, pgtest.Server(t, pgtest.Version()))
 			w.migrate()
 			broker := brokertest.Kafka(t)
@@ -136,18 +134,15 @@ func TestPollingTakeover(t *testing.T) {
 			l := w.load(loadOptions{topic: f.k.name, rate: 300})
 			f.add()
 			f.add()
-			var hs []handover
-			for range 3 {
+			hs := f.handovers(3, c.within, func() handover {
 				owner, _ := f.ownerAndStandby()
 				l.waitCommitted(100)
 				h := handover{asked: time.Now()}
 				owner.crash()
 				h.probe = l.probe()
-				hs = append(hs, h)
 				f.remove(owner)
-				h.waitDelivered(f)
-				f.add()
-			}
+				return h
+			})
 			l.finish(nil)
 			f.stopAll()
 			all := f.k.read()

@@ -22,7 +22,7 @@ func TestLive(t *testing.T) {
 	b.look(1280, 900, "light")
 	b.do(chromedp.Navigate(r.url + "/"))
 	b.waitText("verdict", "Relaying", "all well", "Owns "+s.name)
-	b.waitText("slots", s.name, "streaming", "relay-a", "Epoch", "WAL held", "reserved")
+	b.waitText("slots", s.name, "streaming", "relay-a", "Epoch", "WAL retained", "reserved")
 	b.waitText("sinks", "kafka", "rabbitmq", "up")
 	b.waitText("ledger", "Empty")
 	b.waitText("changes", "lease taken", "streaming")

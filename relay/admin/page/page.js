@@ -143,8 +143,8 @@ function slot(r, s) {
   const mode = { cdc: s.streaming ? "streaming" : "connecting", polling: "polling", recovering: "recovering" }[s.mode];
   const share = s.cap_bytes ? retained / s.cap_bytes : 0;
   const level = share > 0.9 ? "broken" : share > 0.5 ? "degraded" : "info";
-  const held = s.cap_bytes
-    ? [`${bytes(retained)} of ${bytes(s.cap_bytes)} (${Math.round(share * 100)}\u00a0%)`, gauge(share, level, `${Math.round(share * 100)} % of max_slot_wal_keep_size is held`)]
+  const kept = s.cap_bytes
+    ? [`${bytes(retained)} of ${bytes(s.cap_bytes)} (${Math.round(share * 100)}\u00a0%)`, gauge(share, level, `${Math.round(share * 100)} % of max_slot_wal_keep_size is retained`)]
     : owns && retained !== null ? `${bytes(retained)}, without a limit` : bytes(retained);
   const facts = [
     fact("Owner", owns ? el("span", { class: "mono" }, r.worker_id) : shared?.owner ? el("span", { class: "mono" }, shared.owner) : "nobody known"),
@@ -154,7 +154,7 @@ function slot(r, s) {
     owns && s.waits_for ? fact("Waits for", [{ server: "PostgreSQL", claims: "another worker's claims", sink: "a sink that is down" }[s.waits_for] || s.waits_for, `for ${duration(s.waits_seconds)}`].join(", ")) : null,
     fact("RELAY_MODE", r.wanted_mode),
     owns ? fact("In flight", `${count(s.inflight)} of ${count(s.inflight_limit)} events, ${bytes(s.inflight_bytes)} of ${bytes(s.inflight_bytes_limit)}`) : null,
-    fact("WAL held", held),
+    fact("WAL retained", kept),
     fact("WAL status", status ? tag(walLevels[status] || "info", status) : none),
     owns ? fact("WAL left before loss", s.safe_bytes !== null ? bytes(s.safe_bytes) : status === "lost" ? "none" : status && s.cap_bytes === null ? "no limit" : none) : fact("WAL behind", bytes(lag)),
     owns ? fact("Since the lease was taken", `${count(s.marked)} marked, ${count(s.swept)} found in the table`) : null,
@@ -164,7 +164,7 @@ function slot(r, s) {
   const charts = owns && h ? el("div", { class: "charts" },
     figure(r, "WAL behind", h.lag_bytes, bytes(lag), bytes, { least: 1024 * 1024, base: 1024 }),
     figure(r, "Lag", h.lag_seconds, duration(s.lag_seconds), duration, { least: 1 }),
-    figure(r, "WAL held", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, base: 1024, cap: s.cap_bytes })) : null;
+    figure(r, "WAL retained", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, base: 1024, cap: s.cap_bytes })) : null;
   return el("article", { class: "card slot", "aria-label": `Slot ${s.slot}` },
     el("header", {}, el("h3", { class: "mono" }, s.slot), tag(roles[s.role] || "info", s.role), mode ? tag(s.streaming || s.why === "RELAY_MODE=polling" ? "ok" : "degraded", mode) : null),
     charts, el("dl", { class: "facts" }, facts));

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepares an installation of the library's Python worker for `kubectl apply -f
-# k8s/outbox-worker.yaml`. It starts and stops nothing; it may run again.
+# Prepares an installation of the library's Python worker for
+# `kubectl apply -f k8s/outbox-worker.yaml`. It starts and stops nothing; it may run again.
 #
 #   bash k8s/from-library.sh [NAMESPACE]
 #

@@ -39,7 +39,7 @@ func CheckSinks(now []string, by SinksByDefault, before Before) error {
 		problem = fmt.Sprintf("but %s is set, which only another broker needs", by.Hint)
 	case before.Sent:
 		problem = "and another worker has sent rows of saga_outbox before, nothing here says where to"
-		fix += ": that worker's environment tells"
+		fix += ": that worker's environment has it"
 	default:
 		return nil
 	}

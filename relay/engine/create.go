@@ -63,7 +63,7 @@ func (f *feeder) sayHolders(ctx context.Context, done <-chan struct{}) {
 		text, fix := relay.SayHolders(holders), ""
 		switch {
 		case err != nil:
-			text = "the server, which cannot be asked for whom: " + err.Error()
+			text = "the server, and what it waits for is not known: " + err.Error()
 		case len(holders) > 0:
 			fix = holders[0].Fix()
 		}

@@ -57,7 +57,7 @@ func modeChange(slot, mode string, streaming bool, why string) relay.Change {
 			c.Level = relay.LevelOK
 		}
 	case mode == relay.ModeRecovering:
-		c.Kind, c.Level, c.Text = relay.ChangeRecovering, relay.LevelDegraded, "looking in the table for what the slot does not tell: "+why
+		c.Kind, c.Level, c.Text = relay.ChangeRecovering, relay.LevelDegraded, "looking in the table for what the slot does not deliver: "+why
 	case !streaming:
 		c.Kind, c.Level, c.Text = relay.ChangeBroken, relay.LevelDegraded, why
 	}

@@ -94,8 +94,8 @@ func (f *feeder) readStream(ctx context.Context, finish func(relay.Stream) error
 		var gone *relay.SlotGoneError
 		switch {
 		case errors.As(err, &gone):
-			f.log.Error("the slot cannot tell everything any more: rows will be found in the table, and the slot made again if need be", "cause", gone.Cause, "error", err)
-			f.obs.Changed(relay.Change{Kind: relay.ChangeSlotGone, Level: relay.LevelBroken, Slot: f.slot, Text: "it cannot tell everything any more: " + string(gone.Cause)})
+			f.log.Error("the slot cannot deliver everything any more: rows will be found in the table, and the slot made again if need be", "cause", gone.Cause, "error", err)
+			f.obs.Changed(relay.Change{Kind: relay.ChangeSlotGone, Level: relay.LevelBroken, Slot: f.slot, Text: "it cannot deliver everything any more: " + string(gone.Cause)})
 			if err := f.owe(ctx, string(gone.Cause)); errors.Is(err, relay.ErrLeaseLost) {
 				return err
 			}
@@ -194,6 +194,6 @@ func (f *feeder) recover(ctx context.Context) error {
 	f.window.restart(at)
 	f.confirm.restart(at)
 	f.recovery = relay.Recovery{}
-	f.log.Info("recovered: what the slot does not tell was found in the table", "cause", cause, "rows", rows, "took", time.Since(began).Round(time.Millisecond), "slot_from", at)
+	f.log.Info("recovered: what the slot does not deliver was found in the table", "cause", cause, "rows", rows, "took", time.Since(began).Round(time.Millisecond), "slot_from", at)
 	return nil
 }

@@ -46,7 +46,7 @@ func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Lease)
 		wait := backoff.Next()
 		if time.Since(logged) >= logInterval {
 			logged = time.Now()
-			e.log.Warn("waiting to be told where events went before, nothing is delivered until then", "slot", slot, "backoff", wait, "error", err)
+			e.log.Warn("nothing is delivered until it is known where events went before", "slot", slot, "backoff", wait, "error", err)
 		}
 		if pause(ctx, wait, lease.Lost()) {
 			return fmt.Errorf("%w: %w", relay.ErrLeaseLost, lease.Err())

@@ -42,7 +42,7 @@ func (a *aside) run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil && !failed:
-			a.log.Warn("rows that were set aside could not be looked at", "error", err)
+			a.log.Warn("unmarked rows could not be looked at", "error", err)
 		case err == nil:
 			a.note(u)
 		}
@@ -64,6 +64,6 @@ func (a *aside) note(u relay.Unmarked) {
 		a.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelDegraded, Slot: a.slot, Text: "rows cannot be marked: " + u.Cause})
 	case before > 0 && u.Events == 0:
 		a.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelOK, Slot: a.slot, Text: "all rows have their marks again"})
-		a.log.Info("all rows that were set aside have their marks")
+		a.log.Info("all unmarked rows have their marks")
 	}
 }

@@ -247,7 +247,7 @@ func (s *sweeps) sweepBeside(ctx context.Context) error {
 				var rows int
 				rows, err = s.look(ctx, &looks[k], relay.SweepQuery{Kind: k, Seen: h.Snapshot}, k.String(), relay.LookShare)
 				if rows > 0 {
-					s.log.Info("found rows in the table that the slot does not tell of", "rows", rows, "cause", k.String())
+					s.log.Info("found rows in the table that the stream does not deliver", "rows", rows, "cause", k.String())
 				}
 				s.lookFailed(ctx, err)
 			}

@@ -126,7 +126,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 	m.published = counters("outbox_published_events_total", "Events that a sink has acknowledged; with several sinks an event counts once for each.", worker, "event_type")
 	m.failed = counters("outbox_failed_events_total", "Times that a sink refused an event for the event's own fault. A rise means rows with status failed: read last_error.", worker, "event_type")
 	m.deadLetters = counters("outbox_dead_letter_events_total", "Events given up for good, once for each sink that does not have them. A rise means work for a person: sagaz-relay dead-letter list.", worker, "event_type")
-	m.retries = counter("outbox_retry_attempts_total", "Events offered again after trouble of a sink, and refused ones tried again. A steady rise means a broker in trouble.")
+	m.retries = counter("outbox_retry_attempts_total", "Events offered again after a transient error of a sink, and refused ones tried again. A steady rise means that a broker does not work.")
 	m.batchSize = prometheus.NewGauge(prometheus.GaugeOpts{Name: "outbox_batch_size", Help: "Events in the last batch that a sink acknowledged.", ConstLabels: worker})
 	reg.MustRegister(m.batchSize)
 	m.duration = histogram("outbox_publish_duration_seconds", "Time from offering an event's batch to a sink to its acknowledgement, for each event.",
@@ -141,10 +141,10 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 	m.sinkIsolated = gauges("outbox_sink_isolated", "1 while all events of the sink go to the ledger, because it was down for RELAY_SINK_ISOLATION or the slot holds back too much WAL.", "sink")
 	m.attempts = counters("outbox_publish_attempts_total", "Events offered to the sink, counted at each offer.", nil, "sink")
 	m.publishErrors = counters("outbox_publish_errors_total", "Events offered to the sink and not taken, at each offer, by reason: refused for their own fault (unroutable, too_large, nacked, rejected, encode, unknown_topic) "+
-		"or in passing (timeout, connection, other). Divided by outbox_publish_attempts_total it is the error rate.", nil, "sink", "reason")
+		"or transient errors (timeout, connection, other). Divided by outbox_publish_attempts_total it is the error rate.", nil, "sink", "reason")
 	m.acks = counters("outbox_acknowledged_events_total", "Events that the sink has acknowledged.", nil, "sink")
 	m.bytes = counters("outbox_acknowledged_bytes_total", "Bytes of keys and bodies that the sink has acknowledged.", nil, "sink")
-	m.ackSeconds = histogram("outbox_commit_to_ack_seconds", "Time from the commit of an event's transaction to the sink's acknowledgement, by the clocks of database and relay; only events that the slot told of.",
+	m.ackSeconds = histogram("outbox_commit_to_ack_seconds", "Time from the commit of an event's transaction to the sink's acknowledgement, by the clocks of database and relay; only events that the stream delivered.",
 		[]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}, nil, "sink")
 	m.batchSeconds = histogram("outbox_batch_publish_seconds", "Time that an offer of a batch to the sink took, whatever came of it.",
 		[]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}, nil, "sink")
@@ -154,9 +154,9 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 
 	// The stream, the table, the marks.
 	m.received = counter("outbox_received_events_total", "Events taken from the slot or found in the table, to be published.")
-	m.skipped = counter("outbox_skipped_events_total", "Events that the slot told of again although they were settled already: after a crash, or beside other workers.")
-	m.found = counters("outbox_recovered_events_total", "Events found in the table rather than told by the slot, by cause: missing, lost, publication, moved, restored, unreadable (a gap in what the slot tells), first_start (rows older than the slot), stuck_claim, failed, pending (by hand), polled.", nil, "cause")
-	m.looks = histogram("outbox_table_look_seconds", "Time that a look at the table for rows no slot tells of took, by what is looked for: pending, stuck_claim, failed.",
+	m.skipped = counter("outbox_skipped_events_total", "Events that the stream delivered again although they were finished already: after a crash, or with other workers on the table.")
+	m.found = counters("outbox_recovered_events_total", "Events found in the table and not delivered by the stream, by cause: missing, lost, publication, moved, restored, unreadable (a gap in the stream), first_start (rows older than the slot), stuck_claim, failed, pending (by hand), polled.", nil, "cause")
+	m.looks = histogram("outbox_table_look_seconds", "Time that a look at the table for rows that the stream does not deliver took, by what is looked for: pending, stuck_claim, failed.",
 		[]float64{0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60}, nil, "kind")
 	m.marks = counter("outbox_marked_events_total", "Rows marked with their event's fate.")
 	marks := histogram("outbox_mark_seconds", "Time that a transaction of marks took.", []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}, worker)
@@ -170,7 +170,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 	m.wanted = gauges("outbox_wanted_mode", "1 for what RELAY_MODE asks for (auto, cdc, polling), 0 for the others. outbox_mode is what came of it.", "mode")
 	m.memoryLimit = gauges("outbox_memory_limit_bytes", "Memory that this process may use: the least limit of its control groups, or the machine's memory. Beyond it the kernel ends the relay.")
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "outbox_ready", Help: "1 while /health/ready says yes, 0 while this relay does not do its part. A standby is ready, and so is an owner whose broker is down.",
+		Name: "outbox_ready", Help: "1 while /health/ready answers 200, 0 while this relay does not do its part. A standby is ready, and so is an owner whose broker is down.",
 	}, func() float64 {
 		ready := m.isReady.Load()
 		return oneIf(ready != nil && (*ready)())

@@ -72,7 +72,7 @@ func oneIf(b bool) float64 {
 
 var slotDefinitions = []slotDefinition{
 	{
-		"outbox_replication_lag_seconds", "Age of the oldest commit with an event in flight; 0 when there is none. A steady rise means that delivery stands still.", prometheus.GaugeValue,
+		"outbox_replication_lag_seconds", "Age of the oldest commit with an event in flight; 0 when there is none. A steady rise means that delivery has stopped.", prometheus.GaugeValue,
 		func(s *slotSample) (float64, bool) { return s.lag, true },
 	},
 	{
@@ -146,7 +146,7 @@ var slotDefinitions = []slotDefinition{
 		func(s *slotSample) (float64, bool) { return float64(s.epoch), true },
 	},
 	{
-		"outbox_relays", "Relays that live, the owner and those that stand by for the slot; 1 means that nobody would take over. Absent through a pooler.", prometheus.GaugeValue,
+		"outbox_relays", "Relays that live, the owner and the standbys of the slot; 1 means that no other would take over. Absent through a pooler.", prometheus.GaugeValue,
 		func(s *slotSample) (float64, bool) { return float64(s.info.Relays), s.info.Relays > 0 },
 	},
 	{

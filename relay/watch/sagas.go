@@ -96,12 +96,12 @@ func newSagas(reg prometheus.Registerer, rules []string) *sagas {
 	s.completed = counters("outbox_saga_completed_total", "Sagas that ended well, by their events (RELAY_SAGA_RULES).", "saga_name")
 	s.failed = counters("outbox_saga_failed_total", "Sagas that ended otherwise, compensated or not.", "saga_name")
 	s.compensated = counters("outbox_saga_compensated_total", "Sagas in which at least one step was compensated.", "saga_name")
-	s.uncompensated = counters("outbox_saga_compensation_failed_total", "Sagas in which at least one step could not be compensated, so that what it did stands. "+
-		"The library's own listener tells of none: see docs/metrics.md.", "saga_name")
+	s.uncompensated = counters("outbox_saga_compensation_failed_total", "Sagas in which at least one step could not be compensated, so that what it did is still in effect. "+
+		"The library's own listener reports none: see docs/metrics.md.", "saga_name")
 	s.steps = counters("outbox_saga_steps_total", "Steps of sagas by outcome: success, failed, compensated, compensation_failed.", "saga_name", "step_name", "outcome")
 	s.duration = newHistograms("outbox_saga_duration_seconds", "Time from a saga's first event to its last by their created_at, by how it ended (completed, failed); only sagas whose first event this owner saw.",
 		[]float64{0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}, nil, "saga_name", "status")
-	s.active = prometheus.NewDesc("outbox_saga_active", "Sagas of which this owner saw the first event and not the last. Sagas whose types tell of no end stay in it until others push them out.", []string{"saga_name"}, nil)
+	s.active = prometheus.NewDesc("outbox_saga_active", "Sagas of which this owner saw the first event and not the last. Sagas without a type for the end stay in it until others push them out.", []string{"saga_name"}, nil)
 	s.oldest = prometheus.NewDesc("outbox_saga_oldest_active_seconds", "Age of the oldest of them, from the created_at of its first event; 0 when there is none. A steady rise means a saga that is stuck.", []string{"saga_name"}, nil)
 	s.dropped = counter("outbox_saga_tracking_dropped_total", "Sagas under way that are not followed any more, because only 20000 are: their duration will not be known. The one heard of least recently goes first.")
 	s.unmatched = counter("outbox_saga_unmatched_events_total", "Events that say nothing of a saga: no rule of RELAY_SAGA_RULES names their type, and they have no header saga_name.")

@@ -64,14 +64,14 @@ func (s *SlotStatus) judge(v *Verdict) {
 	case s.Mode == relay.ModePolling && s.Why != "" && s.Why != relay.WantsPolling:
 		v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: streaming is impossible, the table is polled", s.Slot))
 	case s.Mode == relay.ModeRecovering:
-		v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: what the slot does not tell is being found in the table", s.Slot))
+		v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: what the slot does not deliver is being found in the table", s.Slot))
 	case s.Mode == relay.ModeCDC && !s.Streaming && s.StreamSince <= stalledAfter.Seconds():
 		v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: the replication connection is being made", s.Slot))
 	}
 	if s.Waits > standstillAfter.Seconds() {
 		switch s.WaitsFor {
 		case relay.WaitsForServer:
-			v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: WAL is written, and PostgreSQL has told nothing new for %.0f s: it decodes a large transaction, or waits for a standby", s.Slot, s.Waits))
+			v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: WAL is written, and PostgreSQL has sent nothing new for %.0f s: it decodes a large transaction, or waits for a standby", s.Slot, s.Waits))
 		case relay.WaitsForSink:
 			v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: the oldest event waits for a sink that is down, for %.0f s", s.Slot, s.Waits))
 		case relay.WaitsForClaims:

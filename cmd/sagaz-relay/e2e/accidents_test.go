@@ -72,7 +72,7 @@ func (s *scene) recovered(cause string) (rows int) {
 	s.t.Helper()
 	var l line
 	eventually(s.t, patience, "the log has the recovery from: "+cause, func() string {
-		lines := s.p.logged("recovered: what the slot does not tell was found in the table")
+		lines := s.p.logged("recovered: what the slot does not deliver was found in the table")
 		for _, l = range lines {
 			if l.text("cause") == cause {
 				return ""
@@ -84,7 +84,7 @@ func (s *scene) recovered(cause string) (rows int) {
 		if len(s.p.logged("the database comes from another cluster")) == 0 {
 			s.t.Error("the log does not show that the positions are of another cluster")
 		}
-	} else if gone := s.p.logged("the slot cannot tell everything any more"); len(gone) == 0 || gone[0].text("cause") != cause {
+	} else if gone := s.p.logged("the slot cannot deliver everything any more"); len(gone) == 0 || gone[0].text("cause") != cause {
 		s.t.Errorf("the log does not show why the slot was made again: %v", gone)
 	}
 	n, ok := l["rows"].(float64)
@@ -202,7 +202,7 @@ func TestConnectionAccidents(t *testing.T) {
 			s.back()
 			s.p.waitStreaming()
 		}
-		if n := len(s.p.logged("the slot cannot tell everything any more")); n > 0 {
+		if n := len(s.p.logged("the slot cannot deliver everything any more")); n > 0 {
 			t.Errorf("%d times the slot was made again, though it was there", n)
 		}
 		s.end(0)
@@ -355,7 +355,7 @@ func TestFailover(t *testing.T) {
 			w.db.Pool.Reset()
 			s.back()
 			if synced {
-				if n := len(s.p.logged("the slot cannot tell everything any more")); n > 1 {
+				if n := len(s.p.logged("the slot cannot deliver everything any more")); n > 1 {
 					t.Errorf("%d times the slot was made again", n)
 				}
 			} else {

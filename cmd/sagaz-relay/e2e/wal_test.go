@@ -100,7 +100,7 @@ func TestWALBudget(t *testing.T) {
 	if n := len(p.logged("the slot holds back more WAL than its budget")); n == 0 {
 		t.Error("the log does not show that the budget was spent")
 	}
-	if n := len(p.logged("the slot cannot tell everything")); n != 0 {
+	if n := len(p.logged("the slot cannot deliver everything")); n != 0 {
 		t.Error("the slot was lost")
 	}
 

@@ -51,8 +51,8 @@ func TestStates(t *testing.T) {
 		}, map[string][]string{"verdict": {"Standing by", "worker-1 owns sagaz_outbox"}, "figures": {"this relay owns no slot"}, "slots": {"standby", "worker-1"}}},
 		{"SlotLost", func(st object) {
 			maps.Copy(slot(st), object{"wal_status": "lost", "mode": "recovering", "streaming": false, "why": "lost", "safe_bytes": nil, "retained_bytes": 3 << 30, "cap_bytes": 2 << 30})
-			verdict(st, "degraded", "Recovering", "slot sagaz_outbox: what the slot does not tell is being found in the table", "slot sagaz_outbox: PostgreSQL has removed WAL that it needed")
-			st["changes"] = []any{object{"time": st["time"], "kind": "slot_gone", "level": "broken", "slot": "sagaz_outbox", "text": "it cannot tell everything any more: lost", "times": 1}}
+			verdict(st, "degraded", "Recovering", "slot sagaz_outbox: what the slot does not deliver is being found in the table", "slot sagaz_outbox: PostgreSQL has removed WAL that it needed")
+			st["changes"] = []any{object{"time": st["time"], "kind": "slot_gone", "level": "broken", "slot": "sagaz_outbox", "text": "it cannot deliver everything any more: lost", "times": 1}}
 		}, map[string][]string{"verdict": {"Recovering", "has removed WAL"}, "slots": {"recovering", "lost", "150\u00a0%", "WAL left before loss\nnone"}, "changes": {"slot accident"}}},
 		{"Polling", func(st object) {
 			maps.Copy(slot(st), object{

@@ -10,8 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// quick are settings that make many reports in a short time. Silence has to last for longer than a
-// slow disk stands still before it counts.
+// quick are settings that make many reports in a short time. Silence counts only when it is longer
+// than a slow disk may stall.
 func quick(dsn string) Config {
 	cfg := config(dsn)
 	cfg.WALSenderTimeout, cfg.StatusInterval = 8*time.Second, 200*time.Millisecond

@@ -49,21 +49,22 @@ type (
 		TargetBlank bool     `json:"targetBlank"`
 	}
 	variable struct {
-		Name       string         `json:"name"`
-		Label      string         `json:"label"`
-		Type       string         `json:"type"` // datasource, query, custom, textbox
-		Datasource *datasource    `json:"datasource,omitempty"`
-		Query      any            `json:"query"`
-		Definition string         `json:"definition,omitempty"`
-		Regex      string         `json:"regex,omitempty"`
-		Multi      bool           `json:"multi,omitempty"`
-		IncludeAll bool           `json:"includeAll,omitempty"`
-		AllValue   string         `json:"allValue,omitempty"`
-		Refresh    int            `json:"refresh,omitempty"` // 1 when opened, 2 when the time range changes
-		Sort       int            `json:"sort,omitempty"`
-		Hide       int            `json:"hide,omitempty"`
-		Current    *currentValue  `json:"current,omitempty"`
-		Options    []optionOfVars `json:"options,omitempty"`
+		Name       string      `json:"name"`
+		Label      string      `json:"label"`
+		Type       string      `json:"type"` // datasource, query, custom, textbox
+		Datasource *datasource `json:"datasource,omitempty"`
+		Query      any         `json:"query"`
+		Definition string      `json:"definition,omitempty"`
+		Regex      string      `json:"regex,omitempty"`
+		Multi      bool        `json:"multi,omitempty"`
+		IncludeAll bool        `json:"includeAll,omitempty"`
+		AllValue   string      `json:"allValue,omitempty"`
+		// 1 when opened, 2 when the time range changes
+		Refresh int            `json:"refresh,omitempty"`
+		Sort    int            `json:"sort,omitempty"`
+		Hide    int            `json:"hide,omitempty"`
+		Current *currentValue  `json:"current,omitempty"`
+		Options []optionOfVars `json:"options,omitempty"`
 	}
 	currentValue struct {
 		Text  string `json:"text"`
@@ -159,13 +160,13 @@ type (
 	}
 )
 
-// q is a query: PromQL or LogQL, and the name of what it shows. In PromQL, @ stands for the
+// q is a query: PromQL or LogQL, and the name of what it shows. In PromQL, @ is replaced by the
 // selector that every query has.
 func q(expr, legend string) target { return target{Expr: expr, LegendFormat: legend} }
 
 const selector = `job=~"$job", namespace=~"$namespace", pod=~"$pod"`
 
-// row is a heading and what stands under it, from left to right and on.
+// row is a heading and the panels under it, from left to right and on.
 type row struct {
 	title  string
 	panels []panel

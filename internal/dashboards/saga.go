@@ -1,6 +1,6 @@
 package main
 
-// saga shows sagas as far as their events tell.
+// saga shows sagas as far as their events show them.
 func saga() dashboard {
 	name := labelValues("saga_name", "Saga", `outbox_saga_started_total{job=~"$job", namespace=~"$namespace", pod=~"$pod"}`, "saga_name")
 	const of = `{@, saga_name=~"$saga_name"}`

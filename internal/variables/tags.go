@@ -50,7 +50,7 @@ var secretNames = regexp.MustCompile(`(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|CREDENT
 func CalledAsSecret(name string) bool { return secretNames.MatchString(name) }
 
 // ParseTag reads a field's tag. It returns nil for a field that is no setting, and an error for a
-// tag that leaves in doubt whether the value is secret.
+// tag that does not make clear whether the value is secret.
 func ParseTag(name string, tag reflect.StructTag) (*Field, error) {
 	parts := make(map[string]string)
 	for rest := string(tag); rest != ""; {
@@ -98,8 +98,8 @@ func ParseTag(name string, tag reflect.StructTag) (*Field, error) {
 	return f, nil
 }
 
-// Fields lists the settings of the struct that target points to. A tag that is wrong is a mistake
-// of ours, and the program does not start with it: the setting would be shown.
+// Fields lists the settings of the struct that target points to. The program does not start with a
+// wrong tag, because the setting would be shown.
 func Fields(target any) []Field {
 	s := reflect.ValueOf(target).Elem()
 	tags := tagsOf(s.Type())
@@ -147,7 +147,7 @@ func (f *Field) check(value string) error {
 	return nil
 }
 
-// Show renders a value that was set. Whoever reads it may not be meant to know the secrets.
+// Show renders a value that was set, for readers who may not know the secrets.
 func (f *Field) Show(value string) string {
 	switch f.Secret {
 	case NotSecret:

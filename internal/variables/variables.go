@@ -35,8 +35,9 @@ type Values struct {
 	file    map[string]string // the YAML file's
 	known   map[string]bool
 
-	Errs    []error           // what is wrong with what was read
-	Sources map[string]string // by a setting's first name: where its value comes from, if it has one
+	Errs []error // what is wrong with what was read
+	// by a setting's first name: its value's origin
+	Sources map[string]string
 }
 
 // New reads what is no variable of the environment. configFile is the YAML file, or empty for none.

@@ -46,7 +46,7 @@ type RabbitMQServer struct {
 	ownDir  bool
 	scripts string         // where rabbitmq-server and rabbitmqctl are
 	env     []string       // of the node, of epmd and of rabbitmqctl
-	epmd    *child.Process // beside a process
+	epmd    *child.Process // next to a process
 }
 
 // StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes

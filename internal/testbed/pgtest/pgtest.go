@@ -196,7 +196,7 @@ func SQL(script string) Option {
 // Migrated is Prepare with all of our migrations.
 func Migrated() Option {
 	return func(o *options) {
-		if len(o.prepare) == 0 && o.encoding == "" {
+		if len(o.prepare) == 0 {
 			o.migrated = true
 			return
 		}
@@ -241,6 +241,9 @@ func newAt(t testing.TB, superuser string, opts ...Option) *DB {
 	var o options
 	for _, opt := range opts {
 		opt(&o)
+	}
+	if o.migrated && o.encoding != "" { // the template has another one
+		o.migrated, o.prepare = false, append([]func(context.Context, *pgx.Conn) error{migrate}, o.prepare...)
 	}
 	db := &DB{Name: databaseName(t.Name())}
 	u, err := url.Parse(superuser)

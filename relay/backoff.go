@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Backoff gives growing waits between attempts: from Min, doubling, to Max, each shortened at random by up to a
-// third, so that many relays do not knock at once. The zero state is the first attempt.
+// Backoff gives growing waits between attempts: from Min, doubling, to Max, each shortened at
+// random by up to a third, so that many relays do not knock at once. The zero state is the first
+// attempt.
 type Backoff struct {
 	Min, Max time.Duration
 	next     time.Duration

@@ -10,7 +10,8 @@ type Change struct {
 	Slot  string     `json:"slot,omitempty"`
 	Sink  string     `json:"sink,omitempty"`
 	Text  string     `json:"text"`
-	Times int        `json:"times"` // how often it happened in a row, or how many events it was about
+	// How often it happened in a row, or how many events it was about.
+	Times int `json:"times"`
 }
 
 // ChangeKind is what a change is about.

@@ -1,10 +1,10 @@
-// Package relay is the contract of sagaz-relay: events, records, sinks, sources, the lease of a slot,
-// and who observes. Nothing in it runs, and it knows no other room.
+// Package relay is the contract of sagaz-relay: events, records, sinks, sources, the lease of a
+// slot, and who observes. Nothing in it runs, and it knows no other room.
 //
 // The way of an event from a committed row of saga_outbox to the brokers' acknowledgements and back
 // to the row's mark is package engine. It knows no SQL (store), no broker (sinks), no HTTP (admin)
-// and no metrics: package watch has those, and is told by it afterwards (Observer). DESIGN.md follows
-// one event through all of it and has a map of what to change where.
+// and no metrics: package watch has those, and is told by it afterwards (Observer). DESIGN.md
+// follows one event through all of it and has a map of what to change where.
 //
 // # Promises
 //
@@ -27,8 +27,8 @@
 //	                ▲                 │
 //	                └── lease lost ───┘
 //
-// Of an owner, how it finds events (engine/feed.go): it recovers (sweeps the table) when the slot is new
-// or cannot be trusted, then streams; where streaming is impossible it polls.
+// Of an owner, how it finds events (engine/feed.go): it recovers (sweeps the table) when the slot
+// is new or cannot be trusted, then streams; where streaming is impossible it polls.
 //
 // Of an event (engine/tracker.go, ledger.go; in quotes what the row's status says):
 //

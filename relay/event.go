@@ -98,28 +98,29 @@ type Event struct {
 	CreatedAt     Timestamp
 
 	// CommitLSN and Ordinal are the event's place in commit order: the WAL position of its
-	// transaction's commit record and its number within the transaction, from 0. Both are zero for a
-	// row that was read from the table rather than from the stream.
+	// transaction's commit record and its number within the transaction, from 0. Both are zero for
+	// a row that was read from the table rather than from the stream.
 	CommitLSN LSN
 	Ordinal   uint32
-	// CommitEnd is set on the last event of a transaction, to the position just past its commit record: once
-	// this event and all before it are settled, the slot may move there. Otherwise, and when the stream tells
-	// of the transaction's end by itself, it is 0.
+	// CommitEnd is set on the last event of a transaction, to the position just past its commit
+	// record: once this event and all before it are settled, the slot may move there. Otherwise,
+	// and when the stream tells of the transaction's end by itself, it is 0.
 	CommitEnd LSN
 	// XID is the transaction that inserted the row; zero when read from the table.
 	XID uint32
 	// CommittedAt is when that transaction committed, by the server's clock.
 	CommittedAt Timestamp
 
-	// Unfit is why the row cannot be delivered, if whoever read it knows: it is too large, for instance, and was not read whole. Payload and
-	// Headers are empty then.
+	// Unfit is why the row cannot be delivered, if whoever read it knows: it is too large, for
+	// instance, and was not read whole. Payload and Headers are empty then.
 	Unfit *RefusedError
-	// Loose says that nobody has checked the texts: payload or headers are of another type than jsonb, or the database knows no encoding. The
-	// encoder does it then.
+	// Loose says that nobody has checked the texts: payload or headers are of another type than
+	// jsonb, or the database knows no encoding. The encoder does it then.
 	Loose bool
 }
 
-// TooLarge is why an event is refused whose texts have size bytes, more than RELAY_MAX_EVENT_BYTES. Trying again does not make it smaller.
+// TooLarge is why an event is refused whose texts have size bytes, more than RELAY_MAX_EVENT_BYTES.
+// Trying again does not make it smaller.
 func TooLarge(size, limit int64) *RefusedError {
 	return &RefusedError{Reason: ReasonTooLarge, Size: size, Limit: limit, Err: errTooLarge, Final: true}
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 )
 
-// Examined is what one check has found of what the relay needs of the database. A start refuses by the same checks, a relay
-// that runs makes them again, and the doctor prints them all.
+// Examined is what one check has found of what the relay needs of the database. A start refuses by
+// the same checks, a relay that runs makes them again, and the doctor prints them all.
 type Examined struct {
 	Check  string // its name
 	Fine   string // what is well, if nothing is wrong and it is worth a line
@@ -20,7 +20,8 @@ type Look struct {
 	Make  func(ctx context.Context) (fine string, faults []*SetupError, err error)
 }
 
-// Examine makes checks in their order, up to the end of ctx. An error that a person has to mend is a fault.
+// Examine makes checks in their order, up to the end of ctx. An error that a person has to mend is
+// a fault.
 func Examine(ctx context.Context, looks []Look) []Examined {
 	var all []Examined
 	for _, look := range looks {
@@ -40,7 +41,8 @@ func Examine(ctx context.Context, looks []Look) []Examined {
 	return all
 }
 
-// FirstFault is what a start says of what was found: first what keeps it from working at all, then what keeps it from streaming.
+// FirstFault is what a start says of what was found: first what keeps it from working at all, then
+// what keeps it from streaming.
 func FirstFault(all []Examined) error {
 	var streaming *SetupError
 	for _, e := range all {

@@ -12,7 +12,8 @@ type Facts interface {
 	Slot(ctx context.Context) (SlotInfo, error)
 	// Updates counts the table's updates. It is cheap.
 	Updates(ctx context.Context) (TableUpdates, error)
-	// Table counts the whole table's rows. It may take long, and is made on a connection of its own.
+	// Table counts the whole table's rows. It may take long, and is made on a connection of its
+	// own.
 	Table(ctx context.Context) (TableInfo, error)
 	// Counts returns how many ledger entries there are by sink and state.
 	Counts(ctx context.Context) ([]LedgerCount, error)
@@ -30,13 +31,14 @@ type SlotInfo struct {
 	WALStatus      string // reserved, extended, unreserved, lost
 	// KeepSize is max_slot_wal_keep_size in bytes; 0 when there is no limit.
 	KeepSize int64
-	// SafeWALSize is how many bytes may still be written before the slot is in danger of being lost; nil when there is
-	// no limit, or when it is lost.
+	// SafeWALSize is how many bytes may still be written before the slot is in danger of being
+	// lost; nil when there is no limit, or when it is lost.
 	SafeWALSize *int64
-	// InactiveFor is for how long nobody has read the slot, by the server's clock; nil while it is read, and where the server does not
-	// know (before PostgreSQL 17).
+	// InactiveFor is for how long nobody has read the slot, by the server's clock; nil while it is
+	// read, and where the server does not know (before PostgreSQL 17).
 	InactiveFor *time.Duration
-	// Relays is how many relays own the slot or stand by for it; 0 where that cannot be told (through a pooler).
+	// Relays is how many relays own the slot or stand by for it; 0 where that cannot be told
+	// (through a pooler).
 	Relays int
 	// Stats is nil where the server has none yet.
 	Stats *SlotStats
@@ -54,12 +56,14 @@ func (i *SlotInfo) Lag(since LSN) LSN { return i.WALEnd - min(i.WALEnd, since) }
 
 // TableInfo is what the database says of the whole table.
 type TableInfo struct {
-	// Rows counts the rows by status; sent is an estimate. OldestPending is the created_at of the oldest pending row, 0 when there is none.
+	// Rows counts the rows by status; sent is an estimate. OldestPending is the created_at of the
+	// oldest pending row, 0 when there is none.
 	Rows          map[string]int64
 	OldestPending Timestamp
 }
 
-// TableUpdates counts the table's updates since the server's statistics began, and those of them that were HOT.
+// TableUpdates counts the table's updates since the server's statistics began, and those of them
+// that were HOT.
 type TableUpdates struct{ All, HOT int64 }
 
 // CaughtUpBytes is WAL that may be written between our look at the server and its next keepalive

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Holder is a transaction for whose end the server waits before it makes a slot. It may be in any database of the server.
+// Holder is a transaction for whose end the server waits before it makes a slot. It may be in any
+// database of the server.
 type Holder struct {
 	PID                         int // 0 for a prepared transaction
 	User, Database, Application string

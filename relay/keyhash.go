@@ -2,9 +2,10 @@ package relay
 
 import "encoding/binary"
 
-// KeyHash is murmur2 with Kafka's seed, the hash by which the Java client and aiokafka spread keys over
-// partitions (org.apache.kafka.common.utils.Utils.murmur2). Lanes are chosen by it too: with as many lanes
-// as partitions, or a divisor of them, a lane's batch touches few partitions, and so becomes few produce requests.
+// KeyHash is murmur2 with Kafka's seed, the hash by which the Java client and aiokafka spread keys
+// over partitions (org.apache.kafka.common.utils.Utils.murmur2). Lanes are chosen by it too: with
+// as many lanes as partitions, or a divisor of them, a lane's batch touches few partitions, and so
+// becomes few produce requests.
 func KeyHash(key string) uint32 {
 	const (
 		seed = 0x9747b28c
@@ -32,6 +33,7 @@ func KeyHash(key string) uint32 {
 	return h
 }
 
-// Partition maps a key's hash to one of n buckets as Kafka's default partitioner does: the sign bit is dropped (Utils.toPositive),
-// not negated. Taking the absolute value instead would differ for every negative hash.
+// Partition maps a key's hash to one of n buckets as Kafka's default partitioner does: the sign bit
+// is dropped (Utils.toPositive), not negated. Taking the absolute value instead would differ for
+// every negative hash.
 func Partition(keyHash uint32, n int) int { return int(keyHash&0x7fffffff) % n }

@@ -2,7 +2,8 @@ package relay
 
 import "testing"
 
-// The vectors are those of the Java client's own test (UtilsTest.testMurmur2), which aiokafka uses too.
+// The vectors are those of the Java client's own test (UtilsTest.testMurmur2), which aiokafka uses
+// too.
 func TestKeyHash(t *testing.T) {
 	for key, want := range map[string]int32{
 		"21":                         -973932308,

@@ -8,19 +8,22 @@ import (
 	"unicode/utf8"
 )
 
-// Texts of rows are of any length and may hold anything. What is kept of them beyond the event itself, or leaves the process beside it, passes
-// through here: label values, names in memory, log lines, attributes of spans, the status page.
+// Texts of rows are of any length and may hold anything. What is kept of them beyond the event
+// itself, or leaves the process beside it, passes through here: label values, names in memory, log
+// lines, attributes of spans, the status page.
 const (
 	labelBytes = 128 // of a label value: each series repeats it
 	// ShortBytes is how much of a text log lines and spans have.
 	ShortBytes = 256
 )
 
-// Label makes a text the value of a metric's label. It is a copy, because a part of a row's text keeps all of it in memory.
+// Label makes a text the value of a metric's label. It is a copy, because a part of a row's text
+// keeps all of it in memory.
 func Label(text string) string { return short(text, labelBytes) }
 
-// Short is a copy of a text, fit for a log line or an attribute: of bounded length, valid UTF-8, without control characters. One that is too
-// long ends with a hash of all of it, so that two long texts stay two.
+// Short is a copy of a text, fit for a log line or an attribute: of bounded length, valid UTF-8,
+// without control characters. One that is too long ends with a hash of all of it, so that two long
+// texts stay two.
 func Short(text string) string { return short(text, ShortBytes) }
 
 func short(text string, most int) string {
@@ -33,7 +36,8 @@ func short(text string, most int) string {
 		_, _ = h.Write([]byte(text)) // a hash takes everything
 		suffix := fmt.Sprintf("~%016x", h.Sum64())
 		cut = text[:most-len(suffix)]
-		for n := 1; n < utf8.UTFMax && !utf8.RuneStart(text[len(cut)]); n++ { // not through a character
+		// Not through a character.
+		for n := 1; n < utf8.UTFMax && !utf8.RuneStart(text[len(cut)]); n++ {
 			cut = cut[:len(cut)-1]
 		}
 		return printable(cut) + suffix

@@ -6,18 +6,18 @@ import (
 )
 
 // Observer is told what the engine does, and makes metrics, a status page, a history and the log's
-// lines about single events of it (relay/watch). It decides nothing: what the engine has to know, it
-// finds out by itself.
+// lines about single events of it (relay/watch). It decides nothing: what the engine has to know,
+// it finds out by itself.
 //
-// It is told afterwards, with the times, as a Tracer is: nothing waits for it. It is told of batches,
-// so that an event costs the engine nothing more. Who is told what:
+// It is told afterwards, with the times, as a Tracer is: nothing waits for it. It is told of
+// batches, so that an event costs the engine nothing more. Who is told what:
 //
 //	Observer       by the keeper, of slots and leases; by all, of changes of state
 //	SlotObserver   by the work on one slot under one lease, of events in and marks out
 //	SinkObserver   by the lanes of one sink and by who drains its ledger
 //
-// What it has to know of the present and was not told, it finds in a Snapshot, which it may ask for at
-// any time, and by asking the database itself (Facts).
+// What it has to know of the present and was not told, it finds in a Snapshot, which it may ask for
+// at any time, and by asking the database itself (Facts).
 //
 // Methods are called from many goroutines, and never with a lock of the engine held. They must not
 // block, cannot fail, change nothing of what they are given, and keep nothing of slices and flights
@@ -57,8 +57,8 @@ type About struct {
 
 // SlotObserver is told of the work on one slot under one lease.
 type SlotObserver interface {
-	// Sample looks at slot and table now and then, until ctx ends. The engine runs it in a goroutine
-	// of its own.
+	// Sample looks at slot and table now and then, until ctx ends. The engine runs it in a
+	// goroutine of its own.
 	Sample(ctx context.Context, facts Facts)
 	// Seen tells of the engine's own look at the slot, every five seconds.
 	Seen(info SlotInfo)
@@ -81,7 +81,8 @@ type SlotObserver interface {
 	// Pruned tells of old rows that were removed.
 	Pruned(rows int)
 
-	// Parked tells of events that go to a sink's ledger: parks has an entry for each of them, or nil.
+	// Parked tells of events that go to a sink's ledger: parks has an entry for each of them, or
+	// nil.
 	Parked(sink string, batch []*Flight, parks []*Parked)
 	// Retried tells of ledger entries that are put on their lanes; again is how many of them were
 	// refused before.
@@ -94,8 +95,8 @@ type SlotObserver interface {
 
 // SinkObserver is told of what is offered to one sink.
 type SinkObserver interface {
-	// Refused tells of records that the sink does not take for their own fault, or that could not be
-	// made. offers is how often their batch has been offered.
+	// Refused tells of records that the sink does not take for their own fault, or that could not
+	// be made. offers is how often their batch has been offered.
 	Refused(refusals []Refusal, offers int)
 	// Answered tells what became of an offer.
 	Answered(a Answer)
@@ -103,8 +104,8 @@ type SinkObserver interface {
 	Again(batch []*Flight, offers int, err error)
 	// Trouble tells why the sink did not take all that it was offered.
 	Trouble(err error)
-	// Turned tells of the sink's state after a change, in the order of the changes: whether it takes
-	// events, and whether all of them go to the ledger.
+	// Turned tells of the sink's state after a change, in the order of the changes: whether it
+	// takes events, and whether all of them go to the ledger.
 	Turned(up, isolated bool, c Change)
 }
 

@@ -10,8 +10,8 @@ import (
 // spent on looking.
 const LookShare = 500
 
-// Schedule spaces looks by what they cost. A look that took long may only have waited, for a busy machine or for a lock, so the quickest of the last
-// three counts.
+// Schedule spaces looks by what they cost. A look that took long may only have waited, for a busy
+// machine or for a lock, so the quickest of the last three counts.
 type Schedule struct {
 	next time.Time
 	took [3]time.Duration
@@ -21,7 +21,8 @@ type Schedule struct {
 // Due reports whether it is time.
 func (s *Schedule) Due() bool { return !time.Now().Before(s.next) }
 
-// After notes a look and sets the time of the next: at least pause away, and at most ceiling, whatever it cost.
+// After notes a look and sets the time of the next: at least pause away, and at most ceiling,
+// whatever it cost.
 func (s *Schedule) After(took, pause time.Duration, share int, ceiling time.Duration) {
 	s.took[s.n%len(s.took)] = took
 	s.n++

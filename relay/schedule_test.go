@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// A look is made as often as its cost allows, and one that had to wait does not put off the next for long.
+// A look is made as often as its cost allows, and one that had to wait does not put off the next
+// for long.
 func TestSchedule(t *testing.T) {
 	const lookCeiling = 10 * time.Minute
 	var s Schedule

@@ -10,32 +10,35 @@ import (
 // Header is one header of a record, in the order in which it is sent.
 type Header struct{ Key, Value string }
 
-// Record is what a broker gets for one event. It is encoded once, shared by all sinks, and read-only
-// from then on.
+// Record is what a broker gets for one event. It is encoded once, shared by all sinks, and
+// read-only from then on.
 type Record struct {
 	EventID    UUID
 	EventType  string
 	Topic      string // Kafka topic, from RELAY_TOPIC
 	RoutingKey string // AMQP routing key, from RELAY_ROUTING_KEY
-	// Key is the partition key. Empty means that the record has none: such records share one lane, so
-	// they keep their order on the way, but a broker is free to spread them.
+	// Key is the partition key. Empty means that the record has none: such records share one lane,
+	// so they keep their order on the way, but a broker is free to spread them.
 	Key         string
 	Value       []byte
 	Headers     []Header // a name occurs once
 	ContentType string
-	CloudEvent  bool      // the headers with CloudEventPrefix are attributes, which each protocol names in its way
-	Timestamp   time.Time // created_at
+	// The headers with CloudEventPrefix are attributes, which each protocol names in its way.
+	CloudEvent bool
+	Timestamp  time.Time // created_at
 	// Trace is what the row's traceparent says. It is looked at only where there is a Tracer.
 	Trace TraceContext
 }
 
-// CloudEventPrefix begins the name of a CloudEvents attribute in the headers of a record that is one.
+// CloudEventPrefix begins the name of a CloudEvents attribute in the headers of a record that is
+// one.
 const CloudEventPrefix = "ce_"
 
 // CloudEventContentType is the one header of such a record that is no attribute: what its body is.
 const CloudEventContentType = "content-type"
 
-// ReplayedHeader tells a consumer that the event is delivered once more because a person wanted it, and when.
+// ReplayedHeader tells a consumer that the event is delivered once more because a person wanted it,
+// and when.
 const ReplayedHeader = "relay-replayed-at"
 
 // Size is the number of bytes of the record's variable parts; brokers add framing of their own.
@@ -52,25 +55,27 @@ func (r *Record) Size() int {
 // Publish offers the batch in the order given and blocks until the fate of every record is known or
 // given up on. It returns nil when the broker has acknowledged all of them (for a broker that
 // replicates: when it is as safe there as the broker can make it). Otherwise it returns a
-// *BatchError that tells the fate record by record; any other error means that no record of the batch is
-// known to be delivered.
+// *BatchError that tells the fate record by record; any other error means that no record of the
+// batch is known to be delivered.
 //
-// Order: records that share a key reach the broker in the order given. When one of them fails in a passing
-// way, the later ones of the same key count as failed too, even if the broker took them: the caller
-// offers the failed ones again, in the same order, and the consumer sees a suffix repeated, never a gap
-// that closes late. A refused record (see Refuse) holds up those of its key behind it too: they are not sent, with ErrBehind,
-// so that they can follow it when it is retried. A sink that learns of a refusal only after it has sent what follows does its
-// best to learn it earlier the next time; what the broker has taken behind it gets ErrBehind too, and is offered again behind it.
+// Order: records that share a key reach the broker in the order given. When one of them fails in a
+// passing way, the later ones of the same key count as failed too, even if the broker took them:
+// the caller offers the failed ones again, in the same order, and the consumer sees a suffix
+// repeated, never a gap that closes late. A refused record (see Refuse) holds up those of its key
+// behind it too: they are not sent, with ErrBehind, so that they can follow it when it is retried.
+// A sink that learns of a refusal only after it has sent what follows does its best to learn it
+// earlier the next time; what the broker has taken behind it gets ErrBehind too, and is offered
+// again behind it.
 //
-// Publish is called from several lanes at once, but records of one key always come from one lane, one call
-// at a time. After an error or a restart a record may be offered again. A sink does not retry by
-// itself beyond what its protocol asks for (a moved leader, a closed connection that was idle):
-// the lane retries, so that backoff and metrics tell the truth. A sink connects when first needed and
-// reconnects by itself at the next Publish.
+// Publish is called from several lanes at once, but records of one key always come from one lane,
+// one call at a time. After an error or a restart a record may be offered again. A sink does not
+// retry by itself beyond what its protocol asks for (a moved leader, a closed connection that was
+// idle): the lane retries, so that backoff and metrics tell the truth. A sink connects when first
+// needed and reconnects by itself at the next Publish.
 //
-// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink asks Fence right
-// before it writes to its broker, after every lock and buffer.
-// Close ends all connections; a Publish in progress returns an error. Close may be called once.
+// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink
+// asks Fence right before it writes to its broker, after every lock and buffer. Close ends all
+// connections; a Publish in progress returns an error. Close may be called once.
 type Sink interface {
 	// Name is the label in logs, metrics and the status page.
 	Name() string
@@ -85,10 +90,11 @@ func WithFence(ctx context.Context, valid func() bool) context.Context {
 	return context.WithValue(ctx, fenceKey{}, valid)
 }
 
-// Fence returns the question whether records offered under ctx may still be sent. A process can be frozen at any point, by
-// SIGSTOP or with its virtual machine, and goes on in the middle of it when it thaws, before any timer has fired and any context
-// has ended. Another relay has taken the slot by then, and what a sink had kept back would arrive behind what that one has sent
-// of the same key. The question looks at the clock, and is cheap. Without WithFence the answer is yes.
+// Fence returns the question whether records offered under ctx may still be sent. A process can be
+// frozen at any point, by SIGSTOP or with its virtual machine, and goes on in the middle of it when
+// it thaws, before any timer has fired and any context has ended. Another relay has taken the slot
+// by then, and what a sink had kept back would arrive behind what that one has sent of the same
+// key. The question looks at the clock, and is cheap. Without WithFence the answer is yes.
 func Fence(ctx context.Context) (valid func() bool) {
 	if valid, ok := ctx.Value(fenceKey{}).(func() bool); ok {
 		return valid
@@ -99,19 +105,21 @@ func Fence(ctx context.Context) (valid func() bool) {
 // ErrFence is the fate of records that were not sent because Fence said no.
 var ErrFence = errors.New("not sent: the slot is not ours any more")
 
-// ErrBehind is the fate of a record that was not sent because one of its key before it in the batch was refused.
+// ErrBehind is the fate of a record that was not sent because one of its key before it in the batch
+// was refused.
 var ErrBehind = errors.New("not sent: a record of the same key before it was refused")
 
-// Checker is implemented by sinks that can tell whether their broker is reachable without publishing
-// anything. The error names the address and what to check, never a credential.
+// Checker is implemented by sinks that can tell whether their broker is reachable without
+// publishing anything. The error names the address and what to check, never a credential.
 type Checker interface {
 	Check(ctx context.Context) error
 }
 
-// RouteChecker is implemented by sinks that can tell, without publishing anything, whether records with certain destinations would
-// arrive: for sagaz-relay doctor.
+// RouteChecker is implemented by sinks that can tell, without publishing anything, whether records
+// with certain destinations would arrive: for sagaz-relay doctor.
 type RouteChecker interface {
-	// CheckRoutes returns what is wrong, nothing when all is well. The error says that it could not be found out.
+	// CheckRoutes returns what is wrong, nothing when all is well. The error says that it could not
+	// be found out.
 	CheckRoutes(ctx context.Context, routes []Route) ([]RouteProblem, error)
 }
 
@@ -128,8 +136,8 @@ type RouteProblem struct {
 // BatchError tells the fate of each record of one Publish.
 type BatchError struct {
 	// Errs has one entry for each record of the batch, in order: nil for an acknowledged record, a
-	// *RefusedError for one that the broker will never take as it is, any other error for one that is
-	// to be offered again.
+	// *RefusedError for one that the broker will never take as it is, any other error for one that
+	// is to be offered again.
 	Errs []error
 }
 
@@ -157,22 +165,25 @@ func (e *BatchError) Unwrap() []error {
 	return errs
 }
 
-// Reason says in one machine-readable word why a broker refuses a record. It is a metric label and a
-// column, so the set is closed.
+// Reason says in one machine-readable word why a broker refuses a record. It is a metric label and
+// a column, so the set is closed.
 type Reason string
 
 // Reasons to refuse a record.
 const (
-	ReasonUnroutable   Reason = "unroutable"    // RabbitMQ: no queue is bound for the routing key
-	ReasonTooLarge     Reason = "too_large"     // larger than RELAY_MAX_EVENT_BYTES, or than the broker, topic or queue allows
-	ReasonNacked       Reason = "nacked"        // RabbitMQ: basic.nack, again and again
-	ReasonRejected     Reason = "rejected"      // refused by policy: authorization, validation, corrupt
-	ReasonEncode       Reason = "encode"        // the row cannot be made into a record
-	ReasonUnknownTopic Reason = "unknown_topic" // the topic does not exist and is not created, or its name is not legal
+	ReasonUnroutable Reason = "unroutable" // RabbitMQ: no queue is bound for the routing key
+	// Larger than RELAY_MAX_EVENT_BYTES, or than the broker, topic or queue allows.
+	ReasonTooLarge Reason = "too_large"
+	ReasonNacked   Reason = "nacked" // RabbitMQ: basic.nack, again and again
+	// Refused by policy: authorization, validation, corrupt.
+	ReasonRejected Reason = "rejected"
+	ReasonEncode   Reason = "encode" // the row cannot be made into a record
+	// The topic does not exist and is not created, or its name is not legal.
+	ReasonUnknownTopic Reason = "unknown_topic"
 )
 
-// RefusedError is the fate of a record that fails by its own fault: offering it again as it is would
-// fail again.
+// RefusedError is the fate of a record that fails by its own fault: offering it again as it is
+// would fail again.
 type RefusedError struct {
 	Reason Reason
 	// Size and Limit are bytes, for ReasonTooLarge; a Limit of 0 is not known.

@@ -6,15 +6,19 @@ import (
 	"strings"
 )
 
-// Nobody's broker changes in silence. A relay whose BROKER_TYPE is not set delivers to Kafka, and that may be the mistake: the variable was in a
-// Deployment that another one has replaced. So such a relay asks the table first where events went before, and refuses to deliver elsewhere.
-// It asks when it starts, so that a rolling update stops at the first new pod while the old ones go on, and again with each lease, before
-// it notes its own sinks: somebody else may have had the slot meanwhile. With BROKER_TYPE set the change is somebody's will, and is only told.
+// Nobody's broker changes in silence. A relay whose BROKER_TYPE is not set delivers to Kafka, and
+// that may be the mistake: the variable was in a Deployment that another one has replaced. So such
+// a relay asks the table first where events went before, and refuses to deliver elsewhere. It asks
+// when it starts, so that a rolling update stops at the first new pod while the old ones go on, and
+// again with each lease, before it notes its own sinks: somebody else may have had the slot
+// meanwhile. With BROKER_TYPE set the change is somebody's will, and is only told.
 
 // Before is what the database knows of deliveries by others than this process.
 type Before struct {
-	Sinks []string // of the slot's last owner, else of the last owner of any other slot; none when nobody has noted any
-	Sent  bool     // no relay has had a slot here yet, and still there are rows that were sent
+	// Of the slot's last owner, else of the last owner of any other slot; none when nobody has
+	// noted any.
+	Sinks []string
+	Sent  bool // no relay has had a slot here yet, and still there are rows that were sent
 }
 
 // SinksByDefault tells that BROKER_TYPE is not set.
@@ -23,7 +27,8 @@ type SinksByDefault struct {
 	Hint string
 }
 
-// CheckSinks returns a *SetupError when the sinks that a relay has by default are not, or may not be, where events went before.
+// CheckSinks returns a *SetupError when the sinks that a relay has by default are not, or may not
+// be, where events went before.
 func CheckSinks(now []string, by SinksByDefault, before Before) error {
 	problem := ""
 	fix := "set BROKER_TYPE to the broker that this table's events go to"

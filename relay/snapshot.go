@@ -13,7 +13,8 @@ const (
 	Draining Role = "draining" // finishing what is in flight, then releasing
 )
 
-// Whom an owner with nothing in flight waits for, though there is WAL that the stream has not brought.
+// Whom an owner with nothing in flight waits for, though there is WAL that the stream has not
+// brought.
 const (
 	WaitsForServer = "server" // it decodes a large transaction, or waits for a standby
 	WaitsForClaims = "claims" // another worker's, on rows that come next
@@ -22,7 +23,8 @@ const (
 
 // Snapshot is what the engine knows of itself at one moment, as plain values.
 type Snapshot struct {
-	// StartError is why the database was not of use at the last try, as long as the relay has not begun.
+	// StartError is why the database was not of use at the last try, as long as the relay has not
+	// begun.
 	StartError string
 	// Fault is what the database lacks by now of what the relay needs.
 	Fault string
@@ -36,7 +38,8 @@ type SlotSnapshot struct {
 	Since time.Time
 	// Occupied is, on a standby, why it does not take a slot that is free.
 	Occupied *OccupiedError
-	// Away is since when a standby could not take the lease if it were free, AwayError why; zero: it could.
+	// Away is since when a standby could not take the lease if it were free, AwayError why; zero:
+	// it could.
 	Away      time.Time
 	AwayError string
 	// Moved is when it was last seen to move, or to have nothing to do.

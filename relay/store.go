@@ -9,11 +9,11 @@ import (
 
 // Reasons for which a pipeline ends that are nobody's fault.
 var (
-	// ErrLeaseLost is the cause with which work on a slot ends when the lease can no longer be trusted: its
-	// connection broke, it was not renewed in time, or another relay has taken it.
+	// ErrLeaseLost is the cause with which work on a slot ends when the lease can no longer be
+	// trusted: its connection broke, it was not renewed in time, or another relay has taken it.
 	ErrLeaseLost = errors.New("lease lost")
-	// ErrFenced is returned by Lease.Mark when the slot's epoch has moved on: another relay owns the
-	// slot, and this one has to stop at once. It is an ErrLeaseLost.
+	// ErrFenced is returned by Lease.Mark when the slot's epoch has moved on: another relay owns
+	// the slot, and this one has to stop at once. It is an ErrLeaseLost.
 	ErrFenced = fencedError{}
 )
 
@@ -22,14 +22,15 @@ type fencedError struct{}
 func (fencedError) Error() string        { return "fenced: another relay has taken the slot since" }
 func (fencedError) Is(target error) bool { return target == ErrLeaseLost }
 
-// SetupError is a fault that a person has to mend: the relay can do nothing about it, and trying again as things
-// stand is no use. Problem names the variable or object; Fix is what to set or run.
+// SetupError is a fault that a person has to mend: the relay can do nothing about it, and trying
+// again as things stand is no use. Problem names the variable or object; Fix is what to set or run.
 type SetupError struct {
 	Problem string
 	Fix     string
 	SQL     []string // statements in Fix, in their order, that can be run as they are
 	Err     error    // what the server said, if anything
-	// Streaming says that only logical replication is impossible: RELAY_MODE=auto polls the table instead.
+	// Streaming says that only logical replication is impossible: RELAY_MODE=auto polls the table
+	// instead.
 	Streaming bool
 }
 
@@ -48,21 +49,21 @@ func (e *SetupError) Unwrap() error { return e.Err }
 
 // Store is the outbox table and the relays' shared state, over ordinary connections.
 type Store interface {
-	// Acquire waits until this relay owns the slot and returns the lease. It fails only when ctx ends
-	// or with a *SetupError; it waits through a database that is down.
+	// Acquire waits until this relay owns the slot and returns the lease. It fails only when ctx
+	// ends or with a *SetupError; it waits through a database that is down.
 	Acquire(ctx context.Context, slot string) (Lease, error)
-	// Waiting is why Acquire, which waits for the slot, could not take it if it were free: the database does not answer. It is nil when
-	// another relay has the slot, and while nobody waits.
+	// Waiting is why Acquire, which waits for the slot, could not take it if it were free: the
+	// database does not answer. It is nil when another relay has the slot, and while nobody waits.
 	Waiting(slot string) error
-	// Check verifies once what the relay needs of the database: that it is reachable, that the tables are there.
-	// It returns a *SetupError for what a person has to mend.
+	// Check verifies once what the relay needs of the database: that it is reachable, that the
+	// tables are there. It returns a *SetupError for what a person has to mend.
 	Check(ctx context.Context) error
 	// Before tells where events went before this relay, for one whose BROKER_TYPE is not set.
 	Before(ctx context.Context, slot string) (Before, error)
 }
 
-// OccupiedError is why a standby does not take a slot that is free: the table's events are delivered through another slot, and two sets of
-// slots would deliver each event twice.
+// OccupiedError is why a standby does not take a slot that is free: the table's events are
+// delivered through another slot, and two sets of slots would deliver each event twice.
 type OccupiedError struct {
 	Slot, Owner string    // the other slot, and who owns it
 	Taken       time.Time // since when it does

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// TraceContext is what a row's traceparent says (W3C Trace Context, level 2): the span in which the event was made. The zero value is none.
+// TraceContext is what a row's traceparent says (W3C Trace Context, level 2): the span in which the
+// event was made. The zero value is none.
 type TraceContext struct {
 	TraceID [16]byte
 	SpanID  [8]byte
@@ -22,8 +23,9 @@ func (c *TraceContext) Sampled() bool { return c.Flags&1 != 0 && c.IsValid() }
 // TraceParent is the header in which a row's trace context is, and travels.
 const TraceParent = "traceparent"
 
-// ParseTraceParent reads a traceparent: "00-<trace id>-<span id>-<flags>" in lower-case hexadecimal. Of a version that is not known yet it
-// reads the same fields and passes over what follows them. It returns false for anything else, which travels unchanged all the same.
+// ParseTraceParent reads a traceparent: "00-<trace id>-<span id>-<flags>" in lower-case
+// hexadecimal. Of a version that is not known yet it reads the same fields and passes over what
+// follows them. It returns false for anything else, which travels unchanged all the same.
 func ParseTraceParent(s string) (c TraceContext, ok bool) {
 	const size = len("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 	if len(s) < size || s[2] != '-' || s[35] != '-' || s[52] != '-' || s[:2] == "ff" {
@@ -63,14 +65,15 @@ func (c *TraceContext) AppendText(b []byte) []byte {
 	return hex.AppendEncode(b, []byte{c.Flags})
 }
 
-// Tracer is told of what the engine has done, and makes spans of it. It is told afterwards, with the times: nothing waits for it, and what is
-// not to be recorded costs no span. A relay without a tracer pays nothing.
+// Tracer is told of what the engine has done, and makes spans of it. It is told afterwards, with
+// the times: nothing waits for it, and what is not to be recorded costs no span. A relay without a
+// tracer pays nothing.
 //
-// Its methods are called from many goroutines, on the events' way. They must not block, they cannot fail, and they keep nothing of what
-// they are given once they have returned.
+// Its methods are called from many goroutines, on the events' way. They must not block, they cannot
+// fail, and they keep nothing of what they are given once they have returned.
 type Tracer interface {
-	// Begin is called with the record of a row that has no traceparent, before anybody else sees it. It may begin a trace there: set
-	// rec.Trace, and add the header.
+	// Begin is called with the record of a row that has no traceparent, before anybody else sees
+	// it. It may begin a trace there: set rec.Trace, and add the header.
 	Begin(rec *Record, ev *Event)
 	// Sent tells of one offer to a sink.
 	Sent(o Offer)
@@ -127,11 +130,13 @@ type Drained struct {
 	Took             time.Duration
 }
 
-// Placer is implemented by sinks that can say in the words of OpenTelemetry's conventions for messaging where records go.
+// Placer is implemented by sinks that can say in the words of OpenTelemetry's conventions for
+// messaging where records go.
 type Placer interface {
 	// Destination names what a record is sent to: a topic, or an exchange with a routing key.
 	Destination(rec *Record) string
-	// Place tells what is common to records of one destination, as far as it is known without asking the broker.
+	// Place tells what is common to records of one destination, as far as it is known without
+	// asking the broker.
 	Place(batch []*Record) Place
 }
 

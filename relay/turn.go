@@ -2,8 +2,8 @@ package relay
 
 import "context"
 
-// Turn lets one goroutine at a time do what waits or does I/O. A mutex would make the others wait without an end; the wait for a
-// turn ends with a context.
+// Turn lets one goroutine at a time do what waits or does I/O. A mutex would make the others wait
+// without an end; the wait for a turn ends with a context.
 type Turn chan struct{}
 
 // NewTurn returns a turn that nobody has.

@@ -5,28 +5,30 @@ import (
 	"time"
 )
 
-// MarkSink is the sink of ledger entries that are about a row's mark: every sink has the event, or an
-// entry of its own, and the table does not take what is to be written to the row. Such an entry keeps
-// the row from being found and delivered again, holds up no other event of its key, and is tried again
-// at growing pauses until the row has its mark.
+// MarkSink is the sink of ledger entries that are about a row's mark: every sink has the event, or
+// an entry of its own, and the table does not take what is to be written to the row. Such an entry
+// keeps the row from being found and delivered again, holds up no other event of its key, and is
+// tried again at growing pauses until the row has its mark.
 const MarkSink = "saga_outbox"
 
 // Reasons of such entries.
 const (
-	ReasonUnmarked  Reason = "unmarked"  // a constraint, a trigger, a rule refuses the mark
-	ReasonLocked    Reason = "locked"    // somebody holds the row's lock
-	ReasonDiscarded Reason = "discarded" // as unmarked; a person has given the event up, so it becomes a dead letter
+	ReasonUnmarked Reason = "unmarked" // a constraint, a trigger, a rule refuses the mark
+	ReasonLocked   Reason = "locked"   // somebody holds the row's lock
+	// As unmarked; a person has given the event up, so it becomes a dead letter.
+	ReasonDiscarded Reason = "discarded"
 )
 
-// Unmarked are the rows whose events are done and which do not say so, because the database does not
-// take their marks.
+// Unmarked are the rows whose events are done and which do not say so, because the database does
+// not take their marks.
 type Unmarked struct {
 	Events int `json:"events"`
 	// Memory are those of them that the ledger does not take either: they are known to this process
 	// alone, and a restart delivers them again.
 	Memory int       `json:"memory"`
 	Oldest time.Time `json:"oldest"` // when the first of them was set aside
-	Cause  string    `json:"cause"`  // of that one: an SQLSTATE with names, or who holds the lock. No value of a row
+	// Of that one: an SQLSTATE with names, or who holds the lock. No value of a row.
+	Cause string `json:"cause"`
 }
 
 // String says it in words, without a value of a row.

@@ -85,7 +85,8 @@ func TestEachKindOfChange(t *testing.T) {
 		return r
 	}, "standby lease_taken polling", map[relay.ChangeKind]string{relay.ChangePolling: "RELAY_MODE=polling"})
 
-	// Mode auto polls from the start, then for another reason, then streams; that it tries every 30 s is not told.
+	// Mode auto polls from the start, then for another reason, then streams; that it tries every 30
+	// s is not told.
 	story("PollingForOneReasonAndAnother", func(t *testing.T) *rig {
 		w := newWorld(t)
 		level, rights := &relay.SetupError{Problem: "wal_level is not logical", Streaming: true}, &relay.SetupError{Problem: "no REPLICATION", Streaming: true}
@@ -126,7 +127,8 @@ func TestEachKindOfChange(t *testing.T) {
 		untilTold(w, end)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if s := r.watch.Status().Sinks[0]; s.Up || s.Isolated { // the budget is kept, and the sink is down as before
+		// The budget is kept, and the sink is down as before.
+		if s := r.watch.Status().Sinks[0]; s.Up || s.Isolated {
 			t.Errorf("sink %+v, want it down and not isolated", s)
 		}
 		sink.Down(nil)
@@ -182,7 +184,8 @@ func TestEachKindOfChange(t *testing.T) {
 		return r
 	}, "standby lease_taken streaming rows_unmarked rows_unmarked", map[relay.ChangeKind]string{relay.ChangeUnmarked: "mark"})
 
-	// The next owner has other sinks. One that is gone has left two events in the ledger, another nothing.
+	// The next owner has other sinks. One that is gone has left two events in the ledger, another
+	// nothing.
 	story("OtherSinks", func(t *testing.T) *rig {
 		w, rabbit := newWorld(t), sinktest.NewScript("rabbitmq")
 		rabbit.Down(errBroker)

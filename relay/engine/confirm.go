@@ -10,15 +10,17 @@ import (
 
 // confirmation is how far the slot may move: the watermark, once the database has a note of it.
 //
-// A slot that stands further on than any note was moved by somebody, or is another one under the same name: what was committed in
-// between would never be told. That is why the note comes first. A crash between the two repeats nothing, it only leaves some WAL
-// on the server until the next report.
+// A slot that stands further on than any note was moved by somebody, or is another one under the
+// same name: what was committed in between would never be told. That is why the note comes first. A
+// crash between the two repeats nothing, it only leaves some WAL on the server until the next
+// report.
 type confirmation struct {
 	window *window
 	lease  relay.Marks
 
-	mu      sync.Mutex // guards what follows
-	at      relay.LSN  // the watermark that the database has a note of, and that the server may be told
+	mu sync.Mutex // guards what follows
+	// The watermark that the database has a note of, and that the server may be told.
+	at      relay.LSN
 	noted   time.Time
 	settled bool // the watermark has moved by marks since it was noted
 }
@@ -30,7 +32,8 @@ func (c *confirmation) confirmed() relay.LSN {
 	return c.at
 }
 
-// marked takes the marker's report: a mark has noted a position, and has moved the watermark or not.
+// marked takes the marker's report: a mark has noted a position, and has moved the watermark or
+// not.
 func (c *confirmation) marked(at relay.LSN, moved bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,8 +65,9 @@ func (c *confirmation) confirm(ctx context.Context) error {
 	return nil
 }
 
-// confirmBytes is how far, and confirmAfter for how long, the watermark may run ahead of its note while only other tables are written
-// to. Notes are WAL too, so an idle server must not be kept busy by them.
+// confirmBytes is how far, and confirmAfter for how long, the watermark may run ahead of its note
+// while only other tables are written to. Notes are WAL too, so an idle server must not be kept
+// busy by them.
 const (
 	confirmBytes = 1 << 20
 	confirmAfter = 10 * time.Second

@@ -12,8 +12,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What is decided, and is no flow of events, is decided here: when the watermark is noted, so that the slot may move; when WAL is
-// shed; when a batch, or a sink, is left to the ledger; when an owner gives its lease up.
+// What is decided, and is no flow of events, is decided here: when the watermark is noted, so that
+// the slot may move; when WAL is shed; when a batch, or a sink, is left to the ledger; when an
+// owner gives its lease up.
 
 const (
 	controlInterval = time.Second
@@ -40,7 +41,8 @@ type control struct {
 	seen relay.SlotInfo
 }
 
-// run notes the watermark now and then until ctx ends, and sees to it that the slot does not hold back too much WAL.
+// run notes the watermark now and then until ctx ends, and sees to it that the slot does not hold
+// back too much WAL.
 func (c *control) run(ctx context.Context) error {
 	for n := 0; ; n++ {
 		if n%slotEvery == 0 {
@@ -71,8 +73,9 @@ func (c *control) lookAtSlot(ctx context.Context) {
 	c.told.Seen(info)
 }
 
-// mindWAL isolates the sinks for which the oldest event waits when the slot holds back more WAL than the budget, so that their events go to
-// the ledger and the slot goes on; it ends that at half the budget. It sheds WAL, never events.
+// mindWAL isolates the sinks for which the oldest event waits when the slot holds back more WAL
+// than the budget, so that their events go to the ledger and the slot goes on; it ends that at half
+// the budget. It sheds WAL, never events.
 func (c *control) mindWAL(info relay.SlotInfo) {
 	budget := info.WALBudget(int64(c.cfg.WALBudget))
 	if budget == 0 || !info.Exists {
@@ -97,7 +100,8 @@ func (c *control) mindWAL(info relay.SlotInfo) {
 	}
 }
 
-// waitsFor returns a bit for each sink that the oldest event in flight is with, when it was the oldest at the last look already.
+// waitsFor returns a bit for each sink that the oldest event in flight is with, when it was the
+// oldest at the last look already.
 func (c *control) waitsFor() (sinks uint64) {
 	f, open := c.window.oldest()
 	if f != nil && f == c.stuck {
@@ -120,14 +124,16 @@ var errStalled = errors.New("nothing has moved")
 // maxStalls bounds how often the time until the next giving up doubles.
 const maxStalls = 5
 
-// stallLimit is how long nothing may move. It doubles with each time that a lease was given up without a single mark in between:
-// what this relay has published and not marked is published again by the next owner, for nothing if that one cannot either.
+// stallLimit is how long nothing may move. It doubles with each time that a lease was given up
+// without a single mark in between: what this relay has published and not marked is published again
+// by the next owner, for nothing if that one cannot either.
 func (s *slotState) stallLimit(timeout time.Duration) time.Duration {
 	return timeout << min(s.stalls, maxStalls)
 }
 
-// giveUp ends the pipeline, so that the lease is released and another relay may try. That helps nobody where the reason is known,
-// and is the server's: it makes no slot as long as a transaction is open.
+// giveUp ends the pipeline, so that the lease is released and another relay may try. That helps
+// nobody where the reason is known, and is the server's: it makes no slot as long as a transaction
+// is open.
 func (c *control) giveUp(after time.Duration) {
 	if c.doing.hasHolders() {
 		return
@@ -147,8 +153,9 @@ const (
 	leavesAlone         // to the ledger: its sink takes others and not these
 )
 
-// leaving decides it. A batch goes to the ledger when its sink is isolated or has to be, when the batch alone has failed for as long
-// as that takes (one partition without a leader, for instance), or when the relay is being stopped.
+// leaving decides it. A batch goes to the ledger when its sink is isolated or has to be, when the
+// batch alone has failed for as long as that takes (one partition without a leader, for instance),
+// or when the relay is being stopped.
 func (l *lane) leaving(events int) leaving {
 	switch {
 	case l.shelf.isolated():
@@ -159,7 +166,8 @@ func (l *lane) leaving(events int) leaving {
 			l.health.isolate(isolatedDown)
 		}
 		return leavesAll
-	case time.Since(l.failingFrom) >= l.cfg.SinkIsolation && l.health.downFor() < l.cfg.SinkIsolation/2: // or else the sink is on its way to the case above
+	case time.Since(l.failingFrom) >= l.cfg.SinkIsolation && l.health.downFor() < l.cfg.SinkIsolation/2:
+		// Or else the sink is on its way to the case above.
 		l.log.Warn("events isolated: the sink takes others and not these, which go to the ledger", "events", events, "failing_for", time.Since(l.failingFrom).Round(time.Second))
 		l.health.setAside()
 		return leavesAlone

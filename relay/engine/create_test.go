@@ -11,7 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// making is a world in which a slot has to be made, while somebody's transaction is open elsewhere in the server.
+// making is a world in which a slot has to be made, while somebody's transaction is open elsewhere
+// in the server.
 func making(t *testing.T) *world {
 	w := newWorld(t)
 	w.gone, w.creating = relay.GoneMissing, make(chan struct{})
@@ -19,7 +20,8 @@ func making(t *testing.T) *world {
 	return w
 }
 
-// Events are delivered from the table while the slot is being made, each once and in order, and it is said what that waits for.
+// Events are delivered from the table while the slot is being made, each once and in order, and it
+// is said what that waits for.
 func TestDeliversWhileSlotIsMade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, sink := making(t), sinktest.NewScript("kafka")

@@ -118,8 +118,8 @@ func (d *doing) hasHolders() bool {
 	return d.holders != ""
 }
 
-// found is what progress has to know of it: owes says that there is something to do whatever comes, stream that events come from
-// a connection that is open.
+// found is what progress has to know of it: owes says that there is something to do whatever comes,
+// stream that events come from a connection that is open.
 func (d *doing) found() (steps uint64, owes, stream bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -12,14 +12,16 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// drainer brings one sink's ledger entries to it, in rounds: read what is due, offer it through the lanes, write what became of it.
+// drainer brings one sink's ledger entries to it, in rounds: read what is due, offer it through the
+// lanes, write what became of it.
 //
-// Crashes it survives. Between the offer and the write: the entries are there still, and the next owner offers them again, in order:
-// an unknown outcome, a repeated suffix. Between the write and the row's mark: they are one transaction. An owner that is fenced
-// in between writes nothing, because the write checks the epoch.
+// Crashes it survives. Between the offer and the write: the entries are there still, and the next
+// owner offers them again, in order: an unknown outcome, a repeated suffix. Between the write and
+// the row's mark: they are one transaction. An owner that is fenced in between writes nothing,
+// because the write checks the epoch.
 //
-// The sink is probed by offering the first entries to it: while it is isolated there is nothing else that would notice its
-// return.
+// The sink is probed by offering the first entries to it: while it is isolated there is nothing
+// else that would notice its return.
 type drainer struct {
 	cfg     *Config
 	slot    string
@@ -44,7 +46,8 @@ const (
 	roundBytes   = 2 << 20
 )
 
-// run drains until ctx ends; no round begins after stopping has. It returns an error only when the lease is gone.
+// run drains until ctx ends; no round begins after stopping has. It returns an error only when the
+// lease is gone.
 func (d *drainer) run(ctx, stopping context.Context) error {
 	backoff := relay.Backoff{Min: d.cfg.BackoffMin, Max: d.cfg.BackoffMax}
 	defer func() {
@@ -129,8 +132,8 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *relay.Backoff) (w
 			Slot: d.slot, Sink: d.sink.Name(), Offered: offered, Settled: len(r.outcomes), Failing: len(r.failed), Started: began, Took: time.Since(began),
 		})
 	}
-	// Nothing got through. Either the sink is down, or these are all of a part of it that is (a partition without a leader), and others
-	// further on would be taken.
+	// Nothing got through. Either the sink is down, or these are all of a part of it that is (a
+	// partition without a leader), and others further on would be taken.
 	aside := len(r.failed) > 0 && (len(r.outcomes) > 0 || d.answers(ctx))
 	if err := d.resolve(ctx, r, offered, aside); err != nil {
 		return 0, err
@@ -171,7 +174,8 @@ func (d *drainer) idle(ctx context.Context, next time.Duration, backoff *relay.B
 	return wait, nil
 }
 
-// heal has some lines looked at for entries that are held behind nothing: nobody else would ever offer those.
+// heal has some lines looked at for entries that are held behind nothing: nobody else would ever
+// offer those.
 func (d *drainer) heal(ctx context.Context) (freed int, err error) {
 	if entries, _, _ := d.shelf.state(); entries == 0 {
 		d.healed = true
@@ -212,7 +216,8 @@ func (d *drainer) recovered() {
 	}
 }
 
-// launch puts the entries on the lanes, or settles those that there is nothing to offer of; it returns how many that were.
+// launch puts the entries on the lanes, or settles those that there is nothing to offer of; it
+// returns how many that were.
 func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 	r = newRound(len(due))
 	certain := d.shelf.certain(due)
@@ -271,11 +276,13 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 	return r, offered
 }
 
-// resolve writes the outcomes of a round, through passing trouble of the database: what was delivered must not be forgotten.
+// resolve writes the outcomes of a round, through passing trouble of the database: what was
+// delivered must not be forgotten.
 func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool) error {
 	outcomes := r.outcomes
 	if aside {
-		// The sink takes others and not these. They step aside for a while, or they would be the first at every round; nothing is charged.
+		// The sink takes others and not these. They step aside for a while, or they would be the
+		// first at every round; nothing is charged.
 		first := make(map[string]bool)
 		for _, e := range r.failed {
 			if key := e.Event.AggregateID; !first[key] {

@@ -21,11 +21,12 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// world is a database in memory with one slot: the table, its WAL, the slot's confirmed position, the lease. It plays
-// relay.Source and relay.Store as PostgreSQL, cdc and relay/store do together. All waiting is on channels and
-// timers, so it works inside a testing/synctest bubble.
+// world is a database in memory with one slot: the table, its WAL, the slot's confirmed position,
+// the lease. It plays relay.Source and relay.Store as PostgreSQL, cdc and relay/store do together.
+// All waiting is on channels and timers, so it works inside a testing/synctest bubble.
 //
-// Rows are known by a label: the third event of the key "a" is "a3", and its event_id holds that label.
+// Rows are known by a label: the third event of the key "a" is "a3", and its event_id holds that
+// label.
 type world struct {
 	t testing.TB
 
@@ -60,7 +61,8 @@ type world struct {
 	// Scripts, set before they are needed.
 	openErrs  []error // what the next calls of Open return
 	checkErrs []error // and of Source.Check
-	// onMark, if set, decides about the n-th call of Mark, from 1: an error writes nothing, later is left out.
+	// onMark, if set, decides about the n-th call of Mark, from 1: an error writes nothing, later
+	// is left out.
 	onMark      func(ctx context.Context, n int, marks []relay.Mark) (later []int, err error)
 	onSettled   func(n int) error
 	onResolve   func() error    // under the lock
@@ -74,8 +76,9 @@ type world struct {
 	holders  []relay.Holder
 	away     error // why a standby could not take the lease
 	poison   error // what each connection breaks with at once
-	passEnds bool  // tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end
-	batch    int   // the most events in one Admit; 0: all there are
+	// Tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end.
+	passEnds bool
+	batch    int // the most events in one Admit; 0: all there are
 }
 
 type row struct {
@@ -148,7 +151,8 @@ func payloadOf(bytes int) func(*relay.Event) {
 
 func status(s string) func(*relay.Event) { return func(ev *relay.Event) { ev.Status = s } }
 
-// commit commits one transaction with a row for each key and returns the positions of its commit record and of its end.
+// commit commits one transaction with a row for each key and returns the positions of its commit
+// record and of its end.
 func (w *world) commit(keys ...string) (at, end relay.LSN) {
 	var events []relay.Event
 	for _, key := range keys {
@@ -165,7 +169,8 @@ func (w *world) commitRows(events ...relay.Event) (at, end relay.LSN) {
 			w.perKey[ev.AggregateID]++
 			ev.ID = id(fmt.Sprint(ev.AggregateID, w.perKey[ev.AggregateID]))
 			ev.CommitLSN, ev.Ordinal, ev.XID = at, uint32(i), uint32(at>>8)
-			// A bubble's clock starts at PostgreSQL's epoch, and 0 means that the time is not known.
+			// A bubble's clock starts at PostgreSQL's epoch, and 0 means that the time is not
+			// known.
 			ev.CommittedAt = max(1, relay.TimestampOf(time.Now()))
 			if i == len(events)-1 {
 				ev.CommitEnd = end
@@ -368,7 +373,8 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	}
 }
 
-// receive returns what the server has to tell: events, and a position that may be passed after them.
+// receive returns what the server has to tell: events, and a position that may be passed after
+// them.
 func (s *stream) receive() (events []relay.Event, pass relay.LSN, changed chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -495,7 +501,8 @@ func (l *lease) Valid() bool {
 	return l.valid
 }
 
-// takenOver gives the slot to somebody else. The old owner finds out at its next mark; lose tells it.
+// takenOver gives the slot to somebody else. The old owner finds out at its next mark; lose tells
+// it.
 func (w *world) takenOver() {
 	w.change(func() {
 		w.epoch++
@@ -749,8 +756,8 @@ func labels(records []*relay.Record) string {
 	return strings.Join(all, " ")
 }
 
-// offers tells what each call of Publish offered and what became of it: "a1 b1!" has b1 not taken. Calls are in the order
-// of their numbers.
+// offers tells what each call of Publish offered and what became of it: "a1 b1!" has b1 not taken.
+// Calls are in the order of their numbers.
 func offers(s *sinktest.Script) []string {
 	var calls []string
 	for _, o := range s.Offered() {

@@ -11,7 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// How events are found, in one place. The feeder is one goroutine; it streams, recovers or polls, never two of them at a time:
+// How events are found, in one place. The feeder is one goroutine; it streams, recovers or polls,
+// never two of them at a time:
 //
 //	      ┌────────────── slot gone ◀─────────────┐
 //	      ▼                                       │
@@ -19,10 +20,12 @@ import (
 //	      ▲                                       │
 //	      └── streaming impossible: poll for a while, in mode auto ◀──┘
 //
-// Crashes that a recovery survives. Before the sweep is noted as owed: the slot is found gone again. Between the note and the new
-// slot: the note is there, the slot is not. Between the new slot and the snapshot, during the sweep, and before its end is noted: the
-// note is there still, the next owner sweeps the same rows again, those that were marked are not among them. After the end is
-// noted: MarkedLSN is past everything that the sweep has marked, so what the slot tells of it is looked up and left out.
+// Crashes that a recovery survives. Before the sweep is noted as owed: the slot is found gone
+// again. Between the note and the new slot: the note is there, the slot is not. Between the new
+// slot and the snapshot, during the sweep, and before its end is noted: the note is there still,
+// the next owner sweeps the same rows again, those that were marked are not among them. After the
+// end is noted: MarkedLSN is past everything that the sweep has marked, so what the slot tells of
+// it is looked up and left out.
 
 // feeder finds events for one pipeline. It is one goroutine, which owns what it has.
 type feeder struct {
@@ -44,7 +47,8 @@ type feeder struct {
 	opened   bool // the slot could be read at least once
 }
 
-// run finds events until ctx ends; then it calls finish with the open stream, or with nil when there is none just then.
+// run finds events until ctx ends; then it calls finish with the open stream, or with nil when
+// there is none just then.
 func (f *feeder) run(ctx context.Context, finish func(relay.Stream) error) error {
 	if f.cfg.Mode == relay.ModePolling {
 		f.sweeps.poll(ctx, nil, relay.WantsPolling)
@@ -111,7 +115,8 @@ func (f *feeder) readStream(ctx context.Context, finish func(relay.Stream) error
 		case setup != nil:
 			f.log.Error("replication cannot go on", "backoff", wait, "error", err)
 		case errors.Is(err, relay.ErrSlotBusy):
-			// The walsender of an owner that died lives on for a moment; a person may look in with pg_recvlogical.
+			// The walsender of an owner that died lives on for a moment; a person may look in with
+			// pg_recvlogical.
 			wait = min(wait, busyPause)
 			f.log.Info("waiting for the slot", "error", err)
 		default:
@@ -145,7 +150,8 @@ func (f *feeder) owe(ctx context.Context, cause string) error {
 	return context.Cause(ctx)
 }
 
-// recover does the sweep that is owed: it makes the slot, sweeps what the slot will not tell, and waits until all of that is marked.
+// recover does the sweep that is owed: it makes the slot, sweeps what the slot will not tell, and
+// waits until all of that is marked.
 func (f *feeder) recover(ctx context.Context) error {
 	if !f.recovery.Owed {
 		return nil
@@ -153,7 +159,9 @@ func (f *feeder) recover(ctx context.Context) error {
 	cause := f.recovery.Cause
 	f.doing.became(relay.ModeRecovering, false, cause)
 	if !f.tenure.Valid() {
-		return relay.ErrLeaseLost // a slot is nothing that the epoch protects; if we freeze right here, the next owner finds it gone, or moved
+		// A slot is nothing that the epoch protects; if we freeze right here, the next owner finds
+		// it gone, or moved.
+		return relay.ErrLeaseLost
 	}
 	at, err := f.create(ctx)
 	if err != nil {

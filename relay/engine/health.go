@@ -9,8 +9,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// sinkHealth is what the lanes of one sink know together of its broker: it is down while any lane has to offer
-// again. Isolation is decided by it. It keeps the log quiet: the first trouble, then one line at intervals, then the recovery.
+// sinkHealth is what the lanes of one sink know together of its broker: it is down while any lane
+// has to offer again. Isolation is decided by it. It keeps the log quiet: the first trouble, then
+// one line at intervals, then the recovery.
 type sinkHealth struct {
 	sink string
 	told relay.SinkObserver
@@ -68,7 +69,8 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 	}
 }
 
-// partly notes a round of the ledger of which the sink took a part: it is up, and yet some wait for it, and may arrive again.
+// partly notes a round of the ledger of which the sink took a part: it is up, and yet some wait for
+// it, and may arrive again.
 func (h *sinkHealth) partly(log hclog.Logger, err error, events int) {
 	h.told.Trouble(err)
 	h.mu.Lock()
@@ -118,8 +120,8 @@ func (h *sinkHealth) recovered(log hclog.Logger) {
 	h.tell()
 }
 
-// left notes that a failing lane has ended, with its pipeline. Nothing is being offered again then, so the sink counts as up
-// until the next trouble: nobody else would say so.
+// left notes that a failing lane has ended, with its pipeline. Nothing is being offered again then,
+// so the sink counts as up until the next trouble: nobody else would say so.
 func (h *sinkHealth) left() {
 	h.mu.Lock()
 	h.failing--
@@ -172,8 +174,9 @@ func (h *sinkHealth) became(c relay.Change) {
 	h.turns = append(h.turns, turn{up: h.failing == 0 && !h.isolated, isolated: h.isolated, change: c})
 }
 
-// tell tells the observer of the changes, without mu, and in their order: whoever comes while another one is at it leaves its own
-// to that one. Otherwise what was first could be told last, and stay.
+// tell tells the observer of the changes, without mu, and in their order: whoever comes while
+// another one is at it leaves its own to that one. Otherwise what was first could be told last, and
+// stay.
 func (h *sinkHealth) tell() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

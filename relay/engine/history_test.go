@@ -222,7 +222,8 @@ func TestStandstill(t *testing.T) {
 		}
 	})
 
-	// The server decodes a large transaction that has nothing for us: its keepalives repeat one position.
+	// The server decodes a large transaction that has nothing for us: its keepalives repeat one
+	// position.
 	bubble(t, "NotWhileTheServerDecodes", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, oneLane, sink)

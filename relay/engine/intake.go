@@ -12,8 +12,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// intake takes events in, from the stream and from the table, and puts them on their lanes. It is the relay.Intake of each of the
-// slot's connections, so what a new one repeats is recognised by its place in commit order, and dropped.
+// intake takes events in, from the stream and from the table, and puts them on their lanes. It is
+// the relay.Intake of each of the slot's connections, so what a new one repeats is recognised by
+// its place in commit order, and dropped.
 type intake struct {
 	cfg     *Config
 	log     hclog.Logger
@@ -25,10 +26,11 @@ type intake struct {
 	doing   *doing
 	lanes   [][]*lane // by sink, then by key
 
-	admitting relay.Turn // one feeder at a time: the stream, or a sweep beside it; whoever has it owns what follows
-	last      position   // of the newest event admitted from the stream
-	lookupTo  relay.LSN  // up to here, rows may be settled though the stream tells of them
-	place     int64      // Position of the newest event
+	// One feeder at a time: the stream, or a sweep beside it; whoever has it owns what follows.
+	admitting relay.Turn
+	last      position  // of the newest event admitted from the stream
+	lookupTo  relay.LSN // up to here, rows may be settled though the stream tells of them
+	place     int64     // Position of the newest event
 	scratch   [][]*flight
 	pending   []relay.Event // events that are not known already, reused
 	taken     reports
@@ -84,16 +86,17 @@ func (in *intake) Admit(ctx context.Context, events []relay.Event) error {
 			return err
 		}
 		in.launch(events[:n], false)
-		// Only now: when the connection breaks while we wait for room, the next one tells of the rest again, and it must not
-		// count as known then.
+		// Only now: when the connection breaks while we wait for room, the next one tells of the
+		// rest again, and it must not count as known then.
 		in.last = position{events[n-1].CommitLSN, events[n-1].Ordinal}
 		events = events[n:]
 	}
 	return nil
 }
 
-// fresh returns the events that are to be published: not those that a broken connection repeats, not rows that were
-// inserted with another status than pending, not those that an earlier owner, or in hybrid mode any worker, has settled.
+// fresh returns the events that are to be published: not those that a broken connection repeats,
+// not rows that were inserted with another status than pending, not those that an earlier owner, or
+// in hybrid mode any worker, has settled.
 func (in *intake) fresh(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
 	known := func(ev *relay.Event) bool {
 		return position{ev.CommitLSN, ev.Ordinal}.atOrBefore(in.last) || ev.Status != "pending"
@@ -119,8 +122,9 @@ func (in *intake) fresh(ctx context.Context, events []relay.Event) ([]relay.Even
 	return in.pending, nil
 }
 
-// keep appends the events that the test wants to kept, which may be the front of events itself. The position that a dropped
-// event carries goes to the event before it, so that the slot still moves past it, and not before its time.
+// keep appends the events that the test wants to kept, which may be the front of events itself. The
+// position that a dropped event carries goes to the event before it, so that the slot still moves
+// past it, and not before its time.
 func (in *intake) keep(kept, events []relay.Event, want func(i int) bool) []relay.Event {
 	for i := range events {
 		ev := events[i]
@@ -153,8 +157,9 @@ func (in *intake) settledRetry(ctx context.Context, events []relay.Event) ([]boo
 		claimed := (*relay.ClaimedError)(nil)
 		in.waitForClaims(errors.As(err, &claimed))
 		if claimed != nil {
-			// A worker that lives is through with its batch in a moment; where both publish, that happens many times a second. What is told
-			// is a wait of a second or two, and then every 10 s.
+			// A worker that lives is through with its batch in a moment; where both publish, that
+			// happens many times a second. What is told is a wait of a second or two, and then
+			// every 10 s.
 			if waits++; waits%20 == 5 {
 				in.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
 			}
@@ -166,7 +171,8 @@ func (in *intake) settledRetry(ctx context.Context, events []relay.Event) ([]boo
 	}
 }
 
-// claimPause is how often claimed rows are looked at again: the library's worker needs some 100 ms for a batch.
+// claimPause is how often claimed rows are looked at again: the library's worker needs some 100 ms
+// for a batch.
 const claimPause = 500 * time.Millisecond
 
 // admitSwept is Admit for rows from the table.
@@ -192,8 +198,8 @@ func (in *intake) admitSwept(ctx context.Context, events []relay.Event) (rows in
 	return rows, nil
 }
 
-// claimSwept claims rows, so that no other worker takes them meanwhile, and returns those that are ours. What another worker holds it leaves
-// out: unlike the stream, a sweep comes again.
+// claimSwept claims rows, so that no other worker takes them meanwhile, and returns those that are
+// ours. What another worker holds it leaves out: unlike the stream, a sweep comes again.
 func (in *intake) claimSwept(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
 	kept := make([]relay.Event, 0, len(events))
 	settled, err := in.lease.Settled(ctx, events)
@@ -220,7 +226,8 @@ func (in *intake) claimSwept(ctx context.Context, events []relay.Event) ([]relay
 	return kept, nil
 }
 
-// trace finds the record's trace context, or has one begun. It is called once, by whoever has encoded the record.
+// trace finds the record's trace context, or has one begun. It is called once, by whoever has
+// encoded the record.
 func (c *Config) trace(rec *relay.Record, ev *relay.Event) {
 	if c.Tracer == nil {
 		return
@@ -249,7 +256,8 @@ func (in *intake) launch(events []relay.Event, swept bool) {
 		f.keyHash = relay.KeyHash(ev.AggregateID)
 		f.SagaID, f.AggregateType = ev.SagaID, ev.AggregateType
 		if err := in.enc.Encode(&f.Record, ev); err != nil {
-			// It takes its place on the lanes all the same, which know what is before and behind it.
+			// It takes its place on the lanes all the same, which know what is before and behind
+			// it.
 			f.Unfit, _ = relay.Refused(err)
 			f.Record.EventID, f.Record.EventType, f.Record.Key, f.Record.Timestamp = ev.ID, ev.EventType, ev.AggregateID, ev.CreatedAt.Time()
 		} else {
@@ -327,7 +335,8 @@ func (in *intake) reading() reading {
 	return in.read
 }
 
-// restart begins with a slot that was made again at a position: up to marked, it may tell of rows that are settled.
+// restart begins with a slot that was made again at a position: up to marked, it may tell of rows
+// that are settled.
 func (in *intake) restart(ctx context.Context, at, marked relay.LSN) error {
 	if err := in.admitting.Take(ctx); err != nil {
 		return err

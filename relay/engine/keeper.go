@@ -49,8 +49,8 @@ type slotState struct {
 	waits     time.Time // since when
 }
 
-// New builds an engine, and tells the observer of it. The configuration must be valid, and there must be at least one sink; the
-// caller closes the sinks after Run has returned.
+// New builds an engine, and tells the observer of it. The configuration must be valid, and there
+// must be at least one sink; the caller closes the sinks after Run has returned.
 func New(cfg Config, log hclog.Logger, obs relay.Observer, source relay.Source, store relay.Store, enc relay.Encoder, sinks ...relay.Sink) (*Engine, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -78,8 +78,8 @@ func New(cfg Config, log hclog.Logger, obs relay.Observer, source relay.Source, 
 	return e, nil
 }
 
-// Run works until ctx ends and everything in flight is drained, and then returns nil. It returns an error only for
-// what a person has to mend (a *SetupError).
+// Run works until ctx ends and everything in flight is drained, and then returns nil. It returns an
+// error only for what a person has to mend (a *SetupError).
 func (e *Engine) Run(ctx context.Context) error {
 	if err := e.check(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -105,8 +105,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// check asks store and source whether they have what they need, through a database that is down or not migrated yet. The log has the
-// first trouble, then a line at intervals, then the end of it; Status has it all the time.
+// check asks store and source whether they have what they need, through a database that is down or
+// not migrated yet. The log has the first trouble, then a line at intervals, then the end of it;
+// Status has it all the time.
 func (e *Engine) check(ctx context.Context) error {
 	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
 	start := time.Now()
@@ -157,8 +158,8 @@ func (e *Engine) noteStartError(why string) {
 	e.startError = why
 }
 
-// keep is the keeper of one slot: it waits for the slot's lease, runs a pipeline while it holds it, and starts over
-// when it loses it.
+// keep is the keeper of one slot: it waits for the slot's lease, runs a pipeline while it holds it,
+// and starts over when it loses it.
 //
 //	standby ──lease taken──▶ owner ──ctx ends──▶ draining ──▶ released
 //	   ▲                       │
@@ -190,8 +191,8 @@ func (e *Engine) keep(ctx context.Context, slot string) error {
 		}
 		e.become(slot, relay.Draining, nil)
 
-		// The lease goes last, whatever has ended the work, so that a successor finds the slot free. A stop must not
-		// cancel this: the others would wait for the connection to die.
+		// The lease goes last, whatever has ended the work, so that a successor finds the slot
+		// free. A stop must not cancel this: the others would wait for the connection to die.
 		release, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		if rerr := lease.Release(release); rerr != nil {
 			e.log.Warn("releasing the lease", "slot", slot, "error", rerr)
@@ -223,7 +224,8 @@ func (e *Engine) keep(ctx context.Context, slot string) error {
 	return nil
 }
 
-// giveWay is how long a relay that has given up a lease leaves it to those that stand by, which ask for it several times a second.
+// giveWay is how long a relay that has given up a lease leaves it to those that stand by, which ask
+// for it several times a second.
 const giveWay = 15 * time.Second
 
 // noteStall notes that a lease was given up, and whether anything was marked under it.

@@ -23,7 +23,8 @@ import (
 var errSetup = &relay.SetupError{Problem: "wal_level is replica", Fix: "set wal_level = logical"}
 
 func TestKeeper(t *testing.T) {
-	// The lease is lost: everything stops at once, the relay stands by, and takes the slot again when it can, with a new pipeline.
+	// The lease is lost: everything stops at once, the relay stands by, and takes the slot again
+	// when it can, with a new pipeline.
 	bubble(t, "LeaseLostAndTakenAgain", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -69,7 +70,8 @@ func TestKeeper(t *testing.T) {
 				t.Errorf("a standby exports %s", name)
 			}
 		}
-		wantOffers(t, sink, "a1! b1!") // cut short; the stream is closed before the lease is released
+		// Cut short; the stream is closed before the lease is released.
+		wantOffers(t, sink, "a1! b1!")
 		if got, want := fmt.Sprint(w.trace), "[acquire open close release]"; got != want {
 			t.Errorf("trace: got %s, want %s", got, want)
 		}
@@ -86,7 +88,8 @@ func TestKeeper(t *testing.T) {
 		r.wantMetric(0, "outbox_failed_events_total")
 	})
 
-	// Another relay has taken the slot and this one finds out by its mark: it marks and publishes nothing more.
+	// Another relay has taken the slot and this one finds out by its mark: it marks and publishes
+	// nothing more.
 	bubble(t, "FencedMark", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -106,7 +109,8 @@ func TestKeeper(t *testing.T) {
 		}
 	})
 
-	// Two relays, one slot: one works, the other stands by and takes over within moments; nothing is lost and each key stays in order.
+	// Two relays, one slot: one works, the other stands by and takes over within moments; nothing
+	// is lost and each key stays in order.
 	bubble(t, "Handover", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		one := start(t, w, oneLane, sink)
@@ -271,7 +275,8 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// Started and stopped a hundred times, several at once and at any moment, a relay leaves no goroutine behind.
+// Started and stopped a hundred times, several at once and at any moment, a relay leaves no
+// goroutine behind.
 func TestStartStop(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	var all sync.WaitGroup
@@ -304,8 +309,9 @@ func TestStartStop(t *testing.T) {
 	goleak.VerifyNone(t, before)
 }
 
-// Two relays, brokers that fail, connections that break, leases that are lost, in random order: in the end every row is
-// sent, every key was acknowledged in order but for repeated suffixes, and the slot never stood behind a row that was not settled.
+// Two relays, brokers that fail, connections that break, leases that are lost, in random order: in
+// the end every row is sent, every key was acknowledged in order but for repeated suffixes, and the
+// slot never stood behind a row that was not settled.
 func TestPromisesUnderTrouble(t *testing.T) {
 	for seed := range uint64(24) {
 		bubble(t, fmt.Sprint("seed=", seed), func(t *testing.T) { trouble(t, seed) })

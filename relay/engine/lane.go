@@ -13,14 +13,15 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// lane carries the events of its keys to one sink, in order, one batch at a time: those that the stream tells of, those found in the
-// table, and those from the ledger.
+// lane carries the events of its keys to one sink, in order, one batch at a time: those that the
+// stream tells of, those found in the table, and those from the ledger.
 //
-// Its queue is not bounded by itself: everything in it is in flight, or in the one round of ledger entries, so the in-flight
-// budget bounds it, and whoever pushes never waits.
+// Its queue is not bounded by itself: everything in it is in flight, or in the one round of ledger
+// entries, so the in-flight budget bounds it, and whoever pushes never waits.
 //
-// The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose key has entries in the ledger goes there
-// too (shelf.verdict), or waits aside for as long as all of them are being offered.
+// The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose
+// key has entries in the ledger goes there too (shelf.verdict), or waits aside for as long as all
+// of them are being offered.
 type lane struct {
 	slot   string
 	sink   relay.Sink
@@ -36,7 +37,8 @@ type lane struct {
 
 	offering atomic.Bool // the sink has not answered yet
 
-	wake chan struct{} // capacity one: "the queue was empty and is not any more", or a round has ended
+	// Capacity one: "the queue was empty and is not any more", or a round has ended.
+	wake chan struct{}
 
 	// Owned by run.
 	offers      int             // of what is being offered, this one included
@@ -103,8 +105,8 @@ func (l *lane) unshelve() {
 	l.aside, l.asideOf = nil, nil
 }
 
-// run publishes until ctx ends. It returns ErrLeaseLost when the lease is past its time: whatever has not been
-// acknowledged by then belongs to the next owner.
+// run publishes until ctx ends. It returns ErrLeaseLost when the lease is past its time: whatever
+// has not been acknowledged by then belongs to the next owner.
 func (l *lane) run(ctx context.Context) error {
 	var (
 		batch   []*flight
@@ -189,7 +191,8 @@ func (l *lane) run(ctx context.Context) error {
 	}
 }
 
-// noAnswer is why an offer is broken off. It is a context.DeadlineExceeded, for those who count timeouts.
+// noAnswer is why an offer is broken off. It is a context.DeadlineExceeded, for those who count
+// timeouts.
 type noAnswer struct {
 	sink  string
 	limit time.Duration
@@ -201,7 +204,8 @@ func (e noAnswer) Error() string {
 
 func (noAnswer) Is(target error) bool { return target == context.DeadlineExceeded }
 
-// giveUp passes a batch that fails in passing to the ledger, if that is to be (leaving), and reports whether it did.
+// giveUp passes a batch that fails in passing to the ledger, if that is to be (leaving), and
+// reports whether it did.
 func (l *lane) giveUp(batch []*flight) bool {
 	why := l.leaving(len(batch))
 	if why == offersAgain {
@@ -214,7 +218,8 @@ func (l *lane) giveUp(batch []*flight) bool {
 		l.shelf.park(f)
 		parks[i] = &relay.Parked{Sink: l.sink.Name(), State: relay.StateHeld, Reason: relay.ReasonSinkDown}
 		if why == leavesAlone && !first[f.Record.Key] {
-			// Apart from those that the drainer offers in order, or they would be in their way at every round.
+			// Apart from those that the drainer offers in order, or they would be in their way at
+			// every round.
 			first[f.Record.Key] = true
 			parks[i].State, parks[i].Delay = relay.StateRetry, l.cfg.BackoffMax
 		}

@@ -43,7 +43,8 @@ func wantStatus(t *testing.T, w *world, label, want string) {
 }
 
 func TestLane(t *testing.T) {
-	// Some records of a batch fail in passing. Exactly those are offered again, in order, before what has come meanwhile.
+	// Some records of a batch fail in passing. Exactly those are offered again, in order, before
+	// what has come meanwhile.
 	bubble(t, "RetriesBeforeNewerRecords", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnEvent(id("a2")).Times(2).Fail(errBroker)
@@ -80,8 +81,8 @@ func TestLane(t *testing.T) {
 		}
 	})
 
-	// A record that the broker does not take goes to the ledger with its reason, and what is behind it under its key waits there; the
-	// other keys flow, the slot moves.
+	// A record that the broker does not take goes to the ledger with its reason, and what is behind
+	// it under its key waits there; the other keys flow, the slot moves.
 	bubble(t, "RefusedRecordHoldsUpItsKey", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnEvent(id("a2")).Fail(&relay.RefusedError{Reason: relay.ReasonTooLarge, Size: 2000, Limit: 1000, Err: errors.New("by the topic")})
@@ -151,7 +152,8 @@ func TestLane(t *testing.T) {
 		}
 	})
 
-	// The broker does not answer: the offer ends at its timeout, and the same records are offered again.
+	// The broker does not answer: the offer ends at its timeout, and the same records are offered
+	// again.
 	bubble(t, "PublishTimeout", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -188,7 +190,8 @@ func TestLane(t *testing.T) {
 	})
 }
 
-// Backoff grows between offers and starts over after a success; the log speaks up at first, at intervals, and at the end.
+// Backoff grows between offers and starts over after a success; the log speaks up at first, at
+// intervals, and at the end.
 func TestLaneHealth(t *testing.T) {
 	bubble(t, "DownAndUpAgain", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -230,7 +233,8 @@ func TestLaneHealth(t *testing.T) {
 		}
 	})
 
-	// A lane fails, and its pipeline ends with the lease. The sink must not be told as down for ever after.
+	// A lane fails, and its pipeline ends with the lease. The sink must not be told as down for
+	// ever after.
 	bubble(t, "LeaseLostWhileDown", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, oneLane, sink)
@@ -280,7 +284,8 @@ func (o overlap) Publish(ctx context.Context, batch []*relay.Record) error {
 	return err
 }
 
-// Many keys on several lanes with trouble now and then: every key's records arrive in commit order, one call at a time.
+// Many keys on several lanes with trouble now and then: every key's records arrive in commit order,
+// one call at a time.
 func TestLanesKeepOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, script := newWorld(t), sinktest.NewScript("kafka")

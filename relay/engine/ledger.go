@@ -13,8 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// ledger is what is done with the ledger of all sinks: it is read before the first event, and what people discard of sinks that are
-// gone is taken out. Each sink's own part has a drainer.
+// ledger is what is done with the ledger of all sinks: it is read before the first event, and what
+// people discard of sinks that are gone is taken out. Each sink's own part has a drainer.
 type ledger struct {
 	cfg     *Config
 	log     hclog.Logger
@@ -25,7 +25,8 @@ type ledger struct {
 	shelves []*shelf // by sink
 }
 
-// load counts the entries that hold up later events, and returns the sinks that are not configured any more, with how many entries they have.
+// load counts the entries that hold up later events, and returns the sinks that are not configured
+// any more, with how many entries they have.
 func (l *ledger) load(ctx context.Context) (unknown map[string]int64, err error) {
 	backoff := relay.Backoff{Min: l.cfg.BackoffMin, Max: l.cfg.BackoffMax}
 	for {
@@ -65,8 +66,9 @@ func (l *ledger) load(ctx context.Context) (unknown map[string]int64, err error)
 	}
 }
 
-// noteSinks tells which sinks the slot's last owner did not have, and which it had that we have not; unknown are those of the latter that have
-// entries in the ledger. What it cannot find out is left out: no event depends on it.
+// noteSinks tells which sinks the slot's last owner did not have, and which it had that we have
+// not; unknown are those of the latter that have entries in the ledger. What it cannot find out is
+// left out: no event depends on it.
 func (l *ledger) noteSinks(ctx context.Context, unknown map[string]int64) {
 	now := l.sinks
 	before, err := l.lease.NoteSinks(ctx, now)
@@ -97,8 +99,8 @@ func (l *ledger) noteSinks(ctx context.Context, unknown map[string]int64) {
 	}
 }
 
-// dropDiscarded takes out of the ledger what people discard of sinks that are not configured any more. Nothing else is done with
-// those entries: the sink may come back.
+// dropDiscarded takes out of the ledger what people discard of sinks that are not configured any
+// more. Nothing else is done with those entries: the sink may come back.
 func (l *ledger) dropDiscarded(ctx context.Context, sinks []string) error {
 	for relay.Sleep(ctx, 5*l.cfg.PollInterval) {
 		for _, sink := range sinks {

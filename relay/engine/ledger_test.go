@@ -23,8 +23,8 @@ func quick(cfg *engine.Config) {
 var errNoQueue = errors.New("no queue is bound")
 
 func TestLedger(t *testing.T) {
-	// The refused event is retried with growing waits; when it is taken, what was held behind it follows in order, and then the
-	// stream's own.
+	// The refused event is retried with growing waits; when it is taken, what was held behind it
+	// follows in order, and then the stream's own.
 	bubble(t, "KeyGoesOnInOrder", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("rabbitmq")
 		sink.OnEvent(id("a1")).Times(3).Refuse(relay.ReasonUnroutable, errNoQueue)
@@ -101,7 +101,8 @@ func TestLedger(t *testing.T) {
 		wantTaken(t, sink, "b1 a1 a2 a3")
 	})
 
-	// A person gives the dead letter up: what was held behind it goes on, and the row keeps saying what it is.
+	// A person gives the dead letter up: what was held behind it goes on, and the row keeps saying
+	// what it is.
 	bubble(t, "Discarded", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("rabbitmq")
 		sink.OnEvent(id("a1")).Refuse(relay.ReasonUnroutable, errNoQueue)
@@ -131,7 +132,8 @@ func TestLedger(t *testing.T) {
 		}
 	})
 
-	// The answer to the write of an outcome is lost, once before and once after it has happened: nothing is forgotten.
+	// The answer to the write of an outcome is lost, once before and once after it has happened:
+	// nothing is forgotten.
 	bubble(t, "OutcomeIsWrittenAgain", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("rabbitmq")
 		sink.OnEvent(id("a1")).Times(1).Refuse(relay.ReasonUnroutable, errNoQueue)
@@ -151,8 +153,9 @@ func TestLedger(t *testing.T) {
 		}
 	})
 
-	// A key with a steady flow comes back from the ledger to the stream: events that arrive while the last entries are being offered
-	// wait for the end of the round instead of going to the ledger behind them.
+	// A key with a steady flow comes back from the ledger to the stream: events that arrive while
+	// the last entries are being offered wait for the end of the round instead of going to the
+	// ledger behind them.
 	bubble(t, "BusyKeyReturnsToTheStream", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("rabbitmq")
 		sink.OnEvent(id("a1")).Times(1).Refuse(relay.ReasonUnroutable, errNoQueue)
@@ -197,7 +200,8 @@ func TestLedger(t *testing.T) {
 		wantStatus(t, w, "a1", "sent")
 	})
 
-	// The row of an entry was deleted by somebody: there is nothing to deliver, and what waited behind it goes on.
+	// The row of an entry was deleted by somebody: there is nothing to deliver, and what waited
+	// behind it goes on.
 	bubble(t, "RowIsGone", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnEvent(id("a1")).Refuse(relay.ReasonRejected, errors.New("no"))
@@ -226,8 +230,8 @@ func TestIsolation(t *testing.T) {
 		quick(cfg)
 		cfg.SinkIsolation, cfg.InflightEvents = 10*time.Second, 20
 	}
-	// One of two sinks is down for long: the other goes on at full speed, the slot moves, and when it is back it gets everything in
-	// order; the healthy one gets nothing twice.
+	// One of two sinks is down for long: the other goes on at full speed, the slot moves, and when
+	// it is back it gets everything in order; the healthy one gets nothing twice.
 	bubble(t, "OtherSinkAndSlotGoOn", func(t *testing.T) {
 		w := newWorld(t)
 		kafka, rabbit := sinktest.NewScript("kafka"), sinktest.NewScript("rabbitmq")
@@ -285,7 +289,8 @@ func TestIsolation(t *testing.T) {
 		w.untilStatus("sent", "a1", "a2")
 	})
 
-	// A part of the sink is in trouble (one partition without a leader): its events step aside alone.
+	// A part of the sink is in trouble (one partition without a leader): its events step aside
+	// alone.
 	bubble(t, "PartOfASink", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		var bad, beside string // of one lane
@@ -316,7 +321,8 @@ func TestIsolation(t *testing.T) {
 		wantEachOnceInOrder(t, sink, bad, beside, other)
 	})
 
-	// The first entries of an isolated sink's ledger are all of a part of it that is still in trouble when the rest is back.
+	// The first entries of an isolated sink's ledger are all of a part of it that is still in
+	// trouble when the rest is back.
 	bubble(t, "PartOfASinkComesBack", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.Down(errBroker)
@@ -334,7 +340,8 @@ func TestIsolation(t *testing.T) {
 		wantEachOnceInOrder(t, sink, "a", "b")
 	})
 
-	// Of a ledger that is being drained the sink takes some and not others: the log says so, and why.
+	// Of a ledger that is being drained the sink takes some and not others: the log says so, and
+	// why.
 	bubble(t, "PartOfALedger", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.Down(errBroker)
@@ -353,7 +360,8 @@ func TestIsolation(t *testing.T) {
 		wantEachOnceInOrder(t, sink, "a", "b")
 	})
 
-	// A broker dies while it still answers for half of a batch: the sink as a whole is isolated, not each batch on its own.
+	// A broker dies while it still answers for half of a batch: the sink as a whole is isolated,
+	// not each batch on its own.
 	bubble(t, "DiesInTheMiddleOfABatch", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnCall(1).Delay(2 * time.Second)
@@ -371,7 +379,8 @@ func TestIsolation(t *testing.T) {
 		}
 	})
 
-	// The slot holds back more WAL than the budget long before the isolation's time: the sink that is behind is isolated at once.
+	// The slot holds back more WAL than the budget long before the isolation's time: the sink that
+	// is behind is isolated at once.
 	bubble(t, "WALBudget", func(t *testing.T) {
 		w := newWorld(t)
 		kafka, rabbit := sinktest.NewScript("kafka"), sinktest.NewScript("rabbitmq")
@@ -397,7 +406,8 @@ func TestIsolation(t *testing.T) {
 		}
 	})
 
-	// A relay that is stopped while its sink is down leaves the events to the ledger: nothing is repeated, and nobody waits.
+	// A relay that is stopped while its sink is down leaves the events to the ledger: nothing is
+	// repeated, and nobody waits.
 	bubble(t, "StopWhileDown", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.Down(errBroker)
@@ -474,7 +484,8 @@ func untilTold(w *world, at relay.LSN) {
 }
 
 func TestRecovery(t *testing.T) {
-	// The slot is dropped while it is read: what it did not tell is found in the table, in order, before what the new one tells.
+	// The slot is dropped while it is read: what it did not tell is found in the table, in order,
+	// before what the new one tells.
 	bubble(t, "SlotGoneWhileStreaming", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, quick, sink)
@@ -502,7 +513,8 @@ func TestRecovery(t *testing.T) {
 		r.wantMetric(3, "outbox_recovered_events_total", "cause=missing")
 	})
 
-	// Events are in flight when the slot goes: their rows are pending, and they are not found a second time.
+	// Events are in flight when the slot goes: their rows are pending, and they are not found a
+	// second time.
 	bubble(t, "InFlightWhenTheSlotGoes", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -551,7 +563,8 @@ func TestRecovery(t *testing.T) {
 		r.wantMetric(2, "outbox_recovered_events_total", "cause=first_start")
 	})
 
-	// The owner dies in the middle of the sweep: the next one knows that it is owed, and does not read the slot before it is done.
+	// The owner dies in the middle of the sweep: the next one knows that it is owed, and does not
+	// read the slot before it is done.
 	bubble(t, "DiesWhileSweeping", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.recovery, w.gone = relay.Recovery{Owed: true, Cause: "first start"}, relay.GoneMissing
@@ -574,8 +587,8 @@ func TestRecovery(t *testing.T) {
 		w.mu.Unlock()
 	})
 
-	// The slot is made, then the recovery is interrupted, and the slot dropped before the next owner comes: the next one's sweep finds what was
-	// committed in between too.
+	// The slot is made, then the recovery is interrupted, and the slot dropped before the next
+	// owner comes: the next one's sweep finds what was committed in between too.
 	bubble(t, "SlotDroppedDuringRecovery", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.recovery, w.gone = relay.Recovery{Owed: true, Cause: "first start"}, relay.GoneMissing
@@ -595,7 +608,8 @@ func TestRecovery(t *testing.T) {
 		}
 	})
 
-	// A row is set back to pending by hand beside a running stream: it is delivered once more, the stream's own rows are not.
+	// A row is set back to pending by hand beside a running stream: it is delivered once more, the
+	// stream's own rows are not.
 	bubble(t, "SetBackByHand", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, quick, sink)
@@ -643,7 +657,8 @@ func TestPolling(t *testing.T) {
 		r.wantMetric(1, "outbox_wanted_mode")
 	})
 
-	// Streaming is impossible at first: auto says why, polls, and streams when it is possible; nothing is repeated.
+	// Streaming is impossible at first: auto says why, polls, and streams when it is possible;
+	// nothing is repeated.
 	bubble(t, "AutoUntilItCanStream", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		no := &relay.SetupError{Problem: "wal_level is not logical", Streaming: true}

@@ -11,28 +11,31 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// marker writes the fates of resolved events to their rows, and to the ledger what sinks do not have, one transaction a batch, one
-// at a time, in the order in which they were resolved.
+// marker writes the fates of resolved events to their rows, and to the ledger what sinks do not
+// have, one transaction a batch, one at a time, in the order in which they were resolved.
 //
-// Crashes it survives: after the acknowledgement and before the commit of the mark: the row still says
-// pending, the slot stands before the event, the next owner delivers it again. After the commit and
-// before the slot has moved: the stream tells of the event again, the next owner looks its row up
-// (Lease.MarkedLSN) and skips it. Between the marks of two events of a key: the first is never the one without a mark, or what
-// is delivered again would not be a suffix of the key (behind, Lease.Mark).
+// Crashes it survives: after the acknowledgement and before the commit of the mark: the row still
+// says pending, the slot stands before the event, the next owner delivers it again. After the
+// commit and before the slot has moved: the stream tells of the event again, the next owner looks
+// its row up (Lease.MarkedLSN) and skips it. Between the marks of two events of a key: the first is
+// never the one without a mark, or what is delivered again would not be a suffix of the key
+// (behind, Lease.Mark).
 type marker struct {
-	slot    string
-	lease   relay.Lease
-	cfg     *Config
-	log     hclog.Logger
-	told    relay.SlotObserver
-	done    func([]*flight, relay.LSN) // tells the tracker, after the commit, and what may be confirmed
-	confirm func() relay.LSN           // the watermark
+	slot  string
+	lease relay.Marks
+	cfg   *Config
+	log   hclog.Logger
+	told  relay.SlotObserver
+	// Tells the tracker, after the commit, and what may be confirmed.
+	done    func([]*flight, relay.LSN)
+	confirm func() relay.LSN // the watermark
 
 	wake  chan struct{}   // capacity one
 	hurry <-chan struct{} // closed when the drain begins: from then on nothing waits for company
 
 	// Owned by run.
-	hidden []*flight        // their rows could not be marked yet, or wait behind one of these in their key
+	// Their rows could not be marked yet, or wait behind one of these in their key.
+	hidden []*flight
 	hiding map[uint32]bool  // the hashes of their keys
 	unhide <-chan time.Time // when to mark them again; nil when there is none
 
@@ -130,7 +133,8 @@ func (m *marker) run(ctx context.Context) error {
 	}
 }
 
-// settle reports a committed batch, and hides what has to be marked again because its rows could not be marked yet.
+// settle reports a committed batch, and hides what has to be marked again because its rows could
+// not be marked yet.
 func (m *marker) settle(batch []*flight, later []int, confirm relay.LSN) []*flight {
 	if len(later) == 0 {
 		m.done(batch, confirm)
@@ -163,8 +167,9 @@ func (m *marker) hide(f *flight) {
 	m.hiding[f.keyHash] = true
 }
 
-// behind hides what is behind hidden events of its key, and returns the others. A key's rows are marked in order: what a crash leaves
-// without a mark is delivered again, and that has to be a suffix.
+// behind hides what is behind hidden events of its key, and returns the others. A key's rows are
+// marked in order: what a crash leaves without a mark is delivered again, and that has to be a
+// suffix.
 func (m *marker) behind(batch []*flight) []*flight {
 	if len(m.hidden) == 0 {
 		return batch
@@ -192,8 +197,8 @@ func (m *marker) queueHidden() {
 // invisiblePause is the wait before hidden events are marked again.
 const invisiblePause = 20 * time.Millisecond
 
-// gather waits for a batch: for anything at all, then for a full one or the linger's end. It returns false
-// when ctx has ended.
+// gather waits for a batch: for anything at all, then for a full one or the linger's end. It
+// returns false when ctx has ended.
 func (m *marker) gather(ctx context.Context) bool {
 	select {
 	case <-m.unhide: // also when the queue is never empty

@@ -19,7 +19,7 @@ import (
 
 // markLog is a lease of which only Mark is asked.
 type markLog struct {
-	relay.Lease
+	relay.Marks
 	started time.Time
 
 	mu    sync.Mutex // guards what follows: a timer that fires in a bubble orders nothing
@@ -31,7 +31,8 @@ type markLog struct {
 	on func(n int, marks []relay.Mark) (later []int, err error)
 }
 
-// markedBatch is one call of Mark, or one report to the tracker: how long after the start, and which flights.
+// markedBatch is one call of Mark, or one report to the tracker: how long after the start, and
+// which flights.
 type markedBatch struct {
 	after time.Duration
 	names string
@@ -256,13 +257,15 @@ func TestMarker(t *testing.T) {
 		}
 	})
 
-	// … but later events of their keys: what a crash leaves without a mark is delivered again, and has to be a suffix. 9 is invisible,
-	// 11, 13 and every third later one are of its key, and there is always something else to mark.
+	// … but later events of their keys: what a crash leaves without a mark is delivered again, and
+	// has to be a suffix. 9 is invisible, 11, 13 and every third later one are of its key, and
+	// there is always something else to mark.
 	run("InvisibleRowsHoldUpTheirKey", func(t *testing.T) {
 		started := time.Now()
 		r := startMarker(t, func(cfg *Config) { cfg.MarkBatch = 2 }, func(_ int, marks []relay.Mark) (later []int, _ error) {
 			for i, m := range marks {
-				if m.ID[0] == 9 && time.Since(started) < 50*ms || len(later) > 0 && m.KeyHash == 9 { // see Lease.Mark
+				// See Lease.Mark.
+				if m.ID[0] == 9 && time.Since(started) < 50*ms || len(later) > 0 && m.KeyHash == 9 {
 					later = append(later, i)
 				}
 			}
@@ -297,7 +300,8 @@ func TestMarker(t *testing.T) {
 		}
 	})
 
-	// Another relay has taken the slot: the marker ends at once with the reason, and tells the tracker nothing.
+	// Another relay has taken the slot: the marker ends at once with the reason, and tells the
+	// tracker nothing.
 	run("FencedMarkEndsIt", func(t *testing.T) {
 		r := startMarker(t, nil, func(int, []relay.Mark) ([]int, error) { return nil, relay.ErrFenced })
 		r.push(flightsOf(1, 6))

@@ -18,7 +18,8 @@ func sinkNames(sinks []relay.Sink) []string {
 	return names
 }
 
-// checkSinks asks once where events of the slot went before. It returns nil at once where BROKER_TYPE is set.
+// checkSinks asks once where events of the slot went before. It returns nil at once where
+// BROKER_TYPE is set.
 func (e *Engine) checkSinks(ctx context.Context, slot string) error {
 	if e.cfg.SinksByDefault == nil {
 		return nil
@@ -30,7 +31,8 @@ func (e *Engine) checkSinks(ctx context.Context, slot string) error {
 	return relay.CheckSinks(sinkNames(e.sinks), *e.cfg.SinksByDefault, before)
 }
 
-// mayDeliver is checkSinks for an owner: it delivers nothing before it knows, so it asks until it is told, ctx ends or the lease is lost.
+// mayDeliver is checkSinks for an owner: it delivers nothing before it knows, so it asks until it
+// is told, ctx ends or the lease is lost.
 func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Lease) error {
 	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
 	var logged time.Time

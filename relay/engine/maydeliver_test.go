@@ -49,7 +49,8 @@ func TestSinksByDefault(t *testing.T) {
 		}
 	}
 
-	// It ends before it asks for the lease, so the one that has it goes on, and a rollout stops at the first new pod.
+	// It ends before it asks for the lease, so the one that has it goes on, and a rollout stops at
+	// the first new pod.
 	bubble(t, "RefusesBeforeTheLease", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.sinks = []string{"rabbitmq"}

@@ -30,8 +30,9 @@ func twins() (a, b string) {
 	}
 }
 
-// What cannot be made into a record goes to the ledger without an offer, and yet not past what is still on offer: by whatever way the
-// earlier ones come to the ledger later, each event of the key ends, in order, and at once when the sink is back.
+// What cannot be made into a record goes to the ledger without an offer, and yet not past what is
+// still on offer: by whatever way the earlier ones come to the ledger later, each event of the key
+// ends, in order, and at once when the sink is back.
 func TestNothingIsParkedPastAnOffer(t *testing.T) {
 	one, other := twins()
 	for _, c := range []struct {
@@ -102,7 +103,8 @@ func TestNothingIsParkedPastAnOffer(t *testing.T) {
 	}
 }
 
-// A sink refuses a record for good while it cannot take one of the same key in front of it: the refusal counts when its turn has come.
+// A sink refuses a record for good while it cannot take one of the same key in front of it: the
+// refusal counts when its turn has come.
 func TestRefusedBehindWhatIsOfferedAgain(t *testing.T) {
 	bubble(t, "Stop", func(t *testing.T) {
 		w := newWorld(t)
@@ -121,7 +123,8 @@ func TestRefusedBehindWhatIsOfferedAgain(t *testing.T) {
 	})
 }
 
-// both is a sink that fails the first record of a batch, and refuses the others without asking whether their turn has come.
+// both is a sink that fails the first record of a batch, and refuses the others without asking
+// whether their turn has come.
 type both struct {
 	*sinktest.Script
 	calls atomic.Int32

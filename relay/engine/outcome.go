@@ -8,8 +8,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// outcome reports what became of a batch, and returns what is to be offered again, at the front of batch's own memory. trouble
-// says that something failed in passing.
+// outcome reports what became of a batch, and returns what is to be offered again, at the front of
+// batch's own memory. trouble says that something failed in passing.
 func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*flight, trouble bool) {
 	fate := func(int) error { return nil }
 	if err != nil {
@@ -32,8 +32,9 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		refusals []relay.Refusal
 		failed   []error
 		parked   bool
-		refused  map[string]bool // keys with a refused record in this batch; true: those behind it wait for it
-		again    map[string]bool // keys with a record that is to be offered again
+		// Keys with a refused record in this batch; true: those behind it wait for it.
+		refused map[string]bool
+		again   map[string]bool // keys with a record that is to be offered again
 	)
 	rest = batch[:0]
 	for i, f := range batch {
@@ -51,7 +52,8 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 				settled, parks = append(settled, f), append(parks, nil)
 			}
 		case isRefused && f.round == nil && again[f.Record.Key]:
-			// Parked now, it would be in the ledger before those of its key that are still to be offered.
+			// Parked now, it would be in the ledger before those of its key that are still to be
+			// offered.
 			rest = append(rest, f)
 		case isRefused:
 			refusals = append(refusals, relay.Refusal{Flight: &f.Flight, Err: e})
@@ -124,8 +126,8 @@ func (e *entryFate) report() {
 	}
 }
 
-// behind reports whether a record that was not taken has to go to the ledger, because one of its key before it went there, or because
-// the sink did not send it for that reason.
+// behind reports whether a record that was not taken has to go to the ledger, because one of its
+// key before it went there, or because the sink did not send it for that reason.
 func behind(refused map[string]bool, key string, err error) bool {
 	waits, any := refused[key]
 	return waits || any && errors.Is(err, relay.ErrBehind)

@@ -11,8 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// With the defaults, an event for which no queue is bound waits a quarter of an hour for somebody who binds one; what is the event's own
-// fault does not.
+// With the defaults, an event for which no queue is bound waits a quarter of an hour for somebody
+// who binds one; what is the event's own fault does not.
 func TestUnroutablePatience(t *testing.T) {
 	defaults := func(cfg *engine.Config) {
 		cfg.UnroutablePatience = engine.DefaultConfig().UnroutablePatience
@@ -67,7 +67,8 @@ func TestUnroutablePatience(t *testing.T) {
 	})
 }
 
-// A sink is isolated: the age of the oldest pending event goes on, it does not begin anew with the entry in the ledger.
+// A sink is isolated: the age of the oldest pending event goes on, it does not begin anew with the
+// entry in the ledger.
 func TestOldestPendingOverIsolation(t *testing.T) {
 	bubble(t, "Isolation", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")

@@ -15,11 +15,12 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// pipeline is the work on one slot under one lease: feeder → intake → lanes → window → marker → window. It
-// lives exactly as long as the lease is trusted; a new lease gets a new pipeline. It owns no state: each of its parts has its own.
+// pipeline is the work on one slot under one lease: feeder → intake → lanes → window → marker →
+// window. It lives exactly as long as the lease is trusted; a new lease gets a new pipeline. It
+// owns no state: each of its parts has its own.
 //
-// When the replication connection breaks, the pipeline outlives it: what is in flight goes on, and the new
-// connection's repetition of it is recognised by its place in commit order and dropped.
+// When the replication connection breaks, the pipeline outlives it: what is in flight goes on, and
+// the new connection's repetition of it is recognised by its place in commit order and dropped.
 type pipeline struct {
 	cfg    *Config
 	log    hclog.Logger
@@ -103,12 +104,12 @@ func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 	})
 }
 
-// run works until ctx ends, then drains and returns nil; or until the lease is lost, and returns the reason. A
-// *SetupError of the first connection is returned too; later ones are waited out, because what worked
-// once may be mended while we run.
+// run works until ctx ends, then drains and returns nil; or until the lease is lost, and returns
+// the reason. A *SetupError of the first connection is returned too; later ones are waited out,
+// because what worked once may be mended while we run.
 func (p *pipeline) run(ctx context.Context) error {
-	// work ends when the lease is lost, or after the drain: a stop alone does not touch it, so that what has been
-	// offered can be acknowledged and marked.
+	// work ends when the lease is lost, or after the drain: a stop alone does not touch it, so that
+	// what has been offered can be acknowledged and marked.
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
 	group, work := errgroup.WithContext(work)
@@ -136,7 +137,8 @@ func (p *pipeline) run(ctx context.Context) error {
 	group.Go(func() error { return p.aside.run(work) })
 	defer p.restoreSinks()
 
-	// The reader also ends with work, so that a lost lease closes the stream; and so does who removes old rows.
+	// The reader also ends with work, so that a lost lease closes the stream; and so does who
+	// removes old rows.
 	read, endRead := context.WithCancel(ctx)
 	defer endRead()
 	defer context.AfterFunc(work, endRead)()
@@ -168,8 +170,8 @@ func (p *pipeline) run(ctx context.Context) error {
 	return err
 }
 
-// start loads what is known of the ledger, starts the work on it, and feeds the pipeline until ctx ends; then it calls finish with the
-// open stream, or with nil when there is none just then.
+// start loads what is known of the ledger, starts the work on it, and feeds the pipeline until ctx
+// ends; then it calls finish with the open stream, or with nil when there is none just then.
 func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finish func(relay.Stream) error) error {
 	unknown, err := p.ledger.load(ctx)
 	if err != nil {
@@ -191,7 +193,8 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 	return p.feeder.run(ctx, finish)
 }
 
-// marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the server may be told of confirmed.
+// marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the
+// server may be told of confirmed.
 func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
 	p.told.Marked(p.done.of(batch))
 	p.done.clear()
@@ -203,9 +206,10 @@ func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
 	}
 }
 
-// leave waits until all work has ended, but not without an end: a sink that obeys no context, on a pipe that nobody reads, must keep
-// neither the lease nor the process. What is left behind may send nothing more, since the lease is released next.
-func (p *pipeline) leave(work context.Context, group *errgroup.Group) (err error, ended bool) { //nolint:revive // errgroup's error, and whether it is there
+// leave waits until all work has ended, but not without an end: a sink that obeys no context, on a
+// pipe that nobody reads, must keep neither the lease nor the process. What is left behind may send
+// nothing more, since the lease is released next. It returns the group's error, if that is there.
+func (p *pipeline) leave(work context.Context, group *errgroup.Group) (err error, ended bool) { //nolint:revive
 	all := make(chan error, 1)
 	go func() { all <- group.Wait() }()
 	timeout := time.NewTimer(leaveTimeout)
@@ -237,8 +241,8 @@ const (
 	leaveTimeout = 5 * time.Second
 )
 
-// drain waits until nothing is in flight, at most DrainTimeout. No round of ledger entries begins from here on, and what its
-// sink does not take goes to the ledger.
+// drain waits until nothing is in flight, at most DrainTimeout. No round of ledger entries begins
+// from here on, and what its sink does not take goes to the ledger.
 func (p *pipeline) drain(work context.Context) {
 	p.window.stop()
 	close(p.ending)
@@ -261,7 +265,8 @@ func (p *pipeline) drain(work context.Context) {
 	}
 }
 
-// restoreSinks takes the isolation of sinks back in what the outside sees: nobody would, after the pipeline.
+// restoreSinks takes the isolation of sinks back in what the outside sees: nobody would, after the
+// pipeline.
 func (p *pipeline) restoreSinks() {
 	for i, s := range p.shelves {
 		if s.isolated() {

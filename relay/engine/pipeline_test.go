@@ -90,7 +90,8 @@ func TestBudget(t *testing.T) {
 		wantOffers(t, sink, "a1", "b1", "c1")
 	})
 
-	// Memory is bounded whatever the size of a transaction, and the slot stays before it until all of it is done.
+	// Memory is bounded whatever the size of a transaction, and the slot stays before it until all
+	// of it is done.
 	bubble(t, "TransactionLargerThanTheBudget", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		var most int
@@ -130,7 +131,8 @@ func (s *watched) Publish(ctx context.Context, batch []*relay.Record) error {
 }
 
 func TestWatermark(t *testing.T) {
-	for _, passEnds := range []bool{false, true} { // the end of a transaction travels with its last event, or comes by itself
+	// The end of a transaction travels with its last event, or comes by itself.
+	for _, passEnds := range []bool{false, true} {
 		suffix := map[bool]string{false: "EndsTravel", true: "EndsPass"}[passEnds]
 		bubble(t, "FollowsCommitEnds/"+suffix, func(t *testing.T) {
 			w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -194,7 +196,8 @@ func TestWatermark(t *testing.T) {
 		wantOffers(t, sink, "a1")
 	})
 
-	// A row whose mark does not come about holds the watermark, and none of the others, however many they are.
+	// A row whose mark does not come about holds the watermark, and none of the others, however
+	// many they are.
 	bubble(t, "StuckRowHoldsNoOther", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		var locked atomic.Bool
@@ -225,7 +228,8 @@ func TestWatermark(t *testing.T) {
 		wantWatermark(t, r, end)
 	})
 
-	// Rows that are not ours to publish carry their transaction's end all the same: behind an event in flight it waits for it.
+	// Rows that are not ours to publish carry their transaction's end all the same: behind an event
+	// in flight it waits for it.
 	bubble(t, "SkippedRowsCarryTheirEnd", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -244,7 +248,8 @@ func TestWatermark(t *testing.T) {
 		wantTaken(t, sink, "b1")
 	})
 
-	// The last row of a transaction is skipped: its end waits for the row before it in the same transaction.
+	// The last row of a transaction is skipped: its end waits for the row before it in the same
+	// transaction.
 	bubble(t, "SkippedRowAtTheEnd", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -259,7 +264,8 @@ func TestWatermark(t *testing.T) {
 }
 
 func TestReconnect(t *testing.T) {
-	// The new connection tells everything since the watermark again; what is in flight is not published twice.
+	// The new connection tells everything since the watermark again; what is in flight is not
+	// published twice.
 	bubble(t, "RepetitionIsDropped", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -299,8 +305,8 @@ func TestReconnect(t *testing.T) {
 		wantTaken(t, sink, "a1")
 	})
 
-	// The connection breaks while the stream waits for room in the budget: what it was about to hand over has not been taken,
-	// and is taken when it comes again.
+	// The connection breaks while the stream waits for room in the budget: what it was about to
+	// hand over has not been taken, and is taken when it comes again.
 	bubble(t, "BreaksWhileTheBudgetIsSpent", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -388,8 +394,8 @@ func TestReconnect(t *testing.T) {
 }
 
 func TestLookUp(t *testing.T) {
-	// A new owner starts before what its predecessor marked: settled rows are skipped, the others published, and past that
-	// position nothing is looked up.
+	// A new owner starts before what its predecessor marked: settled rows are skipped, the others
+	// published, and past that position nothing is looked up.
 	bubble(t, "UpToMarkedLSN", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.commit("a", "b")
@@ -418,8 +424,8 @@ func TestLookUp(t *testing.T) {
 		wantWatermark(t, r, end)
 	})
 
-	// Past the position a row is published whatever the look-up says of it: nobody can have marked it, and asking was for its
-	// neighbours.
+	// Past the position a row is published whatever the look-up says of it: nobody can have marked
+	// it, and asking was for its neighbours.
 	bubble(t, "OthersOfTheBatch", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		marked, _ := w.commit("a")
@@ -482,7 +488,8 @@ func TestLookUp(t *testing.T) {
 		wantWatermark(t, r, end)
 	})
 
-	// A row that another worker has claimed is not touched until that worker has told its fate: here it sends it.
+	// A row that another worker has claimed is not touched until that worker has told its fate:
+	// here it sends it.
 	bubble(t, "HybridWaitsForClaims", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.commit("a", "b")
@@ -517,7 +524,8 @@ func TestLookUp(t *testing.T) {
 	})
 }
 
-// A row that cannot be made into a record is marked with the reason and reaches no sink; those behind it flow.
+// A row that cannot be made into a record is marked with the reason and reaches no sink; those
+// behind it flow.
 func TestEncoderRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -610,7 +618,8 @@ func TestTwoSinks(t *testing.T) {
 }
 
 func TestShutdown(t *testing.T) {
-	// What is in flight is acknowledged and marked, the server is told, the connection closed, and the lease goes last.
+	// What is in flight is acknowledged and marked, the server is told, the connection closed, and
+	// the lease goes last.
 	bubble(t, "Drains", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()

@@ -13,8 +13,9 @@ import (
 
 func polling(cfg *engine.Config) { quick(cfg); cfg.Mode = relay.ModePolling }
 
-// A look at the whole table takes so long that it is made every ten minutes only. The looks at the newest rows find every event at once,
-// also shortly before the next look at the whole table, when most of their window is older than the last one.
+// A look at the whole table takes so long that it is made every ten minutes only. The looks at the
+// newest rows find every event at once, also shortly before the next look at the whole table, when
+// most of their window is older than the last one.
 func TestPollingLargeTable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -55,7 +56,8 @@ func TestPollingLargeTable(t *testing.T) {
 	})
 }
 
-// What an owner had claimed when it died was first of its key: it is looked for before what is pending.
+// What an owner had claimed when it died was first of its key: it is looked for before what is
+// pending.
 func TestPollingLooksForClaimsOfTheDeadFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -75,7 +77,8 @@ func TestPollingLooksForClaimsOfTheDeadFirst(t *testing.T) {
 	})
 }
 
-// The position up to which the slot has to be asked is not to be had for a while. The table is polled meanwhile, and then the slot is read.
+// The position up to which the slot has to be asked is not to be had for a while. The table is
+// polled meanwhile, and then the slot is read.
 func TestPollingUntilHorizonIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")

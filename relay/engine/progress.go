@@ -11,27 +11,32 @@ import (
 type progress struct {
 	read                             relay.LSN
 	admitted, marked, skipped, swept uint64
-	told                             uint64 // with nothing in flight: how often the server has said anything
-	steps                            uint64 // of looks at the table, and of a recovery
-	owner                            *pipeline
+	// With nothing in flight: how often the server has said anything.
+	told  uint64
+	steps uint64 // of looks at the table, and of a recovery
+	owner *pipeline
 }
 
-// progress returns them, whether there is anything to move, and for whom it waits if that is not up to us. This is the one definition
-// of progress: readiness, the verdict, outbox_ready with its alert, and who gives the lease up all look at it.
+// progress returns them, whether there is anything to move, and for whom it waits if that is not up
+// to us. This is the one definition of progress: readiness, the verdict, outbox_ready with its
+// alert, and who gives the lease up all look at it.
 //
-// There is something to move when events are in flight; while streaming, when there is WAL that the stream has not brought, and
-// whenever the connection is away; while polling, as long as a look at the table is under way or the last one failed; while
-// recovering, always.
+// There is something to move when events are in flight; while streaming, when there is WAL that the
+// stream has not brought, and whenever the connection is away; while polling, as long as a look at
+// the table is under way or the last one failed; while recovering, always.
 //
 // A standstill is ours only where we owe the next step. Three sequences look like one and are none:
 //
-//   - Somebody commits a transaction of some GB that does not touch the outbox. The walsender comes to its commit and decodes all of it, to send
-//     nothing. For minutes its keepalives repeat one position, while WAL grows. With nothing in flight we owe nothing: whoever is told something,
-//     again and again, is reading. (A server that says nothing at all ends the stream: RELAY_WAL_SENDER_TIMEOUT.)
-//   - In hybrid mode the stream comes to a row that the library's worker has claimed. The reader asks for its fate, and reads nothing meanwhile:
-//     at most until the claim is too old.
-//   - The oldest event is with a sink that is down. Another relay could not deliver it either. That the oldest waits for its mark,
-//     or for a sink that is not known to be down, is no such case, whatever other sinks do.
+//   - Somebody commits a transaction of some GB that does not touch the outbox. The walsender comes
+//     to its commit and decodes all of it, to send nothing. For minutes its keepalives repeat one
+//     position, while WAL grows. With nothing in flight we owe nothing: whoever is told something,
+//     again and again, is reading. (A server that says nothing at all ends the stream:
+//     RELAY_WAL_SENDER_TIMEOUT.)
+//   - In hybrid mode the stream comes to a row that the library's worker has claimed. The reader
+//     asks for its fate, and reads nothing meanwhile: at most until the claim is too old.
+//   - The oldest event is with a sink that is down. Another relay could not deliver it either. That
+//     the oldest waits for its mark, or for a sink that is not known to be down, is no such case,
+//     whatever other sinks do.
 func (p *pipeline) progress() (now progress, owes bool, waitsFor string) {
 	now, owes, waitsFor, open := p.position()
 	if open == 0 {
@@ -45,7 +50,8 @@ func (p *pipeline) progress() (now progress, owes bool, waitsFor string) {
 	return now, false, relay.WaitsForSink
 }
 
-// position is progress as the pipeline's own state tells it; open are the sinks, by their bits, that the oldest event waits for.
+// position is progress as the pipeline's own state tells it; open are the sinks, by their bits,
+// that the oldest event waits for.
 func (p *pipeline) position() (now progress, owes bool, waitsFor string, open uint64) {
 	counts, read := p.window.counted(), p.intake.reading()
 	steps, owes, streams := p.doing.found()
@@ -70,7 +76,8 @@ func (p *pipeline) position() (now progress, owes bool, waitsFor string, open ui
 	}
 }
 
-// noteProgress notes for each slot since when it has been at the same place with work to do, and since when it waits for others.
+// noteProgress notes for each slot since when it has been at the same place with work to do, and
+// since when it waits for others.
 func (e *Engine) noteProgress(at time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -8,12 +8,13 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// recheckEvery is how often a relay that runs looks again at what it has checked when it began: somebody switches row security on, takes a right away, puts a
-// filter on the publication. Each look plans some dozens of statements.
+// recheckEvery is how often a relay that runs looks again at what it has checked when it began:
+// somebody switches row security on, takes a right away, puts a filter on the publication. Each
+// look plans some dozens of statements.
 const recheckEvery = time.Minute
 
-// recheck looks again until ctx ends. What a person has to fix makes the relay not ready, in the words with which a start would refuse; a database that does
-// not answer is told elsewhere.
+// recheck looks again until ctx ends. What a person has to fix makes the relay not ready, in the
+// words with which a start would refuse; a database that does not answer is told elsewhere.
 func (e *Engine) recheck(ctx context.Context) {
 	for relay.Sleep(ctx, recheckEvery) {
 		err := e.checkDatabase(ctx)

@@ -11,7 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// remarkEvery is how often rows that were set aside are looked at. As long as there are none, that costs no statement.
+// remarkEvery is how often rows that were set aside are looked at. As long as there are none, that
+// costs no statement.
 const remarkEvery = time.Second
 
 // aside are the rows that were set aside.
@@ -32,7 +33,8 @@ func (a *aside) known() relay.Unmarked {
 	return a.unmarked
 }
 
-// run tries rows that were set aside again, until ctx ends. It returns an error only when the lease is gone.
+// run tries rows that were set aside again, until ctx ends. It returns an error only when the lease
+// is gone.
 func (a *aside) run(ctx context.Context) error {
 	for failed := false; ; {
 		u, err := a.lease.Remark(ctx)

@@ -4,8 +4,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// reports hands batches to an observer, from one piece of memory. Whoever owns it clears it afterwards, or what is done would
-// stay in memory.
+// reports hands batches to an observer, from one piece of memory. Whoever owns it clears it
+// afterwards, or what is done would stay in memory.
 type reports struct{ batch []*relay.Flight }
 
 // of returns the batch as observers see it, until clear is called.

@@ -10,11 +10,13 @@ import (
 const (
 	retainBatch = 1000
 	retainEvery = time.Minute // at the longest: not longer than RELAY_RETENTION itself
-	// retainPause is the rest after a batch, in multiples of the time that the batch took: marks go first.
+	// retainPause is the rest after a batch, in multiples of the time that the batch took: marks go
+	// first.
 	retainPause = 9
 )
 
-// retain removes rows that were sent long ago, as RELAY_RETENTION says. Only the slot's owner does it.
+// retain removes rows that were sent long ago, as RELAY_RETENTION says. Only the slot's owner does
+// it.
 func (p *pipeline) retain(ctx context.Context) error {
 	if p.cfg.Retention == 0 {
 		return nil

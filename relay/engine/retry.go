@@ -6,7 +6,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// givesUp reports whether an event that was refused so many times is a dead letter. What a person can make welcome has a time, too.
+// givesUp reports whether an event that was refused so many times is a dead letter. What a person
+// can make welcome has a time, too.
 func (c *Config) givesUp(r *relay.RefusedError, attempts int) bool {
 	switch {
 	case r.Final:

@@ -6,9 +6,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// round is one offer of ledger entries to one sink, through its lanes. Each entry gets one try; what fails in passing stays in the ledger
-// as it was. Entries of one key are in order in one lane, and when one of them is not delivered those behind it are not
-// offered.
+// round is one offer of ledger entries to one sink, through its lanes. Each entry gets one try;
+// what fails in passing stays in the ledger as it was. Entries of one key are in order in one lane,
+// and when one of them is not delivered those behind it are not offered.
 type round struct {
 	mu        sync.Mutex // guards what follows
 	left      int        // entries without a fate in this round

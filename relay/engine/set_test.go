@@ -10,7 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// A relay that stands by beside another slot of the table says whose that is. It is ready for the time of a rolling update, and then not.
+// A relay that stands by beside another slot of the table says whose that is. It is ready for the
+// time of a rolling update, and then not.
 func TestStandbyBesideAnotherSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

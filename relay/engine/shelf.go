@@ -8,28 +8,33 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// shelf is what a pipeline knows, in memory, of one sink's part of the ledger: which keys have entries there, so that later events of
-// theirs go there too, and whether the sink is isolated, so that all do. It is exact about sinks and keeps keys by hash, in a
-// few megabytes whatever the size of the ledger (see tally). A stranger that shares its bucket with a blocked key takes the
-// way through the ledger too, where it waits for what was parked before it.
+// shelf is what a pipeline knows, in memory, of one sink's part of the ledger: which keys have
+// entries there, so that later events of theirs go there too, and whether the sink is isolated, so
+// that all do. It is exact about sinks and keeps keys by hash, in a few megabytes whatever the size
+// of the ledger (see tally). A stranger that shares its bucket with a blocked key takes the way
+// through the ledger too, where it waits for what was parked before it.
 //
-// An entry is counted from the moment at which a lane decides to park it, long before it is written, until the transaction has
-// committed that takes it out. So a lane that finds a key's count at 0 knows that everything before was delivered, or given up.
+// An entry is counted from the moment at which a lane decides to park it, long before it is
+// written, until the transaction has committed that takes it out. So a lane that finds a key's
+// count at 0 knows that everything before was delivered, or given up.
 //
-// Crashes: the counts are read from the ledger again by the next owner (Ledger.Blocking), before its first event.
+// Crashes: the counts are read from the ledger again by the next owner (Ledger.Blocking), before
+// its first event.
 type shelf struct {
 	sink string
 	wake chan struct{} // capacity one: there may be something to drain
-	// stopping is closed when the relay is being stopped: what fails goes to the ledger, to be there when the next owner comes.
+	// stopping is closed when the relay is being stopped: what fails goes to the ledger, to be
+	// there when the next owner comes.
 	stopping chan struct{}
 
 	mu     sync.Mutex // guards what follows
 	counts tally
 	under  map[uint32]uint32 // of counts: entries that are being offered in a round
 	total  int               // entries that are counted
-	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be in the ledger all the same, when the
-	// answer to the mark was lost or its row is not visible yet. It is not offered: the mark that comes again would make it
-	// a second time. True means that it is counted in total; its event is in flight as well.
+	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be
+	// in the ledger all the same, when the answer to the mark was lost or its row is not visible
+	// yet. It is not offered: the mark that comes again would make it a second time. True means
+	// that it is counted in total; its event is in flight as well.
 	doubtful map[int64]bool
 	rounds   int // that have ended
 
@@ -38,7 +43,8 @@ type shelf struct {
 	since   time.Time
 }
 
-// shelfBuckets are so many that of a million blocked keys each stands in the way of one stranger in five; of ten thousand, one in 400.
+// shelfBuckets are so many that of a million blocked keys each stands in the way of one stranger in
+// five; of ten thousand, one in 400.
 const shelfBuckets = 1 << 22
 
 func newShelf(sink string) *shelf {
@@ -53,7 +59,8 @@ type verdict int
 const (
 	offer   verdict = iota // nothing before it is in the ledger
 	toShelf                // park it
-	hold                   // what is before it is being offered just now: wait for the end of that round
+	// What is before it is being offered just now: wait for the end of that round.
+	hold
 )
 
 // verdict is called with mu held.
@@ -81,7 +88,8 @@ func (s *shelf) park(f *flight) {
 	s.doubt(f.position, true)
 }
 
-// parkRefused is park for an event that was refused: a dead letter that its key passes is not counted.
+// parkRefused is park for an event that was refused: a dead letter that its key passes is not
+// counted.
 func (s *shelf) parkRefused(f *flight, p *relay.Parked) {
 	if p.Detached {
 		s.doubt(f.position, false)
@@ -157,7 +165,8 @@ func (s *shelf) end(freed []*relay.Entry) {
 		if e.Detached {
 			continue
 		}
-		if b := bucketOf(e.KeyHash); s.total > 0 && s.counts.of(b) > 0 { // a person may have made an entry by hand, which nobody counted
+		// A person may have made an entry by hand, which nobody counted.
+		if b := bucketOf(e.KeyHash); s.total > 0 && s.counts.of(b) > 0 {
 			s.counts.add(b, -1)
 			s.total--
 		}
@@ -166,8 +175,8 @@ func (s *shelf) end(freed []*relay.Entry) {
 	s.rounds++
 }
 
-// isolate diverts everything to the ledger, because the sink is down or because it holds back too much WAL; it reports whether it
-// had not been isolated.
+// isolate diverts everything to the ledger, because the sink is down or because it holds back too
+// much WAL; it reports whether it had not been isolated.
 func (s *shelf) isolate(overWAL bool) (first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,7 +193,8 @@ func (s *shelf) isolate(overWAL bool) (first bool) {
 	return first
 }
 
-// up ends an isolation for the reason given and reports whether that made the sink a normal one again, and for how long it was not.
+// up ends an isolation for the reason given and reports whether that made the sink a normal one
+// again, and for how long it was not.
 func (s *shelf) up(overWAL bool) (ended bool, after time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,7 +214,8 @@ func (s *shelf) state() (entries int, down, overWAL bool) {
 	return s.total, s.down, s.overWAL
 }
 
-// snapshot is what the outside may know. What is not in the ledger of the entries that are counted is of events in flight.
+// snapshot is what the outside may know. What is not in the ledger of the entries that are counted
+// is of events in flight.
 func (s *shelf) snapshot() relay.ShelfSnapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,8 +247,8 @@ func (s *shelf) isStopping() bool {
 	}
 }
 
-// tally counts by bucket. A byte each is enough for nearly all of them, however large the ledger: what is more is a key that has
-// been blocked for long.
+// tally counts by bucket. A byte each is enough for nearly all of them, however large the ledger:
+// what is more is a key that has been blocked for long.
 type tally struct {
 	small []uint8           // nil as long as nothing was counted; manyEntries: see large
 	large map[uint32]uint32 // the counts from manyEntries on

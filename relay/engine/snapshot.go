@@ -6,7 +6,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Snapshot returns what the engine is like now: a look at each slot. It is cheap and may be called at any time.
+// Snapshot returns what the engine is like now: a look at each slot. It is cheap and may be called
+// at any time.
 func (e *Engine) Snapshot() relay.Snapshot {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -27,8 +27,8 @@ func failing(n int) (errs []error) {
 	return errs
 }
 
-// Each way of finding events stands still in its own way. Each is told, by readiness and verdict, and the lease is given up for another
-// relay to try.
+// Each way of finding events stands still in its own way. Each is told, by readiness and verdict,
+// and the lease is given up for another relay to try.
 func TestStall(t *testing.T) {
 	for _, tt := range []struct {
 		name, mode string
@@ -74,7 +74,8 @@ func TestStall(t *testing.T) {
 		})
 	}
 
-	// With a standby there, the relay that has given the lease up leaves it to that one for a while.
+	// With a standby there, the relay that has given the lease up leaves it to that one for a
+	// while.
 	bubble(t, "LeavesItToTheStandby", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.onMark = marksFail
@@ -90,7 +91,8 @@ func TestStall(t *testing.T) {
 		w.untilStatus("sent", "a1")
 	})
 
-	// A sink that is down is the reason for nothing of this, as long as its events wait for it alone.
+	// A sink that is down is the reason for nothing of this, as long as its events wait for it
+	// alone.
 	bubble(t, "NotForASinkThatIsDown", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.Down(errors.New("connection refused"))
@@ -140,7 +142,8 @@ func TestStall(t *testing.T) {
 		}
 	})
 
-	// In mode cdc nothing is delivered while the slot is being made: not ready. Another relay would wait, too.
+	// In mode cdc nothing is delivered while the slot is being made: not ready. Another relay would
+	// wait, too.
 	bubble(t, "MakingTheSlot", func(t *testing.T) {
 		w, sink := making(t), sinktest.NewScript("kafka")
 		r := start(t, w, func(cfg *engine.Config) { quick(cfg); cfg.Mode = relay.ModeCDC }, sink)
@@ -184,7 +187,8 @@ func TestStall(t *testing.T) {
 	})
 }
 
-// Events on their way from a sink that is down into the ledger are counted once, though they are in flight and parked.
+// Events on their way from a sink that is down into the ledger are counted once, though they are in
+// flight and parked.
 func TestPendingCountsEventsOnce(t *testing.T) {
 	bubble(t, "WhileParked", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")

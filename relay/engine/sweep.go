@@ -14,18 +14,22 @@ import (
 const (
 	// lookCeiling bounds the pause, whatever a look costs.
 	lookCeiling = 10 * time.Minute
-	// A look at the newest rows alone, while polling, may take more: it is what its latency is made of.
+	// A look at the newest rows alone, while polling, may take more: it is what its latency is made
+	// of.
 	windowShare = 20
-	// lookBack is how far back such a look goes, from the moment at which the last look at the whole table began: rows are seen when
-	// their transaction ends, and created_at is the client's clock. What comes later or is further off is found by the next look
-	// at the whole table.
+	// lookBack is how far back such a look goes, from the moment at which the last look at the
+	// whole table began: rows are seen when their transaction ends, and created_at is the client's
+	// clock. What comes later or is further off is found by the next look at the whole table.
 	lookBack = 10 * time.Minute
-	// edge is the part of its far end, next to the time since that look, which belongs to the looks at the whole table too. A key with
-	// a row there is left to them altogether: it may have an older row that the look does not show, and that must not be
-	// overtaken. Two rows of a key that have both come since the last look at the whole table are apart by no more than the time
-	// since then and the length of a transaction. So a look at the newest rows always takes those of the last lookBack - edge.
+	// edge is the part of its far end, next to the time since that look, which belongs to the looks
+	// at the whole table too. A key with a row there is left to them altogether: it may have an
+	// older row that the look does not show, and that must not be overtaken. Two rows of a key that
+	// have both come since the last look at the whole table are apart by no more than the time
+	// since then and the length of a transaction. So a look at the newest rows always takes those
+	// of the last lookBack - edge.
 	edge = 2 * time.Minute
-	// leftSoon is how soon the whole table is looked at again after the newest rows have shown a key that was left out.
+	// leftSoon is how soon the whole table is looked at again after the newest rows have shown a
+	// key that was left out.
 	leftSoon = time.Minute
 )
 
@@ -33,10 +37,13 @@ const (
 type looks struct {
 	whole  [relay.SweepFailed + 1]relay.Schedule
 	window relay.Schedule
-	last   time.Time // when the last look at the whole table for pending rows that found what there was began; zero: there was none yet
+	// When the last look at the whole table for pending rows that found what there was began; zero:
+	// there was none yet.
+	last time.Time
 }
 
-// sweeps look through the table, one at a time: the feeder's, when it recovers or polls, and those beside the stream.
+// sweeps look through the table, one at a time: the feeder's, when it recovers or polls, and those
+// beside the stream.
 type sweeps struct {
 	cfg    *Config
 	log    hclog.Logger
@@ -68,8 +75,8 @@ func (s *sweeps) sweep(ctx context.Context, q relay.SweepQuery, cause string) (r
 	return rows, err
 }
 
-// look looks for rows of one kind, and waits until they are marked, so that the next look does not find them again. It returns how many there
-// were.
+// look looks for rows of one kind, and waits until they are marked, so that the next look does not
+// find them again. It returns how many there were.
 func (s *sweeps) look(ctx context.Context, next *relay.Schedule, q relay.SweepQuery, cause string, share int) (rows int, err error) {
 	began, waited := time.Now(), time.Duration(0)
 	s.doing.lookBegins()
@@ -112,8 +119,8 @@ func (s *sweeps) traceSweep(began time.Time, cause string, rows *int, err *error
 	}
 }
 
-// wholeKeys returns a filter for rows in the order of created_at that leaves out, of a look that begins at since, the keys with a row in the
-// first part of it. left is how many keys that were.
+// wholeKeys returns a filter for rows in the order of created_at that leaves out, of a look that
+// begins at since, the keys with a row in the first part of it. left is how many keys that were.
 func wholeKeys(since relay.Timestamp, part time.Duration) (filter func([]relay.Event) []relay.Event, left func() int) {
 	if since == 0 {
 		return func(events []relay.Event) []relay.Event { return events }, func() int { return 0 }
@@ -135,7 +142,8 @@ func wholeKeys(since relay.Timestamp, part time.Duration) (filter func([]relay.E
 	}, func() int { return len(out) }
 }
 
-// kinds are what is looked for. What a dead owner had claimed lies in front of what is pending of its key.
+// kinds are what is looked for. What a dead owner had claimed lies in front of what is pending of
+// its key.
 var kinds = [...]relay.SweepKind{relay.SweepClaimed, relay.SweepPending, relay.SweepFailed}
 
 // poll finds events in the table until ctx has ended, or until is closed (nil: never).
@@ -157,14 +165,17 @@ func (s *sweeps) poll(ctx context.Context, until <-chan struct{}, why string) {
 		if ctx.Err() != nil || until == nil {
 			return
 		}
-		// A slot that can be read again tells of the rows that were found here. All of them are marked; up to here it has to be asked.
+		// A slot that can be read again tells of the rows that were found here. All of them are
+		// marked; up to here it has to be asked.
 		h, err := s.lease.Horizon(ctx)
 		if err == nil {
 			_ = s.intake.lookUp(ctx, h.WAL) // it fails only when ctx ends
 			return
 		}
 		s.lookFailed(ctx, err)
-		until = timeUp(time.Second) // nothing may be read from the slot before it is known, so the table is looked at meanwhile
+		// Nothing may be read from the slot before it is known, so the table is looked at
+		// meanwhile.
+		until = timeUp(time.Second)
 	}
 }
 
@@ -221,9 +232,11 @@ func (s *sweeps) warnOfSlot(ctx context.Context) {
 		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "fix", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+s.slot+"')")
 }
 
-// sweepBeside looks, beside a running stream, for rows that no slot tells of: set back to pending by hand, left behind by a dead worker,
-// inserted by a subscription. It looks twice. What is visible at the first look was committed before the WAL's end just after it; when the
-// watermark has passed that end, the stream is done with all of it, and whatever of it still asks for delivery is not the stream's.
+// sweepBeside looks, beside a running stream, for rows that no slot tells of: set back to pending
+// by hand, left behind by a dead worker, inserted by a subscription. It looks twice. What is
+// visible at the first look was committed before the WAL's end just after it; when the watermark
+// has passed that end, the stream is done with all of it, and whatever of it still asks for
+// delivery is not the stream's.
 func (s *sweeps) sweepBeside(ctx context.Context) error {
 	var looks [relay.SweepFailed + 1]relay.Schedule
 	for relay.Sleep(ctx, s.cfg.PollInterval) {
@@ -257,7 +270,8 @@ func (s *sweeps) sweepBeside(ctx context.Context) error {
 	return nil
 }
 
-// waitWatermark waits until everything committed before lsn is settled; it returns false when the stream has ended before that.
+// waitWatermark waits until everything committed before lsn is settled; it returns false when the
+// stream has ended before that.
 func (s *sweeps) waitWatermark(ctx context.Context, lsn relay.LSN) bool {
 	for s.window.watermark() < lsn {
 		if !relay.Sleep(ctx, 50*time.Millisecond) || !s.doing.isStreaming() {

@@ -17,7 +17,8 @@ func (deaf) Marked(relay.Marking)              {}
 func (deaf) Swept(relay.Swept)                 {}
 func (deaf) Drained(relay.Drained)             {}
 
-// launcher returns what encodes 1000 events and puts them on their lanes, as the stream does, and takes them off again.
+// launcher returns what encodes 1000 events and puts them on their lanes, as the stream does, and
+// takes them off again.
 func launcher(tracer relay.Tracer) func() {
 	cfg := DefaultConfig()
 	cfg.Tracer = tracer
@@ -55,7 +56,8 @@ func launcher(tracer relay.Tracer) func() {
 	}
 }
 
-// Without a tracer the way of an event costs no allocation more than encoding it, and nor does finding its trace context with one.
+// Without a tracer the way of an event costs no allocation more than encoding it, and nor does
+// finding its trace context with one.
 func TestTracerAllocates(t *testing.T) {
 	off := testing.AllocsPerRun(20, launcher(nil))
 	if on := testing.AllocsPerRun(20, launcher(deaf{})); on > off+1 { // of 1000 events

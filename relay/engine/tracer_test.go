@@ -73,7 +73,8 @@ func TestTracer(t *testing.T) {
 		return func(cfg *engine.Config) { cfg.Lanes, cfg.Tracer = 1, tr }
 	}
 
-	// Each offer and each mark is told; a trace is begun only for the row without a traceparent, once for all sinks, and a row's own is as it was.
+	// Each offer and each mark is told; a trace is begun only for the row without a traceparent,
+	// once for all sinks, and a row's own is as it was.
 	bubble(t, "WhatIsTold", func(t *testing.T) {
 		w, a, b, tr := newWorld(t), sinktest.NewScript("kafka"), sinktest.NewScript("rabbitmq"), new(tracer)
 		a.OnCall(1).Times(1).Fail(errConnection)

@@ -19,24 +19,27 @@ type flight struct {
 	round *round // of a flight that comes from the ledger; the tracker does not know it
 
 	// owned by the tracker
-	open    uint64    // a bit for each sink that has neither taken the record nor passed it to the ledger
-	marked  bool      // its row, and the ledger, say what became of it, committed
-	confirm relay.LSN // when not 0: the position that is safe once this flight and all before it are done
+	// A bit for each sink that has neither taken the record nor passed it to the ledger.
+	open   uint64
+	marked bool // its row, and the ledger, say what became of it, committed
+	// When not 0: the position that is safe once this flight and all before it are done.
+	confirm relay.LSN
 
 	before, behind *flight // its neighbours in the order of admission
 }
 
-// tracker knows what is in flight and how far the slot may move. It is a plain value without locks, I/O or
-// clock: the pipeline wraps it with a mutex. (It is no goroutine of its own: each of its
-// callers works in batches and holds the lock for microseconds, while a channel costs every batch two wake-ups.)
+// tracker knows what is in flight and how far the slot may move. It is a plain value without locks,
+// I/O or clock: the pipeline wraps it with a mutex. (It is no goroutine of its own: each of its
+// callers works in batches and holds the lock for microseconds, while a channel costs every batch
+// two wake-ups.)
 //
-// An event goes through admit → settle (once for each sink: taken, or passed to the ledger) → mark. Positions go through pass: the
-// end of a transaction, or the server's keepalive.
+// An event goes through admit → settle (once for each sink: taken, or passed to the ledger) → mark.
+// Positions go through pass: the end of a transaction, or the server's keepalive.
 //
-// Invariant: watermark is a position such that every event committed before it is marked, or in the ledger (or was never
-// ours). An event that is stuck holds the watermark and nothing else: those behind it leave when they
-// are done, however many they are, and cost neither budget nor memory. What is left of one is the
-// position that it carried, which goes to the event before it.
+// Invariant: watermark is a position such that every event committed before it is marked, or in the
+// ledger (or was never ours). An event that is stuck holds the watermark and nothing else: those
+// behind it leave when they are done, however many they are, and cost neither budget nor memory.
+// What is left of one is the position that it carried, which goes to the event before it.
 type tracker struct {
 	sinks int
 
@@ -66,8 +69,9 @@ func (t *tracker) admit(f *flight) {
 	t.bytes += f.size
 }
 
-// settle notes that a sink, known by its number, has acknowledged the event (park nil) or wants it in the ledger, and reports whether
-// that was the last one: the event is resolved then, and wants its mark.
+// settle notes that a sink, known by its number, has acknowledged the event (park nil) or wants it
+// in the ledger, and reports whether that was the last one: the event is resolved then, and wants
+// its mark.
 func (t *tracker) settle(f *flight, sink int, park *relay.Parked) (resolved bool) {
 	bit := uint64(1) << sink
 	if f.open&bit == 0 {
@@ -80,8 +84,8 @@ func (t *tracker) settle(f *flight, sink int, park *relay.Parked) (resolved bool
 	return f.open == 0
 }
 
-// mark notes that the event's row, and the ledger, tell its fate, committed: it is not in flight any
-// more. It reports whether the event was the oldest, which lets the watermark move.
+// mark notes that the event's row, and the ledger, tell its fate, committed: it is not in flight
+// any more. It reports whether the event was the oldest, which lets the watermark move.
 func (t *tracker) mark(f *flight) (oldest bool) {
 	if f.marked {
 		panic("tracker: event " + f.Record.EventID.String() + " marked twice")
@@ -106,7 +110,8 @@ func (t *tracker) mark(f *flight) (oldest bool) {
 	return oldest
 }
 
-// pass notes that the stream has delivered everything committed before lsn: those events were admitted or were not ours.
+// pass notes that the stream has delivered everything committed before lsn: those events were
+// admitted or were not ours.
 func (t *tracker) pass(lsn relay.LSN) {
 	if t.last != nil {
 		t.last.confirm = max(t.last.confirm, lsn)

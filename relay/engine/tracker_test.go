@@ -10,7 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// twin is the tracker told obviously: it never forgets and computes everything anew from its history.
+// twin is the tracker told obviously: it never forgets and computes everything anew from its
+// history.
 type twin struct {
 	history []twinEntry
 }
@@ -23,7 +24,8 @@ type twinEntry struct {
 	marked  bool
 }
 
-// state walks the history: the watermark is what was passed before the first event that is not marked.
+// state walks the history: the watermark is what was passed before the first event that is not
+// marked.
 func (w *twin) state() (watermark relay.LSN, inflight, bytes int) {
 	stuck := false
 	for _, e := range w.history {
@@ -63,7 +65,8 @@ func TestTrackerAgainstTwin(t *testing.T) {
 			}
 			for step := range 600 {
 				switch op := r.IntN(10); {
-				case op < 3: // a transaction of some events; its end travels with the last one or is passed
+				case op < 3:
+					// A transaction of some events; its end travels with the last one or is passed.
 					lsn += relay.LSN(1 + r.IntN(100))
 					commit, n := lsn, 1+r.IntN(4)
 					lsn += relay.LSN(1 + r.IntN(10))
@@ -144,7 +147,8 @@ func TestTrackerAgainstTwin(t *testing.T) {
 	}
 }
 
-// An event that is stuck holds the watermark, and nothing else: of those behind it that are done, nothing is kept.
+// An event that is stuck holds the watermark, and nothing else: of those behind it that are done,
+// nothing is kept.
 func TestTrackerDoneEventsAreNotKept(t *testing.T) {
 	tr := newTracker(1)
 	stuck := &flight{size: 10, confirm: 10}

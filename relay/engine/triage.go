@@ -4,12 +4,13 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it parks, leaves in the ledger, or puts
-// aside.
+// triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it
+// parks, leaves in the ledger, or puts aside.
 //
-// Nothing is parked past what is still to be offered: the sink may not take that, it would come to the ledger later, and be behind. So
-// the batch ends in front of an event that has to go to the ledger while one of its key (or bucket: their counts are one) is kept, and
-// the rest goes back to the queue until the kept ones have their fates.
+// Nothing is parked past what is still to be offered: the sink may not take that, it would come to
+// the ledger later, and be behind. So the batch ends in front of an event that has to go to the
+// ledger while one of its key (or bucket: their counts are one) is kept, and the rest goes back to
+// the queue until the kept ones have their fates.
 func (l *lane) triage(batch []*flight) []*flight {
 	var parked []*flight
 	var parks []*relay.Parked
@@ -23,7 +24,8 @@ func (l *lane) triage(batch []*flight) []*flight {
 			case f.round.haltedKey(f.Record.Key):
 				f.round.leave(f.Entry, nil)
 			case f.Unfit != nil && keeps.entry(kept, f):
-				f.round.leave(f.Entry, nil) // its turn comes when those in front of it have their fates
+				// Its turn comes when those in front of it have their fates.
+				f.round.leave(f.Entry, nil)
 			case f.Unfit != nil:
 				unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: f.Unfit})
 				f.round.settle(l.cfg.refusedAgain(f.Entry, f.Unfit))
@@ -96,7 +98,8 @@ func (k *keeping) see(kept []*flight) {
 	k.seen = len(kept)
 }
 
-// event reports whether an event of f's bucket is among the kept ones. Entries do not count: what is parked has its place behind them.
+// event reports whether an event of f's bucket is among the kept ones. Entries do not count: what
+// is parked has its place behind them.
 func (k *keeping) event(kept []*flight, f *flight) bool {
 	k.see(kept)
 	return k.buckets[bucketOf(f.keyHash)]

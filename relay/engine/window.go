@@ -36,7 +36,8 @@ func newWindow(cfg *Config, sinks int) *window {
 	}
 }
 
-// reserve waits until the budget has room for the first of events and returns how many of them fit. One feeder at a time asks.
+// reserve waits until the budget has room for the first of events and returns how many of them fit.
+// One feeder at a time asks.
 func (w *window) reserve(ctx context.Context, events []relay.Event) (int, error) {
 	for {
 		w.mu.Lock()
@@ -75,8 +76,9 @@ func (w *window) admit(flights []*flight, swept bool) {
 	}
 }
 
-// settle takes a lane's report: these events are acknowledged, or want an entry in the ledger where parks has one. Events of one key come in
-// order from each lane, so they are resolved in order, and the marker gets them in order.
+// settle takes a lane's report: these events are acknowledged, or want an entry in the ledger where
+// parks has one. Events of one key come in order from each lane, so they are resolved in order, and
+// the marker gets them in order.
 func (w *window) settle(sink int, batch []*flight, parks []*relay.Parked) {
 	resolved := make([]*flight, 0, len(batch))
 	w.mu.Lock()
@@ -86,10 +88,12 @@ func (w *window) settle(sink int, batch []*flight, parks []*relay.Parked) {
 			resolved = append(resolved, f)
 		}
 	}
-	w.marker.push(resolved) // under the lock: another sink's lane may be about to resolve what is behind them
+	// Under the lock: another sink's lane may be about to resolve what is behind them.
+	w.marker.push(resolved)
 }
 
-// mark lets go of events whose fates are committed, and reports whether the oldest was among them, so that the watermark has moved.
+// mark lets go of events whose fates are committed, and reports whether the oldest was among them,
+// so that the watermark has moved.
 func (w *window) mark(batch []*flight) (moved bool) {
 	w.mu.Lock()
 	for _, f := range batch {
@@ -120,7 +124,8 @@ func (w *window) pass(lsn relay.LSN) {
 	w.tracker.pass(lsn)
 }
 
-// watermark is the position up to which everything is settled, whether the database has a note of it or not.
+// watermark is the position up to which everything is settled, whether the database has a note of
+// it or not.
 func (w *window) watermark() relay.LSN {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -134,8 +139,8 @@ func (w *window) restart(at relay.LSN) {
 	w.tracker.watermark = at
 }
 
-// oldest returns the event that was admitted first of those in flight, with a bit for each sink that it waits for; nil when there
-// is none.
+// oldest returns the event that was admitted first of those in flight, with a bit for each sink
+// that it waits for; nil when there is none.
 func (w *window) oldest() (f *flight, open uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

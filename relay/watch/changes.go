@@ -13,7 +13,8 @@ import (
 const (
 	// changesKept is how many changes are remembered.
 	changesKept = 50
-	// changeRepeats is within what time the same change is counted rather than listed again, so that what flaps does not push out the rest.
+	// changeRepeats is within what time the same change is counted rather than listed again, so
+	// that what flaps does not push out the rest.
 	changeRepeats = time.Minute
 	// shownLength is how much of an error the status page shows, in characters.
 	shownLength = 400

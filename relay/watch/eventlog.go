@@ -17,10 +17,12 @@ import (
 //	       └──▶ refused (WARNING), parked ───────────▶ marked ─▶ retried ─▶ published, or refused again ─▶ resolved
 //	                                                                          … and in the end given up (ERROR)
 //
-// Each line has saga_id, and correlation_id, saga_name, step_name, and trace_id and span_id of a traceparent where the row's headers have them, so any of
-// these finds the whole way of a saga. Whoever writes one asks IsDebug first: at INFO a batch costs the question.
+// Each line has saga_id, and correlation_id, saga_name, step_name, and trace_id and span_id of a
+// traceparent where the row's headers have them, so any of these finds the whole way of a saga.
+// Whoever writes one asks IsDebug first: at INFO a batch costs the question.
 
-// factsOf are the pairs that tell an event, with more behind them. Of the row's headers only those four are told.
+// factsOf are the pairs that tell an event, with more behind them. Of the row's headers only those
+// four are told.
 func factsOf(f *relay.Flight, more ...any) []any {
 	return facts(f.Record.EventID, f.Record.EventType, f.SagaID, f.Record.Key, f.Record.Headers, more)
 }
@@ -79,7 +81,8 @@ func logNotTaken(log hclog.Logger, sink string, batch []*relay.Flight, offers in
 	}
 }
 
-// logRefused tells of an event that a sink refused for its own fault, or that cannot be offered to it.
+// logRefused tells of an event that a sink refused for its own fault, or that cannot be offered to
+// it.
 func logRefused(log hclog.Logger, sink string, f *relay.Flight, offers int, err error) {
 	log.Warn("event refused", factsOf(f, "sink", sink, "attempt", attempt(f, offers), "error_type", failureOf(err), "error", shown(err.Error()))...)
 }
@@ -100,7 +103,8 @@ func logParked(log hclog.Logger, batch []*relay.Flight, parks []*relay.Parked) {
 	}
 }
 
-// logMarked tells of events whose rows, and ledger, are written. A dead letter is told at any level: it is work for a person.
+// logMarked tells of events whose rows, and ledger, are written. A dead letter is told at any
+// level: it is work for a person.
 func logMarked(log hclog.Logger, batch []*relay.Flight) {
 	debug := log.IsDebug()
 	for _, f := range batch {
@@ -168,7 +172,8 @@ func logGone(log hclog.Logger, enc relay.Encoder, sink string, gone []*relay.Ent
 	}
 }
 
-// attempt is how often the event has been offered to one sink, this time included, if its lane has offered it so often.
+// attempt is how often the event has been offered to one sink, this time included, if its lane has
+// offered it so often.
 func attempt(f *relay.Flight, offers int) int {
 	if f.Entry != nil {
 		return f.Entry.Attempts + 1

@@ -11,13 +11,15 @@ import (
 )
 
 const (
-	// historyEvery is the time between two samples of the history, and historySamples how many are kept: 15 minutes.
+	// historyEvery is the time between two samples of the history, and historySamples how many are
+	// kept: 15 minutes.
 	historyEvery   = 5 * time.Second
 	historySamples = 180
 )
 
-// History is the relay's last 15 minutes, for the charts of the status page. All series end at End, have the same length, and a value
-// every EverySeconds; null where nothing was known: before the start, or while another relay owned the slot.
+// History is the relay's last 15 minutes, for the charts of the status page. All series end at End,
+// have the same length, and a value every EverySeconds; null where nothing was known: before the
+// start, or while another relay owned the slot.
 type History struct {
 	End          time.Time              `json:"end"`
 	EverySeconds float64                `json:"every_seconds"`

@@ -4,7 +4,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// recentUpdates are counts of the table's updates at the last looks, slotEvery observations apart: five minutes.
+// recentUpdates are counts of the table's updates at the last looks, slotEvery observations apart:
+// five minutes.
 type recentUpdates struct {
 	looks [recentLooks]relay.TableUpdates // a ring
 	n     int                             // looks so far
@@ -21,7 +22,8 @@ func (r *recentUpdates) add(now relay.TableUpdates) {
 	r.n++
 }
 
-// hotShare returns the share of the updates between the first look and the last that were HOT; nil when there was none.
+// hotShare returns the share of the updates between the first look and the last that were HOT; nil
+// when there was none.
 func (r *recentUpdates) hotShare() *float64 {
 	if r.n < 2 {
 		return nil

@@ -20,7 +20,8 @@ func TestRecentUpdates(t *testing.T) {
 		}
 	}
 	want("never looked", -1)
-	r.add(relay.TableUpdates{All: 1_000_000, HOT: 0}) // what was before the first look does not count
+	// What was before the first look does not count.
+	r.add(relay.TableUpdates{All: 1_000_000, HOT: 0})
 	want("one look", -1)
 	r.add(relay.TableUpdates{All: 1_000_000, HOT: 0})
 	want("no updates", -1)

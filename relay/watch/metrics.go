@@ -12,10 +12,12 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Metrics are all series that the engine exports; docs/contract.md lists those that the Python library has too, docs/metrics.md all of them.
-// The hot path pays for a few additions a batch: label values are resolved once and kept, and events are counted by runs.
+// Metrics are all series that the engine exports; docs/contract.md lists those that the Python
+// library has too, docs/metrics.md all of them. The hot path pays for a few additions a batch:
+// label values are resolved once and kept, and events are counted by runs.
 //
-// What an owner knows of its slots is in slotSeries: it is there while a slot is owned, and gone with it.
+// What an owner knows of its slots is in slotSeries: it is there while a slot is owned, and gone
+// with it.
 type Metrics struct {
 	workerID string
 
@@ -57,7 +59,9 @@ type Metrics struct {
 	memoryLimit  *prometheus.GaugeVec
 	isReady      atomic.Pointer[func() bool]
 
-	exemplars bool // records' trace contexts are known, so histograms may name them; set before anything is counted
+	// Records' trace contexts are known, so histograms may name them; set before anything is
+	// counted.
+	exemplars bool
 
 	mu         sync.Mutex // guards what follows
 	eventTypes map[string]*eventTypeMetrics
@@ -84,7 +88,8 @@ func (t *eventTypeMetrics) acked(seconds float64, events int, traced *relay.Trac
 	t.duration.mu.Unlock()
 }
 
-// maxEventTypes bounds the values of the label event_type, which come from rows: beyond it, types share "other".
+// maxEventTypes bounds the values of the label event_type, which come from rows: beyond it, types
+// share "other".
 const maxEventTypes = 200
 
 const otherEventType = "other"

@@ -10,7 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// BenchmarkAcked is what the counting of a batch of 1000 acknowledged events costs: of one type, and of eight types that take turns.
+// BenchmarkAcked is what the counting of a batch of 1000 acknowledged events costs: of one type,
+// and of eight types that take turns.
 func BenchmarkAcked(b *testing.B) {
 	for _, types := range []int{1, 8} {
 		b.Run(fmt.Sprint("types=", types), func(b *testing.B) {

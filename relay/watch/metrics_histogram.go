@@ -13,8 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// histograms are one histogram a label value. They are ours and not the client library's because events come in batches: whole runs of
-// them took equally long, and are counted at once.
+// histograms are one histogram a label value. They are ours and not the client library's because
+// events come in batches: whole runs of them took equally long, and are counted at once.
 type histograms struct {
 	desc   *prometheus.Desc
 	bounds []float64
@@ -74,7 +74,8 @@ func (h *histogram) add(value float64, n int) {
 	h.sum += value * float64(n)
 }
 
-// example notes an event's trace as the exemplar of the bucket that a value falls into. It is called with mu held.
+// example notes an event's trace as the exemplar of the bucket that a value falls into. It is
+// called with mu held.
 func (h *histogram) example(value float64, trace *relay.TraceContext) {
 	if h.traced == nil {
 		h.traced = make([]exemplar, len(h.counts))

@@ -14,7 +14,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Where events are traced, each bucket of the two latency histograms names the newest of its events whose trace is recorded, in OpenMetrics' form.
+// Where events are traced, each bucket of the two latency histograms names the newest of its events
+// whose trace is recorded, in OpenMetrics' form.
 func TestExemplars(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg, "worker-1", Config{})

@@ -81,7 +81,8 @@ func (s *sinkMetrics) acked(batch []*relay.Flight, took time.Duration) {
 	now := relay.TimestampOf(time.Now())
 	seconds := took.Seconds()
 
-	// A batch is counted by runs: of one type, and of one commit. Where types take turns, the few that do are kept at hand.
+	// A batch is counted by runs: of one type, and of one commit. Where types take turns, the few
+	// that do are kept at hand.
 	var types typeCounts
 	bytes := 0
 	committed, run := relay.Timestamp(0), 0
@@ -164,7 +165,8 @@ func (c *typeCounts) flush(seconds float64) {
 	}
 }
 
-// refused counts an event that the sink refused for its own fault, or that could not be offered for that.
+// refused counts an event that the sink refused for its own fault, or that could not be offered for
+// that.
 func (s *sinkMetrics) refused(f *relay.Flight, refusal error) {
 	s.m.eventType(f.Record.EventType).failed.Inc()
 	if f.Unfit != nil {
@@ -180,7 +182,8 @@ func (s *sinkMetrics) failed(err error) {
 	}
 }
 
-// failureOf sorts an event's error into one of a few words; none for what says nothing about the sink.
+// failureOf sorts an event's error into one of a few words; none for what says nothing about the
+// sink.
 func failureOf(err error) string {
 	var network net.Error
 	var op *net.OpError

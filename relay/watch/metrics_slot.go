@@ -9,8 +9,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// slotSeries exports what this relay knows of the slots it owns. Nothing of a slot outlives its ownership: a standby exports no series of
-// slots, and 0 for what is summed over the pods, because a missing value would keep the autoscaler from scaling down.
+// slotSeries exports what this relay knows of the slots it owns. Nothing of a slot outlives its
+// ownership: a standby exports no series of slots, and 0 for what is summed over the pods, because
+// a missing value would keep the autoscaler from scaling down.
 type slotSeries struct {
 	descs map[string]*prometheus.Desc
 
@@ -43,7 +44,8 @@ type slotSample struct {
 	hotRatio float64          // negative: nothing was marked yet
 }
 
-// slotDefinition is one series of slotSeries with the label slot alone. value returns false when there is nothing to say.
+// slotDefinition is one series of slotSeries with the label slot alone. value returns false when
+// there is nothing to say.
 type slotDefinition struct {
 	name, help string
 	kind       prometheus.ValueType
@@ -155,7 +157,8 @@ var slotDefinitions = []slotDefinition{
 	},
 }
 
-// Statuses of rows, wal_status, modes and ledger states are exported one-hot, or all of them, so that none is missing at 0.
+// Statuses of rows, wal_status, modes and ledger states are exported one-hot, or all of them, so
+// that none is missing at 0.
 var (
 	rowStates    = []string{"pending", "claimed", "sent", "failed", "dead_letter"}
 	walStatuses  = []string{"reserved", "extended", "unreserved", "lost", walMissing}

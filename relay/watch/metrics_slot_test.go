@@ -70,7 +70,8 @@ func TestSlotSeriesAddUp(t *testing.T) {
 		"outbox_events_by_state sent": 7, "outbox_events_by_state failed": 0, "outbox_marks_hot_ratio": 0.5,
 	}, "outbox_slot_wal_keep_size_bytes one", "outbox_slot_safe_wal_size_bytes one", "outbox_slot_spill_bytes_total one", "outbox_slot_wal_budget_bytes one")
 
-	// A slot that is lost has no positions any more, one that is gone has no wal_status of the server's.
+	// A slot that is lost has no positions any more, one that is gone has no wal_status of the
+	// server's.
 	m.slots.set("one", &slotSample{looked: true, info: relay.SlotInfo{WALEnd: 100}, mode: relay.ModeRecovering, inactive: time.Now().Add(-time.Minute), hotRatio: -1})
 	want("without the slot", map[string]float64{"outbox_slot_active one": 0, "outbox_slot_wal_status one missing": 1}, "outbox_slot_retained_wal_bytes one", "outbox_marks_hot_ratio")
 	if got := values()["outbox_slot_inactive_seconds one"]; got < 60 || got > 600 {

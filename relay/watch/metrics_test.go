@@ -17,8 +17,8 @@ import (
 
 var update = flag.Bool("update", false, "write the tables of docs/metrics.md (make docs)")
 
-// contractMetrics are the names in docs/contract.md, with the labels that the library, or we, gave them. Of what a relay tells of itself
-// beyond that, docs/metrics.md has the list.
+// contractMetrics are the names in docs/contract.md, with the labels that the library, or we, gave
+// them. Of what a relay tells of itself beyond that, docs/metrics.md has the list.
 var contractMetrics = map[string]string{
 	"outbox_batch_processed_total":          "worker_id",
 	"outbox_published_events_total":         "event_type worker_id",
@@ -70,8 +70,8 @@ func busyMetrics() *prometheus.Registry {
 	return reg
 }
 
-// TestMetricsOfTheContract looks at names and labels, and at docs/metrics.md, whose table of metrics is made of what is exported
-// (make docs).
+// TestMetricsOfTheContract looks at names and labels, and at docs/metrics.md, whose table of
+// metrics is made of what is exported (make docs).
 func TestMetricsOfTheContract(t *testing.T) {
 	families, err := busyMetrics().Gather()
 	if err != nil {
@@ -153,7 +153,8 @@ func TestHistogramAsTheLibrarys(t *testing.T) {
 		}
 		for _, m := range families[0].GetMetric() {
 			m.Histogram.CreatedTimestamp = nil
-			*m.Histogram.SampleSum = math.Round(m.GetHistogram().GetSampleSum()*1e6) / 1e6 // it is added up in another order
+			// It is added up in another order.
+			*m.Histogram.SampleSum = math.Round(m.GetHistogram().GetSampleSum()*1e6) / 1e6
 		}
 		return fmt.Sprint(families)
 	}

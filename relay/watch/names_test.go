@@ -65,7 +65,8 @@ func resident() int {
 	return int(stats.HeapAlloc)
 }
 
-// count does with an event what the engine does on its way: encode, acknowledge or refuse, log, mark.
+// count does with an event what the engine does on its way: encode, acknowledge or refuse, log,
+// mark.
 func count(t testing.TB, m *Metrics, enc relay.Encoder, ev *relay.Event, log hclog.Logger) {
 	t.Helper()
 	f := &relay.Flight{SagaID: ev.SagaID, AggregateType: ev.AggregateType}

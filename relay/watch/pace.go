@@ -8,8 +8,8 @@ import (
 const (
 	paceWindow  = 5 * time.Second
 	paceWindows = 12 // a minute
-	// A bucket's upper bound is the one before it times 2^(1/4), so a percentile is at most 19 % too high; the first ends at
-	// paceFirst, the last takes the rest, from 75 s on.
+	// A bucket's upper bound is the one before it times 2^(1/4), so a percentile is at most 19 %
+	// too high; the first ends at paceFirst, the last takes the rest, from 75 s on.
 	paceFirst   = 100 * time.Microsecond
 	paceBuckets = 80
 )
@@ -47,8 +47,8 @@ func paceBucket(took time.Duration) int {
 	return min(paceBuckets-1, int(math.Ceil(4*math.Log2(float64(took)/float64(paceFirst)))))
 }
 
-// read returns the events a second over the last full 10 s, and the 99th percentile in seconds of how long an event's batch took, over
-// the last minute; nil when there was none.
+// read returns the events a second over the last full 10 s, and the 99th percentile in seconds of
+// how long an event's batch took, over the last minute; nil when there was none.
 func (p *pace) read(now time.Time) (rate float64, p99 *float64) {
 	n := paceNumber(now)
 	var by [paceBuckets]uint64

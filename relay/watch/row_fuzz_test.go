@@ -13,7 +13,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// pieces are what rows are made of: what JSON, labels, log lines and terminals take for something else.
+// pieces are what rows are made of: what JSON, labels, log lines and terminals take for something
+// else.
 var pieces = []string{
 	"", "a", "Zoë", "\xff\xfe", "\x00", "\x01", "\x1b[2J", "\n", "\r\n", "\t", `"`, `\`, `\u0000`, `\ud800`, `\udc00\ud800`, "{", "}", "[", "]", ":", ",", "null", "1e400",
 	"\u2028", "\u202e", "\ufeff", "\u0085", "🙂", "=", "\xf0\x9f", "{saga}", ".", ".completed", ".st.success", "%s%n", "saga_name", "traceparent", "other",

@@ -11,12 +11,15 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// sagas counts sagas by the events that they leave in the outbox. An event counts when its row is marked, whatever its sinks said: that
-// happens once, also where a crash or a new owner has the event delivered again. It is the marker's goroutine that pays.
+// sagas counts sagas by the events that they leave in the outbox. An event counts when its row is
+// marked, whatever its sinks said: that happens once, also where a crash or a new owner has the
+// event delivered again. It is the marker's goroutine that pays.
 //
-// What it cannot know: what happened before this relay owned the slot, so a saga that was under way then counts as started again, with a
-// duration from then on; events that never were in the outbox; and, where several slots share out the table, those events of a saga
-// that another slot has. Rows found beside the stream (set back by a person, left behind by another worker) do not count: most of them were told of before.
+// What it cannot know: what happened before this relay owned the slot, so a saga that was under way
+// then counts as started again, with a duration from then on; events that never were in the outbox;
+// and, where several slots share out the table, those events of a saga that another slot has. Rows
+// found beside the stream (set back by a person, left behind by another worker) do not count: most
+// of them were told of before.
 type sagas struct {
 	rules    []sagaRule
 	explicit bool // a rule tells which events start a saga; otherwise the first one seen does
@@ -43,7 +46,8 @@ const (
 	maxSagaTypes = 100
 	maxSagaSteps = 300  // pairs of saga and step
 	maxMeanings  = 1000 // event types whose meaning is kept at hand
-	// maxMeaningBytes is the size of an event type that is kept: longer ones are asked about each time.
+	// maxMeaningBytes is the size of an event type that is kept: longer ones are asked about each
+	// time.
 	maxMeaningBytes = 512
 )
 
@@ -58,10 +62,11 @@ type sagaSteps struct{ success, failed, compensated, uncompensated prometheus.Co
 
 // trackedSaga is a saga of which an event was seen.
 type trackedSaga struct {
-	id            uint64
-	of            *sagaType
-	slot          string
-	first         relay.Timestamp // created_at of its first event; by the application's clock, as that of the last
+	id   uint64
+	of   *sagaType
+	slot string
+	// Created_at of its first event; by the application's clock, as that of the last.
+	first         relay.Timestamp
 	events        int
 	active        bool // counted in of.active
 	started       bool

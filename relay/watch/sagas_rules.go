@@ -13,18 +13,22 @@ type sagaOutcome string
 
 // Outcomes that a rule may name.
 const (
-	sagaStarted       sagaOutcome = "started"
-	sagaStep          sagaOutcome = "step"                // a step has succeeded
-	sagaStepFailed    sagaOutcome = "step_failed"         // a step has failed; compensation, if any, follows
-	sagaCompensated   sagaOutcome = "compensated"         // a step was compensated
-	sagaUncompensated sagaOutcome = "compensation_failed" // a step could not be compensated: what it did stands
-	sagaCompleted     sagaOutcome = "completed"           // the saga has ended well
-	sagaFailed        sagaOutcome = "failed"              // the saga has ended otherwise, compensated or not
+	sagaStarted sagaOutcome = "started"
+	sagaStep    sagaOutcome = "step" // a step has succeeded
+	// A step has failed; compensation, if any, follows.
+	sagaStepFailed  sagaOutcome = "step_failed"
+	sagaCompensated sagaOutcome = "compensated" // a step was compensated
+	// A step could not be compensated: what it did stands.
+	sagaUncompensated sagaOutcome = "compensation_failed"
+	sagaCompleted     sagaOutcome = "completed" // the saga has ended well
+	// The saga has ended otherwise, compensated or not.
+	sagaFailed sagaOutcome = "failed"
 )
 
 var sagaOutcomes = []sagaOutcome{sagaStarted, sagaStep, sagaStepFailed, sagaCompensated, sagaUncompensated, sagaCompleted, sagaFailed}
 
-// DefaultSagaRules are the event types of the library's OutboxSagaListener, and one for what that does not tell: a compensation that failed.
+// DefaultSagaRules are the event types of the library's OutboxSagaListener, and one for what that
+// does not tell: a compensation that failed.
 func DefaultSagaRules() []string {
 	return []string{
 		"{saga}.completed=completed", "{saga}.failed=failed",
@@ -39,7 +43,8 @@ type sagaRule struct {
 	outcome sagaOutcome
 }
 
-// parseSagaRule reads PATTERN=OUTCOME. In the pattern {saga} and {step} stand for a part without a dot, and * for any text.
+// parseSagaRule reads PATTERN=OUTCOME. In the pattern {saga} and {step} stand for a part without a
+// dot, and * for any text.
 func parseSagaRule(text string) (sagaRule, error) {
 	pattern, outcome, ok := strings.Cut(text, "=")
 	pattern, outcome = strings.TrimSpace(pattern), strings.TrimSpace(outcome)
@@ -86,7 +91,8 @@ func parseSagaRule(text string) (sagaRule, error) {
 	return sagaRule{pattern: compiled, outcome: sagaOutcome(outcome)}, nil
 }
 
-// parseSagaRules reads all of them, and reports every one that cannot be read; "none" alone means that there are none.
+// parseSagaRules reads all of them, and reports every one that cannot be read; "none" alone means
+// that there are none.
 func parseSagaRules(texts []string) (rules []sagaRule, err error) {
 	if len(texts) == 1 && texts[0] == "none" {
 		return nil, nil

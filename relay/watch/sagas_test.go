@@ -186,7 +186,8 @@ func TestSagasByName(t *testing.T) {
 	r.see("1", "Noted", "Placed", "Noted", "Shipped")
 	r.see("2", "Shipped")
 	r.see("3", "trip.off")
-	r.want("started_total", "aggregate=1") // the second was not seen to start, and a rule says what a start is
+	// The second was not seen to start, and a rule says what a start is.
+	r.want("started_total", "aggregate=1")
 	r.want("completed_total", "aggregate=2")
 	r.want("failed_total", "trip=1")
 	r.want("unmatched_events_total", "=2")
@@ -217,7 +218,8 @@ func TestSagasCompensationFailed(t *testing.T) {
 	r.want("steps_total", "compensated/order/reserve=1 compensation_failed/order/bill=1 compensation_failed/order/reserve=1 failed/order/pay=2 success/order/bill=1 success/order/reserve=2")
 }
 
-// Memory and labels are bounded, whatever comes: the sagas heard of least recently are dropped, and counted if they were under way.
+// Memory and labels are bounded, whatever comes: the sagas heard of least recently are dropped, and
+// counted if they were under way.
 func TestSagasAreBounded(t *testing.T) {
 	r := newSagaRig(t)
 	r.see("done", "order.a.success", "order.completed")
@@ -257,7 +259,8 @@ func TestSagasAreBounded(t *testing.T) {
 	}
 }
 
-// BenchmarkSagas is what the marker pays: for events that say nothing of sagas, and for those that do.
+// BenchmarkSagas is what the marker pays: for events that say nothing of sagas, and for those that
+// do.
 func BenchmarkSagas(b *testing.B) {
 	for _, eventType := range []string{"OrderCreated", "order.pay.success"} {
 		b.Run(eventType, func(b *testing.B) {

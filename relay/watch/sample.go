@@ -27,7 +27,8 @@ type sampler struct {
 	looking  <-chan tableLook // the table's rows are being counted
 	counting <-chan waitingRows
 
-	parked  [2]relay.Timestamp // the oldest event parked since the last count of the ledger, and before it
+	// The oldest event parked since the last count of the ledger, and before it.
+	parked  [2]relay.Timestamp
 	backlog int
 	oldest  relay.Timestamp // created_at of the oldest pending row at the last look at the table
 	updates relay.TableUpdates
@@ -99,7 +100,8 @@ func (o *sampler) work() *relay.WorkSnapshot {
 // saw takes a look at the slot, and asks for the table's updates.
 func (o *sampler) saw(ctx context.Context, info relay.SlotInfo) {
 	s := &o.sample
-	s.info, s.looked = info, info.Exists || o.about.Mode != relay.ModePolling // who only polls has no slot, and misses none
+	// Who only polls has no slot, and misses none.
+	s.info, s.looked = info, info.Exists || o.about.Mode != relay.ModePolling
 	switch {
 	case info.Active:
 		s.inactive = time.Time{}
@@ -132,7 +134,8 @@ func (o *sampler) lookAtTable(ctx context.Context, work *relay.WorkSnapshot) {
 		if counts, err := o.facts.Counts(ctx); err == nil {
 			// Entries about marks are no events that wait: Remark tells of them.
 			o.sample.ledger = slices.DeleteFunc(counts, func(c relay.LedgerCount) bool { return c.Sink == relay.MarkSink })
-			o.parked = [2]relay.Timestamp{0, o.parked[0]} // what was parked just now may not be written yet
+			// What was parked just now may not be written yet.
+			o.parked = [2]relay.Timestamp{0, o.parked[0]}
 		}
 		o.ledger.After(time.Since(began), slotEvery*sampleInterval, relay.LookShare, ledgerCeiling)
 	}
@@ -171,14 +174,15 @@ type tableLook struct {
 	took  time.Duration
 }
 
-// ledgerCeiling bounds the pause between two counts of the ledger, whatever they cost: alerts hang on them. One that had to wait for a busy machine says
-// little of the next.
+// ledgerCeiling bounds the pause between two counts of the ledger, whatever they cost: alerts hang
+// on them. One that had to wait for a busy machine says little of the next.
 const ledgerCeiling = time.Minute
 
 const (
 	// tableCeiling bounds the pause between two counts of the table's rows, whatever they cost.
 	tableCeiling = time.Hour
-	// smallTable is how many rows, the sent ones apart, cost next to nothing to count: if it took long, the machine was busy.
+	// smallTable is how many rows, the sent ones apart, cost next to nothing to count: if it took
+	// long, the machine was busy.
 	smallTable = 10_000
 	// smallTableCeiling bounds the pause between two counts of so few.
 	smallTableCeiling = 15 * time.Second

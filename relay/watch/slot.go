@@ -106,7 +106,8 @@ func (s *slotWatch) Parked(sink string, batch []*relay.Flight, parks []*relay.Pa
 	logParked(s.w.sinks[sink].log, batch, parks)
 }
 
-// oldestParked returns when the oldest event happened that was parked for a sink since the last call, 0 for none.
+// oldestParked returns when the oldest event happened that was parked for a sink since the last
+// call, 0 for none.
 func (s *slotWatch) oldestParked(sink int) (oldest relay.Timestamp) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +142,8 @@ func deadLetter(slot, sink string, reason relay.Reason) relay.Change {
 	return relay.Change{Kind: relay.ChangeDeadLetter, Level: relay.LevelDegraded, Slot: slot, Sink: sink, Text: string(reason)}
 }
 
-// sampled returns how many events were to be delivered at the last sample, and the share of HOT updates lately.
+// sampled returns how many events were to be delivered at the last sample, and the share of HOT
+// updates lately.
 func (s *slotWatch) sampled() (pending float64, hot *float64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,9 +14,11 @@ type Status struct {
 	Wanted   string       `json:"wanted_mode"` // RELAY_MODE
 	Slots    []SlotStatus `json:"slots"`
 	Sinks    []SinkStatus `json:"sinks"`
-	// StartError is why the database was not of use at the last try, as long as the relay has not begun.
+	// StartError is why the database was not of use at the last try, as long as the relay has not
+	// begun.
 	StartError string `json:"start_error,omitempty"`
-	// Fault is what the database lacks by now of what the relay needs, in the words with which a start would refuse it.
+	// Fault is what the database lacks by now of what the relay needs, in the words with which a
+	// start would refuse it.
 	Fault string `json:"fault,omitempty"`
 }
 
@@ -35,60 +37,70 @@ type SlotStatus struct {
 	Watermark  string     `json:"watermark,omitempty"`
 	Read       string     `json:"read,omitempty"`
 	LagSeconds float64    `json:"lag_seconds"`
-	// Other is, on a standby, the slot of the same table through which somebody else delivers: whose it is and since when. OtherFor is for how
-	// many seconds that has been so.
+	// Other is, on a standby, the slot of the same table through which somebody else delivers:
+	// whose it is and since when. OtherFor is for how many seconds that has been so.
 	Other    string  `json:"other_slot,omitempty"`
 	OtherFor float64 `json:"other_slot_seconds,omitempty"`
-	// Mode is how events are found now: cdc, polling, or recovering (the table is swept before the slot is read); Why says why it polls or does not stream, if it should.
+	// Mode is how events are found now: cdc, polling, or recovering (the table is swept before the
+	// slot is read); Why says why it polls or does not stream, if it should.
 	Mode      string `json:"mode,omitempty"`
 	Why       string `json:"why,omitempty"`
 	Streaming bool   `json:"streaming"`
 	// StreamSince is for how many seconds the replication connection has been as Streaming says.
 	StreamSince float64 `json:"stream_since_seconds,omitempty"`
-	// Away is for how many seconds a standby could not have taken the slot if it were free, and AwayError why: the database is down.
+	// Away is for how many seconds a standby could not have taken the slot if it were free, and
+	// AwayError why: the database is down.
 	Away      float64 `json:"away_seconds,omitempty"`
 	AwayError string  `json:"away_error,omitempty"`
 	// LookError is why the last look at the table did not succeed, while polling or recovering.
 	LookError string `json:"look_error,omitempty"`
-	// Stalled is for how many seconds nothing has moved though there is work: events in flight, WAL that was not read, a table to be looked at.
+	// Stalled is for how many seconds nothing has moved though there is work: events in flight, WAL
+	// that was not read, a table to be looked at.
 	Stalled float64 `json:"stalled_seconds,omitempty"`
 	// WaitsFor says that it stands at one place for others to move: with nothing in flight for the
-	// "server", or for "claims" of another worker on the rows that come next; or for a "sink" that is
-	// down and has the oldest event. Waits is for how many seconds. Both are there from 5 s on.
+	// "server", or for "claims" of another worker on the rows that come next; or for a "sink" that
+	// is down and has the oldest event. Waits is for how many seconds. Both are there from 5 s on.
 	WaitsFor string  `json:"waits_for,omitempty"`
 	Waits    float64 `json:"waits_seconds,omitempty"`
 	// SlotWaitsFor are the transactions for whose end the server waits before it makes the slot.
 	SlotWaitsFor string `json:"slot_waits_for,omitempty"`
-	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the ledger, and those not read yet, as counted last.
+	// Pending are the events to be delivered, as in outbox_pending_events: in flight, in the
+	// ledger, and those not read yet, as counted last.
 	Pending        float64 `json:"pending_events"`
 	InflightLimit  int     `json:"inflight_limit,omitempty"`
 	InflightBudget int     `json:"inflight_bytes_limit,omitempty"`
-	// What the server says of the slot, at most some seconds ago; null on a standby, and where there is no slot.
+	// What the server says of the slot, at most some seconds ago; null on a standby, and where
+	// there is no slot.
 	LagBytes      *int64 `json:"lag_bytes"`      // WAL written and not confirmed
 	RetainedBytes *int64 `json:"retained_bytes"` // WAL that the slot keeps on the database's disk
-	SafeBytes     *int64 `json:"safe_bytes"`     // WAL that may be written before the slot can be lost; null without a limit
-	CapBytes      *int64 `json:"cap_bytes"`      // max_slot_wal_keep_size; null without a limit
-	WALStatus     string `json:"wal_status,omitempty"`
-	// Unmarked are rows whose events are done and whose marks the database does not take; null when there is none.
+	// WAL that may be written before the slot can be lost; null without a limit.
+	SafeBytes *int64 `json:"safe_bytes"`
+	CapBytes  *int64 `json:"cap_bytes"` // max_slot_wal_keep_size; null without a limit
+	WALStatus string `json:"wal_status,omitempty"`
+	// Unmarked are rows whose events are done and whose marks the database does not take; null when
+	// there is none.
 	Unmarked *relay.Unmarked `json:"unmarked,omitempty"`
-	// HOTShare is the share of the table's updates in the last five minutes that were HOT; null without any, and where another relay, or the owner
-	// of the first slot, speaks for the table.
+	// HOTShare is the share of the table's updates in the last five minutes that were HOT; null
+	// without any, and where another relay, or the owner of the first slot, speaks for the table.
 	HOTShare *float64 `json:"hot_share,omitempty"`
 }
 
 // SinkStatus is one sink's health.
 type SinkStatus struct {
-	Sink      string `json:"sink"`
-	Up        bool   `json:"up"`
-	LastError string `json:"last_error,omitempty"` // of the last trouble, also when that is over; never a payload
+	Sink string `json:"sink"`
+	Up   bool   `json:"up"`
+	// Of the last trouble, also when that is over; never a payload.
+	LastError string `json:"last_error,omitempty"`
 	// Since is when the sink last went up, down or into isolation; null when it never did.
 	Since       *time.Time `json:"since"`
 	LastErrorAt *time.Time `json:"last_error_at"`
-	// Rate is events acknowledged a second, over 10 s; P99 how long an event's batch took, in seconds, over a minute; null without any.
+	// Rate is events acknowledged a second, over 10 s; P99 how long an event's batch took, in
+	// seconds, over a minute; null without any.
 	Rate  float64  `json:"rate"`
 	P99   *float64 `json:"p99_seconds"`
 	Acked uint64   `json:"acknowledged"`
-	// Ledger is how many entries of the ledger hold up later events of their keys; Isolated says that all events go there.
+	// Ledger is how many entries of the ledger hold up later events of their keys; Isolated says
+	// that all events go there.
 	Ledger   int  `json:"ledger"`
 	Isolated bool `json:"isolated"`
 }
@@ -171,8 +183,9 @@ func (s *SlotStatus) seen(i *relay.SlotInfo) {
 	}
 }
 
-// Problems says, in words for an operator, why the relay is not doing its part; nothing means that it is ready. A standby is
-// ready if it could take over, and so is an owner whose broker is down: it moves as far as it can, and a restart would not help the broker.
+// Problems says, in words for an operator, why the relay is not doing its part; nothing means that
+// it is ready. A standby is ready if it could take over, and so is an owner whose broker is down:
+// it moves as far as it can, and a restart would not help the broker.
 func (s Status) Problems() []string {
 	var problems []string
 	if s.Fault != "" {
@@ -234,13 +247,15 @@ func (s *SlotStatus) standstill() string {
 }
 
 const (
-	// stalledAfter is how long an owner may be without a replication connection before it counts as not ready.
+	// stalledAfter is how long an owner may be without a replication connection before it counts as
+	// not ready.
 	stalledAfter = 15 * time.Second
-	// standstillAfter is how long an owner with a connection and work may stand still, and how long waiting for others may take until it is
-	// something to look at.
+	// standstillAfter is how long an owner with a connection and work may stand still, and how long
+	// waiting for others may take until it is something to look at.
 	standstillAfter = 60 * time.Second
-	// occupiedAfter is for how long a relay may stand by beside another slot of the table and be ready. A rolling update that changes
-	// RELAY_SLOT needs it: its new pods must be ready for the old ones to be stopped.
+	// occupiedAfter is for how long a relay may stand by beside another slot of the table and be
+	// ready. A rolling update that changes RELAY_SLOT needs it: its new pods must be ready for the
+	// old ones to be stopped.
 	occupiedAfter = 5 * time.Minute
 	// waitsShown keeps the moments out in which the server is a little ahead of what it has told.
 	waitsShown = 5 * time.Second

@@ -7,24 +7,28 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// How many events the stream has not brought yet is nowhere to be read. Its position does not tell: a transaction's
-// changes come with its commit, and lie in the WAL before it, among those of others; what lies
-// behind may be our own marks, or other tables' rows. So whenever much WAL is unread, the rows that wait are counted in
-// the table, for a small share of the time. Between two counts what was admitted is taken off, which is exact, and the WAL that
-// was written since is taken for events of the usual size. Nothing is counted while the stream keeps up.
+// How many events the stream has not brought yet is nowhere to be read. Its position does not tell:
+// a transaction's changes come with its commit, and lie in the WAL before it, among those of
+// others; what lies behind may be our own marks, or other tables' rows. So whenever much WAL is
+// unread, the rows that wait are counted in the table, for a small share of the time. Between two
+// counts what was admitted is taken off, which is exact, and the WAL that was written since is
+// taken for events of the usual size. Nothing is counted while the stream keeps up.
 
 const (
 	// backlogLimit is where the backlog's exact size does not matter any more.
 	backlogLimit = 1_000_000
-	// countPause is the least time between two counts: shorter than that between two looks at the slot, which a count follows.
+	// countPause is the least time between two counts: shorter than that between two looks at the
+	// slot, which a count follows.
 	countPause = (slotEvery - 1) * sampleInterval
 	// countShare bounds the counting: the pause is so many times what it took.
 	countShare = relay.LookShare / 10
 
 	ordinaryWALPerEvent = 1500
-	// walPerMark is about what the mark of an event writes, which is not to be taken for new events.
+	// walPerMark is about what the mark of an event writes, which is not to be taken for new
+	// events.
 	walPerMark = 500
-	// largeTransaction is how many events of a transaction are brought before its rest is worth counting.
+	// largeTransaction is how many events of a transaction are brought before its rest is worth
+	// counting.
 	largeTransaction = 1000
 )
 
@@ -36,7 +40,8 @@ type reading struct {
 	inflight         int
 }
 
-// behind reports whether the server has something to tell: a transaction's rest, or more WAL than passes by in a moment.
+// behind reports whether the server has something to tell: a transaction's rest, or more WAL than
+// passes by in a moment.
 func (r *reading) behind() bool {
 	return r.inside >= largeTransaction || r.walEnd >= r.read+relay.CaughtUpBytes
 }
@@ -57,7 +62,8 @@ type waitingRows struct {
 	took time.Duration
 }
 
-// fallsBehind reports whether a large transaction has begun to arrive, which is not to wait for the next look at the slot.
+// fallsBehind reports whether a large transaction has begun to arrive, which is not to wait for the
+// next look at the slot.
 func (o *sampler) fallsBehind(work *relay.WorkSnapshot) bool {
 	if o.unread.known || o.counting != nil || !o.counts.Due() {
 		return false
@@ -65,7 +71,8 @@ func (o *sampler) fallsBehind(work *relay.WorkSnapshot) bool {
 	return work.Inside >= largeTransaction && len(o.about.Slots) == 1
 }
 
-// countWaiting begins to count the rows that wait, when that is needed. It may take long, and the others have to go on meanwhile.
+// countWaiting begins to count the rows that wait, when that is needed. It may take long, and the
+// others have to go on meanwhile.
 func (o *sampler) countWaiting(ctx context.Context) {
 	if o.counting != nil || !o.counts.Due() {
 		return
@@ -113,7 +120,8 @@ type unreadEstimate struct {
 	rows  int // that were not read then
 }
 
-// counted takes a count. Rows in flight are among those counted, but in hybrid mode, where they are claimed.
+// counted takes a count. Rows in flight are among those counted, but in hybrid mode, where they are
+// claimed.
 func (u *unreadEstimate) counted(c waitingRows, hybrid bool) {
 	u.known, u.at, u.rows = c.rows < backlogLimit, c.at, c.rows
 	if !hybrid {

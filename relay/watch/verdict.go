@@ -14,7 +14,8 @@ type Verdict struct {
 	Reasons []string    `json:"reasons"` // why it is not LevelOK; no error texts
 }
 
-// Verdict judges the status: broken is an owner that is not ready, degraded what a person should look at though it goes on.
+// Verdict judges the status: broken is an owner that is not ready, degraded what a person should
+// look at though it goes on.
 func (s Status) Verdict() Verdict {
 	v := Verdict{Level: relay.LevelOK, Summary: s.summary(), Reasons: []string{}}
 	level := relay.LevelDegraded // starting and stopping pass

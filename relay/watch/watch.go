@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Watch is what is known of one engine: it is told by it (relay.Observer), and shows it as metrics, as Status, History and
-// Changes, and in the log.
+// Watch is what is known of one engine: it is told by it (relay.Observer), and shows it as metrics,
+// as Status, History and Changes, and in the log.
 type Watch struct {
 	log     hclog.Logger
 	metrics *Metrics

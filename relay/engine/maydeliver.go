@@ -33,7 +33,7 @@ func (e *Engine) checkSinks(ctx context.Context, slot string) error {
 
 // mayDeliver is checkSinks for an owner: it delivers nothing before it knows, so it asks until it
 // is told, ctx ends or the lease is lost.
-func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Lease) error {
+func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Tenure) error {
 	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
 	var logged time.Time
 	for {

@@ -4,8 +4,8 @@
 #   make image                                                                  for this machine
 #   make image IMAGE=registry.example.com/sagaz-relay:1.2.3 PLATFORMS=linux/amd64,linux/arm64 IMAGE_ARGS=--push
 #
-# internal/checks/image runs the build that is given here without Docker, and lets the result deliver
-# events.
+# internal/checks/image runs the build that is given here without Docker, and lets the result
+# deliver events.
 
 ARG GO_VERSION=1.26
 

@@ -152,8 +152,8 @@ func TestLink(t *testing.T) {
 	}
 	l.heal(false)
 	c, r = dial()
-	send(c, "mended\n")
-	hear(r, "mended\n")
+	send(c, "open again\n")
+	hear(r, "open again\n")
 	for len(got) > 0 {
 		if line := <-got; line == "forgotten\n" {
 			t.Error("what a reset link held back arrived")

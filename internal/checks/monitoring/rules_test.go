@@ -1,8 +1,9 @@
 package monitoring
 
 import (
-	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,7 +12,7 @@ import (
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
-	"sigs.k8s.io/yaml"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
@@ -23,13 +24,13 @@ const (
 )
 
 type rule struct {
-	Alert         string            `json:"alert"`
-	Record        string            `json:"record"`
-	Expr          string            `json:"expr"`
-	For           string            `json:"for"`
-	KeepFiringFor string            `json:"keep_firing_for"`
-	Labels        map[string]string `json:"labels"`
-	Annotations   map[string]string `json:"annotations"`
+	Alert         string            `yaml:"alert,omitempty"`
+	Record        string            `yaml:"record,omitempty"`
+	Expr          string            `yaml:"expr,omitempty"`
+	For           string            `yaml:"for,omitempty"`
+	KeepFiringFor string            `yaml:"keep_firing_for,omitempty"`
+	Labels        map[string]string `yaml:"labels,omitempty"`
+	Annotations   map[string]string `yaml:"annotations,omitempty"`
 }
 
 // rules are those of the rule file, recording rules and alerts.
@@ -37,12 +38,12 @@ func rules(t *testing.T) (recorded, alerts []rule) {
 	t.Helper()
 	var file struct {
 		Groups []struct {
-			Name     string `json:"name"`
-			Interval string `json:"interval"`
-			Rules    []rule `json:"rules"`
-		} `json:"groups"`
+			Name     string `yaml:"name"`
+			Interval string `yaml:"interval"`
+			Rules    []rule `yaml:"rules"`
+		} `yaml:"groups"`
 	}
-	if err := yaml.UnmarshalStrict(product.Read(t, rulesFile), &file); err != nil {
+	if err := yaml.Unmarshal(product.Read(t, rulesFile), &file); err != nil {
 		t.Fatalf("%s: %v", rulesFile, err)
 	}
 	for _, g := range file.Groups {
@@ -69,53 +70,98 @@ func rulesPromtool(t *testing.T, args ...string) {
 	}
 }
 
-func TestRulesByPromtool(t *testing.T) {
-	t.Parallel() // it takes most of a minute
-	rulesPromtool(t, "check", "rules", rulesFile)
-	rulesPromtool(t, "test", "rules", rulesTestFile)
+// ruleTests is a file of promtool's unit tests. Values are text: 0x40 is forty zeros, and no number.
+type ruleTests struct {
+	Rules []string   `yaml:"rule_files"`
+	Every string     `yaml:"evaluation_interval"`
+	Tests []ruleTest `yaml:"tests"`
 }
 
-// Each alert is tried as it fires and as it does not.
-func TestRulesAreTested(t *testing.T) {
-	var file struct {
-		Tests []struct {
-			Cases []struct {
-				Alert string           `json:"alertname"`
-				Fires []map[string]any `json:"exp_alerts"`
-			} `json:"alert_rule_test"`
-		} `json:"tests"`
-	}
-	if err := yaml.Unmarshal(product.Read(t, rulesTestFile), &file); err != nil {
+type ruleTest struct {
+	Name   string              `yaml:"name"`
+	Every  string              `yaml:"interval"`
+	Series []map[string]string `yaml:"input_series"`
+	Cases  []ruleCase          `yaml:"alert_rule_test,omitempty"`
+	Exprs  []any               `yaml:"promql_expr_test,omitempty"`
+}
+
+type ruleCase struct {
+	At    string `yaml:"eval_time"`
+	Alert string `yaml:"alertname"`
+	Fires []any  `yaml:"exp_alerts,omitempty"`
+}
+
+// Each alert is tried as it fires and as it does not, by promtool: by itself, with the recording
+// rules that it names, because all rules at each step of each test take most of a minute. In the end
+// the recording rules are.
+func TestRulesByPromtool(t *testing.T) {
+	t.Parallel()
+	rulesPromtool(t, "check", "rules", rulesFile)
+	var all ruleTests
+	if err := yaml.Unmarshal(product.Read(t, rulesTestFile), &all); err != nil {
 		t.Fatal(err)
 	}
-	tried := map[string]bool{} // by name and whether it fires
-	for _, test := range file.Tests {
-		for _, c := range test.Cases {
-			tried[fmt.Sprint(c.Alert, len(c.Fires) > 0)] = true
+	dir, args := t.TempDir(), []string{"test", "rules"}
+	recorded, alerts := rules(t)
+	tried := 0
+	for _, r := range append(alerts, rule{}) {
+		need, tests := recorded, ruleTests{Rules: []string{r.Alert + ".rules"}, Every: all.Every}
+		fires, silent := 0, 0
+		if r.Alert != "" {
+			need = append(recordedFor(recorded, r), r)
 		}
-	}
-	_, alerts := rules(t)
-	for _, r := range alerts {
-		for _, fires := range []bool{true, false} {
-			if !tried[fmt.Sprint(r.Alert, fires)] {
-				t.Errorf("%s: no case in which it fires: %v", r.Alert, fires)
+		for _, test := range all.Tests {
+			test.Cases = slices.DeleteFunc(slices.Clone(test.Cases), func(c ruleCase) bool { return c.Alert != r.Alert })
+			if r.Alert != "" {
+				test.Exprs = nil
 			}
-			delete(tried, fmt.Sprint(r.Alert, fires))
+			if len(test.Cases)+len(test.Exprs) > 0 {
+				tests.Tests = append(tests.Tests, test)
+			}
+			for _, c := range test.Cases {
+				if tried++; len(c.Fires) > 0 {
+					fires++
+				} else {
+					silent++
+				}
+			}
+		}
+		if r.Alert != "" && (fires == 0 || silent == 0) {
+			t.Errorf("%s: %d cases in which it fires and %d in which it does not; want some of each", r.Alert, fires, silent)
+		}
+		for name, content := range map[string]any{".test": tests, ".rules": map[string]any{"groups": []any{map[string]any{"name": "only", "rules": need}}}} {
+			text, err := yaml.Marshal(content)
+			if err == nil {
+				err = os.WriteFile(filepath.Join(dir, r.Alert+name), text, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		args = append(args, filepath.Join(dir, r.Alert+".test"))
+	}
+	if want := strings.Count(string(product.Read(t, rulesTestFile)), "alertname:"); tried != want {
+		t.Errorf("%d cases were tried, of %d: the others are of no alert, and would never fire", tried, want)
+	}
+	rulesPromtool(t, args...)
+}
+
+// recordedFor are the recording rules that an alert needs, in their order: they may need each other.
+func recordedFor(recorded []rule, r rule) (found []rule) {
+	needed := r.Expr
+	for _, rec := range slices.Backward(recorded) {
+		if strings.Contains(needed, rec.Record) {
+			needed += rec.Expr
+			found = append(found, rec)
 		}
 	}
-	for name := range tried { // it would never fire
-		t.Errorf("%s is tested and is no alert", name)
-	}
+	slices.Reverse(found)
+	return found
 }
 
 func TestRulesAreComplete(t *testing.T) {
 	_, alerts := rules(t)
-	seen := map[string]bool{}
 	for _, r := range alerts {
-		if seen[r.Alert] {
-			t.Errorf("%s is there twice", r.Alert)
-		}
-		seen[r.Alert] = true
 		if d, err := time.ParseDuration(r.For); err != nil || d < 30*time.Second {
 			t.Errorf("%s: for is %q, want two scrapes (30s) at least", r.Alert, r.For)
 		}
@@ -137,8 +183,7 @@ func TestRulesAreComplete(t *testing.T) {
 // targetLabels are what a scrape configuration adds to every series.
 var targetLabels = []string{"job", "instance", "namespace", "pod", "__name__"}
 
-// rulesUnknown says what of an expression no relay exports: series, labels to match, labels to
-// group or join by.
+// rulesUnknown says what of an expression no relay exports: series, and labels to match.
 func rulesUnknown(t *testing.T, text string, series map[string][]string) (wrong []string) {
 	t.Helper()
 	expr, err := parser.ParseExpr(text)
@@ -161,33 +206,9 @@ func rulesUnknown(t *testing.T, text string, series map[string][]string) (wrong 
 					wrong = append(wrong, "job is "+m.Value)
 				}
 			}
-		case *parser.AggregateExpr:
-			wrong = append(wrong, rulesUnknownLabels(n.Expr, n.Grouping, series)...)
-		case *parser.BinaryExpr:
-			if n.VectorMatching != nil {
-				wrong = append(wrong, rulesUnknownLabels(n.LHS, n.VectorMatching.MatchingLabels, series)...)
-				wrong = append(wrong, rulesUnknownLabels(n.RHS, n.VectorMatching.MatchingLabels, series)...)
-			}
 		}
 		return nil
 	})
-	return wrong
-}
-
-// rulesUnknownLabels says which labels none of the series within an expression has.
-func rulesUnknownLabels(within parser.Expr, names []string, series map[string][]string) (wrong []string) {
-	known := slices.Clone(targetLabels)
-	parser.Inspect(within, func(n parser.Node, _ []parser.Node) error {
-		if v, ok := n.(*parser.VectorSelector); ok {
-			known = append(known, series[v.Name]...)
-		}
-		return nil
-	})
-	for _, name := range names {
-		if !slices.Contains(known, name) {
-			wrong = append(wrong, "nothing in "+within.String()+" has the label "+name)
-		}
-	}
 	return wrong
 }
 

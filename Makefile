@@ -91,9 +91,10 @@ test-files: bin/testenv ## manifests, compose file, image, dashboards and docume
 	bin/testenv -postgres=18 -tools=$(CHECKS_TOOLS) -- $(MAKE) --no-print-directory test-files-inside
 
 # -count=1: what these tests read lies outside their module, where go test does not see it change.
+# -p: its packages mostly wait, too.
 .PHONY: test-files-inside
 test-files-inside:
-	cd $(CHECKS) && $(GO_TEST) -count=1 $(FILES)
+	cd $(CHECKS) && $(GO_TEST) -p $(PARALLEL) -count=1 $(FILES)
 
 # Of Prometheus' discoveries only the one that monitoring/ uses: the others bring most of what it
 # would have to compile.

@@ -102,13 +102,13 @@ type answer struct {
 	Values [][2]any // time, and the value as text
 }
 
-// ask evaluates an expression at every second since the start. data says whether it was ever a
-// number.
+// ask evaluates an expression at every second since the start, and at the next one, for what came
+// within this one. data says whether it was ever a number.
 func (p *prometheus) ask(expr string) (series []answer, data bool, err error) {
 	var result struct{ Result []answer }
 	err = p.get("/api/v1/query_range", url.Values{
 		"query": {expr}, "step": {"1"},
-		"start": {fmt.Sprint(p.began.Unix())}, "end": {fmt.Sprint(time.Now().Unix())},
+		"start": {fmt.Sprint(p.began.Unix())}, "end": {fmt.Sprint(time.Now().Unix() + 1)},
 	}, &result)
 	for _, s := range result.Result {
 		for _, v := range s.Values {

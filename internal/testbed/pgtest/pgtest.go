@@ -254,7 +254,7 @@ func newAt(t testing.TB, superuser string, opts ...Option) *DB {
 	u.Path = "/" + db.Name
 	db.DSN = u.String()
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := create(ctx, superuser, db.Name, o); err != nil {
 		t.Fatalf("create database: %v", err)
@@ -289,7 +289,7 @@ func (db *DB) Conn(t testing.TB) *pgx.Conn {
 }
 
 // patience is for what a server does in its own time, on a machine that has much else to do.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // Until waits until a query's one boolean is true.
 func (db *DB) Until(t testing.TB, sql string, args ...any) {
@@ -338,7 +338,7 @@ func (db *DB) Role(t testing.TB, attributes string) (name, password, dsn string)
 // from being dropped, and a walsender that streams from a slot keeps the slot; so walsenders first.
 // A client may reconnect in between, so this is done more than once.
 func (db *DB) drop(t testing.TB, superuser string) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if conn, err := pgx.Connect(ctx, superuser); err != nil {
 		if t.Failed() {

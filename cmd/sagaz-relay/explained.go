@@ -47,8 +47,8 @@ var explained = map[string]string{
 	"WORKER_ID": "Names this relay in the lease, in logs and in metric labels.",
 	"RELAY_SLOT": "The replication slot through which the table's events are delivered: one, because each " +
 		"would deliver all of them. Relays with the same slot share it: one owns it, the others " +
-		"stand by. A relay with another slot stands by while one of them lives, and takes over " +
-		"what they left when none does.",
+		"are standbys. A relay with another slot is a standby while one of them lives, and takes " +
+		"over what they left when none does.",
 	"RELAY_LANES": "The number of ordered lanes per sink. One key always uses one lane, so more lanes " +
 		"publish more keys at once; each costs a goroutine and one batch in flight. Too many make " +
 		"batches small, which costs the broker and the relay CPU; past the number of busy keys " +
@@ -76,11 +76,11 @@ var explained = map[string]string{
 		"rows and 10s.",
 	"RELAY_PUBLISH_TIMEOUT": "Bounds one offer of a batch to a sink. The fate of what was under way is unknown then, " +
 		"and it is offered again.",
-	"RELAY_BACKOFF_MIN": "RELAY_BACKOFF_MIN and RELAY_BACKOFF_MAX bound the wait before a lane offers again what " +
-		"failed in passing, or a connection is tried again. It doubles from one to the other, " +
+	"RELAY_BACKOFF_MIN": "RELAY_BACKOFF_MIN and RELAY_BACKOFF_MAX bound the wait before a lane offers again after " +
+		"a transient error, or a connection is tried again. It doubles from one to the other, " +
 		"with jitter.",
-	"RELAY_BACKOFF_MAX": "RELAY_BACKOFF_MIN and RELAY_BACKOFF_MAX bound the wait before a lane offers again what " +
-		"failed in passing, or a connection is tried again. It doubles from one to the other, " +
+	"RELAY_BACKOFF_MAX": "RELAY_BACKOFF_MIN and RELAY_BACKOFF_MAX bound the wait before a lane offers again after " +
+		"a transient error, or a connection is tried again. It doubles from one to the other, " +
 		"with jitter.",
 	"RELAY_DRAIN_TIMEOUT": "How long a stopping relay lets events in flight finish. What is not marked by then is " +
 		"delivered again by the next owner. Keep it below the pod's " +
@@ -93,9 +93,9 @@ var explained = map[string]string{
 	"RELAY_MODE": "How events are found. \"cdc\" streams from a replication slot and refuses to start where " +
 		"that is impossible. \"polling\" looks at the table every POLL_INTERVAL, and needs neither " +
 		"wal_level = logical nor the REPLICATION right, and may have a pooler in between. \"auto\" " +
-		"streams if it can, says loudly why if it cannot, and polls then until it can.",
+		"streams if it can. If it cannot, it logs why, and polls until it can.",
 	"POLL_INTERVAL": "The pause between two looks at the table for rows that the stream does not deliver. " +
-		"While polling it is the latency; beside a stream such rows are exceptions. A look that " +
+		"While polling it is the latency; while streaming such rows are exceptions. A look that " +
 		"takes long is made less often, so that looking takes at most 1/500 of the database's " +
 		"time.",
 	"MAX_RETRIES": "The number of refusals after which an event is a dead letter. Only what is the event's " +
@@ -109,8 +109,8 @@ var explained = map[string]string{
 		"event is offered again. It doubles from one to the other, with jitter.",
 	"MAX_RETRY_DELAY_SECONDS": "INITIAL_RETRY_DELAY_SECONDS and MAX_RETRY_DELAY_SECONDS bound the wait before a refused " +
 		"event is offered again. It doubles from one to the other, with jitter.",
-	"RELAY_DEAD_LETTER": "Says what a dead letter means for later events of its key: with \"continue\" they go on " +
-		"without it, with \"hold\" they wait until a person retries or discards it (sagaz-relay " +
+	"RELAY_DEAD_LETTER": "What a dead letter means for later events of its key: with \"continue\" they go on without " +
+		"it, with \"hold\" they wait until a person retries or discards it (sagaz-relay " +
 		"dead-letter).",
 	"RELAY_SINK_ISOLATION": "For how long a sink may fail before its events go to the ledger, so that the other sinks " +
 		"and the slot go on. Too short moves events to the ledger at every hiccup, which costs " +
@@ -144,13 +144,13 @@ var explained = map[string]string{
 	"RELAY_CLOUDEVENTS_SOURCE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, debezium or raw " +
 		"(docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of CloudEvents, a " +
 		"URI or its path: where the events come from.",
-	"RELAY_SAGA_RULES": "Says which event types tell what of their saga, for the outbox_saga_ metrics: " +
-		"EVENT_TYPE=OUTCOME with commas between. The first rule that matches counts. In a type " +
-		"{saga} and {step} stand for a part without a dot, and * for any text; an outcome is " +
-		"started, step, step_failed, compensated, compensation_failed, completed or failed. A " +
-		"saga is named by the row's header saga_name, else by {saga}, else by its aggregate_type. " +
-		"Without a rule for started, the first event that is seen starts a saga. \"none\" counts no " +
-		"sagas (docs/metrics.md).",
+	"RELAY_SAGA_RULES": "What event types mean for their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME " +
+		"with commas between. The first rule that matches counts. In a type {saga} and {step} " +
+		"match a part without a dot, and * any text; an outcome is started, step, step_failed, " +
+		"compensated, compensation_failed, completed or failed. A saga is named by the row's " +
+		"header saga_name, else by {saga}, else by its aggregate_type. Without a rule for " +
+		"started, the first event that is seen starts a saga. \"none\" counts no sagas " +
+		"(docs/metrics.md).",
 	"RELAY_MARK": "What becomes of a row whose event every sink has: \"update\" sets status and sent_at, " +
 		"\"delete\" deletes the row, \"archive\" moves it to saga_outbox_archive. Rows that were " +
 		"refused are always kept.",

@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Config is what the engine can be told. It is fixed once New has taken it.
+// Config is what can be set of the engine. It is fixed once New has taken it.
 type Config struct {
 	// WorkerID names this relay in the lease, in logs and in metric labels.
 	//
@@ -21,8 +21,8 @@ type Config struct {
 
 	// Slots is the replication slot through which the table's events are delivered: one, because
 	// each would deliver all of them. Relays with the same slot share it: one owns it, the others
-	// stand by. A relay with another slot stands by while one of them lives, and takes over what
-	// they left when none does.
+	// are standbys. A relay with another slot is a standby while one of them lives, and takes over
+	// what they left when none does.
 	//
 	// Default "sagaz_outbox". RELAY_SLOT.
 	Slots []string `env:"RELAY_SLOT"`
@@ -71,7 +71,7 @@ type Config struct {
 	// Default 60s. RELAY_PUBLISH_TIMEOUT.
 	PublishTimeout time.Duration `env:"RELAY_PUBLISH_TIMEOUT"`
 
-	// BackoffMin and BackoffMax bound the wait before a lane offers again what failed in passing,
+	// BackoffMin and BackoffMax bound the wait before a lane offers again after a transient error,
 	// or a connection is tried again. It doubles from one to the other, with jitter.
 	//
 	// Defaults 100ms, 5s. RELAY_BACKOFF_MIN, RELAY_BACKOFF_MAX.
@@ -97,13 +97,13 @@ type Config struct {
 	// Mode is how events are found. "cdc" streams from a replication slot and refuses to start
 	// where that is impossible. "polling" looks at the table every PollInterval, and needs neither
 	// wal_level = logical nor the REPLICATION right, and may have a pooler in between. "auto"
-	// streams if it can, says loudly why if it cannot, and polls then until it can.
+	// streams if it can. If it cannot, it logs why, and polls until it can.
 	//
 	// Default auto. RELAY_MODE or SAGAZ_OUTBOX_MODE.
 	Mode string `env:"RELAY_MODE,SAGAZ_OUTBOX_MODE"`
 
 	// PollInterval is the pause between two looks at the table for rows that the stream does not
-	// deliver. While polling it is the latency; beside a stream such rows are exceptions. A look
+	// deliver. While polling it is the latency; while streaming such rows are exceptions. A look
 	// that takes long is made less often, so that looking takes at most 1/500 of the database's
 	// time.
 	//
@@ -132,7 +132,7 @@ type Config struct {
 	RetryMin time.Duration `env:"INITIAL_RETRY_DELAY_SECONDS"`
 	RetryMax time.Duration `env:"MAX_RETRY_DELAY_SECONDS"`
 
-	// DeadLetter says what a dead letter means for later events of its key: with "continue" they go
+	// DeadLetter is what a dead letter means for later events of its key: with "continue" they go
 	// on without it, with "hold" they wait until a person retries or discards it (sagaz-relay
 	// dead-letter).
 	//
@@ -174,11 +174,11 @@ type Config struct {
 	Retention       time.Duration `env:"RELAY_RETENTION"`
 	RetentionAction string        `env:"RELAY_RETENTION_ACTION"`
 
-	// SinksByDefault says that nobody has named the sinks, so that they must be those of the relay
+	// SinksByDefault: nobody has named the sinks, so that they must be those of the relay
 	// before (CheckSinks). Default nil: they are named.
 	SinksByDefault *relay.SinksByDefault
 
-	// Tracer is told of what is done, for traces. Default nil: nobody.
+	// Tracer gets what was done, for traces. Default nil: none.
 	Tracer relay.Tracer
 }
 

@@ -1,10 +1,10 @@
 package watch
 
-// Config is what those that watch the engine can be told.
+// Config is what can be set of those that watch the engine.
 type Config struct {
-	// SagaRules says which event types tell what of their saga, for the outbox_saga_ metrics:
+	// SagaRules is what event types mean for their saga, for the outbox_saga_ metrics:
 	// EVENT_TYPE=OUTCOME with commas between. The first rule that matches counts. In a type {saga}
-	// and {step} stand for a part without a dot, and * for any text; an outcome is started, step,
+	// and {step} match a part without a dot, and * any text; an outcome is started, step,
 	// step_failed, compensated, compensation_failed, completed or failed. A saga is named by the
 	// row's header saga_name, else by {saga}, else by its aggregate_type. Without a rule for
 	// started, the first event that is seen starts a saga. "none" counts no sagas

@@ -4,7 +4,7 @@ import "time"
 
 // Change is one change of state of a relay, for people who look at the status page.
 type Change struct {
-	Time  time.Time  `json:"time"` // the last one, when Times says that there were several
+	Time  time.Time  `json:"time"` // the last one, when Times is more than 1
 	Kind  ChangeKind `json:"kind"`
 	Level Level      `json:"level"`
 	Slot  string     `json:"slot,omitempty"`
@@ -39,7 +39,7 @@ const (
 	ChangeUnmarked   ChangeKind = "rows_unmarked"
 )
 
-// Level says how much a state, or a change to it, asks for a person.
+// Level is how much a state, or a change to it, asks for a person.
 type Level string
 
 // Levels.

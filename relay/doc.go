@@ -3,8 +3,8 @@
 //
 // The way of an event from a committed row of saga_outbox to the brokers' acknowledgements and back
 // to the row's mark is package engine. It knows no SQL (store), no broker (sinks), no HTTP (admin)
-// and no metrics: package watch has those, and is told by it afterwards (Observer). DESIGN.md
-// follows one event through all of it and has a map of what to change where.
+// and no metrics. Package watch has those: the engine reports to it afterwards (Observer).
+// DESIGN.md follows one event through all of it and has a map of what to change where.
 //
 // # Promises
 //
@@ -30,7 +30,7 @@
 // Of an owner, how it finds events (engine/feed.go): it recovers (sweeps the table) when the slot
 // is new or cannot be trusted, then streams; where streaming is impossible it polls.
 //
-// Of an event (engine/tracker.go, ledger.go; in quotes what the row's status says):
+// Of an event (engine/tracker.go, ledger.go; in quotes the row's status):
 //
 //	"pending" ─▶ in flight ── all sinks have it ────────────────────▶ marked "sent"
 //	                 │                                                    ▲
@@ -44,21 +44,21 @@
 //
 // # What happens on each failure
 //
-//	a sink fails, transient         the lane offers the same records again, in order engine/lane.go
-//	a sink refuses a record         it and what follows of its key are parked        engine/outcome.go
-//	a sink fails for long           isolated: all its events go to the ledger        engine/control.go: leaving
-//	a ledger entry is due           offered in rounds, in the order of its key       engine/drainer.go
-//	the slot keeps too much WAL     the sinks that are behind are isolated           engine/control.go: mindWAL
-//	a row does not take its mark    set aside in the ledger, tried again             unmarked.go
-//	a mark's transaction fails      written again, as it is                          engine/marker.go
-//	the connection to the slot ends a new one; what it repeats is dropped            engine/intake.go: fresh
-//	the slot is gone, or was moved  the table is swept, then streamed                engine/feed.go
-//	rows that no stream delivers    found by looking at the table                    engine/sweep.go
-//	streaming is impossible         the table is polled, in mode auto                engine/feed.go
-//	the lease is lost               lanes stop at once; new lease, new pipeline      engine/keeper.go: keep
-//	the process was frozen          Fence says no before each write to a broker      sink.go: Fence
-//	an owner moves nothing          it gives the lease up, another relay tries       engine/control.go: giveUp
-//	the relay is told to stop       drains, marks, releases the lease                engine/pipeline.go: drain
+//	a sink fails, transient     the lane offers the same again, in order  engine/lane.go
+//	a sink refuses a record     it and what follows of its key are parked engine/outcome.go
+//	a sink fails for long       isolated: all its events go to the ledger engine/control.go: leaving
+//	a ledger entry is due       offered in rounds, in the key's order     engine/drainer.go
+//	too much WAL is retained    the sinks that are behind are isolated    engine/control.go: mindWAL
+//	a row cannot be marked      it is parked in the ledger, tried again   unmarked.go
+//	a mark's transaction fails  written again, as it is                   engine/marker.go
+//	the slot's connection ends  a new one; what it repeats is dropped     engine/intake.go: fresh
+//	the slot is gone, or moved  the table is swept, then streamed         engine/feed.go
+//	rows that are not streamed  found by looking at the table             engine/sweep.go
+//	streaming is impossible     the table is polled, in mode auto         engine/feed.go
+//	the lease is lost           lanes stop; new lease, new pipeline       engine/keeper.go: keep
+//	the process was frozen      Fence forbids each write to a broker      sink.go: Fence
+//	an owner moves nothing      it leaves the lease to another relay      engine/control.go: giveUp
+//	the relay has to stop       drains, marks, releases the lease         engine/pipeline.go: drain
 //
 // # Words
 //
@@ -75,13 +75,12 @@
 //     up.
 //   - dead letter: an event with a dead entry, for a person.
 //   - isolated: a sink whose events all go to the ledger for now.
-//   - shelf: what the owner knows of the ledger in memory: which keys may have entries.
 //   - mark: to write what became of an event to its row.
 //   - slot: the replication slot that the events are read from.
 //   - watermark: the position in the WAL up to which everything is marked. The slot may move
 //     there.
-//   - lease: the right to read the slot and to mark. One relay has it, the owner; others stand
-//     by.
+//   - lease: the right to read the slot and to mark. One relay has it, the owner; the others
+//     are standbys.
 //   - epoch: how many owners a slot has had. A statement of an old owner finds another one, and
 //     fails.
 //   - sweep: a look through the table for rows that the stream does not deliver.

@@ -103,8 +103,8 @@ type Event struct {
 	CommitLSN LSN
 	Ordinal   uint32
 	// CommitEnd is set on the last event of a transaction, to the position just past its commit
-	// record: once this event and all before it are settled, the slot may move there. Otherwise,
-	// and when the stream tells of the transaction's end by itself, it is 0.
+	// record. Once this event and all before it are settled, the slot may move there. It is 0
+	// otherwise, and when the stream reports the transaction's end by itself.
 	CommitEnd LSN
 	// XID is the transaction that inserted the row; zero when read from the table.
 	XID uint32
@@ -114,7 +114,7 @@ type Event struct {
 	// Unfit is why the row cannot be delivered, if whoever read it knows: it is too large, for
 	// instance, and was not read whole. Payload and Headers are empty then.
 	Unfit *RefusedError
-	// Loose says that nobody has checked the texts: payload or headers are of another type than
+	// Loose: nobody has checked the texts, because payload or headers are of another type than
 	// jsonb, or the database knows no encoding. The encoder does it then.
 	Loose bool
 }
@@ -145,6 +145,6 @@ func (e *Event) Size() int {
 		len(e.Payload) + len(e.Headers) + eventOverhead
 }
 
-// eventOverhead is what an event in flight costs beside its text: the ring entry, the record, its
+// eventOverhead is what an event in flight costs besides its text: the ring entry, the record, its
 // headers, and the queue slots that point at it.
 const eventOverhead = 512

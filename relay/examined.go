@@ -20,8 +20,8 @@ type Look struct {
 	Make  func(ctx context.Context) (fine string, faults []*SetupError, err error)
 }
 
-// Examine makes checks in their order, up to the end of ctx. An error that a person has to mend is
-// a fault.
+// Examine makes checks in their order, up to the end of ctx. An error that a person has to fix is a
+// fault.
 func Examine(ctx context.Context, looks []Look) []Examined {
 	var all []Examined
 	for _, look := range looks {
@@ -41,8 +41,8 @@ func Examine(ctx context.Context, looks []Look) []Examined {
 	return all
 }
 
-// FirstFault is what a start says of what was found: first what keeps it from working at all, then
-// what keeps it from streaming.
+// FirstFault is the error with which a start ends: first what keeps the relay from working at all,
+// then what keeps it from streaming.
 func FirstFault(all []Examined) error {
 	var streaming *SetupError
 	for _, e := range all {

@@ -6,9 +6,9 @@ import (
 )
 
 // Facts are what the database knows that those who watch want to show. Nothing is decided by them,
-// but for Slot, which tells how much WAL the slot holds back.
+// but for Slot, which has how much WAL the slot retains.
 type Facts interface {
-	// Slot tells what the server says of the slot. It is cheap.
+	// Slot returns what the server has about the slot. It is cheap.
 	Slot(ctx context.Context) (SlotInfo, error)
 	// Updates counts the table's updates. It is cheap.
 	Updates(ctx context.Context) (TableUpdates, error)
@@ -17,11 +17,11 @@ type Facts interface {
 	Table(ctx context.Context) (TableInfo, error)
 	// Counts returns how many ledger entries there are by sink and state.
 	Counts(ctx context.Context) ([]LedgerCount, error)
-	// Backlog counts the rows that say pending, up to a limit.
+	// Backlog counts the rows with status pending, up to a limit.
 	Backlog(ctx context.Context, limit int) (int, error)
 }
 
-// SlotInfo is what the server says of a slot (pg_replication_slots), and how far its WAL goes.
+// SlotInfo is what the server has about a slot (pg_replication_slots), and how far its WAL goes.
 type SlotInfo struct {
 	Exists         bool
 	Active         bool
@@ -37,7 +37,7 @@ type SlotInfo struct {
 	// InactiveFor is for how long nobody has read the slot, by the server's clock; nil while it is
 	// read, and where the server does not know (before PostgreSQL 17).
 	InactiveFor *time.Duration
-	// Relays is how many relays own the slot or stand by for it; 0 where that cannot be told
+	// Relays is how many relays own the slot or are its standbys; 0 where that is not known
 	// (through a pooler).
 	Relays int
 	// Stats is nil where the server has none yet.
@@ -54,10 +54,10 @@ type SlotStats struct {
 // Lag is how much WAL has been written since a position.
 func (i *SlotInfo) Lag(since LSN) LSN { return i.WALEnd - min(i.WALEnd, since) }
 
-// TableInfo is what the database says of the whole table.
+// TableInfo is what the database has about the whole table.
 type TableInfo struct {
 	// Rows counts the rows by status; sent is an estimate. OldestPending is the created_at of the
-	// oldest pending row, 0 when there is none.
+	// oldest pending row, 0 without any.
 	Rows          map[string]int64
 	OldestPending Timestamp
 }
@@ -70,7 +70,7 @@ type TableUpdates struct{ All, HOT int64 }
 // without meaning a backlog.
 const CaughtUpBytes = 1 << 20
 
-// WALBudget is how much WAL the slot may hold back: what is configured, or else half of what the
+// WALBudget is how much WAL the slot may retain: what is configured, or else half of what the
 // server keeps; 0 when there is no limit.
 func (i *SlotInfo) WALBudget(configured int64) int64 {
 	if configured != 0 {

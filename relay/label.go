@@ -9,7 +9,7 @@ import (
 )
 
 // Texts of rows are of any length and may hold anything. What is kept of them beyond the event
-// itself, or leaves the process beside it, passes through here: label values, names in memory, log
+// itself, or leaves the process besides it, passes through here: label values, names in memory, log
 // lines, attributes of spans, the status page.
 const (
 	labelBytes = 128 // of a label value: each series repeats it

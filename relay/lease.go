@@ -29,12 +29,12 @@ type Lease interface {
 type Tenure interface {
 	// Epoch counts the owners that the slot has had.
 	Epoch() int64
-	// Lost is closed when the lease can no longer be trusted; Err then says why.
+	// Lost is closed when the lease can no longer be trusted; Err is why, then.
 	Lost() <-chan struct{}
 	Err() error
 	// Valid reports whether the lease is still within its time. It looks at the clock, so it also
-	// tells a process that was frozen (SIGSTOP, a paused VM) the truth at the moment it wakes up,
-	// before any timer has fired.
+	// gives the true answer to a process that was frozen (SIGSTOP, a paused VM) at the moment it
+	// wakes up, before any timer has fired.
 	Valid() bool
 }
 
@@ -42,35 +42,39 @@ type Tenure interface {
 // is the marker's, and of those who take events in.
 type Marks interface {
 	// MarkedLSN is the highest commit LSN of any event that an earlier owner marked. Up to it, rows
-	// may be marked already though the slot tells of them again; past it, none is.
+	// may be marked already though the slot delivers them again. Past it, no row is.
 	MarkedLSN() LSN
-	// Mark writes the events' fates, in one transaction that first checks the epoch and notes
-	// batch.Confirm: to their rows, and to the ledger what sinks do not have. Events whose rows are
-	// not visible yet, though the stream has told of them, are returned as later, in any order, to
-	// be marked again soon: a transaction is in the WAL before it is visible to others, by as much
-	// as a synchronous standby takes. What is behind one of them in its key is later, too, so that
-	// what a crash leaves without a mark is a suffix of the key. Entries of the ledger do not need
-	// their rows, but wait with what is in front of them in their key; an entry that is there
-	// already stays as it is. A row that is gone counts as marked. ErrFenced ends the lease.
+	// Mark writes the outcomes of events in one transaction: to their rows, and to the ledger what
+	// sinks do not have. The transaction first checks the epoch, and notes batch.Confirm.
+	//
+	// A transaction is in the WAL before others can see it; with a synchronous standby that may
+	// take long. Events whose rows are not visible yet are returned as later, in any order, to be
+	// marked again soon. What is behind one of them in its key is later, too: what a crash leaves
+	// without a mark is then a suffix of the key.
+	//
+	// Entries of the ledger do not need their rows, but wait with what is in front of them in their
+	// key. An entry that is there already stays as it is. A row that is gone counts as marked.
+	// ErrFenced ends the lease.
 	Mark(ctx context.Context, batch MarkBatch) (later []int, err error)
-	// Remark tries again to mark rows that Mark has set aside, those whose time has come, and
-	// returns which are left. Mark sets a row aside, as done, when the database refuses its mark
-	// for good or somebody has held its lock for long: an entry of MarkSink in the ledger keeps it
-	// from being delivered again.
+	// Remark tries again those parked marks whose time has come, and returns what is left. Mark
+	// parks a mark when the database refuses it for good, or when somebody has held the row's lock
+	// for long. The event is done then, and an entry of MarkSink in the ledger keeps it from being
+	// delivered again.
 	Remark(ctx context.Context) (Unmarked, error)
-	// Settled tells for each event whether its row asks for no delivery any more: marked sent or
-	// dead, in the ledger, deleted or archived. While another worker holds one of the rows claimed
-	// that cannot be told: the error is a *ClaimedError then, and it is to be asked again soon. In
-	// hybrid mode it claims those that are not settled, so that no other worker takes them: what is
-	// not settled is ours to publish; a claim of a relay that had the slot before us is ours too.
+	// Settled reports for each event whether its row asks for no delivery any more: marked sent or
+	// dead, in the ledger, deleted or archived. While another worker has one of the rows claimed,
+	// this is not known: the error is a *ClaimedError, and the caller asks again soon.
+	//
+	// In hybrid mode Settled claims what is not settled, so that no other worker takes it. A claim
+	// of a relay that had the slot before us is ours, too.
 	Settled(ctx context.Context, events []Event) ([]bool, error)
-	// Confirm notes that the slot may be told to pass lsn; see Recovery.Confirmed. Mark does it
+	// Confirm notes that lsn may be reported to the slot; see Recovery.Confirmed. Mark does it,
 	// too.
 	Confirm(ctx context.Context, lsn LSN) error
 }
 
-// ClaimedError says that a worker which is not a relay has claimed rows and not told their fate
-// yet. A claim ends with its fate, or when it is so old that its worker must be dead.
+// ClaimedError means that a worker which is not a relay has claimed rows and not written an outcome
+// yet. A claim ends with the outcome, or when it is so old that its worker must be dead.
 type ClaimedError struct {
 	Rows   int
 	Worker string        // worker_id of one of them
@@ -84,16 +88,17 @@ func (e *ClaimedError) Error() string {
 // MarkBatch is what one transaction of Mark writes.
 type MarkBatch struct {
 	Marks []Mark
-	// Confirm is a position that the slot may be told to pass once this is committed; 0 for none.
+	// Confirm is a position that may be reported to the slot once this is committed; 0: nothing.
 	Confirm LSN
 }
 
-// Mark is an event's fate, to be written to its row.
+// Mark is the outcome of an event, to be written to its row.
 type Mark struct {
-	ID  UUID
-	XID uint32 // the inserting transaction, or 0; tells a row that is gone from one not visible yet
-	// CommitLSN is 0 for an event that was read from the table. Marking such a one moves MarkedLSN
-	// to the end of the WAL: a slot may tell of it later.
+	ID UUID
+	// XID is the inserting transaction, or 0. If it has ended, a row that is not visible is gone.
+	XID uint32
+	// CommitLSN is 0 for an event that was read from the table. Its mark moves MarkedLSN to the end
+	// of the WAL, because a slot may deliver the event later.
 	CommitLSN LSN
 	EventType string
 	Key       string
@@ -101,9 +106,9 @@ type Mark struct {
 	Position  int64  // the event's place in the order in which the slot's owners took events
 	// At is when the event was committed, or created where that is not known; 0 where neither is.
 	At Timestamp
-	// Parked are the ledger entries for the sinks that do not have the event; none means that all
-	// have it, and the row says sent. With an entry in state StateRetry or StateDead the row says
-	// failed or dead_letter, with retry_count and last_error; with only StateHeld ones it stays
-	// pending (in hybrid mode it says failed, so that the other worker leaves it alone).
+	// Parked are the ledger entries for the sinks that do not have the event. Without any, all
+	// sinks have it, and the row's status becomes sent. With an entry in StateRetry or StateDead it
+	// becomes failed or dead_letter, with retry_count and last_error. With StateHeld alone it stays
+	// pending; in hybrid mode it becomes failed, so that the other worker leaves the row alone.
 	Parked []Parked
 }

@@ -6,65 +6,64 @@ import (
 )
 
 // Ledger is the table of exceptions, saga_outbox_delivery: one entry for each event and sink that
-// did not work at the first try. The slot's owner is the only one that adds and removes entries,
-// each time in a transaction that first checks the epoch; what a person does on the command line
-// changes entries and never removes any.
+// did not work at the first try. Only the slot's owner adds and removes entries, each time in a
+// transaction that first checks the epoch. What a person does on the command line changes entries
+// and never removes any.
 //
-// Of one key and sink, the entries that are not detached make a line, by position, whichever was
-// written first. An entry that waits for its next attempt blocks those behind it, and so does a
-// dead one with RELAY_DEAD_LETTER=hold: these are held. What is in front of the first that blocks
-// is ready, and is offered before it. The SQL of this order is in relay/store/order.go;
-// relay/ledgertest is its plain twin.
+// The entries of one key and sink that are not detached are in order, by position, whichever was
+// written first. An entry with a next attempt blocks those behind it, and so does a dead one with
+// RELAY_DEAD_LETTER=hold: those behind are held. What is in front of the first that blocks is due.
+// The SQL of this order is in relay/store/order.go; relay/ledgertest is its plain twin.
 type Ledger interface {
 	// LastPosition is where new events count on from: no position of an earlier owner is past it.
 	LastPosition() int64
-	// NoteSinks notes which sinks this owner has, and returns those that the one before had; none
-	// when there was none, or it did not say.
+	// NoteSinks notes which sinks this owner has, and returns those of the one before; nothing when
+	// there was no owner, or it did not note any.
 	NoteSinks(ctx context.Context, sinks []string) (before []string, err error)
 	// Blocking calls f for each sink and bucket of key hashes (their value modulo buckets, a power
-	// of two) that has entries, with their number, and how many of them are not detached, so hold
-	// up later events. It may take as long as reading the whole ledger does.
+	// of two) that has entries. f gets their number, and how many of them are not detached and so
+	// hold up later events. It may take as long as reading the whole ledger does.
 	Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error
-	// Due returns the entries of a sink that may be offered now: the ready ones by position, at
-	// most limit and about maxBytes, and the waiting ones whose time has come; of one key they are
-	// in order. next is how long until the next waiting entry's time comes, negative when none
-	// waits. Entries whose row is gone or that a person has discarded are among them, and are to be
-	// resolved as FateDropped.
+	// Due returns the entries of a sink that may be offered now, those of one key in order, at most
+	// limit and about maxBytes: by position those with nothing to wait for, and those whose next
+	// attempt has come. next is how long until the next attempt of any other, negative when there
+	// is no other. Entries whose row is gone, or that a person has discarded, are among them; they
+	// are to be resolved as FateDropped.
 	Due(ctx context.Context, sink string, limit, maxBytes int) (due []Entry, next time.Duration, err error)
-	// Resolve writes what became of entries that Due returned, and their rows' status with it, in
-	// one transaction: a row without further entries whose events were delivered says sent (or
-	// goes, as RELAY_MARK wants); otherwise it says what its entries say. An entry that is refused
-	// again makes those behind it held; a delivered, dropped or (unless it holds) dead one frees a
-	// first thousand of those that were held behind it, and further ones are freed as these go. It
-	// returns ErrFenced like Mark.
+	// Resolve writes in one transaction what became of entries that Due returned, and the status of
+	// their rows. A row without further entries whose event was delivered becomes sent (or is
+	// removed, as RELAY_MARK wants). The status of any other follows from its entries.
+	//
+	// An entry that is refused again makes those behind it held. One that is delivered, dropped or
+	// dead (unless it holds) frees the first thousand that were held behind it, and further ones
+	// are freed as these go. Resolve returns ErrFenced as Mark does.
 	Resolve(ctx context.Context, sink string, outcomes []Outcome) error
-	// Heal looks, by hash from from on, at some thousands of lines in which something blocks, and
-	// frees entries that are held behind nothing. The next look is to begin at next, which is
+	// Heal frees entries that are held behind nothing. It looks, by hash from from on, at some
+	// thousands of keys in which something blocks. The next look is to begin at next, which is
 	// math.MinInt32 when it came to the end.
 	Heal(ctx context.Context, sink string, from int32) (freed int, next int32, err error)
 }
 
-// State is where a ledger entry stands.
+// State is the state of a ledger entry: the same words in the database, metrics and commands.
 type State string
 
 // States of a ledger entry.
 const (
-	// To be offered: at once (ready), or not before its next attempt (waiting).
-	StateRetry State = "retry"
-	StateHeld  State = "held" // behind a waiting or dead one of its key
-	StateDead  State = "dead" // given up after MAX_RETRIES, until a person says otherwise
+	StateRetry State = "retry" // to be offered: due, or not before its next attempt
+	StateHeld  State = "held"  // behind one of its key that blocks
+	StateDead  State = "dead"  // given up after MAX_RETRIES, until a person decides otherwise
 )
 
 // ReasonSinkDown is the reason of an entry whose sink was down, or behind by more WAL than the
-// budget: nothing is charged to it.
+// budget. No attempt is counted for it.
 const ReasonSinkDown Reason = "sink_down"
 
 // Parked is an entry to be made.
 type Parked struct {
 	Sink string
 	// State is StateRetry or StateDead for a refused event. StateHeld means that the event was not
-	// offered, or not by its own fault: the store makes it held when something in front of it
-	// blocks, otherwise ready.
+	// offered, or failed by no fault of its own: the store makes it held when something in front of
+	// it blocks, otherwise due.
 	State    State
 	Detached bool // with StateDead: later events of the key do not wait
 	Reason   Reason
@@ -83,7 +82,7 @@ type Entry struct {
 	Detached bool
 	// ReplayedAt is when a person asked for another delivery; zero otherwise.
 	ReplayedAt time.Time
-	// Gone says that the row is not there any more, Discarded that a person has given the entry up.
+	// Gone: the row is not there any more. Discarded: a person has given the entry up.
 	Gone, Discarded bool
 }
 
@@ -99,7 +98,7 @@ type Outcome struct {
 	Detach   bool          // FateDead: later events of the key go on
 }
 
-// Fate is what an Outcome says.
+// Fate is the kind of an Outcome.
 type Fate int
 
 // Fates.
@@ -115,7 +114,7 @@ type LedgerCount struct {
 	Sink  string
 	State State
 	N     int64
-	// Oldest is when the oldest of their events was committed, or created; for an entry of an older
-	// version, when it was written.
+	// Oldest is when the oldest of their events was committed, or created. For an entry of an older
+	// version it is when that was written.
 	Oldest time.Time
 }

@@ -7,7 +7,7 @@ const (
 	ModePolling = "polling"
 )
 
-// ModeRecovering is, beside ModeCDC and ModePolling, how events are found while an owed sweep is
+// ModeRecovering is, besides ModeCDC and ModePolling, how events are found while an owed sweep is
 // done.
 const ModeRecovering = "recovering"
 

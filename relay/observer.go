@@ -5,34 +5,34 @@ import (
 	"time"
 )
 
-// Observer is told what the engine does, and makes metrics, a status page, a history and the log's
-// lines about single events of it (relay/watch). It decides nothing: what the engine has to know,
-// it finds out by itself.
+// Observer gets reports of what the engine does, and makes metrics, a status page, a history and
+// the log's lines about single events of it (relay/watch). It decides nothing: what the engine has
+// to know, it finds out by itself.
 //
-// It is told afterwards, with the times, as a Tracer is: nothing waits for it. It is told of
-// batches, so that an event costs the engine nothing more. Who is told what:
+// Reports come afterwards, with the times, as a Tracer's do: nothing waits for them. They come in
+// batches, so that an event costs the engine nothing more. Who gets which:
 //
-//	Observer       by the keeper, of slots and leases; by all, of changes of state
-//	SlotObserver   by the work on one slot under one lease, of events in and marks out
-//	SinkObserver   by the lanes of one sink and by who drains its ledger
+//	Observer       from the keeper, about slots and leases; from all, about changes of state
+//	SlotObserver   from the work on one slot under one lease, about events in and marks out
+//	SinkObserver   from the lanes of one sink and from its drainer
 //
-// What it has to know of the present and was not told, it finds in a Snapshot, which it may ask for
+// What an observer has to know of the present besides, it finds in a Snapshot, for which it may ask
 // at any time, and by asking the database itself (Facts).
 //
 // Methods are called from many goroutines, and never with a lock of the engine held. They must not
 // block, cannot fail, change nothing of what they are given, and keep nothing of slices and flights
 // once they have returned. SlotObserver.Sample alone may take its time.
 type Observer interface {
-	// Begin says what the engine is, before anything else is told.
+	// Begin comes before every other report: what the engine is.
 	Begin(about About)
-	// Sink returns who is told of a sink. It is called once for each.
+	// Sink returns the observer of a sink. It is called once for each.
 	Sink(name string) SinkObserver
-	// Owned says that a slot's lease was taken, and returns who is told of the work under it.
+	// Owned reports that a slot's lease was taken, and returns the observer of the work under it.
 	Owned(slot string, epoch int64) SlotObserver
-	// Became tells of a slot's role, at each step of the keeper; working says that there is work
-	// under a lease.
+	// Became reports a slot's role, at each step of the keeper. working: there is work under a
+	// lease.
 	Became(slot string, role Role, working bool)
-	// Changed tells of a change of state.
+	// Changed reports a change of state.
 	Changed(c Change)
 	// Looked is called every second, when the engine has looked whether its slots move.
 	Looked(at time.Time)
@@ -55,57 +55,57 @@ type About struct {
 	Snapshot func() Snapshot
 }
 
-// SlotObserver is told of the work on one slot under one lease.
+// SlotObserver gets reports of the work on one slot under one lease.
 type SlotObserver interface {
 	// Sample looks at slot and table now and then, until ctx ends. The engine runs it in a
 	// goroutine of its own.
 	Sample(ctx context.Context, facts Facts)
-	// Seen tells of the engine's own look at the slot, every five seconds.
+	// Seen reports the engine's own look at the slot, every five seconds.
 	Seen(info SlotInfo)
 
-	// Received tells of events that were taken, from the slot or from the table.
+	// Received reports events that were taken, from the slot or from the table.
 	Received(batch []*Flight)
-	// Skipped tells of events that the slot reported again and that were settled already.
+	// Skipped reports events that the slot delivered again and that were settled already.
 	Skipped(events int)
-	// Found tells of events that were found in the table, by cause.
+	// Found reports events that were found in the table, by cause.
 	Found(cause string, events int)
-	// LookedFor tells how long a look at the table took.
+	// LookedFor reports how long a look at the table took.
 	LookedFor(kind SweepKind, took time.Duration)
-	// Interrupted says that the replication connection has to be made again.
+	// Interrupted reports that the replication connection has to be made again.
 	Interrupted()
 
-	// MarkTried tells of a try to write a batch of marks.
+	// MarkTried reports a try to write a batch of marks.
 	MarkTried(took time.Duration, err error)
-	// Marked tells of events whose fates are committed.
+	// Marked reports events whose marks are committed.
 	Marked(batch []*Flight)
-	// Pruned tells of old rows that were removed.
+	// Pruned reports how many old rows were removed.
 	Pruned(rows int)
 
-	// Parked tells of events that go to a sink's ledger: parks has an entry for each of them, or
+	// Parked reports events that go to a sink's ledger: parks has an entry for each of them, or
 	// nil.
 	Parked(sink string, batch []*Flight, parks []*Parked)
-	// Retried tells of ledger entries that are put on their lanes; again is how many of them were
+	// Retried reports ledger entries that are put on their lanes; again is how many of them were
 	// refused before.
 	Retried(sink string, batch []*Flight, again int)
-	// Gone tells of ledger entries whose rows somebody has deleted.
+	// Gone reports ledger entries whose rows somebody has deleted.
 	Gone(sink string, entries []*Entry)
-	// Resolved tells of ledger entries whose outcomes are committed.
+	// Resolved reports ledger entries whose outcomes are committed.
 	Resolved(sink string, outcomes []Outcome)
 }
 
-// SinkObserver is told of what is offered to one sink.
+// SinkObserver gets reports of what is offered to one sink.
 type SinkObserver interface {
-	// Refused tells of records that the sink does not take for their own fault, or that could not
-	// be made. offers is how often their batch has been offered.
+	// Refused reports records that the sink does not take for their own fault, or that could not be
+	// made. offers is how often their batch has been offered.
 	Refused(refusals []Refusal, offers int)
-	// Answered tells what became of an offer.
+	// Answered reports what became of an offer.
 	Answered(a Answer)
-	// Again tells of what is to be offered again, and why.
+	// Again reports what is to be offered again, and why.
 	Again(batch []*Flight, offers int, err error)
-	// Trouble tells why the sink did not take all that it was offered.
+	// Trouble reports why the sink did not take all that it was offered.
 	Trouble(err error)
-	// Turned tells of the sink's state after a change, in the order of the changes: whether it
-	// takes events, and whether all of them go to the ledger.
+	// Turned reports the sink's state after a change, in the order of the changes: whether it takes
+	// events, and whether all of them go to the ledger.
 	Turned(up, isolated bool, c Change)
 }
 

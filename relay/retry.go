@@ -7,7 +7,7 @@ import (
 
 // Retry calls do until it succeeds, and returns nil then. After each error it asks again, the place
 // to log it, whether to try once more after the wait. If not, or if ctx ends before the next try,
-// it returns the last error of do, and the caller says what ctx's end means.
+// it returns the last error of do; what the end of ctx means is the caller's business.
 func Retry(ctx context.Context, backoff Backoff, do func() error, again func(err error, wait time.Duration) bool) error {
 	for {
 		err := do()

@@ -26,7 +26,7 @@ type Record struct {
 	// The headers with CloudEventPrefix are attributes, which each protocol names in its way.
 	CloudEvent bool
 	Timestamp  time.Time // created_at
-	// Trace is what the row's traceparent says. It is looked at only where there is a Tracer.
+	// Trace is the row's traceparent. It is looked at only where there is a Tracer.
 	Trace TraceContext
 }
 
@@ -37,7 +37,7 @@ const CloudEventPrefix = "ce_"
 // CloudEventContentType is the one header of such a record that is no attribute: what its body is.
 const CloudEventContentType = "content-type"
 
-// ReplayedHeader tells a consumer that the event is delivered once more because a person wanted it,
+// ReplayedHeader shows a consumer that the event is delivered once more because a person wanted it,
 // and when.
 const ReplayedHeader = "relay-replayed-at"
 
@@ -52,28 +52,30 @@ func (r *Record) Size() int {
 
 // Sink delivers records to one broker.
 //
-// Publish offers the batch in the order given and blocks until the fate of every record is known or
-// given up on. It returns nil when the broker has acknowledged all of them (for a broker that
+// Publish offers the batch in the order given and blocks until the outcome of every record is known
+// or given up on. It returns nil when the broker has acknowledged all of them (for a broker that
 // replicates: when it is as safe there as the broker can make it). Otherwise it returns a
-// *BatchError that tells the fate record by record; any other error means that no record of the
-// batch is known to be delivered.
+// *BatchError, with the outcome record by record. Any other error means that no record of the batch
+// is known to be delivered.
 //
-// Order: records that share a key reach the broker in the order given. When one of them fails in a
-// passing way, the later ones of the same key count as failed too, even if the broker took them:
-// the caller offers the failed ones again, in the same order, and the consumer sees a suffix
-// repeated, never a gap that closes late. A refused record (see Refuse) holds up those of its key
-// behind it too: they are not sent, with ErrBehind, so that they can follow it when it is retried.
-// A sink that learns of a refusal only after it has sent what follows does its best to learn it
-// earlier the next time; what the broker has taken behind it gets ErrBehind too, and is offered
-// again behind it.
+// Order: records that share a key reach the broker in the order given.
+//
+//   - When one of them fails with a transient error, the later ones of the same key count as
+//     failed too, even if the broker took them. The caller offers the failed ones again, in the
+//     same order. The consumer sees a suffix repeated, never a gap that closes late.
+//   - A refused record (see Refuse) holds up those of its key behind it. They are not sent, with
+//     ErrBehind, so that they can follow it when it is retried.
+//   - Some sinks learn of a refusal only after they have sent what follows. What the broker has
+//     taken behind the refused record gets ErrBehind too, and is offered again behind it. Such a
+//     sink does its best to learn of it earlier the next time.
 //
 // Publish is called from several lanes at once, but records of one key always come from one lane,
 // one call at a time. After an error or a restart a record may be offered again. A sink does not
 // retry by itself beyond what its protocol asks for (a moved leader, a closed connection that was
-// idle): the lane retries, so that backoff and metrics tell the truth. A sink connects when first
-// needed and reconnects by itself at the next Publish.
+// idle): the lane retries, so that backoff and metrics are right. A sink connects when first needed
+// and reconnects by itself at the next Publish.
 //
-// When ctx ends Publish returns soon; records whose fate is then unknown count as failed. A sink
+// When ctx ends Publish returns soon; records whose outcome is then unknown count as failed. A sink
 // asks Fence right before it writes to its broker, after every lock and buffer. Close ends all
 // connections; a Publish in progress returns an error. Close may be called once.
 type Sink interface {
@@ -91,10 +93,10 @@ func WithFence(ctx context.Context, valid func() bool) context.Context {
 }
 
 // Fence returns the question whether records offered under ctx may still be sent. A process can be
-// frozen at any point, by SIGSTOP or with its virtual machine, and goes on in the middle of it when
-// it thaws, before any timer has fired and any context has ended. Another relay has taken the slot
-// by then, and what a sink had kept back would arrive behind what that one has sent of the same
-// key. The question looks at the clock, and is cheap. Without WithFence the answer is yes.
+// frozen at any point, by SIGSTOP or with its virtual machine. When it thaws it goes on right
+// there, before any timer has fired and any context has ended. Another relay has taken the slot by
+// then, and what a sink had kept back would arrive behind what that one has sent of the same key.
+// The question looks at the clock, and is cheap. Without WithFence the answer is yes.
 func Fence(ctx context.Context) (valid func() bool) {
 	if valid, ok := ctx.Value(fenceKey{}).(func() bool); ok {
 		return valid
@@ -102,24 +104,24 @@ func Fence(ctx context.Context) (valid func() bool) {
 	return func() bool { return true }
 }
 
-// ErrFence is the fate of records that were not sent because Fence said no.
+// ErrFence is the error of records that were not sent because Fence answered no.
 var ErrFence = errors.New("not sent: the slot is not ours any more")
 
-// ErrBehind is the fate of a record that was not sent because one of its key before it in the batch
-// was refused.
+// ErrBehind is the error of a record that was not sent because one of its key before it in the
+// batch was refused.
 var ErrBehind = errors.New("not sent: a record of the same key before it was refused")
 
-// Checker is implemented by sinks that can tell whether their broker is reachable without
+// Checker is implemented by sinks that can find out whether their broker is reachable without
 // publishing anything. The error names the address and what to check, never a credential.
 type Checker interface {
 	Check(ctx context.Context) error
 }
 
-// RouteChecker is implemented by sinks that can tell, without publishing anything, whether records
-// with certain destinations would arrive: for sagaz-relay doctor.
+// RouteChecker is implemented by sinks that can find out, without publishing anything, whether
+// records with certain destinations would arrive: for sagaz-relay doctor.
 type RouteChecker interface {
-	// CheckRoutes returns what is wrong, nothing when all is well. The error says that it could not
-	// be found out.
+	// CheckRoutes returns what is wrong, nothing when all is well. The error means that it could
+	// not be found out.
 	CheckRoutes(ctx context.Context, routes []Route) ([]RouteProblem, error)
 }
 
@@ -130,10 +132,10 @@ type Route struct{ EventType, Topic, RoutingKey string }
 type RouteProblem struct {
 	Route   Route
 	Problem string // what is wrong
-	Fix     string // the command or setting that mends it
+	Fix     string // the command or setting that fixes it
 }
 
-// BatchError tells the fate of each record of one Publish.
+// BatchError has the outcome of each record of one Publish.
 type BatchError struct {
 	// Errs has one entry for each record of the batch, in order: nil for an acknowledged record, a
 	// *RefusedError for one that the broker will never take as it is, any other error for one that
@@ -165,8 +167,8 @@ func (e *BatchError) Unwrap() []error {
 	return errs
 }
 
-// Reason says in one machine-readable word why a broker refuses a record. It is a metric label and
-// a column, so the set is closed.
+// Reason is why a broker refuses a record, in one machine-readable word. It is a metric label and a
+// column, so the set is closed.
 type Reason string
 
 // Reasons to refuse a record.
@@ -182,14 +184,14 @@ const (
 	ReasonUnknownTopic Reason = "unknown_topic"
 )
 
-// RefusedError is the fate of a record that fails by its own fault: offering it again as it is
+// RefusedError is the error of a record that fails by its own fault: offering it again as it is
 // would fail again.
 type RefusedError struct {
 	Reason Reason
 	// Size and Limit are bytes, for ReasonTooLarge; a Limit of 0 is not known.
 	Size, Limit int64
-	Err         error // what the broker said; never the payload
-	// Final says that no later try can end otherwise: the event is a dead letter at once.
+	Err         error // the broker's error; never the payload
+	// Final: no later try can end otherwise, so the event is a dead letter at once.
 	Final bool
 }
 
@@ -209,7 +211,7 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 // Refuse marks err as the record's own fault.
 func Refuse(reason Reason, err error) error { return &RefusedError{Reason: reason, Err: err} }
 
-// Refused reports whether err says that the record itself is at fault, and returns that error.
+// Refused reports whether err is the record's own fault, and returns that error.
 func Refused(err error) (*RefusedError, bool) {
 	var r *RefusedError
 	ok := errors.As(err, &r)

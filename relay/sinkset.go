@@ -11,7 +11,7 @@ import (
 // a relay asks the table first where events went before, and refuses to deliver elsewhere. It asks
 // when it starts, so that a rolling update stops at the first new pod while the old ones go on, and
 // again with each lease, before it notes its own sinks: somebody else may have had the slot
-// meanwhile. With BROKER_TYPE set the change is somebody's will, and is only told.
+// meanwhile. With BROKER_TYPE set the change is somebody's will, and is only logged.
 
 // Before is what the database knows of deliveries by others than this process.
 type Before struct {
@@ -21,7 +21,7 @@ type Before struct {
 	Sent  bool // no relay has had a slot here yet, and still there are rows that were sent
 }
 
-// SinksByDefault tells that BROKER_TYPE is not set.
+// SinksByDefault: BROKER_TYPE is not set.
 type SinksByDefault struct {
 	// Hint is a setting that only another sink reads, such as RABBITMQ_URL; empty for none.
 	Hint string

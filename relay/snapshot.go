@@ -13,7 +13,7 @@ const (
 	Draining Role = "draining" // finishing what is in flight, then releasing
 )
 
-// Whom an owner with nothing in flight waits for, though there is WAL that the stream has not
+// What an owner with nothing in flight waits for, though there is WAL that the stream has not
 // brought.
 const (
 	WaitsForServer = "server" // it decodes a large transaction, or waits for a standby
@@ -44,7 +44,7 @@ type SlotSnapshot struct {
 	AwayError string
 	// Moved is when it was last seen to move, or to have nothing to do.
 	Moved time.Time
-	// WaitsFor is whom it waits for at one place, Waits since when.
+	// WaitsFor is what it waits for without moving, Waits since when.
 	WaitsFor string
 	Waits    time.Time
 	// Work is there while the relay works under a lease: as owner, and while draining.
@@ -54,8 +54,8 @@ type SlotSnapshot struct {
 // WorkSnapshot is the work on one slot under one lease.
 type WorkSnapshot struct {
 	Epoch int64
-	// Mode is how events are found now, Why says why it polls or does not stream, Streaming whether
-	// the replication connection is open, ModeSince since when that is so.
+	// Mode is how events are found now, Why is the reason to poll or not to stream. Streaming: the
+	// replication connection is open. ModeSince is since when all that is so.
 	Mode, Why string
 	Streaming bool
 	ModeSince time.Time
@@ -71,7 +71,7 @@ type WorkSnapshot struct {
 	OldestCommit, OldestAt Timestamp
 
 	Seen     SlotInfo // the server's, at the last look
-	Unmarked Unmarked // rows that were set aside
+	Unmarked Unmarked // rows whose marks are parked
 	Sinks    []ShelfSnapshot
 }
 

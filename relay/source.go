@@ -9,29 +9,29 @@ import (
 // Source opens slots.
 type Source interface {
 	// Check verifies once what the source needs of the database and returns a *SetupError for what
-	// a person has to mend. It changes nothing.
+	// a person has to fix. It changes nothing.
 	Check(ctx context.Context) error
-	// Open connects to the slot and starts streaming. known is a position that nobody has told the
-	// slot to pass (Recovery.Confirmed); 0 when not known. *SlotGoneError, ErrSlotBusy and
-	// *SetupError are told apart from passing trouble.
+	// Open connects to the slot and starts streaming. known is a position that was never reported
+	// to the slot (Recovery.Confirmed); 0 when not known. Errors other than *SlotGoneError,
+	// ErrSlotBusy and *SetupError are transient.
 	Open(ctx context.Context, slot string, known LSN) (Stream, error)
 	// Create makes the slot, and the publication if that is missing, and returns the position from
-	// which the slot tells everything. A slot of this name that cannot be read any more is dropped
-	// first; one that can is kept, and its position returned. It waits for as long as a transaction
-	// of the server is open, and asks Fence before it takes anything away.
+	// which the slot delivers everything. A slot of this name that cannot be read any more is
+	// dropped first. One that can be read is kept, and its position returned. Create waits for as
+	// long as a transaction of the server is open, and asks Fence before it takes anything away.
 	Create(ctx context.Context, slot string) (LSN, error)
-	// Holders returns the transactions for which a Create of the slot, which is under way, waits.
+	// Holders returns the transactions that a Create of the slot waits for.
 	Holders(ctx context.Context, slot string) ([]Holder, error)
 }
 
-// SlotGoneError says that the slot cannot tell, or may not tell, everything that was committed
-// since it was last read. It is to be created anew (Source.Create), after the sweep that finds the
-// rest in the table was noted as owed.
+// SlotGoneError means that the slot cannot, or may not, deliver everything that was committed since
+// it was last read. It is to be created again (Source.Create), after the sweep that finds the rest
+// in the table was noted as owed.
 type SlotGoneError struct {
 	Slot string
 	// Cause is a word for logs and metrics.
 	Cause GoneCause
-	Err   error // what the server said, if anything
+	Err   error // the server's error, if any
 }
 
 func (e *SlotGoneError) Error() string {
@@ -44,7 +44,7 @@ func (e *SlotGoneError) Error() string {
 
 func (e *SlotGoneError) Unwrap() error { return e.Err }
 
-// GoneCause is why a slot cannot tell everything.
+// GoneCause is why a slot cannot deliver everything.
 type GoneCause string
 
 // Causes of a gap.
@@ -55,22 +55,22 @@ const (
 	GoneLost GoneCause = "lost"
 	// The publication is missing, or was as of the position that the slot decodes.
 	GonePublication GoneCause = "publication"
-	// It tells what cannot be read, at each try at the same place; or as the table was before a
-	// change of its columns.
+	// What comes cannot be read, at each try at the same place; or is of the table as it was
+	// before a change of its columns.
 	GoneUnreadable GoneCause = "unreadable"
 	// What was noted of it is of another cluster, from which the database was restored.
 	GoneRestored GoneCause = "restored"
-	// It stands further on than we let it: recreated or advanced by somebody.
+	// It is further on than we let it: recreated or advanced by somebody.
 	GoneMoved GoneCause = "moved"
 )
 
-// ErrSlotBusy says that another connection reads the slot; the error that wraps it tells which one.
+// ErrSlotBusy means that another connection reads the slot; the error that wraps it names that one.
 var ErrSlotBusy = errors.New("replication slot is in use")
 
 // Stream is one replication connection.
 type Stream interface {
-	// Run receives until ctx ends or the connection fails, and gives what it hears to the intake.
-	// Feedback goes to the server on time even while the intake blocks.
+	// Run receives until ctx ends or the connection fails, and hands what it receives to the
+	// intake. Feedback reaches the server on time even while the intake blocks.
 	Run(ctx context.Context, in Intake) error
 	// Close reports the intake's watermark a last time, waits for the server to have taken it, and
 	// ends the connection, which frees the slot.
@@ -82,14 +82,14 @@ type Intake interface {
 	// Admit takes committed events in commit order. The slice is the caller's again when it
 	// returns; the events' strings are not. It blocks while the in-flight budget is spent.
 	Admit(ctx context.Context, events []Event) error
-	// Pass says that everything committed before lsn has been admitted: the end of a transaction,
-	// or the position of a keepalive.
+	// Pass reports that everything committed before lsn has been admitted: the end of a
+	// transaction, or the position of a keepalive.
 	Pass(lsn LSN)
-	// Heard says that the server has written WAL up to lsn. It confirms nothing: lag is counted
+	// Heard reports that the server has written WAL up to lsn. It confirms nothing: lag is counted
 	// from it.
 	Heard(lsn LSN)
-	// Watermark is the position to report: everything committed before it is resolved and marked,
-	// or in the ledger, and the database has a note that it may be reported (Lease.Confirm). It may
-	// be called from any goroutine.
+	// Watermark is the position to report: everything committed before it is marked or in the
+	// ledger, and the database has a note that it may be reported (Lease.Confirm). It may be called
+	// from any goroutine.
 	Watermark() LSN
 }

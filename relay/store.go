@@ -22,15 +22,14 @@ type fencedError struct{}
 func (fencedError) Error() string        { return "fenced: another relay has taken the slot since" }
 func (fencedError) Is(target error) bool { return target == ErrLeaseLost }
 
-// SetupError is a fault that a person has to mend: the relay can do nothing about it, and trying
-// again as things stand is no use. Problem names the variable or object; Fix is what to set or run.
+// SetupError is a fault that a person has to fix: the relay can do nothing about it, and trying
+// again unchanged is no use. Problem names the variable or object; Fix is what to set or run.
 type SetupError struct {
 	Problem string
 	Fix     string
 	SQL     []string // statements in Fix, in their order, that can be run as they are
-	Err     error    // what the server said, if anything
-	// Streaming says that only logical replication is impossible: RELAY_MODE=auto polls the table
-	// instead.
+	Err     error    // the server's error, if any
+	// Streaming: only logical replication is impossible. RELAY_MODE=auto polls the table instead.
 	Streaming bool
 }
 
@@ -50,15 +49,16 @@ func (e *SetupError) Unwrap() error { return e.Err }
 // Store is the outbox table and the relays' shared state, over ordinary connections.
 type Store interface {
 	// Acquire waits until this relay owns the slot and returns the lease. It fails only when ctx
-	// ends or with a *SetupError; it waits through a database that is down.
+	// ends or with a *SetupError; while the database is down it goes on waiting.
 	Acquire(ctx context.Context, slot string) (Lease, error)
-	// Waiting is why Acquire, which waits for the slot, could not take it if it were free: the
-	// database does not answer. It is nil when another relay has the slot, and while nobody waits.
+	// Waiting is why Acquire, which is under way, could not take the slot if it were free: the
+	// database does not answer. It is nil when another relay has the slot, and while no Acquire is
+	// under way.
 	Waiting(slot string) error
 	// Check verifies once what the relay needs of the database: that it is reachable, that the
-	// tables are there. It returns a *SetupError for what a person has to mend.
+	// tables are there. It returns a *SetupError for what a person has to fix.
 	Check(ctx context.Context) error
-	// Before tells where events went before this relay, for one whose BROKER_TYPE is not set.
+	// Before returns where events went before this relay, for one whose BROKER_TYPE is not set.
 	Before(ctx context.Context, slot string) (Before, error)
 }
 

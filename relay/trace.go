@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TraceContext is what a row's traceparent says (W3C Trace Context, level 2): the span in which the
-// event was made. The zero value is none.
+// TraceContext is a row's traceparent (W3C Trace Context, level 2): the span in which the event was
+// made. The zero value stands for no traceparent.
 type TraceContext struct {
 	TraceID [16]byte
 	SpanID  [8]byte
@@ -65,8 +65,8 @@ func (c *TraceContext) AppendText(b []byte) []byte {
 	return hex.AppendEncode(b, []byte{c.Flags})
 }
 
-// Tracer is told of what the engine has done, and makes spans of it. It is told afterwards, with
-// the times: nothing waits for it, and what is not to be recorded costs no span. A relay without a
+// Tracer gets what the engine has done, and makes spans of it. It gets it afterwards, with the
+// times: nothing waits for it, and what is not to be recorded costs no span. A relay without a
 // tracer pays nothing.
 //
 // Its methods are called from many goroutines, on the events' way. They must not block, they cannot
@@ -75,13 +75,13 @@ type Tracer interface {
 	// Begin is called with the record of a row that has no traceparent, before anybody else sees
 	// it. It may begin a trace there: set rec.Trace, and add the header.
 	Begin(rec *Record, ev *Event)
-	// Sent tells of one offer to a sink.
+	// Sent gets one offer to a sink.
 	Sent(o Offer)
-	// Marked tells of one try to write events' fates.
+	// Marked gets one try to write the outcomes of events.
 	Marked(m Marking)
-	// Swept tells of a look at the table that found rows, or failed.
+	// Swept gets a look at the table that found rows, or failed.
 	Swept(s Swept)
-	// Drained tells of a round of ledger entries.
+	// Drained gets a round of ledger entries.
 	Drained(d Drained)
 }
 
@@ -101,7 +101,7 @@ type Offer struct {
 	Err     error // what Publish returned
 }
 
-// Marking is one transaction that writes events' fates, or the try.
+// Marking is one transaction that writes the outcomes of events, or the try.
 type Marking struct {
 	Slot    string
 	Events  int
@@ -111,7 +111,7 @@ type Marking struct {
 	Err     error
 }
 
-// Swept is a look at the table for rows that no slot tells of.
+// Swept is a look at the table for rows that the stream does not deliver.
 type Swept struct {
 	Slot    string
 	Cause   string // as in outbox_recovered_events_total
@@ -125,17 +125,17 @@ type Swept struct {
 type Drained struct {
 	Slot, Sink       string
 	Offered          int
-	Settled, Failing int // entries with an outcome; those that failed in passing, and stay
+	Settled, Failing int // entries with an outcome; those with a transient error, which stay
 	Started          time.Time
 	Took             time.Duration
 }
 
-// Placer is implemented by sinks that can say in the words of OpenTelemetry's conventions for
-// messaging where records go.
+// Placer is implemented by sinks that know, in the words of OpenTelemetry's conventions for
+// messaging, where records go.
 type Placer interface {
 	// Destination names what a record is sent to: a topic, or an exchange with a routing key.
 	Destination(rec *Record) string
-	// Place tells what is common to records of one destination, as far as it is known without
+	// Place returns what is common to records of one destination, as far as it is known without
 	// asking the broker.
 	Place(batch []*Record) Place
 }

@@ -102,7 +102,7 @@ const letters = `SELECT d.event_id, d.sink, d.slot, CASE d.sink WHEN '` + relay.
 	UNION ALL
 	SELECT o.event_id, '-', '', CASE o.status WHEN 'dead_letter' THEN 'dead' ELSE 'retry' END, NULL, coalesce(o.retry_count, 0), o.aggregate_id, o.event_type, o.saga_id, o.status,
 		least(greatest(o.created_at, '0001-01-01'), now()), NULL, o.last_error, true, coalesce(o.last_error, '') LIKE '` + givenUp + `%', NULL, 0
-	FROM saga_outbox o WHERE o.status IN ('dead_letter', 'failed') AND NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)`
+	FROM saga_outbox o WHERE o.status IN ('dead_letter', 'failed') AND NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id OFFSET 0)`
 
 // where renders the filter as a condition on letters, adding its arguments to args.
 func (f *Filter) where(args *[]any) string {

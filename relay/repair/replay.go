@@ -127,10 +127,10 @@ func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 // The rows go in as they were, with status sent: a slot delivers the insert, and the relay skips
 // what was not inserted pending. A row may have gone to the archive since it was found.
 const restoreSQL = `INSERT INTO saga_outbox SELECT * FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
-	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id) ON CONFLICT (event_id) DO NOTHING`
+	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id OFFSET 0) ON CONFLICT (event_id) DO NOTHING`
 
 const archivedSQL = `SELECT EXISTS (SELECT FROM saga_outbox_archive a WHERE event_id = ANY($1::uuid[]) AND status = 'sent'
-	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id))`
+	AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id OFFSET 0))`
 
 // thereSQL are the events whose rows are there and stay until we commit. What removes rows locks
 // them, and relay.ReplayLock keeps out a retention that would not see the entries.
@@ -141,7 +141,7 @@ const thereSQL = `SELECT event_id::text FROM saga_outbox WHERE event_id = ANY($1
 const replaySQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, detached, replayed_at)
 	SELECT e.event_id, s.sink, $5, $6 + e.n, e.key, e.hash, e.type, 'retry', true, now()
 	FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[]) WITH ORDINALITY AS e (event_id, key, hash, type, n), unnest($7::text[]) AS s (sink)
-	WHERE EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = e.event_id AND o.status = 'sent')
+	WHERE EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = e.event_id AND o.status = 'sent' OFFSET 0)
 	ON CONFLICT (event_id, sink) DO NOTHING RETURNING sink`
 
 // Run puts the planned events into the ledger, for the slot's owner to deliver: behind what is

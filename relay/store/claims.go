@@ -40,12 +40,12 @@ const inLedgerSQL = `SELECT DISTINCT event_id FROM saga_outbox_delivery WHERE ev
 // of this slot. A failed row is free when the table was searched for such rows ($7), which finds
 // only those without an entry. A locked row is about to change, so it is skipped.
 var claimSQL = `WITH free AS (SELECT event_id FROM saga_outbox o WHERE event_id = ANY($1::uuid[])
-		AND (status = 'pending' OR (status = 'claimed' OR status = 'failed' AND worker_id IS NOT NULL)
+		AND (` + statusIs + ` = 'pending' OR (` + statusIs + ` = 'claimed' OR ` + statusIs + ` = 'failed' AND worker_id IS NOT NULL)
 				AND (claimed_at IS NULL OR claimed_at < clock_timestamp() - make_interval(secs => $4) OR ` + ofOwners(`$5`) + `)
-			OR status = 'failed' AND worker_id IS NULL AND event_id = ANY($7::uuid[]))
-		AND NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)
+			OR ` + statusIs + ` = 'failed' AND worker_id IS NULL AND event_id = ANY($7::uuid[]))
+		AND ` + inNoLedger + `
 		FOR UPDATE SKIP LOCKED)
-	UPDATE saga_outbox o SET status = 'claimed', claimed_at = clock_timestamp(), worker_id = $6 FROM free WHERE o.event_id = free.event_id` + owned + ` RETURNING o.event_id`
+	UPDATE saga_outbox o SET status = 'claimed', claimed_at = clock_timestamp(), worker_id = $6 WHERE o.event_id = ANY(ARRAY(SELECT event_id FROM free))` + owned + ` RETURNING o.event_id`
 
 // Settled implements relay.Lease. A row that is not there was deleted or archived by its mark, or
 // by a person. If its transaction is still invisible, as in Mark, it is not settled. In hybrid mode

@@ -52,7 +52,11 @@ func (l *lease) openConn(ctx context.Context, purpose string) (*pgx.Conn, error)
 	}
 	bounded, cancel := context.WithTimeout(ctx, factLeast)
 	defer cancel()
-	if _, err := conn.Exec(bounded, `SET jit = off`); err != nil {
+	settings := `SET jit = off`
+	if purpose == "ledger" { // what reads all of the ledger has no index to choose
+		settings = planSettings
+	}
+	if _, err := conn.Exec(bounded, settings); err != nil {
 		closeConn(conn)
 		return nil, err
 	}

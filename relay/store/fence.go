@@ -26,8 +26,38 @@ type fencedTx struct {
 	lockTimeout time.Duration
 }
 
+// Statements about the ledger are written so that these leave one plan for each (order.go): none
+// reads a whole table, and none sorts what an index has in order.
+const (
+	planSettings = `SET jit = off; SET enable_seqscan = off; SET enable_sort = off`
+
+	planSettingsSQL = `SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true)`
+)
+
 // settingsSQL sets for one transaction what a marking session has, where the session is a pooler's.
-const settingsSQL = `SELECT set_config('lock_timeout', $1, true), set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)`
+const settingsSQL = planSettingsSQL + `, set_config('lock_timeout', $1, true)`
+
+// look calls f for each row of a query about the ledger. Where the session is a pooler's, the
+// settings go with it, in one transaction and one round trip.
+func look(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql string, args ...any) (err error) {
+	if !isPooled(conn) {
+		return each(ctx, conn, dest, f, sql, args...)
+	}
+	var both pgx.Batch
+	both.Queue(planSettingsSQL)
+	both.Queue(sql, args...)
+	results := conn.SendBatch(ctx, &both)
+	defer func() { err = errors.Join(err, results.Close()) }()
+	if _, err := results.Exec(); err != nil {
+		return err
+	}
+	rows, err := results.Query()
+	if err != nil {
+		return err
+	}
+	_, err = pgx.ForEachRow(rows, dest, f)
+	return err
+}
 
 func (l *lease) fenced(f fence) *fencedTx {
 	tx := &fencedTx{lockTimeout: l.store.cfg.LeaseTTL / 9}

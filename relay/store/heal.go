@@ -43,7 +43,7 @@ func (l *lease) Heal(ctx context.Context, sink string, from int32) (freed int, n
 			hashes []int32
 		)
 		next = math.MinInt32
-		err := each(ctx, conn, []any{&key, &hash, &n}, func() error {
+		err := look(ctx, conn, []any{&key, &hash, &n}, func() error {
 			switch {
 			case key != nil:
 				keys, hashes = append(keys, *key), append(hashes, *hash)

@@ -34,21 +34,23 @@ var dueSQL = `SELECT d.event_id, d.position, d.partition_key, d.key_hash, d.atte
 	FROM (SELECT *, 3 AS turn, NOT detached AND ` + anyInFront(blocking, "r") + ` AS hold
 			FROM (SELECT * FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at IS NULL AND NOT discarded ORDER BY position LIMIT $3) r
 		UNION ALL
-		(SELECT *, 1, false FROM saga_outbox_delivery r WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at <= clock_timestamp() AND NOT discarded
+		(SELECT *, 1, false FROM saga_outbox_delivery r WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at <= (SELECT clock_timestamp()) AND NOT discarded
 			AND (detached OR NOT ` + anyInFront(blocking, "r") + ` AND NOT ` + anyInFront(retryNow, "r") + `) ORDER BY next_attempt_at LIMIT $3)
 		UNION ALL
 		(SELECT *, 2, false FROM saga_outbox_delivery WHERE slot = $1 AND sink = $2 AND discarded ORDER BY position LIMIT $3)) d
-	LEFT JOIN saga_outbox o ON o.event_id = d.event_id
+	LEFT JOIN LATERAL (SELECT event_id, payload, headers FROM saga_outbox WHERE event_id = d.event_id OFFSET 0) o ON true
 	ORDER BY d.turn, d.position`
 
 // nextSQL is the time until the first next attempt that is not due yet, in seconds; no row when
 // there is no such entry.
 const nextSQL = `SELECT extract(epoch FROM next_attempt_at - clock_timestamp())::float8 FROM saga_outbox_delivery
-	WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at > clock_timestamp() AND NOT discarded ORDER BY next_attempt_at LIMIT 1`
+	WHERE slot = $1 AND sink = $2 AND state = 'retry' AND next_attempt_at > (SELECT clock_timestamp()) AND NOT discarded ORDER BY next_attempt_at LIMIT 1`
 
 // holdAgainSQL makes those held for which dueSQL has set hold, if that is still so.
-var holdAgainSQL = `UPDATE saga_outbox_delivery r SET state = 'held' WHERE r.event_id = ANY($1::uuid[]) AND r.sink = $4 AND r.slot = $2
-	AND r.state = 'retry' AND r.next_attempt_at IS NULL AND NOT r.detached AND ` + anyInFront(blocking, "r") + owned
+var holdAgainSQL = `UPDATE saga_outbox_delivery d SET state = 'held' WHERE d.event_id = ANY(ARRAY(
+		SELECT i FROM unnest($1::uuid[]) AS i CROSS JOIN LATERAL (` + entryAt("i", "$4") + `) r
+		WHERE r.slot = $2 AND r.state = 'retry' AND r.next_attempt_at IS NULL AND NOT r.detached AND ` + anyInFront(blocking, "r") + `))
+	AND d.sink = $4` + owned
 
 // invisibleSoon is when to ask again for entries whose rows are not visible yet.
 const invisibleSoon = 50 * time.Millisecond
@@ -120,7 +122,7 @@ func (l *lease) whole(ctx context.Context, dest []any, f func() error, sql strin
 func (l *lease) each(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	return l.onConn(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
+	return l.onConn(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return look(ctx, conn, dest, f, sql, args...) })
 }
 
 func each(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql string, args ...any) error {
@@ -195,7 +197,7 @@ func (l *lease) due(ctx context.Context, conn *pgx.Conn, sink string, limit int)
 		at   pgtype.Timestamptz
 	)
 	dest := []any{&id, &f.Position, &f.key, &hash, &f.Attempts, &f.Detached, &at, &f.Discarded, &f.hold, &f.Gone, &f.hidden, &f.size}
-	err = each(ctx, conn, dest, func() error {
+	err = look(ctx, conn, dest, func() error {
 		f.Event.ID, f.KeyHash, f.ReplayedAt = id, uint32(hash), at.Time
 		if f.hold {
 			held = append(held, f.Event.ID)
@@ -211,7 +213,7 @@ func (l *lease) due(ctx context.Context, conn *pgx.Conn, sink string, limit int)
 func (l *lease) offer(ctx context.Context, conn *pgx.Conn, sink string, all []found, maxBytes int) (due []relay.Entry, next time.Duration, err error) {
 	next = -1
 	var until float64
-	err = each(ctx, conn, []any{&until}, func() error { next = max(0, time.Duration(until*float64(time.Second))); return nil }, nextSQL, l.slot, sink)
+	err = look(ctx, conn, []any{&until}, func() error { next = max(0, time.Duration(until*float64(time.Second))); return nil }, nextSQL, l.slot, sink)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -36,6 +36,9 @@ const (
 	statusSQL = `SELECT event_id, status FROM saga_outbox WHERE event_id = ANY($1::uuid[])`
 )
 
+// refusedAtOnce bounds the rows of one refusedSQL: its join may compare each row with each.
+const refusedAtOnce = 100
+
 // archiveSQL moves rows; the copy has status sent. Whole rows are moved, so columns that were added
 // come along: both tables have the same columns in the same order (docs/contract.md, "Tables").
 // OFFSET 0 keeps the row from being built once for each column.
@@ -46,12 +49,15 @@ const archiveSQL = `WITH gone AS (DELETE FROM saga_outbox o WHERE event_id = ANY
 
 // skipping turns a marking statement into one that skips locked rows.
 func skipping(sql string) string {
-	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id IN (SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED)`, 1)
+	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id = ANY(ARRAY(SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED))`, 1)
 }
 
 // withoutEntries turns a marking statement into one that skips rows with entries in the ledger.
-func withoutEntries(sql string) string {
-	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id = ANY(ARRAY(SELECT i FROM unnest($1::uuid[]) AS i WHERE NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = i)))`, 1)
+func withoutEntries(sql string) string { return withoutEntriesOf(sql, ``) }
+
+// withoutEntriesOf is withoutEntries for those for which a condition holds.
+func withoutEntriesOf(sql, and string) string {
+	return strings.Replace(sql, `event_id = ANY($1::uuid[])`, `event_id = ANY(ARRAY(SELECT i FROM unnest($1::uuid[]) AS i WHERE NOT `+hasEntries("i", and)+`))`, 1)
 }
 
 func (s *Store) deliveredSQL() string {
@@ -218,7 +224,11 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w 
 		tx.queue(&found, variant(l.store.deliveredSQL()), w.delivered, l.slot, l.epoch)
 	}
 	if w.refuses {
-		tx.queue(&found, variant(refusedSQL), w.refused, l.slot, l.epoch, w.statuses, w.attempts, l.store.allStorable(w.errors))
+		errors := l.store.allStorable(w.errors)
+		for lo := 0; lo == 0 || lo < len(w.refused); lo += refusedAtOnce {
+			hi := min(lo+refusedAtOnce, len(w.refused))
+			tx.queue(&found, variant(refusedSQL), w.refused[lo:hi], l.slot, l.epoch, w.statuses[lo:hi], w.attempts[lo:hi], errors[lo:hi])
+		}
 	}
 	return found, tx.run(ctx, conn)
 }

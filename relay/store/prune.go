@@ -14,7 +14,7 @@ import (
 
 // prunable is true for rows that were sent before an age of $2 seconds, and that are not to be
 // delivered again.
-const prunable = `status = 'sent' AND created_at < clock_timestamp() - make_interval(secs => $2) AND (sent_at IS NULL OR sent_at < clock_timestamp() - make_interval(secs => $2)) AND ` + inNoLedger
+var prunable = statusIs + ` = 'sent' AND created_at < clock_timestamp() - make_interval(secs => $2) AND (sent_at IS NULL OR sent_at < clock_timestamp() - make_interval(secs => $2)) AND ` + inNoLedger
 
 // spared leaves out the rows that could not be removed.
 func spared(n string) string {
@@ -47,9 +47,9 @@ const (
 
 func pruneSQL(found string, archive bool) string {
 	if archive {
-		return `WITH gone AS (DELETE FROM saga_outbox WHERE event_id IN (` + found + `) RETURNING *) INSERT INTO saga_outbox_archive OVERRIDING SYSTEM VALUE SELECT * FROM gone ON CONFLICT (event_id) DO NOTHING`
+		return `WITH gone AS (DELETE FROM saga_outbox WHERE event_id = ANY(ARRAY(` + found + `)) RETURNING *) INSERT INTO saga_outbox_archive OVERRIDING SYSTEM VALUE SELECT * FROM gone ON CONFLICT (event_id) DO NOTHING`
 	}
-	return `DELETE FROM saga_outbox WHERE event_id IN (` + found + `)`
+	return `DELETE FROM saga_outbox WHERE event_id = ANY(ARRAY(` + found + `))`
 }
 
 // prunePages is how many pages of the table are read at a time.

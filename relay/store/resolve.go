@@ -14,43 +14,48 @@ var (
 			next_attempt_at = CASE WHEN NOT r.dead THEN clock_timestamp() + make_interval(secs => r.delay) END,
 			reason = nullif(r.reason, ''), last_error = nullif(r.error, ''), detached = d.detached OR r.detach
 		FROM unnest($1::uuid[], $5::boolean[], $6::int[], $7::float8[], $8::text[], $9::text[], $10::boolean[]) AS r (event_id, dead, attempts, delay, reason, error, detach)
-		WHERE d.event_id = r.event_id AND d.event_id = ANY($1::uuid[]) AND d.slot = $2 AND d.sink = $4` + owned
+			CROSS JOIN LATERAL (` + entryAt("r.event_id", "$4") + `) e
+		WHERE d.ctid = e.place AND e.slot = $2` + owned
 
 	// behindSQL makes the entries held that are to retry now behind entries that were refused: at
 	// most $7 behind each, and the rest when Due meets it. One key can have a million entries, and
 	// the slot's row is locked meanwhile.
-	behindSQL = `UPDATE saga_outbox_delivery d SET state = 'held' FROM (
+	behindSQL = `UPDATE saga_outbox_delivery d SET state = 'held' WHERE d.event_id = ANY(ARRAY(
 			SELECT r.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[], $6::bigint[]) AS u (partition_key, key_hash, position)) k
-			CROSS JOIN LATERAL (SELECT event_id FROM saga_outbox_delivery b WHERE ` + behind("b", "k") + ` AND ` + retryNow + byPlace + ` LIMIT $7) r) held
-		WHERE d.event_id = held.event_id AND d.sink = $4` + owned
+			CROSS JOIN LATERAL (SELECT event_id FROM saga_outbox_delivery b WHERE ` + behind("b", "k") + ` AND ` + retryNow + byPlace + ` LIMIT $7) r)) AND d.sink = $4` + owned
 
 	// freeSQL frees held entries that have only entries to retry now in front, until $6 of a line
 	// are to retry now. Those to retry now behind an entry that blocks do not count: they are held
 	// again when Due meets them.
-	freeSQL = `UPDATE saga_outbox_delivery d SET state = 'retry', next_attempt_at = NULL FROM (
+	freeSQL = `UPDATE saga_outbox_delivery d SET state = 'retry', next_attempt_at = NULL WHERE d.event_id = ANY(ARRAY(
 			SELECT f.event_id FROM (SELECT *, $2::text AS slot, $4::text AS sink FROM unnest($1::text[], $5::int[]) AS u (partition_key, key_hash)) k
 			CROSS JOIN LATERAL (SELECT b.* FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + byPlace + ` LIMIT 1) head
 			CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE r.position < head.position) AS n FROM (SELECT position FROM saga_outbox_delivery b WHERE ` + inLine("b", "head") + ` AND ` + retryNow + byPlace + ` LIMIT $6) r) ready
-			CROSS JOIN LATERAL (SELECT event_id, bool_and(state = 'held') OVER (ORDER BY position) AS first FROM (
-				SELECT event_id, state, position FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + byPlace + ` LIMIT greatest($6 - ready.n, 0)) b) f
-			WHERE f.first) freed
-		WHERE d.event_id = freed.event_id AND d.sink = $4` + owned
+			CROSS JOIN LATERAL (SELECT event_id, bool_and(state = 'held') OVER (ORDER BY key_hash, position) AS first FROM (
+				SELECT event_id, state, key_hash, position FROM saga_outbox_delivery b WHERE ` + inLine("b", "k") + ` AND ` + blocking + byPlace + ` LIMIT greatest($6 - ready.n, 0)) b) f
+			WHERE f.first)) AND d.sink = $4` + owned
 
 	// setStatusSQL gives rows the status of their entries. One that was sent, and is being
 	// delivered once more, stays sent.
-	setStatusSQL = `UPDATE saga_outbox o SET status = l.status, retry_count = l.attempts, last_error = l.error, worker_id = NULL, claimed_at = NULL
-		FROM (SELECT event_id, CASE WHEN bool_or(state = 'dead') THEN 'dead_letter' WHEN bool_or(attempts > 0) OR $4::boolean THEN 'failed' ELSE 'pending' END AS status,
-				max(attempts) AS attempts, bool_or(attempts > 0 OR state = 'dead') AS charged,
-				left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink) FILTER (WHERE attempts > 0 OR state = 'dead'), 2000) AS error
-			FROM saga_outbox_delivery WHERE event_id = ANY($1::uuid[]) AND NOT discarded AND sink <> '` + relay.MarkSink + `' GROUP BY event_id) l
-		WHERE o.event_id = l.event_id AND o.event_id = ANY($1::uuid[]) AND o.status <> 'sent' AND (l.charged OR o.status IN ('failed', 'dead_letter'))
-			AND (o.status, o.retry_count, o.last_error) IS DISTINCT FROM (l.status, l.attempts, l.error)` + owned
+	setStatusSQL = `UPDATE saga_outbox o SET (status, retry_count, last_error) = (SELECT l.status, l.attempts, l.error FROM (` + statusOf("o.event_id") + `) l), worker_id = NULL, claimed_at = NULL
+		WHERE o.event_id = ANY(ARRAY(SELECT i FROM unnest($1::uuid[]) AS i CROSS JOIN LATERAL (` + statusOf("i") + `) l
+				CROSS JOIN LATERAL (SELECT status, retry_count, last_error FROM saga_outbox WHERE event_id = i OFFSET 0) r
+			WHERE (l.charged OR r.status IN ('failed', 'dead_letter')) AND (r.status, r.retry_count, r.last_error) IS DISTINCT FROM (l.status, l.attempts, l.error)))
+			AND o.status <> 'sent'` + owned
 
 	// giveUpSQL is for rows whose last entry a person has discarded: nothing may find them and
 	// deliver them again.
 	giveUpSQL = `UPDATE saga_outbox SET status = 'dead_letter', worker_id = NULL, claimed_at = NULL
-		WHERE event_id = ANY($1::uuid[]) AND status IN ('pending', 'claimed', 'failed')` + owned
+		WHERE event_id = ANY($1::uuid[]) AND ` + statusIs + ` IN ('pending', 'claimed', 'failed')` + owned
 )
+
+// statusOf is what the entries of one event say, if it has any.
+func statusOf(id string) string {
+	return `SELECT CASE WHEN bool_or(state = 'dead') THEN 'dead_letter' WHEN bool_or(attempts > 0) OR $4::boolean THEN 'failed' ELSE 'pending' END AS status,
+			max(attempts) AS attempts, bool_or(attempts > 0 OR state = 'dead') AS charged,
+			left(string_agg(sink || ': ' || last_error, '; ' ORDER BY sink) FILTER (WHERE attempts > 0 OR state = 'dead'), 2000) AS error
+		FROM saga_outbox_delivery WHERE event_id = ` + id + ` AND NOT discarded AND sink <> '` + relay.MarkSink + `' HAVING count(*) > 0`
+}
 
 // heldAtOnce, freedAtOnce and freedOfKey bound what one transaction changes behind the entries that
 // it is about.

@@ -35,9 +35,7 @@ func (l *lease) openMarks(ctx context.Context) error {
 	// not outlive us for long. And its wait for a row must not lock the slot's row for long, which
 	// the renewal of the lease needs.
 	ttl := l.store.cfg.LeaseTTL.Milliseconds()
-	// Every statement here looks rows up by an index. A plan that was made while the ledger was
-	// empty must not read all of it later.
-	if _, err := conn.Exec(ctx, fmt.Sprintf(`SET idle_in_transaction_session_timeout = %d; SET lock_timeout = %d; SET jit = off; SET enable_seqscan = off`, ttl/3, ttl/9)); err != nil {
+	if _, err := conn.Exec(ctx, fmt.Sprintf(`SET idle_in_transaction_session_timeout = %d; SET lock_timeout = %d; `+planSettings, ttl/3, ttl/9)); err != nil {
 		closeConn(conn)
 		return fmt.Errorf("prepare the marking session: %w", err)
 	}

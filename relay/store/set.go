@@ -71,8 +71,8 @@ const (
 
 	// moveSQL gives us $6 entries of slot $2, by key from the last on, and returns the last of
 	// these.
-	moveSQL = `WITH part AS (SELECT event_id, sink FROM saga_outbox_delivery WHERE slot = $2 AND (event_id, sink) > ($4::uuid, $5::text) ORDER BY event_id, sink LIMIT $6),
-		moved AS (UPDATE saga_outbox_delivery d SET slot = $1, position = d.position + $3 FROM part WHERE d.event_id = part.event_id AND d.sink = part.sink AND d.slot = $2 RETURNING true)
+	moveSQL = `WITH part AS (SELECT event_id, sink, ctid AS place FROM saga_outbox_delivery WHERE slot = $2 AND (event_id, sink) > ($4::uuid, $5::text) ORDER BY event_id, sink LIMIT $6),
+		moved AS (UPDATE saga_outbox_delivery d SET slot = $1, position = d.position + $3 FROM part WHERE d.ctid = part.place AND d.slot = $2 RETURNING true)
 		SELECT event_id::text, sink, (SELECT count(*) FROM moved) FROM part ORDER BY event_id DESC, sink DESC LIMIT 1`
 	moveAtOnce = 20_000
 
@@ -187,6 +187,9 @@ func (s *Store) inheritLedger(ctx context.Context, tx pgx.Tx, slot, from string,
 		ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.LeaseTTL)
 		defer cancel()
 		return tx.QueryRow(ctx, sql, args...).Scan(dest...)
+	}
+	if _, err := tx.Exec(ctx, planSettingsSQL); err != nil {
+		return 0, err
 	}
 	var by *int64
 	if err := bounded(frontSQL, []any{slot, from}, &by); errors.Is(err, pgx.ErrNoRows) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -26,7 +27,7 @@ var wanted = map[relay.SweepKind]string{
 }
 
 // inNoLedger is true for rows without entries.
-const inNoLedger = `NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id)`
+var inNoLedger = `NOT ` + hasEntries("o.event_id", ``)
 
 // keysSQL finds the rows of one kind, sorts them, and returns the first after a place. They are
 // found first and sorted after (MATERIALIZED). Otherwise the planner would walk the index on
@@ -59,8 +60,7 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 		asking AS MATERIALIZED (SELECT coalesce(created_at::timestamptz, '2000-01-01 00:00:00+00') AS created_at, cmin::text::bigint AS command, xmax::text <> '0' AS touched, ctid AS place, event_id,
 				coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(headers), 0) AS size, xmin::text::bigint AS xmin FROM saga_outbox
 			WHERE ` + wanted[kind] + ` AND ` + window + `),
-		odd AS MATERIALIZED (SELECT DISTINCT created_at AS at FROM asking WHERE touched),
-		ordered AS (SELECT asking.created_at, CASE WHEN odd.at IS NULL THEN command ELSE 0 END AS command, place, event_id, size, xmin FROM asking LEFT JOIN odd ON odd.at = asking.created_at),
+		ordered AS (SELECT created_at, CASE WHEN bool_or(touched) OVER (PARTITION BY created_at) THEN 0 ELSE command END AS command, place, event_id, size, xmin FROM asking),
 		seen AS MATERIALIZED (SELECT a.created_at, a.command, a.place, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM ordered a, now
 			WHERE $7::timestamptz IS NULL OR (a.created_at, a.command, a.place) > ($7, $8::bigint, $9::text::tid))
 		SELECT o.created_at, o.command, o.place::text, o.event_id, o.size, l.dead IS NOT NULL FROM seen o LEFT JOIN ended ON true
@@ -72,7 +72,7 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 
 // pieceSQL reads rows that are still of that kind.
 func pieceSQL(kind relay.SweepKind) string {
-	return eventSQL("$5::int8") + ` WHERE event_id = ANY($4::uuid[]) AND ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
+	return strings.Replace(eventSQL("$5::int8"), `FROM saga_outbox o`, `FROM (SELECT * FROM saga_outbox WHERE event_id = ANY($4::uuid[]) OFFSET 0) o`, 1) + ` WHERE ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
 }
 
 // reviveSQL sets dead entries back to retry now, as if they had never been refused.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sagaz-relay/relay/relay"
@@ -23,23 +22,23 @@ const lockedFor = 5 * time.Second
 // remarkPause is the time until the next try, in seconds, after $3 tries.
 const remarkPause = `least(300, power(2, least(attempts, 10))) * (0.9 + 0.2 * random())`
 
-const (
+var (
 	unmarkedSQL = `WITH u AS (SELECT parked_at, last_error, reason FROM saga_outbox_delivery
-			WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL LIMIT $2)
+			WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at IS NOT NULL ORDER BY next_attempt_at LIMIT $2)
 		SELECT count(*), min(parked_at), coalesce((SELECT coalesce(last_error, reason) FROM u ORDER BY parked_at LIMIT 1), '') FROM u`
 
 	// remarkDueSQL returns the entries to try again, with their reason, which has what there is to
 	// write.
 	remarkDueSQL = `SELECT event_id, coalesce(reason, '') FROM saga_outbox_delivery
-		WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at <= clock_timestamp() ORDER BY next_attempt_at LIMIT $2`
+		WHERE slot = $1 AND sink = '` + relay.MarkSink + `' AND state = 'retry' AND next_attempt_at <= (SELECT clock_timestamp()) ORDER BY next_attempt_at LIMIT $2`
 
 	lockedSQL = `SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) EXCEPT SELECT event_id FROM
 		(SELECT event_id FROM saga_outbox WHERE event_id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED) free`
 
 	// remarkedSQL deletes the entries of rows that have the right status by now, or are gone.
 	remarkedSQL = `DELETE FROM saga_outbox_delivery d WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
-		AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = d.event_id AND o.status NOT IN ('sent', 'dead_letter')
-			AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `'))` + owned + ` RETURNING event_id`
+		AND (NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = d.event_id AND o.status NOT IN ('sent', 'dead_letter') OFFSET 0)
+			OR ` + hasEntries("d.event_id", ofSinks) + `)` + owned + ` RETURNING event_id`
 
 	postponeSQL = `UPDATE saga_outbox_delivery SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + make_interval(secs => ` + remarkPause + `),
 			reason = CASE reason WHEN '` + string(relay.ReasonDiscarded) + `' THEN reason ELSE $4 END, last_error = $5
@@ -47,7 +46,7 @@ const (
 
 	// givenUpSQL notes of parked rows that their events will not be delivered.
 	givenUpSQL = `UPDATE saga_outbox_delivery d SET reason = '` + string(relay.ReasonDiscarded) + `' WHERE event_id = ANY($1::uuid[]) AND slot = $2 AND sink = '` + relay.MarkSink + `'
-		AND NOT EXISTS (SELECT FROM saga_outbox_delivery e WHERE e.event_id = d.event_id AND e.sink <> '` + relay.MarkSink + `')` + owned
+		AND NOT ` + hasEntries("d.event_id", ofSinks) + owned
 
 	// holdersSQL finds who has rows locked by their xmax, without waiting for the lock: a row's
 	// locker is the transaction that is written there.
@@ -59,9 +58,12 @@ const (
 			FROM pg_prepared_xacts p WHERE p.transaction = o.xmax LIMIT 1), '') FROM saga_outbox o WHERE event_id = ANY($1::uuid[])`
 )
 
+// ofSinks leaves out the entries about rows' marks.
+const ofSinks = ` AND e.sink <> '` + relay.MarkSink + `'`
+
 // withoutOthers turns a marking statement into one that skips rows with entries of other sinks.
 func withoutOthers(sql string) string {
-	return strings.Replace(withoutEntries(sql), `d.event_id = i)`, `d.event_id = i AND d.sink <> '`+relay.MarkSink+`')`, 1)
+	return withoutEntriesOf(sql, ofSinks)
 }
 
 // unmarkedBecause is the entry that parks a row.

@@ -18,7 +18,7 @@ POSTGRES_VERSIONS := 14 15 16 17 18
 # The race detector sees one process. In these it would see no goroutine of the product that other
 # tests do not run, too: the program as a process (which has the detector all the same, see
 # internal/testbed/program), developers' servers, and what does one thing after the other.
-PLAIN_PKG := ./cmd/sagaz-relay/e2e ./cmd/sagaz-relay/chaos ./cmd/sagaz-relay/edges ./cmd/sagaz-relay/interop \
+PLAIN_PKG := ./cmd/sagaz-relay ./cmd/sagaz-relay/e2e ./cmd/sagaz-relay/chaos ./cmd/sagaz-relay/edges ./cmd/sagaz-relay/interop \
 	./cmd/testenv ./internal/testbed/... ./migrations ./relay/doctor ./relay/repair
 
 # Tests of one package at once: twice as many as processors, because most of them mostly wait.
@@ -82,6 +82,7 @@ ifneq ($(PKG),./...)
 else
 	$(GO_TEST) $(PLAIN_PKG)
 	SAGAZ_TEST_PG_VERSIONS=18 $(GO_TEST) -race $$(go list ./... | grep -vxF "$$(go list $(PLAIN_PKG))")
+	$(GO_TEST) -race -run '^Test(Demo|Log|EndAnyway)' ./cmd/sagaz-relay
 	SAGAZ_TEST_PG_VERSION=14 SAGAZ_TEST_PG_VERSIONS=14 $(GO_TEST) $(POSTGRES_PKG)
 	$(MAKE) --no-print-directory test-files-inside
 endif

@@ -75,7 +75,7 @@ func strangersAt(t *testing.T, s *Server, n int, text string) {
 
 func probe(t *testing.T, s *Server, path string) {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
 	res, err := client.Get("http://" + s.Addr() + path)
 	if err != nil {
 		t.Errorf("%s: %v", path, err)

@@ -17,9 +17,9 @@ import (
 
 const module = "github.com/sagaz-relay/relay"
 
-// allowed says which of our packages a package may import, by path patterns (path.Match; the first
-// that matches counts). CONTRIBUTING.md says what each room is for: imports point inward, cmd is
-// the one place that knows all rooms.
+// allowed is which of our packages a package may import, by path patterns (path.Match; the first
+// that matches counts). What each room is for is in CONTRIBUTING.md: imports point
+// inward, cmd is the one place that knows all rooms.
 var allowed = []struct {
 	pkg     string
 	imports []string
@@ -53,7 +53,7 @@ var allowed = []struct {
 	{"migrations", nil},
 }
 
-// confined are modules that only some of our packages may use, tests aside: the engine and the
+// confined are modules that only some of our packages may use, tests excepted: the engine and the
 // sinks are to know nothing of them.
 var confined = []struct {
 	prefix string

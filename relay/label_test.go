@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// Whatever a text is, what is kept of it is valid, short, and tells two long texts apart.
+// Whatever a text is, what is kept of it is valid and short, and differs for two long texts.
 func TestShort(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                       "",

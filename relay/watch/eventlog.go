@@ -9,25 +9,27 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What is logged of single events, in one place. An event's way is told at DEBUG, a line a stage:
+// What is logged of single events, in one place. An event's way is logged at DEBUG, a line a stage:
 //
 //	received ─▶ published (a line a sink) ───────────▶ marked
 //	       │       ▲
 //	       │       └── not taken, to be offered again
-//	       └──▶ refused (WARNING), parked ───────────▶ marked ─▶ retried ─▶ published, or refused again ─▶ resolved
-//	                                                                          … and in the end given up (ERROR)
+//	       └──▶ refused (WARNING), parked ───────────▶ marked
+//	                                                     │
+//	       resolved ◀── published, or refused again ◀── retried
+//	           └ … and in the end given up (ERROR)
 //
 // Each line has saga_id, and correlation_id, saga_name, step_name, and trace_id and span_id of a
 // traceparent where the row's headers have them, so any of these finds the whole way of a saga.
 // Whoever writes one asks IsDebug first: at INFO a batch costs the question.
 
-// factsOf are the pairs that tell an event, with more behind them. Of the row's headers only those
-// four are told.
+// factsOf are the pairs that identify an event, with more behind them. Of the row's headers only
+// those four are logged.
 func factsOf(f *relay.Flight, more ...any) []any {
 	return facts(f.Record.EventID, f.Record.EventType, f.SagaID, f.Record.Key, f.Record.Headers, more)
 }
 
-// factsOfRow are the pairs that tell an event which has no flight.
+// factsOfRow are the pairs that identify an event which has no flight.
 func factsOfRow(e *relay.Event, enc relay.Encoder, more ...any) []any {
 	return facts(e.ID, e.EventType, e.SagaID, e.AggregateID, enc.RowHeaders(e), more)
 }
@@ -47,7 +49,7 @@ func facts(id relay.UUID, eventType, saga, key string, headers []relay.Header, m
 	return append(pairs, more...)
 }
 
-// logReceived tells of events that have been taken.
+// logReceived logs events that have been taken.
 func logReceived(log hclog.Logger, flights []*relay.Flight) {
 	if !log.IsDebug() {
 		return
@@ -61,7 +63,7 @@ func logReceived(log hclog.Logger, flights []*relay.Flight) {
 	}
 }
 
-// logPublished tells of events that a sink has taken.
+// logPublished logs events that a sink has taken.
 func logPublished(log hclog.Logger, sink string, batch []*relay.Flight, offers int, took time.Duration) {
 	if !log.IsDebug() {
 		return
@@ -71,7 +73,7 @@ func logPublished(log hclog.Logger, sink string, batch []*relay.Flight, offers i
 	}
 }
 
-// logNotTaken tells of events that a sink did not take for a reason of its own.
+// logNotTaken logs events that a sink did not take for a reason of its own.
 func logNotTaken(log hclog.Logger, sink string, batch []*relay.Flight, offers int, err error) {
 	if !log.IsDebug() {
 		return
@@ -81,13 +83,12 @@ func logNotTaken(log hclog.Logger, sink string, batch []*relay.Flight, offers in
 	}
 }
 
-// logRefused tells of an event that a sink refused for its own fault, or that cannot be offered to
-// it.
+// logRefused logs an event that a sink refused for its own fault, or that cannot be offered to it.
 func logRefused(log hclog.Logger, sink string, f *relay.Flight, offers int, err error) {
 	log.Warn("event refused", factsOf(f, "sink", sink, "attempt", attempt(f, offers), "error_type", failureOf(err), "error", shown(err.Error()))...)
 }
 
-// logParked tells of events for which entries in the ledger are made.
+// logParked logs events for which entries in the ledger are made.
 func logParked(log hclog.Logger, batch []*relay.Flight, parks []*relay.Parked) {
 	if !log.IsDebug() {
 		return
@@ -103,8 +104,8 @@ func logParked(log hclog.Logger, batch []*relay.Flight, parks []*relay.Parked) {
 	}
 }
 
-// logMarked tells of events whose rows, and ledger, are written. A dead letter is told at any
-// level: it is work for a person.
+// logMarked logs events whose rows, and ledger, are written. A dead letter is logged at any level:
+// it is work for a person.
 func logMarked(log hclog.Logger, batch []*relay.Flight) {
 	debug := log.IsDebug()
 	for _, f := range batch {
@@ -132,7 +133,7 @@ func logDead(log hclog.Logger, sink string, facts []any) {
 	log.Error("event given up: it is a dead letter", append(facts, "sink", sink, "fix", "sagaz-relay dead-letter show, then retry or discard")...)
 }
 
-// logRetried tells of ledger entries that are offered.
+// logRetried logs ledger entries that are offered.
 func logRetried(log hclog.Logger, sink string, flights []*relay.Flight) {
 	if !log.IsDebug() {
 		return
@@ -142,10 +143,10 @@ func logRetried(log hclog.Logger, sink string, flights []*relay.Flight) {
 	}
 }
 
-// fates are what an Outcome says, for people.
+// fates are the words for an Outcome.
 var fates = [...]string{relay.FateDelivered: "delivered", relay.FateRefused: "refused", relay.FateDead: "dead", relay.FateDropped: "dropped"}
 
-// logResolved tells what became of ledger entries, now that it is written.
+// logResolved logs what became of ledger entries, now that it is written.
 func logResolved(log hclog.Logger, enc relay.Encoder, sink string, outcomes []relay.Outcome) {
 	debug := log.IsDebug()
 	for i := range outcomes {
@@ -159,15 +160,15 @@ func logResolved(log hclog.Logger, enc relay.Encoder, sink string, outcomes []re
 	}
 }
 
-// goneTold are told one by one in a round: somebody who deletes rows may delete millions.
-const goneTold = 10
+// goneLogged are logged one by one in a round: somebody who deletes rows may delete millions.
+const goneLogged = 10
 
-// logGone tells of entries that are dropped because somebody has deleted their rows.
+// logGone logs entries that are dropped because somebody has deleted their rows.
 func logGone(log hclog.Logger, enc relay.Encoder, sink string, gone []*relay.Entry) {
-	for _, e := range gone[:min(goneTold, len(gone))] {
+	for _, e := range gone[:min(goneLogged, len(gone))] {
 		log.Warn("ledger entry dropped: its row is not in the table any more", factsOfRow(&e.Event, enc, "sink", sink)...)
 	}
-	if more := len(gone) - goneTold; more > 0 {
+	if more := len(gone) - goneLogged; more > 0 {
 		log.Warn("more ledger entries dropped: their rows are not in the table any more", "sink", sink, "entries", more)
 	}
 }

@@ -13,7 +13,7 @@ type recentUpdates struct {
 
 const recentLooks = 5*60/slotEvery + 1
 
-// add notes a look. Counts that have fallen were reset, and what was before says nothing any more.
+// add notes a look. When counts have fallen, they were reset: what was before counts no more.
 func (r *recentUpdates) add(now relay.TableUpdates) {
 	if r.n > 0 && now.All < r.looks[(r.n-1)%recentLooks].All {
 		r.n = 0

@@ -195,7 +195,7 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 	return m
 }
 
-// configure tells what the engine is.
+// configure takes over what the engine is.
 func (m *Metrics) configure(about *relay.About) {
 	m.slots.slots = about.Slots
 	m.exemplars = about.Traced
@@ -221,7 +221,7 @@ func (m *Metrics) MemoryLimit(bytes uint64) {
 	}
 }
 
-// readiness tells how to find out whether the relay is ready, at each scrape.
+// readiness sets how to find out at each scrape whether the relay is ready.
 func (m *Metrics) readiness(ready func() bool) { m.isReady.Store(&ready) }
 
 // eventType returns the series of an event type, or those of "other" when there are too many types.
@@ -251,7 +251,7 @@ func (m *Metrics) eventType(name string) *eventTypeMetrics {
 	return t
 }
 
-// marked counts a batch whose fates are written.
+// marked counts a batch whose outcomes are written.
 func (m *Metrics) marked(slot string, batch []*relay.Flight) {
 	m.marks.Add(float64(len(batch)))
 	m.sagas.marked(slot, batch)

@@ -27,7 +27,7 @@ type sinkMetrics struct {
 	batchEvents  *histogram
 }
 
-// Reasons for which a publish fails in passing, beside those for which a broker refuses a record.
+// Reasons of transient errors, besides those for which a broker refuses a record.
 const (
 	failedTimeout    = "timeout"    // no answer in time
 	failedConnection = "connection" // the broker could not be reached, or the connection broke
@@ -182,7 +182,7 @@ func (s *sinkMetrics) failed(err error) {
 	}
 }
 
-// failureOf sorts an event's error into one of a few words; none for what says nothing about the
+// failureOf sorts an event's error into one of a few words; an empty one for what is not about the
 // sink.
 func failureOf(err error) string {
 	var network net.Error

@@ -13,7 +13,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Each error is one of a few words; what says nothing about the sink is none.
+// Each error is one of a few words; what is not about the sink has an empty one.
 func TestFailureReasons(t *testing.T) {
 	dial := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	for _, tt := range []struct {

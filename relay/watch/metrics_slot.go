@@ -38,14 +38,14 @@ type slotSample struct {
 	inactive time.Time // since when the slot has not been read, as far as we saw; zero: it is
 
 	ledger   []relay.LedgerCount
-	unmarked int // rows that were set aside
+	unmarked int // rows whose marks are parked
 	sinks    []string
 	rows     map[string]int64 // of the whole table by status; only from the owner of the first slot
 	hotRatio float64          // negative: nothing was marked yet
 }
 
 // slotDefinition is one series of slotSeries with the label slot alone. value returns false when
-// there is nothing to say.
+// there is no value.
 type slotDefinition struct {
 	name, help string
 	kind       prometheus.ValueType
@@ -74,7 +74,7 @@ func oneIf(b bool) float64 {
 
 var slotDefinitions = []slotDefinition{
 	{
-		"outbox_replication_lag_seconds", "Age of the oldest commit with an event in flight; 0 when there is none. A steady rise means that delivery has stopped.", prometheus.GaugeValue,
+		"outbox_replication_lag_seconds", "Age of the oldest commit with an event in flight; 0 without any. A steady rise means that delivery has stopped.", prometheus.GaugeValue,
 		func(s *slotSample) (float64, bool) { return s.lag, true },
 	},
 	{

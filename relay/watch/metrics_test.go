@@ -18,7 +18,7 @@ import (
 var update = flag.Bool("update", false, "write the tables of docs/metrics.md (make docs)")
 
 // contractMetrics are the names in docs/contract.md, with the labels that the library, or we, gave
-// them. Of what a relay tells of itself beyond that, docs/metrics.md has the list.
+// them. docs/metrics.md lists all others.
 var contractMetrics = map[string]string{
 	"outbox_batch_processed_total":          "worker_id",
 	"outbox_published_events_total":         "event_type worker_id",

@@ -48,7 +48,7 @@ func paceBucket(took time.Duration) int {
 }
 
 // read returns the events a second over the last full 10 s, and the 99th percentile in seconds of
-// how long an event's batch took, over the last minute; nil when there was none.
+// how long an event's batch took, over the last minute; nil without any.
 func (p *pace) read(now time.Time) (rate float64, p99 *float64) {
 	n := paceNumber(now)
 	var by [paceBuckets]uint64

@@ -12,17 +12,17 @@ import (
 )
 
 // sagas counts sagas by the events that they leave in the outbox. An event counts when its row is
-// marked, whatever its sinks said: that happens once, also where a crash or a new owner has the
-// event delivered again. It is the marker's goroutine that pays.
+// marked, whatever became of it at its sinks: that happens once, also where a crash or a new owner
+// has the event delivered again. It is the marker's goroutine that pays.
 //
-// What it cannot know: what happened before this relay owned the slot, so a saga that was under way
-// then counts as started again, with a duration from then on; events that never were in the outbox;
-// and, where several slots share out the table, those events of a saga that another slot has. Rows
-// found beside the stream (set back by a person, left behind by another worker) do not count: most
-// of them were told of before.
+// It cannot know what happened before this relay owned the slot: a saga that was under way then
+// counts as started again, with a duration from then on. Nor can it know events that never were in
+// the outbox, or, where several slots share out the table, those events of a saga that another slot
+// has. Rows that the stream did not deliver (set back by a person, left behind by another worker)
+// do not count, because most of them were counted before.
 type sagas struct {
 	rules    []sagaRule
-	explicit bool // a rule tells which events start a saga; otherwise the first one seen does
+	explicit bool // a rule names the events that start a saga; otherwise the first one seen does
 
 	started, completed, failed, compensated, uncompensated *prometheus.CounterVec
 	steps                                                  *prometheus.CounterVec
@@ -107,7 +107,7 @@ func newSagas(reg prometheus.Registerer, rules []string) *sagas {
 	s.duration = newHistograms("outbox_saga_duration_seconds", "Time from a saga's first event to its last by their created_at, by how it ended (completed, failed); only sagas whose first event this owner saw.",
 		[]float64{0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}, nil, "saga_name", "status")
 	s.active = prometheus.NewDesc("outbox_saga_active", "Sagas of which this owner saw the first event and not the last. Sagas without a type for the end stay in it until others push them out.", []string{"saga_name"}, nil)
-	s.oldest = prometheus.NewDesc("outbox_saga_oldest_active_seconds", "Age of the oldest of them, from the created_at of its first event; 0 when there is none. A steady rise means a saga that is stuck.", []string{"saga_name"}, nil)
+	s.oldest = prometheus.NewDesc("outbox_saga_oldest_active_seconds", "Age of the oldest of them, from the created_at of its first event; 0 without any. A steady rise means a saga that is stuck.", []string{"saga_name"}, nil)
 	s.dropped = counter("outbox_saga_tracking_dropped_total", "Sagas under way that are not followed any more, because only 20000 are: their duration will not be known. The one heard of least recently goes first.")
 	s.unmatched = counter("outbox_saga_unmatched_events_total", "Events that say nothing of a saga: no rule of RELAY_SAGA_RULES names their type, and they have no header saga_name.")
 	reg.MustRegister(s.duration, s)

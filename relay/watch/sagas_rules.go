@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// sagaOutcome is what an event says of its saga.
+// sagaOutcome is what an event means for its saga.
 type sagaOutcome string
 
 // Outcomes that a rule may name.
@@ -18,7 +18,7 @@ const (
 	// A step has failed; compensation, if any, follows.
 	sagaStepFailed  sagaOutcome = "step_failed"
 	sagaCompensated sagaOutcome = "compensated" // a step was compensated
-	// A step could not be compensated: what it did stands.
+	// A step could not be compensated: what it did is still in effect.
 	sagaUncompensated sagaOutcome = "compensation_failed"
 	sagaCompleted     sagaOutcome = "completed" // the saga has ended well
 	// The saga has ended otherwise, compensated or not.
@@ -28,7 +28,7 @@ const (
 var sagaOutcomes = []sagaOutcome{sagaStarted, sagaStep, sagaStepFailed, sagaCompensated, sagaUncompensated, sagaCompleted, sagaFailed}
 
 // DefaultSagaRules are the event types of the library's OutboxSagaListener, and one for what that
-// does not tell: a compensation that failed.
+// does not report: a compensation that failed.
 func DefaultSagaRules() []string {
 	return []string{
 		"{saga}.completed=completed", "{saga}.failed=failed",
@@ -37,14 +37,14 @@ func DefaultSagaRules() []string {
 	}
 }
 
-// sagaRule says what events of the types that it matches mean.
+// sagaRule is what events of the types that it matches mean.
 type sagaRule struct {
 	pattern *regexp.Regexp
 	outcome sagaOutcome
 }
 
-// parseSagaRule reads PATTERN=OUTCOME. In the pattern {saga} and {step} stand for a part without a
-// dot, and * for any text.
+// parseSagaRule reads PATTERN=OUTCOME. In the pattern {saga} and {step} match a part without a dot,
+// and * any text.
 func parseSagaRule(text string) (sagaRule, error) {
 	pattern, outcome, ok := strings.Cut(text, "=")
 	pattern, outcome = strings.TrimSpace(pattern), strings.TrimSpace(outcome)
@@ -92,7 +92,7 @@ func parseSagaRule(text string) (sagaRule, error) {
 }
 
 // parseSagaRules reads all of them, and reports every one that cannot be read; "none" alone means
-// that there are none.
+// no rules.
 func parseSagaRules(texts []string) (rules []sagaRule, err error) {
 	if len(texts) == 1 && texts[0] == "none" {
 		return nil, nil
@@ -109,7 +109,7 @@ func parseSagaRules(texts []string) (rules []sagaRule, err error) {
 	return rules, errors.Join(errs...)
 }
 
-// sagaMeaning is what an event's type alone says.
+// sagaMeaning is what an event's type alone means.
 type sagaMeaning struct {
 	outcome    sagaOutcome // empty: no rule names the type
 	saga, step string      // as far as the type names them

@@ -72,7 +72,7 @@ func (r *sagaRig) want(metric, want string) {
 	}
 }
 
-// What is wrong with the settings is told by the variable's name, once.
+// What is wrong with the settings is reported by the variable's name, once.
 func TestConfigValidate(t *testing.T) {
 	cfg := Config{SagaRules: []string{"{saga}.done=over"}}
 	name := reflect.TypeOf(cfg).Field(0).Tag.Get("env")
@@ -167,7 +167,7 @@ func TestSagas(t *testing.T) {
 	r.want("completed_total", "order=1")
 	r.want("failed_total", "order=1")
 	r.want("compensated_total", "order=1")
-	// What is found beside the stream was told of before.
+	// What the stream did not deliver was counted before.
 	r.marked("slot", []*relay.Flight{{Record: relay.Record{EventType: "order.completed"}, SagaID: "4", Beside: true}})
 	r.want("completed_total", "order=1")
 
@@ -186,7 +186,7 @@ func TestSagasByName(t *testing.T) {
 	r.see("1", "Noted", "Placed", "Noted", "Shipped")
 	r.see("2", "Shipped")
 	r.see("3", "trip.off")
-	// The second was not seen to start, and a rule says what a start is.
+	// The second was not seen to start, and a rule names what starts one.
 	r.want("started_total", "aggregate=1")
 	r.want("completed_total", "aggregate=2")
 	r.want("failed_total", "trip=1")

@@ -132,7 +132,7 @@ func (o *sampler) saw(ctx context.Context, info relay.SlotInfo) {
 func (o *sampler) lookAtTable(ctx context.Context, work *relay.WorkSnapshot) {
 	if began := time.Now(); o.ledger.Due() {
 		if counts, err := o.facts.Counts(ctx); err == nil {
-			// Entries about marks are no events that wait: Remark tells of them.
+			// Entries about marks are no events that wait: Remark counts them.
 			o.sample.ledger = slices.DeleteFunc(counts, func(c relay.LedgerCount) bool { return c.Sink == relay.MarkSink })
 			// What was parked just now may not be written yet.
 			o.parked = [2]relay.Timestamp{0, o.parked[0]}
@@ -174,8 +174,8 @@ type tableLook struct {
 	took  time.Duration
 }
 
-// ledgerCeiling bounds the pause between two counts of the ledger, whatever they cost: alerts hang
-// on them. One that had to wait for a busy machine says little of the next.
+// ledgerCeiling bounds the pause between two counts of the ledger, whatever they cost: alerts
+// depend on them. One that had to wait for a busy machine is no measure for the next.
 const ledgerCeiling = time.Minute
 
 const (

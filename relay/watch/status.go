@@ -32,7 +32,7 @@ type SlotStatus struct {
 	Bytes      int        `json:"inflight_bytes"`
 	Admitted   uint64     `json:"admitted"`
 	Marked     uint64     `json:"marked"`
-	Skipped    uint64     `json:"skipped"` // told again by the stream and settled already
+	Skipped    uint64     `json:"skipped"` // delivered again by the stream and settled already
 	Swept      uint64     `json:"swept"`   // found in the table
 	Watermark  string     `json:"watermark,omitempty"`
 	Read       string     `json:"read,omitempty"`
@@ -42,11 +42,11 @@ type SlotStatus struct {
 	Other    string  `json:"other_slot,omitempty"`
 	OtherFor float64 `json:"other_slot_seconds,omitempty"`
 	// Mode is how events are found now: cdc, polling, or recovering (the table is swept before the
-	// slot is read); Why says why it polls or does not stream, if it should.
+	// slot is read). Why is the reason to poll or not to stream, if it should.
 	Mode      string `json:"mode,omitempty"`
 	Why       string `json:"why,omitempty"`
 	Streaming bool   `json:"streaming"`
-	// StreamSince is for how many seconds the replication connection has been as Streaming says.
+	// StreamSince is for how many seconds Streaming has been as it is.
 	StreamSince float64 `json:"stream_since_seconds,omitempty"`
 	// Away is for how many seconds a standby could not have taken the slot if it were free, and
 	// AwayError why: the database is down.
@@ -57,9 +57,9 @@ type SlotStatus struct {
 	// Stalled is for how many seconds nothing has moved though there is work: events in flight, WAL
 	// that was not read, a table to be looked at.
 	Stalled float64 `json:"stalled_seconds,omitempty"`
-	// WaitsFor says that it stands at one place for others to move: with nothing in flight for the
-	// "server", or for "claims" of another worker on the rows that come next; or for a "sink" that
-	// is down and has the oldest event. Waits is for how many seconds. Both are there from 5 s on.
+	// WaitsFor is what it waits for without moving. With nothing in flight that is the "server", or
+	// the "claims" of another worker on the rows that come next; otherwise a "sink" that is down
+	// and has the oldest event. Waits is for how many seconds. Both are there from 5 s on.
 	WaitsFor string  `json:"waits_for,omitempty"`
 	Waits    float64 `json:"waits_seconds,omitempty"`
 	// SlotWaitsFor are the transactions for whose end the server waits before it makes the slot.
@@ -77,8 +77,8 @@ type SlotStatus struct {
 	SafeBytes *int64 `json:"safe_bytes"`
 	CapBytes  *int64 `json:"cap_bytes"` // max_slot_wal_keep_size; null without a limit
 	WALStatus string `json:"wal_status,omitempty"`
-	// Unmarked are rows whose events are done and whose marks the database does not take; null when
-	// there is none.
+	// Unmarked are rows whose events are done and whose marks the database does not take; null
+	// without any.
 	Unmarked *relay.Unmarked `json:"unmarked,omitempty"`
 	// HOTShare is the share of the table's updates in the last five minutes that were HOT; null
 	// without any, and where another relay, or the owner of the first slot, speaks for the table.
@@ -99,8 +99,8 @@ type SinkStatus struct {
 	Rate  float64  `json:"rate"`
 	P99   *float64 `json:"p99_seconds"`
 	Acked uint64   `json:"acknowledged"`
-	// Ledger is how many entries of the ledger hold up later events of their keys; Isolated says
-	// that all events go there.
+	// Ledger is how many entries of the ledger hold up later events of their keys. Isolated: all
+	// events go there.
 	Ledger   int  `json:"ledger"`
 	Isolated bool `json:"isolated"`
 }
@@ -153,7 +153,7 @@ func (w *Watch) slotStatus(s *relay.SlotSnapshot) SlotStatus {
 	return out
 }
 
-// of fills in what the work under a lease tells.
+// of fills in what is known of the work under a lease.
 func (s *SlotStatus) of(work *relay.WorkSnapshot) {
 	s.Epoch = work.Epoch
 	s.Mode, s.Why, s.SlotWaitsFor = work.Mode, work.Why, work.Holders
@@ -253,10 +253,10 @@ const (
 	// standstillAfter is how long an owner with a connection and work may stand still, and how long
 	// waiting for others may take until it is something to look at.
 	standstillAfter = 60 * time.Second
-	// occupiedAfter is for how long a relay may stand by beside another slot of the table and be
-	// ready. A rolling update that changes RELAY_SLOT needs it: its new pods must be ready for the
-	// old ones to be stopped.
+	// occupiedAfter is for how long a relay may be a standby next to another slot of the table and
+	// be ready. A rolling update that changes RELAY_SLOT needs it: its new pods must be ready for
+	// the old ones to be stopped.
 	occupiedAfter = 5 * time.Minute
-	// waitsShown keeps the moments out in which the server is a little ahead of what it has told.
+	// waitsShown keeps the moments out in which the server is a little ahead of what it has sent.
 	waitsShown = 5 * time.Second
 )

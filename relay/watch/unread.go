@@ -7,9 +7,9 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// How many events the stream has not brought yet is nowhere to be read. Its position does not tell:
-// a transaction's changes come with its commit, and lie in the WAL before it, among those of
-// others; what lies behind may be our own marks, or other tables' rows. So whenever much WAL is
+// How many events the stream has not brought yet is nowhere to be read. Its position does not show
+// it: a transaction's changes come with its commit, and lie in the WAL before it, among those of
+// others. What lies behind may be our own marks, or other tables' rows. So whenever much WAL is
 // unread, the rows that wait are counted in the table, for a small share of the time. Between two
 // counts what was admitted is taken off, which is exact, and the WAL that was written since is
 // taken for events of the usual size. Nothing is counted while the stream keeps up.
@@ -40,7 +40,7 @@ type reading struct {
 	inflight         int
 }
 
-// behind reports whether the server has something to tell: a transaction's rest, or more WAL than
+// behind reports whether the server has something to send: a transaction's rest, or more WAL than
 // passes by in a moment.
 func (r *reading) behind() bool {
 	return r.inside >= largeTransaction || r.walEnd >= r.read+relay.CaughtUpBytes
@@ -82,7 +82,7 @@ func (o *sampler) countWaiting(ctx context.Context) {
 		return
 	}
 	at := readingOf(work, &o.sample.info)
-	// The table does not tell which of several slots brings a row.
+	// Which of several slots brings a row, the table does not show.
 	if work.Mode != relay.ModePolling && (len(o.about.Slots) > 1 || !o.sample.info.Exists || !at.behind()) {
 		return
 	}

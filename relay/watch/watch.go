@@ -9,15 +9,15 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// Watch is what is known of one engine: it is told by it (relay.Observer), and shows it as metrics,
-// as Status, History and Changes, and in the log.
+// Watch is what is known of one engine. It gets the engine's reports (relay.Observer), and shows
+// them as metrics, as Status, History and Changes, and in the log.
 type Watch struct {
 	log     hclog.Logger
 	metrics *Metrics
 	changes changeLog
 	history history
 
-	// Set by Begin, before anything else is told.
+	// Set by Begin, before any other report.
 	about relay.About
 	sinks map[string]*sinkWatch
 

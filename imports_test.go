@@ -202,6 +202,31 @@ func TestDeliveryIsShort(t *testing.T) {
 	}
 }
 
+// What has to be read before a first change to delivery stays small: relay/doc.go has the list.
+func TestReadingList(t *testing.T) {
+	doc, err := os.ReadFile("relay/doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	section := regexp.MustCompile(`(?s)// # To read first\n(.*?)\n// # `).FindSubmatch(doc)
+	if section == nil {
+		t.Fatal("relay/doc.go has no list of what to read first")
+	}
+	files := regexp.MustCompile(`[\w/]+\.go`).FindAllString(string(section[1]), -1)
+	lines := 0
+	for _, file := range append(files, "doc.go") {
+		text, err := os.ReadFile(path.Join("relay", file))
+		if err != nil {
+			t.Error(err)
+		}
+		lines += strings.Count(string(text), "\n")
+	}
+	if len(files) < 15 || lines > 3500 {
+		t.Errorf("%d files with %d lines, want the path of an event in at most 3,500", len(files), lines)
+	}
+	t.Logf("%d files, %d lines", len(files), lines)
+}
+
 // everywhere are rooms that know nothing of ours, and that every other may use.
 var everywhere = []string{"internal/address", "internal/term", "internal/tlsfiles"}
 

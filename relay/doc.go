@@ -60,6 +60,17 @@
 //	an owner moves nothing      it leaves the lease to another relay      engine/control.go: giveUp
 //	the relay has to stop       drains, marks, releases the lease         engine/pipeline.go: drain
 //
+// # To read first
+//
+// Before a first change to delivery, in this order; the rest when it is about that:
+//
+//	event.go flight.go sink.go encoder.go source.go lease.go ledger.go observer.go
+//	engine/keeper.go engine/pipeline.go engine/feed.go engine/intake.go
+//	engine/window.go engine/tracker.go engine/lane.go engine/triage.go
+//	engine/outcome.go engine/marker.go engine/control.go
+//
+// Not among them: sweeps, the drainer, settings, and relay/watch.
+//
 // # Words
 //
 //   - event: a row of saga_outbox, as it was inserted. Record: what a broker gets for it.

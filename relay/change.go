@@ -32,7 +32,7 @@ const (
 	ChangeSinkDown   ChangeKind = "sink_down"
 	ChangeSinkUp     ChangeKind = "sink_up"
 	ChangeIsolated   ChangeKind = "sink_isolated"
-	ChangeSetAside   ChangeKind = "events_isolated" // a part of a sink
+	ChangePartParked ChangeKind = "events_isolated" // a part of a sink, whose events are parked
 	ChangeSinkAdded  ChangeKind = "sink_added"
 	ChangeSinkGone   ChangeKind = "sink_removed"
 	ChangeDeadLetter ChangeKind = "dead_letter"

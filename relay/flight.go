@@ -9,7 +9,8 @@ type Flight struct {
 	CommitLSN     LSN       // 0 when it was read from the table
 	CommittedAt   Timestamp // 0 when not known
 	Swept         bool      // found in the table, not reported by the slot
-	Beside        bool      // … while the slot was being read: no first delivery, most likely
+	// WhileStreaming: it was swept while the slot was being read, and most likely delivered before.
+	WhileStreaming bool
 	// Unfit is why it could not be made into a record, so that no sink is offered it.
 	Unfit *RefusedError
 	// Entry is its entry in the ledger, of an event that is offered from there.

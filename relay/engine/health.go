@@ -165,7 +165,7 @@ func (h *sinkHealth) restore(why string) {
 
 // setAside notes that the sink takes events, but not all.
 func (h *sinkHealth) setAside() {
-	h.obs.Changed(relay.Change{Kind: relay.ChangeSetAside, Level: relay.LevelDegraded, Sink: h.sink, Text: "it takes others and not these, which go to the ledger"})
+	h.obs.Changed(relay.Change{Kind: relay.ChangePartParked, Level: relay.LevelDegraded, Sink: h.sink, Text: "it takes others and not these, which go to the ledger"})
 }
 
 // became notes a change of state, of which tell is to tell. It is called with mu held.

@@ -250,7 +250,7 @@ func (in *intake) launch(events []relay.Event, swept bool) {
 		ev, f := &events[i], new(flight)
 		flights[i] = f
 		f.CommitLSN, f.xid, f.CommittedAt, f.size = ev.CommitLSN, ev.XID, ev.CommittedAt, ev.Size()
-		f.confirm, f.Swept, f.Beside = ev.CommitEnd, swept, beside
+		f.confirm, f.Swept, f.WhileStreaming = ev.CommitEnd, swept, beside
 		in.place++
 		f.position = in.place
 		f.keyHash = relay.KeyHash(ev.AggregateID)

@@ -123,7 +123,7 @@ func (s *sagas) marked(slot string, batch []*relay.Flight) {
 	defer s.mu.Unlock()
 	unmatched := 0
 	for _, f := range batch {
-		if f.Beside {
+		if f.WhileStreaming {
 			continue
 		}
 		m := s.meaning(f.Record.EventType)

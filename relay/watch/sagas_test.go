@@ -168,7 +168,7 @@ func TestSagas(t *testing.T) {
 	r.want("failed_total", "order=1")
 	r.want("compensated_total", "order=1")
 	// What the stream did not deliver was counted before.
-	r.marked("slot", []*relay.Flight{{Record: relay.Record{EventType: "order.completed"}, SagaID: "4", Beside: true}})
+	r.marked("slot", []*relay.Flight{{Record: relay.Record{EventType: "order.completed"}, SagaID: "4", WhileStreaming: true}})
 	r.want("completed_total", "order=1")
 
 	// The slot's next owner goes on with the third.

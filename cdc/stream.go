@@ -195,10 +195,7 @@ func (s *stream) copyData(ctx context.Context, data []byte) error {
 			return err
 		}
 		if m.ReplyRequested {
-			select {
-			case s.reply <- struct{}{}:
-			default:
-			}
+			relay.Wake(s.reply)
 		}
 	}
 	return nil

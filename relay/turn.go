@@ -24,3 +24,11 @@ func (t Turn) Take(ctx context.Context) error {
 
 // Give ends the turn that Take has begun.
 func (t Turn) Give() { <-t }
+
+// Wake wakes the goroutine that waits, or will wait, on a channel of capacity one.
+func Wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

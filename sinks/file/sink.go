@@ -173,10 +173,7 @@ func (s *Sink) join(m *member, lines []byte) (*group, error) {
 	g.lines = append(g.lines, lines...)
 	m.end = len(g.lines)
 	g.members = append(g.members, m)
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
+	relay.Wake(s.wake)
 	return g, nil
 }
 

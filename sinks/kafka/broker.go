@@ -61,14 +61,7 @@ func (b *broker) add(p *partition) {
 	b.mu.Lock()
 	b.ready = append(b.ready, p)
 	b.mu.Unlock()
-	notify(b.wake)
-}
-
-func notify(wake chan struct{}) {
-	select {
-	case wake <- struct{}{}:
-	default:
-	}
+	relay.Wake(b.wake)
 }
 
 func (b *broker) takeReady() []*partition {
@@ -103,7 +96,7 @@ func (b *broker) flush() {
 	select { // until there is room, more gathers
 	case l.slots <- struct{}{}:
 	case <-l.down:
-		notify(b.wake)
+		relay.Wake(b.wake)
 		return
 	case <-b.sink.ctx.Done():
 		return
@@ -126,7 +119,7 @@ func (b *broker) flush() {
 			b.mu.Lock()
 			b.ready = append(slices.Clone(rest), b.ready...)
 			b.mu.Unlock()
-			notify(b.wake)
+			relay.Wake(b.wake)
 			break
 		}
 	}
@@ -299,7 +292,7 @@ func (l *link) read() {
 			c.p.lost(c, cause, true, late)
 		}
 	}
-	notify(l.broker.wake)
+	relay.Wake(l.broker.wake)
 }
 
 func (l *link) answers() error {

@@ -16,6 +16,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/describeconfigs"
 	"github.com/segmentio/kafka-go/protocol/initproducerid"
 	"github.com/segmentio/kafka-go/protocol/metadata"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // control asks what any broker can answer (topics, producer ids, limits), one question at a time.
@@ -24,26 +26,22 @@ type control struct {
 	dialer *dialer
 	addrs  func() []string
 
-	turn chan struct{} // one token: who has it owns conn
+	turn relay.Turn // who has it owns conn
 	conn *wire
 	addr string
 }
 
 func newControl(d *dialer, addrs func() []string) *control {
-	c := &control{dialer: d, addrs: addrs, turn: make(chan struct{}, 1)}
-	c.turn <- struct{}{}
-	return c
+	return &control{dialer: d, addrs: addrs, turn: relay.NewTurn()}
 }
 
 // ask sends a request that may be repeated without harm. A connection that was idle may turn out
 // closed, and then the request goes over a new one.
 func (c *control) ask(ctx context.Context, req protocol.Message) (protocol.Message, error) {
-	select {
-	case <-c.turn:
-		defer func() { c.turn <- struct{}{} }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	if err := c.turn.Take(ctx); err != nil {
+		return nil, err
 	}
+	defer c.turn.Give()
 	if c.conn != nil {
 		res, err := c.exchange(ctx, req)
 		if err == nil || ctx.Err() != nil {
@@ -94,12 +92,12 @@ func (c *control) exchange(ctx context.Context, req protocol.Message) (protocol.
 
 // close is called when no question is under way and none will come.
 func (c *control) close() {
-	<-c.turn
+	_ = c.turn.Take(context.Background()) // never ends before it has it
 	if c.conn != nil {
 		_ = c.conn.Close()
 		c.conn = nil
 	}
-	c.turn <- struct{}{}
+	c.turn.Give()
 }
 
 // topics asks about the topics by name, never about all, since a cluster may have thousands. Asking

@@ -66,7 +66,7 @@ func TestBrokerRestarts(t *testing.T) {
 					}
 				}
 				mu.Unlock()
-				notify(acked)
+				relay.Wake(acked)
 				select {
 				case <-stop:
 					return

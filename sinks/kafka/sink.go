@@ -33,7 +33,7 @@ type Sink struct {
 	goroutines sync.WaitGroup
 
 	producer     atomic.Pointer[producerID] // nil until asked for; see the package comment
-	producerTurn chan struct{}              // holds one token: who has it asks
+	producerTurn relay.Turn                 // who has it asks
 
 	mu      sync.Mutex
 	brokers map[int32]*broker
@@ -61,10 +61,9 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 		cfg:          cfg,
 		log:          log,
 		addrs:        addrs,
-		producerTurn: make(chan struct{}, 1),
+		producerTurn: relay.NewTurn(),
 		brokers:      map[int32]*broker{},
 	}
-	s.producerTurn <- struct{}{}
 	if s.dialer, err = newDialer(&s.cfg); err != nil {
 		return nil, err
 	}
@@ -527,12 +526,10 @@ func (s *Sink) needProducer(ctx context.Context) error {
 	}
 	ctx, cancel := s.whileOpen(ctx)
 	defer cancel()
-	select {
-	case <-s.producerTurn:
-		defer func() { s.producerTurn <- struct{}{} }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := s.producerTurn.Take(ctx); err != nil {
+		return err
 	}
+	defer s.producerTurn.Give()
 	if s.producer.Load() != nil {
 		return nil
 	}

@@ -316,21 +316,21 @@ func (r *refresher) add(p *partition) {
 	r.waiting = append(r.waiting, p)
 	r.topics[p.topic.name] = struct{}{}
 	r.mu.Unlock()
-	notify(r.wake)
+	relay.Wake(r.wake)
 }
 
 func (r *refresher) learnTopic(name string) {
 	r.mu.Lock()
 	r.topics[name] = struct{}{}
 	r.mu.Unlock()
-	notify(r.wake)
+	relay.Wake(r.wake)
 }
 
 func (r *refresher) learnLimit(t *topic) {
 	r.mu.Lock()
 	r.limits[t] = struct{}{}
 	r.mu.Unlock()
-	notify(r.wake)
+	relay.Wake(r.wake)
 }
 
 func (r *refresher) run() {

@@ -190,10 +190,8 @@ func (a *attempt) suspects() (at []int) {
 
 // moveToOwnLink waits for its turn and gives the batch a connection of its own.
 func (b *batch) moveToOwnLink(ctx context.Context, why error) error {
-	select {
-	case <-b.sink.searchTurn:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := b.sink.searchTurn.Take(ctx); err != nil {
+		return err
 	}
 	b.search.own = true
 	b.sink.log.Debug("the batch goes to a connection of its own, to see whether it has the record for which the broker closes connections", "records", len(b.recs), "error", why)
@@ -235,6 +233,6 @@ func (b *batch) endSearch() {
 	b.conclude()
 	b.closeOwnLink()
 	if b.search.own {
-		b.sink.searchTurn <- struct{}{}
+		b.sink.searchTurn.Give()
 	}
 }

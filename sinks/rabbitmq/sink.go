@@ -30,7 +30,7 @@ type Sink struct {
 
 	noControl atomic.Bool // the broker knows no transactions, as it seems
 
-	searchTurn chan struct{} // one token: who has it may open a connection of its own
+	searchTurn relay.Turn // who has it may open a connection of its own
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -57,10 +57,9 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 		return nil, err
 	}
 	s := &Sink{
-		cfg: cfg, log: log, routes: routes{started: time.Now()}, searchTurn: make(chan struct{}, 1),
+		cfg: cfg, log: log, routes: routes{started: time.Now()}, searchTurn: relay.NewTurn(),
 		nacks: tally{times: 5, span: 5 * time.Second}, culprits: culprits{tally: tally{times: unclearTimes, span: unclearSpan}},
 	}
-	s.searchTurn <- struct{}{}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	return s, nil
 }

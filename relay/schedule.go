@@ -10,8 +10,11 @@ import (
 // spent on looking.
 const LookShare = 500
 
+const untilKnown = 10 * time.Second
+
 // Schedule spaces looks by what they cost. A look that took long may only have waited, for a busy
-// machine or for a lock, so the quickest of the last three counts.
+// machine or for a lock, so the quickest of the last three counts. Until there are three, the next
+// is never further off than untilKnown: a first look pays for its connection, too.
 type Schedule struct {
 	next time.Time
 	took [3]time.Duration
@@ -25,7 +28,9 @@ func (s *Schedule) Due() bool { return !time.Now().Before(s.next) }
 // whatever it cost.
 func (s *Schedule) After(took, pause time.Duration, share int, ceiling time.Duration) {
 	s.took[s.n%len(s.took)] = took
-	s.n++
+	if s.n++; s.n < len(s.took) {
+		ceiling = min(ceiling, untilKnown)
+	}
 	least := slices.Min(s.took[:min(s.n, len(s.took))])
 	s.At(time.Now().Add(min(max(pause, time.Duration(share)*least), ceiling)))
 }

@@ -14,9 +14,16 @@ func TestSchedule(t *testing.T) {
 	if !s.Due() {
 		t.Error("the first look is not due at once")
 	}
-	s.After(100*time.Millisecond, time.Second, 500, lookCeiling)
-	if got := wait(); got != 50*time.Second || s.Due() {
-		t.Errorf("after a look of 100 ms: next in %s, want 50s", got)
+	s.After(10*time.Millisecond, time.Second, 500, lookCeiling)
+	if got := wait(); got != 5*time.Second || s.Due() {
+		t.Errorf("after a look of 10 ms: next in %s, want 5s", got)
+	}
+	var first Schedule
+	for n, want := range []time.Duration{untilKnown, untilKnown, lookCeiling} {
+		first.After(3*time.Second, time.Second, 500, lookCeiling) // it may have waited, too
+		if got := time.Until(first.next).Round(10 * time.Millisecond); got != want {
+			t.Errorf("after look %d that took 3 s: next in %s, want %s", n, got, want)
+		}
 	}
 	s.After(time.Millisecond, time.Second, 500, lookCeiling)
 	if got := wait(); got != time.Second {

@@ -75,8 +75,7 @@ func StartPooler(ctx context.Context, dsn string, log io.Writer, settings ...str
 		}
 		select {
 		case <-p.process.Done():
-			logged, _ := os.ReadFile(filepath.Join(p.dir, "log"))
-			return nil, errors.Join(fmt.Errorf("pgbouncer ended: %w: %s", p.process.Err(), logged), p.Close())
+			return nil, p.Close()
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), p.Close())
 		case <-time.After(10 * time.Millisecond):
@@ -87,9 +86,12 @@ func StartPooler(ctx context.Context, dsn string, log io.Writer, settings ...str
 	return p, nil
 }
 
-// Close ends the pooler, and all connections through it.
+// Close ends the pooler, and all connections through it. It is an error when it has ended before.
 func (p *Pooler) Close() (err error) {
-	if p.process != nil {
+	if p.process != nil && !p.process.Running() {
+		logged, _ := os.ReadFile(filepath.Join(p.dir, "log"))
+		err = fmt.Errorf("pgbouncer ended by itself: %v: %s", p.process.Err(), logged)
+	} else if p.process != nil {
 		err = p.process.Stop(context.Background(), os.Kill) // it has nothing to save
 	}
 	return errors.Join(err, os.RemoveAll(p.dir))

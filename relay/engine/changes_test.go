@@ -124,7 +124,7 @@ func TestEachKindOfChange(t *testing.T) {
 		for range 30 {
 			_, end = w.commit("a")
 		}
-		untilTold(w, end)
+		untilReported(w, end)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		// The budget is kept, and the sink is down as before.

@@ -144,7 +144,7 @@ func (c *control) giveUp(after time.Duration) {
 	}
 }
 
-// leaving is what becomes of a batch that fails in passing.
+// leaving is what becomes of a batch that fails for a transient error.
 type leaving int
 
 const (
@@ -169,7 +169,7 @@ func (l *lane) leaving(events int) leaving {
 	case time.Since(l.failingFrom) >= l.cfg.SinkIsolation && l.health.downFor() < l.cfg.SinkIsolation/2:
 		// Or else the sink is on its way to the case above.
 		l.log.Warn("events isolated: the sink takes others and not these, which go to the ledger", "events", events, "failing_for", time.Since(l.failingFrom).Round(time.Second))
-		l.health.setAside()
+		l.health.partParked()
 		return leavesAlone
 	case l.shelf.isStopping():
 		return leavesAll

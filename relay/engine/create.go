@@ -41,7 +41,7 @@ func (f *feeder) create(ctx context.Context) (at relay.LSN, err error) {
 	saying := make(chan struct{})
 	go func() {
 		defer close(saying)
-		f.sayHolders(ctx, done)
+		f.logHolders(ctx, done)
 	}()
 	if f.cfg.Mode == relay.ModeAuto {
 		f.sweeps.poll(ctx, done, makingSlot)
@@ -52,12 +52,12 @@ func (f *feeder) create(ctx context.Context) (at relay.LSN, err error) {
 	return at, err
 }
 
-// makingSlot is why the table is polled while the slot is being made; whom that waits for is
+// makingSlot is why the table is polled while the slot is being made; what that waits for is
 // SlotStatus.SlotWaitsFor.
 const makingSlot = "the slot is being made, which waits for transactions to end"
 
-// sayHolders says what making the slot waits for, until it is done.
-func (f *feeder) sayHolders(ctx context.Context, done <-chan struct{}) {
+// logHolders says what making the slot waits for, until it is done.
+func (f *feeder) logHolders(ctx context.Context, done <-chan struct{}) {
 	defer f.doing.waitsForHolders("")
 	began, logged, last := time.Now().Add(-createSlow), time.Time{}, ""
 	for {

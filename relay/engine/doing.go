@@ -70,8 +70,8 @@ func (d *doing) isStreaming() bool {
 	return d.streaming
 }
 
-// besideStream reports whether rows that are found in the table now are found beside a stream.
-func (d *doing) besideStream() bool {
+// whileStreaming reports whether rows that are found in the table now are found while streaming.
+func (d *doing) whileStreaming() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.mode == relay.ModeCDC

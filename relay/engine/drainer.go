@@ -134,8 +134,8 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *relay.Backoff) (w
 	}
 	// Nothing got through. Either the sink is down, or these are all of a part of it that is (a
 	// partition without a leader), and others further on would be taken.
-	aside := len(r.failed) > 0 && (len(r.outcomes) > 0 || d.answers(ctx))
-	if err := d.resolve(ctx, r, offered, aside); err != nil {
+	part := len(r.failed) > 0 && (len(r.outcomes) > 0 || d.answers(ctx))
+	if err := d.resolve(ctx, r, offered, part); err != nil {
 		return 0, err
 	}
 	if len(r.failed) == 0 && len(r.outcomes) == 0 {
@@ -276,12 +276,12 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 	return r, offered
 }
 
-// resolve writes the outcomes of a round, through passing trouble of the database: what was
+// resolve writes the outcomes of a round, through transient errors of the database: what was
 // delivered must not be forgotten.
-func (d *drainer) resolve(ctx context.Context, r *round, offered int, aside bool) error {
+func (d *drainer) resolve(ctx context.Context, r *round, offered int, part bool) error {
 	outcomes := r.outcomes
-	if aside {
-		// The sink takes others and not these. They step aside for a while, or they would be the
+	if part {
+		// The sink takes others and not these. They are parked for a while, or they would be the
 		// first at every round; nothing is charged.
 		first := make(map[string]bool)
 		for _, e := range r.failed {

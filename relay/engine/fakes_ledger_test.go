@@ -11,8 +11,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// stands describes the ledger of a sink, by position: "a1 retry, a2 held".
-func (w *world) stands(sink string) string {
+// entriesOf describes the ledger of a sink, by position: "a1 retry, a2 held".
+func (w *world) entriesOf(sink string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var all []string

@@ -296,7 +296,7 @@ func (w source) Holders(context.Context, string) ([]relay.Holder, error) {
 	return w.holders, nil
 }
 
-// Create makes the slot anew, if it is gone: it tells what is committed from now on.
+// Create makes the slot again, if it is gone: it tells what is committed from now on.
 func (w source) Create(ctx context.Context, _ string) (at relay.LSN, err error) {
 	w.mu.Lock()
 	creating := w.creating

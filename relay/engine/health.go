@@ -163,8 +163,8 @@ func (h *sinkHealth) restore(why string) {
 	h.tell()
 }
 
-// setAside notes that the sink takes events, but not all.
-func (h *sinkHealth) setAside() {
+// partParked notes that the sink takes events, but not all.
+func (h *sinkHealth) partParked() {
 	h.obs.Changed(relay.Change{Kind: relay.ChangePartParked, Level: relay.LevelDegraded, Sink: h.sink, Text: "it takes others and not these, which go to the ledger"})
 }
 

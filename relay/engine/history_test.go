@@ -300,7 +300,7 @@ func TestStandstill(t *testing.T) {
 		}
 	})
 
-	// It moves as far as it can, and a restart would not mend the broker.
+	// It moves as far as it can, and a restart would not fix the broker.
 	bubble(t, "NotWhileASinkIsDown", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.Down(errors.New("no leader"))

@@ -244,7 +244,7 @@ func (c *Config) trace(rec *relay.Record, ev *relay.Event) {
 // launch encodes events and puts them on their way.
 func (in *intake) launch(events []relay.Event, swept bool) {
 	flights := make([]*flight, len(events))
-	beside := swept && in.doing.besideStream()
+	beside := swept && in.doing.whileStreaming()
 	for i := range events {
 		// Each by itself: in one piece, an event that is stuck would keep all of them in memory.
 		ev, f := &events[i], new(flight)

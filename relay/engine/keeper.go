@@ -45,7 +45,7 @@ type slotState struct {
 	away      time.Time // since when a standby could not take the lease if it were free
 	awayError string    // … and why
 	stalls    int       // times in a row that the lease was given up without a mark
-	waitsFor  string    // whom it waits for, at one place
+	waitsFor  string    // what it waits for, at one place
 	waits     time.Time // since when
 }
 
@@ -79,7 +79,7 @@ func New(cfg Config, log hclog.Logger, obs relay.Observer, source relay.Source, 
 }
 
 // Run works until ctx ends and everything in flight is drained, and then returns nil. It returns an
-// error only for what a person has to mend (a *SetupError).
+// error only for what a person has to fix (a *SetupError).
 func (e *Engine) Run(ctx context.Context) error {
 	if err := e.check(ctx); err != nil {
 		if ctx.Err() != nil {

@@ -192,7 +192,7 @@ func TestKeeper(t *testing.T) {
 		}
 	})
 
-	// What worked once may be mended while we run.
+	// What worked once may be fixed while we run.
 	bubble(t, "SetupErrorLater", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, oneLane, sink)

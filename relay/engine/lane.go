@@ -20,7 +20,7 @@ import (
 // entries, so the in-flight budget bounds it, and whoever pushes never waits.
 //
 // The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose
-// key has entries in the ledger goes there too (shelf.verdict), or waits aside for as long as all
+// key has entries in the ledger goes there too (shelf.admit), or is deferred for as long as all
 // of them are being offered.
 type lane struct {
 	slot   string
@@ -41,13 +41,13 @@ type lane struct {
 	wake chan struct{}
 
 	// Owned by run.
-	offers      int             // of what is being offered, this one included
-	failing     bool            // the last offer was not taken; known to health
-	failingFrom time.Time       // when the offer was made that began the failing
-	aside       []*flight       // wait for the end of a round, in order
-	asideOf     map[uint32]bool // their buckets
-	asideSince  int             // shelf.rounds when the first of them was put aside
-	reports     reports
+	offers          int             // of what is being offered, this one included
+	failing         bool            // the last offer was not taken; known to health
+	failingFrom     time.Time       // when the offer was made that began the failing
+	deferred        []*flight       // wait for the end of a round, in order
+	deferredBuckets map[uint32]bool // their buckets
+	deferredSince   int             // shelf.rounds when the first of them was deferred
+	reports         reports
 
 	mu    sync.Mutex // guards queue
 	queue []*flight
@@ -90,19 +90,19 @@ func (l *lane) untake(flights []*flight) {
 	l.mu.Unlock()
 }
 
-// unshelve puts what waits aside back to the front of the queue, once the round has ended.
+// unshelve puts what is deferred back to the front of the queue, once the round has ended.
 func (l *lane) unshelve() {
-	if len(l.aside) == 0 {
+	if len(l.deferred) == 0 {
 		return
 	}
 	l.shelf.mu.Lock()
-	ended := l.shelf.rounds != l.asideSince
+	ended := l.shelf.rounds != l.deferredSince
 	l.shelf.mu.Unlock()
 	if !ended {
 		return
 	}
-	l.untake(l.aside)
-	l.aside, l.asideOf = nil, nil
+	l.untake(l.deferred)
+	l.deferred, l.deferredBuckets = nil, nil
 }
 
 // run publishes until ctx ends. It returns ErrLeaseLost when the lease is past its time: whatever
@@ -204,8 +204,8 @@ func (e noAnswer) Error() string {
 
 func (noAnswer) Is(target error) bool { return target == context.DeadlineExceeded }
 
-// giveUp passes a batch that fails in passing to the ledger, if that is to be (leaving), and
-// reports whether it did.
+// giveUp passes a batch that fails for a transient error to the ledger, if that is to be (leaving),
+// and reports whether it did.
 func (l *lane) giveUp(batch []*flight) bool {
 	why := l.leaving(len(batch))
 	if why == offersAgain {

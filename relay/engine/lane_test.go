@@ -43,8 +43,8 @@ func wantStatus(t *testing.T, w *world, label, want string) {
 }
 
 func TestLane(t *testing.T) {
-	// Some records of a batch fail in passing. Exactly those are offered again, in order, before
-	// what has come meanwhile.
+	// Some records of a batch fail for a transient error. Exactly those are offered again, in
+	// order, before what has come meanwhile.
 	bubble(t, "RetriesBeforeNewerRecords", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnEvent(id("a2")).Times(2).Fail(errBroker)
@@ -92,7 +92,7 @@ func TestLane(t *testing.T) {
 		w.untilStatus("failed", "a2")
 		wantStatus(t, w, "a2", "failed: kafka: too_large: 2000 bytes, limit 1000: by the topic")
 		wantStatus(t, w, "a3", "pending")
-		if got := w.stands("kafka"); got != "a2 retry, a3 held" {
+		if got := w.entriesOf("kafka"); got != "a2 retry, a3 held" {
 			t.Errorf("ledger: %s", got)
 		}
 		wantWatermark(t, r, end)

@@ -43,7 +43,7 @@ func TestLedger(t *testing.T) {
 		w.commit("a")
 		w.untilStatus("sent", "a4")
 		wantTaken(t, sink, "b1 b2 a1 a2 a3 a4")
-		if got := w.stands("rabbitmq"); got != "" {
+		if got := w.entriesOf("rabbitmq"); got != "" {
 			t.Errorf("ledger: %s", got)
 		}
 		r.wantMetric(3, "outbox_failed_events_total")
@@ -82,7 +82,7 @@ func TestLedger(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		wantStatus(t, w, "a2", "pending")
-		if got := w.stands("rabbitmq"); got != "a1 dead, a2 held, a3 held" {
+		if got := w.entriesOf("rabbitmq"); got != "a1 dead, a2 held, a3 held" {
 			t.Errorf("ledger: %s", got)
 		}
 		r.wantMetric(1, "outbox_dead_letter_events_total")
@@ -246,7 +246,7 @@ func TestIsolation(t *testing.T) {
 		if err := kafka.WaitTaken(t.Context(), 102); err != nil {
 			t.Fatal(err)
 		}
-		untilTold(w, end)
+		untilReported(w, end)
 		wantStatus(t, w, "a51", "pending")
 		w.commit("c")
 		if err := kafka.WaitTaken(t.Context(), 103); err != nil {
@@ -269,7 +269,7 @@ func TestIsolation(t *testing.T) {
 		wantEachOnceInOrder(t, kafka, "a", "b", "c")
 		wantEachOnceInOrder(t, rabbit, "a", "b", "c")
 		r.wantMetric(1, "outbox_sink_up", "sink=rabbitmq")
-		if got := w.stands("rabbitmq"); got != "" {
+		if got := w.entriesOf("rabbitmq"); got != "" {
 			t.Errorf("ledger: %s", got)
 		}
 	})
@@ -282,14 +282,14 @@ func TestIsolation(t *testing.T) {
 		start(t, w, two, kafka, rabbit)
 		began := time.Now()
 		_, end := w.commit("a", "a")
-		untilTold(w, end)
+		untilReported(w, end)
 		if took := time.Since(began); took > 15*time.Second {
 			t.Errorf("the slot stood for %s", took)
 		}
 		w.untilStatus("sent", "a1", "a2")
 	})
 
-	// A part of the sink is in trouble (one partition without a leader): its events step aside
+	// A part of the sink is in trouble (one partition without a leader): its events are parked
 	// alone.
 	bubble(t, "PartOfASink", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -312,7 +312,7 @@ func TestIsolation(t *testing.T) {
 		}
 		_, end := w.commit(beside)
 		w.untilStatus("sent", append(numbered(beside, 1, 61), numbered(other, 1, 60)...)...)
-		untilTold(w, end)
+		untilReported(w, end)
 		if n := r.log.count("sink isolated"); n != 0 {
 			t.Error("the whole sink was isolated")
 		}
@@ -390,7 +390,7 @@ func TestIsolation(t *testing.T) {
 		for range 30 {
 			_, end = w.commit("a")
 		}
-		untilTold(w, end)
+		untilReported(w, end)
 		if n := r.log.count("more WAL than its budget"); n != 1 {
 			t.Errorf("%d log lines about it", n)
 		}
@@ -423,7 +423,7 @@ func TestIsolation(t *testing.T) {
 		if took := time.Since(began); took > 6*time.Second {
 			t.Errorf("stopping took %s", took)
 		}
-		if got := w.stands("kafka"); got != "a1 ready, a2 ready" {
+		if got := w.entriesOf("kafka"); got != "a1 ready, a2 ready" {
 			t.Errorf("ledger: %s", got)
 		}
 		sink.Down(nil)
@@ -477,8 +477,8 @@ func wantEachOnceInOrder(t *testing.T, sink *sinktest.Script, keys ...string) {
 	}
 }
 
-// untilTold waits until the server was told of a position.
-func untilTold(w *world, at relay.LSN) {
+// untilReported waits until the server was told of a position.
+func untilReported(w *world, at relay.LSN) {
 	w.t.Helper()
 	w.until("the server is told", func() bool { return w.confirmed >= at })
 }
@@ -608,7 +608,7 @@ func TestRecovery(t *testing.T) {
 		}
 	})
 
-	// A row is set back to pending by hand beside a running stream: it is delivered once more, the
+	// A row is set back to pending by hand during a running stream: it is delivered once more, the
 	// stream's own rows are not.
 	bubble(t, "SetBackByHand", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")

@@ -158,7 +158,7 @@ func (m *marker) settle(batch []*flight, later []int, confirm relay.LSN) []*flig
 	return batch[:0]
 }
 
-// hide puts an event aside for a moment, in which others are marked.
+// hide defers an event for a moment, while others are marked.
 func (m *marker) hide(f *flight) {
 	if m.unhide == nil {
 		m.unhide, m.hiding = time.After(invisiblePause), make(map[uint32]bool)

@@ -72,7 +72,7 @@ func TestNothingIsParkedPastAnOffer(t *testing.T) {
 					time.Sleep(3 * time.Second)
 				}
 				synctest.Wait()
-				if got := strings.ReplaceAll(w.stands("kafka"), "retry", "ready"); ending == "Stop" && got != strings.ReplaceAll(c.parked, "retry", "ready") {
+				if got := strings.ReplaceAll(w.entriesOf("kafka"), "retry", "ready"); ending == "Stop" && got != strings.ReplaceAll(c.parked, "retry", "ready") {
 					t.Errorf("ledger: %s, want %s", got, c.parked)
 				}
 				sink.Down(nil)
@@ -117,7 +117,7 @@ func TestRefusedBehindWhatIsOfferedAgain(t *testing.T) {
 		if err := r.stop(); err != nil {
 			t.Fatal(err)
 		}
-		if got, want := w.stands("kafka"), "a1 ready, a2 ready, a3 ready"; got != want {
+		if got, want := w.entriesOf("kafka"), "a1 ready, a2 ready, a3 ready"; got != want {
 			t.Errorf("ledger: %s, want %s", got, want)
 		}
 	})

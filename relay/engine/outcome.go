@@ -9,7 +9,7 @@ import (
 )
 
 // outcome reports what became of a batch, and returns what is to be offered again, at the front of
-// batch's own memory. trouble says that something failed in passing.
+// batch's own memory. trouble says that something failed for a transient error.
 func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*flight, trouble bool) {
 	fate := func(int) error { return nil }
 	if err != nil {

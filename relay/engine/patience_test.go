@@ -67,7 +67,7 @@ func TestUnroutablePatience(t *testing.T) {
 	})
 }
 
-// A sink is isolated: the age of the oldest pending event goes on, it does not begin anew with the
+// A sink is isolated: the age of the oldest pending event goes on, it does not begin again with the
 // entry in the ledger.
 func TestOldestPendingOverIsolation(t *testing.T) {
 	bubble(t, "Isolation", func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestOldestPendingOverIsolation(t *testing.T) {
 				t.Errorf("the oldest pending event is %.0f s old, the metric says %.0f", age, got)
 			}
 		}
-		if got := w.stands("kafka"); got != "a1 ready, b1 ready" {
+		if got := w.entriesOf("kafka"); got != "a1 ready, b1 ready" {
 			t.Errorf("ledger: %s", got)
 		}
 		sink.Down(nil)

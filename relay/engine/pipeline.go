@@ -31,16 +31,16 @@ type pipeline struct {
 
 	draining func() // called when the reading has ended and the drain begins; set before run
 
-	feeder  *feeder
-	sweeps  *sweeps
-	intake  *intake
-	window  *window
-	lanes   [][]*lane // by sink, then by key
-	marker  *marker
-	confirm *confirmation
-	control *control
-	doing   *doing
-	aside   *aside
+	feeder   *feeder
+	sweeps   *sweeps
+	intake   *intake
+	window   *window
+	lanes    [][]*lane // by sink, then by key
+	marker   *marker
+	confirm  *confirmation
+	control  *control
+	doing    *doing
+	unmarked *unmarkedRows
 
 	ledger   *ledger
 	shelves  []*shelf // by sink
@@ -79,7 +79,7 @@ func newPipeline(e *Engine, slot string, lease relay.Lease) *pipeline {
 		cfg: cfg, log: p.log, told: p.told, facts: lease, window: p.window, confirm: p.confirm, doing: p.doing, shelves: p.shelves,
 		health: e.health, stalled: make(chan error, 1),
 	}
-	p.aside = &aside{log: p.log, obs: e.obs, slot: slot, lease: lease}
+	p.unmarked = &unmarkedRows{log: p.log, obs: e.obs, slot: slot, lease: lease}
 	p.ledger = &ledger{cfg: cfg, log: p.log, obs: e.obs, slot: slot, lease: lease, sinks: sinkNames(e.sinks), shelves: p.shelves}
 	return p
 }
@@ -106,7 +106,7 @@ func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 
 // run works until ctx ends, then drains and returns nil; or until the lease is lost, and returns
 // the reason. A *SetupError of the first connection is returned too; later ones are waited out,
-// because what worked once may be mended while we run.
+// because what worked once may be fixed while we run.
 func (p *pipeline) run(ctx context.Context) error {
 	// work ends when the lease is lost, or after the drain: a stop alone does not touch it, so that
 	// what has been offered can be acknowledged and marked.
@@ -134,7 +134,7 @@ func (p *pipeline) run(ctx context.Context) error {
 		p.told.Sample(work, p.lease)
 		return nil
 	})
-	group.Go(func() error { return p.aside.run(work) })
+	group.Go(func() error { return p.unmarked.run(work) })
 	defer p.restoreSinks()
 
 	// The reader also ends with work, so that a lost lease closes the stream; and so does who
@@ -188,7 +188,7 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 		group.Go(func() error { return p.ledger.dropDiscarded(ctx, slices.Sorted(maps.Keys(unknown))) })
 	}
 	if p.cfg.Mode != relay.ModePolling {
-		group.Go(func() error { return p.sweeps.sweepBeside(ctx) })
+		group.Go(func() error { return p.sweeps.sweepWhileStreaming(ctx) })
 	}
 	return p.feeder.run(ctx, finish)
 }

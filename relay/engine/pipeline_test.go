@@ -542,7 +542,7 @@ func TestEncoderRefusal(t *testing.T) {
 		wantTaken(t, rabbit, "b1 b2")
 		wantWatermark(t, r, end)
 		r.wantMetric(2, "outbox_failed_events_total")
-		// Somebody mends the row.
+		// Somebody fixes the row.
 		w.change(func() {
 			ev := w.content[id("a1")]
 			ev.Headers = "{}"

@@ -21,6 +21,6 @@ func TestFaultIsAProblem(t *testing.T) {
 	}
 	e.noteFault("")
 	if got := shown.Status().Problems(); len(got) != 0 {
-		t.Errorf("mended, the problems are %q", got)
+		t.Errorf("fixed, the problems are %q", got)
 	}
 }

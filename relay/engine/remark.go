@@ -11,12 +11,12 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// remarkEvery is how often rows that were set aside are looked at. As long as there are none, that
+// remarkEvery is how often unmarked rows are looked at. As long as there are none, that
 // costs no statement.
 const remarkEvery = time.Second
 
-// aside are the rows that were set aside.
-type aside struct {
+// unmarkedRows tries again to mark the rows that did not take their marks.
+type unmarkedRows struct {
 	log   hclog.Logger
 	obs   relay.Observer
 	slot  string
@@ -27,26 +27,26 @@ type aside struct {
 }
 
 // known returns what is known of them.
-func (a *aside) known() relay.Unmarked {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.unmarked
+func (r *unmarkedRows) known() relay.Unmarked {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unmarked
 }
 
-// run tries rows that were set aside again, until ctx ends. It returns an error only when the lease
+// run tries unmarked rows again, until ctx ends. It returns an error only when the lease
 // is gone.
-func (a *aside) run(ctx context.Context) error {
+func (r *unmarkedRows) run(ctx context.Context) error {
 	for failed := false; ; {
-		u, err := a.lease.Remark(ctx)
+		u, err := r.lease.Remark(ctx)
 		switch {
 		case errors.Is(err, relay.ErrLeaseLost):
 			return err
 		case ctx.Err() != nil:
 			return nil
 		case err != nil && !failed:
-			a.log.Warn("unmarked rows could not be looked at", "error", err)
+			r.log.Warn("unmarked rows could not be looked at", "error", err)
 		case err == nil:
-			a.note(u)
+			r.note(u)
 		}
 		failed = err != nil
 		if !relay.Sleep(ctx, remarkEvery) {
@@ -56,16 +56,16 @@ func (a *aside) run(ctx context.Context) error {
 }
 
 // note keeps what is known of them, for the status and the metrics.
-func (a *aside) note(u relay.Unmarked) {
-	a.mu.Lock()
-	before := a.unmarked.Events
-	a.unmarked = u
-	a.mu.Unlock()
+func (r *unmarkedRows) note(u relay.Unmarked) {
+	r.mu.Lock()
+	before := r.unmarked.Events
+	r.unmarked = u
+	r.mu.Unlock()
 	switch {
 	case before == 0 && u.Events > 0:
-		a.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelDegraded, Slot: a.slot, Text: "rows cannot be marked: " + u.Cause})
+		r.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelDegraded, Slot: r.slot, Text: "rows cannot be marked: " + u.Cause})
 	case before > 0 && u.Events == 0:
-		a.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelOK, Slot: a.slot, Text: "all rows have their marks again"})
-		a.log.Info("all unmarked rows have their marks")
+		r.obs.Changed(relay.Change{Kind: relay.ChangeUnmarked, Level: relay.LevelOK, Slot: r.slot, Text: "all rows have their marks again"})
+		r.log.Info("all unmarked rows have their marks")
 	}
 }

@@ -7,14 +7,14 @@ import (
 )
 
 // round is one offer of ledger entries to one sink, through its lanes. Each entry gets one try;
-// what fails in passing stays in the ledger as it was. Entries of one key are in order in one lane,
-// and when one of them is not delivered those behind it are not offered.
+// what fails for a transient error stays in the ledger as it was. Entries of one key are in order
+// in one lane, and when one of them is not delivered those behind it are not offered.
 type round struct {
 	mu        sync.Mutex // guards what follows
 	left      int        // entries without a fate in this round
 	halted    map[string]bool
 	outcomes  []relay.Outcome
-	failed    []*relay.Entry // tried, and failed in passing
+	failed    []*relay.Entry // tried, and failed for a transient error
 	lastError error
 	done      chan struct{} // closed when left is 0
 }

@@ -31,12 +31,12 @@ type shelf struct {
 	counts tally
 	under  map[uint32]uint32 // of counts: entries that are being offered in a round
 	total  int               // entries that are counted
-	// doubtful are the positions of entries that a mark has not confirmed yet. Such an entry may be
-	// in the ledger all the same, when the answer to the mark was lost or its row is not visible
+	// unconfirmed are the positions of entries that a mark has not confirmed yet. Such an entry may
+	// be in the ledger all the same, when the answer to the mark was lost or its row is not visible
 	// yet. It is not offered: the mark that comes again would make it a second time. True means
 	// that it is counted in total; its event is in flight as well.
-	doubtful map[int64]bool
-	rounds   int // that have ended
+	unconfirmed map[int64]bool
+	rounds      int // that have ended
 
 	down    bool // the sink has failed for too long
 	overWAL bool // the slot holds back too much WAL because of this sink
@@ -53,18 +53,18 @@ func newShelf(sink string) *shelf {
 
 func bucketOf(keyHash uint32) uint32 { return keyHash % shelfBuckets }
 
-// verdict is what a lane may do with an event from the stream.
-type verdict int
+// admission is what a lane may do with an event from the stream.
+type admission int
 
 const (
-	offer   verdict = iota // nothing before it is in the ledger
-	toShelf                // park it
+	offer   admission = iota // nothing before it is in the ledger
+	toShelf                  // park it
 	// What is before it is being offered just now: wait for the end of that round.
 	hold
 )
 
-// verdict is called with mu held.
-func (s *shelf) verdict(keyHash uint32) verdict {
+// admit is called with mu held.
+func (s *shelf) admit(keyHash uint32) admission {
 	if s.down || s.overWAL {
 		return toShelf
 	}
@@ -100,24 +100,24 @@ func (s *shelf) parkRefused(f *flight, p *relay.Parked) {
 
 // doubt notes an entry that is to be made. It is called with mu held.
 func (s *shelf) doubt(position int64, counted bool) {
-	if s.doubtful == nil {
-		s.doubtful = make(map[int64]bool)
+	if s.unconfirmed == nil {
+		s.unconfirmed = make(map[int64]bool)
 	}
-	s.doubtful[position] = counted
+	s.unconfirmed[position] = counted
 }
 
 // written notes that these events' entries are made, and reports whether there were any.
 func (s *shelf) written(batch []*flight) (any bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.doubtful) == 0 {
+	if len(s.unconfirmed) == 0 {
 		return false
 	}
-	before := len(s.doubtful)
+	before := len(s.unconfirmed)
 	for _, f := range batch {
-		delete(s.doubtful, f.position)
+		delete(s.unconfirmed, f.position)
 	}
-	return len(s.doubtful) < before
+	return len(s.unconfirmed) < before
 }
 
 // certain reports which of the entries may be offered.
@@ -126,7 +126,7 @@ func (s *shelf) certain(entries []relay.Entry) []bool {
 	defer s.mu.Unlock()
 	yes := make([]bool, len(entries))
 	for i := range entries {
-		_, doubt := s.doubtful[entries[i].Position]
+		_, doubt := s.unconfirmed[entries[i].Position]
 		yes[i] = !doubt
 	}
 	return yes
@@ -220,7 +220,7 @@ func (s *shelf) snapshot() relay.ShelfSnapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.total
-	for _, counted := range s.doubtful {
+	for _, counted := range s.unconfirmed {
 		if counted {
 			n--
 		}

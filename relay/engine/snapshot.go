@@ -33,7 +33,7 @@ func (p *pipeline) snapshot() *relay.WorkSnapshot {
 	read := p.intake.reading()
 	out := &relay.WorkSnapshot{
 		Epoch: p.lease.Epoch(), Skipped: read.skipped, Read: read.at, Inside: read.inside,
-		Seen: p.control.slotSeen(), Unmarked: p.aside.known(),
+		Seen: p.control.slotSeen(), Unmarked: p.unmarked.known(),
 	}
 	p.window.snapshot(out)
 	p.doing.snapshot(out)

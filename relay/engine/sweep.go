@@ -43,7 +43,7 @@ type looks struct {
 }
 
 // sweeps look through the table, one at a time: the feeder's, when it recovers or polls, and those
-// beside the stream.
+// while streaming.
 type sweeps struct {
 	cfg    *Config
 	log    hclog.Logger
@@ -232,12 +232,12 @@ func (s *sweeps) warnOfSlot(ctx context.Context) {
 		"retained_bytes", uint64(info.WALEnd-min(info.WALEnd, info.Restart)), "fix", "drop it if the relay is to go on polling: SELECT pg_drop_replication_slot('"+s.slot+"')")
 }
 
-// sweepBeside looks, beside a running stream, for rows that no slot tells of: set back to pending
-// by hand, left behind by a dead worker, inserted by a subscription. It looks twice. What is
-// visible at the first look was committed before the WAL's end just after it; when the watermark
-// has passed that end, the stream is done with all of it, and whatever of it still asks for
-// delivery is not the stream's.
-func (s *sweeps) sweepBeside(ctx context.Context) error {
+// sweepWhileStreaming looks, during a running stream, for rows that the stream does not deliver:
+// set back to pending by hand, left behind by a dead worker, inserted by a subscription. It looks
+// twice. What is visible at the first look was committed before the WAL's end just after it; when
+// the watermark has passed that end, the stream is done with all of it, and whatever of it still
+// asks for delivery is not the stream's.
+func (s *sweeps) sweepWhileStreaming(ctx context.Context) error {
 	var looks [relay.SweepFailed + 1]relay.Schedule
 	for relay.Sleep(ctx, s.cfg.PollInterval) {
 		// The slot tells of what dead owners had claimed.

@@ -10,7 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// twin is the tracker told obviously: it never forgets and computes everything anew from its
+// twin is the tracker told obviously: it never forgets and computes everything again from its
 // history.
 type twin struct {
 	history []twinEntry

@@ -5,7 +5,7 @@ import (
 )
 
 // triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it
-// parks, leaves in the ledger, or puts aside.
+// parks, leaves in the ledger, or defers.
 //
 // Nothing is parked past what is still to be offered: the sink may not take that, it would come to
 // the ledger later, and be behind. So the batch ends in front of an event that has to go to the
@@ -34,8 +34,8 @@ func (l *lane) triage(batch []*flight) []*flight {
 			}
 			continue
 		}
-		v := l.shelf.verdict(f.keyHash)
-		if l.asideOf[bucketOf(f.keyHash)] {
+		v := l.shelf.admit(f.keyHash)
+		if l.deferredBuckets[bucketOf(f.keyHash)] {
 			v = hold // its predecessors are there
 		}
 		if (v == toShelf || v == offer && f.Unfit != nil) && keeps.event(kept, f) {
@@ -44,11 +44,11 @@ func (l *lane) triage(batch []*flight) []*flight {
 		}
 		switch {
 		case v == hold:
-			if l.aside == nil {
-				l.asideOf, l.asideSince = make(map[uint32]bool), l.shelf.rounds
+			if l.deferred == nil {
+				l.deferredBuckets, l.deferredSince = make(map[uint32]bool), l.shelf.rounds
 			}
-			l.aside = append(l.aside, f)
-			l.asideOf[bucketOf(f.keyHash)] = true
+			l.deferred = append(l.deferred, f)
+			l.deferredBuckets[bucketOf(f.keyHash)] = true
 		case v == toShelf:
 			park := &relay.Parked{Sink: l.sink.Name(), State: relay.StateHeld}
 			if isolated {

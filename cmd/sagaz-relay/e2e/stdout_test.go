@@ -35,8 +35,10 @@ func TestStopWhileNobodyReadsStdout(t *testing.T) {
 	defer read()
 	for i := range rows {
 		w.insert(row{key: fmt.Sprint("k", i%10), topic: "T", payload: fmt.Sprintf(`{"note": %q, "n": "%d", "pad": %q}`, w.marker, i, strings.Repeat("p", 2000))})
+		if i == 4 { // what fits into the pipe; a larger batch would be written in part, and none of it sent
+			w.db.Until(t, `SELECT count(*) > 0 FROM saga_outbox WHERE status = 'sent'`)
+		}
 	}
-	w.db.Until(t, `SELECT count(*) > 0 FROM saga_outbox WHERE status = 'sent'`)
 	eventually(t, patience, "a publish fails for want of a reader", func() string {
 		for _, l := range p.log() {
 			if strings.Contains(l.text("error"), "stdout") {

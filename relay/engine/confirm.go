@@ -10,22 +10,21 @@ import (
 
 // confirmation is how far the slot may move: the watermark, once the database has a note of it.
 //
-// A slot that stands further on than any note was moved by somebody, or is another one under the
-// same name: what was committed in between would never be told. That is why the note comes first. A
-// crash between the two repeats nothing, it only leaves some WAL on the server until the next
-// report.
+// A slot that is further on than any note was moved by somebody, or is another one under the same
+// name. What was committed in between would never be delivered, so the note comes first. A crash
+// between the two repeats nothing. It only leaves some WAL on the server until the next report.
 type confirmation struct {
 	window *window
 	lease  relay.Marks
 
 	mu sync.Mutex // guards what follows
-	// The watermark that the database has a note of, and that the server may be told.
+	// The watermark that the database has a note of, and that may be reported to the server.
 	at      relay.LSN
 	noted   time.Time
 	settled bool // the watermark has moved by marks since it was noted
 }
 
-// confirmed is the position that the server may be told.
+// confirmed is the position that may be reported to the server.
 func (c *confirmation) confirmed() relay.LSN {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -48,7 +47,7 @@ func (c *confirmation) restart(at relay.LSN) {
 	c.at = at
 }
 
-// confirm notes the watermark in the database, and then lets the server be told.
+// confirm notes the watermark in the database, and then lets it be reported to the server.
 func (c *confirmation) confirm(ctx context.Context) error {
 	c.mu.Lock()
 	c.settled = false // before the watermark is read: a mark in between sets it again

@@ -12,9 +12,11 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// What is decided, and is no flow of events, is decided here: when the watermark is noted, so that
-// the slot may move; when WAL is shed; when a batch, or a sink, is left to the ledger; when an
-// owner gives its lease up.
+// Every decision that is no flow of events is made here:
+//   - when the watermark is noted, so that the slot may move
+//   - when WAL is shed
+//   - when a batch, or all events of a sink, go to the ledger
+//   - when an owner gives its lease up
 
 const (
 	controlInterval = time.Second
@@ -63,7 +65,7 @@ func (c *control) run(ctx context.Context) error {
 func (c *control) lookAtSlot(ctx context.Context) {
 	info, err := c.facts.Slot(ctx)
 	if err != nil {
-		c.log.Debug("looking at the slot", "error", err) // who needs the slot says it louder
+		c.log.Debug("looking at the slot", "error", err) // who needs the slot logs it louder
 		return
 	}
 	c.mu.Lock()
@@ -73,9 +75,9 @@ func (c *control) lookAtSlot(ctx context.Context) {
 	c.told.Seen(info)
 }
 
-// mindWAL isolates the sinks for which the oldest event waits when the slot holds back more WAL
-// than the budget, so that their events go to the ledger and the slot goes on; it ends that at half
-// the budget. It sheds WAL, never events.
+// mindWAL isolates the sinks that the oldest event waits for when the slot retains more WAL than
+// the budget: their events go to the ledger, so that the slot can move. It ends that at half the
+// budget. It sheds WAL, never events.
 func (c *control) mindWAL(info relay.SlotInfo) {
 	budget := info.WALBudget(int64(c.cfg.WALBudget))
 	if budget == 0 || !info.Exists {
@@ -124,23 +126,23 @@ var errStalled = errors.New("nothing has moved")
 // maxStalls bounds how often the time until the next giving up doubles.
 const maxStalls = 5
 
-// stallLimit is how long nothing may move. It doubles with each time that a lease was given up
-// without a single mark in between: what this relay has published and not marked is published again
-// by the next owner, for nothing if that one cannot either.
+// stallLimit is how long nothing may move. It doubles each time that a lease was given up without a
+// single mark in between. What this relay has published and not marked is published again by the
+// next owner, in vain if that one cannot mark it either.
 func (s *slotState) stallLimit(timeout time.Duration) time.Duration {
 	return timeout << min(s.stalls, maxStalls)
 }
 
-// giveUp ends the pipeline, so that the lease is released and another relay may try. That helps
-// nobody where the reason is known, and is the server's: it makes no slot as long as a transaction
-// is open.
+// giveUp ends the pipeline, so that the lease is released and another relay may try. It does
+// nothing while the server waits for open transactions before it makes the slot: any relay would
+// wait.
 func (c *control) giveUp(after time.Duration) {
 	if c.doing.hasHolders() {
 		return
 	}
 	select {
 	case c.stalled <- fmt.Errorf("%w for %s", errStalled, after.Round(time.Second)):
-	default: // it was said already
+	default: // it was reported already
 	}
 }
 
@@ -153,9 +155,9 @@ const (
 	leavesAlone         // to the ledger: its sink takes others and not these
 )
 
-// leaving decides it. A batch goes to the ledger when its sink is isolated or has to be, when the
-// batch alone has failed for as long as that takes (one partition without a leader, for instance),
-// or when the relay is being stopped.
+// leaving decides what becomes of a batch. It goes to the ledger when its sink is isolated or has
+// to be, or when the relay is being stopped. It also goes there when it alone has failed for as
+// long as an isolation takes, for instance because one partition has no leader.
 func (l *lane) leaving(events int) leaving {
 	switch {
 	case l.shelf.isolated():

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// createSlow is how long making a slot may take until that is said, and until rows are looked
-	// for in the table meanwhile.
+	// createSlow is how long making a slot may take before that is logged, and before rows are
+	// looked for in the table meanwhile.
 	createSlow = 2 * time.Second
 	// holdersEvery is how often it is asked what making a slot waits for, holdersLogged how often
 	// the log repeats it.
@@ -18,13 +18,13 @@ const (
 )
 
 // create makes the slot. The server waits with it for the end of every transaction that has an id,
-// in any of its databases: for hours where somebody has forgotten one. That is said, and in mode
+// in any of its databases: for hours where somebody has forgotten one. That is logged, and in mode
 // auto the table is polled meanwhile.
 //
 // Nothing is delivered twice or out of order for that. What was polled is marked before the sweep
-// begins, which takes the slot's place in the table, and what the slot reports of it later is
-// looked up, since EndSweep notes the end of the WAL. Crashes: a sweep is owed all the time, so the
-// next owner makes the slot again; the half-made one goes with its connection.
+// begins. What the slot delivers of it later is looked up, because EndSweep notes the end of the
+// WAL. Crashes: a sweep is owed all the time, so the next owner makes the slot again. The half-made
+// one goes with its connection.
 func (f *feeder) create(ctx context.Context) (at relay.LSN, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -56,7 +56,7 @@ func (f *feeder) create(ctx context.Context) (at relay.LSN, err error) {
 // SlotStatus.SlotWaitsFor.
 const makingSlot = "the slot is being made, which waits for transactions to end"
 
-// logHolders says what making the slot waits for, until it is done.
+// logHolders logs what making the slot waits for, until it is done.
 func (f *feeder) logHolders(ctx context.Context, done <-chan struct{}) {
 	defer f.doing.waitsForHolders("")
 	began, logged, last := time.Now().Add(-createSlow), time.Time{}, ""

@@ -18,7 +18,7 @@ type doing struct {
 	why       string     // of polling though a stream is wanted, or of a recovery
 	streaming bool       // the replication connection is open
 	since     time.Time
-	told      bool   // there is a change of state that says so
+	told      bool   // a change to this state was reported
 	steps     uint64 // see progress
 	looking   bool   // a look at the table is under way
 	lookError string // why the last one did not succeed
@@ -33,7 +33,7 @@ func newDoing(slot string, obs relay.Observer, wanted string) *doing {
 	return d
 }
 
-// became notes what is being done. Only the feeder says so.
+// became notes what is being done. Only the feeder calls it.
 func (d *doing) became(mode string, streaming bool, why string) {
 	d.mu.Lock()
 	changed := d.streaming != streaming || d.mode != mode
@@ -118,7 +118,7 @@ func (d *doing) hasHolders() bool {
 	return d.holders != ""
 }
 
-// found is what progress has to know of it: owes says that there is something to do whatever comes,
+// found is what progress has to know of it: owes is that there is something to do whatever comes,
 // stream that events come from a connection that is open.
 func (d *doing) found() (steps uint64, owes, stream bool) {
 	d.mu.Lock()

@@ -15,13 +15,13 @@ import (
 // drainer brings one sink's ledger entries to it, in rounds: read what is due, offer it through the
 // lanes, write what became of it.
 //
-// Crashes it survives. Between the offer and the write: the entries are there still, and the next
-// owner offers them again, in order: an unknown outcome, a repeated suffix. Between the write and
-// the row's mark: they are one transaction. An owner that is fenced in between writes nothing,
-// because the write checks the epoch.
+// Crashes it survives. Between the offer and the write: the entries are still there, and the next
+// owner offers them again, in order. Their outcome is unknown, so a suffix of a key may be
+// repeated. Between the write and the row's mark: they are one transaction. An owner that is fenced
+// in between writes nothing, because the write checks the epoch.
 //
-// The sink is probed by offering the first entries to it: while it is isolated there is nothing
-// else that would notice its return.
+// The sink is probed by offering the first entries to it. While it is isolated, nothing else would
+// notice its return.
 type drainer struct {
 	cfg     *Config
 	slot    string
@@ -174,7 +174,7 @@ func (d *drainer) idle(ctx context.Context, next time.Duration, backoff *relay.B
 	return wait, nil
 }
 
-// heal has some lines looked at for entries that are held behind nothing: nobody else would ever
+// heal has some lines looked at for entries that are held behind nothing. Nothing else would ever
 // offer those.
 func (d *drainer) heal(ctx context.Context) (freed int, err error) {
 	if entries, _, _ := d.shelf.state(); entries == 0 {
@@ -216,7 +216,7 @@ func (d *drainer) recovered() {
 	}
 }
 
-// launch puts the entries on the lanes, or settles those that there is nothing to offer of; it
+// launch puts the entries on the lanes, or settles those that there is nothing to offer of. It
 // returns how many that were.
 func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 	r = newRound(len(due))
@@ -281,8 +281,8 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 func (d *drainer) resolve(ctx context.Context, r *round, offered int, part bool) error {
 	outcomes := r.outcomes
 	if part {
-		// The sink takes others and not these. They are parked for a while, or they would be the
-		// first at every round; nothing is charged.
+		// The sink takes others and not these. They are retried later, or they would be the first
+		// at every round. That is no attempt of theirs.
 		first := make(map[string]bool)
 		for _, e := range r.failed {
 			if key := e.Event.AggregateID; !first[key] {

@@ -20,12 +20,14 @@ import (
 //	      ▲                                       │
 //	      └── streaming impossible: poll for a while, in mode auto ◀──┘
 //
-// Crashes that a recovery survives. Before the sweep is noted as owed: the slot is found gone
-// again. Between the note and the new slot: the note is there, the slot is not. Between the new
-// slot and the snapshot, during the sweep, and before its end is noted: the note is there still,
-// the next owner sweeps the same rows again, those that were marked are not among them. After the
-// end is noted: MarkedLSN is past everything that the sweep has marked, so what the slot tells of
-// it is looked up and left out.
+// Crashes that a recovery survives:
+//   - Before the sweep is noted as owed: the slot is found gone again.
+//   - Between the note and the new slot: the note is there, the slot is not.
+//   - Between the new slot and the snapshot, during the sweep, and before its end is noted: the
+//     note is still there. The next owner sweeps the same rows again, without those that were
+//     marked.
+//   - After the end is noted: MarkedLSN is past everything that the sweep has marked. What the slot
+//     delivers of it is looked up and left out.
 
 // feeder finds events for one pipeline. It is one goroutine, which owns what it has.
 type feeder struct {
@@ -47,8 +49,8 @@ type feeder struct {
 	opened   bool // the slot could be read at least once
 }
 
-// run finds events until ctx ends; then it calls finish with the open stream, or with nil when
-// there is none just then.
+// run finds events until ctx ends. Then it calls finish with the open stream, or with nil when no
+// stream is open.
 func (f *feeder) run(ctx context.Context, finish func(relay.Stream) error) error {
 	if f.cfg.Mode == relay.ModePolling {
 		f.sweeps.poll(ctx, nil, relay.WantsPolling)
@@ -150,8 +152,8 @@ func (f *feeder) owe(ctx context.Context, cause string) error {
 	return context.Cause(ctx)
 }
 
-// recover does the sweep that is owed: it makes the slot, sweeps what the slot will not tell, and
-// waits until all of that is marked.
+// recover does the sweep that is owed: it makes the slot, sweeps what the slot will not deliver,
+// and waits until all of that is marked.
 func (f *feeder) recover(ctx context.Context) error {
 	if !f.recovery.Owed {
 		return nil
@@ -159,8 +161,8 @@ func (f *feeder) recover(ctx context.Context) error {
 	cause := f.recovery.Cause
 	f.doing.became(relay.ModeRecovering, false, cause)
 	if !f.tenure.Valid() {
-		// A slot is nothing that the epoch protects; if we freeze right here, the next owner finds
-		// it gone, or moved.
+		// The epoch does not protect a slot. If we freeze right here, the next owner finds it gone,
+		// or moved.
 		return relay.ErrLeaseLost
 	}
 	at, err := f.create(ctx)
@@ -178,7 +180,7 @@ func (f *feeder) recover(ctx context.Context) error {
 		return err
 	}
 	defer f.sweeps.turn.Give()
-	// What the old slot told is on its way, and its rows are pending as long.
+	// What the old slot delivered is still in flight, and its rows are pending until it is marked.
 	if err := f.window.waitIdle(ctx); err != nil {
 		return err
 	}

@@ -25,8 +25,8 @@ type sinkHealth struct {
 	silent   time.Time  // since when no lane has got anything through
 	logged   time.Time
 	parted   time.Time // when it was last logged that it took only a part
-	turns    []turn    // that the observer is to be told of, in order
-	telling  bool      // somebody tells it
+	turns    []turn    // not yet reported to the observer, in order
+	telling  bool      // somebody is reporting them
 }
 
 // turn is a change of the sink's state.
@@ -38,7 +38,7 @@ type turn struct {
 // logInterval is how often the log repeats a trouble that goes on.
 const logInterval = 30 * time.Second
 
-// failed notes an offer that was not taken; first says that the lane's offer before it was.
+// failed notes an offer that was not taken; first is that the lane's offer before it was taken.
 func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered time.Time, events int, wait time.Duration) {
 	h.told.Trouble(err)
 	h.mu.Lock()
@@ -69,8 +69,8 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 	}
 }
 
-// partly notes a round of the ledger of which the sink took a part: it is up, and yet some wait for
-// it, and may arrive again.
+// partly notes a round of the ledger of which the sink took a part: it is up, and yet some entries
+// wait for it, and may arrive again.
 func (h *sinkHealth) partly(log hclog.Logger, err error, events int) {
 	h.told.Trouble(err)
 	h.mu.Lock()
@@ -94,7 +94,7 @@ func (h *sinkHealth) acked() {
 	}
 }
 
-// downFor tells for how long no lane has got anything through, while one or more were trying.
+// downFor is for how long no lane has got anything through, while one or more were trying.
 func (h *sinkHealth) downFor() time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -121,7 +121,7 @@ func (h *sinkHealth) recovered(log hclog.Logger) {
 }
 
 // left notes that a failing lane has ended, with its pipeline. Nothing is being offered again then,
-// so the sink counts as up until the next trouble: nobody else would say so.
+// so the sink counts as up until it fails again. Nothing else would report that.
 func (h *sinkHealth) left() {
 	h.mu.Lock()
 	h.failing--
@@ -168,15 +168,15 @@ func (h *sinkHealth) partParked() {
 	h.obs.Changed(relay.Change{Kind: relay.ChangePartParked, Level: relay.LevelDegraded, Sink: h.sink, Text: "it takes others and not these, which go to the ledger"})
 }
 
-// became notes a change of state, of which tell is to tell. It is called with mu held.
+// became notes a change of state, which tell reports. It is called with mu held.
 func (h *sinkHealth) became(c relay.Change) {
 	c.Sink = h.sink
 	h.turns = append(h.turns, turn{up: h.failing == 0 && !h.isolated, isolated: h.isolated, change: c})
 }
 
-// tell tells the observer of the changes, without mu, and in their order: whoever comes while
-// another one is at it leaves its own to that one. Otherwise what was first could be told last, and
-// stay.
+// tell reports the changes to the observer, without mu, and in their order. Whoever comes while
+// another caller is reporting leaves its own changes to that one. Otherwise the first could be
+// reported last, and stay.
 func (h *sinkHealth) tell() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -26,10 +26,10 @@ type intake struct {
 	doing   *doing
 	lanes   [][]*lane // by sink, then by key
 
-	// One feeder at a time: the stream, or a sweep beside it; whoever has it owns what follows.
+	// One feeder at a time, the stream or a sweep; whoever has it owns what follows.
 	admitting relay.Turn
 	last      position  // of the newest event admitted from the stream
-	lookupTo  relay.LSN // up to here, rows may be settled though the stream tells of them
+	lookupTo  relay.LSN // up to here, rows may be settled though the stream delivers them
 	place     int64     // Position of the newest event
 	scratch   [][]*flight
 	pending   []relay.Event // events that are not known already, reused
@@ -41,10 +41,10 @@ type intake struct {
 
 // reading is how far the stream has come.
 type reading struct {
-	at      relay.LSN // it has told everything that was committed before
-	inside  int       // events admitted of the transaction that it tells of, whose end has not come
+	at      relay.LSN // it has delivered everything that was committed before
+	inside  int       // events admitted of the transaction whose end it has not delivered
 	signs   uint64    // times that the stream has brought anything, if only a sign of life
-	skipped uint64    // events that it told of and that were settled
+	skipped uint64    // events that it delivered and that were settled
 	claimed bool      // it waits for rows that another worker has claimed
 }
 
@@ -86,17 +86,17 @@ func (in *intake) Admit(ctx context.Context, events []relay.Event) error {
 			return err
 		}
 		in.launch(events[:n], false)
-		// Only now: when the connection breaks while we wait for room, the next one tells of the
-		// rest again, and it must not count as known then.
+		// Only now: when the connection breaks while we wait for room, the next one repeats the
+		// rest, which must not count as known then.
 		in.last = position{events[n-1].CommitLSN, events[n-1].Ordinal}
 		events = events[n:]
 	}
 	return nil
 }
 
-// fresh returns the events that are to be published: not those that a broken connection repeats,
-// not rows that were inserted with another status than pending, not those that an earlier owner, or
-// in hybrid mode any worker, has settled.
+// fresh returns the events that are to be published. It leaves out what a new connection repeats,
+// rows that were inserted with another status than pending, and what an earlier owner has settled,
+// or in hybrid mode any worker.
 func (in *intake) fresh(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
 	known := func(ev *relay.Event) bool {
 		return position{ev.CommitLSN, ev.Ordinal}.atOrBefore(in.last) || ev.Status != "pending"
@@ -335,7 +335,7 @@ func (in *intake) reading() reading {
 	return in.read
 }
 
-// restart begins with a slot that was made again at a position: up to marked, it may tell of rows
+// restart begins with a slot that was made again at a position. Up to marked, it may deliver rows
 // that are settled.
 func (in *intake) restart(ctx context.Context, at, marked relay.LSN) error {
 	if err := in.admitting.Take(ctx); err != nil {
@@ -352,7 +352,7 @@ func (in *intake) restart(ctx context.Context, at, marked relay.LSN) error {
 	return nil
 }
 
-// lookUp has rows looked up that the stream tells of up to a position.
+// lookUp has rows looked up that the stream delivers up to a position.
 func (in *intake) lookUp(ctx context.Context, to relay.LSN) error {
 	if err := in.admitting.Take(ctx); err != nil {
 		return err

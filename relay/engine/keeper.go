@@ -49,8 +49,8 @@ type slotState struct {
 	waits     time.Time // since when
 }
 
-// New builds an engine, and tells the observer of it. The configuration must be valid, and there
-// must be at least one sink; the caller closes the sinks after Run has returned.
+// New builds an engine, and reports it to the observer. The configuration must be valid, and there
+// must be at least one sink. The caller closes the sinks after Run has returned.
 func New(cfg Config, log hclog.Logger, obs relay.Observer, source relay.Source, store relay.Store, enc relay.Encoder, sinks ...relay.Sink) (*Engine, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -146,7 +146,7 @@ func (e *Engine) checkDatabase(ctx context.Context) error {
 		err = e.source.Check(ctx)
 	}
 	if setup := (*relay.SetupError)(nil); e.cfg.Mode == relay.ModeAuto && errors.As(err, &setup) && setup.Streaming {
-		return nil // the pipeline says it, and polls
+		return nil // the pipeline logs it, and polls
 	}
 	return err
 }
@@ -224,8 +224,8 @@ func (e *Engine) keep(ctx context.Context, slot string) error {
 	return nil
 }
 
-// giveWay is how long a relay that has given up a lease leaves it to those that stand by, which ask
-// for it several times a second.
+// giveWay is how long a relay that has given up a lease leaves it to the standbys, which ask for it
+// several times a second.
 const giveWay = 15 * time.Second
 
 // noteStall notes that a lease was given up, and whether anything was marked under it.
@@ -251,7 +251,7 @@ func (e *Engine) become(slot string, role relay.Role, p *pipeline) {
 	e.obs.Became(slot, role, p != nil)
 }
 
-// lookInterval is how often the engine looks at itself, to tell progress from standstill.
+// lookInterval is how often the engine checks its own progress.
 const lookInterval = time.Second
 
 // look looks whether slots move, until ctx ends.

@@ -14,10 +14,10 @@ import (
 )
 
 // lane carries the events of its keys to one sink, in order, one batch at a time: those that the
-// stream tells of, those found in the table, and those from the ledger.
+// stream delivers, those found in the table, and those from the ledger.
 //
-// Its queue is not bounded by itself: everything in it is in flight, or in the one round of ledger
-// entries, so the in-flight budget bounds it, and whoever pushes never waits.
+// Its queue has no bound of its own. Everything in it is in flight, or in the one round of ledger
+// entries, so the in-flight budget bounds it. Whoever pushes never waits.
 //
 // The order of a key is kept here, and nowhere else: a key has one lane per sink. An event whose
 // key has entries in the ledger goes there too (shelf.admit), or is deferred for as long as all
@@ -172,7 +172,7 @@ func (l *lane) run(ctx context.Context) error {
 		clear(batch[len(rest):])
 		batch = rest
 		if ctx.Err() != nil {
-			return nil // a cancelled offer says nothing about the sink
+			return nil // a cancelled offer shows nothing about the sink
 		}
 		if !l.valid() {
 			return relay.ErrLeaseLost // nor does one that was fenced
@@ -218,8 +218,8 @@ func (l *lane) giveUp(batch []*flight) bool {
 		l.shelf.park(f)
 		parks[i] = &relay.Parked{Sink: l.sink.Name(), State: relay.StateHeld, Reason: relay.ReasonSinkDown}
 		if why == leavesAlone && !first[f.Record.Key] {
-			// Apart from those that the drainer offers in order, or they would be in their way at
-			// every round.
+			// The first of each key is offered alone, after a while. Held, it would be the first
+			// of every round of the drainer, in front of what the sink takes.
 			first[f.Record.Key] = true
 			parks[i].State, parks[i].Delay = relay.StateRetry, l.cfg.BackoffMax
 		}

@@ -66,9 +66,9 @@ func (l *ledger) load(ctx context.Context) (unknown map[string]int64, err error)
 	}
 }
 
-// noteSinks tells which sinks the slot's last owner did not have, and which it had that we have
-// not; unknown are those of the latter that have entries in the ledger. What it cannot find out is
-// left out: no event depends on it.
+// noteSinks logs and reports which sinks the slot's last owner did not have, and which it had that
+// we do not have. Of the latter, unknown are those with entries in the ledger. What it cannot find
+// out is left out: no event depends on it.
 func (l *ledger) noteSinks(ctx context.Context, unknown map[string]int64) {
 	now := l.sinks
 	before, err := l.lease.NoteSinks(ctx, now)

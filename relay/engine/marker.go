@@ -14,19 +14,20 @@ import (
 // marker writes the fates of resolved events to their rows, and to the ledger what sinks do not
 // have, one transaction a batch, one at a time, in the order in which they were resolved.
 //
-// Crashes it survives: after the acknowledgement and before the commit of the mark: the row still
-// says pending, the slot stands before the event, the next owner delivers it again. After the
-// commit and before the slot has moved: the stream tells of the event again, the next owner looks
-// its row up (Lease.MarkedLSN) and skips it. Between the marks of two events of a key: the first is
-// never the one without a mark, or what is delivered again would not be a suffix of the key
-// (behind, Lease.Mark).
+// Crashes it survives:
+//   - After the acknowledgement and before the commit of the mark: the row is still pending, the
+//     slot is before the event, and the next owner delivers it again.
+//   - After the commit and before the slot has moved: the stream delivers the event again, and the
+//     next owner looks its row up (Lease.MarkedLSN) and skips it.
+//   - Between the marks of two events of a key: the first is never the one without a mark, or what
+//     is delivered again would not be a suffix of the key (behind, Lease.Mark).
 type marker struct {
 	slot  string
 	lease relay.Marks
 	cfg   *Config
 	log   hclog.Logger
 	told  relay.SlotObserver
-	// Tells the tracker, after the commit, and what may be confirmed.
+	// Reports to the tracker, after the commit, what was marked and what may be confirmed.
 	done    func([]*flight, relay.LSN)
 	confirm func() relay.LSN // the watermark
 
@@ -37,7 +38,7 @@ type marker struct {
 	// Their rows could not be marked yet, or wait behind one of these in their key.
 	hidden []*flight
 	hiding map[uint32]bool  // the hashes of their keys
-	unhide <-chan time.Time // when to mark them again; nil when there is none
+	unhide <-chan time.Time // when to mark them again; nil: nothing is hidden
 
 	mu    sync.Mutex // guards queue
 	queue []*flight

@@ -31,8 +31,8 @@ func (e *Engine) checkSinks(ctx context.Context, slot string) error {
 	return relay.CheckSinks(sinkNames(e.sinks), *e.cfg.SinksByDefault, before)
 }
 
-// mayDeliver is checkSinks for an owner: it delivers nothing before it knows, so it asks until it
-// is told, ctx ends or the lease is lost.
+// mayDeliver is checkSinks for an owner. It delivers nothing before it knows, so it asks until it
+// gets an answer, ctx ends or the lease is lost.
 func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Tenure) error {
 	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
 	var logged time.Time

@@ -9,14 +9,14 @@ import (
 )
 
 // outcome reports what became of a batch, and returns what is to be offered again, at the front of
-// batch's own memory. trouble says that something failed for a transient error.
+// batch's own memory. trouble is that something failed for a transient error.
 func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*flight, trouble bool) {
 	fate := func(int) error { return nil }
 	if err != nil {
 		var perRecord *relay.BatchError
 		if errors.As(err, &perRecord) {
 			if len(perRecord.Errs) != len(batch) {
-				panic(fmt.Sprintf("sink %s told the fate of %d records of %d", l.sink.Name(), len(perRecord.Errs), len(batch)))
+				panic(fmt.Sprintf("sink %s reported the fate of %d records of %d", l.sink.Name(), len(perRecord.Errs), len(batch)))
 			}
 			fate = func(i int) error { return perRecord.Errs[i] }
 		} else {

@@ -104,9 +104,9 @@ func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 	})
 }
 
-// run works until ctx ends, then drains and returns nil; or until the lease is lost, and returns
-// the reason. A *SetupError of the first connection is returned too; later ones are waited out,
-// because what worked once may be fixed while we run.
+// run works until ctx ends, then drains and returns nil. When the lease is lost it returns the
+// reason. A *SetupError of the first connection is returned too. Later ones are waited out, because
+// what worked once may be fixed while we run.
 func (p *pipeline) run(ctx context.Context) error {
 	// work ends when the lease is lost, or after the drain: a stop alone does not touch it, so that
 	// what has been offered can be acknowledged and marked.
@@ -171,7 +171,7 @@ func (p *pipeline) run(ctx context.Context) error {
 }
 
 // start loads what is known of the ledger, starts the work on it, and feeds the pipeline until ctx
-// ends; then it calls finish with the open stream, or with nil when there is none just then.
+// ends. Then it calls finish with the open stream, or with nil when no stream is open.
 func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finish func(relay.Stream) error) error {
 	unknown, err := p.ledger.load(ctx)
 	if err != nil {
@@ -193,8 +193,8 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 	return p.feeder.run(ctx, finish)
 }
 
-// marked takes the marker's report: the rows, and the ledger, tell these events' fates, and the
-// server may be told of confirmed.
+// marked takes the marker's report: these events' fates are committed, in their rows and in the
+// ledger, and confirmed may be reported to the server.
 func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
 	p.told.Marked(p.done.of(batch))
 	p.done.clear()
@@ -206,9 +206,9 @@ func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
 	}
 }
 
-// leave waits until all work has ended, but not without an end: a sink that obeys no context, on a
-// pipe that nobody reads, must keep neither the lease nor the process. What is left behind may send
-// nothing more, since the lease is released next. It returns the group's error, if that is there.
+// leave waits until all work has ended, but not for ever. A sink that obeys no context, on a pipe
+// that nobody reads, must keep neither the lease nor the process. What is left behind may send
+// nothing more, since the lease is released next. It returns the group's error, if there is one.
 func (p *pipeline) leave(work context.Context, group *errgroup.Group) (err error, ended bool) { //nolint:revive
 	all := make(chan error, 1)
 	go func() { all <- group.Wait() }()
@@ -237,7 +237,7 @@ func (p *pipeline) leave(work context.Context, group *errgroup.Group) (err error
 
 const (
 	closeTimeout = 3 * time.Second
-	// leaveTimeout is how long the end of all work may take once it was told to end.
+	// leaveTimeout is how long the end of all work may take once it was asked to end.
 	leaveTimeout = 5 * time.Second
 )
 
@@ -265,8 +265,8 @@ func (p *pipeline) drain(work context.Context) {
 	}
 }
 
-// restoreSinks takes the isolation of sinks back in what the outside sees: nobody would, after the
-// pipeline.
+// restoreSinks takes the isolation of sinks back in what the outside sees. Nothing else would,
+// after the pipeline.
 func (p *pipeline) restoreSinks() {
 	for i, s := range p.shelves {
 		if s.isolated() {

@@ -11,27 +11,29 @@ import (
 type progress struct {
 	read                             relay.LSN
 	admitted, marked, skipped, swept uint64
-	// With nothing in flight: how often the server has said anything.
+	// With nothing in flight: how often the server has sent anything.
 	told  uint64
 	steps uint64 // of looks at the table, and of a recovery
 	owner *pipeline
 }
 
-// progress returns them, whether there is anything to move, and for whom it waits if that is not up
-// to us. This is the one definition of progress: readiness, the verdict, outbox_ready with its
-// alert, and who gives the lease up all look at it.
+// progress returns them, whether there is anything to move, and what it waits for if the next step
+// is not ours. This is the one definition of progress: readiness, the verdict, outbox_ready with
+// its alert, and giving the lease up all use it.
 //
-// There is something to move when events are in flight; while streaming, when there is WAL that the
-// stream has not brought, and whenever the connection is away; while polling, as long as a look at
-// the table is under way or the last one failed; while recovering, always.
+// There is something to move:
+//   - when events are in flight
+//   - while streaming, when there is WAL that the stream has not delivered, or no connection
+//   - while polling, as long as a look at the table is under way or the last one failed
+//   - while recovering, always
 //
-// A standstill is ours only where we owe the next step. Three sequences look like one and are none:
+// A standstill is ours only where the next step is ours. Three sequences look like one and are not:
 //
 //   - Somebody commits a transaction of some GB that does not touch the outbox. The walsender comes
 //     to its commit and decodes all of it, to send nothing. For minutes its keepalives repeat one
-//     position, while WAL grows. With nothing in flight we owe nothing: whoever is told something,
-//     again and again, is reading. (A server that says nothing at all ends the stream:
-//     RELAY_WAL_SENDER_TIMEOUT.)
+//     position, while WAL grows. With nothing in flight, a relay that still gets keepalives is
+//     reading, and the next step is the server's. (A server that sends nothing at all ends the
+//     stream: RELAY_WAL_SENDER_TIMEOUT.)
 //   - In hybrid mode the stream comes to a row that the library's worker has claimed. The reader
 //     asks for its fate, and reads nothing meanwhile: at most until the claim is too old.
 //   - The oldest event is with a sink that is down. Another relay could not deliver it either. That
@@ -50,8 +52,8 @@ func (p *pipeline) progress() (now progress, owes bool, waitsFor string) {
 	return now, false, relay.WaitsForSink
 }
 
-// position is progress as the pipeline's own state tells it; open are the sinks, by their bits,
-// that the oldest event waits for.
+// position is progress by the pipeline's own state. open are the sinks, by their bits, that the
+// oldest event waits for.
 func (p *pipeline) position() (now progress, owes bool, waitsFor string, open uint64) {
 	counts, read := p.window.counted(), p.intake.reading()
 	steps, owes, streams := p.doing.found()
@@ -104,7 +106,7 @@ func (e *Engine) noteProgress(at time.Time) {
 // noteAway notes since when a standby could not take the slot if it were free.
 func (s *slotState) noteAway(at time.Time, err error) {
 	if occupied := (*relay.OccupiedError)(nil); errors.As(err, &occupied) {
-		err = nil // Status tells of it
+		err = nil // Status reports it
 	}
 	switch {
 	case s.role != relay.Standby || err == nil:

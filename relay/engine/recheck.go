@@ -14,7 +14,7 @@ import (
 const recheckEvery = time.Minute
 
 // recheck looks again until ctx ends. What a person has to fix makes the relay not ready, in the
-// words with which a start would refuse; a database that does not answer is told elsewhere.
+// words with which a start would refuse. A database that does not answer is reported elsewhere.
 func (e *Engine) recheck(ctx context.Context) {
 	for relay.Sleep(ctx, recheckEvery) {
 		err := e.checkDatabase(ctx)
@@ -30,7 +30,7 @@ func (e *Engine) recheck(ctx context.Context) {
 	}
 }
 
-// noteFault notes what a start would refuse, or that there is nothing of that kind any more.
+// noteFault notes what a start would refuse, or nil when nothing of that kind is left.
 func (e *Engine) noteFault(fault string) {
 	e.mu.Lock()
 	before := e.fault

@@ -15,7 +15,7 @@ const (
 	retainPause = 9
 )
 
-// retain removes rows that were sent long ago, as RELAY_RETENTION says. Only the slot's owner does
+// retain removes rows that were sent longer ago than RELAY_RETENTION. Only the slot's owner does
 // it.
 func (p *pipeline) retain(ctx context.Context) error {
 	if p.cfg.Retention == 0 {

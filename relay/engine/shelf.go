@@ -8,15 +8,15 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// shelf is what a pipeline knows, in memory, of one sink's part of the ledger: which keys have
-// entries there, so that later events of theirs go there too, and whether the sink is isolated, so
-// that all do. It is exact about sinks and keeps keys by hash, in a few megabytes whatever the size
-// of the ledger (see tally). A stranger that shares its bucket with a blocked key takes the way
-// through the ledger too, where it waits for what was parked before it.
+// shelf is what a pipeline knows, in memory, of one sink's part of the ledger. It knows which keys
+// have entries there, so that later events of theirs go there too. It knows whether the sink is
+// isolated, so that all events do. It is exact about sinks and keeps keys by hash, in a few
+// megabytes whatever the size of the ledger (see tally). Another key in the bucket of a blocked one
+// goes through the ledger too, and waits there for what was parked before it.
 //
 // An entry is counted from the moment at which a lane decides to park it, long before it is
-// written, until the transaction has committed that takes it out. So a lane that finds a key's
-// count at 0 knows that everything before was delivered, or given up.
+// written. It is counted until the transaction that takes it out has committed. So a lane that
+// finds a key's count at 0 knows that everything before was delivered, or given up.
 //
 // Crashes: the counts are read from the ledger again by the next owner (Ledger.Blocking), before
 // its first event.
@@ -39,12 +39,12 @@ type shelf struct {
 	rounds      int // that have ended
 
 	down    bool // the sink has failed for too long
-	overWAL bool // the slot holds back too much WAL because of this sink
+	overWAL bool // the slot retains too much WAL because of this sink
 	since   time.Time
 }
 
-// shelfBuckets are so many that of a million blocked keys each stands in the way of one stranger in
-// five; of ten thousand, one in 400.
+// shelfBuckets are so many that a million blocked keys send one other key in five through the
+// ledger; ten thousand send one in 400.
 const shelfBuckets = 1 << 22
 
 func newShelf(sink string) *shelf {
@@ -175,8 +175,8 @@ func (s *shelf) end(freed []*relay.Entry) {
 	s.rounds++
 }
 
-// isolate diverts everything to the ledger, because the sink is down or because it holds back too
-// much WAL; it reports whether it had not been isolated.
+// isolate diverts everything to the ledger, because the sink is down or because the slot retains
+// too much WAL because of it. It reports whether it had not been isolated.
 func (s *shelf) isolate(overWAL bool) (first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,8 +193,8 @@ func (s *shelf) isolate(overWAL bool) (first bool) {
 	return first
 }
 
-// up ends an isolation for the reason given and reports whether that made the sink a normal one
-// again, and for how long it was not.
+// up ends an isolation for the reason given. It reports whether the sink is not isolated any more,
+// and for how long it was.
 func (s *shelf) up(overWAL bool) (ended bool, after time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -21,24 +21,23 @@ const (
 	// whole table began: rows are seen when their transaction ends, and created_at is the client's
 	// clock. What comes later or is further off is found by the next look at the whole table.
 	lookBack = 10 * time.Minute
-	// edge is the part of its far end, next to the time since that look, which belongs to the looks
-	// at the whole table too. A key with a row there is left to them altogether: it may have an
-	// older row that the look does not show, and that must not be overtaken. Two rows of a key that
-	// have both come since the last look at the whole table are apart by no more than the time
-	// since then and the length of a transaction. So a look at the newest rows always takes those
-	// of the last lookBack - edge.
+	// edge is how much of its oldest part, added to the time since that look, is left to the looks
+	// at the whole table. A key with a row there is left to them altogether: it may have an older
+	// row that the look does not show, and that must not be overtaken. Two rows of a key that have
+	// both come since the last look at the whole table are apart by no more than the time since
+	// then and the length of a transaction. So a look at the newest rows always takes those of the
+	// last lookBack - edge.
 	edge = 2 * time.Minute
 	// leftSoon is how soon the whole table is looked at again after the newest rows have shown a
 	// key that was left out.
 	leftSoon = time.Minute
 )
 
-// looks says when which kind of row is looked for next.
+// looks is when which kind of row is looked for next.
 type looks struct {
 	whole  [relay.SweepFailed + 1]relay.Schedule
 	window relay.Schedule
-	// When the last look at the whole table for pending rows that found what there was began; zero:
-	// there was none yet.
+	// When the last complete look at the whole table for pending rows began; zero: none yet.
 	last time.Time
 }
 
@@ -112,15 +111,16 @@ func (s *sweeps) look(ctx context.Context, next *relay.Schedule, q relay.SweepQu
 	return rows, err
 }
 
-// traceSweep tells the tracer of a look at the table, unless there was nothing to find.
+// traceSweep reports a look at the table to the tracer, unless there was nothing to find.
 func (s *sweeps) traceSweep(began time.Time, cause string, rows *int, err *error) {
 	if t := s.cfg.Tracer; t != nil && (*rows > 0 || *err != nil) {
 		t.Swept(relay.Swept{Slot: s.slot, Cause: cause, Rows: *rows, Started: began, Took: time.Since(began), Err: *err})
 	}
 }
 
-// wholeKeys returns a filter for rows in the order of created_at that leaves out, of a look that
-// begins at since, the keys with a row in the first part of it. left is how many keys that were.
+// wholeKeys returns a filter for the rows of a look that begins at since, in the order of
+// created_at. The filter leaves out every key that has a row in the look's first part. left is how
+// many keys it has left out.
 func wholeKeys(since relay.Timestamp, part time.Duration) (filter func([]relay.Event) []relay.Event, left func() int) {
 	if since == 0 {
 		return func(events []relay.Event) []relay.Event { return events }, func() int { return 0 }
@@ -142,8 +142,8 @@ func wholeKeys(since relay.Timestamp, part time.Duration) (filter func([]relay.E
 	}, func() int { return len(out) }
 }
 
-// kinds are what is looked for. What a dead owner had claimed lies in front of what is pending of
-// its key.
+// kinds are what is looked for, in this order: what a dead owner had claimed comes before what is
+// pending of its key.
 var kinds = [...]relay.SweepKind{relay.SweepClaimed, relay.SweepPending, relay.SweepFailed}
 
 // poll finds events in the table until ctx has ended, or until is closed (nil: never).
@@ -153,7 +153,8 @@ func (s *sweeps) poll(ctx context.Context, until <-chan struct{}, why string) {
 		return
 	}
 	defer s.turn.Give()
-	// What the slot told before is on its way, and its rows are pending as long.
+	// What the slot delivered before is still in flight, and its rows are pending until it is
+	// marked.
 	if s.window.waitIdle(ctx) != nil {
 		return
 	}
@@ -165,8 +166,8 @@ func (s *sweeps) poll(ctx context.Context, until <-chan struct{}, why string) {
 		if ctx.Err() != nil || until == nil {
 			return
 		}
-		// A slot that can be read again tells of the rows that were found here. All of them are
-		// marked; up to here it has to be asked.
+		// A slot that can be read again delivers the rows that were found here, too. All of them
+		// are marked, so up to here its rows have to be looked up.
 		h, err := s.lease.Horizon(ctx)
 		if err == nil {
 			_ = s.intake.lookUp(ctx, h.WAL) // it fails only when ctx ends
@@ -222,7 +223,7 @@ func (s *sweeps) lookFailed(ctx context.Context, err error) {
 	}
 }
 
-// warnOfSlot says that a slot which nobody reads fills the database's disk.
+// warnOfSlot logs that a slot which nobody reads fills the database's disk.
 func (s *sweeps) warnOfSlot(ctx context.Context) {
 	info, err := s.facts.Slot(ctx)
 	if err != nil || !info.Exists || info.Active {
@@ -234,13 +235,13 @@ func (s *sweeps) warnOfSlot(ctx context.Context) {
 
 // sweepWhileStreaming looks, during a running stream, for rows that the stream does not deliver:
 // set back to pending by hand, left behind by a dead worker, inserted by a subscription. It looks
-// twice. What is visible at the first look was committed before the WAL's end just after it; when
-// the watermark has passed that end, the stream is done with all of it, and whatever of it still
-// asks for delivery is not the stream's.
+// twice. What is visible at the first look was committed before the WAL's end just after it. When
+// the watermark has passed that end, the stream is done with all of it. Whatever of it still asks
+// for delivery is not the stream's.
 func (s *sweeps) sweepWhileStreaming(ctx context.Context) error {
 	var looks [relay.SweepFailed + 1]relay.Schedule
 	for relay.Sleep(ctx, s.cfg.PollInterval) {
-		// The slot tells of what dead owners had claimed.
+		// In any order: the slot delivers what dead owners had claimed.
 		for _, k := range [...]relay.SweepKind{relay.SweepPending, relay.SweepClaimed, relay.SweepFailed} {
 			if ctx.Err() != nil || !looks[k].Due() || !s.doing.isStreaming() {
 				continue

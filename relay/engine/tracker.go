@@ -21,7 +21,7 @@ type flight struct {
 	// owned by the tracker
 	// A bit for each sink that has neither taken the record nor passed it to the ledger.
 	open   uint64
-	marked bool // its row, and the ledger, say what became of it, committed
+	marked bool // what became of it is committed, in its row and in the ledger
 	// When not 0: the position that is safe once this flight and all before it are done.
 	confirm relay.LSN
 
@@ -29,7 +29,7 @@ type flight struct {
 }
 
 // tracker knows what is in flight and how far the slot may move. It is a plain value without locks,
-// I/O or clock: the pipeline wraps it with a mutex. (It is no goroutine of its own: each of its
+// I/O or clock: the window guards it with a mutex. (It is no goroutine of its own. Each of its
 // callers works in batches and holds the lock for microseconds, while a channel costs every batch
 // two wake-ups.)
 //
@@ -37,9 +37,9 @@ type flight struct {
 // Positions go through pass: the end of a transaction, or the server's keepalive.
 //
 // Invariant: watermark is a position such that every event committed before it is marked, or in the
-// ledger (or was never ours). An event that is stuck holds the watermark and nothing else: those
+// ledger (or was never ours). An event that is stuck holds the watermark and nothing else. Those
 // behind it leave when they are done, however many they are, and cost neither budget nor memory.
-// What is left of one is the position that it carried, which goes to the event before it.
+// What is left of each is the position that it carried, which goes to the event before it.
 type tracker struct {
 	sinks int
 
@@ -70,7 +70,7 @@ func (t *tracker) admit(f *flight) {
 }
 
 // settle notes that a sink, known by its number, has acknowledged the event (park nil) or wants it
-// in the ledger, and reports whether that was the last one: the event is resolved then, and wants
+// in the ledger. It reports whether that was the last one: the event is resolved then, and wants
 // its mark.
 func (t *tracker) settle(f *flight, sink int, park *relay.Parked) (resolved bool) {
 	bit := uint64(1) << sink
@@ -84,7 +84,7 @@ func (t *tracker) settle(f *flight, sink int, park *relay.Parked) (resolved bool
 	return f.open == 0
 }
 
-// mark notes that the event's row, and the ledger, tell its fate, committed: it is not in flight
+// mark notes that the event's fate is committed, in its row and in the ledger: it is not in flight
 // any more. It reports whether the event was the oldest, which lets the watermark move.
 func (t *tracker) mark(f *flight) (oldest bool) {
 	if f.marked {
@@ -120,7 +120,7 @@ func (t *tracker) pass(lsn relay.LSN) {
 	t.watermark = max(t.watermark, lsn)
 }
 
-// oldest returns the event that was admitted first of those in flight, or nil when there is none.
+// oldest returns the event that was admitted first of those in flight, or nil.
 func (t *tracker) oldest() *flight { return t.first }
 
 // recordsOf lists flights' records.

@@ -7,10 +7,10 @@ import (
 // triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it
 // parks, leaves in the ledger, or defers.
 //
-// Nothing is parked past what is still to be offered: the sink may not take that, it would come to
-// the ledger later, and be behind. So the batch ends in front of an event that has to go to the
-// ledger while one of its key (or bucket: their counts are one) is kept, and the rest goes back to
-// the queue until the kept ones have their fates.
+// Nothing is parked past what is still to be offered. The sink may not take that, and then it would
+// come to the ledger later, behind what has overtaken it. So the batch ends in front of an event
+// that has to go to the ledger while one of its key is kept (or of its bucket: their counts are
+// one). The rest goes back to the queue until the kept ones have their fates.
 func (l *lane) triage(batch []*flight) []*flight {
 	var parked []*flight
 	var parks []*relay.Parked

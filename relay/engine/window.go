@@ -139,8 +139,8 @@ func (w *window) restart(at relay.LSN) {
 	w.tracker.watermark = at
 }
 
-// oldest returns the event that was admitted first of those in flight, with a bit for each sink
-// that it waits for; nil when there is none.
+// oldest returns the event that was admitted first of those in flight, or nil, with a bit for each
+// sink that it waits for.
 func (w *window) oldest() (f *flight, open uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

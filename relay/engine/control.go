@@ -27,7 +27,7 @@ const (
 type control struct {
 	cfg     *Config
 	log     hclog.Logger
-	told    relay.SlotObserver
+	slotObs relay.SlotObserver
 	facts   relay.Facts
 	window  *window
 	confirm *confirmation
@@ -72,7 +72,7 @@ func (c *control) lookAtSlot(ctx context.Context) {
 	c.seen = info
 	c.mu.Unlock()
 	c.mindWAL(info)
-	c.told.Seen(info)
+	c.slotObs.Seen(info)
 }
 
 // mindWAL isolates the sinks that the oldest event waits for when the slot retains more WAL than

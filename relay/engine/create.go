@@ -38,16 +38,16 @@ func (f *feeder) create(ctx context.Context) (at relay.LSN, err error) {
 		return at, err
 	case <-slow.C:
 	}
-	saying := make(chan struct{})
+	logging := make(chan struct{})
 	go func() {
-		defer close(saying)
+		defer close(logging)
 		f.logHolders(ctx, done)
 	}()
 	if f.cfg.Mode == relay.ModeAuto {
 		f.sweeps.poll(ctx, done, makingSlot)
 	}
 	<-done // Create ends with ctx
-	<-saying
+	<-logging
 	f.doing.step()
 	return at, err
 }

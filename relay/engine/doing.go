@@ -18,7 +18,7 @@ type doing struct {
 	why       string     // of polling though a stream is wanted, or of a recovery
 	streaming bool       // the replication connection is open
 	since     time.Time
-	told      bool   // a change to this state was reported
+	reported  bool   // a change to this state was reported
 	steps     uint64 // see progress
 	looking   bool   // a look at the table is under way
 	lookError string // why the last one did not succeed
@@ -40,8 +40,8 @@ func (d *doing) became(mode string, streaming bool, why string) {
 	if changed {
 		d.since = time.Now()
 	}
-	news := changed || !d.told || mode == relay.ModePolling && d.why != why
-	d.mode, d.streaming, d.why, d.told = mode, streaming, why, true
+	news := changed || !d.reported || mode == relay.ModePolling && d.why != why
+	d.mode, d.streaming, d.why, d.reported = mode, streaming, why, true
 	d.mu.Unlock()
 	if news {
 		d.obs.Changed(modeChange(d.slot, mode, streaming, why))

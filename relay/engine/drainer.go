@@ -27,7 +27,7 @@ type drainer struct {
 	slot    string
 	lease   relay.Ledger
 	enc     relay.Encoder
-	told    relay.SlotObserver
+	slotObs relay.SlotObserver
 	window  *window
 	sink    relay.Sink
 	health  *sinkHealth
@@ -234,7 +234,7 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 		}
 		offered++
 		if e.Gone || e.Discarded {
-			r.settle(relay.Outcome{Entry: e, Fate: relay.FateDropped})
+			r.note(relay.Outcome{Entry: e, Fate: relay.FateDropped})
 			if e.Gone {
 				gone = append(gone, e)
 			}
@@ -259,7 +259,7 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 		byLane[lane] = append(byLane[lane], f)
 	}
 	if len(gone) > 0 {
-		d.told.Gone(d.sink.Name(), gone)
+		d.slotObs.Gone(d.sink.Name(), gone)
 	}
 	var retried []*relay.Flight
 	for _, flights := range byLane {
@@ -267,7 +267,7 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 			retried = append(retried, &f.Flight)
 		}
 	}
-	d.told.Retried(d.sink.Name(), retried, again)
+	d.slotObs.Retried(d.sink.Name(), retried, again)
 	for lane, flights := range byLane {
 		if len(flights) > 0 {
 			d.lanes[lane].push(flights)
@@ -317,7 +317,7 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, part bool)
 	for _, l := range d.lanes {
 		signal(l.wake)
 	}
-	d.told.Resolved(d.sink.Name(), outcomes)
+	d.slotObs.Resolved(d.sink.Name(), outcomes)
 	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
 	return nil
 }

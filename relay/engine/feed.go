@@ -34,7 +34,7 @@ type feeder struct {
 	cfg     *Config
 	log     hclog.Logger
 	obs     relay.Observer
-	told    relay.SlotObserver
+	slotObs relay.SlotObserver
 	slot    string
 	source  relay.Source
 	tenure  relay.Tenure
@@ -94,7 +94,7 @@ func (f *feeder) readStream(ctx context.Context, finish func(relay.Stream) error
 		if errors.Is(err, relay.ErrLeaseLost) {
 			return err
 		}
-		f.told.Interrupted()
+		f.slotObs.Interrupted()
 		wait := backoff.Next()
 		var setup *relay.SetupError
 		var gone *relay.SlotGoneError

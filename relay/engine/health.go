@@ -13,20 +13,20 @@ import (
 // has to offer again. Isolation is decided by it. It keeps the log quiet: the first trouble, then
 // one line at intervals, then the recovery.
 type sinkHealth struct {
-	sink string
-	told relay.SinkObserver
-	obs  relay.Observer
+	sink    string
+	sinkObs relay.SinkObserver
+	obs     relay.Observer
 
-	mu       sync.Mutex // guards what follows
-	failing  int        // lanes
-	isolated bool       // its events go to the ledger
-	attempts int        // since the sink was last up
-	since    time.Time  // when the offer was made that began the trouble
-	silent   time.Time  // since when no lane has got anything through
-	logged   time.Time
-	parted   time.Time // when it was last logged that it took only a part
-	turns    []turn    // not yet reported to the observer, in order
-	telling  bool      // somebody is reporting them
+	mu        sync.Mutex // guards what follows
+	failing   int        // lanes
+	isolated  bool       // its events go to the ledger
+	attempts  int        // since the sink was last up
+	since     time.Time  // when the offer was made that began the trouble
+	silent    time.Time  // since when no lane has got anything through
+	logged    time.Time
+	parted    time.Time // when it was last logged that it took only a part
+	turns     []turn    // not yet reported to the observer, in order
+	reporting bool      // somebody is reporting them
 }
 
 // turn is a change of the sink's state.
@@ -40,7 +40,7 @@ const logInterval = 30 * time.Second
 
 // failed notes an offer that was not taken; first is that the lane's offer before it was taken.
 func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered time.Time, events int, wait time.Duration) {
-	h.told.Trouble(err)
+	h.sinkObs.Trouble(err)
 	h.mu.Lock()
 	now := time.Now()
 	if h.failing == 0 && !h.isolated {
@@ -63,7 +63,7 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 		h.logged = now
 	}
 	h.mu.Unlock()
-	h.tell()
+	h.report()
 	if due {
 		log.Warn("publish did not succeed, offering again", "events", events, "attempt", attempt, "backoff", wait, "error", err)
 	}
@@ -72,7 +72,7 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 // partly notes a round of the ledger of which the sink took a part: it is up, and yet some entries
 // wait for it, and may arrive again.
 func (h *sinkHealth) partly(log hclog.Logger, err error, events int) {
-	h.told.Trouble(err)
+	h.sinkObs.Trouble(err)
 	h.mu.Lock()
 	now := time.Now()
 	due := now.Sub(h.parted) >= logInterval
@@ -117,7 +117,7 @@ func (h *sinkHealth) recovered(log hclog.Logger) {
 	if up {
 		log.Info("sink recovered", "attempts", attempts, "after", after.Round(time.Millisecond))
 	}
-	h.tell()
+	h.report()
 }
 
 // left notes that a failing lane has ended, with its pipeline. Nothing is being offered again then,
@@ -129,7 +129,7 @@ func (h *sinkHealth) left() {
 		h.became(relay.Change{Kind: relay.ChangeSinkUp, Level: relay.LevelInfo, Text: "nothing is offered to it any more"})
 	}
 	h.mu.Unlock()
-	h.tell()
+	h.report()
 }
 
 // Why a sink is isolated, and why no more.
@@ -147,7 +147,7 @@ func (h *sinkHealth) isolate(why string) {
 	h.isolated = true
 	h.became(relay.Change{Kind: relay.ChangeIsolated, Level: relay.LevelBroken, Text: why})
 	h.mu.Unlock()
-	h.tell()
+	h.report()
 }
 
 // restore notes that this is over. The sink may be down all the same.
@@ -160,7 +160,7 @@ func (h *sinkHealth) restore(why string) {
 		h.became(relay.Change{Kind: relay.ChangeSinkUp, Level: relay.LevelOK, Text: why})
 	}
 	h.mu.Unlock()
-	h.tell()
+	h.report()
 }
 
 // partParked notes that the sink takes events, but not all.
@@ -168,26 +168,26 @@ func (h *sinkHealth) partParked() {
 	h.obs.Changed(relay.Change{Kind: relay.ChangePartParked, Level: relay.LevelDegraded, Sink: h.sink, Text: "it takes others and not these, which go to the ledger"})
 }
 
-// became notes a change of state, which tell reports. It is called with mu held.
+// became notes a change of state, which report passes on. It is called with mu held.
 func (h *sinkHealth) became(c relay.Change) {
 	c.Sink = h.sink
 	h.turns = append(h.turns, turn{up: h.failing == 0 && !h.isolated, isolated: h.isolated, change: c})
 }
 
-// tell reports the changes to the observer, without mu, and in their order. Whoever comes while
+// report passes the changes to the observer, without mu, and in their order. Whoever comes while
 // another caller is reporting leaves its own changes to that one. Otherwise the first could be
 // reported last, and stay.
-func (h *sinkHealth) tell() {
+func (h *sinkHealth) report() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for !h.telling && len(h.turns) > 0 {
+	for !h.reporting && len(h.turns) > 0 {
 		turns := h.turns
-		h.turns, h.telling = nil, true
+		h.turns, h.reporting = nil, true
 		h.mu.Unlock()
 		for _, t := range turns {
-			h.told.Turned(t.up, t.isolated, t.change)
+			h.sinkObs.Turned(t.up, t.isolated, t.change)
 		}
 		h.mu.Lock()
-		h.telling = false
+		h.reporting = false
 	}
 }

@@ -18,7 +18,7 @@ import (
 type intake struct {
 	cfg     *Config
 	log     hclog.Logger
-	told    relay.SlotObserver
+	slotObs relay.SlotObserver
 	lease   relay.Marks
 	enc     relay.Encoder
 	window  *window
@@ -58,9 +58,9 @@ func (p position) atOrBefore(q position) bool {
 	return p.commit < q.commit || p.commit == q.commit && p.ordinal <= q.ordinal
 }
 
-func newIntake(e *Engine, log hclog.Logger, told relay.SlotObserver, lease relay.Lease, w *window, c *confirmation, d *doing, lanes [][]*lane) *intake {
+func newIntake(e *Engine, log hclog.Logger, slotObs relay.SlotObserver, lease relay.Lease, w *window, c *confirmation, d *doing, lanes [][]*lane) *intake {
 	in := &intake{
-		cfg: &e.cfg, log: log, told: told, lease: lease, enc: e.enc, window: w, confirm: c, doing: d, lanes: lanes,
+		cfg: &e.cfg, log: log, slotObs: slotObs, lease: lease, enc: e.enc, window: w, confirm: c, doing: d, lanes: lanes,
 		admitting: relay.NewTurn(), lookupTo: lease.MarkedLSN(), place: lease.LastPosition(), scratch: make([][]*flight, e.cfg.Lanes),
 	}
 	if e.cfg.Hybrid {
@@ -118,7 +118,7 @@ func (in *intake) fresh(ctx context.Context, events []relay.Event) ([]relay.Even
 	in.mu.Lock()
 	in.read.skipped += uint64(skipped)
 	in.mu.Unlock()
-	in.told.Skipped(skipped)
+	in.slotObs.Skipped(skipped)
 	return in.pending, nil
 }
 
@@ -157,9 +157,9 @@ func (in *intake) settledRetry(ctx context.Context, events []relay.Event) ([]boo
 		claimed := (*relay.ClaimedError)(nil)
 		in.waitForClaims(errors.As(err, &claimed))
 		if claimed != nil {
-			// A worker that lives is through with its batch in a moment; where both publish, that
-			// happens many times a second. What is told is a wait of a second or two, and then
-			// every 10 s.
+			// A worker that lives is through with its batch in a moment, and where both publish,
+			// that happens many times a second. What is logged is a wait of a second or two, and
+			// then every 10 s.
 			if waits++; waits%20 == 5 {
 				in.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
 			}
@@ -267,7 +267,7 @@ func (in *intake) launch(events []relay.Event, swept bool) {
 		in.scratch[lane] = append(in.scratch[lane], f)
 	}
 
-	in.told.Received(in.taken.of(flights))
+	in.slotObs.Received(in.taken.of(flights))
 	in.taken.clear()
 	if !swept {
 		in.hasRead(events)

@@ -21,7 +21,7 @@ type Engine struct {
 	source  relay.Source
 	store   relay.Store
 	sinks   []relay.Sink
-	told    []relay.SinkObserver // by sink
+	sinkObs []relay.SinkObserver // by sink
 	health  []*sinkHealth        // by sink
 	enc     relay.Encoder
 	started time.Time
@@ -71,9 +71,9 @@ func New(cfg Config, log hclog.Logger, obs relay.Observer, source relay.Source, 
 		Encoder: enc, Snapshot: e.Snapshot,
 	})
 	for _, sink := range sinks {
-		told := obs.Sink(sink.Name())
-		e.told = append(e.told, told)
-		e.health = append(e.health, &sinkHealth{sink: sink.Name(), told: told, obs: obs})
+		sinkObs := obs.Sink(sink.Name())
+		e.sinkObs = append(e.sinkObs, sinkObs)
+		e.health = append(e.health, &sinkHealth{sink: sink.Name(), sinkObs: sinkObs, obs: obs})
 	}
 	return e, nil
 }

@@ -23,17 +23,17 @@ import (
 // key has entries in the ledger goes there too (shelf.admit), or is deferred for as long as all
 // of them are being offered.
 type lane struct {
-	slot   string
-	sink   relay.Sink
-	index  int // of the sink
-	health *sinkHealth
-	shelf  *shelf
-	cfg    *Config
-	log    hclog.Logger
-	valid  func() bool // the lease's; asked before every offer
-	settle func(sink int, batch []*flight, parks []*relay.Parked)
-	told   relay.SinkObserver // of what the sink is offered
-	parks  relay.SlotObserver // of what goes to the ledger
+	slot    string
+	sink    relay.Sink
+	index   int // of the sink
+	health  *sinkHealth
+	shelf   *shelf
+	cfg     *Config
+	log     hclog.Logger
+	valid   func() bool // the lease's; asked before every offer
+	settle  func(sink int, batch []*flight, parks []*relay.Parked)
+	sinkObs relay.SinkObserver // of what the sink is offered
+	slotObs relay.SlotObserver // of what goes to the ledger
 
 	offering atomic.Bool // the sink has not answered yet
 
@@ -179,7 +179,7 @@ func (l *lane) run(ctx context.Context) error {
 		}
 		wait := backoff.Next()
 		l.health.failed(l.log, !l.failing, err, started, len(rest), wait)
-		l.told.Again(observed(rest), l.offers, err)
+		l.sinkObs.Again(observed(rest), l.offers, err)
 		if !l.failing {
 			l.failing, l.failingFrom = true, started
 		}
@@ -225,7 +225,7 @@ func (l *lane) giveUp(batch []*flight) bool {
 		}
 	}
 	l.shelf.mu.Unlock()
-	l.parks.Parked(l.sink.Name(), observed(batch), parks)
+	l.slotObs.Parked(l.sink.Name(), observed(batch), parks)
 	l.settle(l.index, batch, parks)
 	l.failing = false
 	l.health.left()

@@ -22,11 +22,11 @@ import (
 //   - Between the marks of two events of a key: the first is never the one without a mark, or what
 //     is delivered again would not be a suffix of the key (behind, Lease.Mark).
 type marker struct {
-	slot  string
-	lease relay.Marks
-	cfg   *Config
-	log   hclog.Logger
-	told  relay.SlotObserver
+	slot    string
+	lease   relay.Marks
+	cfg     *Config
+	log     hclog.Logger
+	slotObs relay.SlotObserver
 	// Reports to the tracker, after the commit, what was marked and what may be confirmed.
 	done    func([]*flight, relay.LSN)
 	confirm func() relay.LSN // the watermark
@@ -118,25 +118,25 @@ func (m *marker) run(ctx context.Context) error {
 		case err != nil:
 			// Marks are kept and tried again; nothing has moved meanwhile.
 			failed++
-			m.told.MarkTried(took, err)
+			m.slotObs.MarkTried(took, err)
 			wait := backoff.Next()
 			m.log.Warn("mark did not succeed, trying again", "events", len(batch), "attempt", failed, "backoff", wait, "error", err)
 			relay.Sleep(ctx, wait)
 			continue
 		}
-		m.told.MarkTried(took, nil)
+		m.slotObs.MarkTried(took, nil)
 		if failed > 0 {
 			m.log.Info("marking recovered", "attempts", failed)
 			failed = 0
 			backoff.Reset()
 		}
-		batch = m.settle(batch, later, confirm)
+		batch = m.finish(batch, later, confirm)
 	}
 }
 
-// settle reports a committed batch, and hides what has to be marked again because its rows could
+// finish reports a committed batch, and hides what has to be marked again because its rows could
 // not be marked yet.
-func (m *marker) settle(batch []*flight, later []int, confirm relay.LSN) []*flight {
+func (m *marker) finish(batch []*flight, later []int, confirm relay.LSN) []*flight {
 	if len(later) == 0 {
 		m.done(batch, confirm)
 		clear(batch)

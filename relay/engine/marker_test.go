@@ -90,7 +90,7 @@ func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []relay.
 		tune(&cfg)
 	}
 	r := &markerRig{lease: &markLog{started: time.Now(), on: on}, err: make(chan error, 1), ending: make(chan struct{})}
-	r.marker = &marker{lease: r.lease, cfg: &cfg, hurry: r.ending, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), told: watched().SlotObserver, wake: make(chan struct{}, 1)}
+	r.marker = &marker{lease: r.lease, cfg: &cfg, hurry: r.ending, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), slotObs: watched().SlotObserver, wake: make(chan struct{}, 1)}
 	r.confirm = func() relay.LSN { return 4711 }
 	r.done = func(batch []*flight, confirmed relay.LSN) {
 		if confirmed != 4711 {
@@ -329,7 +329,7 @@ func TestMarker(t *testing.T) {
 	run("EndsWithItsContext", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := validConfig()
-		m := &marker{lease: &markLog{}, cfg: &cfg, confirm: func() relay.LSN { return 0 }, log: hclog.NewNullLogger(), told: watched().SlotObserver, wake: make(chan struct{}, 1)}
+		m := &marker{lease: &markLog{}, cfg: &cfg, confirm: func() relay.LSN { return 0 }, log: hclog.NewNullLogger(), slotObs: watched().SlotObserver, wake: make(chan struct{}, 1)}
 		m.push(flightsOf(1, 1))
 		ended := make(chan error)
 		go func() { ended <- m.run(ctx) }()

@@ -90,9 +90,9 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		}
 	}
 	if len(refusals) > 0 {
-		l.told.Refused(refusals, l.offers)
+		l.sinkObs.Refused(refusals, l.offers)
 	}
-	l.told.Answered(relay.Answer{Events: offered, Offers: l.offers, Took: took, Acked: l.reports.of(acked), Failed: failed})
+	l.sinkObs.Answered(relay.Answer{Events: offered, Offers: l.offers, Took: took, Acked: l.reports.of(acked), Failed: failed})
 	l.reports.clear()
 	if len(acked) > 0 {
 		l.health.acked()
@@ -101,7 +101,7 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		entries[i].report()
 	}
 	if parked {
-		l.parks.Parked(l.sink.Name(), observed(settled), parks)
+		l.slotObs.Parked(l.sink.Name(), observed(settled), parks)
 	}
 	if len(settled) > 0 {
 		l.settle(l.index, settled, parks)
@@ -122,7 +122,7 @@ func (e *entryFate) report() {
 	if e.left {
 		e.f.round.leave(e.f.Entry, e.err)
 	} else {
-		e.f.round.settle(e.outcome)
+		e.f.round.note(e.outcome)
 	}
 }
 

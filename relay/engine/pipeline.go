@@ -22,12 +22,12 @@ import (
 // When the replication connection breaks, the pipeline outlives it: what is in flight goes on, and
 // the new connection's repetition of it is recognised by its place in commit order and dropped.
 type pipeline struct {
-	cfg    *Config
-	log    hclog.Logger
-	lease  relay.Lease
-	sinks  []relay.Sink
-	health []*sinkHealth // by sink
-	told   relay.SlotObserver
+	cfg     *Config
+	log     hclog.Logger
+	lease   relay.Lease
+	sinks   []relay.Sink
+	health  []*sinkHealth // by sink
+	slotObs relay.SlotObserver
 
 	draining func() // called when the reading has ended and the drain begins; set before run
 
@@ -54,29 +54,29 @@ func newPipeline(e *Engine, slot string, lease relay.Lease) *pipeline {
 	cfg, epoch := &e.cfg, lease.Epoch()
 	p := &pipeline{
 		cfg: cfg, log: e.log.Named("pipeline").With("slot", slot, "epoch", epoch), lease: lease, sinks: e.sinks, health: e.health,
-		told: e.obs.Owned(slot, epoch), window: newWindow(cfg, len(e.sinks)), doing: newDoing(slot, e.obs, cfg.Mode), ending: make(chan struct{}),
+		slotObs: e.obs.Owned(slot, epoch), window: newWindow(cfg, len(e.sinks)), doing: newDoing(slot, e.obs, cfg.Mode), ending: make(chan struct{}),
 	}
 	recovery := lease.Recovery()
 	p.confirm = &confirmation{window: p.window, lease: lease, at: recovery.Confirmed}
 	p.marker = &marker{
-		slot: slot, lease: lease, cfg: cfg, log: p.log.Named("marker"), told: p.told, done: p.marked, confirm: p.window.watermark,
+		slot: slot, lease: lease, cfg: cfg, log: p.log.Named("marker"), slotObs: p.slotObs, done: p.marked, confirm: p.window.watermark,
 		wake: make(chan struct{}, 1), hurry: p.ending,
 	}
 	p.window.marker = p.marker
 	for i, sink := range e.sinks {
 		p.addSink(e, slot, i, sink)
 	}
-	p.intake = newIntake(e, p.log, p.told, lease, p.window, p.confirm, p.doing, p.lanes)
+	p.intake = newIntake(e, p.log, p.slotObs, lease, p.window, p.confirm, p.doing, p.lanes)
 	p.sweeps = &sweeps{
-		cfg: cfg, log: p.log, told: p.told, slot: slot, lease: lease, facts: lease, intake: p.intake, window: p.window, doing: p.doing,
+		cfg: cfg, log: p.log, slotObs: p.slotObs, slot: slot, lease: lease, facts: lease, intake: p.intake, window: p.window, doing: p.doing,
 		turn: relay.NewTurn(),
 	}
 	p.feeder = &feeder{
-		cfg: cfg, log: p.log, obs: e.obs, told: p.told, slot: slot, source: e.source, tenure: lease, lease: lease,
+		cfg: cfg, log: p.log, obs: e.obs, slotObs: p.slotObs, slot: slot, source: e.source, tenure: lease, lease: lease,
 		window: p.window, confirm: p.confirm, intake: p.intake, sweeps: p.sweeps, doing: p.doing, recovery: recovery,
 	}
 	p.control = &control{
-		cfg: cfg, log: p.log, told: p.told, facts: lease, window: p.window, confirm: p.confirm, doing: p.doing, shelves: p.shelves,
+		cfg: cfg, log: p.log, slotObs: p.slotObs, facts: lease, window: p.window, confirm: p.confirm, doing: p.doing, shelves: p.shelves,
 		health: e.health, stalled: make(chan error, 1),
 	}
 	p.unmarked = &unmarkedRows{log: p.log, obs: e.obs, slot: slot, lease: lease}
@@ -91,7 +91,7 @@ func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 	lanes := make([]*lane, p.cfg.Lanes)
 	for j := range lanes {
 		lanes[j] = &lane{
-			slot: slot, sink: sink, index: i, health: e.health[i], shelf: shelf, cfg: p.cfg, told: e.told[i], parks: p.told,
+			slot: slot, sink: sink, index: i, health: e.health[i], shelf: shelf, cfg: p.cfg, sinkObs: e.sinkObs[i], slotObs: p.slotObs,
 			log: log, valid: p.lease.Valid, settle: p.window.settle,
 			wake: make(chan struct{}, 1),
 		}
@@ -99,7 +99,7 @@ func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 	p.lanes = append(p.lanes, lanes)
 	p.shelves = append(p.shelves, shelf)
 	p.drainers = append(p.drainers, &drainer{
-		cfg: p.cfg, slot: slot, lease: p.lease, enc: e.enc, told: p.told, window: p.window,
+		cfg: p.cfg, slot: slot, lease: p.lease, enc: e.enc, slotObs: p.slotObs, window: p.window,
 		sink: sink, health: e.health[i], shelf: shelf, lanes: lanes, log: log, healAt: math.MinInt32,
 	})
 }
@@ -131,7 +131,7 @@ func (p *pipeline) run(ctx context.Context) error {
 	group.Go(func() error { return p.marker.run(work) })
 	group.Go(func() error { return p.control.run(work) })
 	group.Go(func() error {
-		p.told.Sample(work, p.lease)
+		p.slotObs.Sample(work, p.lease)
 		return nil
 	})
 	group.Go(func() error { return p.unmarked.run(work) })
@@ -196,7 +196,7 @@ func (p *pipeline) start(ctx, work context.Context, group *errgroup.Group, finis
 // marked takes the marker's report: these events' fates are committed, in their rows and in the
 // ledger, and confirmed may be reported to the server.
 func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
-	p.told.Marked(p.done.of(batch))
+	p.slotObs.Marked(p.done.of(batch))
 	p.done.clear()
 	p.confirm.marked(confirmed, p.window.mark(batch))
 	for _, s := range p.shelves {

@@ -12,7 +12,7 @@ type progress struct {
 	read                             relay.LSN
 	admitted, marked, skipped, swept uint64
 	// With nothing in flight: how often the server has sent anything.
-	told  uint64
+	signs uint64
 	steps uint64 // of looks at the table, and of a recovery
 	owner *pipeline
 }
@@ -66,7 +66,7 @@ func (p *pipeline) position() (now progress, owes bool, waitsFor string, open ui
 	if !streams {
 		return now, owes, "", 0
 	}
-	now.told = read.signs
+	now.signs = read.signs
 	seen := p.control.slotSeen()
 	switch {
 	case read.claimed:

@@ -32,10 +32,10 @@ func (p *pipeline) retain(ctx context.Context) error {
 			p.log.Warn("removing old rows", "error", err)
 			relay.Sleep(ctx, every)
 		case n < retainBatch:
-			p.told.Pruned(n)
+			p.slotObs.Pruned(n)
 			relay.Sleep(ctx, every)
 		default:
-			p.told.Pruned(n)
+			p.slotObs.Pruned(n)
 			relay.Sleep(ctx, retainPause*time.Since(began))
 		}
 	}

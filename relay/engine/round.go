@@ -30,8 +30,8 @@ func (r *round) haltedKey(key string) bool {
 	return r.halted[key]
 }
 
-// settle notes an entry's outcome.
-func (r *round) settle(o relay.Outcome) {
+// note takes an entry's outcome.
+func (r *round) note(o relay.Outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !o.Entry.Detached && (o.Fate == relay.FateRefused || o.Fate == relay.FateDead && !o.Detach) {

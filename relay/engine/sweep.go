@@ -44,15 +44,15 @@ type looks struct {
 // sweeps look through the table, one at a time: the feeder's, when it recovers or polls, and those
 // while streaming.
 type sweeps struct {
-	cfg    *Config
-	log    hclog.Logger
-	told   relay.SlotObserver
-	slot   string
-	lease  relay.Sweeper
-	facts  relay.Facts
-	intake *intake
-	window *window
-	doing  *doing
+	cfg     *Config
+	log     hclog.Logger
+	slotObs relay.SlotObserver
+	slot    string
+	lease   relay.Sweeper
+	facts   relay.Facts
+	intake  *intake
+	window  *window
+	doing   *doing
 
 	turn  relay.Turn // whoever has it goes through the table, and owns what follows
 	looks looks
@@ -69,7 +69,7 @@ func (s *sweeps) sweep(ctx context.Context, q relay.SweepQuery, cause string) (r
 		return err
 	})
 	if rows > 0 {
-		s.told.Found(cause, rows)
+		s.slotObs.Found(cause, rows)
 	}
 	return rows, err
 }
@@ -93,9 +93,9 @@ func (s *sweeps) look(ctx context.Context, next *relay.Schedule, q relay.SweepQu
 	if left() > 0 {
 		s.looks.whole[relay.SweepPending].NotAfter(s.looks.last.Add(leftSoon))
 	}
-	s.told.LookedFor(q.Kind, took)
+	s.slotObs.LookedFor(q.Kind, took)
 	if rows > 0 {
-		s.told.Found(cause, rows)
+		s.slotObs.Found(cause, rows)
 		if err := s.window.waitSwept(ctx); err != nil {
 			return rows, err
 		}

@@ -28,7 +28,7 @@ func (l *lane) triage(batch []*flight) []*flight {
 				f.round.leave(f.Entry, nil)
 			case f.Unfit != nil:
 				unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: f.Unfit})
-				f.round.settle(l.cfg.refusedAgain(f.Entry, f.Unfit))
+				f.round.note(l.cfg.refusedAgain(f.Entry, f.Unfit))
 			default:
 				kept = append(kept, f)
 			}
@@ -68,10 +68,10 @@ func (l *lane) triage(batch []*flight) []*flight {
 	l.shelf.mu.Unlock()
 	clear(batch[len(kept):])
 	if len(unfit) > 0 {
-		l.told.Refused(unfit, 1)
+		l.sinkObs.Refused(unfit, 1)
 	}
 	if len(parked) > 0 {
-		l.parks.Parked(l.sink.Name(), observed(parked), parks)
+		l.slotObs.Parked(l.sink.Name(), observed(parked), parks)
 		l.settle(l.index, parked, parks)
 	}
 	return kept

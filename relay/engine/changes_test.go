@@ -20,18 +20,18 @@ import (
 // Each kind of change, by what brings it about.
 func TestEachKindOfChange(t *testing.T) {
 	seen := make(map[relay.ChangeKind]bool)
-	story := func(name string, tell func(t *testing.T) *rig, want string, says map[relay.ChangeKind]string) {
+	story := func(name string, play func(t *testing.T) *rig, want string, texts map[relay.ChangeKind]string) {
 		bubble(t, name, func(t *testing.T) {
-			r := tell(t)
+			r := play(t)
 			synctest.Wait()
 			changes := r.watch.Changes()
-			if got := told(changes); got != want && want != "" {
+			if got := kindsOf(changes); got != want && want != "" {
 				t.Errorf("got  %s\nwant %s", got, want)
 			}
 			for _, c := range changes {
 				seen[c.Kind] = true
-				if text, ok := says[c.Kind]; ok && !strings.Contains(c.Text, text) {
-					t.Errorf("%s says %q, want %q in it", c.Kind, c.Text, text)
+				if text, ok := texts[c.Kind]; ok && !strings.Contains(c.Text, text) {
+					t.Errorf("%s has the text %q, want %q in it", c.Kind, c.Text, text)
 				}
 				if c.Level == "" || c.Text == "" || c.Times < 1 || c.Time.IsZero() {
 					t.Errorf("half a change: %+v", c)
@@ -85,8 +85,8 @@ func TestEachKindOfChange(t *testing.T) {
 		return r
 	}, "standby lease_taken polling", map[relay.ChangeKind]string{relay.ChangePolling: "RELAY_MODE=polling"})
 
-	// Mode auto polls from the start, then for another reason, then streams; that it tries every 30
-	// s is not told.
+	// Mode auto polls from the start, then for another reason, then streams. That it tries every 30
+	// s is not reported.
 	story("PollingForOneReasonAndAnother", func(t *testing.T) *rig {
 		w := newWorld(t)
 		level, rights := &relay.SetupError{Problem: "wal_level is not logical", Streaming: true}, &relay.SetupError{Problem: "no REPLICATION", Streaming: true}
@@ -148,11 +148,11 @@ func TestEachKindOfChange(t *testing.T) {
 		}
 		w.untilStatus("sent", numbered(keys[1], 1, 60)...)
 		time.Sleep(10 * time.Second)
-		if got := told(r.watch.Changes()); !strings.Contains(got, "events_isolated(kafka)") || strings.Contains(got, "sink_isolated") {
+		if got := kindsOf(r.watch.Changes()); !strings.Contains(got, "events_isolated(kafka)") || strings.Contains(got, "sink_isolated") {
 			t.Errorf("got %s", got)
 		}
 		return r
-	}, "", nil) // what else there is to tell depends on the order of the lanes
+	}, "", nil) // what else is reported depends on the order of the lanes
 
 	story("DeadLetters", func(t *testing.T) *rig {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -196,8 +196,8 @@ func TestEachKindOfChange(t *testing.T) {
 		if err := first.stop(); err != nil {
 			t.Fatal(err)
 		}
-		if got := told(first.watch.Changes()); strings.Contains(got, "sink_added") || strings.Contains(got, "sink_removed") {
-			t.Errorf("the first owner ever tells %s", got)
+		if got := kindsOf(first.watch.Changes()); strings.Contains(got, "sink_added") || strings.Contains(got, "sink_removed") {
+			t.Errorf("the first owner ever reports %s", got)
 		}
 		r := start(t, w, oneLane, sinktest.NewScript("kafka"), sinktest.NewScript("stdout"))
 		time.Sleep(10 * time.Second)

@@ -20,17 +20,17 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
-// Everything that is wrong is told at once, each by the first of its variables' names.
+// Everything that is wrong is reported at once, each by the first of its variables' names.
 func TestConfigValidateTellsEverything(t *testing.T) {
 	cfg := Config{
 		Slots: []string{"Upper"}, Lanes: 0, BatchSize: -1, BatchBytes: 1, InflightEvents: 0, InflightBytes: 1, MarkBatch: 0, MarkLinger: -1,
 		PublishTimeout: 0, BackoffMin: 0, BackoffMax: -1, DrainTimeout: 0, RetryMax: -1, UnroutablePatience: -1, WALBudget: -1, StallTimeout: -1, Retention: -1,
 	}
-	toldOnce(t, reflect.TypeOf(cfg), cfg.Validate())
+	reportedOnce(t, reflect.TypeOf(cfg), cfg.Validate())
 }
 
-// toldOnce checks that err is about each of the settings of a Config struct, once.
-func toldOnce(t *testing.T, s reflect.Type, err error) {
+// reportedOnce checks that err is about each of the settings of a Config struct, once.
+func reportedOnce(t *testing.T, s reflect.Type, err error) {
 	t.Helper()
 	if err == nil {
 		t.Fatal("got nil")
@@ -54,16 +54,16 @@ func toldOnce(t *testing.T, s reflect.Type, err error) {
 			}
 		}
 		if lines != 1 {
-			t.Errorf("%s is told %d times, want once, in:\n%v", name, lines, err)
+			t.Errorf("%s is reported %d times, want once, in:\n%v", name, lines, err)
 		}
 	}
 }
 
 func TestConfigValidate(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		do   func(*Config)
-		says string // empty: valid
+		name    string
+		do      func(*Config)
+		problem string // empty: valid
 	}{
 		{"NoSlot", func(c *Config) { c.Slots = nil }, "RELAY_SLOT: empty"},
 		{"EmptySlotName", func(c *Config) { c.Slots = []string{""} }, "RELAY_SLOT="},
@@ -83,10 +83,10 @@ func TestConfigValidate(t *testing.T) {
 			tt.do(&cfg)
 			err := cfg.Validate()
 			switch {
-			case tt.says == "" && err != nil:
+			case tt.problem == "" && err != nil:
 				t.Errorf("got %v, want it valid", err)
-			case tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)):
-				t.Errorf("got %v, want %q", err, tt.says)
+			case tt.problem != "" && (err == nil || !strings.Contains(err.Error(), tt.problem)):
+				t.Errorf("got %v, want %q", err, tt.problem)
 			}
 		})
 	}

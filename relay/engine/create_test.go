@@ -20,8 +20,8 @@ func making(t *testing.T) *world {
 	return w
 }
 
-// Events are delivered from the table while the slot is being made, each once and in order, and it
-// is said what that waits for.
+// Events are delivered from the table while the slot is being made, each once and in order. It is
+// reported what making it waits for.
 func TestDeliversWhileSlotIsMade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, sink := making(t), sinktest.NewScript("kafka")

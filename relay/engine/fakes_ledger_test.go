@@ -29,8 +29,8 @@ func (w *world) entriesOf(sink string) string {
 	return strings.Join(all, ", ")
 }
 
-// tell makes a row say what its entries say.
-func (w *world) tell(id relay.UUID) {
+// setFate gives a row the status that follows from its entries.
+func (w *world) setFate(id relay.UUID) {
 	r := w.rows[id]
 	r.status, r.lastError = "sent", ""
 	var errs []string
@@ -105,7 +105,7 @@ func (l *lease) Resolve(_ context.Context, sink string, outcomes []relay.Outcome
 			if !l.ledger.Resolve(sink, &outcomes[i], time.Now()) {
 				l.t.Errorf("resolved %s of %s, which is not in the ledger", label(id), sink)
 			} else if l.rows[id] != nil {
-				l.tell(id)
+				l.setFate(id)
 			}
 		}
 	})

@@ -37,7 +37,7 @@ type world struct {
 	content   map[relay.UUID]relay.Event
 	recovery  relay.Recovery
 	byHand    map[relay.UUID]bool // set back to pending by a person
-	noted     relay.LSN           // what the slot may be told to pass
+	noted     relay.LSN           // what may be reported to the slot
 	sweepAt   relay.LSN           // where the slot stood that the snapshot was taken for
 	rows      map[relay.UUID]*row
 	perKey    map[string]int
@@ -45,7 +45,7 @@ type world struct {
 	next      relay.LSN
 	keepalive relay.LSN // the position of the newest keepalive
 	confirmed relay.LSN // the slot's
-	marked    relay.LSN // as the next owner is told
+	marked    relay.LSN // as the next owner reads it
 	epoch     int64
 	owner     *lease // nil: free
 	taken     bool   // by somebody else
@@ -54,7 +54,7 @@ type world struct {
 	marks     []markCall
 	lookUps   [][]string
 	sinks     []string // of the last owner
-	before    before   // see sinkset_test.go
+	before    before   // see maydeliver_test.go
 	unmarked  relay.Unmarked
 	trace     []string
 
@@ -71,7 +71,7 @@ type world struct {
 	horizonErrs []error         // what the next horizons return
 	// sweepCost, if set, is how long a look at the table takes.
 	sweepCost func(relay.SweepQuery) time.Duration
-	// creating, if set, is what Create waits for, and holders whom it names.
+	// creating, if set, is what Create waits for; holders are the transactions it reports.
 	creating chan struct{}
 	holders  []relay.Holder
 	away     error // why a standby could not take the lease
@@ -183,7 +183,7 @@ func (w *world) commitRows(events ...relay.Event) (at, end relay.LSN) {
 	return at, end
 }
 
-// quiet moves the server's WAL on without anything for us in it, and tells by a keepalive.
+// quiet moves the server's WAL on without anything for us in it, and sends a keepalive.
 func (w *world) quiet() (at relay.LSN) {
 	w.change(func() {
 		at = w.next
@@ -296,7 +296,7 @@ func (w source) Holders(context.Context, string) ([]relay.Holder, error) {
 	return w.holders, nil
 }
 
-// Create makes the slot again, if it is gone: it tells what is committed from now on.
+// Create makes the slot again, if it is gone: it delivers what is committed from now on.
 func (w source) Create(ctx context.Context, _ string) (at relay.LSN, err error) {
 	w.mu.Lock()
 	creating := w.creating
@@ -373,7 +373,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	}
 }
 
-// receive returns what the server has to tell: events, and a position that may be passed after
+// receive returns what the server has to send: events, and a position that may be passed after
 // them.
 func (s *stream) receive() (events []relay.Event, pass relay.LSN, changed chan struct{}, err error) {
 	s.mu.Lock()
@@ -501,8 +501,7 @@ func (l *lease) Valid() bool {
 	return l.valid
 }
 
-// takenOver gives the slot to somebody else. The old owner finds out at its next mark; lose tells
-// it.
+// takenOver gives the slot to somebody else. The old owner finds out at its next mark, or by lose.
 func (w *world) takenOver() {
 	w.change(func() {
 		w.epoch++
@@ -554,7 +553,7 @@ func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, e
 				continue
 			}
 			l.rows[m.ID].marks++
-			l.tell(m.ID)
+			l.setFate(m.ID)
 		}
 	})
 	return later, err
@@ -594,14 +593,14 @@ func (l *lease) NoteSinks(_ context.Context, sinks []string) (before []string, e
 	return before, nil
 }
 
-// Slot tells how far the WAL goes, and from where it is kept.
+// Slot returns how far the WAL goes, and from where it is kept.
 func (l *lease) Slot(context.Context) (relay.SlotInfo, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return relay.SlotInfo{Exists: l.gone == "", WALEnd: l.next, ConfirmedFlush: l.confirmed, Restart: l.confirmed}, nil
 }
 
-// Updates tells of one update a mark, all of them HOT.
+// Updates returns one update a mark, all of them HOT.
 func (l *lease) Updates(context.Context) (relay.TableUpdates, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -756,7 +755,7 @@ func labels(records []*relay.Record) string {
 	return strings.Join(all, " ")
 }
 
-// offers tells what each call of Publish offered and what became of it: "a1 b1!" has b1 not taken.
+// offers is what each call of Publish offered and what became of it: "a1 b1!" has b1 not taken.
 // Calls are in the order of their numbers.
 func offers(s *sinktest.Script) []string {
 	var calls []string

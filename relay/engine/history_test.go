@@ -17,8 +17,8 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// told renders changes, the oldest first.
-func told(changes []relay.Change) string {
+// kindsOf renders changes, the oldest first.
+func kindsOf(changes []relay.Change) string {
 	var words []string
 	for i := len(changes) - 1; i >= 0; i-- {
 		c := changes[i]
@@ -123,7 +123,7 @@ func TestChanges(t *testing.T) {
 		w.givenBack()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if got, want := told(r.watch.Changes()), "lease_taken streaming lease_lost standby×2 lease_taken streaming"; got != want {
+		if got, want := kindsOf(r.watch.Changes()), "lease_taken streaming lease_lost standby×2 lease_taken streaming"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 		for _, c := range r.watch.Changes() {
@@ -153,7 +153,7 @@ func TestChanges(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.untilStatus("sent", "a1")
 		synctest.Wait()
-		if got, want := told(r.watch.Changes()), "standby lease_taken streaming sink_down(kafka) sink_isolated(kafka) sink_up(kafka)"; got != want {
+		if got, want := kindsOf(r.watch.Changes()), "standby lease_taken streaming sink_down(kafka) sink_isolated(kafka) sink_up(kafka)"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 		st := r.watch.Status().Sinks[0]
@@ -177,7 +177,7 @@ func TestChanges(t *testing.T) {
 		w.commit(keys...)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if got, want := told(r.watch.Changes()), "standby lease_taken streaming dead_letter(kafka)×1000"; got != want {
+		if got, want := kindsOf(r.watch.Changes()), "standby lease_taken streaming dead_letter(kafka)×1000"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	})

@@ -23,7 +23,7 @@ import (
 var errSetup = &relay.SetupError{Problem: "wal_level is replica", Fix: "set wal_level = logical"}
 
 func TestKeeper(t *testing.T) {
-	// The lease is lost: everything stops at once, the relay stands by, and takes the slot again
+	// The lease is lost: everything stops at once, the relay is a standby, and takes the slot again
 	// when it can, with a new pipeline.
 	bubble(t, "LeaseLostAndTakenAgain", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -109,8 +109,8 @@ func TestKeeper(t *testing.T) {
 		}
 	})
 
-	// Two relays, one slot: one works, the other stands by and takes over within moments; nothing
-	// is lost and each key stays in order.
+	// Two relays, one slot: one works, the other is a standby and takes over within moments.
+	// Nothing is lost and each key stays in order.
 	bubble(t, "Handover", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		one := start(t, w, oneLane, sink)
@@ -152,7 +152,7 @@ func TestKeeper(t *testing.T) {
 			t.Errorf("got %v, want the source's SetupError", r.err)
 		}
 		if !strings.Contains(r.err.Error(), `slot "sagaz_outbox"`) || !strings.Contains(r.err.Error(), "to fix it: set wal_level = logical") {
-			t.Errorf("%q does not tell the slot and the fix", r.err)
+			t.Errorf("%q does not name the slot and the fix", r.err)
 		}
 		if w.owner != nil {
 			t.Error("the lease is still held")
@@ -180,7 +180,7 @@ func TestKeeper(t *testing.T) {
 		}
 	})
 
-	// A database that is away for long is said at intervals, not at every try.
+	// A database that is away for long is logged at intervals, not at every try.
 	bubble(t, "DatabaseAwayForLong", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.checkErrs = append(slices.Repeat([]error{errConnection}, 100), errSetup)
@@ -207,7 +207,7 @@ func TestKeeper(t *testing.T) {
 		}
 	})
 
-	// A passing error at first is waited out.
+	// A transient error at first is waited out.
 	bubble(t, "DatabaseAwayAtFirst", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.openErrs = []error{errConnection, errConnection}
@@ -215,7 +215,7 @@ func TestKeeper(t *testing.T) {
 		w.commit("a")
 		w.untilStatus("sent", "a1")
 		if n := r.log.count("replication resumed"); n != 0 {
-			t.Error("the log tells of a resumption, though it had never worked before")
+			t.Error("the log reports a resumption, though it had never worked before")
 		}
 	})
 

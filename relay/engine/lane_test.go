@@ -105,8 +105,9 @@ func TestLane(t *testing.T) {
 		}
 	})
 
-	// Refused and passing errors in one batch: the one is marked, the others are offered again.
-	bubble(t, "RefusedAmongPassing", func(t *testing.T) {
+	// A refusal and transient errors in one batch: the refused record is parked, the others are
+	// offered again.
+	bubble(t, "RefusedAmongTransient", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnEvent(id("a1")).Times(1).Fail(errBroker)
 		sink.OnEvent(id("b1")).Refuse(relay.ReasonRejected, errors.New("no"))
@@ -118,7 +119,7 @@ func TestLane(t *testing.T) {
 		wantOffers(t, sink, "a1! b1! a2! b2!", "a1 a2")
 	})
 
-	// An error that does not tell the records apart means all of them.
+	// An error that names no records means all of them.
 	bubble(t, "WholeBatchFails", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		sink.OnCall(1).FailBatch(errBroker)
@@ -216,7 +217,7 @@ func TestLaneHealth(t *testing.T) {
 		}
 		sink.Down(nil)
 		w.untilStatus("sent", "a2")
-		synctest.Wait() // it is told right after the mark
+		synctest.Wait() // it is reported right after the mark
 		r.wantMetric(1, "outbox_sink_up", "sink=kafka")
 		if n := r.log.count("sink is back"); n != 1 {
 			t.Errorf("%d log lines about the recovery", n)
@@ -233,8 +234,8 @@ func TestLaneHealth(t *testing.T) {
 		}
 	})
 
-	// A lane fails, and its pipeline ends with the lease. The sink must not be told as down for
-	// ever after.
+	// A lane fails, and its pipeline ends with the lease. The sink must not be reported as down
+	// for ever after.
 	bubble(t, "LeaseLostWhileDown", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, oneLane, sink)

@@ -94,7 +94,7 @@ func TestLedger(t *testing.T) {
 		r.wantMetric(2, "outbox_parked_events_total", "reason=behind")
 		r.wantMetric(4, "outbox_publish_errors_total", "reason=unroutable")
 		if n := r.log.count("event given up"); n != 1 {
-			t.Errorf("%d lines tell of the dead letter", n)
+			t.Errorf("%d lines about the dead letter", n)
 		}
 		w.change(func() { w.ledger.Retry(w.ledger.Entries[0], time.Now()) })
 		w.untilStatus("sent", "a1", "a2", "a3")
@@ -179,7 +179,7 @@ func TestLedger(t *testing.T) {
 		}
 	})
 
-	// A replay says so in a header and does not hold up anything.
+	// A replay has a header and does not hold up anything.
 	bubble(t, "Replay", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		start(t, w, quick, sink)
@@ -293,32 +293,32 @@ func TestIsolation(t *testing.T) {
 	// alone.
 	bubble(t, "PartOfASink", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
-		var bad, beside string // of one lane
+		var bad, good string // of one lane
 		other := keysOfLanes(2)[1]
-		for c := 'a'; beside == ""; c++ {
+		for c := 'a'; good == ""; c++ {
 			switch key := string(c); {
 			case int(relay.KeyHash(key)&0x7fffffff)%2 != 0:
 			case bad == "":
 				bad = key
 			default:
-				beside = key
+				good = key
 			}
 		}
 		trouble := sink.OnKey(bad).Fail(errBroker)
 		r := start(t, w, func(cfg *engine.Config) { two(cfg); cfg.Lanes, cfg.InflightEvents = 2, 1000 }, sink)
 		for range 60 {
-			w.commit(bad, beside, other)
+			w.commit(bad, good, other)
 			time.Sleep(500 * time.Millisecond)
 		}
-		_, end := w.commit(beside)
-		w.untilStatus("sent", append(numbered(beside, 1, 61), numbered(other, 1, 60)...)...)
+		_, end := w.commit(good)
+		w.untilStatus("sent", append(numbered(good, 1, 61), numbered(other, 1, 60)...)...)
 		untilReported(w, end)
 		if n := r.log.count("sink isolated"); n != 0 {
 			t.Error("the whole sink was isolated")
 		}
 		trouble.Stop()
 		w.untilStatus("sent", numbered(bad, 1, 60)...)
-		wantEachOnceInOrder(t, sink, bad, beside, other)
+		wantEachOnceInOrder(t, sink, bad, good, other)
 	})
 
 	// The first entries of an isolated sink's ledger are all of a part of it that is still in
@@ -340,7 +340,7 @@ func TestIsolation(t *testing.T) {
 		wantEachOnceInOrder(t, sink, "a", "b")
 	})
 
-	// Of a ledger that is being drained the sink takes some and not others: the log says so, and
+	// Of a ledger that is being drained the sink takes some and not others. That is logged, and
 	// why.
 	bubble(t, "PartOfALedger", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -353,7 +353,7 @@ func TestIsolation(t *testing.T) {
 		w.untilStatus("sent", "b1", "b2")
 		time.Sleep(time.Minute)
 		if n := r.log.count("the sink did not take a part of its ledger"); n != 1 {
-			t.Errorf("the log says %d times that a part waits, want 1", n)
+			t.Errorf("the log reports %d times that a part waits, want 1", n)
 		}
 		trouble.Stop()
 		w.untilStatus("sent", "a1", "a2")
@@ -477,15 +477,15 @@ func wantEachOnceInOrder(t *testing.T, sink *sinktest.Script, keys ...string) {
 	}
 }
 
-// untilReported waits until the server was told of a position.
+// untilReported waits until a position was reported to the server.
 func untilReported(w *world, at relay.LSN) {
 	w.t.Helper()
-	w.until("the server is told", func() bool { return w.confirmed >= at })
+	w.until("the position is reported", func() bool { return w.confirmed >= at })
 }
 
 func TestRecovery(t *testing.T) {
-	// The slot is dropped while it is read: what it did not tell is found in the table, in order,
-	// before what the new one tells.
+	// The slot is dropped while it is read. What it did not deliver is found in the table, in
+	// order, before what the new one delivers.
 	bubble(t, "SlotGoneWhileStreaming", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		r := start(t, w, quick, sink)
@@ -508,7 +508,7 @@ func TestRecovery(t *testing.T) {
 		}
 		w.mu.Unlock()
 		if n := r.log.count("rows=3"); n != 1 {
-			t.Errorf("%d log lines that tell how many rows the gap held", n)
+			t.Errorf("%d log lines about how many rows the gap held", n)
 		}
 		r.wantMetric(3, "outbox_recovered_events_total", "cause=missing")
 	})
@@ -640,7 +640,7 @@ func TestPolling(t *testing.T) {
 		}
 		w.untilStatus("sent", append(numbered("a", 1, 30), numbered("b", 1, 30)...)...)
 		wantEachOnceInOrder(t, sink, "a", "b")
-		// The backlog is in the table, and the autoscaler hears of it.
+		// The backlog is in the table, and the autoscaler sees it.
 		gate := sink.OnKey("c").Block()
 		for range 40 {
 			w.commit("c")
@@ -657,8 +657,8 @@ func TestPolling(t *testing.T) {
 		r.wantMetric(1, "outbox_wanted_mode")
 	})
 
-	// Streaming is impossible at first: auto says why, polls, and streams when it is possible;
-	// nothing is repeated.
+	// Streaming is impossible at first: auto logs why, polls, and streams when it is possible.
+	// Nothing is repeated.
 	bubble(t, "AutoUntilItCanStream", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		no := &relay.SetupError{Problem: "wal_level is not logical", Streaming: true}

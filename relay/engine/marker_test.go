@@ -22,10 +22,10 @@ type markLog struct {
 	relay.Marks
 	started time.Time
 
-	mu    sync.Mutex // guards what follows: a timer that fires in a bubble orders nothing
-	made  []markedBatch
-	heard []markedBatch
-	log   strings.Builder
+	mu       sync.Mutex // guards what follows: a timer that fires in a bubble orders nothing
+	made     []markedBatch
+	reported []markedBatch
+	log      strings.Builder
 
 	// on decides about the n-th call, from 1.
 	on func(n int, marks []relay.Mark) (later []int, err error)
@@ -61,17 +61,17 @@ func (l *markLog) Write(p []byte) (int, error) {
 	return l.log.Write(p)
 }
 
-// calls are those of Mark, told the reports to the tracker.
+// calls are those of Mark, reports those to the tracker.
 func (l *markLog) calls() []markedBatch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.made)
 }
 
-func (l *markLog) told() []markedBatch {
+func (l *markLog) reports() []markedBatch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.heard)
+	return slices.Clone(l.reported)
 }
 
 // markerRig runs one marker. Flights are known by the first byte of their event_id.
@@ -94,7 +94,7 @@ func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []relay.
 	r.confirm = func() relay.LSN { return 4711 }
 	r.done = func(batch []*flight, confirmed relay.LSN) {
 		if confirmed != 4711 {
-			t.Errorf("told that %s may be confirmed, want what the mark has noted", confirmed)
+			t.Errorf("reported that %s may be confirmed, want what the mark has noted", confirmed)
 		}
 		var names []string
 		for _, f := range batch {
@@ -102,7 +102,7 @@ func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []relay.
 		}
 		r.lease.mu.Lock()
 		defer r.lease.mu.Unlock()
-		r.lease.heard = append(r.lease.heard, markedBatch{time.Since(r.lease.started), strings.Join(names, " ")})
+		r.lease.reported = append(r.lease.reported, markedBatch{time.Since(r.lease.started), strings.Join(names, " ")})
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { r.err <- r.run(ctx) }()
@@ -153,7 +153,7 @@ func TestMarker(t *testing.T) {
 		r.push(flightsOf(1, 3))
 		synctest.Wait()
 		wantBatches(t, "marks", r.lease.calls(), markedBatch{0, "1 2 3"})
-		wantBatches(t, "told", r.lease.told(), markedBatch{0, "1 2 3"})
+		wantBatches(t, "reported", r.lease.reports(), markedBatch{0, "1 2 3"})
 	})
 
 	run("LoneEventLingers", func(t *testing.T) {
@@ -186,7 +186,8 @@ func TestMarker(t *testing.T) {
 		wantBatches(t, "marks", r.lease.calls(), markedBatch{0, "1"})
 	})
 
-	// A failed batch is kept, as it is, and nothing is told to the tracker before it is through.
+	// A failed batch is kept, as it is, and nothing is reported to the tracker before it is
+	// through.
 	run("FailedBatchIsKept", func(t *testing.T) {
 		r := startMarker(t, nil, func(n int, _ []relay.Mark) ([]int, error) {
 			if n <= 2 {
@@ -205,8 +206,8 @@ func TestMarker(t *testing.T) {
 		if want := []string{"1 2", "1 2", "1 2", "3 4 5"}; !slices.Equal(names, want) {
 			t.Errorf("marks: got %q, want %q", names, want)
 		}
-		if len(r.lease.told()) != 2 || r.lease.told()[0].names != "1 2" || r.lease.told()[0].after != r.lease.calls()[2].after {
-			t.Errorf("told %v, want 1 2 at the third mark", r.lease.told())
+		if len(r.lease.reports()) != 2 || r.lease.reports()[0].names != "1 2" || r.lease.reports()[0].after != r.lease.calls()[2].after {
+			t.Errorf("reported %v, want 1 2 at the third mark", r.lease.reports())
 		}
 		first, second := r.lease.calls()[1].after-r.lease.calls()[0].after, r.lease.calls()[2].after-r.lease.calls()[1].after
 		if first < 600*ms || first > time.Second || second < 1300*ms || second > 2*time.Second {
@@ -215,11 +216,12 @@ func TestMarker(t *testing.T) {
 		r.lease.mu.Lock()
 		defer r.lease.mu.Unlock()
 		if log := r.lease.log.String(); !strings.Contains(log, "marking recovered: attempts=2") {
-			t.Errorf("the log does not tell of the recovery:\n%s", log)
+			t.Errorf("the log does not report the recovery:\n%s", log)
 		}
 	})
 
-	// Rows that are not visible yet are marked again soon, and the tracker hears of them only then.
+	// Rows that are not visible yet are marked again soon, and they are reported to the tracker
+	// only then.
 	run("InvisibleRowsAreMarkedAgain", func(t *testing.T) {
 		r := startMarker(t, nil, func(n int, marks []relay.Mark) ([]int, error) {
 			if n == 1 {
@@ -230,7 +232,7 @@ func TestMarker(t *testing.T) {
 		r.push(flightsOf(1, 3))
 		after(time.Second)
 		wantBatches(t, "marks", r.lease.calls(), markedBatch{0, "1 2 3"}, markedBatch{40 * ms, "1 3"})
-		wantBatches(t, "told", r.lease.told(), markedBatch{0, "2"}, markedBatch{40 * ms, "1 3"})
+		wantBatches(t, "reported", r.lease.reports(), markedBatch{0, "2"}, markedBatch{40 * ms, "1 3"})
 	})
 
 	// … and hold up nobody: other rows are marked meanwhile as if they were not there.
@@ -249,17 +251,17 @@ func TestMarker(t *testing.T) {
 		r.push(keyed(flightsOf(4, 6)))
 		synctest.Wait()
 		after(time.Second)
-		if len(r.lease.told()) < 2 || r.lease.told()[1] != (markedBatch{0, "4 5 6"}) {
-			t.Errorf("told: %v, want 4 5 6 at once", r.lease.told())
+		if len(r.lease.reports()) < 2 || r.lease.reports()[1] != (markedBatch{0, "4 5 6"}) {
+			t.Errorf("reported: %v, want 4 5 6 at once", r.lease.reports())
 		}
-		if last := r.lease.told()[len(r.lease.told())-1]; last.names != "1" || last.after < 50*ms || last.after > 100*ms {
-			t.Errorf("told: %v, want 1 at last, soon after it is visible", r.lease.told())
+		if last := r.lease.reports()[len(r.lease.reports())-1]; last.names != "1" || last.after < 50*ms || last.after > 100*ms {
+			t.Errorf("reported: %v, want 1 at last, soon after it is visible", r.lease.reports())
 		}
 	})
 
 	// … but later events of their keys: what a crash leaves without a mark is delivered again, and
-	// has to be a suffix. 9 is invisible, 11, 13 and every third later one are of its key, and
-	// there is always something else to mark.
+	// has to be a suffix. 9 is invisible; 11, 13 and every third later one are of its key. There is
+	// always something else to mark.
 	run("InvisibleRowsHoldUpTheirKey", func(t *testing.T) {
 		started := time.Now()
 		r := startMarker(t, func(cfg *Config) { cfg.MarkBatch = 2 }, func(_ int, marks []relay.Mark) (later []int, _ error) {
@@ -283,33 +285,33 @@ func TestMarker(t *testing.T) {
 			r.push(more)
 		}
 		after(time.Second)
-		var told []string
-		for _, batch := range r.lease.told() {
-			told = append(told, strings.Fields(batch.names)...)
+		var reported []string
+		for _, batch := range r.lease.reports() {
+			reported = append(reported, strings.Fields(batch.names)...)
 		}
 		last := -1
 		for _, name := range []string{"9", "11", "13", "21", "24", "27", "30", "33"} {
-			at := slices.Index(told, name)
-			if at < last || at < slices.Index(told, "25") {
-				t.Errorf("told: %v, want 9, 11, 13, 21, 24 and so on in order, once 9 is visible", told)
+			at := slices.Index(reported, name)
+			if at < last || at < slices.Index(reported, "25") {
+				t.Errorf("reported: %v, want 9, 11, 13, 21, 24 and so on in order, once 9 is visible", reported)
 			}
 			last = at
 		}
-		if slices.Index(told, "14") > slices.Index(told, "20") || len(told) != 6+15 {
-			t.Errorf("told: %v, want the others as if there were no 9", told)
+		if slices.Index(reported, "14") > slices.Index(reported, "20") || len(reported) != 6+15 {
+			t.Errorf("reported: %v, want the others as if there were no 9", reported)
 		}
 	})
 
-	// Another relay has taken the slot: the marker ends at once with the reason, and tells the
-	// tracker nothing.
+	// Another relay has taken the slot: the marker ends at once with the reason, and reports
+	// nothing to the tracker.
 	run("FencedMarkEndsIt", func(t *testing.T) {
 		r := startMarker(t, nil, func(int, []relay.Mark) ([]int, error) { return nil, relay.ErrFenced })
 		r.push(flightsOf(1, 6))
 		if err := <-r.err; !errors.Is(err, relay.ErrLeaseLost) {
 			t.Errorf("got %v, want ErrLeaseLost", err)
 		}
-		if len(r.lease.calls()) != 1 || len(r.lease.told()) != 0 {
-			t.Errorf("%d marks, told %v, want one mark and nothing told", len(r.lease.calls()), r.lease.told())
+		if len(r.lease.calls()) != 1 || len(r.lease.reports()) != 0 {
+			t.Errorf("%d marks, reported %v, want one mark and nothing reported", len(r.lease.calls()), r.lease.reports())
 		}
 	})
 

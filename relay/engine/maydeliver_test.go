@@ -12,7 +12,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// before is what the fake database says of deliveries before this relay.
+// before is what the fake database knows of deliveries before this relay.
 type before struct {
 	sent  bool
 	errs  []error // what the next answers are
@@ -65,12 +65,13 @@ func TestSinksByDefault(t *testing.T) {
 		}
 	})
 
-	// Another relay had the slot while this one stood by, and delivered elsewhere.
+	// Another relay had the slot while this one was a standby, and delivered
+	// elsewhere.
 	bubble(t, "RefusesWithTheLease", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.takenOver()
 		r := start(t, w, byDefault, sink)
-		time.Sleep(time.Second) // it has asked, and stands by
+		time.Sleep(time.Second) // it has asked, and is a standby
 		w.mu.Lock()
 		w.sinks = []string{"file"}
 		w.mu.Unlock()
@@ -97,15 +98,15 @@ func TestSinksByDefault(t *testing.T) {
 		}
 	})
 
-	// Somebody's will is done, and told.
-	bubble(t, "NamedSinksAreOnlyTold", func(t *testing.T) {
+	// Sinks that were named on purpose are used, and the change is logged.
+	bubble(t, "NamedSinksAreOnlyLogged", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.sinks = []string{"kafka", "rabbitmq"}
 		r := start(t, w, oneLane, sink)
 		w.commit("a")
 		time.Sleep(10 * time.Second)
 		if n := r.log.count("a sink was removed"); n != 1 || len(sink.Offered()) == 0 || w.before.asked > 0 {
-			t.Errorf("told %d times, %d batches offered, asked %d times", n, len(sink.Offered()), w.before.asked)
+			t.Errorf("logged %d times, %d batches offered, asked %d times", n, len(sink.Offered()), w.before.asked)
 		}
 	})
 }

@@ -82,7 +82,7 @@ func TestOldestPendingOverIsolation(t *testing.T) {
 			synctest.Wait()
 			got, _ := r.metric("outbox_oldest_pending_seconds")
 			if age := time.Since(committed).Seconds(); age > 3 && (got < age-2 || got > age+1) {
-				t.Errorf("the oldest pending event is %.0f s old, the metric says %.0f", age, got)
+				t.Errorf("the oldest pending event is %.0f s old, the metric is %.0f", age, got)
 			}
 		}
 		if got := w.entriesOf("kafka"); got != "a1 ready, b1 ready" {
@@ -92,7 +92,7 @@ func TestOldestPendingOverIsolation(t *testing.T) {
 		w.untilStatus("sent", "a1", "b1")
 		time.Sleep(20 * time.Second)
 		if got, _ := r.metric("outbox_oldest_pending_seconds"); got > 1 {
-			t.Errorf("with nothing pending it says %.0f", got)
+			t.Errorf("with nothing pending it is %.0f", got)
 		}
 	})
 }

@@ -169,7 +169,7 @@ func TestWatermark(t *testing.T) {
 		for range 3 {
 			wantWatermark(t, r, w.quiet())
 		}
-		w.until("the server is told", func() bool { return w.confirmed == w.keepalive })
+		w.until("the position is reported", func() bool { return w.confirmed == w.keepalive })
 	})
 
 	// Nothing moves before the mark is committed, though the broker has acknowledged.
@@ -264,7 +264,7 @@ func TestWatermark(t *testing.T) {
 }
 
 func TestReconnect(t *testing.T) {
-	// The new connection tells everything since the watermark again; what is in flight is not
+	// The new connection repeats everything since the watermark. What is in flight is not
 	// published twice.
 	bubble(t, "RepetitionIsDropped", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
@@ -301,7 +301,7 @@ func TestReconnect(t *testing.T) {
 		broken.fail(errConnection)
 		w.until("the connection is gone", func() bool { return w.reading == nil })
 		gate.Release()
-		w.until("the server is told", func() bool { return w.confirmed == end })
+		w.until("the position is reported", func() bool { return w.confirmed == end })
 		wantTaken(t, sink, "a1")
 	})
 
@@ -424,8 +424,8 @@ func TestLookUp(t *testing.T) {
 		wantWatermark(t, r, end)
 	})
 
-	// Past the position a row is published whatever the look-up says of it: nobody can have marked
-	// it, and asking was for its neighbours.
+	// Past the position a row is published whatever the look-up returns for it: nobody can have
+	// marked it, and asking was for its neighbours.
 	bubble(t, "OthersOfTheBatch", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		marked, _ := w.commit("a")
@@ -447,7 +447,7 @@ func TestLookUp(t *testing.T) {
 			w.rows[id(l)].status = "sent"
 		}
 		r := start(t, w, oneLane, sink)
-		w.until("the server is told", func() bool { return w.confirmed == end })
+		w.until("the position is reported", func() bool { return w.confirmed == end })
 		wantWatermark(t, r, end)
 		if calls, _ := sink.Calls(); calls != 0 {
 			t.Errorf("%d calls of Publish", calls)
@@ -472,7 +472,7 @@ func TestLookUp(t *testing.T) {
 		}
 	})
 
-	// Beside another worker any row may be settled at any time, also past the position.
+	// Next to another worker any row may be settled at any time, also past the position.
 	bubble(t, "Hybrid", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.commit("a", "b")
@@ -488,8 +488,8 @@ func TestLookUp(t *testing.T) {
 		wantWatermark(t, r, end)
 	})
 
-	// A row that another worker has claimed is not touched until that worker has told its fate:
-	// here it sends it.
+	// A row that another worker has claimed is not touched until that worker has settled it.
+	// Here it sends it.
 	bubble(t, "HybridWaitsForClaims", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.commit("a", "b")
@@ -618,8 +618,8 @@ func TestTwoSinks(t *testing.T) {
 }
 
 func TestShutdown(t *testing.T) {
-	// What is in flight is acknowledged and marked, the server is told, the connection closed, and
-	// the lease goes last.
+	// What is in flight is acknowledged and marked, the position is reported to the server, the
+	// connection closed, and the lease goes last.
 	bubble(t, "Drains", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -645,7 +645,7 @@ func TestShutdown(t *testing.T) {
 		}
 		wantStatus(t, w, "b1", "pending")
 		if w.confirmed != end {
-			t.Errorf("the server was told %s, want %s", w.confirmed, end)
+			t.Errorf("the server got %s, want %s", w.confirmed, end)
 		}
 		if got, want := fmt.Sprint(w.trace), "[acquire open close release]"; got != want {
 			t.Errorf("trace: got %s, want %s", got, want)
@@ -655,7 +655,7 @@ func TestShutdown(t *testing.T) {
 		}
 	})
 
-	// Whoever looks while it drains is told so: a pod that drains is not ready.
+	// While it drains, the status shows that: a pod that drains is not ready.
 	bubble(t, "TellsThatItDrains", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		gate := sink.OnCall(1).Block()
@@ -698,7 +698,7 @@ func TestShutdown(t *testing.T) {
 			t.Errorf("it took %s, want 13s", took)
 		}
 		if n := r.log.count("drain timed out, the next owner delivers these events again: epoch=1 slot=sagaz_outbox events=2"); n != 1 {
-			t.Errorf("the log says it %d times, want once:\n%s", n, r.log)
+			t.Errorf("it was logged %d times, want once:\n%s", n, r.log)
 		}
 		if w.confirmed != first || w.owner != nil {
 			t.Errorf("confirmed %s, owner %v; want %s and none", w.confirmed, w.owner, first)

@@ -10,7 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// A relay that stands by beside another slot of the table says whose that is. It is ready for the
+// A relay that is a standby to another slot of the table reports whose that is. It is ready for the
 // time of a rolling update, and then not.
 func TestStandbyBesideAnotherSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

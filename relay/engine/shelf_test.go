@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A tally says what a plain map says, around the count where a byte is not enough any more.
+// A tally counts like a plain map, around the count where a byte is not enough any more.
 func TestTally(t *testing.T) {
 	var (
 		counts tally

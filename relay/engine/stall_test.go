@@ -27,7 +27,7 @@ func failing(n int) (errs []error) {
 	return errs
 }
 
-// Each way of finding events stands still in its own way. Each is told, by readiness and verdict,
+// Each way of finding events can stop in its own way. Each is reported, by readiness and verdict,
 // and the lease is given up for another relay to try.
 func TestStall(t *testing.T) {
 	for _, tt := range []struct {
@@ -138,7 +138,7 @@ func TestStall(t *testing.T) {
 			t.Errorf("stopped after %s with %v", time.Since(began), err)
 		}
 		if r.log.count("what was under way does not end") == 0 {
-			t.Error("the log does not say what was left behind")
+			t.Error("the log does not name what was left behind")
 		}
 	})
 
@@ -164,7 +164,7 @@ func TestStall(t *testing.T) {
 		}
 	})
 
-	// A standby that could not take over says so.
+	// A standby that could not take over reports that.
 	bubble(t, "StandbyWithoutADatabase", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")
 		w.taken = true

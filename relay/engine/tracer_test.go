@@ -12,26 +12,26 @@ import (
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// tracer notes what it is told, and begins a trace where it is asked to.
+// tracer notes what is reported to it, and begins a trace where it is asked to.
 type tracer struct {
-	mu   sync.Mutex
-	told []string
+	mu    sync.Mutex
+	noted []string
 }
 
-func (r *tracer) tell(format string, args ...any) {
+func (r *tracer) note(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.told = append(r.told, fmt.Sprintf(format, args...))
+	r.noted = append(r.noted, fmt.Sprintf(format, args...))
 }
 
 func (r *tracer) all() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return strings.Join(r.told, "; ")
+	return strings.Join(r.noted, "; ")
 }
 
 func (r *tracer) Begin(rec *relay.Record, ev *relay.Event) {
-	r.tell("begin %s", label(ev.ID))
+	r.note("begin %s", label(ev.ID))
 	rec.Trace = relay.TraceContext{TraceID: [16]byte{1}, SpanID: [8]byte{2}, Flags: 1}
 	rec.Headers = append(rec.Headers, relay.Header{Key: relay.TraceParent, Value: string(rec.Trace.AppendText(nil))})
 }
@@ -41,17 +41,17 @@ func (r *tracer) Sent(o relay.Offer) {
 	for _, rec := range o.Batch {
 		sampled = append(sampled, rec.Trace.Sampled())
 	}
-	r.tell("sent %s %s sampled %v err %v took %s", o.Sink.Name(), labels(o.Batch), sampled, o.Err, o.Took)
+	r.note("sent %s %s sampled %v err %v took %s", o.Sink.Name(), labels(o.Batch), sampled, o.Err, o.Took)
 }
 
 func (r *tracer) Marked(m relay.Marking) {
-	r.tell("marked %d %s err %v", m.Events, labels(slices.Collect(m.Records)), m.Err)
+	r.note("marked %d %s err %v", m.Events, labels(slices.Collect(m.Records)), m.Err)
 }
 
-func (r *tracer) Swept(s relay.Swept) { r.tell("swept %d %s err %v", s.Rows, s.Cause, s.Err) }
+func (r *tracer) Swept(s relay.Swept) { r.note("swept %d %s err %v", s.Rows, s.Cause, s.Err) }
 
 func (r *tracer) Drained(d relay.Drained) {
-	r.tell("drained %s offered %d settled %d failing %d", d.Sink, d.Offered, d.Settled, d.Failing)
+	r.note("drained %s offered %d settled %d failing %d", d.Sink, d.Offered, d.Settled, d.Failing)
 }
 
 func headersOf(text string) func(*relay.Event) {
@@ -73,8 +73,8 @@ func TestTracer(t *testing.T) {
 		return func(cfg *engine.Config) { cfg.Lanes, cfg.Tracer = 1, tr }
 	}
 
-	// Each offer and each mark is told; a trace is begun only for the row without a traceparent,
-	// once for all sinks, and a row's own is as it was.
+	// Each offer and each mark is reported. A trace is begun only for the row without a
+	// traceparent, once for all sinks, and a row's own is as it was.
 	bubble(t, "WhatIsTold", func(t *testing.T) {
 		w, a, b, tr := newWorld(t), sinktest.NewScript("kafka"), sinktest.NewScript("rabbitmq"), new(tracer)
 		a.OnCall(1).Times(1).Fail(errConnection)
@@ -84,17 +84,17 @@ func TestTracer(t *testing.T) {
 		if err := r.stop(); err != nil {
 			t.Fatal(err)
 		}
-		told := tr.all()
+		reported := tr.all()
 		for _, want := range []string{
 			"begin b1", "sent kafka a1 b1 c1 sampled [true true false] err 3 of 3 records not acknowledged, first: connection reset", "sent kafka a1 b1 c1 sampled [true true false] err <nil>",
 			"sent rabbitmq a1 b1 c1 sampled [true true false] err <nil>", "marked 3 a1 b1 c1 err <nil>",
 		} {
-			if strings.Count(told, want) != 1 {
-				t.Errorf("%q is not told once: %s", want, told)
+			if strings.Count(reported, want) != 1 {
+				t.Errorf("%q is not reported once: %s", want, reported)
 			}
 		}
-		if strings.Count(told, "begin") != 1 || strings.Count(told, "sent") != 3 || strings.Count(told, "marked") != 1 {
-			t.Errorf("told: %s", told)
+		if strings.Count(reported, "begin") != 1 || strings.Count(reported, "sent") != 3 || strings.Count(reported, "marked") != 1 {
+			t.Errorf("reported: %s", reported)
 		}
 		for _, sink := range []*sinktest.Script{a, b} {
 			got := sink.Taken()
@@ -109,7 +109,7 @@ func TestTracer(t *testing.T) {
 		}
 	})
 
-	// What comes from the ledger and the table is told too.
+	// What comes from the ledger and the table is reported too.
 	bubble(t, "LedgerAndSweep", func(t *testing.T) {
 		w, sink, tr := newWorld(t), sinktest.NewScript("kafka"), new(tracer)
 		sink.OnEvent(id("a1")).Times(1).Refuse(relay.ReasonUnroutable, errConnection)
@@ -119,14 +119,14 @@ func TestTracer(t *testing.T) {
 		if err := r.stop(); err != nil {
 			t.Fatal(err)
 		}
-		told := tr.all()
+		reported := tr.all()
 		for _, want := range []string{"swept 1 polled err <nil>", "drained kafka offered 1 settled 1 failing 0", "sent kafka a1 sampled [true] err <nil>"} {
-			if strings.Count(told, want) != 1 {
-				t.Errorf("%q is not told once: %s", want, told)
+			if strings.Count(reported, want) != 1 {
+				t.Errorf("%q is not reported once: %s", want, reported)
 			}
 		}
-		if strings.Count(told, "swept") != 1 {
-			t.Errorf("looks that find nothing are told: %s", told)
+		if strings.Count(reported, "swept") != 1 {
+			t.Errorf("looks that find nothing are reported: %s", reported)
 		}
 	})
 

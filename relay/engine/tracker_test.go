@@ -10,8 +10,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// twin is the tracker told obviously: it never forgets and computes everything again from its
-// history.
+// twin is the tracker in its plainest form: it never forgets, and computes everything again from
+// its history.
 type twin struct {
 	history []twinEntry
 }

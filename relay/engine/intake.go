@@ -244,13 +244,13 @@ func (c *Config) trace(rec *relay.Record, ev *relay.Event) {
 // launch encodes events and puts them on their way.
 func (in *intake) launch(events []relay.Event, swept bool) {
 	flights := make([]*flight, len(events))
-	beside := swept && in.doing.whileStreaming()
+	whileStreaming := swept && in.doing.whileStreaming()
 	for i := range events {
 		// Each by itself: in one piece, an event that is stuck would keep all of them in memory.
 		ev, f := &events[i], new(flight)
 		flights[i] = f
 		f.CommitLSN, f.xid, f.CommittedAt, f.size = ev.CommitLSN, ev.XID, ev.CommittedAt, ev.Size()
-		f.confirm, f.Swept, f.WhileStreaming = ev.CommitEnd, swept, beside
+		f.confirm, f.Swept, f.WhileStreaming = ev.CommitEnd, swept, whileStreaming
 		in.place++
 		f.position = in.place
 		f.keyHash = relay.KeyHash(ev.AggregateID)

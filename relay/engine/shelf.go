@@ -60,7 +60,7 @@ const (
 	offer   admission = iota // nothing before it is in the ledger
 	toShelf                  // park it
 	// What is before it is being offered just now: wait for the end of that round.
-	hold
+	toDefer
 )
 
 // admit is called with mu held.
@@ -76,7 +76,7 @@ func (s *shelf) admit(keyHash uint32) admission {
 	case n == 0:
 		return offer
 	case n == s.under[b]:
-		return hold
+		return toDefer
 	default:
 		return toShelf
 	}
@@ -85,21 +85,21 @@ func (s *shelf) admit(keyHash uint32) admission {
 // park counts an entry that is to be made. It is called with mu held.
 func (s *shelf) park(f *flight) {
 	s.add(f.keyHash, 1)
-	s.doubt(f.position, true)
+	s.expect(f.position, true)
 }
 
 // parkRefused is park for an event that was refused: a dead letter that its key passes is not
 // counted.
 func (s *shelf) parkRefused(f *flight, p *relay.Parked) {
 	if p.Detached {
-		s.doubt(f.position, false)
+		s.expect(f.position, false)
 		return
 	}
 	s.park(f)
 }
 
-// doubt notes an entry that is to be made. It is called with mu held.
-func (s *shelf) doubt(position int64, counted bool) {
+// expect notes an entry that is to be made. It is called with mu held.
+func (s *shelf) expect(position int64, counted bool) {
 	if s.unconfirmed == nil {
 		s.unconfirmed = make(map[int64]bool)
 	}
@@ -126,8 +126,8 @@ func (s *shelf) certain(entries []relay.Entry) []bool {
 	defer s.mu.Unlock()
 	yes := make([]bool, len(entries))
 	for i := range entries {
-		_, doubt := s.unconfirmed[entries[i].Position]
-		yes[i] = !doubt
+		_, unconfirmed := s.unconfirmed[entries[i].Position]
+		yes[i] = !unconfirmed
 	}
 	return yes
 }

@@ -36,14 +36,14 @@ func (l *lane) triage(batch []*flight) []*flight {
 		}
 		v := l.shelf.admit(f.keyHash)
 		if l.deferredBuckets[bucketOf(f.keyHash)] {
-			v = hold // its predecessors are there
+			v = toDefer // its predecessors are there
 		}
 		if (v == toShelf || v == offer && f.Unfit != nil) && keeps.event(kept, f) {
 			l.untake(batch[i:])
 			break
 		}
 		switch {
-		case v == hold:
+		case v == toDefer:
 			if l.deferred == nil {
 				l.deferredBuckets, l.deferredSince = make(map[uint32]bool), l.shelf.rounds
 			}

@@ -94,7 +94,9 @@ func (a *accident) recovers(src *Source) {
 	_ = run.stop()
 }
 
+// eachVersion runs a test on each version of PostgreSQL, beside other tests.
 func eachVersion(t *testing.T, more []string, f func(t *testing.T, version string)) {
+	t.Parallel()
 	versions := slices.Clone(pgtest.Versions())
 	for _, v := range more {
 		if !slices.Contains(versions, v) {
@@ -117,6 +119,7 @@ func dropSlot(t testing.TB, db *pgtest.DB) {
 }
 
 func TestSlotDropped(t *testing.T) {
+	t.Parallel()
 	t.Run("while streaming", func(t *testing.T) {
 		eachVersion(t, nil, func(t *testing.T, version string) {
 			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
@@ -143,6 +146,7 @@ func TestSlotDropped(t *testing.T) {
 // The server gives a slot up that needs more WAL than it may keep, and ends the connection that
 // reads it.
 func TestSlotLost(t *testing.T) {
+	t.Parallel()
 	for _, streaming := range []bool{true, false} {
 		t.Run(map[bool]string{true: "while streaming", false: "while down"}[streaming], func(t *testing.T) {
 			eachVersion(t, nil, func(t *testing.T, version string) {
@@ -181,6 +185,7 @@ func TestSlotLost(t *testing.T) {
 // Up to PostgreSQL 17 the server ends the stream when its publication is gone. 18 warns and goes on
 // without the rows, which would not be noticed.
 func TestPublicationDropped(t *testing.T) {
+	t.Parallel()
 	t.Run("while streaming", func(t *testing.T) {
 		eachVersion(t, []string{"18"}, func(t *testing.T, version string) {
 			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
@@ -244,6 +249,7 @@ func TestPublicationDropped(t *testing.T) {
 
 // The server does not report that a publication has ceased to carry a table.
 func TestPublicationChanged(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, change, back string // statements
 		// the setup error for a person; none if nothing is wrong any more
@@ -349,6 +355,7 @@ func TestPublicationChangedBetweenRows(t *testing.T) {
 
 // A slot that is further on than we have let it go cannot deliver what it has passed.
 func TestSlotMoved(t *testing.T) {
+	t.Parallel()
 	t.Run("advanced", func(t *testing.T) {
 		eachVersion(t, nil, func(t *testing.T, version string) {
 			a := newAccident(t, pgtest.NewVersion(t, version, pgtest.Migrated()))
@@ -401,6 +408,7 @@ func TestSlotMoved(t *testing.T) {
 // Create has to drop a slot that a former owner's connection reads, which it may. If it is anybody
 // else's, the error names the reader.
 func TestCreateWhileBusy(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, application string
 		ends              bool

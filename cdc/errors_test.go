@@ -58,6 +58,7 @@ func createFails(t testing.TB, dsn, slot string) error {
 // Whatever is wrong with the database is reported with the statement that fixes it. Where that is a
 // statement that we can run, it does fix it.
 func TestSetupErrors(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		sql   string
@@ -134,6 +135,7 @@ func TestSlotOfAnotherDatabase(t *testing.T) {
 }
 
 func TestServerSettings(t *testing.T) {
+	t.Parallel()
 	t.Run("wal_level", func(t *testing.T) {
 		t.Parallel()
 		server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"wal_level": "replica"})
@@ -170,6 +172,7 @@ func TestServerSettings(t *testing.T) {
 }
 
 func TestRights(t *testing.T) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) {
 			t.Parallel()
@@ -264,6 +267,7 @@ func query(sql string) []byte {
 }
 
 func TestSlotBusy(t *testing.T) {
+	t.Parallel()
 	t.Run("a stranger reads it", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())

@@ -13,6 +13,7 @@ import (
 // The primary dies and the standby takes its place. With a slot that the standby has copied the
 // stream goes on where it was; without, the slot is missing.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	for _, synced := range []bool{true, false} {
 		t.Run(map[bool]string{true: "slot synced", false: "slot not synced"}[synced], func(t *testing.T) {
 			t.Parallel()

@@ -37,6 +37,7 @@ func (in *intake) block() (entered chan struct{}, release func()) {
 // The server ends a connection that has not been heard of for wal_sender_timeout. The intake may
 // block for longer.
 func TestFeedbackWhileAdmitBlocks(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		bytes int // of each row; many fill the socket, so that the server waits for us, too
@@ -112,6 +113,7 @@ func TestIdleOutboxFollowsOtherTraffic(t *testing.T) {
 // us. Until Close the watermark is reported, also when the server has filled the socket, which
 // nobody reads any more.
 func TestFeedbackUntilClose(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		full bool
@@ -155,6 +157,7 @@ func TestFeedbackUntilClose(t *testing.T) {
 // Whatever the stream does when it is stopped, it stops, and the server has taken what it has
 // reported.
 func TestStops(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		run  func(t *testing.T, db *pgtest.DB, in *intake, cancel func())
@@ -251,6 +254,7 @@ func TestStops(t *testing.T) {
 }
 
 func TestServerGone(t *testing.T) {
+	t.Parallel()
 	t.Run("walsender terminated", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t, pgtest.Migrated())

@@ -13,6 +13,7 @@ import (
 // others. That is also so when the origin is made while the stream runs, and when their own commits
 // are the only ones for a while.
 func TestForeignOriginKeepsCommitOrder(t *testing.T) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()

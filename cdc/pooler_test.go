@@ -15,6 +15,7 @@ import (
 // A pooler refuses the startup parameter that makes a replication connection, or takes it and gives
 // an ordinary one.
 func TestPooler(t *testing.T) {
+	t.Parallel()
 	t.Run("refuses", func(t *testing.T) {
 		t.Parallel()
 		err := openFails(t, answering(t, func(c net.Conn) {

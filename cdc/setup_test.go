@@ -12,6 +12,7 @@ import (
 
 // Open makes nothing. The first Create makes what is missing, the second one finds it.
 func TestCreateMakesPublicationAndSlot(t *testing.T) {
+	t.Parallel()
 	versions := pgtest.Versions()
 	if !slices.Contains(versions, "14") { // the one without column lists
 		versions = append(versions, "14")
@@ -85,6 +86,7 @@ func TestFailoverOff(t *testing.T) {
 }
 
 func TestEnsure(t *testing.T) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) {
 			t.Parallel()

@@ -12,6 +12,7 @@ import (
 // Relays that find an empty database at once do not disturb each other: one streams, the others get
 // an error that means to wait, or a transient one.
 func TestManyOpenAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) {
 			t.Parallel()

@@ -18,6 +18,7 @@ import (
 // Several connections insert, set savepoints, roll back and commit as a random script has it. What
 // arrives is what was committed, in the order of the commits.
 func TestStreamsInCommitOrder(t *testing.T) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) {
 			t.Parallel()
@@ -98,6 +99,7 @@ func TestStreamsInCommitOrder(t *testing.T) {
 }
 
 func TestOddValues(t *testing.T) {
+	t.Parallel()
 	for _, version := range pgtest.Versions() {
 		t.Run("PostgreSQL "+version, func(t *testing.T) {
 			t.Parallel()
@@ -258,6 +260,7 @@ func TestForeignRowsAndTruncate(t *testing.T) {
 // Who changes the table while it is read need not stop the relay, unless it takes away what an
 // event is made of.
 func TestTableChangesWhileStreaming(t *testing.T) {
+	t.Parallel()
 	const allColumns = `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'insert')`
 	for _, c := range []struct{ name, before, sql, lacks string }{
 		{"column added", "", `ALTER TABLE saga_outbox ADD extra int NOT NULL DEFAULT 7`, ""},

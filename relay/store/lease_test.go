@@ -225,7 +225,8 @@ func TestLeaseOwnerFrozen(t *testing.T) {
 // lock of the slot's row for A, and waits for the rest, to which
 // idle_in_transaction_session_timeout does not apply. B must be able to take over all the same.
 func TestLeaseOwnerFrozenInMark(t *testing.T) {
-	onEach(t, func(t *testing.T, db *pgtest.DB) {
+	// alone: making a slot waits for open transactions of the whole server
+	onEachAlone(t, nil, func(t *testing.T, db *pgtest.DB) {
 		events := insert(t, db, 1, 2500)
 		marking := make(chan error, 1)
 		old, next, _ := frozen(t, db, func(p *pgtest.Proxy, l *lease) {

@@ -17,7 +17,8 @@ import (
 // cannot write that it is alive, and asks instead. A standby sees that on the owner's session, and
 // does not take the slot for several times the lease's time.
 func TestLeaseKeptWhileItsRowIsLocked(t *testing.T) {
-	onEach(t, func(t *testing.T, db *pgtest.DB) {
+	// alone: making a slot waits for open transactions of the whole server
+	onEachAlone(t, nil, func(t *testing.T, db *pgtest.DB) {
 		cfg := testConfig(db)
 		cfg.LeaseTTL = testTTL
 		l := acquire(t, newStore(t, cfg, nil), "outbox")

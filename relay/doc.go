@@ -4,7 +4,9 @@
 // The way of an event from a committed row of saga_outbox to the brokers' acknowledgements and back
 // to the row's mark is package engine. It knows no SQL (store), no broker (sinks), no HTTP (admin)
 // and no metrics. Package watch has those: the engine reports to it afterwards (Observer).
-// DESIGN.md follows one event through all of it and has a map of what to change where.
+// DESIGN.md follows one event through all of it and has a map of what to change where. Package
+// encode makes records of rows; doctor, repair and sessions are packages here, too. The stream
+// (cdc), the sinks and the migrations are at the root.
 //
 // # Promises
 //
@@ -45,18 +47,19 @@
 // # What happens on each failure
 //
 //	a sink fails, transient     the lane offers the same again, in order  engine/lane.go
-//	a sink refuses a record     it and what follows of its key are parked engine/outcome.go
+//	a sink refuses a record     it and what follows of its key are parked engine/triage.go: refusal
+//	it is refused again         later and later, then a dead letter       engine/retry.go: givesUp
 //	a sink fails for long       isolated: all its events go to the ledger engine/control.go: leaving
 //	a ledger entry is due       offered in rounds, in the key's order     engine/drainer.go
 //	too much WAL is retained    the sinks that are behind are isolated    engine/control.go: mindWAL
-//	a row cannot be marked      it is parked in the ledger, tried again   unmarked.go
+//	a row cannot be marked      it is parked in the ledger, tried again   store/unmarked.go
 //	a mark's transaction fails  written again, as it is                   engine/marker.go
 //	the slot's connection ends  a new one; what it repeats is dropped     engine/intake.go: fresh
 //	the slot is gone, or moved  the table is swept, then streamed         engine/feed.go
 //	rows that are not streamed  found by looking at the table             engine/sweep.go
-//	streaming is impossible     the table is polled, in mode auto         engine/feed.go
+//	streaming is impossible     the table is polled, in mode auto         engine/sweep.go: poll
 //	the lease is lost           lanes stop; new lease, new pipeline       engine/keeper.go: keep
-//	the process was frozen      Fence forbids each write to a broker      sink.go: Fence
+//	the process was frozen      Fence forbids each write to a broker      store/lease.go: Valid
 //	an owner moves nothing      it leaves the lease to another relay      engine/control.go: giveUp
 //	the relay has to stop       drains, marks, releases the lease         engine/pipeline.go: drain
 //
@@ -64,12 +67,14 @@
 //
 // Before a first change to delivery, in this order; the rest when it is about that:
 //
-//	event.go flight.go sink.go encoder.go source.go lease.go ledger.go observer.go
-//	engine/keeper.go engine/pipeline.go engine/feed.go engine/intake.go
-//	engine/window.go engine/tracker.go engine/lane.go engine/triage.go
-//	engine/outcome.go engine/marker.go engine/control.go
+//	event.go flight.go sink.go encoder.go source.go lease.go ledger.go
+//	engine/pipeline.go engine/feed.go engine/intake.go engine/window.go
+//	engine/tracker.go engine/confirm.go engine/lane.go engine/triage.go
+//	engine/shelf.go engine/outcome.go engine/retry.go engine/marker.go
+//	engine/control.go
 //
-// Not among them: sweeps, the drainer, settings, and relay/watch.
+// Not among them: who owns the slot (engine/keeper.go), sweeps, the drainer, settings, and what is
+// reported (observer.go, watch).
 //
 // # Words
 //

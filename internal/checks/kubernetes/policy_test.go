@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
@@ -59,15 +60,49 @@ func TestRestricted(t *testing.T) {
 					}
 				}
 			}
-			for _, role := range each[*rbacv1.Role](all) {
-				for _, rule := range role.Rules {
-					if base == "monitoring" && !slices.Equal(rule.Verbs, []string{"get", "list", "watch"}) {
-						t.Errorf("role %s/%s may more than read: %v", role.Namespace, role.Name, rule)
-					}
-				}
-			}
 		})
 	}
+}
+
+// TestStackRights: the monitoring stack reads pods and their logs, in two namespaces, and no more;
+// each binding has its role and its account; and no policy is for pods of others, too.
+func TestStackRights(t *testing.T) {
+	everyBuild(t, "monitoring", func(t *testing.T, all []object) {
+		there := make(map[string]bool)
+		for _, o := range all {
+			there[o.String()] = true
+			if o.clusterWide() && o.String() != "v1/Namespace /promtail" {
+				t.Errorf("%s is of the whole cluster", o)
+			}
+		}
+		for _, role := range each[*rbacv1.Role](all) {
+			for _, rule := range role.Rules {
+				if !slices.Equal(rule.Verbs, []string{"get", "list", "watch"}) || slices.ContainsFunc(rule.Resources, func(r string) bool { return r != "pods" && r != "pods/log" }) {
+					t.Errorf("role %s/%s may more than read pods: %v", role.Namespace, role.Name, rule)
+				}
+			}
+		}
+		bindings := each[*rbacv1.RoleBinding](all)
+		for _, b := range bindings {
+			if !there["rbac.authorization.k8s.io/v1/Role "+b.Namespace+"/"+b.RoleRef.Name] {
+				t.Errorf("binding %s/%s: no role %s", b.Namespace, b.Name, b.RoleRef.Name)
+			}
+			for _, s := range b.Subjects {
+				if !there["v1/ServiceAccount "+s.Namespace+"/"+s.Name] {
+					t.Errorf("binding %s/%s: no account %s/%s", b.Namespace, b.Name, s.Namespace, s.Name)
+				}
+			}
+		}
+		policies := each[*networkingv1.NetworkPolicy](all)
+		for _, p := range policies {
+			if len(p.Spec.PodSelector.MatchLabels)+len(p.Spec.PodSelector.MatchExpressions) == 0 {
+				t.Errorf("policy %s is for pods of others, too", p.Name)
+			}
+		}
+		if len(bindings) < 3 || len(policies) < 3 {
+			t.Errorf("%d bindings and %d policies: the test looks in the wrong place", len(bindings), len(policies))
+		}
+	})
 }
 
 const kubeScore = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0"
@@ -76,6 +111,12 @@ const kubeScore = "github.com/zegl/kube-score/cmd/kube-score@v1.20.0"
 var notAsked = map[string]string{
 	"container-security-context-user-group-id": "it wants ids above 10000; 1000 is that of the library's manifests (docs/contract.md)",
 	"container-image-pull-policy":              "it wants Always; tags and digests do not move here, and a pull at every start makes the registry a part that can fail",
+}
+
+// notAskedOfTheStack are those that, besides, do not hold in monitoring/.
+var notAskedOfTheStack = map[string]string{
+	"statefulset-has-servicename": "it wants one without an address; a part has one pod, and the others ask its Service",
+	"pod-probes-identical":        "Alloy and Grafana answer one question about themselves",
 }
 
 // accepted is what else kube-score finds, by build: object and test, with the reason.
@@ -92,6 +133,7 @@ var accepted = map[string]map[string]string{
 	},
 	"k8s/components/keda":               {"outbox-worker deployment-replicas": "KEDA makes the autoscaler, at least 3"},
 	"k8s/components/prometheus-adapter": {"prometheus-adapter deployment-replicas": "without it the autoscaler keeps what there is"},
+	"monitoring/components/promtail":    {"promtail pod-networkpolicy": "it has a namespace of its own, and asks Loki and the API server alone"},
 }
 
 // TestScore runs kube-score, which also sees selectors and autoscalers that lead to nothing. Its
@@ -107,9 +149,15 @@ func TestScore(t *testing.T) {
 	for test := range notAsked {
 		args = append(args, "--ignore-test="+test)
 	}
-	for _, dir := range builds(t, "k8s") {
+	for _, dir := range append(builds(t, "k8s"), builds(t, "monitoring")...) {
 		t.Run(dir, func(t *testing.T) {
-			cmd := exec.Command(filepath.Join(bin, "kube-score"), append(args, "-")...)
+			args := append(slices.Clone(args), "-")
+			if strings.HasPrefix(dir, "monitoring") {
+				for test := range notAskedOfTheStack {
+					args = append(args, "--ignore-test="+test)
+				}
+			}
+			cmd := exec.Command(filepath.Join(bin, "kube-score"), args...)
 			cmd.Stdin = bytes.NewReader(build(t, dir))
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr

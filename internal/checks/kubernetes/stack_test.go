@@ -105,3 +105,46 @@ func TestGrafana(t *testing.T) {
 		}
 	}
 }
+
+// TestAddresses: whom the configurations send something to or ask is a Service, of a pod that
+// listens there; and a data source is named by a uid that there is.
+func TestAddresses(t *testing.T) {
+	all := decode(t, "monitoring", build(t, "monitoring"))
+	address := regexp.MustCompile(`\burl\s*[:=] "?http://(\w+)(?:\.monitoring\.svc)?:(\d+)`)
+	for name, n := range map[string]int{"config/datasources.yaml": 3, "config/config.alloy": 1, "components/promtail/promtail.yml": 1} {
+		found := address.FindAllStringSubmatch(string(product.Read(t, filepath.Join("monitoring", name))), -1)
+		if len(found) != n {
+			t.Errorf("%s has %d addresses, want %d", name, len(found), n)
+		}
+		for _, m := range found {
+			listens := false
+			for _, p := range find[*corev1.Service](t, all, m[1]).Spec.Ports {
+				for _, c := range find[*appsv1.StatefulSet](t, all, m[1]).Spec.Template.Spec.Containers[0].Ports {
+					listens = listens || strconv.Itoa(int(p.Port)) == m[2] && p.TargetPort.StrVal == c.Name
+				}
+			}
+			if !listens {
+				t.Errorf("%s: nobody listens at %s:%s", name, m[1], m[2])
+			}
+		}
+	}
+	for _, name := range []string{"loki", "tempo"} { // each port of the pod is one that the configuration opens
+		text := string(product.Read(t, "monitoring/config/"+name+".yml"))
+		for _, p := range find[*appsv1.StatefulSet](t, all, name).Spec.Template.Spec.Containers[0].Ports {
+			if !regexp.MustCompile(`:\s*` + strconv.Itoa(int(p.ContainerPort)) + `\b`).MatchString(text) {
+				t.Errorf("%s.yml opens no port %d, which is the pod's %s", name, p.ContainerPort, p.Name)
+			}
+		}
+	}
+	sources := string(product.Read(t, "monitoring/config/datasources.yaml"))
+	for _, m := range regexp.MustCompile(`datasourceUid: (\w+)`).FindAllStringSubmatch(sources, -1) {
+		if !strings.Contains(sources, "\n    uid: "+m[1]+"\n") {
+			t.Errorf("no data source has the uid %s", m[1])
+		}
+	}
+	for _, dollars := range regexp.MustCompile(`(?m)^[^#\n]*?[^#\n$](\$+)[{\w]`).FindAllStringSubmatch(sources, -1) {
+		if dollars[1] != "$$" {
+			t.Errorf("Grafana would replace this by the environment: %s", dollars[0])
+		}
+	}
+}

@@ -104,6 +104,9 @@ func TestDockerSocket(t *testing.T) {
 		if socket != (s.Name == "docker-api") {
 			t.Errorf("%s mounts Docker's socket: %v", s.Name, socket)
 		}
+		if _, reaches := s.Networks["docker-api"]; reaches != (socket || s.Name == "alloy") {
+			t.Errorf("%s is in the network docker-api: %v", s.Name, reaches)
+		}
 	}
 	api := p.Services["docker-api"]
 	if len(api.Ports) > 0 || len(api.Networks) != 1 || !p.Networks["docker-api"].Internal {

@@ -92,6 +92,11 @@ func TestBuild(t *testing.T) {
 					t.Errorf("%s is there twice", o)
 				}
 				seen[o.String()] = true
+				for _, name := range []string{"name", "component", "part-of"} { // that Kubernetes recommends
+					if _, secret := o.Object.(*corev1.Secret); base == "k8s" && !secret && o.kind != "v1/Namespace" && o.GetLabels()["app.kubernetes.io/"+name] == "" {
+						t.Errorf("%s has no label app.kubernetes.io/%s", o, name)
+					}
+				}
 				switch o.Object.(type) {
 				case *corev1.Namespace:
 					if !(dev && o.GetName() == "sagaz-dev") && !(promtail && o.GetName() == "promtail") {

@@ -1,10 +1,14 @@
 package kubernetes
 
 import (
+	"bytes"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	batchv1 "k8s.io/api/batch/v1"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
@@ -23,9 +27,10 @@ func TestReadmeCommands(t *testing.T) {
 	migrate := migration(t)
 	migrate.Containers[0].Args = append(migrate.Containers[0].Args, "--slot")
 
+	readme := string(product.Read(t, "k8s/README.md"))
 	command := regexp.MustCompile(`kubectl -n sagaz exec (?:-i |-it )?(postgresql-0|deploy/outbox-worker) -- ([^\x60\n]*)`)
 	ran := make(map[string]int)
-	for _, m := range command.FindAllStringSubmatch(string(product.Read(t, "k8s/README.md")), -1) {
+	for _, m := range command.FindAllStringSubmatch(readme, -1) {
 		pod, line := m[1], m[2]
 		ran[pod]++
 		if ran[pod] == 1 || strings.Contains(line, "pg_drop_replication_slot") {
@@ -53,5 +58,24 @@ func TestReadmeCommands(t *testing.T) {
 	}
 	if ran["postgresql-0"] < 8 || ran["deploy/outbox-worker"] < 5 {
 		t.Errorf("ran %v", ran)
+	}
+
+	// Removal is a Job that a line of the README makes of the migration's.
+	line := regexp.MustCompile(`(?m)^(sed .*uninstall.*) k8s/migration-job.yaml \| kubectl replace --force -f -$`).FindStringSubmatch(readme)
+	if line == nil {
+		t.Fatal("the README has no line that makes the Job of the removal")
+	}
+	cmd := exec.Command("bash", "-c", line[1])
+	cmd.Stdin = bytes.NewReader(product.Read(t, "k8s/migration-job.yaml"))
+	made, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	removal := find[*batchv1.Job](t, decode(t, "README", made), "sagaz-migration").Spec.Template.Spec
+	if got := strings.Join(removal.Containers[0].Args, " "); got != "uninstall --yes" {
+		t.Fatalf("the removal runs %s", got)
+	}
+	if p := run(t, removal, secrets, nil); p.Exit() != 0 {
+		t.Errorf("the removal: %s", p)
 	}
 }

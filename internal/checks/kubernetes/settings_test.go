@@ -245,3 +245,34 @@ func TestNobodysBrokerChanges(t *testing.T) {
 		}
 	})
 }
+
+// TestComponentsForFiles: a patch whose target is nothing is no error of kustomize's. Certificates
+// are where the component's comment has them, and both accounts have the registry's secret.
+func TestComponentsForFiles(t *testing.T) {
+	mounted := 0
+	for _, p := range pods(decode(t, "tls", build(t, "k8s/components/tls"))) {
+		for _, c := range p.Spec.Containers {
+			if ours(c) != (mountOf(c, "tls") == "/etc/sagaz/tls") {
+				t.Errorf("%s has the certificates at %q", p.name, mountOf(c, "tls"))
+			}
+			if ours(c) {
+				mounted++
+			}
+		}
+	}
+	if mounted != 2 {
+		t.Errorf("%d containers of the product, want the worker's and the migration's", mounted)
+	}
+	known, text := product.Settings(t), string(product.Read(t, "k8s/components/tls/kustomization.yaml"))
+	for _, name := range []string{"RELAY_KAFKA_TLS_CA_FILE", "RELAY_KAFKA_TLS_CERT_FILE", "RELAY_KAFKA_TLS_KEY_FILE"} {
+		if _, ok := known[name]; !ok || !strings.Contains(text, name) {
+			t.Errorf("%s: no such setting, or the comment does not have it", name)
+		}
+	}
+	all := decode(t, "image-pull-secret", build(t, "k8s/components/image-pull-secret"))
+	for _, name := range []string{"outbox-worker", "sagaz-migration"} {
+		if s := find[*corev1.ServiceAccount](t, all, name).ImagePullSecrets; len(s) != 1 || s[0].Name != "sagaz-registry" {
+			t.Errorf("%s pulls with %v", name, s)
+		}
+	}
+}

@@ -80,6 +80,10 @@ func TestStates(t *testing.T) {
 			st["database"] = object{"error": st["start_error"]}
 			verdict(st, "degraded", "Starting for 42s", "slot sagaz_outbox: the database has not answered yet (DATABASE_URL): "+st["start_error"].(string))
 		}, map[string][]string{"verdict": {"Starting", "no such host"}, "figures": {"not known"}, "slots": {"Starting for"}, "build": {"Times are in "}, "ledger": {"does not answer"}, "marks": {"Not known yet"}}},
+		{"WaitsForTheServer", func(st object) {
+			maps.Copy(slot(st), object{"waits_for": "server", "waits_seconds": 130, "lag_bytes": 3 << 30})
+			slot(st)["hot_share"] = 0.02
+		}, map[string][]string{"slots": {"Waits for", "PostgreSQL", "2 min"}, "marks": {"2.0 %", "not HOT", "sagaz-relay doctor"}}},
 	}
 	for _, state := range states {
 		t.Run(state.name, func(t *testing.T) {

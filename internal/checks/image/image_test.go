@@ -90,13 +90,20 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// The image starts no PostgreSQL, and has nothing that downloads one. It says so.
+// The image starts no PostgreSQL, and has nothing that downloads one. It says so, whatever the
+// flags.
 func TestNoDemo(t *testing.T) {
 	for _, name := range []string{"demo", "bench"} {
-		text, code := built(t).run(t, nil, name, "--help")
-		if want := "sagaz-relay: this build has no " + name + ": run \"make " + name + "\" in the source"; code != 2 || !strings.HasPrefix(text, want) {
-			t.Errorf("%s: exit code %d, %q: want 2 and %q", name, code, text, want)
+		for _, flag := range []string{"--help", "--no-such-flag"} {
+			text, code := built(t).run(t, nil, name, flag)
+			if want := "sagaz-relay: this build has no " + name + ": run \"make " + name + "\" in the source"; code != 2 ||
+				!strings.HasPrefix(text, want) || strings.Count(text, "\n") != 1 {
+				t.Errorf("%s %s: exit code %d, %q: want 2 and the one line %q", name, flag, code, text, want)
+			}
 		}
+	}
+	if text, code := built(t).run(t, nil, "--help"); code != 0 || strings.Contains(text, "demo") || strings.Contains(text, "bench") {
+		t.Errorf("--help: exit code %d: want 0, and neither demo nor bench:\n%s", code, text)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/grafana/alloy/syntax/parser"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
@@ -81,6 +82,9 @@ func TestLabels(t *testing.T) {
 	if fmt.Sprint(compose) != fmt.Sprint(plain) {
 		t.Errorf("docker-compose.yml: %+v, want what the cluster has: %+v", compose, plain)
 	}
+	if promtail := promtailCollects(t); fmt.Sprint(promtail) != fmt.Sprint(plain) {
+		t.Errorf("Promtail: %+v, want what Alloy has: %+v", promtail, plain)
+	}
 	document := string(product.Read(t, "docs/observability.md"))
 	for name, key := range plain.read {
 		if !strings.Contains(document, "`"+key+"`") {
@@ -90,4 +94,40 @@ func TestLabels(t *testing.T) {
 			t.Errorf("%s is neither a label nor metadata, or both", name)
 		}
 	}
+}
+
+// promtailCollects is what Promtail makes of a line. Labels with __ are its own.
+func promtailCollects(t *testing.T) (c collected) {
+	t.Helper()
+	var config struct {
+		Scrapes []struct {
+			Relabel []struct {
+				Target string `yaml:"target_label"`
+			} `yaml:"relabel_configs"`
+			Pipeline []struct {
+				JSON     struct{ Expressions map[string]string }
+				Labels   map[string]any
+				Metadata map[string]any `yaml:"structured_metadata"`
+			} `yaml:"pipeline_stages"`
+		} `yaml:"scrape_configs"`
+	}
+	err := yaml.Unmarshal(product.Read(t, "monitoring/components/promtail/promtail.yml"), &config)
+	if err != nil || len(config.Scrapes) != 1 {
+		t.Fatalf("promtail.yml: %v, %+v", err, config)
+	}
+	for _, r := range config.Scrapes[0].Relabel {
+		if !strings.HasPrefix(r.Target, "__") {
+			c.labels = append(c.labels, r.Target)
+		}
+	}
+	for _, s := range config.Scrapes[0].Pipeline {
+		if s.JSON.Expressions != nil {
+			c.read = s.JSON.Expressions
+		}
+		c.labels = slices.AppendSeq(c.labels, maps.Keys(s.Labels))
+		c.metadata = slices.AppendSeq(c.metadata, maps.Keys(s.Metadata))
+	}
+	slices.Sort(c.labels)
+	slices.Sort(c.metadata)
+	return c
 }

@@ -174,6 +174,24 @@ func TestRole(t *testing.T) {
 		})
 	}
 
+	t.Run("DatabaseOfSomebodyElse", func(t *testing.T) {
+		super, err := db.connect(t, db.DSN("postgres"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := super.Exec(t.Context(), `CREATE DATABASE there`); err != nil {
+			t.Fatal(err)
+		}
+		write(t, db.secrets, "connection-string", "postgresql://owner:secret-owner@postgresql:5432/there")
+		if out, err := db.script(t, "role.sh"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		var owner string
+		if err := super.QueryRow(t.Context(), `SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'there'`).Scan(&owner); err != nil || owner != "owner" {
+			t.Errorf("owned by %s, %v", owner, err)
+		}
+	})
+
 	t.Run("NewPassword", func(t *testing.T) {
 		write(t, db.secrets, "connection-string", "postgresql://saga_user:another@postgresql:5432/saga_db")
 		if out, err := db.script(t, "role.sh"); err != nil {
@@ -238,6 +256,8 @@ func TestStart(t *testing.T) {
 		{"OtherScheme", "mysql://saga_user:hush@postgresql/saga_db", "no URL of PostgreSQL"},
 		{"NoUser", "postgresql://postgresql:5432/saga_db", "no user"},
 		{"NoPassword", "postgresql://saga_user@postgresql:5432/saga_db", "no password"},
+		{"EmptyPassword", "postgresql://saga_user:@postgresql:5432/saga_db", "no password"},
+		{"PercentAtTheEnd", "postgresql://saga_user:hush%2@postgresql:5432/saga_db", "a % without two hexadecimal digits"},
 		{"BarePercent", "postgresql://saga_user:hush%zz@postgresql:5432/saga_db", "a % without two hexadecimal digits"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

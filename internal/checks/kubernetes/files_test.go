@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -46,6 +47,14 @@ func TestFiles(t *testing.T) {
 	})
 	if err != nil || n < 7 {
 		t.Fatalf("%d files: %v", n, err)
+	}
+	// So is what the README has for users to write themselves.
+	n = 0
+	for _, m := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllStringSubmatch(string(product.Read(t, "k8s/README.md")), -1) {
+		n += len(decode(t, "k8s/README.md", []byte(m[1])))
+	}
+	if n == 0 {
+		t.Error("k8s/README.md has no object")
 	}
 }
 

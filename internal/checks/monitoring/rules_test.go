@@ -183,7 +183,8 @@ func TestRulesAreComplete(t *testing.T) {
 // targetLabels are what a scrape configuration adds to every series.
 var targetLabels = []string{"job", "instance", "namespace", "pod", "__name__"}
 
-// rulesUnknown says what of an expression no relay exports: series, and labels to match.
+// rulesUnknown says what of an expression no relay exports: series, labels to match, labels to group
+// or join by.
 func rulesUnknown(t *testing.T, text string, series map[string][]string) (wrong []string) {
 	t.Helper()
 	expr, err := parser.ParseExpr(text)
@@ -206,9 +207,34 @@ func rulesUnknown(t *testing.T, text string, series map[string][]string) (wrong 
 					wrong = append(wrong, "job is "+m.Value)
 				}
 			}
+		case *parser.AggregateExpr:
+			wrong = append(wrong, rulesUnknownLabels(n.Expr, n.Grouping, series)...)
+		case *parser.BinaryExpr:
+			if n.VectorMatching != nil {
+				wrong = append(wrong, rulesUnknownLabels(n.LHS, n.VectorMatching.MatchingLabels, series)...)
+				wrong = append(wrong, rulesUnknownLabels(n.RHS, n.VectorMatching.MatchingLabels, series)...)
+			}
 		}
 		return nil
 	})
+	return wrong
+}
+
+// rulesUnknownLabels says which labels none of the series within an expression has. Prometheus takes
+// such a label as empty, and sums up what should be apart.
+func rulesUnknownLabels(within parser.Expr, names []string, series map[string][]string) (wrong []string) {
+	known := slices.Clone(targetLabels)
+	parser.Inspect(within, func(n parser.Node, _ []parser.Node) error {
+		if v, ok := n.(*parser.VectorSelector); ok {
+			known = append(known, series[v.Name]...)
+		}
+		return nil
+	})
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			wrong = append(wrong, "nothing in "+within.String()+" has the label "+name)
+		}
+	}
 	return wrong
 }
 

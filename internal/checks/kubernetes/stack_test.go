@@ -148,3 +148,15 @@ func TestAddresses(t *testing.T) {
 		}
 	}
 }
+
+// With a stream a saga, Loki takes more of them: a patch whose target is nothing would be no error.
+func TestSagaIDLabels(t *testing.T) {
+	all := decode(t, "saga-id-labels", build(t, "monitoring/components/saga-id-labels"))
+	if args := find[*appsv1.StatefulSet](t, all, "loki").Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "-ingester.max-global-streams-per-user=50000") {
+		t.Errorf("Loki's arguments: %v", args)
+	}
+	config := find[*corev1.ConfigMap](t, all, "alloy-config").Data
+	if want := string(product.Read(t, "monitoring/components/saga-id-labels/labels.alloy")); len(config) != 2 || config["labels.alloy"] != want {
+		t.Errorf("Alloy has %d files, of which labels.alloy is the component's: %v", len(config), config["labels.alloy"] == want)
+	}
+}

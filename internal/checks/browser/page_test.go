@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 
@@ -107,6 +108,15 @@ func TestLooks(t *testing.T) {
 			}
 		}
 	})
+	t.Run("ScreenReader", func(t *testing.T) { // what the browser tells one of the tables that a phone shows as lists
+		b.look(360, 900, "light")
+		roles := js[[]string](b, `[...document.querySelectorAll("#sinks [role]")].filter(e => getComputedStyle(e).display !== "none").map(e => e.getAttribute("role"))`)
+		for _, want := range []string{"table", "row", "columnheader", "rowheader", "cell"} {
+			if !strings.Contains(strings.Join(roles, " ")+" ", want+" ") {
+				t.Errorf("nothing has the role %s: %v", want, roles)
+			}
+		}
+	})
 	t.Run("Keyboard", func(t *testing.T) {
 		b.do(chromedp.Navigate(r.url + "/"))
 		b.waitText("verdict", "Relaying")
@@ -126,6 +136,16 @@ func TestLooks(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if got := js[string](b, "document.activeElement.textContent"); got != focused || focused == "" {
 			t.Errorf("the focus was on %q, and is on %q after an update", focused, got)
+		}
+	})
+	t.Run("ReducedMotion", func(t *testing.T) {
+		const moving = `getComputedStyle(document.getElementById("live"), "::before").animationName`
+		if got := js[string](b, moving); got != "beat" {
+			t.Errorf("with motion: %q", got)
+		}
+		b.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-reduced-motion", Value: "reduce"}}))
+		if got := js[string](b, moving); got != "none" {
+			t.Errorf("without: %q", got)
 		}
 	})
 	b.wantClean(r.url)

@@ -69,10 +69,11 @@ const (
 	frontSQL = `SELECT CASE WHEN theirs >= ours THEN ours - theirs - 1 ELSE 0 END FROM (SELECT (SELECT min(position) FROM saga_outbox_delivery WHERE slot = $1) AS ours,
 		(SELECT max(position) FROM saga_outbox_delivery WHERE slot = $2) AS theirs) p WHERE theirs IS NOT NULL`
 
-	// moveSQL gives us $6 entries of slot $2, by key from the last on, and returns the last of
-	// these.
-	moveSQL = `WITH part AS (SELECT event_id, sink, ctid AS place FROM saga_outbox_delivery WHERE slot = $2 AND (event_id, sink) > ($4::uuid, $5::text) ORDER BY event_id, sink LIMIT $6),
-		moved AS (UPDATE saga_outbox_delivery d SET slot = $1, position = d.position + $3 FROM part WHERE d.ctid = part.place AND d.slot = $2 RETURNING true)
+	// moveSQL gives us $6 entries of slot $2, by key from the last on, with the others of the last
+	// one's event, and returns the last of these. An entry that a person's SQL changes in that
+	// moment is moved as well: nothing comes back for one that is left.
+	moveSQL = `WITH part AS (SELECT event_id, sink FROM saga_outbox_delivery WHERE slot = $2 AND (event_id, sink) > ($4::uuid, $5::text) ORDER BY event_id, sink LIMIT $6),
+		moved AS (UPDATE saga_outbox_delivery d SET slot = $1, position = d.position + $3 WHERE d.event_id = ANY(ARRAY(SELECT event_id FROM part)) AND d.slot = $2 RETURNING true)
 		SELECT event_id::text, sink, (SELECT count(*) FROM moved) FROM part ORDER BY event_id DESC, sink DESC LIMIT 1`
 	moveAtOnce = 20_000
 

@@ -338,3 +338,31 @@ func TestInheritALargeLedger(t *testing.T) {
 		t.Errorf("%d entries, want the %d of z by position and then those of x", len(got), len(want))
 	}
 }
+
+// An entry that a person's SQL changes while its slot is taken over goes to the new slot like the
+// others. Nothing comes back for one that is left.
+func TestInheritWhatIsBeingChanged(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		exec(t, db, `INSERT INTO saga_outbox_relay (slot, epoch, owner, released_at) VALUES ('x', 1, 'x', now())`)
+		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state)
+			SELECT $1, 's' || i, 'x', i, 'k', 1, 'Tested', 'retry' FROM generate_series(1, 3) i`, id(1).String())
+		person, err := db.Conn(t).Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer person.Rollback(context.Background()) //nolint:errcheck // it is committed, or the test has failed
+		if _, err := person.Exec(t.Context(), `UPDATE saga_outbox_delivery SET attempts = 7 WHERE sink = 's2'`); err != nil {
+			t.Fatal(err)
+		}
+		got, stop := waiting(t, quickLease(t, db, "y", nil), "y")
+		defer stop()
+		db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+		if err := person.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		release(t, <-got)
+		if got := value[string](t, db.Pool, `SELECT string_agg(format('%s %s %s', slot, sink, attempts), ', ' ORDER BY position) FROM saga_outbox_delivery`); got != "y s1 0, y s2 7, y s3 0" {
+			t.Errorf("the ledger has %s", got)
+		}
+	})
+}

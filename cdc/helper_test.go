@@ -22,7 +22,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Closing(m)) }
 // patience is for what happens at once on a machine that has nothing else to do.
 const patience = time.Minute
 
-// soon is for what waits for nothing, as opposed to what ends only by a timeout of minutes.
+// soon is for what waits for nothing, as opposed to what ends only by a timeout of minutes, or
+// never. It is longer than a slow disk stands still.
 const soon = 20 * time.Second
 
 // intake records what a stream hands on and fails the test when that is out of order.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,8 +15,8 @@ import (
 )
 
 const (
-	// afterStop is what the product promises after a clean stop. It is wanted of the best of several:
-	// the machine is busy with other tests.
+	// afterStop is what the product promises after a clean stop. It is wanted of most of several:
+	// the machine is busy with other tests, and its disk may stand still once.
 	afterStop = time.Second
 	// soon is for what happens at once, and not at a renewal or when a lease has lapsed, which are
 	// minutes away in the tests that use it. It is longer than a slow disk stands still.
@@ -31,7 +32,7 @@ func TestLeaseOneOwnerAtATime(t *testing.T) {
 			mu      sync.Mutex
 			epochs  []int64
 			freed   time.Time
-			best    = time.Hour
+			after   []time.Duration // of each release
 		)
 		for i := range contenders {
 			cfg := testConfig(db)
@@ -52,7 +53,7 @@ func TestLeaseOneOwnerAtATime(t *testing.T) {
 				mu.Lock()
 				if !freed.IsZero() {
 					took := time.Since(freed)
-					if best = min(best, took); took > soon {
+					if after = append(after, took); took > soon {
 						t.Errorf("the next owner came %s after the release", took)
 					}
 				}
@@ -73,8 +74,8 @@ func TestLeaseOneOwnerAtATime(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if best > afterStop {
-			t.Errorf("the next owner came %s after the release at best, want %s", best, afterStop)
+		if slices.Sort(after); len(after) == 0 || after[len(after)/2] > afterStop {
+			t.Errorf("the next owners came %v after the releases, want most of them within %s", after, afterStop)
 		}
 		for i, epoch := range epochs {
 			if epoch != int64(i+1) {
@@ -205,7 +206,7 @@ func TestLeaseOwnerFrozen(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		events := insert(t, db, 1, 100)
 		old, next, proxy := frozen(t, db, func(p *pgtest.Proxy, _ *lease) { p.Freeze() })
-		within(t, soon, "the frozen owner's loss", old.Lost())
+		within(t, 5*time.Second, "the frozen owner's loss", old.Lost()) // by its own clock, while the next took over
 		if old.Err() == nil {
 			t.Error("no reason for the loss")
 		}

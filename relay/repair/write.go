@@ -65,6 +65,7 @@ func Discard(ctx context.Context, conn *pgx.Conn, f Filter, hybrid bool) (*Done,
 const (
 	// Written like the statements in relay/store/order.go: whatever the planner's statistics say,
 	// there is one way to find the entries. The lock of the slot's row keeps them in their places.
+	// One that changes all the same, by a person's SQL, is passed.
 	chosen = `FROM unnest($1::uuid[], $2::text[]) AS c (event_id, sink)
 			CROSS JOIN LATERAL (SELECT e.ctid AS place FROM saga_outbox_delivery e WHERE e.event_id = c.event_id AND e.sink = c.sink OFFSET 0) e WHERE d.ctid = e.place`
 

@@ -53,7 +53,7 @@ func (l *lease) openConn(ctx context.Context, purpose string) (*pgx.Conn, error)
 	bounded, cancel := context.WithTimeout(ctx, factLeast)
 	defer cancel()
 	settings := `SET jit = off`
-	if purpose == "ledger" { // what reads all of the ledger has no index to choose
+	if purpose == "ledger" { // they do no harm to what reads all of it, which no index serves
 		settings = planSettings
 	}
 	if _, err := conn.Exec(bounded, settings); err != nil {

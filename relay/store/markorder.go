@@ -9,8 +9,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// part is a part of a batch of marks. What is found out about its events is given by their places in
-// the whole batch.
+// part is a part of a batch of marks. What is found out about its events is given by their places
+// in the whole batch.
 type part struct {
 	marks []relay.Mark
 	from  int   // the place of the first, when they are next to each other

@@ -26,9 +26,9 @@ const retryNow = `NOT detached AND state = 'retry' AND next_attempt_at IS NULL`
 //     ranges of key_hash, in the order of (key_hash, position): with "key_hash = …" and "ORDER BY
 //     position" the index by position of the entries to retry now would do as well.
 //   - Entries are changed by "event_id = ANY(ARRAY(SELECT …)) AND sink = …", which only the primary
-//     key serves, and not by a join, which could begin at either side. What tells of a partial
-//     index's predicate is said behind an OFFSET 0, or that index would do as well. Where each has
-//     values of its own, the join is by ctid, which has no index.
+//     key serves, and not by a join, which could begin at either side. A condition that a partial
+//     index has is behind an OFFSET 0, or that index would do as well. Where each entry gets values
+//     of its own, the join is by ctid, which has no index (entryAt).
 //   - Rows of saga_outbox are found by their ids only: see statusIs.
 //   - Whether an event has entries is asked behind an OFFSET 0, too: as a subplan for each row. An
 //     anti join could read all entries.
@@ -50,8 +50,9 @@ func behind(a, b string) string {
 // byPlace is the order within a line. It is part of how a line is found.
 const byPlace = ` ORDER BY key_hash, position`
 
-// statusIs is a row's status in a form that no index serves, for rows that are found by their ids.
-// An index on the status, which a table may have, is right for other statements.
+// statusIs is a row's status in a form that no index serves, for rows that are found by their ids,
+// their age or their place. An index on the status, which a table may have, is right for other
+// statements.
 const statusIs = `(status || '')`
 
 // hasEntries is true when an event has entries e for which a condition holds.
@@ -60,7 +61,9 @@ func hasEntries(id, and string) string {
 }
 
 // entryAt finds one entry and its place. Every writer of a slot's entries has the lock of the
-// slot's row, so it stays there for the statement.
+// slot's row, so it stays there for the statement. One that a person's SQL changes in that moment
+// is at another place then, and not changed by us: it is offered again. So this is for what comes
+// back, and not for what is done once (moveSQL).
 func entryAt(id, sink string) string {
 	return `SELECT e.*, e.ctid AS place FROM saga_outbox_delivery e WHERE e.event_id = ` + id + ` AND e.sink = ` + sink + ` OFFSET 0`
 }

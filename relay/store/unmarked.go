@@ -19,7 +19,7 @@ import (
 // returns NULL), until it is parked. An ordinary transaction is over by then.
 const lockedFor = 5 * time.Second
 
-// remarkPause is the time until the next try, in seconds, after $3 tries.
+// remarkPause is the time until the next try of an entry, in seconds; attempts are its tries so far.
 const remarkPause = `least(300, power(2, least(attempts, 10))) * (0.9 + 0.2 * random())`
 
 var (

@@ -13,7 +13,7 @@ import (
 // Status is what the database has of an event at one sink.
 type Status uint8
 
-// Standings.
+// Statuses.
 const (
 	Sent    Status = iota // delivered, by the database
 	Pending               // still to be delivered: nothing is wrong when it has not arrived

@@ -228,27 +228,32 @@ func (m *Metrics) readiness(ready func() bool) { m.isReady.Store(&ready) }
 func (m *Metrics) eventType(name string) *eventTypeMetrics {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if t, ok := m.eventTypes[name]; ok {
-		return t
+	return ofName(m.eventTypes, maxEventTypes, name, func(name string) *eventTypeMetrics {
+		return &eventTypeMetrics{
+			published: m.published.WithLabelValues(name),
+			failed:    m.failed.WithLabelValues(name),
+			dead:      m.deadLetters.WithLabelValues(name),
+			duration:  m.duration.with(name),
+		}
+	})
+}
+
+// ofName returns the series that known has of a name from somebody's row, or adds them. Beyond most
+// names it is those of "other".
+func ofName[series any](known map[string]*series, most int, name string, add func(name string) *series) *series {
+	if s, ok := known[name]; ok {
+		return s
 	}
 	name = relay.Label(name)
-	if t, ok := m.eventTypes[name]; ok {
-		return t
-	}
-	if len(m.eventTypes) >= maxEventTypes {
-		if t, ok := m.eventTypes[otherEventType]; ok {
-			return t
-		}
+	if _, ok := known[name]; !ok && len(known) >= most {
 		name = otherEventType
 	}
-	t := &eventTypeMetrics{
-		published: m.published.WithLabelValues(name),
-		failed:    m.failed.WithLabelValues(name),
-		dead:      m.deadLetters.WithLabelValues(name),
-		duration:  m.duration.with(name),
+	if s, ok := known[name]; ok {
+		return s
 	}
-	m.eventTypes[name] = t
-	return t
+	s := add(name)
+	known[name] = s
+	return s
 }
 
 // marked counts a batch whose outcomes are written.

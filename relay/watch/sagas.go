@@ -264,27 +264,14 @@ func (s *sagas) meaning(eventType string) sagaMeaning {
 
 // name returns the series of a saga name, or those of "other" when there are too many.
 func (s *sagas) name(name string) *sagaType {
-	if t, ok := s.names[name]; ok {
-		return t
-	}
-	name = relay.Label(name)
-	if t, ok := s.names[name]; ok {
-		return t
-	}
-	if len(s.names) >= maxSagaTypes {
-		if t, ok := s.names[otherEventType]; ok {
-			return t
+	return ofName(s.names, maxSagaTypes, name, func(name string) *sagaType {
+		return &sagaType{
+			started: s.started.WithLabelValues(name), completed: s.completed.WithLabelValues(name),
+			failed: s.failed.WithLabelValues(name), compensated: s.compensated.WithLabelValues(name),
+			uncompensated:     s.uncompensated.WithLabelValues(name),
+			durationCompleted: s.duration.with(name, "completed"), durationFailed: s.duration.with(name, "failed"),
 		}
-		name = otherEventType
-	}
-	t := &sagaType{
-		started: s.started.WithLabelValues(name), completed: s.completed.WithLabelValues(name),
-		failed: s.failed.WithLabelValues(name), compensated: s.compensated.WithLabelValues(name),
-		uncompensated:     s.uncompensated.WithLabelValues(name),
-		durationCompleted: s.duration.with(name, "completed"), durationFailed: s.duration.with(name, "failed"),
-	}
-	s.names[name] = t
-	return t
+	})
 }
 
 // step returns the series of a saga's step.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -174,32 +173,6 @@ func isPlain(imported string, modules []string) bool {
 	}
 	first, _, _ := strings.Cut(imported, "/")
 	return !strings.Contains(first, ".") || slices.Contains(modules, imported)
-}
-
-// TestDeliveryIsShort: who wants to change how events are delivered reads the contract and the
-// engine, and has to be able to.
-func TestDeliveryIsShort(t *testing.T) {
-	const most = 6800 // lines
-	lines := 0
-	for _, dir := range []string{"relay", "relay/engine"} {
-		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
-		if err != nil || len(files) < 5 {
-			t.Fatalf("%s: %d files, %v", dir, len(files), err)
-		}
-		for _, file := range files {
-			if strings.HasSuffix(file, "_test.go") {
-				continue
-			}
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			lines += strings.Count(string(text), "\n")
-		}
-	}
-	if lines > most {
-		t.Errorf("relay and relay/engine have %d lines, want at most %d: what is no delivery has another room", lines, most)
-	}
 }
 
 // What has to be read before a first change to delivery stays small: relay/doc.go has the list.

@@ -293,18 +293,19 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, part bool)
 			}
 		}
 	}
-	backoff := relay.Backoff{Min: d.cfg.BackoffMin, Max: d.cfg.BackoffMax}
-	for len(outcomes) > 0 {
-		err := d.lease.Resolve(ctx, d.sink.Name(), outcomes)
-		if err == nil {
-			break
-		}
-		if errors.Is(err, relay.ErrLeaseLost) || ctx.Err() != nil {
+	if len(outcomes) > 0 {
+		err := relay.Retry(ctx, relay.Backoff{Min: d.cfg.BackoffMin, Max: d.cfg.BackoffMax}, func() error {
+			return d.lease.Resolve(ctx, d.sink.Name(), outcomes)
+		}, func(err error, wait time.Duration) bool {
+			if errors.Is(err, relay.ErrLeaseLost) {
+				return false
+			}
+			d.log.Warn("the outcome of ledger entries could not be written, trying again", "entries", len(outcomes), "backoff", wait, "error", err)
+			return true
+		})
+		if err != nil {
 			return err
 		}
-		wait := backoff.Next()
-		d.log.Warn("the outcome of ledger entries could not be written, trying again", "entries", len(outcomes), "backoff", wait, "error", err)
-		relay.Sleep(ctx, wait)
 	}
 	var freed []*relay.Entry
 	for i := range outcomes {
@@ -315,7 +316,7 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, part bool)
 	}
 	d.shelf.end(freed)
 	for _, l := range d.lanes {
-		signal(l.wake)
+		relay.Wake(l.wake)
 	}
 	d.slotObs.Resolved(d.sink.Name(), outcomes)
 	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))

@@ -136,20 +136,23 @@ const (
 
 // owe notes durably that the table has to be swept before the slot is read again.
 func (f *feeder) owe(ctx context.Context, cause string) error {
-	backoff := relay.Backoff{Min: f.cfg.BackoffMin, Max: f.cfg.BackoffMax}
-	for ctx.Err() == nil {
-		err := f.lease.OweSweep(ctx, cause)
-		if err == nil {
-			f.recovery = relay.Recovery{Owed: true, Cause: cause}
-			return nil
-		}
+	err := relay.Retry(ctx, relay.Backoff{Min: f.cfg.BackoffMin, Max: f.cfg.BackoffMax}, func() error {
+		return f.lease.OweSweep(ctx, cause)
+	}, func(err error, _ time.Duration) bool {
 		if errors.Is(err, relay.ErrLeaseLost) {
-			return err
+			return false
 		}
 		f.log.Warn("noting that a sweep is owed", "error", err)
-		relay.Sleep(ctx, backoff.Next())
+		return true
+	})
+	switch {
+	case err == nil:
+		f.recovery = relay.Recovery{Owed: true, Cause: cause}
+		return nil
+	case ctx.Err() != nil && !errors.Is(err, relay.ErrLeaseLost):
+		return context.Cause(ctx)
 	}
-	return context.Cause(ctx)
+	return err
 }
 
 // recover does the sweep that is owed: it makes the slot, sweeps what the slot will not deliver,

@@ -60,7 +60,7 @@ func (l *lane) push(flights []*flight) {
 	l.queue = append(l.queue, flights...)
 	l.mu.Unlock()
 	if wasEmpty {
-		signal(l.wake)
+		relay.Wake(l.wake)
 	}
 }
 

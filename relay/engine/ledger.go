@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -28,15 +29,15 @@ type ledger struct {
 // load counts the entries that hold up later events, and returns the sinks that are not configured
 // any more, with how many entries they have.
 func (l *ledger) load(ctx context.Context) (unknown map[string]int64, err error) {
-	backoff := relay.Backoff{Min: l.cfg.BackoffMin, Max: l.cfg.BackoffMax}
-	for {
+	total := 0
+	err = relay.Retry(ctx, relay.Backoff{Min: l.cfg.BackoffMin, Max: l.cfg.BackoffMax}, func() error {
 		shelves := make(map[string]*shelf)
 		for i, sink := range l.sinks {
 			l.shelves[i].reset()
 			shelves[sink] = l.shelves[i]
 		}
-		total, unknown := 0, make(map[string]int64)
-		err := l.lease.Blocking(ctx, shelfBuckets, func(sink string, bucket uint32, entries, blocking int) {
+		total, unknown = 0, make(map[string]int64)
+		return l.lease.Blocking(ctx, shelfBuckets, func(sink string, bucket uint32, entries, blocking int) {
 			switch s := shelves[sink]; {
 			case s != nil && blocking > 0:
 				s.mu.Lock()
@@ -47,23 +48,24 @@ func (l *ledger) load(ctx context.Context) (unknown map[string]int64, err error)
 				unknown[sink] += int64(entries)
 			}
 		})
-		if err == nil {
-			if total > 0 {
-				l.log.Info("ledger read", "entries", total)
-			}
-			for sink, n := range unknown {
-				l.log.Warn("the ledger has events for a sink that is not configured; they stay until it is, or until they are discarded",
-					"sink", sink, "entries", n, "fix", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all")
-			}
-			return unknown, nil
+	}, func(err error, wait time.Duration) bool {
+		if errors.Is(err, relay.ErrLeaseLost) {
+			return false
 		}
-		if ctx.Err() != nil || errors.Is(err, relay.ErrLeaseLost) {
-			return nil, err
-		}
-		wait := backoff.Next()
 		l.log.Warn("reading the ledger", "backoff", wait, "error", err)
-		relay.Sleep(ctx, wait)
+		return true
+	})
+	if err != nil {
+		return nil, err
 	}
+	if total > 0 {
+		l.log.Info("ledger read", "entries", total)
+	}
+	for sink, n := range unknown {
+		l.log.Warn("the ledger has events for a sink that is not configured; they stay until it is, or until they are discarded",
+			"sink", sink, "entries", n, "fix", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all")
+	}
+	return unknown, nil
 }
 
 // noteSinks logs and reports which sinks the slot's last owner did not have, and which it had that

@@ -201,7 +201,7 @@ func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
 	p.confirm.marked(confirmed, p.window.mark(batch))
 	for _, s := range p.shelves {
 		if s.written(batch) {
-			signal(s.wake)
+			relay.Wake(s.wake)
 		}
 	}
 }

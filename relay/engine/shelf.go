@@ -189,7 +189,7 @@ func (s *shelf) isolate(overWAL bool) (first bool) {
 	} else {
 		s.down = true
 	}
-	signal(s.wake)
+	relay.Wake(s.wake)
 	return first
 }
 

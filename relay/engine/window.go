@@ -107,9 +107,9 @@ func (w *window) mark(batch []*flight) (moved bool) {
 	w.counts.marked += uint64(len(batch))
 	empty := w.idle()
 	w.mu.Unlock()
-	signal(w.freed)
+	relay.Wake(w.freed)
 	if empty {
-		signal(w.drained)
+		relay.Wake(w.drained)
 	}
 	return moved
 }
@@ -192,7 +192,7 @@ func (w *window) endRound() {
 	empty := w.idle()
 	w.mu.Unlock()
 	if empty {
-		signal(w.drained)
+		relay.Wake(w.drained)
 	}
 }
 
@@ -225,13 +225,5 @@ func (w *window) snapshot(out *relay.WorkSnapshot) {
 	out.Admitted, out.Marked, out.Swept = w.counts.admitted, w.counts.marked, w.counts.swept
 	if f := w.tracker.oldest(); f != nil {
 		out.OldestCommit, out.OldestAt = f.CommittedAt, f.At()
-	}
-}
-
-// signal wakes the one who waits, or will wait, on a channel of capacity one.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }

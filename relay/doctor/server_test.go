@@ -141,12 +141,28 @@ func TestFailover(t *testing.T) {
 	}
 	conn := replicationConn(t, db.DSN, "true")
 	defer conn.Close(t.Context())
+	if report := Examine(t.Context(), cfg, nil); report.finding("failover", OK, "") != nil || report.finding("failover", Note, "") != nil {
+		t.Errorf("a connection that sends nothing is no standby:\n%s", show(report))
+	}
 	conn.Frontend().Send(&pgproto3.Query{String: `START_REPLICATION SLOT standby_1 PHYSICAL 0/1000000`})
 	if err := conn.Frontend().Flush(); err != nil {
 		t.Fatal(err)
 	}
-	db.Until(t, `SELECT active FROM pg_replication_slots WHERE slot_name = 'standby_1'`)
+	db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE state IN ('catchup', 'streaming'))`)
 
+	polling := cfg
+	polling.Mode = relay.ModePolling
+	neighbour := configFor(t, pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()).DSN)
+	neighbour.Slots = cfg.Slots
+	for whose, cfg := range map[string]Config{"a slot that is not read": polling, "a neighbour's slot": neighbour} {
+		if report := Examine(t.Context(), cfg, nil); report.finding("failover", OK, "") != nil || report.finding("failover", Note, "") != nil {
+			t.Errorf("failover of %s:\n%s", whose, show(report))
+		}
+	}
+	neighbour.Mode = relay.ModePolling
+	if report := Examine(t.Context(), neighbour, nil); report.finding("failover", Note, "") != nil {
+		t.Errorf("failover of a neighbour's slot that is not read:\n%s", show(report))
+	}
 	applyFix(t, db.DSN, expect(t, cfg, "failover", Note, "not kept on standbys"))
 	expect(t, cfg, "slot", Note, "not there yet")
 	exec(t, db.DSN, `SELECT pg_create_logical_replication_slot('`+name+`', 'pgoutput', failover => true)`)

@@ -156,7 +156,8 @@ func (ex *exam) checkSlots(ctx context.Context) {
 			ex.missingSlot(name)
 			continue
 		}
-		if !ex.checkSlot(&all[i]) {
+		wrong := ex.checkSlot(&all[i])
+		if stream, _ := ex.streaming(); stream && !wrong {
 			ex.checkFailover(ctx, &all[i])
 		}
 	}
@@ -229,7 +230,9 @@ func (ex *exam) checkSlot(s *slot) (wrong bool) {
 	return false
 }
 
-// checkFailover looks whether a slot would survive a failover, where there is a standby.
+// checkFailover looks whether a slot of ours, which the relay reads, would survive a failover,
+// where there is a standby. A walsender that only runs commands or sends a base backup is none: its
+// state is "startup" or "backup".
 func (ex *exam) checkFailover(ctx context.Context, s *slot) {
 	const check = "failover"
 	if ex.version < 17 || !ex.cfg.Failover || ex.standby {
@@ -238,7 +241,7 @@ func (ex *exam) checkFailover(ctx context.Context, s *slot) {
 	var standbys int
 	var physical []string
 	var waits string
-	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_get_wal_senders() w WHERE NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = w.pid AND s.slot_type = 'logical')),
+	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_get_wal_senders() w WHERE w.state IN ('catchup', 'streaming') AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = w.pid AND s.slot_type = 'logical')),
 		(SELECT coalesce(array_agg(slot_name::text), '{}') FROM pg_replication_slots WHERE slot_type = 'physical' AND active), current_setting('synchronized_standby_slots')`,
 		nil, &standbys, &physical, &waits) || standbys == 0 {
 		return

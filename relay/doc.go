@@ -2,11 +2,18 @@
 // slot, and who observes. Nothing in it runs, and it knows no other room.
 //
 // The way of an event from a committed row of saga_outbox to the brokers' acknowledgements and back
-// to the row's mark is package engine. It knows no SQL (store), no broker (sinks), no HTTP (admin)
-// and no metrics. Package watch has those: the engine reports to it afterwards (Observer).
-// DESIGN.md follows one event through all of it and has a map of what to change where. Package
-// encode makes records of rows; doctor, repair and sessions are packages here, too. The stream
-// (cdc), the sinks and the migrations are at the root.
+// to the row's mark is package engine. It knows no SQL (that is store), no broker (sinks), no HTTP
+// (admin) and no metrics (watch). What it has done it reports to watch afterwards, through
+// Observer. DESIGN.md follows one event through all of it and has a map of what to change where.
+//
+// Every limit, time and size is a field of its package's Config, with its default:
+// engine/config.go, store/config.go, cdc/config.go, sinks/*/config.go.
+//
+// Other packages here: encode makes records of rows. columns has the types that a column may have.
+// repair is what the commands dead-letter and replay do and print. doctor shows what a start
+// refuses (store/demands.go, store/needs.go, cdc/setup.go), and more. traces exports the spans of
+// what the engine hands to Tracer (trace.go). The stream (cdc), the sinks and the migrations are at
+// the root; sinks/sinktest is the test of every sink, and has one in memory for tests (Script).
 //
 // # Promises
 //
@@ -32,17 +39,17 @@
 // Of an owner, how it finds events (engine/feed.go): it recovers (sweeps the table) when the slot
 // is new or cannot be trusted, then streams; where streaming is impossible it polls.
 //
-// Of an event (engine/tracker.go, ledger.go; in quotes the row's status):
+// Of an event (engine/tracker.go, and ledger.go of this package):
 //
-//	"pending" ─▶ in flight ── all sinks have it ────────────────────▶ marked "sent"
-//	                 │                                                    ▲
-//	                 └─ a sink does not ─▶ ledger: retry ── delivered ────┘
-//	                                         "failed" │ ▲
-//	                               MAX_RETRIES are up ▼ │ by hand
-//	                                              dead "dead_letter"
+//	pending ─▶ in flight ── all sinks have it ─────────────────▶ marked
+//	               │                                               ▲
+//	               └─ a sink does not ─▶ ledger: retry ─ delivered ┘
+//	                                              │ ▲
+//	                       MAX_RETRIES are used up ▼ │ by hand
+//	                                              dead
 //
-// An entry behind another of its key is held until that one is gone. The row of a held entry
-// stays "pending".
+// An entry behind another of its key is held until that one is gone. The row's status is sent when
+// it is marked, failed with an entry in retry, dead_letter with a dead one, and pending else.
 //
 // # What happens on each failure
 //
@@ -56,12 +63,15 @@
 //	a mark's transaction fails  written again, as it is                   engine/marker.go
 //	the slot's connection ends  a new one; what it repeats is dropped     engine/intake.go: fresh
 //	the slot is gone, or moved  the table is swept, then streamed         engine/feed.go
-//	rows that are not streamed  found by looking at the table             engine/sweep.go
+//	rows that are not streamed  found by looking: which                   store/sweep.go: wanted
+//	                            … and when                                engine/sweep.go
 //	streaming is impossible     the table is polled, in mode auto         engine/sweep.go: poll
+//	the lease is not renewed    it is lost after its time                 store/lease.go: renew
 //	the lease is lost           lanes stop; new lease, new pipeline       engine/keeper.go: keep
 //	the process was frozen      Fence forbids each write to a broker      store/lease.go: Valid
 //	an owner moves nothing      it leaves the lease to another relay      engine/control.go: giveUp
 //	the relay has to stop       drains, marks, releases the lease         engine/pipeline.go: drain
+//	sent rows get old           removed after RELAY_RETENTION             engine/retain.go
 //
 // # To read first
 //

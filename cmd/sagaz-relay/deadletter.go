@@ -256,7 +256,7 @@ behind one of them (RELAY_DEAD_LETTER=hold) follows it in order. With --state re
 waits for its next attempt is due now, and so is a mark with --state unmarked; with --state
 discarded one is taken back, if no relay has taken it out yet. A row without a ledger entry (sink
 "-") is set to pending: a relay delivers it when it next looks over the whole table, at its start
-or within the hour.`,
+or within ten minutes.`,
 	narrow: repair.ToRetry, run: repair.Retry,
 }
 

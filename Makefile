@@ -72,20 +72,27 @@ quick: ## a minute, and no server: engine, encoder, decoder, file sink, import r
 test: bin/testenv ## everything, on real PostgreSQL 14 and 18, Kafka and RabbitMQ (PKG=, TESTFLAGS=)
 	bin/testenv -race -postgres=14,18 $(if $(filter ./...,$(PKG)),-tools=$(CHECKS_TOOLS)) -- $(MAKE) --no-print-directory test-inside
 
-# All of PKG, or everything: what needs no race detector, then the rest with it; and then, on 14,
-# what depends on PostgreSQL. Tests that go over versions by themselves do so in PLAIN_PKG only: of
-# the others each has a run of its own.
+# All of PKG, or everything: what needs no race detector, which keeps the processors busy; then what
+# mostly waits, two at a time. On 14 is tested what depends on PostgreSQL. Tests that go over
+# versions by themselves do so in PLAIN_PKG only: of the others each has a run of its own.
 .PHONY: test-inside
 test-inside:
 ifneq ($(PKG),./...)
 	$(GO_TEST) -race $(PKG)
 else
 	$(GO_TEST) $(PLAIN_PKG)
+	$(MAKE) --no-print-directory -j2 test-race-inside test-14-inside
+endif
+
+.PHONY: test-race-inside
+test-race-inside:
 	SAGAZ_TEST_PG_VERSIONS=18 $(GO_TEST) -race $$(go list ./... | grep -vxF "$$(go list $(PLAIN_PKG))")
 	$(GO_TEST) -race -run '^Test(Demo|Log|EndAnyway)' ./cmd/sagaz-relay
+
+.PHONY: test-14-inside
+test-14-inside:
 	SAGAZ_TEST_PG_VERSION=14 SAGAZ_TEST_PG_VERSIONS=14 $(GO_TEST) $(POSTGRES_PKG)
 	$(MAKE) --no-print-directory test-files-inside
-endif
 
 .PHONY: test-files
 test-files: bin/testenv ## manifests, compose file, image, dashboards and documents against the real binary (FILES=./image, TESTFLAGS=)

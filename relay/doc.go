@@ -7,7 +7,7 @@
 // Observer. DESIGN.md follows one event through all of it and has a map of what to change where.
 //
 // Every limit, time and size is a field of its package's Config, with its default:
-// engine/config.go, store/config.go, cdc/config.go, sinks/*/config.go.
+// engine/config.go, store/config.go, cdc/config.go, sinks/kafka/config.go and so on.
 //
 // Other packages here: encode makes records of rows. columns has the types that a column may have.
 // repair is what the commands dead-letter and replay do and print. doctor shows what a start

@@ -238,9 +238,11 @@ func TestMarkFindsTheTablesFault(t *testing.T) {
 }
 
 // A table that refuses every row stops no event: all are parked, in a bounded number of
-// transactions.
+// transactions. They are counted by the server's ids, so nobody else may use the server.
 func TestMarkAllRowsRefused(t *testing.T) {
-	onEach(t, func(t *testing.T, db *pgtest.DB) {
+	onEach(t, func(t *testing.T, shared *pgtest.DB) {
+		server := pgtest.OwnServer(t, shared.Version, nil)
+		db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
 		events := insert(t, db, 1, 2500)
 		exec(t, db, `ALTER TABLE saga_outbox ADD COLUMN tenant text, ADD CONSTRAINT t CHECK (tenant IS NOT NULL) NOT VALID`)

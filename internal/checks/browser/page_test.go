@@ -79,6 +79,7 @@ func TestLooks(t *testing.T) {
 	b.look(1280, 900, "light")
 	b.do(chromedp.Navigate(r.url + "/"))
 	b.waitText("ledger", "dead letter")
+	b.waitText("verdict", "Relaying") // the server may be long in making the slot; until then it polls
 	s.away()
 	s.insert("OrderCreated", 40)
 	b.waitText("sinks", "down")

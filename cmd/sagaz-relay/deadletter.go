@@ -102,22 +102,6 @@ func parseEventIDs(texts []string) ([]relay.UUID, error) {
 	return ids, nil
 }
 
-// parseAge reads a duration, which may be in days too.
-func parseAge(text string) (time.Duration, error) {
-	var age time.Duration
-	var err error
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		age, err = time.ParseDuration(days + "h")
-		age *= 24
-	} else {
-		age, err = time.ParseDuration(text)
-	}
-	if err != nil || age <= 0 {
-		return 0, errors.New("want a duration above 0, such as 90s, 2h or 7d")
-	}
-	return age, nil
-}
-
 // onDatabase runs f on a connection to the database of the settings.
 func onDatabase(cmd *cobra.Command, load func() (*settings, error), purpose string, f func(context.Context, *settings, *pgx.Conn) error) error {
 	s, err := load()

@@ -49,11 +49,11 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 			if replay.EventIDs, err = parseEventIDs(ids); err != nil {
 				errs = append(errs, err)
 			}
-			if replay.Since, err = parseMoment(since, now); err != nil {
-				errs = append(errs, fmt.Errorf("--since=%s: %w", since, err))
+			if replay.Since, err = parseMoment("--since", since, now); err != nil {
+				errs = append(errs, err)
 			}
-			if replay.Until, err = parseMoment(until, now); err != nil {
-				errs = append(errs, fmt.Errorf("--until=%s: %w", until, err))
+			if replay.Until, err = parseMoment("--until", until, now); err != nil {
+				errs = append(errs, err)
 			}
 			for _, name := range sinks {
 				if !slices.Contains(sinkNames(), name) {
@@ -143,24 +143,6 @@ type replayResult struct {
 	changed
 	Restored int `json:"restored"`
 	*repair.Plan
-}
-
-// parseMoment reads a point in time: RFC 3339, a date (its start in UTC), or how long ago. An empty
-// text is no time.
-func parseMoment(text string, now time.Time) (time.Time, error) {
-	if text == "" {
-		return time.Time{}, nil
-	}
-	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04", "2006-01-02 15:04", time.DateOnly} {
-		if t, err := time.Parse(layout, text); err == nil {
-			return t, nil
-		}
-	}
-	ago, err := parseAge(text)
-	if err != nil {
-		return time.Time{}, errors.New("want 2026-11-23T07:30:00Z, 2026-11-23, or how long ago, such as 2h")
-	}
-	return now.Add(-ago), nil
 }
 
 func printReplay(w io.Writer, r *replayResult, sinks []string) {

@@ -122,15 +122,13 @@ func (v *verification) check(now time.Time) error {
 	}
 	var err error
 	if v.since == "" {
-		return usageError{errors.New("verify: --since is not given: want a time as 2026-11-23T07:00:00Z, or how long ago, as 2h")}
+		return usageError{errors.New("verify: --since is not given: want 2026-11-23T07:30:00Z, 2026-11-23, or how long ago, such as 2h")}
 	}
-	if v.from, err = timeFlag("since", v.since, now); err != nil {
-		return err
+	if v.from, err = parseMoment("--since", v.since, now); err != nil {
+		return usageError{err}
 	}
-	if v.until != "" {
-		if v.to, err = timeFlag("until", v.until, now); err != nil {
-			return err
-		}
+	if v.to, err = parseMoment("--until", v.until, now); err != nil {
+		return usageError{err}
 	}
 	if v.until != "" && !v.from.Before(v.to) {
 		return usageError{errors.New("verify: --until: want a time after --since")}
@@ -160,18 +158,6 @@ func (v *verification) check(now time.Time) error {
 		v.limit = -1
 	}
 	return nil
-}
-
-// timeFlag reads a moment, or how long ago it was.
-func timeFlag(name, text string, now time.Time) (time.Time, error) {
-	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
-		return now.Add(-ago), nil
-	}
-	t, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil {
-		return t, usageError{fmt.Errorf("--%s=%s: want a time as 2026-11-23T07:00:00Z, or how long ago, as 2h", name, text)}
-	}
-	return t, nil
 }
 
 func (v *verification) run(ctx context.Context) (err error) {

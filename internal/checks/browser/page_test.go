@@ -14,7 +14,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/checks/product"
 )
 
-// The page tells the state, and what happens to it, without a reload.
+// The page shows the state, and what happens to it, without a reload.
 func TestLive(t *testing.T) {
 	s := newSite(t)
 	r := s.relay("relay-a")
@@ -68,7 +68,7 @@ func TestLive(t *testing.T) {
 	b.waitText("live", "no answer since")
 }
 
-// One relay, seen in all ways: nothing sticks out, everything can be read, and told without eyes.
+// One relay, seen in all ways: nothing sticks out, everything can be read, and heard.
 func TestLooks(t *testing.T) {
 	s := newSite(t)
 	r := s.relay("relay-7c9d8-x2x4q")
@@ -109,7 +109,7 @@ func TestLooks(t *testing.T) {
 			}
 		}
 	})
-	t.Run("ScreenReader", func(t *testing.T) { // what the browser tells one of the tables that a phone shows as lists
+	t.Run("ScreenReader", func(t *testing.T) { // what the browser reports of the tables that a phone shows as lists
 		b.look(360, 900, "light")
 		roles := js[[]string](b, `[...document.querySelectorAll("#sinks [role]")].filter(e => getComputedStyle(e).display !== "none").map(e => e.getAttribute("role"))`)
 		for _, want := range []string{"table", "row", "columnheader", "rowheader", "cell"} {

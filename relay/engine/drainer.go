@@ -119,7 +119,7 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *relay.Backoff) (w
 	began := time.Now()
 	r, offered := d.launch(due)
 	if offered == 0 {
-		d.shelf.end(nil)
+		d.end(nil)
 		return d.cfg.PollInterval, nil // the mark that makes them wakes us
 	}
 	select {
@@ -314,13 +314,18 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, part bool)
 			freed = append(freed, o.Entry)
 		}
 	}
+	d.end(freed)
+	d.slotObs.Resolved(d.sink.Name(), outcomes)
+	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
+	return nil
+}
+
+// end ends the round, and wakes the lanes for what they have deferred until then.
+func (d *drainer) end(freed []*relay.Entry) {
 	d.shelf.end(freed)
 	for _, l := range d.lanes {
 		relay.Wake(l.wake)
 	}
-	d.slotObs.Resolved(d.sink.Name(), outcomes)
-	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
-	return nil
 }
 
 func validError(err error) string {

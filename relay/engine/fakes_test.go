@@ -78,6 +78,8 @@ type world struct {
 	poison   error // what each connection breaks with at once
 	// Tell of a transaction's end by Pass, as cdc does when its batch is handed on before the end.
 	passEnds bool
+	enc      relay.Encoder // nil: the usual
+	closes   time.Duration // how long the server takes to end a stream
 	batch    int // the most events in one Admit; 0: all there are
 }
 
@@ -420,6 +422,7 @@ func (s *stream) report() {
 func (s *stream) fail(err error) { s.cancel(err) }
 
 func (s *stream) Close(context.Context) error {
+	time.Sleep(s.closes)
 	if s.in != nil {
 		s.report()
 	}
@@ -654,7 +657,11 @@ func start(t testing.TB, w *world, tune func(*engine.Config), sinks ...relay.Sin
 	log := hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Debug, DisableTime: true})
 	r.watch = watch.New(watch.NewMetrics(r.reg, cfg.WorkerID, watch.DefaultConfig()), log)
 	var err error
-	r.engine, err = engine.New(cfg, log, r.watch, source{w}, store{w}, engine.Sagaz, sinks...)
+	enc := engine.Sagaz
+	if w.enc != nil {
+		enc = w.enc
+	}
+	r.engine, err = engine.New(cfg, log, r.watch, source{w}, store{w}, enc, sinks...)
 	if err != nil {
 		t.Fatal(err)
 	}

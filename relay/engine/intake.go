@@ -94,6 +94,15 @@ func (in *intake) Admit(ctx context.Context, events []relay.Event) error {
 	return nil
 }
 
+// finish waits until nobody is taking events in, at most until ctx ends. The feeders' own context
+// has ended by then, so nobody begins to after that. A sweep next to the stream is not waited for
+// otherwise: its rows would get to their lanes after the drain has found nothing in flight.
+func (in *intake) finish(ctx context.Context) {
+	if in.admitting.Take(ctx) == nil {
+		in.admitting.Give()
+	}
+}
+
 // fresh returns the events that are to be published. It leaves out what a new connection repeats,
 // rows that were inserted with another status than pending, and what an earlier owner has settled,
 // or in hybrid mode any worker.

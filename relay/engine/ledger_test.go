@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -626,6 +627,53 @@ func TestRecovery(t *testing.T) {
 		wantTaken(t, sink, "a1 b1 c1 a1")
 		r.wantMetric(1, "outbox_recovered_events_total", "cause=pending")
 	})
+
+	// A stop finds a sweep that is just making a record of a row: it waits for that, and for the
+	// row's delivery. Nothing is cut, which would be delivered again.
+	bubble(t, "StopWhileARowIsEncoded", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("kafka")
+		enc := &slowEncoder{Encoder: engine.Sagaz, reached: make(chan struct{}), release: make(chan struct{})}
+		w.enc, w.closes = enc, 20*time.Millisecond
+		r := start(t, w, quick, sink)
+		w.commit("a")
+		w.untilStatus("sent", "a1")
+		enc.slow.Store(true)
+		w.change(func() { w.rows[id("a1")].status, w.byHand = "pending", map[relay.UUID]bool{id("a1"): true} })
+		for waits := true; waits; {
+			w.quiet()
+			select {
+			case <-enc.reached:
+				waits = false
+			case <-time.After(time.Second):
+			}
+		}
+		sink.OnCall(2).Delay(300 * time.Millisecond)
+		r.cancel()
+		time.Sleep(time.Millisecond)
+		close(enc.release)
+		if err := r.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.status("a1"); got != "sent" {
+			t.Errorf("a1 is %s", got)
+		}
+		wantTaken(t, sink, "a1 a1")
+	})
+}
+
+// slowEncoder waits, once slow is set.
+type slowEncoder struct {
+	relay.Encoder
+	slow             atomic.Bool
+	reached, release chan struct{}
+}
+
+func (e *slowEncoder) Encode(rec *relay.Record, ev *relay.Event) error {
+	if e.slow.CompareAndSwap(true, false) {
+		close(e.reached)
+		<-e.release
+	}
+	return e.Encoder.Encode(rec, ev)
 }
 
 func TestPolling(t *testing.T) {

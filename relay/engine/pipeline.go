@@ -251,6 +251,9 @@ func (p *pipeline) drain(work context.Context) {
 	}
 	deadline := time.NewTimer(p.cfg.DrainTimeout)
 	defer deadline.Stop()
+	finishing, cancel := context.WithTimeout(work, p.cfg.DrainTimeout)
+	p.intake.finish(finishing)
+	cancel()
 	for p.window.busy() > 0 {
 		select {
 		case <-p.window.drained:

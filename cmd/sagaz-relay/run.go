@@ -276,7 +276,7 @@ func lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
 		}
 		all.Go(func() {
 			err := checker.Check(ctx)
-			if err == nil || context.Cause(ctx) == context.Canceled {
+			if err == nil || errors.Is(ctx.Err(), context.Canceled) { // the relay is being stopped
 				return
 			}
 			fix := "check " + variable + " (or BROKER_URL), that the broker runs, and that no firewall or network policy is in between"

@@ -1,10 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
 // A process that was asked to end does, whatever hangs.
@@ -38,6 +46,32 @@ func TestEndAnyway(t *testing.T) {
 					ended()
 				}
 				synctest.Wait()
+			})
+		})
+	}
+}
+
+// silent is a sink named kafka whose broker answers nothing.
+type silent struct{ *sinktest.Script }
+
+func (silent) Check(ctx context.Context) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// A broker that does not answer is logged, but not by a relay that is just being stopped.
+func TestLookForBrokersAtAStop(t *testing.T) {
+	for name, after := range map[string]time.Duration{"Stopped": time.Second, "Runs": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				time.AfterFunc(after, func() { cancel(errors.New("terminated signal received")) })
+				var log bytes.Buffer
+				lookForBrokers(ctx, []relay.Sink{silent{sinktest.NewScript("kafka")}}, hclog.New(&hclog.LoggerOptions{Output: &log}))
+				if logged := strings.Contains(log.String(), "the broker cannot be used"); logged != (name == "Runs") {
+					t.Errorf("the log is %q", log.String())
+				}
 			})
 		})
 	}

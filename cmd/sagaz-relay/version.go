@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -40,7 +41,7 @@ func newVersion() *cobra.Command {
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v, revision := buildVersion()
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sagaz-relay %s %s %s/%s %s\n", v, runtime.Version(), runtime.GOOS, runtime.GOARCH, revision)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSpace(fmt.Sprintf("sagaz-relay %s %s %s/%s %s", v, runtime.Version(), runtime.GOOS, runtime.GOARCH, revision)))
 			return err
 		},
 	}

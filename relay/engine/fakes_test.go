@@ -80,7 +80,7 @@ type world struct {
 	passEnds bool
 	enc      relay.Encoder // nil: the usual
 	closes   time.Duration // how long the server takes to end a stream
-	batch    int // the most events in one Admit; 0: all there are
+	batch    int           // the most events in one Admit; 0: all there are
 }
 
 type row struct {

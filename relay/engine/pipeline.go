@@ -249,19 +249,18 @@ func (p *pipeline) drain(work context.Context) {
 	for _, s := range p.shelves {
 		s.stop()
 	}
-	deadline := time.NewTimer(p.cfg.DrainTimeout)
-	defer deadline.Stop()
-	finishing, cancel := context.WithTimeout(work, p.cfg.DrainTimeout)
-	p.intake.finish(finishing)
-	cancel()
+	draining, cancel := context.WithTimeout(work, p.cfg.DrainTimeout)
+	defer cancel()
+	p.intake.finish(draining)
 	for p.window.busy() > 0 {
 		select {
 		case <-p.window.drained:
-		case <-work.Done():
-			return
 		case <-p.lease.Lost():
 			return
-		case <-deadline.C:
+		case <-draining.Done():
+			if work.Err() != nil {
+				return
+			}
 			p.log.Warn("drain timed out, the next owner delivers these events again", "events", p.window.busy(), "drain_timeout", p.cfg.DrainTimeout)
 			return
 		}

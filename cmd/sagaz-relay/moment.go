@@ -18,23 +18,25 @@ func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	ago, err := parseAge(text)
-	if err != nil {
+	ago, err := parseDays(text)
+	if err != nil || ago < 0 {
 		return time.Time{}, fmt.Errorf("%s=%s: want 2026-11-23T07:30:00Z, 2026-11-23, or how long ago, such as 2h", flag, text)
 	}
 	return now.Add(-ago), nil
 }
 
-// parseAge reads a duration, which may be in days too.
-func parseAge(text string) (time.Duration, error) {
-	var age time.Duration
-	var err error
+// parseDays reads a duration, which may be in days too.
+func parseDays(text string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(text, "d"); ok {
-		age, err = time.ParseDuration(days + "h")
-		age *= 24
-	} else {
-		age, err = time.ParseDuration(text)
+		d, err := time.ParseDuration(days + "h")
+		return 24 * d, err
 	}
+	return time.ParseDuration(text)
+}
+
+// parseAge reads a duration above 0.
+func parseAge(text string) (time.Duration, error) {
+	age, err := parseDays(text)
 	if err != nil || age <= 0 {
 		return 0, errors.New("want a duration above 0, such as 90s, 2h or 7d")
 	}

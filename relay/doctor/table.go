@@ -165,7 +165,7 @@ func (ex *exam) checkSweepIndex(ctx context.Context) {
 	case ex.version >= 16:
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: fmt.Sprintf("about %.0f rows, and no index on status", rows),
-			Why: "At its start and once an hour the relay looks over the whole table. A BRIN index makes that cheap, is tiny, and keeps marks HOT on this version.",
+			Why: "At its start, and again within ten minutes each time, the relay looks over the whole table. A BRIN index makes that cheap, is tiny, and keeps marks HOT on this version.",
 			Fix: []Step{
 				do("as %s (it locks nobody out; so does sagaz-relay migrate --tune):", ex.tableOwner),
 				sql(`CREATE INDEX CONCURRENTLY saga_outbox_status ON %s USING brin (status) WITH (pages_per_range = 64, autosummarize = on);`, ex.tableName),
@@ -175,7 +175,7 @@ func (ex *exam) checkSweepIndex(ctx context.Context) {
 	default:
 		ex.add(Finding{
 			Check: check, Severity: Note, Summary: fmt.Sprintf("about %.0f rows, and no index on status", rows),
-			Why: "At its start and once an hour the relay looks over the whole table. Before PostgreSQL 16 an index for that would make marks slow.",
+			Why: "At its start, and again within ten minutes each time, the relay looks over the whole table. Before PostgreSQL 16 an index for that would make marks slow.",
 			Fix: []Step{do("set RELAY_RETENTION, so that rows that were sent do not stay for ever; or upgrade PostgreSQL")},
 		})
 	}

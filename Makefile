@@ -2,6 +2,7 @@
 
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 # What to test, and how: make test PKG=./sinks/... TESTFLAGS='-run Order -v'
 PKG       ?= ./...
@@ -61,6 +62,35 @@ demo: build ## an outbox, a relay and a load on an embedded PostgreSQL, checked 
 bench: ## the relay against the bare replication stream
 	go run ./cmd/sagaz-relay bench $(ARGS)
 
+# The relay next to its peers, in a module of its own. COMPARE=-smoke is a run in few minutes.
+COMPARE ?=
+
+.PHONY: bin/compare
+bin/compare:
+	@cd internal/compare && go build -o $(abspath bin)/ . ./watermill-forwarder
+
+.PHONY: compare
+compare: build bin/compare ## the relay next to Debezium Server, Watermill and the Python worker, on the same servers (COMPARE=-smoke, COMPARE=-help)
+	bin/compare run -csv bin/compare.csv $(COMPARE)
+	bin/compare report -csv bin/compare.csv -plots bin/compare-plots -doc bin/compare.md
+
+.PHONY: test-compare
+test-compare: build bin/compare ## a little of make compare, in which each event must arrive once (TESTFLAGS=)
+	cd internal/compare && go test -tags smoke -run '^TestSmoke$$' -count=1 -timeout 40m -v $(TESTFLAGS) .
+
+# Each hot stage of an event's way, without servers, on input that a walsender sent. GOMAXPROCS=1: a
+# relay has a quarter of the cores. The newest file of testdata/benchmarks is the last release's.
+STAGE_PKG  := ./cdc ./cdc/pgoutput ./relay/encode ./relay/engine ./relay/store ./relay/watch ./sinks/kafka ./sinks/rabbitmq
+BENCHCOUNT ?= 6
+BENCHTIME  ?= 200x
+BASELINE   ?= $(shell ls testdata/benchmarks/*.txt | sort -V | tail -n 1)
+
+.PHONY: benchmarks
+benchmarks: ## every hot stage, against the last release's numbers: a report, no gate (BENCHCOUNT=6, BASELINE=)
+	@mkdir -p bin
+	GOMAXPROCS=1 go test -run '^$$' -bench '^BenchmarkStage' -count $(BENCHCOUNT) -benchtime $(BENCHTIME) $(STAGE_PKG) >bin/benchmarks.txt || { cat bin/benchmarks.txt; exit 1; }
+	go run $(BENCHSTAT) -ignore pkg,cpu,note $(BASELINE) bin/benchmarks.txt
+
 # What needs no server.
 QUICK_PKG := . ./relay ./relay/engine ./relay/watch ./relay/encode ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/dashboards ./internal/orders ./internal/term
 
@@ -103,6 +133,9 @@ test-files: bin/testenv ## manifests, compose file, image, dashboards and docume
 .PHONY: test-files-inside
 test-files-inside:
 	cd $(CHECKS) && $(GO_TEST) -p $(PARALLEL) -count=1 $(FILES)
+ifeq ($(FILES),./...)
+	cd internal/compare && $(GO_TEST) ./...
+endif
 
 # Of Prometheus' discoveries only the one that monitoring/ uses: the others bring most of what it
 # would have to compile.
@@ -138,16 +171,19 @@ test-postgres-inside:
 	done
 
 # For how long rounds of chaos are begun, from which seed on, of which kinds of faults (all when
-# empty), and where logs stay.
+# empty), among how many slots the table is divided, and where logs stay. With PODS it is one round of
+# so many relays, while the number of slots changes (cmd/sagaz-relay/chaos/crowd_test.go).
 DURATION  ?= 10m
 SEED      ?=
 FAULTS    ?=
+SHARDS    ?=
+PODS      ?=
 CHAOS_DIR ?= bin/chaos
 
 .PHONY: chaos
-chaos: bin/testenv ## random faults under load, judged event by event (DURATION=10m, SEED=, FAULTS=kill,pg,kafka-silent)
+chaos: bin/testenv ## random faults under load, judged event by event (DURATION=10m, SEED=, FAULTS=kill,pg,kafka-silent, SHARDS=4, PODS=10)
 	mkdir -p $(CHAOS_DIR)
-	CHAOS_DURATION=$(DURATION) CHAOS_SEED=$(SEED) CHAOS_FAULTS=$(FAULTS) CHAOS_DIR=$(abspath $(CHAOS_DIR)) \
+	CHAOS_DURATION=$(DURATION) CHAOS_SEED=$(SEED) CHAOS_FAULTS=$(FAULTS) CHAOS_SHARDS=$(SHARDS) CHAOS_PODS=$(PODS) CHAOS_DIR=$(abspath $(CHAOS_DIR)) \
 		bin/testenv -race -postgres=none -- go test -race -count=1 -timeout 0 -run '^TestChaos$$' -v $(TESTFLAGS) ./cmd/sagaz-relay/chaos
 
 .PHONY: docs
@@ -178,6 +214,7 @@ vet:
 	GOOS=darwin go vet ./...
 	go vet -tags nodemo ./cmd/sagaz-relay
 	cd $(CHECKS) && go vet ./... && go vet -tags stack,cluster ./stack ./cluster
+	cd internal/compare && go vet -tags smoke ./...
 
 .PHONY: staticcheck
 staticcheck:

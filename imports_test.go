@@ -29,6 +29,7 @@ var allowed = []struct {
 	{"cmd/*/*", []string{"*", "*/*", "*/*/*"}}, // end-to-end tests
 	// Developers' servers, as processes: they know no relay.
 	{"internal/testbed", []string{"internal/testbed/*"}},
+	{"internal/testbed/captured", []string{"relay", "cdc/pgoutput"}}, // input of benchmarks
 	{"internal/testbed/pgtest", []string{"migrations", "internal/testbed/pgserver"}},
 	{"internal/testbed/*", []string{"internal/testbed/*"}},
 	{"internal/orders", []string{"relay", "relay/store", "relay/verify"}},
@@ -75,7 +76,7 @@ var plain = map[string][]string{
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
 	"relay", "relay/encode", "relay/engine", "relay/watch", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
-	"internal/testbed/brokertest", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest",
+	"internal/testbed/brokertest", "internal/testbed/captured", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest",
 }
 
 func TestImportsPointInward(t *testing.T) {

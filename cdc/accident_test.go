@@ -51,7 +51,7 @@ func whileBusy(f func() error) error {
 func (a *accident) open(src *Source, known relay.LSN) error {
 	a.t.Helper()
 	return whileBusy(func() error {
-		st, err := src.Open(a.t.Context(), a.db.Name, known)
+		st, err := src.Open(a.t.Context(), whole(a.db.Name), known)
 		if err == nil {
 			_ = st.Close(a.t.Context())
 			a.t.Fatal("Open works")
@@ -67,7 +67,7 @@ func (a *accident) recovers(src *Source) {
 	a.t.Helper()
 	var at relay.LSN
 	if err := whileBusy(func() (err error) {
-		at, err = src.Create(a.t.Context(), a.db.Name)
+		at, err = src.Create(a.t.Context(), whole(a.db.Name))
 		return err
 	}); err != nil {
 		a.t.Fatalf("Create: %v", err)
@@ -75,7 +75,7 @@ func (a *accident) recovers(src *Source) {
 	if got := confirmed(a.t, a.db); got != at {
 		a.t.Errorf("Create reports the slot at %s, the server has it at %s", at, got)
 	}
-	st, err := src.Open(a.t.Context(), a.db.Name, at)
+	st, err := src.Open(a.t.Context(), whole(a.db.Name), at)
 	if err != nil {
 		a.t.Fatalf("Open after Create: %v", err)
 	}
@@ -174,7 +174,7 @@ func TestSlotLost(t *testing.T) {
 					}
 				}
 				wantGone(t, a.open(a.src, known), db.Name, relay.GoneLost, "wal_status = lost")
-				_, err := a.src.EnsureSlot(t.Context(), db.Name)
+				_, err := a.src.EnsureSlot(t.Context(), whole(db.Name))
 				wantSetup(t, err, "is lost", "max_slot_wal_keep_size", "start the relay")
 				a.recovers(newSource(t, config(db.DSN))) // Create sees it by itself
 			})
@@ -230,11 +230,11 @@ func TestPublicationDropped(t *testing.T) {
 			known := a.down()
 			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
 			insert(t, a.db, "gap")
-			if made, err := EnsurePublication(t.Context(), a.db.Conn(t), "sagaz_outbox"); !made || err != nil {
+			if made, err := EnsurePublication(t.Context(), a.db.Conn(t), whole("unused")); !made || err != nil {
 				t.Fatalf("EnsurePublication: got %t, %v", made, err)
 			}
 			other, in := newSource(t, config(a.db.DSN)), newIntake(t)
-			st, err := other.Open(t.Context(), a.db.Name, known)
+			st, err := other.Open(t.Context(), whole(a.db.Name), known)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -308,7 +308,7 @@ func TestPublicationChanged(t *testing.T) {
 				other := newSource(t, config(a.db.DSN))
 				if c.lists && version == "14" {
 					in := newIntake(t)
-					st, err := other.Open(t.Context(), a.db.Name, known)
+					st, err := other.Open(t.Context(), whole(a.db.Name), known)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -366,7 +366,7 @@ func TestSlotMoved(t *testing.T) {
 			other := newSource(t, config(a.db.DSN))
 			wantGone(t, a.open(other, known), a.db.Name, relay.GoneMoved, known.String(), moved.String())
 			// It can be read, so Create leaves it as it is.
-			if at, err := other.Create(t.Context(), a.db.Name); err != nil || at != moved {
+			if at, err := other.Create(t.Context(), whole(a.db.Name)); err != nil || at != moved {
 				t.Errorf("Create: got %s, %v, want %s", at, err, moved)
 			}
 			a.recovers(other)
@@ -393,7 +393,7 @@ func TestSlotMoved(t *testing.T) {
 		}
 		for _, known := range []relay.LSN{known, known + 1, 0} { // 0: nobody knows
 			if err := whileBusy(func() error {
-				st, err := a.src.Open(t.Context(), a.db.Name, known)
+				st, err := a.src.Open(t.Context(), whole(a.db.Name), known)
 				if err == nil {
 					err = st.Close(t.Context())
 				}
@@ -422,7 +422,7 @@ func TestCreateWhileBusy(t *testing.T) {
 			pid := replicate(t, a.db, a.db.Name, c.application+a.db.Name, "theirs")
 			exec(t, a.db, `DROP PUBLICATION sagaz_outbox`)
 			insert(t, a.db, "gap")
-			_, err := a.src.Create(t.Context(), a.db.Name)
+			_, err := a.src.Create(t.Context(), whole(a.db.Name))
 			if !errors.Is(err, relay.ErrSlotBusy) {
 				t.Fatalf("got %v, want %v", err, relay.ErrSlotBusy)
 			}

@@ -18,12 +18,6 @@ type Config struct {
 	// No default. DATABASE_URL.
 	DatabaseURL string `env:"DATABASE_URL" secret:"database"`
 
-	// Publication is the publication whose inserts are read. It is created when missing, if the
-	// role owns the table.
-	//
-	// Default "sagaz_outbox". RELAY_PUBLICATION.
-	Publication string `env:"RELAY_PUBLICATION"`
-
 	// WALSenderTimeout is the server's wal_sender_timeout on the relay's replication connection. It
 	// bounds how long a slot stays in use after its owner has vanished without closing; a silence
 	// of that length also makes the relay give the connection up. Each time that this did not help,
@@ -59,7 +53,6 @@ type Config struct {
 // DefaultConfig returns every default.
 func DefaultConfig() Config {
 	return Config{
-		Publication:      "sagaz_outbox",
 		WALSenderTimeout: 10 * time.Second,
 		StatusInterval:   time.Second,
 		Failover:         true,
@@ -83,9 +76,6 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("DATABASE_URL: not set: want postgresql://user:password@host:5432/database"))
 	} else if _, err := sessions.Parse(c.DatabaseURL); err != nil {
 		errs = append(errs, err)
-	}
-	if c.Publication == "" || len(c.Publication) > 63 {
-		errs = append(errs, fmt.Errorf("RELAY_PUBLICATION=%s: want a name of 1 to 63 bytes", c.Publication))
 	}
 	if c.WALSenderTimeout < time.Second {
 		errs = append(errs, fmt.Errorf("RELAY_WAL_SENDER_TIMEOUT=%s: want at least 1s", c.WALSenderTimeout))

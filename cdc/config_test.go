@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // What is wrong with the configuration is reported all at once, each thing once, and without the
@@ -23,12 +25,10 @@ func TestConfigErrors(t *testing.T) {
 		{"% in the password", func(c *Config) { c.DatabaseURL = "postgresql://app:s3cret%zz@db/shop" }, []string{"DATABASE_URL"}},
 		{"space in the password", func(c *Config) { c.DatabaseURL = "host=db password=s3cret s3cret more" }, []string{"DATABASE_URL"}},
 		{"no port", func(c *Config) { c.DatabaseURL = "postgresql://app:s3cret@db:port/shop" }, []string{"DATABASE_URL"}},
-		{"no publication", func(c *Config) { c.Publication = "" }, []string{"RELAY_PUBLICATION"}},
-		{"long publication", func(c *Config) { c.Publication = strings.Repeat("p", 64) }, []string{"RELAY_PUBLICATION"}},
 		{"rare reports", func(c *Config) { c.StatusInterval = 4 * time.Second }, []string{"RELAY_STATUS_INTERVAL"}},
 		{
 			"all", func(c *Config) { *c = Config{StatusInterval: -1} },
-			[]string{"DATABASE_URL", "RELAY_PUBLICATION", "RELAY_WAL_SENDER_TIMEOUT=0s", "RELAY_STATUS_INTERVAL=-1ns", "RELAY_MAX_EVENT_BYTES=0"},
+			[]string{"DATABASE_URL", "RELAY_WAL_SENDER_TIMEOUT=0s", "RELAY_STATUS_INTERVAL=-1ns", "RELAY_MAX_EVENT_BYTES=0"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestMajorVersion(t *testing.T) {
 	for version, want := range map[string]int{
 		"17.6 (Debian 17.6-1.pgdg120+1)": 17, "18beta1": 18, "14.24": 14, "16": 16, "9.6.24": 9, "": 0, "odd": 0,
 	} {
-		if got := majorVersion(version); got != want {
+		if got := sessions.MajorVersion(version); got != want {
 			t.Errorf("%q: got %d, want %d", version, got, want)
 		}
 	}

@@ -25,8 +25,9 @@
 //	  the slot, or changed since the      committed meanwhile may have been left out, so Create
 //	  slot's position                     makes the slot again
 //	wal_level, role, publication          *relay.SetupError with the statement that fixes it;
-//	  without the table, slot of          Streaming is set where the table could still be polled
-//	  another kind, pooler in between
+//	  without the table or with another   Streaming is set where the table could still be polled
+//	  filter, slot of another kind,
+//	  pooler in between
 //
 // Protocol: PostgreSQL docs, "Streaming Replication Protocol" and "Logical Streaming Replication
 // Protocol".

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // withoutPassword fails the test when the error has the password of dsn.
@@ -33,7 +34,7 @@ func openFails(t testing.TB, dsn, slot string) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	st, err := newSource(t, config(dsn)).Open(ctx, slot, 0)
+	st, err := newSource(t, config(dsn)).Open(ctx, whole(slot), 0)
 	if err == nil {
 		_ = st.Close(ctx)
 		t.Fatal("Open works")
@@ -47,7 +48,7 @@ func createFails(t testing.TB, dsn, slot string) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	_, err := newSource(t, config(dsn)).Create(ctx, slot)
+	_, err := newSource(t, config(dsn)).Create(ctx, whole(slot))
 	if err == nil {
 		t.Fatal("Create works")
 	}
@@ -103,7 +104,7 @@ func TestSetupErrors(t *testing.T) {
 				wantSetup(t, err, c.want...)
 				wantStreaming(t, err, c.poll)
 			}
-			err := newSource(t, config(db.DSN)).Check(t.Context())
+			err := newSource(t, config(db.DSN)).Check(t.Context(), whole("unused").Set)
 			if c.check {
 				wantSetup(t, err, c.want...)
 			} else if err != nil {
@@ -130,7 +131,7 @@ func TestSlotOfAnotherDatabase(t *testing.T) {
 	exec(t, other, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Name)
 	wantSetup(t, openFails(t, db.DSN, db.Name), other.Name, db.Name, "RELAY_SLOT")
 	wantStreaming(t, createFails(t, db.DSN, db.Name), true)
-	_, err := newSource(t, config(db.DSN)).EnsureSlot(t.Context(), db.Name)
+	_, err := newSource(t, config(db.DSN)).EnsureSlot(t.Context(), whole(db.Name))
 	wantSetup(t, err, other.Name)
 }
 
@@ -141,11 +142,11 @@ func TestServerSettings(t *testing.T) {
 		server := pgtest.OwnServer(t, pgtest.Version(), map[string]string{"wal_level": "replica"})
 		db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 		wantSetup(t, openFails(t, db.DSN, db.Name), "wal_level", "ALTER SYSTEM SET wal_level = 'logical'")
-		err := newSource(t, config(db.DSN)).Check(t.Context())
+		err := newSource(t, config(db.DSN)).Check(t.Context(), whole("unused").Set)
 		wantSetup(t, err, "wal_level")
 		wantStreaming(t, err, true)
 		// The publication needs no WAL of any kind: a deployment may make it before the restart.
-		if made, err := EnsurePublication(t.Context(), db.Conn(t), "sagaz_outbox"); !made || err != nil {
+		if made, err := EnsurePublication(t.Context(), db.Conn(t), whole("unused")); !made || err != nil {
 			t.Errorf("EnsurePublication: got %t, %v", made, err)
 		}
 	})
@@ -182,20 +183,20 @@ func TestRights(t *testing.T) {
 			exec(t, db, `GRANT SELECT ON saga_outbox TO `+role)
 			fix := `ALTER ROLE "` + role + `" REPLICATION`
 			wantSetup(t, openFails(t, dsn, db.Name), fix)
-			err := newSource(t, config(dsn)).Check(t.Context())
+			err := newSource(t, config(dsn)).Check(t.Context(), whole("unused").Set)
 			wantSetup(t, err, fix)
 			wantStreaming(t, err, true)
 			exec(t, db, fix)
 
 			// Now it may replicate, but the table is somebody else's, and so is the publication to
 			// make.
-			create := PublicationSQL("sagaz_outbox", "public.saga_outbox", majorVersion(version))
-			for _, err := range []error{newSource(t, config(dsn)).Check(t.Context()), createFails(t, dsn, db.Name)} {
+			create := (&session{server: sessions.MajorVersion(version)}).publicationSQL(whole(db.Name), &outbox{name: "public.saga_outbox"})
+			for _, err := range []error{newSource(t, config(dsn)).Check(t.Context(), whole("unused").Set), createFails(t, dsn, db.Name)} {
 				wantSetup(t, err, create, "owner of public.saga_outbox")
 				wantStreaming(t, err, true)
 			}
 			exec(t, db, create)
-			if err := newSource(t, config(dsn)).Check(t.Context()); err != nil {
+			if err := newSource(t, config(dsn)).Check(t.Context(), whole("unused").Set); err != nil {
 				t.Errorf("Check: %v", err)
 			}
 			in := newIntake(t)
@@ -284,10 +285,10 @@ func TestSlotBusy(t *testing.T) {
 			t.Errorf("the stranger with pid %s was ended; %s reads now", pid, got)
 		}
 		// it is there, after all
-		if made, err := src.EnsureSlot(t.Context(), db.Name); made || err != nil {
+		if made, err := src.EnsureSlot(t.Context(), whole(db.Name)); made || err != nil {
 			t.Errorf("EnsureSlot: got %t, %v", made, err)
 		}
-		if err := src.Check(t.Context()); err != nil {
+		if err := src.Check(t.Context(), whole("unused").Set); err != nil {
 			t.Errorf("Check: %v", err)
 		}
 	})
@@ -358,7 +359,7 @@ func TestCreateWaitsForOldTransactions(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
 	go func() {
-		_, err := newSource(t, config(db.DSN)).Create(ctx, db.Name)
+		_, err := newSource(t, config(db.DSN)).Create(ctx, whole(db.Name))
 		failed <- err
 	}()
 	db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock')`, applicationFor(db.Name))

@@ -30,11 +30,11 @@ func TestFailover(t *testing.T) {
 			}
 			standby := newSource(t, config(pair.Standby.DSN(db.Name)))
 			var setup *relay.SetupError
-			err := standby.Check(t.Context())
+			err := standby.Check(t.Context(), whole("unused").Set)
 			// it has not replayed the database yet
 			for tries := 0; !errors.Is(err, sessions.ErrStandby) && tries < 100; tries++ {
 				time.Sleep(100 * time.Millisecond)
-				err = standby.Check(t.Context())
+				err = standby.Check(t.Context(), whole("unused").Set)
 			}
 			if !errors.Is(err, sessions.ErrStandby) || errors.As(err, &setup) {
 				t.Errorf("Check of the standby: got %v, want %v, which passes", err, sessions.ErrStandby)
@@ -54,7 +54,7 @@ func TestFailover(t *testing.T) {
 				a.recovers(a.src)
 				return
 			}
-			st, err := a.src.Open(t.Context(), db.Name, known)
+			st, err := a.src.Open(t.Context(), whole(db.Name), known)
 			if err != nil {
 				t.Fatal(err)
 			}

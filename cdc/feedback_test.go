@@ -230,7 +230,7 @@ func TestStops(t *testing.T) {
 				t.Error("the slot is in use after Close")
 			}
 			next := newIntake(t)
-			st, err := src.Open(t.Context(), db.Name, 0) // at once, without a second try
+			st, err := src.Open(t.Context(), whole(db.Name), 0) // at once, without a second try
 			if err != nil {
 				t.Fatalf("open again: %v", err)
 			}

@@ -12,8 +12,12 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// holdersEvery is how often a command that makes a slot logs what it waits for.
-const holdersEvery = 5 * time.Second
+// holdersFirst is when the log has for the first time what making a slot waits for, holdersEvery how
+// often at least.
+const (
+	holdersFirst = 5 * time.Second
+	holdersEvery = time.Minute
+)
 
 // Holders implements relay.Source. Making a slot waits for each transaction with an id that was
 // open when it began, wherever in the server (snapbuild.c, SnapBuildWaitSnapshot). It waits for the
@@ -57,6 +61,13 @@ func (s *Source) ordinary(ctx context.Context) (*pgconn.PgConn, error) {
 	})
 }
 
+// CreateForChange is Create for a slot that nobody reads yet. While the server waits, the log has
+// for whom.
+func (s *Source) CreateForChange(ctx context.Context, shard relay.Shard) (relay.LSN, error) {
+	defer s.logHolders(ctx, shard.Slot)()
+	return s.Create(ctx, shard)
+}
+
 // logHolders logs what the making of a slot waits for, again and again, until the function that it
 // returns is called.
 func (s *Source) logHolders(ctx context.Context, slot string) (done func()) {
@@ -64,7 +75,7 @@ func (s *Source) logHolders(ctx context.Context, slot string) (done func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for relay.Sleep(ctx, holdersEvery) {
+		for pause := holdersFirst; relay.Sleep(ctx, pause); pause = min(2*pause, holdersEvery) {
 			if holders, err := s.Holders(ctx, slot); err == nil {
 				s.log.Warn("making the slot waits for the end of transactions", "slot", slot, "waits_for", relay.SayHolders(holders))
 			}

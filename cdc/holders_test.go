@@ -51,7 +51,7 @@ func TestHolders(t *testing.T) {
 				slot := db.Name + "_" + c.name
 				made := make(chan error, 1)
 				go func() {
-					_, err := src.EnsureSlot(t.Context(), slot)
+					_, err := src.EnsureSlot(t.Context(), whole(slot))
 					made <- err
 				}()
 				var h relay.Holder
@@ -151,7 +151,7 @@ func TestFrozenInCreate(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t, pgtest.Migrated())
 	src := newSource(t, config(db.DSN))
-	if _, err := src.Create(t.Context(), db.Name); err != nil {
+	if _, err := src.Create(t.Context(), whole(db.Name)); err != nil {
 		t.Fatal(err)
 	}
 	sess, err := src.connect(t.Context(), db.Name)
@@ -172,7 +172,7 @@ func TestFrozenInCreate(t *testing.T) {
 		t.Errorf("it is gone already: got %v", err)
 	}
 	exec(t, db, `SELECT pg_logical_emit_message(true, 'test', 'x')`) // so that it is elsewhere
-	if _, err := newSource(t, config(db.DSN)).Create(t.Context(), db.Name); err != nil {
+	if _, err := newSource(t, config(db.DSN)).Create(t.Context(), whole(db.Name)); err != nil {
 		t.Fatal(err)
 	}
 	if err := sess.dropSlot(t.Context(), db.Name, seen); !errors.Is(err, relay.ErrSlotBusy) {

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -48,10 +49,17 @@ func ForeignOrigins(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
+// origins asks whether there is an origin that is not ours, for all streams of this process. They
+// ask often, with each batch, so one answer is for all who asked before its question was begun.
+type origins struct {
+	common
+	none time.Time // when the last question was begun that had that answer; the turn's
+}
+
 // originFilter verifies that the stream's filter hides nothing but our marks. Its methods are the
 // reader's; close comes after it.
 type originFilter struct {
-	conn     *pgconn.PgConn
+	origins  *origins
 	patience time.Duration
 	verified time.Time // when the last question was begun that had the right answer
 }
@@ -66,16 +74,9 @@ func (s *Source) filter(ctx context.Context, slot string, server int) *originFil
 	if server < 16 || s.readsAll(slot) {
 		return nil
 	}
-	conn, err := s.ordinary(ctx)
-	if err != nil {
-		s.log.Debug("no connection to look at replication origins", "slot", slot, "error", err)
-		return nil
-	}
-	f := &originFilter{conn: conn, patience: s.cfg.WALSenderTimeout}
-	if _, err = conn.Prepare(ctx, "foreign", foreignSQL, nil); err == nil {
-		err = f.verify(ctx)
-	}
-	if err != nil {
+	f := &originFilter{origins: &s.origins, patience: s.cfg.WALSenderTimeout}
+	s.origins.join()
+	if err := f.verify(ctx); err != nil {
 		f.close()
 		s.log.Info("reading the slot without a filter for our own marks", "slot", slot, "reason", err)
 		return nil
@@ -83,12 +84,49 @@ func (s *Source) filter(ctx context.Context, slot string, server int) *originFil
 	return f
 }
 
+// openOrigins opens the connection for the question.
+func (s *Source) openOrigins(ctx context.Context) (*pgconn.PgConn, error) {
+	conn, err := s.ordinary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Prepare(ctx, "foreign", foreignSQL, nil); err != nil {
+		_ = conn.Close(ctx)
+		return nil, err
+	}
+	return conn, nil
+}
+
 // verify asks whether there is an origin that is not ours, which is an error then.
 func (f *originFilter) verify(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, f.patience)
 	defer cancel()
-	began := time.Now()
-	result := f.conn.ExecPrepared(ctx, "foreign", nil, nil, nil).Read()
+	asked := time.Now()
+	// A connection that was broken since the last question says nothing about origins: once more,
+	// on another.
+	for again := true; ; again = false {
+		broken := false
+		err := f.origins.use(ctx, func(conn *pgconn.PgConn) error {
+			if f.origins.none.Before(asked) {
+				began := time.Now()
+				if err := foreign(ctx, conn); err != nil {
+					broken = conn.IsClosed()
+					return err
+				}
+				f.origins.none = began
+			}
+			f.verified = f.origins.none
+			return nil
+		})
+		if err == nil || !broken || !again || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// foreign asks once.
+func foreign(ctx context.Context, conn *pgconn.PgConn) error {
+	result := conn.ExecPrepared(ctx, "foreign", nil, nil, nil).Read()
 	if result.Err != nil {
 		return fmt.Errorf("look for replication origins: %w", result.Err)
 	}
@@ -97,17 +135,19 @@ func (f *originFilter) verify(ctx context.Context) error {
 		for _, row := range result.Rows {
 			names = append(names, fmt.Sprintf("%q", row[0]))
 		}
-		return fmt.Errorf("replication origin %s: the filter would hide rows that are written under it", strings.Join(names, ", "))
+		return &foreignOrigins{names}
 	}
-	f.verified = began
 	return nil
 }
 
-func (f *originFilter) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = f.conn.Close(ctx)
+// foreignOrigins is the answer that there are some.
+type foreignOrigins struct{ names []string }
+
+func (e *foreignOrigins) Error() string {
+	return fmt.Sprintf("replication origin %s: the filter would hide rows that are written under it", strings.Join(e.names, ", "))
 }
+
+func (f *originFilter) close() { f.origins.leave() }
 
 // readsAll reports whether a slot has to be read without a filter.
 func (s *Source) readsAll(slot string) bool {
@@ -117,13 +157,14 @@ func (s *Source) readsAll(slot string) bool {
 }
 
 // verify makes sure that nothing was hidden before what has been received. Its error ends the
-// stream; the next one has no filter.
+// stream. If others write under origins, the next one has no filter. If there was no answer, it
+// begins with the same question.
 func (s *stream) verify(ctx context.Context) error {
 	if s.filter == nil {
 		return nil
 	}
 	err := s.filter.verify(ctx)
-	if err != nil && ctx.Err() == nil {
+	if others := (*foreignOrigins)(nil); errors.As(err, &others) {
 		s.source.mu.Lock()
 		s.source.unfiltered[s.slot] = true
 		s.source.mu.Unlock()

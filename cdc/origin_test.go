@@ -110,3 +110,84 @@ func (o once) Admit(ctx context.Context, events []relay.Event) error {
 	}
 	return o.intake.Admit(ctx, events)
 }
+
+// The streams of a process ask over one connection whether there are origins of others. When that
+// breaks, they ask over another, and go on: nothing is read again, and the filter stays.
+func TestStreamsAskForOriginsTogether(t *testing.T) {
+	t.Parallel()
+	for _, version := range pgtest.Versions() {
+		if version < "16" {
+			continue
+		}
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.NewAt(t, pgtest.OwnServer(t, version, nil).DSN("postgres"), pgtest.Migrated())
+			src := newSource(t, config(db.DSN))
+			set := relay.Set{Slot: db.Name, Publication: "several", Shards: 4}
+			in := newIntake(t)
+			in.unordered = true
+			for _, shard := range set.All() {
+				if _, err := src.Create(t.Context(), shard); err != nil {
+					t.Fatal(err)
+				}
+				stream, err := src.Open(t.Context(), shard, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error)
+				go func() { ended <- stream.Run(ctx, in) }()
+				t.Cleanup(func() {
+					cancel()
+					if err := <-ended; ctx.Err() == nil || err != nil && err != context.Canceled {
+						t.Errorf("stream of %s: %v", shard.Slot, err)
+					}
+					_ = stream.Close(context.Background())
+					if src.readsAll(shard.Slot) {
+						t.Errorf("slot %s is read without the filter", shard.Slot)
+					}
+				})
+			}
+			const look = ` FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay look'`
+			for n := 1; n <= 5; n++ {
+				if _, err := db.Pool.Exec(t.Context(), `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload) SELECT gen_random_uuid(), 's', 'k' || n, 'T', '{}' FROM generate_series(1, 100) n`); err != nil {
+					t.Fatal(err)
+				}
+				in.until("the events", func() bool { return len(in.events) == 100*n })
+				if looks := ask(t, db, `SELECT count(*)`+look); looks > "2" {
+					t.Errorf("%s connections look, want one at origins, and one at publications", looks)
+				}
+				if _, err := db.Pool.Exec(t.Context(), `SELECT pg_terminate_backend(pid)`+look); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// A question that has no answer ends the stream, and says nothing about origins: the filter stays.
+func TestNoAnswerKeepsTheFilter(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewAt(t, pgtest.OwnServer(t, pgtest.Newest, nil).DSN("postgres"), pgtest.Migrated())
+	proxy := pgtest.NewProxy(t, db.DSN)
+	src := newSource(t, quick(proxy.DSN))
+	s := open(t, src, db.Name).(*stream)
+	if s.filter == nil {
+		t.Fatal("read without the filter")
+	}
+	proxy.Freeze()
+	if err := s.verify(t.Context()); err == nil {
+		t.Error("no answer is taken for one")
+	}
+	proxy.Thaw()
+	if src.readsAll(db.Name) {
+		t.Error("the next stream has no filter")
+	}
+	if err := s.verify(t.Context()); err != nil {
+		t.Errorf("asked again: %v", err)
+	}
+	exec(t, db, `SELECT pg_replication_origin_create('theirs')`)
+	if err := s.verify(t.Context()); err == nil || !src.readsAll(db.Name) {
+		t.Errorf("another's origin: got %v, filter stays %t", err, !src.readsAll(db.Name))
+	}
+}

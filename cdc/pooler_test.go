@@ -37,7 +37,7 @@ func TestPooler(t *testing.T) {
 		}
 		server := u.Host
 		u.Host = hostOf(t, answering(t, func(c net.Conn) { withoutParameter(t, c, server, "replication") }))
-		err = newSource(t, config(u.String())).Check(t.Context())
+		err = newSource(t, config(u.String())).Check(t.Context(), whole("unused").Set)
 		wantSetup(t, err, "pooler", "client backend")
 		wantStreaming(t, err, true)
 	})

@@ -25,6 +25,7 @@ type reader struct {
 	lastRead time.Time
 	lastSize int
 	lastTook time.Duration   // from the read before it
+	slots    int             // that the table has, as far as it counts here; see grow
 	busy     bool            // the last read brought much, so the next one waits for more
 	lowWater func(bytes int) // sets SO_RCVLOWAT; nil where the system has no such option
 }
@@ -47,10 +48,25 @@ const (
 )
 
 // readBuffer is a few hundred events: fewer bytes cost a system call more often, more are never
-// there at once.
-const readBuffer = 256 << 10
+// there at once. A slot among several brings its part of them.
+const (
+	readBuffer  = 256 << 10
+	shardBuffer = 64 << 10
+	startBuffer = 16 << 10 // before the stream begins
+)
 
-func newReader(src io.Reader) *reader { return &reader{src: src, buf: make([]byte, readBuffer)} }
+func newReader(src io.Reader) *reader {
+	return &reader{src: src, buf: make([]byte, startBuffer), slots: 1}
+}
+
+// grow makes the reader one for the stream of one of so many slots. It brings a part of the events,
+// so less of them makes it a busy one.
+func (r *reader) grow(slots int) {
+	r.slots = min(max(slots, 1), 8)
+	buf := make([]byte, max(readBuffer/r.slots, shardBuffer))
+	copy(buf, r.buf[:r.w])
+	r.buf = buf
+}
 
 func (r *reader) Read(p []byte) (int, error) {
 	for {
@@ -88,12 +104,12 @@ func (r *reader) refill() (int, error) {
 		if err := r.before(); err != nil {
 			return 0, err
 		}
-		r.setBusy(r.lastSize >= busyRead)
+		r.setBusy(r.lastSize >= busyRead/r.slots)
 		wait, pause := r.silence, idlePause
 		if r.busy {
 			// As long as it takes to gather busyGather at the last read's rate. A longer pause
 			// would fill the socket, and the walsender would wait for us.
-			wait, pause = busyWait, min(busyPause, r.lastTook*busyGather/time.Duration(r.lastSize))
+			wait, pause = busyWait, min(busyPause, r.lastTook*time.Duration(min(busyGather, len(r.buf)/2))/time.Duration(r.lastSize))
 		}
 		if r.lastSize < len(r.buf)/2 {
 			time.Sleep(pause - time.Since(r.lastRead))
@@ -120,7 +136,7 @@ func (r *reader) setBusy(busy bool) {
 		return
 	}
 	if busy {
-		r.lowWater(busyLowWater)
+		r.lowWater(busyLowWater / r.slots)
 	} else {
 		r.lowWater(1)
 	}

@@ -32,6 +32,8 @@ type outbox struct {
 	// content is what the publication carries of the table. Another version with the same content
 	// did no harm, if the content was the same in between.
 	content string
+	filter  string // which rows it carries; empty for all
+	member  bool   // it carries the table by name, not with all tables or those of a schema
 	columns []columns.Column
 }
 
@@ -85,9 +87,9 @@ func (s *session) query(ctx context.Context, sql string) ([][]string, error) {
 	return rows, nil
 }
 
-// inspect looks at table and publication, and for streaming at the connection and the settings too,
-// and reports what a person has to fix.
-func (s *session) inspect(ctx context.Context, publication string, streaming bool) (*outbox, error) {
+// inspect looks at the table and a shard's publication, and for streaming at the connection and the
+// settings too, and reports what a person has to fix.
+func (s *session) inspect(ctx context.Context, shard relay.Shard, streaming bool) (*outbox, error) {
 	rows, err := s.query(ctx, `SELECT current_setting('wal_level'), c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner), current_database(),
 			pg_is_in_recovery(), coalesce((SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()), 'walsender'), c.relpersistence
 		FROM (SELECT to_regclass(`+quoteLiteral(outboxTable)+`) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace`)
@@ -114,18 +116,25 @@ func (s *session) inspect(ctx context.Context, publication string, streaming boo
 		return nil, fmt.Errorf("look at the database: OID of %s: %w", outboxTable, err)
 	}
 	t := &outbox{oid: uint32(oid), name: row[2], owner: row[3]}
-	if err = s.checkPublication(ctx, publication, t); err == nil && row[7] == "u" {
-		logged := fmt.Sprintf("ALTER TABLE %s SET LOGGED;", t.name)
-		err = &relay.SetupError{
-			Problem: fmt.Sprintf("table %s is unlogged: its rows are not in the WAL, so the stream does not deliver them, and a crash of PostgreSQL empties it", t.name),
-			Fix:     fmt.Sprintf("as %s (it rewrites the table, and locks it meanwhile): %s", t.owner, logged), SQL: []string{logged}, Streaming: true,
-		}
+	carried, err := s.readPublication(ctx, shard.Publication, t)
+	if err != nil {
+		return nil, err
 	}
 	// A missing column is the first thing to fix: dropping it has changed the publication, too.
 	// This query comes second, because the first one waits for whoever is changing the table just
 	// now.
 	if err := s.checkColumns(ctx, t); err != nil {
 		return nil, err
+	}
+	if err = s.checkPublication(shard, t, carried); err == nil {
+		err = s.checkFilter(ctx, shard, t)
+	}
+	if err == nil && row[7] == "u" {
+		logged := fmt.Sprintf("ALTER TABLE %s SET LOGGED;", t.name)
+		err = &relay.SetupError{
+			Problem: fmt.Sprintf("table %s is unlogged: its rows are not in the WAL, so the stream does not deliver them, and a crash of PostgreSQL empties it", t.name),
+			Fix:     fmt.Sprintf("as %s (it rewrites the table, and locks it meanwhile): %s", t.owner, logged), SQL: []string{logged}, Streaming: true,
+		}
 	}
 	return t, err
 }
@@ -139,7 +148,7 @@ func (s *session) checkColumns(ctx context.Context, t *outbox) error {
 	for i, r := range rows {
 		oid, _ := strconv.ParseUint(r[1], 10, 32) // the server sent it: it is a number
 		length, _ := strconv.Atoi(r[4])
-		t.columns[i] = columns.Column{Name: r[0], OID: uint32(oid), Type: r[2], Send: r[3], Length: length}
+		t.columns[i] = columns.Column{Name: r[0], OID: uint32(oid), Type: r[2], Send: r[3], Length: length, Collation: r[5]}
 	}
 	var missing []string
 	for _, want := range columns.Names {
@@ -156,42 +165,52 @@ func (s *session) checkColumns(ctx context.Context, t *outbox) error {
 	return columns.SetupError(t.name, t.columns)
 }
 
-// checkPublication finds out whether the publication is there and carries what is needed. A missing
-// one is no fault: it can be made.
-func (s *session) checkPublication(ctx context.Context, publication string, t *outbox) error {
-	attnames, filter := "NULL", "NULL"
+// readPublication reads what the catalog has of the publication and the table in it; nothing when
+// there is no such publication.
+func (s *session) readPublication(ctx context.Context, publication string, t *outbox) (row []string, err error) {
+	attnames, filter, schema := "NULL", "NULL", ""
 	if s.server >= 15 {
 		attnames, filter = "array_to_string(pt.attnames, ',')", "pt.rowfilter"
+		schema = fmt.Sprintf(` OR EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = p.oid AND n.pnnspid = (SELECT relnamespace FROM pg_class WHERE oid = %d))`, t.oid)
 	}
 	rows, err := s.query(ctx, fmt.Sprintf(`SELECT p.pubinsert, pt.tablename IS NOT NULL, coalesce(%s, ''), concat_ws(' ', p.oid, m.every),
-			concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubviaroot, m.members), coalesce(%s, '')
+			concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubviaroot, m.members), coalesce(%s, ''), p.pubupdate OR p.pubdelete, p.puballtables%s
 		FROM pg_publication p
 		CROSS JOIN (SELECT string_agg(x::text, ' ' ORDER BY x::text) AS every,
 				string_agg(x::text, ' ' ORDER BY x::text) FILTER (WHERE NOT own) AS members
 			FROM (%s) r) m
 		LEFT JOIN pg_publication_tables pt ON pt.pubname = p.pubname AND format('%%I.%%I', pt.schemaname, pt.tablename) = %s
-		WHERE p.pubname = %s`, attnames, filter, s.membershipSQL(publication, t), quoteLiteral(t.name), quoteLiteral(publication)))
+		WHERE p.pubname = %s`, attnames, filter, schema, s.membershipSQL(publication, t), quoteLiteral(t.name), quoteLiteral(publication)))
 	if err != nil {
-		return fmt.Errorf("look at publication %q: %w", publication, err)
+		return nil, fmt.Errorf("look at publication %q: %w", publication, err)
 	}
 	if len(rows) == 0 {
+		return nil, nil
+	}
+	return rows[0], nil
+}
+
+// checkPublication finds out whether the publication is there and carries what is needed, but for
+// which rows: see checkFilter. A missing one is no fault: it can be made.
+func (s *session) checkPublication(shard relay.Shard, t *outbox, row []string) error {
+	if row == nil {
 		return nil
 	}
-	row, name := rows[0], quoteIdent(publication)
-	whole := fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s;", name, t.name)
-	if s.server >= 15 {
-		whole = fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s (%s);", name, t.name, strings.Join(pgoutput.Columns, ", "))
-	}
-	wrong := func(problem, fix string) error {
-		return &relay.SetupError{
-			Problem: fmt.Sprintf("publication %q ", publication) + problem, Fix: "as the owner of the publication: " + fix, SQL: []string{fix}, Streaming: true,
-		}
-	}
+	publication, name := shard.Publication, quoteIdent(shard.Publication)
+	wrong := func(problem, fix string) error { return wrongPublication(publication, problem, fix) }
+	inserts := fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert');", name)
 	if row[0] != "t" {
-		return wrong("does not publish inserts", fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert');", name))
+		return wrong("does not publish inserts", inserts)
 	}
 	if row[1] != "t" {
-		return wrong("does not contain table "+t.name, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s;", name, t.name))
+		table := t.name
+		if !shard.Whole() {
+			table = s.carries(shard, t)
+		}
+		return wrong("does not contain table "+t.name, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s;", name, table))
+	}
+	if row[6] == "t" && !shard.Whole() {
+		return wrong("publishes updates or deletes too, which PostgreSQL refuses then, because of the filter", inserts)
 	}
 	var left []string
 	for _, want := range pgoutput.Columns {
@@ -200,14 +219,20 @@ func (s *session) checkPublication(ctx context.Context, publication string, t *o
 		}
 	}
 	if left != nil {
-		return wrong(fmt.Sprintf("leaves out column %s of %s", strings.Join(left, ", "), t.name), whole)
+		return wrong(fmt.Sprintf("leaves out column %s of %s", strings.Join(left, ", "), t.name), fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s;", name, s.carries(shard, t)))
 	}
-	if row[5] != "" {
-		return wrong(fmt.Sprintf("passes only rows with %s: what it leaves out would come late and out of order", row[5]), whole)
-	}
-	t.published, t.version = true, strconv.FormatUint(uint64(t.oid), 10)+" "+row[3]
+	t.published, t.version, t.filter, t.member = true, strconv.FormatUint(uint64(t.oid), 10)+" "+row[3], row[5], row[7] != "t"
 	t.content = strconv.FormatUint(uint64(t.oid), 10) + " " + row[2] + " " + row[4]
+	if t.filter != "" {
+		t.content += " " + t.filter
+	}
 	return nil
+}
+
+func wrongPublication(publication, problem string, fix ...string) error {
+	return &relay.SetupError{
+		Problem: fmt.Sprintf("publication %q ", publication) + problem, Fix: "as the owner of the publication: " + strings.Join(fix, " "), SQL: fix, Streaming: true,
+	}
 }
 
 // membershipSQL selects, as x, the transactions that last changed the rows of the catalog by which
@@ -251,43 +276,33 @@ func (s *session) mayPublish(ctx context.Context, t *outbox) (bool, error) {
 	return len(rows) > 0 && rows[0][0] == "t", nil
 }
 
-// PublicationSQL is the statement that makes the publication, for a server of the given major
-// version: inserts only and, from 15 on, only the columns that are used.
-func PublicationSQL(publication, table string, server int) string {
-	columns := ""
-	if server >= 15 {
-		columns = " (" + strings.Join(pgoutput.Columns, ", ") + ")"
-	}
-	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s%s WITH (publish = 'insert', publish_via_partition_root = true)", quoteIdent(publication), table, columns)
-}
-
-func (s *session) createPublication(ctx context.Context, publication string, t *outbox) error {
-	_, err := s.query(ctx, PublicationSQL(publication, t.name, s.server))
+func (s *session) createPublication(ctx context.Context, shard relay.Shard, t *outbox) error {
+	_, err := s.query(ctx, s.publicationSQL(shard, t))
 	switch {
 	case err == nil || sessions.Code(err) == sessions.DuplicateObject:
 		t.published = true
 		return nil
 	case sessions.Code(err) == sessions.NoPrivilege:
-		return s.publicationRefused(publication, t, err)
+		return s.publicationRefused(shard, t, err)
 	default:
-		return fmt.Errorf("create publication %q: %w", publication, err)
+		return fmt.Errorf("create publication %q: %w", shard.Publication, err)
 	}
 }
 
-func (s *session) publicationRefused(publication string, t *outbox, err error) error {
-	create := PublicationSQL(publication, t.name, s.server) + ";"
+func (s *session) publicationRefused(shard relay.Shard, t *outbox, err error) error {
+	create := s.publicationSQL(shard, t) + ";"
 	return &relay.SetupError{
-		Problem: fmt.Sprintf("publication %q does not exist, and only the owner of %s (role %s, with CREATE on the database) may make it", publication, t.name, t.owner),
+		Problem: fmt.Sprintf("publication %q does not exist, and only the owner of %s (role %s, with CREATE on the database) may make it", shard.Publication, t.name, t.owner),
 		Err:     err, Fix: fmt.Sprintf("as %s: %s", t.owner, create), SQL: []string{create}, Streaming: true,
 	}
 }
 
 // ExaminePublication looks over an ordinary connection at what Check looks at over a replication
-// connection: what of publication and table keeps events out of the stream.
-func ExaminePublication(ctx context.Context, conn *pgx.Conn, publication string) relay.Examined {
+// connection: what of a shard's publication and the table keeps events out of the stream.
+func ExaminePublication(ctx context.Context, conn *pgx.Conn, shard relay.Shard) relay.Examined {
 	s := ordinary(conn)
 	return relay.Examine(ctx, []relay.Look{{Check: "publication", Make: func(ctx context.Context) (string, []*relay.SetupError, error) {
-		table, err := s.inspect(ctx, publication, false)
+		table, err := s.inspect(ctx, shard, false)
 		if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && !setup.Streaming || errors.Is(err, sessions.ErrStandby) {
 			return "", nil, nil // the store reports on the table itself
 		}
@@ -295,32 +310,32 @@ func ExaminePublication(ctx context.Context, conn *pgx.Conn, publication string)
 			return "", nil, err
 		}
 		if table.published {
-			return publication + ": inserts of " + table.name, nil, nil
+			return shard.Publication + ": inserts of " + table.name, nil, nil
 		}
 		may, err := s.mayPublish(ctx, table)
 		if err == nil && !may {
-			err = s.publicationRefused(publication, table, nil)
+			err = s.publicationRefused(shard, table, nil)
 		}
-		return publication + ": not there yet; the relay makes it when it starts (sagaz-relay migrate does, too)", nil, err
+		return shard.Publication + ": not there yet; the relay makes it when it starts (sagaz-relay migrate does, too)", nil, err
 	}}})[0]
 }
 
 // ordinary is a session over an ordinary connection, for looking.
 func ordinary(conn *pgx.Conn) *session {
-	return &session{role: conn.Config().User, conn: conn.PgConn(), server: majorVersion(conn.PgConn().ParameterStatus("server_version"))}
+	return &session{role: conn.Config().User, conn: conn.PgConn(), server: sessions.MajorVersion(conn.PgConn().ParameterStatus("server_version"))}
 }
 
 // In a statement of the replication protocol there are no U&'…' and E'…' (term.Literal).
 func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
 
-// EnsurePublication makes the publication over an ordinary connection if it is missing, and reports
-// whether it did.
-func EnsurePublication(ctx context.Context, conn *pgx.Conn, publication string) (made bool, err error) {
+// EnsurePublication makes a shard's publication over an ordinary connection if it is missing, and
+// reports whether it did.
+func EnsurePublication(ctx context.Context, conn *pgx.Conn, shard relay.Shard) (made bool, err error) {
 	s := ordinary(conn)
-	table, err := s.inspect(ctx, publication, false)
+	table, err := s.inspect(ctx, shard, false)
 	if err != nil || table.published {
 		return false, err
 	}
-	return true, s.createPublication(ctx, publication, table)
+	return true, s.createPublication(ctx, shard, table)
 }

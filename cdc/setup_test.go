@@ -22,7 +22,7 @@ func TestCreateMakesPublicationAndSlot(t *testing.T) {
 			t.Parallel()
 			db := pgtest.NewVersion(t, version, pgtest.Migrated())
 			src := newSource(t, config(db.DSN))
-			if err := src.Check(t.Context()); err != nil {
+			if err := src.Check(t.Context(), whole("unused").Set); err != nil {
 				t.Fatal(err)
 			}
 			if got := ask(t, db, `SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())`); got != "0" {
@@ -77,7 +77,7 @@ func TestFailoverOff(t *testing.T) {
 	db := pgtest.NewVersion(t, pgtest.Newest, pgtest.Migrated())
 	cfg := config(db.DSN)
 	cfg.Failover = false
-	if _, err := newSource(t, cfg).EnsureSlot(t.Context(), db.Name); err != nil {
+	if _, err := newSource(t, cfg).EnsureSlot(t.Context(), whole(db.Name)); err != nil {
 		t.Fatal(err)
 	}
 	if got := ask(t, db, `SELECT failover FROM pg_replication_slots WHERE slot_name = $1`, db.Name); got != "false" {
@@ -93,10 +93,10 @@ func TestEnsure(t *testing.T) {
 			db := pgtest.NewVersion(t, version, pgtest.Migrated())
 			src, conn := newSource(t, config(db.DSN)), db.Conn(t)
 			for _, want := range []bool{true, false} {
-				if got, err := EnsurePublication(t.Context(), conn, "sagaz_outbox"); got != want || err != nil {
+				if got, err := EnsurePublication(t.Context(), conn, whole("unused")); got != want || err != nil {
 					t.Errorf("EnsurePublication: got %t, %v, want %t", got, err, want)
 				}
-				if got, err := src.EnsureSlot(t.Context(), db.Name); got != want || err != nil {
+				if got, err := src.EnsureSlot(t.Context(), whole(db.Name)); got != want || err != nil {
 					t.Errorf("EnsureSlot: got %t, %v, want %t", got, err, want)
 				}
 			}
@@ -114,10 +114,8 @@ func TestOddNames(t *testing.T) {
 	db := pgtest.New(t, pgtest.SQL(`CREATE SCHEMA "Odd ""schema"`), pgtest.Migrated())
 	exec(t, db, `ALTER TABLE saga_outbox SET SCHEMA "Odd ""schema"`)
 	exec(t, db, `ALTER DATABASE "`+db.Name+`" SET search_path = 'Odd "schema', public`)
-	cfg := config(db.DSN)
-	cfg.Publication = `it's "Odd", Ünï`
 	in := newIntake(t)
-	start(t, newSource(t, cfg), db.Name, in)
+	run(t, openShard(t, newSource(t, config(db.DSN)), relay.Alone(db.Name, `it's "Odd", Ünï`)), in)
 	exec(t, db, `INSERT INTO "Odd ""schema".saga_outbox (event_id, saga_id, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 's', 'a', 'e', '{}')`)
 	in.wait(1)
 }

@@ -251,13 +251,14 @@ func (s *Source) gone(slot string, cause relay.GoneCause, err error) error {
 // A slot is not kept if it is lost, if its publication had to be made or was changed (pgoutput does
 // not see what is younger than what it decodes), or if Open or Run has found that it cannot be
 // read.
-func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
+func (s *Source) Create(ctx context.Context, shard relay.Shard) (relay.LSN, error) {
+	slot := shard.Slot
 	sess, err := s.connect(ctx, slot)
 	if err != nil {
 		return 0, err
 	}
 	defer sess.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on it
-	table, err := sess.inspect(ctx, s.cfg.Publication, true)
+	table, err := sess.inspect(ctx, shard, true)
 	if err != nil {
 		return 0, err
 	}
@@ -274,17 +275,17 @@ func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 	spoilt := known.spoilt
 	switch {
 	case !table.published: // this first, so that the slot sees it
-		if err := sess.createPublication(ctx, s.cfg.Publication, table); err != nil {
+		if err := sess.createPublication(ctx, shard, table); err != nil {
 			return 0, err
 		}
-		s.log.Info("publication created", "publication", s.cfg.Publication, "table", table.name)
+		s.log.Info("publication created", "publication", shard.Publication, "table", table.name)
 		spoilt = true
 		s.remember(slot, memory{spoilt: there != nil})
-		if err := sess.checkPublication(ctx, s.cfg.Publication, table); err != nil {
+		if table, err = sess.inspect(ctx, shard, true); err != nil { // somebody may have been faster
 			return 0, err
 		}
 	case there != nil && known.made != table.version:
-		if changed, err := sess.changedSince(ctx, s.cfg.Publication, table, slot); err != nil {
+		if changed, err := sess.changedSince(ctx, shard.Publication, table, slot); err != nil {
 			return 0, err
 		} else if changed {
 			spoilt = true
@@ -308,15 +309,16 @@ func (s *Source) Create(ctx context.Context, slot string) (relay.LSN, error) {
 	return at, nil
 }
 
-// EnsureSlot makes the slot if it is missing, and reports whether it did. The server first waits
+// EnsureSlot makes the shard's slot if it is missing, and reports whether it did. The server first waits
 // for the end of all transactions under way. Unlike Create it drops nothing.
-func (s *Source) EnsureSlot(ctx context.Context, name string) (made bool, err error) {
+func (s *Source) EnsureSlot(ctx context.Context, shard relay.Shard) (made bool, err error) {
+	name := shard.Slot
 	sess, err := s.connect(ctx, name)
 	if err != nil {
 		return false, err
 	}
 	defer sess.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on it
-	if _, err := sess.inspect(ctx, s.cfg.Publication, true); err != nil {
+	if _, err := sess.inspect(ctx, shard, true); err != nil {
 		return false, err
 	}
 	there, err := sess.slotState(ctx, name)

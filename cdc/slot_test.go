@@ -21,10 +21,10 @@ func TestManyOpenAtOnce(t *testing.T) {
 			for range 6 {
 				src := newSource(t, config(db.DSN))
 				wg.Go(func() {
-					_, err := src.Create(t.Context(), db.Name)
+					_, err := src.Create(t.Context(), whole(db.Name))
 					if err == nil {
 						var st relay.Stream
-						if st, err = src.Open(t.Context(), db.Name, 0); err == nil {
+						if st, err = src.Open(t.Context(), whole(db.Name), 0); err == nil {
 							err = st.Close(t.Context())
 						}
 					}
@@ -65,7 +65,7 @@ func TestServerRestart(t *testing.T) {
 	if err == nil || errors.As(err, &setup) {
 		t.Errorf("Run: got %v, want an error that passes", err)
 	}
-	if _, err := src.Open(t.Context(), db.Name, 0); err == nil || errors.As(err, &setup) {
+	if _, err := src.Open(t.Context(), whole(db.Name), 0); err == nil || errors.As(err, &setup) {
 		t.Errorf("Open: got %v, want an error that passes", err)
 	}
 	if err := server.Start(t.Context()); err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,14 +19,16 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// Source opens replication slots in one database. It holds no connection of its own. Its methods
-// may be called from several goroutines.
+// Source opens replication slots in one database. Beside its streams it holds the two connections
+// that these have in common. Its methods may be called from several goroutines.
 type Source struct {
 	cfg       Config
 	conn      *pgconn.Config
 	walsender map[string]string // what a replication connection asks for
 	log       hclog.Logger
 	lookEvery time.Duration // see stream.watch
+	looks     common        // at table and publications
+	origins   origins
 
 	mu       sync.Mutex // guards what follows
 	slots    map[string]memory
@@ -67,7 +68,10 @@ func New(cfg Config, log hclog.Logger) (*Source, error) {
 		"replication":        "database",
 		"wal_sender_timeout": strconv.FormatInt(cfg.WALSenderTimeout.Milliseconds(), 10) + "ms",
 	}
-	return &Source{cfg: cfg, conn: conn, walsender: walsender, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool), unfiltered: make(map[string]bool)}, nil
+	s := &Source{cfg: cfg, conn: conn, walsender: walsender, log: log.Named("cdc"), lookEvery: lookEvery, slots: make(map[string]memory), silences: make(map[string]silence), stumbles: make(map[string]stumble), textual: make(map[string]bool), unfiltered: make(map[string]bool)}
+	s.looks = common{open: s.ordinary, turn: relay.NewTurn()}
+	s.origins.common = common{open: s.openOrigins, turn: relay.NewTurn()}
+	return s, nil
 }
 
 // session is a replication connection before it streams; it takes SQL by the simple protocol.
@@ -103,7 +107,7 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 	}
 	sess.conn = conn
 	version := conn.ParameterStatus("server_version")
-	sess.server = majorVersion(version)
+	sess.server = sessions.MajorVersion(version)
 	if err := sessions.TooOld(sess.server, version); err != nil {
 		_ = conn.Close(ctx)
 		return nil, err
@@ -115,34 +119,27 @@ func (s *Source) connect(ctx context.Context, slot string) (*session, error) {
 // before that is reported.
 const walsenderPatience = 2 * time.Second
 
-// majorVersion takes 17 out of "17.6 (Debian …)" and 18 out of "18beta1".
-func majorVersion(version string) int {
-	digits := strings.IndexFunc(version, func(r rune) bool { return r < '0' || r > '9' })
-	if digits < 0 {
-		digits = len(version)
-	}
-	// 0 is too old, and is reported with the version as it was sent
-	n, _ := strconv.Atoi(version[:digits])
-	return n
-}
-
 // Check implements relay.Source: it connects and looks, and leaves everything as it is. A slot that
 // is missing or in use is no fault, nor is a missing publication that we may make.
-func (s *Source) Check(ctx context.Context) error {
+func (s *Source) Check(ctx context.Context, set relay.Set) error {
 	sess, err := s.connect(ctx, "check")
 	if err != nil {
 		return err
 	}
 	defer sess.conn.Close(ctx) //nolint:errcheck // nothing depends on it
-	table, err := sess.inspect(ctx, s.cfg.Publication, true)
-	if err != nil || table.published {
-		return err
+	for _, shard := range set.All() {
+		table, err := sess.inspect(ctx, shard, true)
+		if err == nil && !table.published {
+			var may bool
+			if may, err = sess.mayPublish(ctx, table); err == nil && !may {
+				err = sess.publicationRefused(shard, table, nil)
+			}
+		}
+		if err != nil {
+			return err
+		}
 	}
-	may, err := sess.mayPublish(ctx, table)
-	if err == nil && !may {
-		err = sess.publicationRefused(s.cfg.Publication, table, nil)
-	}
-	return err
+	return nil
 }
 
 // ExamineConnection makes a replication connection as the relay does, and does nothing else.
@@ -162,12 +159,12 @@ func (s *Source) ExamineConnection(ctx context.Context) relay.Examined {
 }
 
 // Open implements relay.Source.
-func (s *Source) Open(ctx context.Context, slot string, known relay.LSN) (relay.Stream, error) {
-	sess, err := s.connect(ctx, slot)
+func (s *Source) Open(ctx context.Context, shard relay.Shard, known relay.LSN) (relay.Stream, error) {
+	sess, err := s.connect(ctx, shard.Slot)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := s.open(ctx, sess, slot, known)
+	stream, err := s.open(ctx, sess, shard, known)
 	if err != nil {
 		_ = sess.conn.Close(ctx)
 		return nil, err
@@ -175,18 +172,19 @@ func (s *Source) Open(ctx context.Context, slot string, known relay.LSN) (relay.
 	return stream, nil
 }
 
-func (s *Source) open(ctx context.Context, sess *session, slot string, known relay.LSN) (*stream, error) {
-	table, err := sess.inspect(ctx, s.cfg.Publication, true)
+func (s *Source) open(ctx context.Context, sess *session, shard relay.Shard, known relay.LSN) (*stream, error) {
+	slot := shard.Slot
+	table, err := sess.inspect(ctx, shard, true)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.readable(ctx, sess, table, slot, known); err != nil {
+	if err := s.readable(ctx, sess, table, shard, known); err != nil {
 		return nil, err
 	}
 	// proto_version 1 has no streaming of open transactions, so all that arrives is committed.
 	args := []string{
 		"proto_version '1'",
-		"publication_names " + quoteLiteral(quoteIdent(s.cfg.Publication)),
+		"publication_names " + quoteLiteral(quoteIdent(shard.Publication)),
 	}
 	binary := table.readsBinary() && !s.readsText(slot)
 	if binary {
@@ -201,21 +199,23 @@ func (s *Source) open(ctx context.Context, sess *session, slot string, known rel
 		return nil, s.notStarted(ctx, sess, slot, err)
 	}
 	s.carried(slot, table.version, table.content)
-	s.log.Info("streaming", "slot", slot, "publication", s.cfg.Publication, "server", sess.conn.ParameterStatus("server_version"))
+	s.log.Info("streaming", "slot", slot, "publication", shard.Publication, "server", sess.conn.ParameterStatus("server_version"))
 	st := &stream{
-		source: s, cfg: &s.cfg, log: s.log, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
-		version: table.version, content: table.content, look: look{turn: relay.NewTurn()}, binary: binary, filter: filter,
+		source: s, cfg: &s.cfg, log: s.log, shard: shard, slot: slot, role: sess.role, conn: sess.conn, in: sess.in,
+		version: table.version, content: table.content, binary: binary, filter: filter,
 		dec: pgoutput.NewDecoder(table.oid), reply: make(chan struct{}, 1),
 	}
 	st.dec.MaxEventBytes = s.cfg.MaxEventBytes
 	st.dec.Unchecked = sessions.Encoding(sess.conn) == sessions.AnyBytes
+	sess.in.grow(shard.Set.Shards)
 	sess.in.frames.limit, sess.in.frames.needs = s.cfg.MaxEventBytes, st.dec.Needs
 	st.last.Store(time.Now().UnixNano())
 	return st, nil
 }
 
 // readable returns what keeps the slot from being read, or from delivering everything.
-func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slot string, known relay.LSN) error {
+func (s *Source) readable(ctx context.Context, sess *session, table *outbox, shard relay.Shard, known relay.LSN) error {
+	slot := shard.Slot
 	there, err := sess.slotState(ctx, slot)
 	if err != nil {
 		return err
@@ -230,7 +230,7 @@ func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slo
 	case there.lost != "":
 		return s.gone(slot, relay.GoneLost, errors.New(there.lost))
 	case !table.published:
-		return s.gone(slot, relay.GonePublication, fmt.Errorf("publication %q does not exist", s.cfg.Publication))
+		return s.gone(slot, relay.GonePublication, fmt.Errorf("publication %q does not exist", shard.Publication))
 	case there.active:
 		// Whoever reads it may move it: how far it got is known when it is free.
 		return sess.busy(ctx, slot, errInUse)
@@ -239,11 +239,11 @@ func (s *Source) readable(ctx context.Context, sess *session, table *outbox, slo
 	case s.recall(slot).made == table.version:
 		return nil
 	case s.recall(slot).content == table.content:
-		return s.touched(slot, table.version, fmt.Errorf("publication %q was altered, and carries the same as before", s.cfg.Publication))
+		return s.touched(slot, table.version, fmt.Errorf("publication %q was altered, and carries the same as before", shard.Publication))
 	}
-	changed, err := sess.changedSince(ctx, s.cfg.Publication, table, slot)
+	changed, err := sess.changedSince(ctx, shard.Publication, table, slot)
 	if err == nil && changed {
-		err = s.gone(slot, relay.GonePublication, fmt.Errorf("publication %q was changed since", s.cfg.Publication))
+		err = s.gone(slot, relay.GonePublication, fmt.Errorf("publication %q was changed since", shard.Publication))
 	}
 	return err
 }

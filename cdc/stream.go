@@ -26,7 +26,8 @@ type stream struct {
 	source   *Source
 	cfg      *Config
 	log      hclog.Logger
-	slot     string
+	shard    relay.Shard
+	slot     string // the shard's
 	role     string
 	version  string        // of the publication as of Open
 	binary   bool          // values come in their types' binary form
@@ -37,7 +38,6 @@ type stream struct {
 	in       *reader
 	dec      *pgoutput.Decoder
 
-	look   look
 	intake relay.Intake
 	batch  []relay.Event // decoded, not handed on yet; owned by the reader goroutine
 	bytes  int
@@ -52,10 +52,12 @@ type stream struct {
 
 var _ relay.Stream = (*stream)(nil)
 
-// Events are handed on when the socket runs dry, or in pieces of this size.
+// Events are handed on when the socket runs dry, or in pieces of this size. What is gathered is not
+// in the in-flight budget, so a slot among several has a part of it.
 const (
 	batchEvents = 512
 	batchBytes  = 512 << 10
+	shardBytes  = 64 << 10
 )
 
 // errStopped is what a read returns after the context has ended.
@@ -89,6 +91,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 		}
 	}()
 	var others sync.WaitGroup
+	s.source.looks.join()
 	others.Go(func() {
 		if err := s.watch(ctx); err != nil {
 			cancel(err)
@@ -114,7 +117,7 @@ func (s *stream) Run(ctx context.Context, in relay.Intake) error {
 	close(received)
 	cancel(nil)
 	others.Wait()
-	s.look.close()
+	s.source.looks.leave()
 	s.deaf.Store(true)
 	s.in.setBusy(false)
 	s.in.before, s.in.conn = nil, nil
@@ -210,7 +213,7 @@ func (s *stream) decode(ctx context.Context, msg []byte) error {
 	case pgoutput.Insert:
 		s.batch = append(s.batch, s.dec.Event)
 		s.bytes += s.dec.Event.Size()
-		if len(s.batch) >= batchEvents || s.bytes >= batchBytes {
+		if len(s.batch) >= batchEvents || s.bytes >= max(batchBytes/max(s.shard.Set.Shards, 1), shardBytes) {
 			return s.handOn(ctx)
 		}
 	case pgoutput.Begin:

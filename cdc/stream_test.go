@@ -292,7 +292,7 @@ func TestTableChangesWhileStreaming(t *testing.T) {
 			if got, end := confirmed(t, db), in.passed; got < at || got > end {
 				t.Errorf("got the slot at %s, want it from %s to %s, before the row that could not be read", got, at, end)
 			}
-			_, err := src.Open(t.Context(), db.Name, 0)
+			_, err := src.Open(t.Context(), whole(db.Name), 0)
 			wantSetup(t, err, c.lacks)
 		})
 	}

@@ -9,18 +9,13 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
 // lookEvery is how often a stream looks whether the publication still carries the table. With a
 // longer interval more rows need the sweep when it does not. With a shorter one idle relays keep a
 // server busy.
 const lookEvery = 10 * time.Second
-
-// look is an ordinary connection that looks at table and publication, made when it is needed.
-type look struct {
-	turn relay.Turn // the holder of the turn owns conn
-	conn *pgconn.PgConn
-}
 
 // watch looks at table and publication now and then, until ctx ends or they are not what they were
 // when the stream was opened. The server does not report that a table was taken out of a
@@ -51,14 +46,13 @@ func (s *stream) watch(ctx context.Context) error {
 // It returns what it saw, or nil. A look that fails means nothing; the stream has its own way to
 // notice that the server is gone.
 func (s *stream) lookNow(ctx context.Context) (table *outbox, err error) {
-	// the wait for the other's look included
+	// the wait for the others' looks included
 	looking, cancel := context.WithTimeout(ctx, s.cfg.WALSenderTimeout)
 	defer cancel()
-	err = s.look.turn.Take(looking)
-	if err == nil {
-		table, err = s.lookOnce(looking)
-		s.look.turn.Give()
-	}
+	err = s.source.looks.use(looking, func(conn *pgconn.PgConn) (err error) {
+		table, err = s.lookOnce(looking, conn)
+		return err
+	})
 	var setup *relay.SetupError
 	var gone *relay.SlotGoneError
 	switch {
@@ -70,17 +64,9 @@ func (s *stream) lookNow(ctx context.Context) (table *outbox, err error) {
 	return table, nil
 }
 
-func (s *stream) lookOnce(ctx context.Context) (*outbox, error) {
-	if s.look.conn == nil || s.look.conn.IsClosed() {
-		conn, err := s.source.ordinary(ctx)
-		if err != nil {
-			return nil, err
-		}
-		s.look.conn = conn
-	}
-	conn := s.look.conn
-	sess := &session{conn: conn, role: s.role, server: majorVersion(conn.ParameterStatus("server_version"))}
-	table, err := sess.inspect(ctx, s.cfg.Publication, false)
+func (s *stream) lookOnce(ctx context.Context, conn *pgconn.PgConn) (*outbox, error) {
+	sess := &session{conn: conn, role: s.role, server: sessions.MajorVersion(conn.ParameterStatus("server_version"))}
+	table, err := sess.inspect(ctx, s.shard, false)
 	switch {
 	case err != nil:
 		var setup *relay.SetupError
@@ -89,20 +75,11 @@ func (s *stream) lookOnce(ctx context.Context) (*outbox, error) {
 		}
 		return nil, err
 	case !table.published:
-		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was dropped", s.cfg.Publication))
+		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was dropped", s.shard.Publication))
 	case table.version != s.version && table.content == s.content:
-		return nil, s.source.touched(s.slot, table.version, fmt.Errorf("publication %q was altered, and carries the same as before", s.cfg.Publication))
+		return nil, s.source.touched(s.slot, table.version, fmt.Errorf("publication %q was altered, and carries the same as before", s.shard.Publication))
 	case table.version != s.version:
-		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was changed", s.cfg.Publication))
+		return nil, s.source.gone(s.slot, relay.GonePublication, fmt.Errorf("publication %q was changed", s.shard.Publication))
 	}
 	return table, nil
-}
-
-// close ends the connection, after the last look.
-func (l *look) close() {
-	if l.conn != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = l.conn.Close(ctx)
-	}
 }

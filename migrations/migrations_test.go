@@ -74,7 +74,7 @@ func catalog(t testing.TB, conn *pgx.Conn) []string {
 // ofLibrary leaves out our own tables.
 func ofLibrary(lines []string) []string {
 	return slices.DeleteFunc(slices.Clone(lines), func(s string) bool {
-		return strings.Contains(s, "saga_outbox_relay") || strings.Contains(s, "saga_outbox_migrations") || strings.Contains(s, "saga_outbox_delivery")
+		return strings.Contains(s, "saga_outbox_relay") || strings.Contains(s, "saga_outbox_set") || strings.Contains(s, "saga_outbox_migrations") || strings.Contains(s, "saga_outbox_delivery")
 	})
 }
 
@@ -152,7 +152,7 @@ func TestRunOnEmptyDatabase(t *testing.T) {
 			t.Errorf("applied %d, want %d", got, want)
 		}
 		first := catalog(t, conn)
-		for _, table := range []string{"saga_outbox", "saga_outbox_archive", "consumer_inbox", "saga_outbox_relay", "saga_outbox_migrations", "saga_outbox_delivery"} {
+		for _, table := range []string{"saga_outbox", "saga_outbox_archive", "consumer_inbox", "saga_outbox_relay", "saga_outbox_set", "saga_outbox_migrations", "saga_outbox_delivery"} {
 			if !value[bool](t, conn, `SELECT to_regclass($1) IS NOT NULL`, table) {
 				t.Errorf("no table %s", table)
 			}

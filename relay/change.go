@@ -37,6 +37,7 @@ const (
 	ChangeSinkGone   ChangeKind = "sink_removed"
 	ChangeDeadLetter ChangeKind = "dead_letter"
 	ChangeUnmarked   ChangeKind = "rows_unmarked"
+	ChangeDivided    ChangeKind = "divided" // the number of slots
 )
 
 // Level is how much a state, or a change to it, asks for a person.

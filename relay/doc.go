@@ -20,7 +20,8 @@
 //  1. Every committed row reaches every sink at least once, or ends as a dead letter.
 //  2. First deliveries of a key to a sink are in commit order. Rows found in the table come in
 //     the order of created_at among themselves.
-//  3. A clean stop repeats nothing. A crash repeats what was in flight, as a suffix, in order.
+//  3. A clean stop repeats nothing. A crash repeats what was in flight, as a suffix, in order; of
+//     that, only what had not arrived where the sink can be read back (engine/doubt.go).
 //  4. The slot never moves past an event that is not delivered and marked, or in the ledger.
 //  5. Memory stays within the in-flight budget, whatever the size of a transaction or of the
 //     ledger.
@@ -33,8 +34,8 @@
 // Of a relay, for its slot (snapshot.go, Role):
 //
 //	starting ──▶ standby ──lease──▶ owner ──stop──▶ draining ──▶ (ended)
-//	                ▲                 │
-//	                └── lease lost ───┘
+//	                ▲                 │                 │
+//	                └── lease lost ───┴── given back ───┘
 //
 // Of an owner, how it finds events (engine/feed.go): it recovers (sweeps the table) when the slot
 // is new or cannot be trusted, then streams; where streaming is impossible it polls.
@@ -69,7 +70,10 @@
 //	the lease is not renewed    it is lost after its time                 store/lease.go: renew
 //	the lease is lost           lanes stop; new lease, new pipeline       engine/keeper.go: keep
 //	the process was frozen      Fence forbids each write to a broker      store/lease.go: Valid
+//	an owner dies               what it had sent is read back, if it can   engine/doubt.go
 //	an owner moves nothing      it leaves the lease to another relay      engine/control.go: giveUp
+//	another has too few slots   one is given back: drained, released      engine/pipeline.go: run
+//	the set of slots changes    keepers end and begin                     engine/keepers.go: keepSet
 //	the relay has to stop       drains, marks, releases the lease         engine/pipeline.go: drain
 //	sent rows get old           removed after RELAY_RETENTION             engine/retain.go
 //
@@ -83,7 +87,7 @@
 //	engine/shelf.go engine/outcome.go engine/retry.go engine/marker.go
 //	engine/control.go
 //
-// Not among them: who owns the slot (engine/keeper.go), sweeps, the drainer, settings, and what is
+// Not among them: who owns the slot (engine/keeper.go, engine/keepers.go), sweeps, the drainer, settings, and what is
 // reported (observer.go, watch).
 //
 // # Words
@@ -92,7 +96,8 @@
 //   - key: aggregate_id. What has one key is delivered in order.
 //   - sink: a broker, or a file, that every event goes to.
 //   - lane: an ordered queue of a sink; a key has one lane per sink.
-//   - in flight: read, and not yet marked. The budget bounds it.
+//   - in flight: read, and not yet marked. The budget bounds it. In doubt: what an owner that is gone
+//     had in flight.
 //   - refused: a sink will not take this record. All other errors are transient: it is offered
 //     again.
 //   - ledger: the table saga_outbox_delivery, an entry for each event that a sink did not get at
@@ -102,7 +107,9 @@
 //   - dead letter: an event with a dead entry, for a person.
 //   - isolated: a sink whose events all go to the ledger for now.
 //   - mark: to write what became of an event to its row.
-//   - slot: the replication slot that the events are read from.
+//   - slot: the replication slot that the events are read from. A table has a set of one or more.
+//   - shard: the part of the keys that one slot of the set delivers. Member: a process that shares
+//     the slots with others.
 //   - watermark: the position in the WAL up to which everything is marked. The slot may move
 //     there.
 //   - lease: the right to read the slot and to mark. One relay has it, the owner; the others

@@ -62,9 +62,9 @@ type TableInfo struct {
 	OldestPending Timestamp
 }
 
-// TableUpdates counts the table's updates since the server's statistics began, and those of them
-// that were HOT.
-type TableUpdates struct{ All, HOT int64 }
+// TableUpdates counts the table's updates since the server's statistics began, those of them that
+// were HOT, and the rows that were inserted. Sessions report them about once a second.
+type TableUpdates struct{ All, HOT, Inserts int64 }
 
 // CaughtUpBytes is WAL that may be written between our look at the server and its next keepalive
 // without meaning a backlog.

@@ -14,6 +14,7 @@ import (
 type Lease interface {
 	Tenure
 	Marks
+	Doubts
 	Ledger
 	Sweeper
 	Facts
@@ -21,8 +22,9 @@ type Lease interface {
 	// sent before the given age, on a connection of its own and without waiting for anybody's
 	// locks, and returns how many. Fewer than limit means that there are no more for now.
 	Prune(ctx context.Context, age time.Duration, archive bool, limit int) (int, error)
-	// Release gives the slot up. The stream must be closed before.
-	Release(ctx context.Context) error
+	// Release gives the slot up. The stream must be closed before. clean: all that was sent is
+	// marked, or in the ledger.
+	Release(ctx context.Context, clean bool) error
 }
 
 // Tenure is whether the slot is still ours. Lanes ask it before each offer.
@@ -31,6 +33,9 @@ type Tenure interface {
 	Epoch() int64
 	// Lost is closed when the lease can no longer be trusted; Err is why, then.
 	Lost() <-chan struct{}
+	// Yield is closed when the slot is to be given back, in order: drained and released. Another
+	// relay has too few slots, or the table is about to be divided in another way.
+	Yield() <-chan struct{}
 	Err() error
 	// Valid reports whether the lease is still within its time. It looks at the clock, so it also
 	// gives the true answer to a process that was frozen (SIGSTOP, a paused VM) at the moment it
@@ -90,6 +95,9 @@ type MarkBatch struct {
 	Marks []Mark
 	// Confirm is a position that may be reported to the slot once this is committed; 0: nothing.
 	Confirm LSN
+	// Since is the time before which nothing was sent that has no mark once this is committed; the
+	// next owner gets it as InDoubt. Zero: nobody is to know.
+	Since time.Time
 }
 
 // Mark is the outcome of an event, to be written to its row.

@@ -20,10 +20,10 @@ type Ledger interface {
 	// NoteSinks notes which sinks this owner has, and returns those of the one before; nothing when
 	// there was no owner, or it did not note any.
 	NoteSinks(ctx context.Context, sinks []string) (before []string, err error)
-	// Blocking calls f for each sink and bucket of key hashes (their value modulo buckets, a power
-	// of two) that has entries. f gets their number, and how many of them are not detached and so
-	// hold up later events. It may take as long as reading the whole ledger does.
-	Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error
+	// Blocking calls f for each sink and bucket of key hashes (their bits in mask) that has entries.
+	// f gets their number, and how many of them are not detached and so hold up later events. It
+	// may take as long as reading the whole ledger does.
+	Blocking(ctx context.Context, mask uint32, f func(sink string, bucket uint32, entries, blocking int)) error
 	// Due returns the entries of a sink that may be offered now, those of one key in order, at most
 	// limit and about maxBytes: by position those with nothing to wait for, and those whose next
 	// attempt has come. next is how long until the next attempt of any other, negative when there

@@ -25,10 +25,13 @@ import (
 type Observer interface {
 	// Begin comes before every other report: what the engine is.
 	Begin(about About)
+	// Divided reports how the table is divided among slots: before any report about a slot, and
+	// whenever that has changed.
+	Divided(set Set)
 	// Sink returns the observer of a sink. It is called once for each.
 	Sink(name string) SinkObserver
 	// Owned reports that a slot's lease was taken, and returns the observer of the work under it.
-	Owned(slot string, epoch int64) SlotObserver
+	Owned(shard Shard, epoch int64) SlotObserver
 	// Became reports a slot's role, at each step of the keeper. working: there is work under a
 	// lease.
 	Became(slot string, role Role, working bool)
@@ -44,7 +47,6 @@ type About struct {
 	Started        time.Time
 	Mode           string // RELAY_MODE
 	Hybrid         bool
-	Slots          []string
 	Sinks          []string
 	InflightEvents int   // RELAY_INFLIGHT_EVENTS
 	InflightBytes  int   // RELAY_INFLIGHT_BYTES
@@ -100,6 +102,11 @@ type SinkObserver interface {
 	Refused(refusals []Refusal, offers int)
 	// Answered reports what became of an offer.
 	Answered(a Answer)
+	// TailRead reports that what an owner before has sent was read back: records, whoever sent them,
+	// and parts of topics that could not be read. Arrived reports events that were among them, and
+	// are not sent again.
+	TailRead(records, unread int)
+	Arrived(batch []*Flight)
 	// Again reports what is to be offered again, and why.
 	Again(batch []*Flight, offers int, err error)
 	// Trouble reports why the sink did not take all that it was offered.

@@ -128,11 +128,13 @@ type RouteChecker interface {
 // Route is the destination of a record.
 type Route struct{ EventType, Topic, RoutingKey string }
 
-// RouteProblem is a destination that does not exist, or takes nothing.
+// RouteProblem is a destination that does not exist, or takes nothing, or has a Note.
 type RouteProblem struct {
 	Route   Route
 	Problem string // what is wrong
 	Fix     string // the command or setting that fixes it
+	// Note is why it should be known though records arrive; empty: they do not.
+	Note string
 }
 
 // BatchError has the outcome of each record of one Publish.
@@ -213,6 +215,9 @@ func Refuse(reason Reason, err error) error { return &RefusedError{Reason: reaso
 
 // Refused reports whether err is the record's own fault, and returns that error.
 func Refused(err error) (*RefusedError, bool) {
+	if err == nil { // of most records: without it each would cost an allocation
+		return nil, false
+	}
 	var r *RefusedError
 	ok := errors.As(err, &r)
 	return r, ok

@@ -23,8 +23,31 @@ type Before struct {
 
 // SinksByDefault: BROKER_TYPE is not set.
 type SinksByDefault struct {
+	// Types are the sinks that BROKER_TYPE can name; see SinksSetting.
+	Types []string
 	// Hint is a setting that only another sink reads, such as RABBITMQ_URL; empty for none.
 	Hint string
+}
+
+// SinksSetting is how the settings name sinks: those that types has in BROKER_TYPE, others in
+// RELAY_SINKS. Without types all are of BROKER_TYPE.
+func SinksSetting(sinks, types []string) string {
+	var brokers, named []string
+	for _, sink := range sinks {
+		if types == nil || slices.Contains(types, sink) {
+			brokers = append(brokers, sink)
+		} else {
+			named = append(named, sink)
+		}
+	}
+	var settings []string
+	if brokers != nil {
+		settings = append(settings, "BROKER_TYPE="+strings.Join(brokers, ","))
+	}
+	if named != nil {
+		settings = append(settings, "RELAY_SINKS="+strings.Join(named, ","))
+	}
+	return strings.Join(settings, " and ")
 }
 
 // CheckSinks returns a *SetupError when the sinks that a relay has by default are not, or may not
@@ -39,7 +62,7 @@ func CheckSinks(now []string, by SinksByDefault, before Before) error {
 		}
 		were := strings.Join(before.Sinks, ",")
 		problem = fmt.Sprintf("but the relay before this one delivered to %s", were)
-		fix = fmt.Sprintf("set BROKER_TYPE=%s to go on as before, or BROKER_TYPE=%s to deliver there from now on", were, strings.Join(now, ","))
+		fix = fmt.Sprintf("set %s to go on as before, or BROKER_TYPE=%s to deliver there from now on", SinksSetting(before.Sinks, by.Types), strings.Join(now, ","))
 	case by.Hint != "":
 		problem = fmt.Sprintf("but %s is set, which only another broker needs", by.Hint)
 	case before.Sent:

@@ -19,6 +19,8 @@ const (
 	WaitsForServer = "server" // it decodes a large transaction, or waits for a standby
 	WaitsForClaims = "claims" // another worker's, on rows that come next
 	WaitsForSink   = "sink"   // the oldest event is with sinks that are down, and they only
+	// An event larger than the slot's share of the in-flight budget waits for another slot's one.
+	WaitsForRoom = "room"
 )
 
 // Snapshot is what the engine knows of itself at one moment, as plain values.
@@ -28,7 +30,16 @@ type Snapshot struct {
 	StartError string
 	// Fault is what the database lacks by now of what the relay needs.
 	Fault string
-	Slots []SlotSnapshot // in the order of About.Slots
+	// Set is how the table is divided, without shards as long as that is not known.
+	Set Set
+	// Change is the change of the number of slots that is under way; nil: none, or not known.
+	Change *SetChange
+	// Slots are those of the set in its order, none as long as the set is not known; and those of
+	// the set before that end just now.
+	Slots []SlotSnapshot
+	// Unowned are the events that wait on slots which no relay owns, by slot, if it is this relay
+	// that counts them.
+	Unowned map[string]int
 }
 
 // SlotSnapshot is one slot as this relay has it.
@@ -36,6 +47,8 @@ type SlotSnapshot struct {
 	Slot  string
 	Role  Role
 	Since time.Time
+	// GivesBack: it is draining for another relay to take the slot, and this one goes on.
+	GivesBack bool
 	// Occupied is, on a standby, why it does not take a slot that is free.
 	Occupied *OccupiedError
 	// Away is since when a standby could not take the lease if it were free, AwayError why; zero:
@@ -54,6 +67,8 @@ type SlotSnapshot struct {
 // WorkSnapshot is the work on one slot under one lease.
 type WorkSnapshot struct {
 	Epoch int64
+	// Lost: the lease is not ours any more, and what is still under way is about to end.
+	Lost bool
 	// Mode is how events are found now, Why is the reason to poll or not to stream. Streaming: the
 	// replication connection is open. ModeSince is since when all that is so.
 	Mode, Why string
@@ -63,6 +78,7 @@ type WorkSnapshot struct {
 	Holders   string // what making the slot waits for
 
 	Inflight, Bytes                  int // events, and their bytes
+	MaxEvents, MaxBytes              int // the share of the budget
 	Admitted, Marked, Skipped, Swept uint64
 	Watermark, Read                  LSN
 	Inside                           int // events taken of the transaction whose end has not come

@@ -8,18 +8,18 @@ import (
 
 // Source opens slots.
 type Source interface {
-	// Check verifies once what the source needs of the database and returns a *SetupError for what
-	// a person has to fix. It changes nothing.
-	Check(ctx context.Context) error
-	// Open connects to the slot and starts streaming. known is a position that was never reported
-	// to the slot (Recovery.Confirmed); 0 when not known. Errors other than *SlotGoneError,
-	// ErrSlotBusy and *SetupError are transient.
-	Open(ctx context.Context, slot string, known LSN) (Stream, error)
+	// Check verifies once what the source needs of the database for the slots of a set, and returns
+	// a *SetupError for what a person has to fix. It changes nothing.
+	Check(ctx context.Context, set Set) error
+	// Open connects to the shard's slot and starts streaming. known is a position that was never
+	// reported to the slot (Recovery.Confirmed); 0 when not known. Errors other than
+	// *SlotGoneError, ErrSlotBusy and *SetupError are transient.
+	Open(ctx context.Context, shard Shard, known LSN) (Stream, error)
 	// Create makes the slot, and the publication if that is missing, and returns the position from
 	// which the slot delivers everything. A slot of this name that cannot be read any more is
 	// dropped first. One that can be read is kept, and its position returned. Create waits for as
 	// long as a transaction of the server is open, and asks Fence before it takes anything away.
-	Create(ctx context.Context, slot string) (LSN, error)
+	Create(ctx context.Context, shard Shard) (LSN, error)
 	// Holders returns the transactions that a Create of the slot waits for.
 	Holders(ctx context.Context, slot string) ([]Holder, error)
 }

@@ -16,7 +16,7 @@ import (
 // database knows, and the relay asks that.
 func (s *settings) sinksByDefault() (*relay.SinksByDefault, error) {
 	const name = "BROKER_TYPE"
-	if s.sources[name] != "" || !slices.Equal(s.program.Sinks, defaultProgramConfig().Sinks) {
+	if s.sources[name] != "" || len(s.program.NamedSinks) > 0 || !slices.Equal(s.program.Sinks, defaultProgramConfig().Sinks) {
 		return nil, nil
 	}
 	hint, other := "", "" // a setting, and the sink that reads it
@@ -30,7 +30,7 @@ func (s *settings) sinksByDefault() (*relay.SinksByDefault, error) {
 		return nil, fmt.Errorf("%s: not set, which means %s, but the address is one of another broker (%s): want %s=%s, or whichever it is",
 			name, strings.Join(s.program.Sinks, ","), hint, name, other)
 	}
-	return &relay.SinksByDefault{Hint: hint}, nil
+	return &relay.SinksByDefault{Types: sinkNames(), Hint: hint}, nil
 }
 
 // settingOf is a setting that only that kind of sink reads and that has a value, or empty.

@@ -76,7 +76,7 @@ func demoRelay(dsn, path string, wrap func(relay.Sink) relay.Sink) (demo.Relay, 
 	s.sinks["file"].(*file.Config).Path = path
 	s.wrapSink = wrap
 	return demo.Relay{
-		Slot: s.relay.Slots[0],
+		Slot: s.store.Slot,
 		Migrate: func(ctx context.Context, log io.Writer) error {
 			m := migration{settings: s, out: log, progress: log, slot: true, publication: true, wait: 30 * time.Second}
 			return m.run(ctx)

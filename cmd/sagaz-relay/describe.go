@@ -37,6 +37,7 @@ func defaultSettings() *settings {
 		store:   store.DefaultConfig(),
 		traces:  traces.DefaultConfig(),
 		sinks:   make(map[string]any),
+		named:   make(map[string]*sinkKind),
 	}
 	for _, k := range sinkKinds {
 		s.sinks[k.name] = k.config()
@@ -53,6 +54,23 @@ func (s *settings) configs() []any {
 	return append(configs, &s.traces)
 }
 
+// fields are all settings, those of named sinks last and under their own names. One that several
+// structs have is there several times.
+func (s *settings) fields() []variables.Field {
+	var all []variables.Field
+	for _, c := range s.configs() {
+		all = append(all, variables.Fields(c)...)
+	}
+	for _, name := range s.program.NamedSinks {
+		if kind := s.named[name]; kind != nil {
+			room := &sinkRoom{Kind: kind.name}
+			all = append(all, variables.Renamed(variables.Fields(room), func(variable string) string { return variables.SinkPrefix(name) + variable })...)
+			all = append(all, s.fieldsOf(name)...)
+		}
+	}
+	return all
+}
+
 // allVariables lists every setting once, with its default, in the order of the structs.
 func allVariables() []variable { return defaultSettings().variables() }
 
@@ -60,17 +78,15 @@ func allVariables() []variable { return defaultSettings().variables() }
 func (s *settings) variables() []variable {
 	var all []variable
 	seen := make(map[string]bool)
-	for _, c := range s.configs() {
-		for _, f := range variables.Fields(c) {
-			if seen[f.Names[0]] {
-				continue
-			}
-			seen[f.Names[0]] = true
-			value := showValue(f.Value)
-			all = append(all, variable{
-				names: f.Names, fallback: f.Fallback, value: value, shown: f.Show(value), secret: f.Secret == variables.Secret || f.Secret == variables.SecretDatabase,
-			})
+	for _, f := range s.fields() {
+		if seen[f.Names[0]] {
+			continue
 		}
+		seen[f.Names[0]] = true
+		value := showValue(f.Value)
+		all = append(all, variable{
+			names: f.Names, fallback: f.Fallback, value: value, shown: f.Show(value), secret: f.Secret == variables.Secret || f.Secret == variables.SecretDatabase,
+		})
 	}
 	return all
 }

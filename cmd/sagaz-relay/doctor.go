@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -92,15 +91,14 @@ func allErrors(err error) []error {
 	return all
 }
 
-// sinksThatOpen makes those sinks of BROKER_TYPE that can be made, and returns of the others what
+// sinksThatOpen makes those sinks that can be made, and returns of the others what
 // settings.all does not report.
 func (s *settings) sinksThatOpen(log hclog.Logger) (sinks []relay.Sink, problems []error) {
-	for _, name := range s.program.Sinks {
-		kind := sinkKindOf(strings.ToLower(name))
-		if kind == nil || kind.validate(s.sinks[kind.name]) != nil {
+	for _, name := range s.used() {
+		if s.kindOf(name) == nil || s.validateSink(name) != nil {
 			continue
 		}
-		sink, err := kind.open(s.sinks[kind.name], log)
+		sink, err := s.openSink(name, log)
 		if err != nil {
 			problems = append(problems, err)
 			continue
@@ -117,12 +115,12 @@ func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 		encoder = &encode.Encoder{}
 	}
 	return doctor.Config{
-		DatabaseURL: s.cdc.DatabaseURL, Mode: s.relay.Mode, Slots: s.relay.Slots, Publication: s.cdc.Publication, Failover: s.cdc.Failover,
+		DatabaseURL: s.cdc.DatabaseURL, Mode: s.relay.Mode, Set: s.set(), Failover: s.cdc.Failover,
 		WALSenderTimeout: s.cdc.WALSenderTimeout, WALBudget: s.relay.WALBudget, Mark: s.store.Mark,
 		Retention:    s.relay.Retention > 0,
 		Archive:      s.store.Mark == store.MarkArchive || s.relay.Retention > 0 && s.relay.RetentionAction == relay.RetentionArchive,
 		ClaimTimeout: s.store.ClaimTimeout, LeaseTTL: s.store.LeaseTTL,
-		SinkNames: s.program.Sinks, Sinks: sinks, Encoder: encoder, ByDefault: s.relay.SinksByDefault,
+		SinkNames: s.used(), BrokerTypes: sinkNames(), SinkKinds: s.kindNames(), Sinks: sinks, Encoder: encoder, ByDefault: s.relay.SinksByDefault,
 		RetainedTooMuch: doctor.DefaultRetainedTooMuch, PendingTooLong: doctor.DefaultPendingTooLong, Now: time.Now,
 	}
 }

@@ -7,8 +7,6 @@ var explained = map[string]string{
 	"DATABASE_URL": "Where PostgreSQL is, as a URL or as keyword=value pairs (libpq's connection strings). " +
 		"The role needs REPLICATION and rights on the outbox table. Let it reach PostgreSQL " +
 		"itself: through a pooler nothing can be streamed, and the table is polled.",
-	"RELAY_PUBLICATION": "The publication whose inserts are read. It is created when missing, if the role owns the " +
-		"table.",
 	"RELAY_WAL_SENDER_TIMEOUT": "The server's wal_sender_timeout on the relay's replication connection. It bounds how " +
 		"long a slot stays in use after its owner has vanished without closing; a silence of that " +
 		"length also makes the relay give the connection up. Each time that this did not help, " +
@@ -28,6 +26,11 @@ var explained = map[string]string{
 		"with commas between. Where it is not set, a relay does not start (exit code 2) if events " +
 		"went elsewhere before, or may have: another worker's sent rows, an address of another " +
 		"broker.",
+	"RELAY_SINKS": "Lists sinks with names of their own, several of one kind where that is wanted, each with " +
+		"its own settings: orders-kafka has RELAY_SINK_ORDERS_KAFKA_KIND (kafka, say), " +
+		"RELAY_SINK_ORDERS_KAFKA_BOOTSTRAP_SERVERS and so on. A name has 1 to 40 lower-case " +
+		"letters, digits and hyphens. BROKER_TYPE may name further sinks; where it is not set, " +
+		"these are all. See \"Named sinks\" in docs/settings.md.",
 	"METRICS_PORT": "The port of /metrics, /health/live, /health/ready, the status page / and /status.json on " +
 		"all addresses; 0 serves nothing.",
 	"RELAY_HTTP_ADDR": "Binds the same to one address, such as 127.0.0.1:8000; METRICS_PORT is ignored then.",
@@ -45,27 +48,28 @@ var explained = map[string]string{
 		"chain) and key in PEM; both or none. With them everything speaks TLS 1.2 or later, and " +
 		"probes need scheme HTTPS. Changed files are noticed at the next connection.",
 	"WORKER_ID": "Names this relay in the lease, in logs and in metric labels.",
-	"RELAY_SLOT": "The replication slot through which the table's events are delivered: one, because each " +
-		"would deliver all of them. Relays with the same slot share it: one owns it, the others " +
-		"are standbys. A relay with another slot is a standby while one of them lives, and takes " +
-		"over what they left when none does.",
 	"RELAY_LANES": "The number of ordered lanes per sink. One key always uses one lane, so more lanes " +
 		"publish more keys at once; each costs a goroutine and one batch in flight. Too many make " +
 		"batches small, which costs the broker and the relay CPU; past the number of busy keys " +
 		"they buy nothing.",
 	"BATCH_SIZE": "The most events that a lane offers its sink at once. Below 100 the brokers' round trips " +
-		"show; above some thousands memory and latency grow and nothing gets faster.",
-	"RELAY_BATCH_BYTES": "The most bytes that a lane offers its sink at once; a single larger event goes alone.",
+		"show; above some thousands memory and latency grow and nothing gets faster. Where a " +
+		"relay owns several slots, a lane of each offers an equal part, but no fewer than 100.",
+	"RELAY_BATCH_BYTES": "The most bytes that a lane offers its sink at once; a single larger event goes alone. " +
+		"Where a relay owns several slots, a lane of each offers an equal part, but no less than " +
+		"64 KiB.",
 	"RELAY_INFLIGHT_EVENTS": "RELAY_INFLIGHT_EVENTS and RELAY_INFLIGHT_BYTES bound what has been read from a slot and " +
 		"is not yet marked. When either is spent the relay stops reading, and PostgreSQL waits. " +
-		"They bound memory: about twice RELAY_INFLIGHT_BYTES, whatever the size of a transaction. " +
-		"Too little makes the stream stop and go: the product of rate and time from commit to " +
-		"mark has to fit. One event larger than all of it still passes, alone.",
+		"Where a relay owns several slots, each has an equal share. They bound memory: about " +
+		"twice RELAY_INFLIGHT_BYTES, whatever the size of a transaction. Too little makes the " +
+		"stream stop and go: the product of rate and time from commit to mark has to fit. One " +
+		"event larger than all of it still passes, alone.",
 	"RELAY_INFLIGHT_BYTES": "RELAY_INFLIGHT_EVENTS and RELAY_INFLIGHT_BYTES bound what has been read from a slot and " +
 		"is not yet marked. When either is spent the relay stops reading, and PostgreSQL waits. " +
-		"They bound memory: about twice RELAY_INFLIGHT_BYTES, whatever the size of a transaction. " +
-		"Too little makes the stream stop and go: the product of rate and time from commit to " +
-		"mark has to fit. One event larger than all of it still passes, alone.",
+		"Where a relay owns several slots, each has an equal share. They bound memory: about " +
+		"twice RELAY_INFLIGHT_BYTES, whatever the size of a transaction. Too little makes the " +
+		"stream stop and go: the product of rate and time from commit to mark has to fit. One " +
+		"event larger than all of it still passes, alone.",
 	"RELAY_MARK_BATCH": "RELAY_MARK_BATCH is the most rows marked in one transaction, RELAY_MARK_LINGER the " +
 		"longest that a lone resolved event waits for company. Small batches cost the database a " +
 		"commit each; a long linger makes rows say \"pending\" longer than they are. At most 32767 " +
@@ -129,11 +133,11 @@ var explained = map[string]string{
 		"max_slot_wal_keep_size, and nothing where that has no limit. Leave room above it for " +
 		"what is written in 5 s and one publish timeout.",
 	"RELAY_RETENTION": "RELAY_RETENTION is the age at which rows that were sent are removed, in small batches, " +
-		"by the slot's owner; 0 keeps them. RELAY_RETENTION_ACTION is \"delete\", or \"archive\", " +
-		"which moves them to saga_outbox_archive.",
+		"by the owner of the (first) slot; 0 keeps them. RELAY_RETENTION_ACTION is \"delete\", or " +
+		"\"archive\", which moves them to saga_outbox_archive.",
 	"RELAY_RETENTION_ACTION": "RELAY_RETENTION is the age at which rows that were sent are removed, in small batches, " +
-		"by the slot's owner; 0 keeps them. RELAY_RETENTION_ACTION is \"delete\", or \"archive\", " +
-		"which moves them to saga_outbox_archive.",
+		"by the owner of the (first) slot; 0 keeps them. RELAY_RETENTION_ACTION is \"delete\", or " +
+		"\"archive\", which moves them to saga_outbox_archive.",
 	"RELAY_TOPIC": "RELAY_TOPIC and RELAY_ROUTING_KEY are templates over {event_type}, {aggregate_type}, " +
 		"{aggregate_id} and {saga_id}.",
 	"RELAY_ROUTING_KEY": "RELAY_TOPIC and RELAY_ROUTING_KEY are templates over {event_type}, {aggregate_type}, " +
@@ -151,6 +155,16 @@ var explained = map[string]string{
 		"header saga_name, else by {saga}, else by its aggregate_type. Without a rule for " +
 		"started, the first event that is seen starts a saga. \"none\" counts no sagas " +
 		"(docs/metrics.md).",
+	"RELAY_SLOT": "The replication slot through which the table's events are delivered, or what the names " +
+		"of several begin with. Relays with the same one share it: one owns it, the others are " +
+		"standbys. A relay with another slot is a standby while one of them lives, and takes over " +
+		"what they left when none has been seen for 2 s.",
+	"RELAY_PUBLICATION": "The publication whose inserts are read, or what the names of several begin with. It is " +
+		"created when missing, if the role owns the table.",
+	"RELAY_SHARDS": "Among how many replication slots the table's events are divided, by key, so that several " +
+		"relays work at once: 1 to 64. It counts when the first relay starts, or migrate runs: " +
+		"then the number is kept in the database, and another one here is only logged. More than " +
+		"1 needs PostgreSQL 15.",
 	"RELAY_MARK": "What becomes of a row whose event every sink has: \"update\" sets status and sent_at, " +
 		"\"delete\" deletes the row, \"archive\" moves it to saga_outbox_archive. Rows that were " +
 		"refused are always kept.",
@@ -190,6 +204,10 @@ var explained = map[string]string{
 	"RELAY_KAFKA_IDEMPOTENCE": "Lets the brokers recognise a late copy of a request, so that it is not appended twice. " +
 		"Switch it off only for a broker that cannot; where it is merely not permitted the sink " +
 		"notices, warns and goes on without.",
+	"RELAY_KAFKA_READ_BACK": "Makes a relay that takes over from one that died read what that one had sent last and " +
+		"not marked, so that it is not sent twice. It needs READ on the topics. Without that " +
+		"right, or where it takes too long, the events are sent again, and so they are with " +
+		"several Kafka sinks. See relay/DESIGN.md.",
 	"RELAY_KAFKA_TOPIC_WAIT": "How long to wait for a topic that does not exist to be created, by the broker " +
 		"(auto.create.topics.enable) or by someone else, before its records are refused as " +
 		"unknown_topic. It is waited once; after that a topic that is still not there is refused " +

@@ -40,7 +40,7 @@ sent are left alone: they are on their way, or dead letters (sagaz-relay dead-le
 saga_outbox_archive are copied back into saga_outbox first. What RELAY_MARK=delete or a retention
 has deleted is gone, and cannot be delivered again.
 
-The sinks are those of BROKER_TYPE, or --sink.`,
+The sinks are those of BROKER_TYPE and RELAY_SINKS, or --sink.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var errs []error
@@ -55,9 +55,17 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 			if replay.Until, err = parseMoment("--until", until, now); err != nil {
 				errs = append(errs, err)
 			}
-			for _, name := range sinks {
-				if !slices.Contains(sinkNames(), name) {
-					errs = append(errs, fmt.Errorf("--sink=%s: want %s", name, strings.Join(sinkNames(), ", ")))
+			load := load
+			if slices.ContainsFunc(sinks, func(name string) bool { return sinkKindOf(name) == nil }) {
+				s, err := load()
+				if err != nil {
+					return err
+				}
+				load = func() (*settings, error) { return s, nil }
+				for _, name := range sinks {
+					if s.kindOf(name) == nil {
+						errs = append(errs, fmt.Errorf("--sink=%s: want %s", name, strings.Join(s.choosable(), ", ")))
+					}
 				}
 			}
 			switch {
@@ -71,12 +79,14 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 				return usageError{err}
 			}
 			return onDatabase(cmd, load, "replay", func(ctx context.Context, s *settings, conn *pgx.Conn) error {
-				replay.Slot = s.relay.Slots[0] // one owner has all keys until sharding is built
+				set, err := store.SetOf(ctx, conn, s.set())
+				if err != nil {
+					return err
+				}
+				replay.Set = set.Set
 				replay.Sinks = sinks
 				if len(sinks) == 0 {
-					for _, name := range s.program.Sinks {
-						replay.Sinks = append(replay.Sinks, strings.ToLower(name))
-					}
+					replay.Sinks = s.used()
 				}
 				plan, err := repair.PlanReplay(ctx, conn, replay)
 				if err != nil {
@@ -123,7 +133,7 @@ The sinks are those of BROKER_TYPE, or --sink.`,
 	flags.StringVar(&since, "since", "", "events created at this `time` or later: 2026-11-23T07:30:00Z, 2026-11-23 (UTC), or 2h (ago)")
 	flags.StringVar(&until, "until", "", "and before this `time`")
 	flags.StringVar(&replay.EventType, "event-type", "", "of these only events of this `type`")
-	flags.StringSliceVar(&sinks, "sink", nil, "to this `sink` instead of all of BROKER_TYPE")
+	flags.StringSliceVar(&sinks, "sink", nil, "to this `sink` instead of all that are set")
 	flags.BoolVar(&dryRun, "dry-run", false, "only print what it would do")
 	flags.BoolVar(&yes, "yes", false, fmt.Sprintf("also if there are more than %d events", manyEvents))
 	flags.BoolVar(&jsonWritten, "json", false, "print JSON")

@@ -35,8 +35,8 @@ func newRun(load func() (*settings, error)) *cobra.Command {
 		Short: "Relay events until SIGTERM",
 		Long: `run relays until SIGTERM, SIGINT or SIGHUP, then finishes what is in flight and exits 0.
 
-Any number of relays may run: one owns the slot, the others are standbys and take over when it
-stops or dies.
+Any number of relays may run. A slot has one owner: with one slot a relay owns it, with several the
+relays share them. Relays that own none are standbys, and take over when an owner stops or dies.
 
 Settings:
 ` + strings.Join(describeVariables(), "\n"),
@@ -46,29 +46,34 @@ Settings:
 			if err != nil {
 				return err
 			}
-			if err := s.all(); err != nil {
-				return err
-			}
-			level, err := parseLevel(s.program.LogLevel)
-			if err != nil {
-				return err
-			}
-			log := newLogger(cmd.ErrOrStderr(), level)
-			for _, w := range s.warnings {
-				log.Warn(w)
-			}
-			// The reader of our output or log may end: that is a sink that is down, or a log that
-			// is lost, and no end of the process and all its other sinks.
-			signal.Ignore(syscall.SIGPIPE)
-			limitMemory(log)
-			limitProcs(log)
-			defer endAnyway(cmd.Context(), s.relay.DrainTimeout+endPatience, func() {
-				log.Error("something does not end, the process ends without it", "after", s.relay.DrainTimeout+endPatience)
-				os.Exit(exitFailure)
-			})()
-			return serve(cmd.Context(), s, log, nil)
+			return runRelay(cmd, s)
 		},
 	}
+}
+
+// runRelay relays until the command's context ends.
+func runRelay(cmd *cobra.Command, s *settings) error {
+	if err := s.all(); err != nil {
+		return err
+	}
+	level, err := parseLevel(s.program.LogLevel)
+	if err != nil {
+		return err
+	}
+	log := newLogger(cmd.ErrOrStderr(), level)
+	for _, w := range s.warnings {
+		log.Warn(w)
+	}
+	// The reader of our output or log may end: that is a sink that is down, or a log that is lost,
+	// and no end of the process and all its other sinks.
+	signal.Ignore(syscall.SIGPIPE)
+	limitMemory(log)
+	limitProcs(log)
+	defer endAnyway(cmd.Context(), s.relay.DrainTimeout+endPatience, func() {
+		log.Error("something does not end, the process ends without it", "after", s.relay.DrainTimeout+endPatience)
+		os.Exit(exitFailure)
+	})()
+	return serve(cmd.Context(), s, log, nil)
 }
 
 // endPatience is how long after the drain the rest may take: the last position, the lease,
@@ -125,7 +130,10 @@ func limitProcs(log hclog.Logger) {
 // shows the relay, and the address that answers HTTP.
 func serve(ctx context.Context, s *settings, log hclog.Logger, running func(shown *watch.Watch, addr string)) (err error) {
 	v, revision := buildVersion()
-	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.program.Sinks, "mark", s.store.Mark)
+	log.Info("starting", "version", v, "revision", revision, "worker_id", s.relay.WorkerID, "sinks", s.used(), "mark", s.store.Mark)
+	for _, name := range s.program.NamedSinks {
+		log.Info("a named sink", "sink", name, "kind", s.kindOf(name).name, "address", sinkAddress(s.sinks[name]))
+	}
 
 	reg, metrics := newRegistry(s.relay.WorkerID, s.watch)
 
@@ -146,6 +154,11 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 	if err != nil {
 		return configError{err}
 	}
+	if s.relay.Mode == relay.ModePolling {
+		rows.Changes(nil, false)
+	} else {
+		rows.Changes(source.CreateForChange, s.relay.Mode == relay.ModeCDC)
+	}
 	if s.relay.Retention > 0 {
 		rows.Prunes(s.relay.RetentionAction == relay.RetentionArchive)
 	}
@@ -158,7 +171,11 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 		defer flushAtEnd(ctx, tracer, s.relay.DrainTimeout)()
 	}
 	shown := watch.New(metrics, log)
-	e, err := engine.New(s.relay, log, shown, source, rows, encoder, sinks...)
+	var table relay.Store = rows
+	if s.wrapStore != nil {
+		table = s.wrapStore(rows)
+	}
+	e, err := engine.New(s.relay, log, shown, source, table, encoder, sinks...)
 	if err != nil {
 		return configError{err}
 	}
@@ -178,7 +195,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 		group.Go(func() error { return server.Serve(serving) })
 	}
 	group.Go(func() error {
-		lookForBrokers(ctx, sinks, log)
+		s.lookForBrokers(ctx, sinks, log)
 		return nil
 	})
 	group.Go(func() error {
@@ -236,7 +253,7 @@ func (s *settings) lookAtDatabase(ctx context.Context) (*admin.Database, error) 
 	d := &admin.Database{Updates: o.Updates, HOTUpdates: o.HOTUpdates, Slots: []admin.DatabaseSlot{}, Ledger: []admin.DatabaseLedger{}}
 	for _, slot := range o.Slots {
 		d.Slots = append(d.Slots, admin.DatabaseSlot{
-			Slot: slot.Slot, Owner: slot.Owner, Epoch: slot.Epoch, Active: slot.Active, LagBytes: slot.BehindBytes, RetainedBytes: slot.RetainedBytes, WALStatus: slot.WALStatus,
+			Slot: slot.Slot, Owner: slot.Owner, Epoch: slot.Epoch, Taken: slot.Taken, Active: slot.Active, LagBytes: slot.BehindBytes, RetainedBytes: slot.RetainedBytes, WALStatus: slot.WALStatus,
 		})
 	}
 	for _, e := range o.Ledger {
@@ -263,23 +280,31 @@ const lookTimeout = 10 * time.Second
 // lookForBrokers asks each broker once whether it is there, so that a wrong address shows in the
 // log at the start and not at the first event. It has no other consequence: the engine finds out
 // for itself, event by event. The sink file is left out: its file may be another relay's to write.
-func lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
+func (s *settings) lookForBrokers(ctx context.Context, sinks []relay.Sink, log hclog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	var all sync.WaitGroup
 	defer all.Wait()
 	for _, sink := range sinks {
 		checker, ok := sink.(relay.Checker)
-		variable := map[string]string{"kafka": "KAFKA_BOOTSTRAP_SERVERS", "rabbitmq": "RABBITMQ_URL"}[sink.Name()]
-		if !ok || variable == "" {
+		kind := s.kindOf(sink.Name())
+		if !ok || kind == nil {
 			continue
+		}
+		variable := map[string]string{"kafka": "KAFKA_BOOTSTRAP_SERVERS", "rabbitmq": "RABBITMQ_URL"}[kind.name]
+		if variable == "" {
+			continue
+		}
+		variable += " (or BROKER_URL)"
+		if named := s.named[sink.Name()]; named != nil {
+			variable = s.renamer(sink.Name(), named)(variable)
 		}
 		all.Go(func() {
 			err := checker.Check(ctx)
 			if err == nil || errors.Is(ctx.Err(), context.Canceled) { // the relay is being stopped
 				return
 			}
-			fix := "check " + variable + " (or BROKER_URL), that the broker runs, and that no firewall or network policy is in between"
+			fix := "check " + variable + ", that the broker runs, and that no firewall or network policy is in between"
 			// it is more precise
 			if setup := (*relay.SetupError)(nil); errors.As(err, &setup) && setup.Fix != "" {
 				fix = setup.Fix

@@ -68,7 +68,7 @@ func TestLookForBrokersAtAStop(t *testing.T) {
 				defer cancel(nil)
 				time.AfterFunc(after, func() { cancel(errors.New("terminated signal received")) })
 				var log bytes.Buffer
-				lookForBrokers(ctx, []relay.Sink{silent{sinktest.NewScript("kafka")}}, hclog.New(&hclog.LoggerOptions{Output: &log}))
+				defaultSettings().lookForBrokers(ctx, []relay.Sink{silent{sinktest.NewScript("kafka")}}, hclog.New(&hclog.LoggerOptions{Output: &log}))
 				if logged := strings.Contains(log.String(), "the broker cannot be used"); logged != (name == "Runs") {
 					t.Errorf("the log is %q", log.String())
 				}

@@ -19,21 +19,19 @@ func forPeople(w io.Writer) io.Writer { return redacted.Writer(term.Writer(w)) }
 // secrets are the values that are never to be shown, in each form in which a library may have them.
 func (s *settings) secrets() []string {
 	var list []string
-	for _, c := range s.configs() {
-		for _, f := range variables.Fields(c) {
-			value := showValue(f.Value)
-			switch {
-			case value == "" || f.Secret == variables.NotSecret || f.Secret == variables.SecretPath:
-			case f.Names[0] == "OTEL_EXPORTER_OTLP_TRACES_HEADERS":
-				for _, pair := range strings.Split(value, ",") {
-					_, header, _ := strings.Cut(pair, "=")
-					list = append(list, redact.Credentials(header)...)
-				}
-			case f.Secret == variables.SecretDatabase || strings.Contains(value, "://"):
-				list = append(list, redact.Passwords(value)...)
-			case f.Secret == variables.Secret:
-				list = append(list, value)
+	for _, f := range s.fields() {
+		value := showValue(f.Value)
+		switch {
+		case value == "" || f.Secret == variables.NotSecret || f.Secret == variables.SecretPath:
+		case f.Names[0] == "OTEL_EXPORTER_OTLP_TRACES_HEADERS":
+			for _, pair := range strings.Split(value, ",") {
+				_, header, _ := strings.Cut(pair, "=")
+				list = append(list, redact.Credentials(header)...)
 			}
+		case f.Secret == variables.SecretDatabase || strings.Contains(value, "://"):
+			list = append(list, redact.Passwords(value)...)
+		case f.Secret == variables.Secret:
+			list = append(list, value)
 		}
 	}
 	return list

@@ -7,10 +7,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"slices"
 	"strings"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -34,6 +32,15 @@ type programConfig struct {
 	//
 	// Default kafka. BROKER_TYPE.
 	Sinks []string `env:"BROKER_TYPE"`
+
+	// NamedSinks lists sinks with names of their own, several of one kind where that is wanted, each
+	// with its own settings: orders-kafka has RELAY_SINK_ORDERS_KAFKA_KIND (kafka, say),
+	// RELAY_SINK_ORDERS_KAFKA_BOOTSTRAP_SERVERS and so on. A name has 1 to 40 lower-case letters,
+	// digits and hyphens. BROKER_TYPE may name further sinks; where it is not set, these are all.
+	// See "Named sinks" in docs/settings.md.
+	//
+	// Default none. RELAY_SINKS.
+	NamedSinks []string `env:"RELAY_SINKS"`
 
 	// MetricsPort is the port of /metrics, /health/live, /health/ready, the status page / and
 	// /status.json on all addresses; 0 serves nothing.
@@ -73,9 +80,11 @@ type settings struct {
 	cdc     cdc.Config
 	store   store.Config
 	traces  traces.Config
-	sinks   map[string]any // by name: every sink's config, also of those not used
+	sinks   map[string]any       // by name: every sink's config, also of those kinds that are not used
+	named   map[string]*sinkKind // by name: the kinds of the sinks in RELAY_SINKS
 
-	wrapSink func(relay.Sink) relay.Sink // by which bench and demo watch the sinks; may be nil
+	wrapSink  func(relay.Sink) relay.Sink   // by which bench and demo watch the sinks; may be nil
+	wrapStore func(relay.Store) relay.Store // by which bench leaves the marks out; may be nil
 
 	// by a setting's first name: where its value comes from; without those that have their default
 	sources map[string]string
@@ -101,9 +110,10 @@ func loadSettings(lookup func(string) (string, bool), environ []string, configFi
 	for _, config := range s.configs() {
 		v.Fill(config)
 	}
+	s.nameSinks(v)
 	v.Strangers(environ)
 	redacted.Know(s.secrets())
-	s.errs, s.sources, s.warnings = v.Errs, v.Sources, v.Typos(environ)
+	s.errs, s.sources, s.warnings = append(v.Errs, s.errs...), v.Sources, v.Typos(environ)
 	if len(s.errs) == 0 && s.cdc.DatabaseURL != "" {
 		if err := resolved(s.cdc.DatabaseURL); err != nil {
 			s.errs = append(s.errs, err)
@@ -156,6 +166,11 @@ func (s *settings) database() error {
 	return nil
 }
 
+// set is how the table is divided as the settings have it; see store.SetOf.
+func (s *settings) set() relay.Set {
+	return relay.Set{Slot: s.store.Slot, Publication: s.store.Publication, Shards: s.store.Shards}
+}
+
 // connect opens a connection for a command; see store.Connect.
 func (s *settings) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	return store.Connect(ctx, s.cdc.DatabaseURL, purpose)
@@ -184,53 +199,13 @@ func (s *settings) all() error {
 		errs = append(errs, err)
 	}
 	byDefault, wrongBroker := s.sinksByDefault()
-	s.relay.SinksByDefault = byDefault
+	s.relay.SinksByDefault, s.relay.BrokerTypes = byDefault, sinkNames()
 	if wrongBroker != nil {
 		errs = append(errs, wrongBroker)
 	}
-	if len(s.program.Sinks) == 0 {
-		errs = append(errs, fmt.Errorf("BROKER_TYPE: empty: want %s", strings.Join(sinkNames(), ", ")))
-	}
-	for i, name := range s.program.Sinks {
-		name = strings.ToLower(name)
-		s.program.Sinks[i] = name
-		kind := sinkKindOf(name)
-		switch {
-		case kind == nil:
-			errs = append(errs, fmt.Errorf("BROKER_TYPE=%s: want %s, or several with commas between", name, strings.Join(sinkNames(), ", ")))
-		case slices.Contains(s.program.Sinks[:i], name):
-			errs = append(errs, fmt.Errorf("BROKER_TYPE: %s occurs twice", name))
-		case wrongBroker == nil: // else its address is missing: the same problem
-			errs = append(errs, kind.validate(s.sinks[name]))
-		}
-	}
+	errs = append(errs, s.checkSinks(wrongBroker != nil)...)
 	if err := errors.Join(errs...); err != nil {
 		return configError{err}
 	}
 	return nil
-}
-
-// openSinks makes the sinks that BROKER_TYPE names. They connect when first used.
-func (s *settings) openSinks(log hclog.Logger) ([]relay.Sink, error) {
-	var sinks []relay.Sink
-	for _, name := range s.program.Sinks {
-		sink, err := sinkKindOf(name).open(s.sinks[name], log)
-		if err != nil {
-			closeSinks(sinks, log)
-			return nil, configError{err}
-		}
-		if s.wrapSink != nil {
-			sink = s.wrapSink(sink)
-		}
-		sinks = append(sinks, sink)
-	}
-	return sinks, nil
-}
-
-func closeSinks(sinks []relay.Sink, log hclog.Logger) {
-	for _, sink := range sinks {
-		if err := sink.Close(); err != nil {
-			log.Warn("closing the sink", "sink", sink.Name(), "error", err)
-		}
-	}
 }

@@ -71,6 +71,9 @@ func explain(w io.Writer, names []string) error {
 	for i, name := range names {
 		found := slices.DeleteFunc(allVariables(), func(v variable) bool { return v.fallback != name && !slices.Contains(v.names, name) })
 		if len(found) == 0 {
+			found = ofNamedSink(name)
+		}
+		if len(found) == 0 {
 			known := variables.New(func(string) (string, bool) { return "", false }, "")
 			for _, c := range defaultSettings().configs() {
 				known.Fill(c)
@@ -91,6 +94,23 @@ func explain(w io.Writer, names []string) error {
 	return nil
 }
 
+// ofNamedSink are the settings that a variable of a named sink may stand for, whatever the sink's
+// name and kind.
+func ofNamedSink(name string) []variable {
+	if !strings.HasPrefix(name, "RELAY_SINK_") {
+		return nil
+	}
+	return slices.DeleteFunc(allVariables(), func(v variable) bool {
+		if v.names[0] == variables.NamedSinks {
+			return !strings.HasSuffix(name, "_KIND")
+		}
+		return !slices.ContainsFunc(sinkKinds, func(kind sinkKind) bool {
+			rest, ok := strings.CutPrefix(variables.OfSink("", kind.name, v.names[0]), variables.SinkPrefix(""))
+			return ok && rest != "" && strings.HasSuffix(name, "_"+rest)
+		})
+	})
+}
+
 // usable validates what is set as run does. What is not set at all is a note on w.
 func (s *settings) usable(w io.Writer) error {
 	check := *s
@@ -99,24 +119,46 @@ func (s *settings) usable(w io.Writer) error {
 		note("DATABASE_URL")
 		check.cdc.DatabaseURL, check.store.DatabaseURL = "postgresql://", "postgresql://"
 	}
-	if kafka, ok := s.sinks["kafka"].(*kafka.Config); ok && len(kafka.Brokers) == 0 {
-		if slices.ContainsFunc(s.program.Sinks, func(name string) bool { return strings.EqualFold(name, "kafka") }) {
-			note("KAFKA_BOOTSTRAP_SERVERS")
+	check.sinks = maps.Clone(s.sinks)
+	for name, config := range s.sinks {
+		kafka, ok := config.(*kafka.Config)
+		if !ok || len(kafka.Brokers) > 0 {
+			continue
+		}
+		if slices.Contains(s.used(), name) {
+			note(kafka.Said("KAFKA_BOOTSTRAP_SERVERS"))
 		}
 		filled := *kafka
 		filled.Brokers = []string{"localhost"}
-		check.sinks = maps.Clone(s.sinks)
-		check.sinks["kafka"] = &filled
+		check.sinks[name] = &filled
 	}
 	return check.all()
+}
+
+// defaults are those of all settings, by their first names.
+func (s *settings) defaults() map[string]string {
+	plain := defaultSettings()
+	plain.program.NamedSinks, plain.named = s.program.NamedSinks, s.named
+	for name, kind := range s.named {
+		plain.sinks[name] = kind.config()
+	}
+	values := make(map[string]string)
+	for _, v := range plain.variables() {
+		values[v.names[0]] = v.value
+	}
+	for name := range s.named {
+		values[variables.SinkPrefix(name)+"KIND"] = ""
+	}
+	values[variables.NamedSinks] = ""
+	return values
 }
 
 // shown lists every setting, without secrets.
 func (s *settings) shown() []shownSetting {
 	var list []shownSetting
-	defaults := allVariables()
-	for i, v := range s.variables() {
-		out := shownSetting{Names: v.names, Fallback: v.fallback, Default: defaults[i].value, Value: v.value, Source: s.sources[v.names[0]], Secret: v.secret}
+	defaults := s.defaults()
+	for _, v := range s.variables() {
+		out := shownSetting{Names: v.names, Fallback: v.fallback, Default: defaults[v.names[0]], Value: v.value, Source: s.sources[v.names[0]], Secret: v.secret}
 		if out.Source != "" {
 			out.Value = v.shown
 		}

@@ -78,9 +78,11 @@ func TestSettingsCommand(t *testing.T) {
 func TestSettingsExplained(t *testing.T) {
 	env := map[string]string{"RELAY_LANES": "none", "RELAY_NO_SUCH": "1"}
 	for name, want := range map[string]string{
-		"RELAY_LANES":       "RELAY_LANES  [4]\n    The number of ordered lanes per sink. One key always uses one lane, so more lanes publish",
-		"WORKER_BATCH_SIZE": "BATCH_SIZE or WORKER_BATCH_SIZE  [1000]\n    The most events",
-		"RELAY_MARK_LINGER": "RELAY_MARK_LINGER  [20ms]\n    RELAY_MARK_BATCH is the most rows marked in one transaction, RELAY_MARK_LINGER the",
+		"RELAY_LANES":                  "RELAY_LANES  [4]\n    The number of ordered lanes per sink. One key always uses one lane, so more lanes publish",
+		"WORKER_BATCH_SIZE":            "BATCH_SIZE or WORKER_BATCH_SIZE  [1000]\n    The most events",
+		"RELAY_SINK_ORDERS_TOPIC_WAIT": "RELAY_KAFKA_TOPIC_WAIT  [5s]\n    How long to wait",
+		"RELAY_SINK_ORDERS_KIND":       "RELAY_SINKS\n    Lists sinks with names",
+		"RELAY_MARK_LINGER":            "RELAY_MARK_LINGER  [20ms]\n    RELAY_MARK_BATCH is the most rows marked in one transaction, RELAY_MARK_LINGER the",
 	} {
 		if text, code := outcome(t, env, "settings", name); code != 0 || !strings.HasPrefix(text, want) {
 			t.Errorf("settings %s: exit code %d\n%s\nwant\n%s", name, code, text, want)

@@ -17,11 +17,13 @@ var sinkKinds = []sinkKind{
 	kind("kafka", kafka.DefaultConfig, kafka.New),
 	kind("rabbitmq", rabbitmq.DefaultConfig, rabbitmq.New),
 	kind("file", file.DefaultConfig, file.New),
-	kind("stdout", noConfig, func(unset, hclog.Logger) (relay.Sink, error) { return stdout.New(os.Stdout), nil }),
+	kind("stdout", noConfig, func(c unset, _ hclog.Logger) (relay.Sink, error) {
+		return stdout.New(c.Called("stdout"), os.Stdout), nil
+	}),
 }
 
 // unset is the Config of a sink that has no settings.
-type unset struct{}
+type unset struct{ relay.Named }
 
 func noConfig() unset { return unset{} }
 
@@ -43,9 +45,7 @@ func kind[C interface{ Validate() error }, S relay.Sink](name string, defaults f
 		name:     name,
 		config:   func() any { c := defaults(); return &c },
 		validate: func(config any) error { return (*config.(*C)).Validate() },
-		open: func(config any, log hclog.Logger) (relay.Sink, error) {
-			return open(*config.(*C), log.Named("sink."+name))
-		},
+		open:     func(config any, log hclog.Logger) (relay.Sink, error) { return open(*config.(*C), log) },
 	}
 }
 

@@ -66,7 +66,10 @@ func (o *owner) until(what string, is func(watch.SlotStatus) bool) {
 	const patience = 3 * time.Minute
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		st := o.relay.Status()
-		s := st.Slots[0]
+		var s watch.SlotStatus
+		if len(st.Slots) > 0 {
+			s = st.Slots[0]
+		}
 		o.stalled, o.waited = max(o.stalled, s.Stalled), max(o.waited, s.Waits)
 		if s.Streaming {
 			for _, p := range st.Problems() {

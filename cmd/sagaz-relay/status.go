@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -18,9 +19,10 @@ func newStatus(load func() (*settings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show slots, owners, lag and rows by status",
-		Long: `status reads the database of DATABASE_URL: for each slot who owns it, how far it is behind and how
-much WAL it holds back; and how many rows are in each status. Counting looks at the whole table:
---no-rows leaves it out.`,
+		Long: `status reads the database of DATABASE_URL: for each slot who owns it and since when, how far it is
+behind and how much WAL it holds back; and how many rows are in each status. Counting looks at the
+whole table: --no-rows leaves it out. While the number of slots is changed (migrate --shards) it
+shows how far that is, and for whom it waits.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
@@ -58,9 +60,30 @@ much WAL it holds back; and how many rows are in each status. Counting looks at 
 
 func printOverview(w io.Writer, o *store.Overview) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SLOT\tOWNER\tEPOCH\tSTREAMING\tBEHIND\tWAL HELD\tWAL STATUS\tMARKED UP TO")
-	for _, s := range o.Slots {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", term.Text(s.Slot), term.Text(term.OrDash(s.Owner)), s.Epoch, yesNo(s.Active), term.Size(s.BehindBytes), term.Size(s.RetainedBytes), term.OrDash(s.WALStatus), s.MarkedLSN)
+	if o.Set != nil && (o.Set.Shards > 1 || o.Set.Target != 0) {
+		for line := range strings.Lines("the table's events are " + o.Set.String()) {
+			fmt.Fprintln(t, term.Text(strings.TrimSpace(line)))
+		}
+		fmt.Fprintln(t)
+	}
+	changing := o.Set != nil && o.Set.Target != 0
+	fmt.Fprint(t, "SLOT\tOWNER\tEPOCH\tSINCE\tSTREAMING\tBEHIND\tWAL HELD\tWAL STATUS\tMARKED UP TO")
+	if changing {
+		fmt.Fprint(t, "\tCHANGE")
+	}
+	fmt.Fprintln(t)
+	for i := range o.Slots {
+		s := &o.Slots[i]
+		since := ""
+		if s.Taken != nil {
+			since = s.Taken.UTC().Format(time.DateTime)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s", term.Text(s.Slot), term.Text(term.OrDash(s.Owner)), s.Epoch, term.OrDash(since), yesNo(s.Active), term.Size(s.BehindBytes), term.Size(s.RetainedBytes),
+			term.OrDash(s.WALStatus), s.MarkedLSN)
+		if changing {
+			fmt.Fprintf(t, "\t%s", inChange(s))
+		}
+		fmt.Fprintln(t)
 	}
 	if len(o.Slots) == 0 {
 		fmt.Fprintln(t, "(no relay has run here yet)")
@@ -81,6 +104,20 @@ func printOverview(w io.Writer, o *store.Overview) error {
 		}
 	}
 	return t.Flush()
+}
+
+// inChange is what a slot is in a change of the number of slots.
+func inChange(s *store.SlotOverview) string {
+	switch {
+	case s.Change == store.SlotOld && s.LeftBytes != nil && *s.LeftBytes > 0:
+		return "old, " + term.Size(s.LeftBytes) + " to the switch"
+	case s.Change == store.SlotOld && s.LeftBytes != nil:
+		return "old, past the switch"
+	case s.Change == store.SlotNew:
+		return "new, not read yet"
+	default:
+		return term.OrDash(s.Change)
+	}
 }
 
 func yesNo(b bool) string {

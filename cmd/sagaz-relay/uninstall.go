@@ -59,7 +59,7 @@ func (s *settings) uninstall(ctx context.Context, out io.Writer, yes, tables, as
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // each step is committed
-	all, err := store.Belongings(ctx, conn, s.relay.Slots, s.cdc.Publication, tables)
+	all, err := store.Belongings(ctx, conn, s.set(), tables)
 	if err != nil {
 		return err
 	}

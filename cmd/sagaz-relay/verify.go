@@ -32,7 +32,7 @@ type verification struct {
 
 	since, until string
 	sinks        []string
-	queue        string
+	queues       []string
 	types        []string
 	all          bool
 	strict       bool
@@ -46,7 +46,7 @@ type verification struct {
 }
 
 const verifyHelp = `verify reads the events of saga_outbox and saga_outbox_archive that were created since --since, reads
-back what the brokers of BROKER_TYPE hold, and compares the two by event_id. It prints events that are
+back what the sinks hold, and compares the two by event_id. It prints events that are
 
   missing       their rows are sent, and the sink does not have them
   duplicates    there more than once; at-least-once delivery allows that, consumer_inbox takes
@@ -65,7 +65,8 @@ What is read:
   kafka         every topic of these events, from ten minutes before --since (by the records'
                 time) to its end. Nothing is changed. What the topic's retention has deleted is
                 reported as missing.
-  rabbitmq      the queue of --queue. Messages are taken without an acknowledgement and given back
+  rabbitmq      the queue of --queue (with several such sinks: --queue SINK=QUEUE for each).
+                Messages are taken without an acknowledgement and given back
                 at the end, to their places. Stop its consumers first: verify refuses a queue that
                 has any, and shuts others out while it reads. Afterwards every message counts as
                 redelivered; a quorum queue counts the delivery, and drops a message beyond its
@@ -73,7 +74,7 @@ What is read:
                 read. What was consumed is reported as missing: use a queue of its own for this,
                 bound before --since. A queue that is bound for some events only: name them with
                 --event-type. Streams cannot be read.
-  file          the file of RELAY_FILE_PATH.
+  file          the file of RELAY_FILE_PATH, or of RELAY_SINK_…_PATH.
 
 An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile
 does no harm. A row whose headers override event_id is found all the same. What was sent before a
@@ -106,8 +107,8 @@ func newVerify(load func() (*settings, error)) *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&v.since, "since", "", "events created since then: `time` as 2026-11-23T07:00:00Z, or how long ago, as 2h")
 	flags.StringVar(&v.until, "until", "", "events created before that `time`; default: no limit")
-	flags.StringSliceVar(&v.sinks, "sink", nil, "the `sinks` to read back; default: those of BROKER_TYPE")
-	flags.StringVar(&v.queue, "queue", "", "the RabbitMQ queue to read back (see above what that does to it)")
+	flags.StringSliceVar(&v.sinks, "sink", nil, "the `sinks` to read back; default: all that are set")
+	flags.StringArrayVar(&v.queues, "queue", nil, "the RabbitMQ `queue` to read back (see above what that does to it); SINK=QUEUE, once for each, where several sinks are of RabbitMQ")
 	flags.StringSliceVar(&v.types, "event-type", nil, "only events of these `types`")
 	flags.BoolVar(&v.all, "all", false, "list every finding, not just the first 20 of each kind")
 	flags.BoolVar(&v.strict, "strict-order", false, "exit code 1 also for events that arrived against created_at")
@@ -134,19 +135,19 @@ func (v *verification) check(now time.Time) error {
 		return usageError{errors.New("verify: --until: want a time after --since")}
 	}
 	if len(v.sinks) == 0 {
-		v.sinks = v.settings.program.Sinks
+		v.sinks = v.settings.used()
 	}
 	for i, name := range v.sinks {
 		v.sinks[i] = strings.ToLower(name)
-		switch kind := sinkKindOf(v.sinks[i]); {
+		switch kind := v.settings.kindOf(v.sinks[i]); {
 		case kind == nil:
-			return usageError{fmt.Errorf("verify: no sink is called %s: want some of %s", name, strings.Join(sinkNames(), ", "))}
-		case v.sinks[i] == "stdout":
+			return usageError{fmt.Errorf("verify: no sink is called %s: want some of %s", name, strings.Join(v.settings.choosable(), ", "))}
+		case kind.name == "stdout":
 			return usageError{errors.New("verify: what went to stdout cannot be read back: choose others with --sink")}
-		case v.sinks[i] == "rabbitmq" && v.queue == "":
-			return usageError{errors.New("verify: rabbitmq needs --queue, since an exchange keeps nothing; or choose others with --sink")}
+		case kind.name == "rabbitmq" && v.queueOf(v.sinks[i]) == "":
+			return usageError{fmt.Errorf("verify: %s needs %s, since an exchange keeps nothing; or choose others with --sink", v.sinks[i], v.queueFlag(v.sinks[i]))}
 		default:
-			if err := kind.validate(v.settings.sinks[v.sinks[i]]); err != nil {
+			if err := v.settings.validateSink(v.sinks[i]); err != nil {
 				return configError{err}
 			}
 		}
@@ -158,6 +159,38 @@ func (v *verification) check(now time.Time) error {
 		v.limit = -1
 	}
 	return nil
+}
+
+// queueOf is the queue to read back for a sink of RabbitMQ, or empty.
+func (v *verification) queueOf(sink string) string {
+	for _, queue := range v.queues {
+		if of, ok := strings.CutPrefix(queue, sink+"="); ok {
+			return of
+		}
+	}
+	if len(v.queues) == 1 && !v.severalQueues() {
+		return v.queues[0]
+	}
+	return ""
+}
+
+// severalQueues reports whether more than one of the sinks is of RabbitMQ.
+func (v *verification) severalQueues() bool {
+	n := 0
+	for _, name := range v.sinks {
+		if kind := v.settings.kindOf(strings.ToLower(name)); kind != nil && kind.name == "rabbitmq" {
+			n++
+		}
+	}
+	return n > 1
+}
+
+// queueFlag is what the flag looks like for a sink.
+func (v *verification) queueFlag(sink string) string {
+	if v.severalQueues() {
+		return "--queue " + sink + "=QUEUE"
+	}
+	return "--queue"
 }
 
 func (v *verification) run(ctx context.Context) (err error) {
@@ -200,7 +233,7 @@ func (v *verification) readTable(ctx context.Context) error {
 		}
 		sealed = true
 		for _, name := range v.sinks {
-			v.audit.Sink(name, name == "kafka")
+			v.audit.Sink(name, v.settings.kindOf(name).name == "kafka")
 		}
 	}
 	err = store.ReadAudit(ctx, v.conn, v.from, v.to, func(r store.AuditRow) error {
@@ -269,10 +302,10 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 	case *kafka.Config:
 		return kafka.ReadBack(ctx, *cfg, v.audit.Topics(), v.from.Add(-clockSlack), func(s kafka.Stored) error { return note(s.Headers, "", s.Value) })
 	case *rabbitmq.Config:
-		return rabbitmq.ReadBack(ctx, *cfg, v.queue, func(s rabbitmq.Stored) error { return note(s.Headers, s.MessageID, s.Value) })
+		return rabbitmq.ReadBack(ctx, *cfg, v.queueOf(name), func(s rabbitmq.Stored) error { return note(s.Headers, s.MessageID, s.Value) })
 	case *file.Config:
 		if _, err := os.Stat(cfg.Path); errors.Is(err, fs.ErrNotExist) {
-			return configError{fmt.Errorf("RELAY_FILE_PATH=%s: there is no such file here: want the file that the relay writes, on the machine that it runs on", address.Path(cfg.Path))}
+			return configError{fmt.Errorf("%s=%s: there is no such file here: want the file that the relay writes, on the machine that it runs on", cfg.Said("RELAY_FILE_PATH"), address.Path(cfg.Path))}
 		}
 		return file.Read(cfg.Path, func(l file.Line) error {
 			_, replayed := l.Headers[relay.ReplayedHeader]

@@ -24,6 +24,14 @@ type Options struct {
 	RateFor  time.Duration // how long to keep that rate
 	Repeat   int           // relay runs for each backlog
 	Poll     bool          // measure a relay that polls, and nothing else
+	Shards   []int         // measure so many slots, and nothing else
+	Relays   int           // that share the slots of Shards; 0: as many as slots
+	Bare     bool          // measure the relay and a bare publisher in turns, and nothing else
+	Grow     []Axis        // measure what costs as these grow, and nothing else
+	Discard  bool          // with Shards or Grow: the relays have a sink that does nothing
+	NoMarks  bool          // with Shards: the relays write no marks
+	// RelayCommand is how the program is told to run a relay with Discard and NoMarks.
+	RelayCommand []string
 }
 
 // Program is what the bench needs of the program that it measures.
@@ -48,16 +56,19 @@ type Relay struct {
 
 // Report is what bench found.
 type Report struct {
-	Server  string   `json:"server"`
-	CPU     string   `json:"cpu"`
-	Cores   int      `json:"cores"`
-	Sinks   []string `json:"sinks"`
-	Mark    string   `json:"mark"`
-	Drains  []Drain  `json:"drains,omitempty"`
-	Polls   []Poll   `json:"polls,omitempty"`
-	Bare    *Bare    `json:"bare_publisher,omitempty"`
-	Latency *Latency `json:"latency,omitempty"`
-	Big     *Large   `json:"large_transaction,omitempty"`
+	Server  string    `json:"server"`
+	CPU     string    `json:"cpu"`
+	Cores   int       `json:"cores"`
+	Sinks   []string  `json:"sinks"`
+	Mark    string    `json:"mark"`
+	Drains  []Drain   `json:"drains,omitempty"`
+	Polls   []Poll    `json:"polls,omitempty"`
+	Shards  []Sharded `json:"shards,omitempty"`
+	Grow    []Growth  `json:"grow,omitempty"`
+	Bare    *Bare     `json:"bare_publisher,omitempty"`
+	Beside  *Beside   `json:"bare_publisher_beside,omitempty"`
+	Latency *Latency  `json:"latency,omitempty"`
+	Big     *Large    `json:"large_transaction,omitempty"`
 }
 
 // Drain is one backlog drained by both.
@@ -79,7 +90,8 @@ type Run struct {
 	Seconds      float64 `json:"seconds"`
 	PerSecond    float64 `json:"events_per_second"`
 	CPU          float64 `json:"cpu_seconds"`
-	WalsenderCPU float64 `json:"walsender_cpu_seconds"` // 0 when the server is not on this machine
+	WalsenderCPU float64 `json:"walsender_cpu_seconds"`       // 0 when the server is not on this machine
+	MarksCPU     float64 `json:"marks_cpu_seconds,omitempty"` // of the sessions that write marks; with shards only
 	PeakRSS      int64   `json:"peak_rss_bytes"`
 }
 
@@ -121,6 +133,12 @@ func Measure(ctx context.Context, program Program, o Options, progress io.Writer
 	}
 	defer func() { err = errors.Join(err, target.close()) }()
 
+	if o.Discard {
+		b.relay.Sinks = []string{Discard{}.Name()}
+	}
+	if o.NoMarks {
+		b.relay.Mark = "nothing"
+	}
 	report := Report{Server: b.version, CPU: cpuName(), Cores: cores(), Sinks: b.relay.Sinks, Mark: b.relay.Mark}
 	if o.Poll {
 		for range o.Repeat {
@@ -129,6 +147,27 @@ func Measure(ctx context.Context, program Program, o Options, progress io.Writer
 				return err
 			}
 			report.Polls = append(report.Polls, *p)
+		}
+		return show(&report)
+	}
+	if len(o.Shards) > 0 {
+		if report.Shards, err = b.shards(ctx, target, o, printf); err != nil {
+			return err
+		}
+		return show(&report)
+	}
+	if len(o.Grow) > 0 {
+		if report.Grow, err = b.grow(ctx, target, program, o, printf); err != nil {
+			return err
+		}
+		return show(&report)
+	}
+	if o.Bare {
+		if target.rabbit == nil {
+			return errors.New("the bare publisher is one of RabbitMQ: set BROKER_TYPE=rabbitmq")
+		}
+		if report.Beside, err = b.beside(ctx, target, o, o.Repeat, printf); err != nil {
+			return err
 		}
 		return show(&report)
 	}
@@ -147,6 +186,11 @@ func Measure(ctx context.Context, program Program, o Options, progress io.Writer
 	}
 	if report.Bare != nil {
 		report.Bare.Ratio = report.Drains[0].Relay.PerSecond / report.Bare.PerSecond
+		one := o
+		one.Rows = min(o.Rows, bareRows)
+		if report.Beside, err = b.beside(ctx, target, one, 1, printf); err != nil {
+			return err
+		}
 	}
 	if o.Big > 0 {
 		printf("one transaction of %d rows", o.Big)
@@ -183,9 +227,30 @@ func (r *Report) Print(w io.Writer) error {
 		p("%d rows pending, drained by polling: %.0f rows/s, relay %.2f s CPU (%.1f µs a row), peak %d MB, %d rows marked",
 			poll.Rows, poll.Run.PerSecond, poll.Run.CPU, poll.Run.CPU/float64(poll.Rows)*1e6, poll.Run.PeakRSS/1e6, poll.Marked)
 	}
+	for _, s := range r.Shards {
+		p("")
+		p("%d rows waiting, %d slots", s.Rows, s.Shards)
+		an := func(cpu float64) float64 { return cpu / float64(s.Rows) * 1e6 }
+		p("  %-16s %9.0f events/s (%.2f × the first)   CPU an event: walsenders %.1f µs", fmt.Sprintf("%d readers", s.Shards), s.Reference.PerSecond, s.ReferenceRatio, an(s.Reference.WalsenderCPU))
+		p("  %-16s %9.0f events/s (%.2f × the first)   CPU an event: walsenders %.1f µs, marks %.1f, relays %.1f; peak %d MB together, %d rows marked",
+			fmt.Sprintf("%d relays", s.Relays), s.Run.PerSecond, s.Ratio, an(s.Run.WalsenderCPU), an(s.Run.MarksCPU), an(s.Run.CPU), s.Run.PeakRSS/1e6, s.Marked)
+	}
+	r.printGrowth(p)
 	if r.Bare != nil {
 		p("")
 		p("bare confirming publisher on the same %s: %.0f events/s; relay / bare = %.2f", r.Bare.Queue, r.Bare.PerSecond, r.Bare.Ratio)
+	}
+	if b := r.Beside; b != nil {
+		p("")
+		p("a walsender drained and rows marked beside both, %d rows, %d a transaction, start-up not counted", b.Relay[0].Rows, b.RowsPerTx)
+		for i, run := range b.Bare {
+			p("  bare publisher   %9.0f events/s   CPU an event: walsender %.1f µs, marks %.1f, publisher %.1f", run.PerSecond, run.Walsender, run.Marks, run.Relay)
+			if i < len(b.Relay) {
+				run := b.Relay[i]
+				p("  relay            %9.0f events/s   CPU an event: walsender %.1f µs, marks %.1f, relay %.1f", run.PerSecond, run.Walsender, run.Marks, run.Relay)
+			}
+		}
+		p("  relay / bare     %9.2f", b.Ratio)
 	}
 	if r.Big != nil {
 		p("")

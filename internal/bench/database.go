@@ -12,11 +12,14 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sagaz-relay/relay/cdc"
+	"github.com/sagaz-relay/relay/internal/term"
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/migrations"
+	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/store"
 )
 
@@ -44,7 +47,7 @@ func newDatabase(ctx context.Context, program Program, printf func(string, ...an
 	dsn := program.DatabaseURL
 	if dsn == "" {
 		printf("starting PostgreSQL (DATABASE_URL is not set)")
-		b.server, err = pgserver.Start(ctx, pgserver.Options{Settings: map[string]string{"max_wal_size": "8GB"}, Log: os.Stderr})
+		b.server, err = pgserver.Start(ctx, pgserver.Options{Settings: map[string]string{"max_wal_size": "8GB", "max_replication_slots": "150", "max_wal_senders": "150", "max_connections": "600"}, Log: os.Stderr})
 		if err != nil {
 			return nil, err
 		}
@@ -54,6 +57,10 @@ func newDatabase(ctx context.Context, program Program, printf func(string, ...an
 		return nil, fmt.Errorf("connect: %w", store.ConnectCause(err))
 	}
 	if _, err := b.admin.Exec(ctx, `CREATE DATABASE `+b.name); err != nil {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "42501" {
+			return nil, &relay.SetupError{Problem: "bench makes a database of its own, and the role of DATABASE_URL may not", Err: err, Fix: "as a superuser: ALTER ROLE " + term.Ident(b.admin.Config().User) + " CREATEDB REPLICATION; or unset DATABASE_URL, and a PostgreSQL is started on this machine"}
+		}
 		return nil, fmt.Errorf("create database %s: %w", b.name, err)
 	}
 	if b.dsn, err = withDatabase(dsn, b.name); err != nil {
@@ -65,7 +72,7 @@ func newDatabase(ctx context.Context, program Program, printf func(string, ...an
 	if _, err := migrations.Run(ctx, b.conn); err != nil {
 		return nil, err
 	}
-	if _, err := cdc.EnsurePublication(ctx, b.conn, b.publication); err != nil {
+	if _, err := cdc.EnsurePublication(ctx, b.conn, relay.Alone(b.name, b.publication)); err != nil {
 		return nil, err
 	}
 	return b, b.admin.QueryRow(ctx, `SHOW server_version`).Scan(&b.version)
@@ -159,6 +166,11 @@ func (b *database) makeSlots(ctx context.Context, n int, fill func() error) (slo
 	return slots, nil
 }
 
+// walEnd is the position that the server writes at.
+func (b *database) walEnd(ctx context.Context) (end string, err error) {
+	return end, b.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&end)
+}
+
 // noteSlot notes for the one slot that a relay is about to read that it brings everything.
 // Otherwise its first owner would find the backlog in the table, which is not what is measured. The
 // copies for the references are not noted, since a table has one set of slots and the relay would
@@ -180,23 +192,36 @@ func (b *database) clear(ctx context.Context) error {
 		}
 	}
 	b.slots = nil
-	_, err := b.conn.Exec(ctx, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_relay`)
+	_, err := b.conn.Exec(ctx, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_relay, saga_outbox_set, saga_outbox_delivery`)
 	return err
 }
 
-// insertSQL inserts $1 rows with a payload of about $2 bytes.
-func insertSQL(eventType string, rows, rowBytes int) string {
+// row is what rows of a backlog are like.
+type row struct {
+	eventType            string
+	bytes, keys, headers int // of the payload, about; distinct; of each row
+}
+
+// insertSQL inserts so many rows.
+func (r row) insertSQL(rows int) string {
+	headers := `{"correlation_id": "c0ffee", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"`
+	for i := 3; i <= r.headers; i++ {
+		headers += fmt.Sprintf(`, "header-%d": "0123456789abcdef"`, i)
+	}
 	return fmt.Sprintf(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, headers)
-		SELECT gen_random_uuid(), 'saga-' || i, 'order', 'order-' || (random() * 10000)::int, '%s',
-		jsonb_build_object('order_id', i, 'filler', repeat('x', %d)),
-		'{"correlation_id": "c0ffee", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}'
-		FROM generate_series(1, %d) AS i`, eventType, rowBytes-32, rows)
+		SELECT gen_random_uuid(), 'saga-' || i, 'order', 'order-' || floor(random() * %d)::int, '%s',
+		jsonb_build_object('order_id', i, 'filler', repeat('x', %d)), '%s}'
+		FROM generate_series(1, %d) AS i`, r.keys, r.eventType, r.bytes-32, headers, rows)
 }
 
 // fill commits rows in transactions of the given size, from a few connections.
 func (b *database) fill(ctx context.Context, eventType string, rows, perTx, rowBytes int) error {
+	return b.fillWith(ctx, row{eventType: eventType, bytes: rowBytes, keys: 10_000, headers: 2}, rows, perTx)
+}
+
+func (b *database) fillWith(ctx context.Context, of row, rows, perTx int) error {
 	const connections = 4
-	statement := insertSQL(eventType, perTx, rowBytes)
+	statement := of.insertSQL(perTx)
 	group, ctx := errgroup.WithContext(ctx)
 	var left atomic.Int64
 	left.Store(int64(rows / perTx))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -39,7 +40,7 @@ func (b *database) drain(ctx context.Context, target *target, o Options, perTx i
 		return nil, err
 	}
 	reference := func(slot string) error {
-		run, by, err := b.reference(ctx, slot, end)
+		run, by, err := b.reference(ctx, b.admin, slot, b.publication, end)
 		if err != nil {
 			return err
 		}
@@ -82,21 +83,21 @@ func (b *database) marked(ctx context.Context, rows int) (n int64, err error) {
 }
 
 // reference reads a slot to its end and throws everything away.
-func (b *database) reference(ctx context.Context, slot, end string) (run Run, by string, err error) {
+func (b *database) reference(ctx context.Context, conn *pgx.Conn, slot, publication, end string) (run Run, by string, err error) {
 	path, err := exec.LookPath("pg_recvlogical")
 	if err != nil {
-		run, err = b.bareReader(ctx, slot, end)
+		run, err = b.bareReader(ctx, conn, slot, publication, end)
 		return run, "bare reader", err
 	}
 	cmd := exec.CommandContext(ctx, path, "-d", b.dsn, "--slot", slot, "--start", "--no-loop", "-f", os.DevNull,
-		"-o", "proto_version=1", "-o", "publication_names="+b.publication, "--endpos="+end)
+		"-o", "proto_version=1", "-o", "publication_names="+publication, "--endpos="+end)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	started := time.Now()
 	if err := cmd.Start(); err != nil {
 		return run, "", fmt.Errorf("start pg_recvlogical: %w", err)
 	}
-	watch := b.watchWalsender(ctx, slot)
+	watch := watchWalsender(ctx, conn, slot)
 	if err := cmd.Wait(); err != nil {
 		return run, "", fmt.Errorf("pg_recvlogical: %w: %s", err, strings.TrimSpace(stderr.String()))
 	}
@@ -107,7 +108,7 @@ func (b *database) reference(ctx context.Context, slot, end string) (run Run, by
 }
 
 // bareReader is pg_recvlogical's work in Go, for machines without it.
-func (b *database) bareReader(ctx context.Context, slot, end string) (run Run, err error) {
+func (b *database) bareReader(ctx context.Context, admin *pgx.Conn, slot, publication, end string) (run Run, err error) {
 	until, err := pglogrepl.ParseLSN(end)
 	if err != nil {
 		return run, err
@@ -125,12 +126,12 @@ func (b *database) bareReader(ctx context.Context, slot, end string) (run Run, e
 	defer conn.Close(ctx) //nolint:errcheck // the slot is thrown away
 	err = pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{
 		Mode:       pglogrepl.LogicalReplication,
-		PluginArgs: []string{"proto_version '1'", "publication_names '" + b.publication + "'"},
+		PluginArgs: []string{"proto_version '1'", "publication_names '" + publication + "'"},
 	})
 	if err != nil {
 		return run, err
 	}
-	watch := b.watchWalsender(ctx, slot)
+	watch := watchWalsender(ctx, admin, slot)
 	for {
 		msg, err := conn.Frontend().Receive()
 		if err != nil {
@@ -176,51 +177,21 @@ func (b *database) relayRun(ctx context.Context, slot string, rows int, mode str
 			return run, err
 		}
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return run, err
-	}
-	port, err := freePort()
-	if err != nil {
-		return run, err
-	}
-	addr := "127.0.0.1:" + strconv.Itoa(port)
-	logFile, err := os.CreateTemp("", "sagaz-relay-bench-*.log")
-	if err != nil {
-		return run, err
-	}
-	defer logFile.Close() //nolint:errcheck // a log
-
-	cmd := exec.Command(self, "run")
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+b.dsn, "RELAY_SLOT="+slot, "RELAY_HTTP_ADDR="+addr, "RELAY_MODE="+mode)
-	cmd.Stderr = logFile
 	started := time.Now()
-	if err := cmd.Start(); err != nil {
-		return run, fmt.Errorf("start the relay: %w", err)
+	r, err := b.startRelay([]string{"run"}, "RELAY_SLOT="+slot, "RELAY_MODE="+mode)
+	if err != nil {
+		return run, err
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	stopped := false
-	defer func() {
-		if !stopped {
-			_ = cmd.Process.Kill()
-			<-exited
-		}
-	}()
+	defer r.kill()
 	watch := func() float64 { return 0 }
 	if mode != relay.ModePolling {
-		watch = b.watchWalsender(ctx, slot)
+		watch = watchWalsender(ctx, b.admin, slot)
 	}
 	for wait := look; ; {
-		select {
-		case err := <-exited:
-			stopped = true
-			return run, fmt.Errorf("the relay ended early: %w; its log: %s", err, logFile.Name())
-		case <-ctx.Done():
-			return run, ctx.Err()
-		case <-time.After(wait):
+		if err := r.sleep(ctx, wait); err != nil {
+			return run, err
 		}
-		if marked, err := markedSoFar(addr); err == nil {
+		if marked, err := markedSoFar(r.addr); err == nil {
 			if marked >= rows {
 				break
 			}
@@ -230,16 +201,8 @@ func (b *database) relayRun(ctx context.Context, slot string, rows int, mode str
 	run.Seconds = time.Since(started).Seconds()
 	run.PerSecond = float64(rows) / run.Seconds
 	run.WalsenderCPU = watch()
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return run, err
-	}
-	err = <-exited
-	stopped = true
-	if err != nil {
-		return run, fmt.Errorf("the relay did not stop cleanly: %w; its log: %s", err, logFile.Name())
-	}
-	run.CPU, run.PeakRSS = usage(cmd.ProcessState)
-	return run, os.Remove(logFile.Name())
+	run.CPU, run.PeakRSS, err = r.stop()
+	return run, err
 }
 
 // look is how exactly the end of a run is seen.
@@ -268,57 +231,6 @@ func markedSoFar(addr string) (int, error) {
 		return 0, errors.Join(err, errors.New("no status"))
 	}
 	return int(st.Slots[0].Marked), nil
-}
-
-// watchWalsender finds the process that serves a slot and returns a function for the CPU seconds
-// that it has used since, 0 when the server is not on this machine.
-func (b *database) watchWalsender(ctx context.Context, slot string) func() float64 {
-	pid := 0
-	for range 200 {
-		_ = b.admin.QueryRow(ctx, `SELECT coalesce(active_pid, 0) FROM pg_replication_slots WHERE slot_name = $1`, slot).Scan(&pid)
-		if pid != 0 {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	last := processCPU(pid)
-	done := make(chan struct{})
-	result := make(chan float64, 1)
-	go func() { // pg_recvlogical is gone with its walsender when it is asked
-		from := last
-		for {
-			select {
-			case <-done:
-				result <- max(0, last-from)
-				return
-			case <-time.After(50 * time.Millisecond):
-				if now := processCPU(pid); now > 0 {
-					last = now
-				}
-			}
-		}
-	}()
-	return func() float64 { close(done); return <-result }
-}
-
-// processCPU reads utime and stime of a local postgres process (proc(5), stat: fields 14 and 15, in
-// ticks of 10 ms).
-func processCPU(pid int) float64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if pid == 0 || err != nil {
-		return 0
-	}
-	_, rest, ok := strings.Cut(string(text), ") ")
-	if !ok || !strings.Contains(string(text), "(postgres)") {
-		return 0
-	}
-	f := strings.Fields(rest)
-	if len(f) < 13 {
-		return 0
-	}
-	user, _ := strconv.Atoi(f[11])
-	system, _ := strconv.Atoi(f[12])
-	return float64(user+system) / 100
 }
 
 func usage(p *os.ProcessState) (cpu float64, peak int64) {

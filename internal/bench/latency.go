@@ -85,7 +85,7 @@ func (b *database) latency(ctx context.Context, target *target, o Options) (*Lat
 		relayEnded <- b.relay.Run(run, slot, wrap, func(r *watch.Watch) { ready <- r })
 	}()
 	r := <-ready
-	for st := r.Status(); !st.Slots[0].Streaming; st = r.Status() {
+	for st := r.Status(); !st.Streams(); st = r.Status() {
 		select {
 		case err := <-relayEnded:
 			return nil, fmt.Errorf("the relay ended early: %w", err)

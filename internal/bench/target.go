@@ -30,8 +30,8 @@ type target struct {
 	queueType string
 }
 
-func openTarget(ctx context.Context, r Relay) (t *target, err error) {
-	t = &target{relay: r, eventType: fmt.Sprintf("sagaz.bench.%08x", rand.Uint32())}
+func openTarget(ctx context.Context, r Relay) (_ *target, err error) {
+	t := &target{relay: r, eventType: fmt.Sprintf("sagaz.bench.%08x", rand.Uint32())}
 	defer func() {
 		if err != nil {
 			_ = t.close() // the first error is the one to return
@@ -109,6 +109,9 @@ func (t *target) close() error {
 	return errors.Join(errs...)
 }
 
+// bareRows is enough to measure a bare publisher, which is slow beside the rest.
+const bareRows = 100_000
+
 // bare measures what a publisher with confirms and the mandatory flag reaches on the queue, with as
 // many messages outstanding as our sink may have, and nothing else to do. Without RabbitMQ there is
 // nothing to measure.
@@ -116,8 +119,7 @@ func (t *target) bare(ctx context.Context, o Options, printf func(string, ...any
 	if t.rabbit == nil {
 		return nil, nil
 	}
-	const outstanding = 4000 // four lanes of a thousand
-	n := min(o.Rows, 100_000)
+	n := min(o.Rows, bareRows)
 	if _, err := t.channel.QueuePurge(t.queue, false); err != nil {
 		return nil, err
 	}
@@ -130,7 +132,7 @@ func (t *target) bare(ctx context.Context, o Options, printf func(string, ...any
 		return nil, err
 	}
 	body := []byte(`{"filler": "` + strings.Repeat("x", o.RowBytes+170) + `"}`)
-	window := make(chan *amqp.DeferredConfirmation, outstanding)
+	window := make(chan *amqp.DeferredConfirmation, bareOutstanding)
 	failed := make(chan error, 1)
 	go func() {
 		for c := range window {

@@ -185,6 +185,19 @@ func stacked(p *panel) {
 	p.FieldConfig.Defaults.Custom["fillOpacity"] = 40
 }
 
+// stackedBut stacks all but the lines of these names.
+func stackedBut(lines ...string) change {
+	return func(p *panel) {
+		stacked(p)
+		for _, line := range lines {
+			p.FieldConfig.Overrides = append(p.FieldConfig.Overrides, override{
+				Matcher:    map[string]any{"id": "byName", "options": line},
+				Properties: []map[string]any{{"id": "custom.stacking", "value": map[string]any{"mode": "none", "group": "A"}}, {"id": "custom.fillOpacity", "value": 0}},
+			})
+		}
+	}
+}
+
 // exemplars shows single measurements with their traces, where the relay sends traces.
 func exemplars(p *panel) {
 	for i := range p.Targets {

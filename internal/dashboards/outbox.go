@@ -112,12 +112,13 @@ func outbox() dashboard {
 				timeline("How events are found", "cdc: from the slot. polling: from the table, because streaming is impossible. recovering: from the table, before the slot is read.", []target{
 					q(`max by (slot) (outbox_mode{@, mode="cdc"}) + 2 * max by (slot) (outbox_mode{@, mode="polling"}) + 3 * max by (slot) (outbox_mode{@, mode="recovering"})`, "{{slot}}"),
 				}, states("none,transparent", "cdc,green", "polling,orange", "recovering,yellow")),
-				timeseries("Shards owned", "Slots whose lease each pod holds, and how many there are. All should be owned.", "short", []target{
+				timeseries("Slots owned, by pod", "Slots whose lease each pod holds, on each other; how many there are; and, during a change of that (migrate --shards), how many there will be. The stack should reach the line.", "short", []target{
 					q(`sum by (pod) (outbox_shards_owned{@})`, "{{pod}}"),
-					q(`max(outbox_shards{@})`, "shards"),
-				}),
-				timeseries("Relays, by slot", "The owner and the standbys. 1 means that no other would take over.", "short", []target{
-					q(`max by (slot) (outbox_relays{@})`, "{{slot}}"),
+					q(`max(outbox_shards{@})`, "slots"),
+					q(`max(outbox_shards_target{@})`, "target"),
+				}, stackedBut("slots", "target"), decimals(0)),
+				timeseries("Relays", "Those that share the slots, owners and standbys. 1 means that no other would take over.", "short", []target{
+					q(`max by (namespace) (outbox_relays{@})`, "{{namespace}}"),
 				}, wanted(2)),
 				timeseries("Leases taken and lost", "A rolling update makes two a slot. A steady rate means relays that fight or die.", "short", []target{
 					q(`sum by (pod) (increase(outbox_lease_changes_total{@}[$__rate_interval]))`, "{{pod}}"),

@@ -19,7 +19,28 @@ func replication() dashboard {
 				stat("WAL until loss", "WAL that may still be written before a slot can be lost. No value without max_slot_wal_keep_size.", "bytes", `min(outbox_slot_safe_wal_size_bytes{@})`),
 				stat("WAL status", "The worst wal_status of all slots. lost: PostgreSQL has removed WAL; the relay finds the events in the table.", "none",
 					`max(`+walStatus+`)`, walStates),
-				stat("Streaming", "Replication connections that are open.", "short", `sum(outbox_stream_up{@})`, wanted(1), decimals(0)),
+				stat("Slots not streamed", "Slots whose replication connection nobody has open: without an owner, polling, or recovering.", "short",
+					`sum(max by (namespace) (outbox_shards{@})) - sum(max by (namespace, slot) (outbox_stream_up{@}))`, alarm(1), decimals(0)),
+			}},
+			{"Slots", []panel{
+				table("By slot", "What each slot is like now, as its owner sees it. Behind: WAL that is not confirmed. Lag: age of the oldest commit in flight. Owned for: the time since the last handover. A slot without an owner has a 0 in the first column and nothing else.", "short", []target{
+					q(`max by (slot) (outbox_slot_owned{@})`, "Owned"), q(`max by (slot, pod) (outbox_slot_lease_seconds{@})`, "Owned for (s)"), q(`max by (slot, pod) (outbox_slot_epoch{@})`, "Epoch"),
+					q(`max by (slot, pod) (outbox_replication_lag_seconds{@})`, "Lag (s)"), q(`max by (slot, pod) (outbox_slot_confirmed_flush_lag_bytes{@})`, "Behind (bytes)"),
+					q(`max by (slot, pod) (outbox_slot_retained_wal_bytes{@})`, "WAL kept (bytes)"), q(`max by (slot, pod) (outbox_slot_stalled_seconds{@})`, "Not moved for (s)"),
+				}, width(16)),
+				timeseries("Change of the number of slots", "Slots that there are and, during a change (migrate --shards), that there will be. The lines lie on each other otherwise.", "short", []target{
+					q(`max by (namespace) (outbox_shards{@})`, "{{namespace}}: now"), q(`max by (namespace) (outbox_shards_target{@})`, "{{namespace}}: target"),
+				}, decimals(0)),
+				timeseries("Not moved for", "For how long a slot has not moved though there is work and the next step is the relay's. After RELAY_STALL_TIMEOUT the owner leaves it to another relay.", "s", []target{
+					q(`max by (slot) (outbox_slot_stalled_seconds{@})`, "{{slot}}"),
+				}, alarm(120)),
+				timeseries("Left to the switch", "During a change: WAL that each old slot still has to deliver before the new ones take over. The highest line is what the change waits for.", "bytes", []target{
+					q(`max by (slot) (outbox_slot_switch_bytes{@})`, "{{slot}}"),
+				}),
+				timeseries("Change under way for", "For how long the number of slots has been changing, and the step: making (the new slots) or draining (the old ones).", "s", []target{
+					q(`max by (namespace) (outbox_shards_change_seconds{@})`, "{{namespace}}"),
+					q(`max by (namespace, state) (outbox_shards_change{@})`, "{{namespace}}: {{state}}"),
+				}, warn(600)),
 			}},
 			{"Lag", []panel{
 				timeseries("Lag", "Age of the oldest commit with an event in flight. A steady rise means that delivery has stopped.", "s", []target{
@@ -88,8 +109,8 @@ func replication() dashboard {
 				timeseries("Connections made again", "Times that the replication connection was lost and made again.", "short", []target{
 					q(`sum by (pod) (increase(outbox_stream_reconnects_total{@}[$__rate_interval]))`, "{{pod}}"),
 				}, width(6), toLogs("replication")),
-				timeseries("Relays, by slot", "The owner and the standbys. 1 means that no other would take over.", "short", []target{
-					q(`max by (slot) (outbox_relays{@})`, "{{slot}}"),
+				timeseries("Relays", "Those that share the slots, owners and standbys. 1 means that no other would take over.", "short", []target{
+					q(`max by (namespace) (outbox_relays{@})`, "{{namespace}}"),
 				}, width(6), wanted(2)),
 			}},
 			{"In flight", []panel{

@@ -17,15 +17,15 @@ func saga() dashboard {
 	failed := `(` + rate("outbox_saga_failed_total", "") + ` or ` + rate("outbox_saga_started_total", "") + ` * 0)`
 	completed := `(` + rate("outbox_saga_completed_total", "") + ` or ` + rate("outbox_saga_started_total", "") + ` * 0)`
 	return build("sagaz-saga", "Sagaz: sagas",
-		"Sagas as the relay sees them by the events that pass through the outbox (RELAY_SAGA_RULES). It cannot know sagas that leave no events, nor what happened before the relay owned the slot: after a handover, sagas under way count as started again, and their duration from then on.",
+		"Sagas as the relay sees them by the events that pass through the outbox (RELAY_SAGA_RULES). It cannot know sagas that leave no events, nor what happened before the relay owned the slot: after a handover, sagas under way count as started again, and their duration from then on. Where a table has several slots and a saga's events several keys, completed and failed are exact, started (without a rule for it) and compensated may count once for each relay that sees a part, and what is in progress, and durations, leave such sagas out.",
 		"prometheus", append(where(), name), []row{
 			{"At a glance", []panel{
-				stat("Started", "Sagas of which a first event was seen, a second. After a change of the slot's owner those under way count again.", "ops", rate("outbox_saga_started_total", "")),
+				stat("Started", "Sagas of which a first event was seen, a second. After a change of the slot's owner those under way count again; with several slots see the dashboard's description.", "ops", rate("outbox_saga_started_total", "")),
 				stat("Completed", "Sagas that ended well, a second.", "ops", rate("outbox_saga_completed_total", "")),
 				stat("Failure ratio", "Share of the ended sagas that failed, compensated or not.", "percentunit",
 					failed+` / (`+failed+` + `+completed+`)`, alarm(0.05), toLogs("saga")),
-				stat("Compensated", "Sagas in which at least one step was compensated, a second.", "ops", rate("outbox_saga_compensated_total", "")),
-				stat("In progress", "Sagas of which the first event was seen and not the last.", "short", `sum(outbox_saga_active`+of+`)`, decimals(0)),
+				stat("Compensated", "Sagas in which at least one step was compensated, a second; one whose events lie in several slots may count once for each.", "ops", rate("outbox_saga_compensated_total", "")),
+				stat("In progress", "Sagas of which the first event was seen and not the last; without those whose events lie in several slots.", "short", `sum(outbox_saga_active`+of+`)`, decimals(0)),
 				stat("Oldest in progress", "Age of the oldest of them. A steady rise means a saga that is stuck, or one that writes no event for its end.", "s", `max(outbox_saga_oldest_active_seconds`+of+`)`, warn(3600)),
 			}},
 			{"Outcomes", []panel{
@@ -38,11 +38,11 @@ func saga() dashboard {
 				table("By saga, in the time range shown", "Counts are interpolated, so they may have fractions, and the very first event of a kind on a relay that has just started may be missing. A saga that began before the range can end in it.", "short", []target{
 					q(during("outbox_saga_started_total"), "Started"), q(during("outbox_saga_completed_total"), "Completed"),
 					q(during("outbox_saga_failed_total"), "Failed"), q(during("outbox_saga_compensated_total"), "Compensated"),
-					q(`max by (saga_name) (outbox_saga_active`+of+`)`, "In progress"),
+					q(`sum by (saga_name) (outbox_saga_active`+of+`)`, "In progress"),
 				}, decimals(0)),
 			}},
 			{"Duration", []panel{
-				timeseries("Duration, by outcome", "From a saga's first event to its last, by their created_at; only sagas whose first event this owner saw.", "s", []target{
+				timeseries("Duration, by outcome", "From a saga's first event to its last, by their created_at; only sagas whose first event this owner saw, and whose events lie in one slot.", "s", []target{
 					q(duration("0.5", ", status"), "p50 {{status}}"), q(duration("0.95", ", status"), "p95 {{status}}"), q(duration("0.99", ", status"), "p99 {{status}}"),
 				}, width(12)),
 				heatmap("Duration, all sagas", "How the same times are spread.", "s", `sum by (le) (rate(outbox_saga_duration_seconds_bucket`+of+`[$__rate_interval]))`),

@@ -130,7 +130,7 @@ func (d *Demo) startRelay(ctx context.Context) (string, error) {
 	var r *watch.Watch
 	poll := time.NewTicker(10 * time.Millisecond)
 	defer poll.Stop()
-	for r == nil || !r.Status().Slots[0].Streaming {
+	for r == nil || !r.Status().Streams() {
 		select {
 		case up := <-running:
 			r, d.url = up.relay, "http://"+up.addr

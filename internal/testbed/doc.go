@@ -9,6 +9,7 @@
 //	otlptest    a collector of traces
 //	child       a process that does not outlive the one that started it; free ports
 //	program     sagaz-relay itself, built once for all packages of a run
+//	peers       the Python library and Debezium Server, which tests and comparisons run
 //	cache       a directory for downloads that several processes may fill at once
 //	debian      packages of the system
 package testbed

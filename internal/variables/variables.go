@@ -34,6 +34,10 @@ type Values struct {
 	secrets map[string]string // those of RELAY_SECRETS_DIR
 	file    map[string]string // the YAML file's
 	known   map[string]bool
+	claimed []string // what begins so is not reported as unknown
+
+	// Hint, if not nil, is what else is to be said of a variable that nothing reads.
+	Hint func(name string) string
 
 	Errs []error // what is wrong with what was read
 	// by a setting's first name: its value's origin
@@ -63,20 +67,36 @@ func New(lookup func(string) (string, bool), configFile string) *Values {
 	}
 	v.file = make(map[string]string, len(raw))
 	for name, value := range raw {
-		switch x := value.(type) {
-		case string, int, float64, bool:
-			v.file[name] = fmt.Sprint(x)
-		case []any:
-			var list []string
-			for _, item := range x {
-				list = append(list, fmt.Sprint(item))
-			}
-			v.file[name] = strings.Join(list, ",")
-		default:
-			v.fail("--config %s: %s: want a single value or a list", configFile, ShownName(name))
+		if name == "sinks" {
+			continue
 		}
+		text, ok := textOf(value)
+		if !ok {
+			v.fail("--config %s: %s: want a single value or a list", configFile, ShownName(name))
+			continue
+		}
+		v.file[name] = text
+	}
+	if sinks, ok := raw["sinks"]; ok {
+		v.readSinks(configFile, sinks)
 	}
 	return v
+}
+
+// textOf is a value of the YAML file as a variable has it.
+func textOf(value any) (text string, ok bool) {
+	switch x := value.(type) {
+	case string, int, float64, bool:
+		return fmt.Sprint(x), true
+	case []any:
+		var list []string
+		for _, item := range x {
+			list = append(list, fmt.Sprint(item))
+		}
+		return strings.Join(list, ","), true
+	default:
+		return "", false
+	}
 }
 
 // yamlLine finds the line at which the YAML parser stopped.
@@ -220,8 +240,11 @@ func (v *Values) first(names []string) (name, value string, set bool) {
 }
 
 // Fill sets the fields of the struct that target points to.
-func (v *Values) Fill(target any) {
-	for _, f := range Fields(target) {
+func (v *Values) Fill(target any) { v.FillFields(Fields(target)) }
+
+// FillFields sets fields, which may have other names than in their struct; see Renamed.
+func (v *Values) FillFields(fields []Field) {
+	for _, f := range fields {
 		name, value, set := v.first(f.Names)
 		if f.Fallback != "" && !set {
 			name, value, set = v.first([]string{f.Fallback})
@@ -317,12 +340,16 @@ func (v *Values) Strangers(environ []string) {
 			names = append(names, name)
 		}
 	}
+	names = slices.DeleteFunc(names, v.isClaimed)
 	sort.Strings(names)
 	for _, name := range names {
 		bare, in, _ := strings.Cut(name, " ")
 		hint := ""
+		if v.Hint != nil {
+			hint = v.Hint(bare)
+		}
 		if near := v.Nearest(bare); near != "" {
-			hint = ": did you mean " + near + "?"
+			hint += ": did you mean " + near + "?"
 		}
 		if !settingName.MatchString(bare) {
 			v.fail("%s: no such setting", ShownName(bare))

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -70,6 +71,38 @@ func TestReady(t *testing.T) {
 			// Alive is alive, whatever the state.
 			if code, _, body := get(t, h, "GET", "/health/live"); code != 200 || !strings.Contains(body, "alive") {
 				t.Errorf("/health/live: got %d %s", code, body)
+			}
+		})
+	}
+}
+
+// Of several slots the one that does not move is named, and a relay that has none is ready.
+func TestReadyWithSeveralSlots(t *testing.T) {
+	owner := watch.SlotStatus{Role: relay.Owner, Mode: relay.ModeCDC, Streaming: true, StreamSince: 3600}
+	stalled, cut := owner, owner
+	stalled.Stalled = 90
+	cut.Streaming, cut.StreamSince = false, 60
+	standby, gives := watch.SlotStatus{Role: relay.Standby}, watch.SlotStatus{Role: relay.Draining, GivesBack: true}
+	for _, tt := range []struct {
+		name  string
+		slots []watch.SlotStatus
+		code  int
+		text  string
+	}{
+		{"OwnsNone", []watch.SlotStatus{standby, standby, standby, standby}, 200, `{"status":"ready"}`},
+		{"OwnsOne", []watch.SlotStatus{standby, owner, standby, standby}, 200, `{"status":"ready"}`},
+		{"GivesOneBack", []watch.SlotStatus{owner, gives, standby, standby}, 200, `{"status":"ready"}`},
+		{"OneStalls", []watch.SlotStatus{owner, standby, stalled, owner}, 503, `"problems":["slot s_2of4: WAL is written and nothing has moved for 90 s"]`},
+		{"TwoAreCut", []watch.SlotStatus{owner, cut, cut, owner}, 503, `"problems":["slot s_1of4, s_2of4: owned, but no replication connection for 60 s"]`},
+		{"TwoKinds", []watch.SlotStatus{cut, stalled, standby, gives}, 503, `"problems":["slot s_0of4: owned, but no replication connection for 60 s","slot s_1of4: WAL is written and nothing has moved for 90 s"]`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for i := range tt.slots {
+				tt.slots[i].Slot = fmt.Sprintf("s_%dof4", i)
+			}
+			code, _, body := get(t, handler(shown{status: func() watch.Status { return watch.Status{Slots: tt.slots} }}), "GET", "/health/ready")
+			if code != tt.code || !strings.Contains(body, tt.text) {
+				t.Errorf("got %d %s, want %d and %s", code, body, tt.code, tt.text)
 			}
 		})
 	}

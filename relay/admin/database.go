@@ -19,13 +19,15 @@ type Database struct {
 
 // DatabaseSlot is one slot.
 type DatabaseSlot struct {
-	Slot          string `json:"slot"`
-	Owner         string `json:"owner"` // empty when the lease is free
-	Epoch         int64  `json:"epoch"`
-	Active        bool   `json:"active"` // a connection reads it
-	LagBytes      *int64 `json:"lag_bytes"`
-	RetainedBytes *int64 `json:"retained_bytes"`
-	WALStatus     string `json:"wal_status"`
+	Slot  string `json:"slot"`
+	Owner string `json:"owner"` // empty when the lease is free
+	Epoch int64  `json:"epoch"`
+	// Taken is when the owner took the lease; null when that is free.
+	Taken         *time.Time `json:"taken_at"`
+	Active        bool       `json:"active"` // a connection reads it
+	LagBytes      *int64     `json:"lag_bytes"`
+	RetainedBytes *int64     `json:"retained_bytes"`
+	WALStatus     string     `json:"wal_status"`
 }
 
 // DatabaseLedger counts entries of the ledger with the same sink, state and reason.

@@ -34,6 +34,10 @@ func troubled() shown {
 		status: func() watch.Status {
 			return watch.Status{
 				WorkerID: "worker-1", Started: at, Wanted: relay.ModeAuto,
+				Set: &watch.SetStatus{Shards: 2, Generation: 3, Change: &watch.SetChange{
+					Target: 4, State: relay.SetDraining, Seconds: 12.5, Changer: "worker-2", Switch: "0/16B4000", WaitsFor: "the old slot other, owned by worker-2: it has 4096 B of WAL left to the switch",
+					Old: []watch.OldSlot{{Slot: "sagaz_outbox", Left: ptr[int64](0), Stopped: true}, {Slot: "other", Owner: "worker-2", Left: ptr[int64](4096)}},
+				}},
 				Slots: []watch.SlotStatus{
 					{
 						Slot: "sagaz_outbox", Role: relay.Owner, Since: at.Add(time.Minute), Epoch: 7, Inflight: 3, Bytes: 1500, Admitted: 10, Marked: 7, Swept: 2, Watermark: "0/16B3748",
@@ -59,7 +63,7 @@ func troubled() shown {
 
 func seen(context.Context) (*Database, error) {
 	return &Database{
-		Slots:   []DatabaseSlot{{Slot: "sagaz_outbox", Owner: "worker-1", Epoch: 7, Active: true, LagBytes: ptr[int64](4096), RetainedBytes: ptr[int64](1 << 20), WALStatus: "reserved"}, {Slot: "other", Owner: "worker-2", Epoch: 3, Active: true}},
+		Slots:   []DatabaseSlot{{Slot: "sagaz_outbox", Owner: "worker-1", Epoch: 7, Active: true, LagBytes: ptr[int64](4096), RetainedBytes: ptr[int64](1 << 20), WALStatus: "reserved"}, {Slot: "other", Owner: "worker-2", Epoch: 3, Taken: ptr(time.Date(2026, 11, 25, 11, 30, 0, 0, time.UTC)), Active: true}},
 		Ledger:  []DatabaseLedger{{Slot: "sagaz_outbox", Sink: "rabbitmq", State: "dead", Reason: "unroutable", Entries: 2, Oldest: time.Date(2026, 11, 25, 11, 0, 0, 0, time.UTC)}},
 		Updates: 1000, HOTUpdates: 990,
 	}, nil

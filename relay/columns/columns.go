@@ -29,14 +29,18 @@ type Column struct {
 	Send string
 	// Length is the most characters that the type holds; 0 without a limit.
 	Length int
+	// Collation is the column's, qualified, when it is one that somebody has made; else empty.
+	Collation string
 }
 
 // SQL reads the columns of a table, given by its OID, in the order of Column's fields.
 func SQL(table uint32) string {
 	return fmt.Sprintf(`SELECT a.attname::text, a.atttypid::int8, pg_catalog.format_type(a.atttypid, a.atttypmod), p.proname::text,
-			CASE WHEN p.proname IN ('varcharsend', 'bpcharsend') THEN greatest(0, greatest(a.atttypmod, t.typtypmod) - 4) ELSE 0 END
+			CASE WHEN p.proname IN ('varcharsend', 'bpcharsend') THEN greatest(0, greatest(a.atttypmod, t.typtypmod) - 4) ELSE 0 END,
+			coalesce((SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname) FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
+				WHERE c.oid = a.attcollation AND c.oid >= %d), '')
 		FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid LEFT JOIN pg_catalog.pg_proc p ON p.oid = t.typsend
-		WHERE a.attrelid = %d AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, table)
+		WHERE a.attrelid = %d AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, firstMade, table)
 }
 
 // The kinds of types, by their send functions. What the type's output function writes is what is
@@ -138,6 +142,13 @@ const (
 	OIDTimestampTZ = 1184
 	OIDUUID        = 2950
 	OIDJSONB       = 3802
+
+	oidInt8 = 20
+	oidInt2 = 21
+	oidInt4 = 23
+
+	// What somebody has made in the database has OIDs from this on (FirstNormalObjectId).
+	firstMade = 16384
 )
 
 // ReadsBinary reports whether the binary form of a type in this column is one that the decoder

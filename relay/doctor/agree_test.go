@@ -35,15 +35,15 @@ func starts(t *testing.T, cfg Config) []error {
 		return errs
 	}
 	stream := cdc.DefaultConfig()
-	stream.DatabaseURL, stream.Publication = cfg.DatabaseURL, cfg.Publication
+	stream.DatabaseURL = cfg.DatabaseURL
 	source, err := cdc.New(stream, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
-	errs = append(errs, source.Check(t.Context()))
-	for _, slot := range cfg.Slots {
+	errs = append(errs, source.Check(t.Context(), cfg.Set))
+	for _, shard := range cfg.Set.All() {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		opened, err := source.Open(ctx, slot, 0)
+		opened, err := source.Open(ctx, shard, 0)
 		if err == nil {
 			_ = opened.Close(ctx)
 		}

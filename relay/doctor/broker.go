@@ -15,7 +15,7 @@ func (ex *exam) checkBroker(ctx context.Context) {
 		return // it is set, or what is missing is reported already
 	}
 	const check = "broker"
-	for _, slot := range ex.cfg.Slots {
+	for _, slot := range ex.set.Slots() {
 		before, err := store.ReadBefore(ctx, ex.conn, slot)
 		if err != nil {
 			ex.unknown(check, err)

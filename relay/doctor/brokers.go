@@ -39,7 +39,11 @@ func (ex *exam) checkSink(ctx context.Context, sink relay.Sink) {
 	err := checker.Check(reaching)
 	cancel()
 	if err == nil {
-		ex.ok(check, "reachable")
+		if kind := ex.cfg.SinkKinds[sink.Name()]; kind != "" {
+			ex.ok(check, "reachable (%s)", kind)
+		} else {
+			ex.ok(check, "reachable")
+		}
 		ex.report.Findings = append(ex.report.Findings, routes...)
 		return
 	}
@@ -87,10 +91,12 @@ const shownTypes = 5
 func grouped(check string, problems []relay.RouteProblem) []Finding {
 	types := make(map[string][]string) // by problem
 	steps := make(map[string][]Step)
+	notes := make(map[string]string)
 	var order []string
 	for _, p := range problems {
 		if types[p.Problem] == nil {
 			order = append(order, p.Problem)
+			notes[p.Problem] = p.Note
 		}
 		if !slices.Contains(types[p.Problem], p.Route.EventType) {
 			types[p.Problem] = append(types[p.Problem], p.Route.EventType)
@@ -114,9 +120,11 @@ func grouped(check string, problems []relay.RouteProblem) []Finding {
 		if more := len(fix) - shownTypes; more > 0 {
 			fix = append(fix[:shownTypes:shownTypes], do("and so on for %d more", more))
 		}
-		findings = append(findings, Finding{
-			Check: check, Severity: Degraded, Summary: whose + ": " + problem, Why: "Events of this type are refused, and become dead letters.", Fix: fix,
-		})
+		f := Finding{Check: check, Severity: Degraded, Summary: whose + ": " + problem, Why: "Events of this type are refused, and become dead letters.", Fix: fix}
+		if notes[problem] != "" {
+			f.Severity, f.Why = Note, notes[problem]
+		}
+		findings = append(findings, f)
 	}
 	return findings
 }

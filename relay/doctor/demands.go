@@ -90,7 +90,7 @@ func (ex *exam) checkReplication(ctx context.Context) {
 		return
 	}
 	cfg := cdc.DefaultConfig()
-	cfg.DatabaseURL, cfg.Publication, cfg.WALSenderTimeout = ex.cfg.DatabaseURL, ex.cfg.Publication, ex.cfg.WALSenderTimeout
+	cfg.DatabaseURL, cfg.WALSenderTimeout = ex.cfg.DatabaseURL, ex.cfg.WALSenderTimeout
 	cfg.StatusInterval = min(cfg.StatusInterval, cfg.WALSenderTimeout/3)
 	source, err := cdc.New(cfg, hclog.NewNullLogger())
 	if err != nil { // reported with the settings
@@ -104,13 +104,18 @@ func (ex *exam) checkPublication(ctx context.Context) {
 	if stream, _ := ex.streaming(); !stream || ex.table == 0 {
 		return
 	}
-	ex.examined(cdc.ExaminePublication(ctx, ex.conn, ex.cfg.Publication))
-	var more bool
-	if ex.ask(ctx, check, `SELECT coalesce(bool_or(pubinsert AND (pubupdate OR pubdelete)), false) FROM pg_publication WHERE pubname = $1`, []any{ex.cfg.Publication}, &more) && more {
-		ex.add(Finding{
-			Check: check, Severity: Note, Summary: ex.cfg.Publication + ": publishes updates or deletes too",
-			Why: "PostgreSQL decodes and sends every mark of the relay, which then throws it away.",
-			Fix: []Step{do("as the owner of the publication:"), sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, term.Ident(ex.cfg.Publication))},
-		})
+	for _, shard := range ex.set.All() {
+		ex.examined(cdc.ExaminePublication(ctx, ex.conn, shard))
+		if !shard.Whole() {
+			continue // with a filter, that is refused
+		}
+		var more bool
+		if ex.ask(ctx, check, `SELECT coalesce(bool_or(pubinsert AND (pubupdate OR pubdelete)), false) FROM pg_publication WHERE pubname = $1`, []any{shard.Publication}, &more) && more {
+			ex.add(Finding{
+				Check: check, Severity: Note, Summary: shard.Publication + ": publishes updates or deletes too",
+				Why: "PostgreSQL decodes and sends every mark of the relay, which then throws it away.",
+				Fix: []Step{do("as the owner of the publication:"), sql(`ALTER PUBLICATION %s SET (publish = 'insert');`, term.Ident(shard.Publication))},
+			})
+		}
 	}
 }

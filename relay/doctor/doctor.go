@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,10 +15,9 @@ import (
 // Config has the relay's settings that the checks depend on.
 type Config struct {
 	DatabaseURL      string
-	Mode             string // engine.Config.Mode
-	Slots            []string
-	Publication      string
-	Failover         bool // slots are to survive a failover
+	Mode             string    // engine.Config.Mode
+	Set              relay.Set // as the settings have it
+	Failover         bool      // slots are to survive a failover
 	WALSenderTimeout time.Duration
 	WALBudget        int    // bytes; 0 for half of max_slot_wal_keep_size
 	Mark             string // store.Config.Mark
@@ -26,10 +26,14 @@ type Config struct {
 	ClaimTimeout     time.Duration
 	LeaseTTL         time.Duration
 
-	SinkNames []string              // of BROKER_TYPE
-	Sinks     []relay.Sink          // those of them that could be made
-	Encoder   relay.Encoder         // makes the destinations of events
-	ByDefault *relay.SinksByDefault // engine.Config.SinksByDefault
+	SinkNames []string // of BROKER_TYPE and RELAY_SINKS
+	// BrokerTypes are the sinks that BROKER_TYPE can name, nil for all, and SinkKinds the kinds of
+	// those of RELAY_SINKS, by name.
+	BrokerTypes []string
+	SinkKinds   map[string]string
+	Sinks       []relay.Sink          // those of them that could be made
+	Encoder     relay.Encoder         // makes the destinations of events
+	ByDefault   *relay.SinksByDefault // engine.Config.SinksByDefault
 
 	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is reported;
 	// PendingTooLong how old a pending row may be.
@@ -58,6 +62,10 @@ type exam struct {
 	version int       // major
 	standby bool
 
+	// How the table is divided; after checkSet.
+	set    store.TableSet
+	change *relay.SetChange // nil: none is under way
+
 	// About saga_outbox, after checkTables:
 	table      uint32 // OID; 0 without a table
 	tableName  string // qualified and quoted
@@ -71,6 +79,7 @@ type exam struct {
 // Examine runs all checks. problems are those of the settings, which the caller has found.
 func Examine(ctx context.Context, cfg Config, problems []error) *Report {
 	ex := &exam{cfg: cfg, report: &Report{Findings: []Finding{}}}
+	ex.set = store.TableSet{Set: cfg.Set}
 	for _, problem := range problems {
 		ex.add(Finding{
 			Check: "settings", Severity: Broken, Summary: problem.Error(),
@@ -106,7 +115,7 @@ func (ex *exam) database(ctx context.Context) {
 		return
 	}
 	for _, check := range []func(context.Context){
-		ex.checkClock, ex.checkPooler,
+		ex.checkClock, ex.checkPooler, ex.checkSet,
 		ex.checkWALLevel, ex.checkReplication, ex.checkSlotsFree, ex.checkSendersFree, ex.checkKeepSize,
 		ex.checkTables, ex.checkMigrations, ex.checkTable, ex.checkInserts, ex.checkStrangers,
 		ex.checkPublication, ex.checkOwners, ex.checkSlots, ex.checkOtherSlots,
@@ -132,7 +141,14 @@ func (ex *exam) each(ctx context.Context, check func(context.Context)) {
 	check(checking)
 }
 
-func (ex *exam) add(f Finding) { ex.report.Findings = append(ex.report.Findings, f) }
+// add adds a finding, unless it is there: each slot of a set may have the same to report.
+func (ex *exam) add(f Finding) {
+	if !slices.ContainsFunc(ex.report.Findings, func(g Finding) bool {
+		return g.Check == f.Check && g.Severity == f.Severity && g.Summary == f.Summary
+	}) {
+		ex.report.Findings = append(ex.report.Findings, f)
+	}
+}
 
 func (ex *exam) ok(check, format string, args ...any) {
 	ex.add(Finding{Check: check, Summary: fmt.Sprintf(format, args...)})

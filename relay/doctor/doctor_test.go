@@ -57,7 +57,7 @@ func configFor(t testing.TB, dsn string) Config {
 	}
 	name := strings.TrimPrefix(u.Path, "/")
 	return Config{
-		DatabaseURL: dsn, Mode: relay.ModeAuto, Slots: []string{name[max(0, len(name)-60):] + "_s1"}, Publication: "sagaz_outbox", Failover: true,
+		DatabaseURL: dsn, Mode: relay.ModeAuto, Set: relay.Alone(name[max(0, len(name)-50):]+"_s1", "sagaz_outbox").Set, Failover: true,
 		WALSenderTimeout: 10 * time.Second, Mark: "update", ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second,
 		SinkNames: []string{"kafka"}, Sinks: []relay.Sink{sink{}}, Encoder: encoder,
 		RetainedTooMuch: DefaultRetainedTooMuch, PendingTooLong: DefaultPendingTooLong, Now: time.Now,
@@ -129,12 +129,22 @@ func applyFix(t testing.TB, superuser string, f *Finding) {
 // differing are checks whose questions differ by version.
 var differing = []string{"publication", "slot", "other slots", "indexes", "sweep", "origin", "replication"}
 
+// inTwo is a relay with RELAY_SHARDS=2.
+func inTwo(c *Config) { c.Set.Shards = 2 }
+
 const row = `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, status, created_at, claimed_at, retry_count) VALUES `
 
 // ours grants a role what a relay needs, and makes the publication for it.
-const ours = `GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %role; GRANT SELECT, INSERT, UPDATE ON saga_outbox_archive, saga_outbox_relay TO %role;
+const ours = `GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %role; GRANT SELECT, INSERT, UPDATE ON saga_outbox_archive, saga_outbox_relay, saga_outbox_set TO %role;
 	GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %role; GRANT SELECT ON saga_outbox_migrations TO %role;
 	CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'insert')`
+
+// switched is a database whose table was divided in two slots, where the old one is left. The words
+// that follow are of the moment.
+const switched = `SELECT pg_create_logical_replication_slot('%slot', 'pgoutput'); INSERT INTO saga_outbox_set (slot, publication, shards, generation) VALUES ('%slot', 'sagaz_outbox', 2, 2);
+	INSERT INTO saga_outbox_relay (slot, epoch, owner, heir, pooled, renewed_at) VALUES ('%slot', 2, 'none', '%slot_0of2', true, now() + interval '`
+
+const running = `INSERT INTO saga_outbox_relay (slot, shard, shards, epoch, owner) VALUES ('%slot_0of2', 0, 2, 1, 'relay-1')`
 
 // Every finding that statements can provoke and fix: it is there, what it prints is run, and it is
 // gone.
@@ -159,7 +169,7 @@ func TestFindings(t *testing.T) {
 		byHand   string // in addition to the finding's own SQL
 		settings func(*Config)
 	}{
-		{name: "NoTables", empty: true, check: "tables", severity: Broken, text: "saga_outbox, saga_outbox_relay, saga_outbox_delivery"},
+		{name: "NoTables", empty: true, check: "tables", severity: Broken, text: "saga_outbox, saga_outbox_relay, saga_outbox_set, saga_outbox_delivery"},
 		{name: "NoLedger", provoke: `DROP TABLE saga_outbox_delivery; DELETE FROM saga_outbox_migrations WHERE version = 3`, check: "tables", severity: Broken, text: "not there: saga_outbox_delivery"},
 		{name: "OtherSchema", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; GRANT USAGE ON SCHEMA app TO %role`, check: "tables", severity: Broken, text: "is in schema app, which is not on the search_path"},
 		{name: "NoSchemaUsage", role: "REPLICATION", provoke: ours + `; CREATE SCHEMA app; ALTER TABLE saga_outbox SET SCHEMA app; ALTER ROLE %role SET search_path = app, public`, check: "tables", severity: Broken, text: "may not use"},
@@ -182,7 +192,7 @@ func TestFindings(t *testing.T) {
 		{name: "PublicationFilterInCDC", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "publication", severity: Broken, text: "passes only rows with"},
 		{name: "Migrations", provoke: `DELETE FROM saga_outbox_migrations WHERE version >= 2`, check: "migrations", severity: Degraded, text: "not applied: 0002"},
 		{name: "MigrationsUnread", role: "REPLICATION", provoke: ours + `; REVOKE SELECT ON saga_outbox_migrations FROM %role`, check: "migrations", severity: Unknown, text: "may not be read"},
-		{name: "Rights", role: "REPLICATION", config: func(c *Config) { c.Archive, c.Mark = true, "archive" }, check: "rights", severity: Broken, text: "lacks SELECT, UPDATE, DELETE on saga_outbox; SELECT, INSERT, UPDATE on saga_outbox_relay; SELECT, INSERT, UPDATE, DELETE on saga_outbox_delivery; SELECT, INSERT, UPDATE on saga_outbox_archive"},
+		{name: "Rights", role: "REPLICATION", config: func(c *Config) { c.Archive, c.Mark = true, "archive" }, check: "rights", severity: Broken, text: "lacks SELECT, UPDATE, DELETE on saga_outbox; SELECT, INSERT, UPDATE on saga_outbox_relay; SELECT, INSERT, UPDATE on saga_outbox_set; SELECT, INSERT, UPDATE, DELETE on saga_outbox_delivery; SELECT, INSERT, UPDATE on saga_outbox_archive"},
 		{name: "OneRight", role: "REPLICATION", provoke: ours + `; REVOKE INSERT ON saga_outbox_delivery FROM %role`, check: "rights", severity: Broken, text: "lacks INSERT on saga_outbox_delivery"},
 		{name: "NoReplication", role: "NONE", provoke: ours, check: "replication", severity: Degraded, text: "lacks the right to replicate"},
 		{name: "NoReplicationButCDC", role: "NONE", provoke: ours, config: func(c *Config) { c.Mode = relay.ModeCDC }, check: "replication", severity: Broken, text: "lacks the right to replicate"},
@@ -191,6 +201,20 @@ func TestFindings(t *testing.T) {
 		{name: "PublicationOfAnother", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE consumer_inbox WITH (publish = 'insert')`, check: "publication", severity: Degraded, text: "does not contain table public.saga_outbox"},
 		{name: "PublicationColumns", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox (event_id, payload) WITH (publish = 'insert')`, check: "publication", severity: Degraded, text: "leaves out column saga_id"},
 		{name: "PublicationFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WHERE (event_type <> 'x') WITH (publish = 'insert')`, check: "publication", severity: Degraded, text: "passes only rows with"},
+		{name: "ShardWithoutFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox_1of2 FOR TABLE saga_outbox WITH (publish = 'insert')`, config: inTwo, check: "publication", severity: Degraded, text: "all 2 shards"},
+		{name: "ShardWithAnothersFilter", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox_1of2 FOR TABLE saga_outbox WHERE (hashtext(aggregate_id) % 2 = 1) WITH (publish = 'insert')`, config: inTwo, check: "publication", severity: Degraded, text: "its shard is another"},
+		{name: "ShardOfUpdates", min: 15, provoke: `CREATE PUBLICATION sagaz_outbox_0of2 FOR TABLE saga_outbox`, config: inTwo, check: "publication", severity: Degraded, text: "updates or deletes"},
+		{name: "ShardsOfADomain", min: 15, provoke: `CREATE DOMAIN made AS varchar(255); ALTER TABLE saga_outbox ALTER COLUMN aggregate_id TYPE made`, config: inTwo, check: "publication", severity: Degraded, text: "somebody has made"},
+		{name: "SlotOfAnotherSet", provoke: `SELECT pg_create_logical_replication_slot('%slot_0of3', 'pgoutput')`, check: "other slots", severity: Degraded, text: "another number of slots than 1"},
+		{name: "ShardWithoutOwner", min: 15, provoke: `INSERT INTO saga_outbox_set (slot, publication, shards) VALUES ('%slot', 'sagaz_outbox', 2); INSERT INTO saga_outbox_relay (slot, shard, shards, epoch, owner) VALUES ('%slot_0of2', 0, 2, 1, 'relay-1')`, config: inTwo, check: "owner", severity: Degraded, text: "nobody owns slot", byHand: `INSERT INTO saga_outbox_relay (slot, shard, shards, epoch, owner) VALUES ('%slot_1of2', 1, 2, 1, 'relay-2')`},
+		{name: "AnotherNumberOfSlots", min: 15, provoke: `INSERT INTO saga_outbox_set (slot, publication, shards) VALUES ('%slot', 'sagaz_outbox', 2)`, check: "slots", severity: Note, text: "RELAY_SHARDS is 1, and the table is divided among 2", settings: inTwo},
+		{name: "SlotsAreChanged", min: 15, provoke: `INSERT INTO saga_outbox_set (slot, publication, shards, target, state) VALUES ('%slot', 'sagaz_outbox', 2, 4, 'draining')`, config: inTwo, check: "slots", severity: Note, text: "being changed from 2 to 4: draining, and waits for: a relay: none works on it yet", byHand: `UPDATE saga_outbox_set SET target = NULL, state = NULL`},
+		{name: "RelaysOfAnotherSlot", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('other', 1, 'relay-9')`, check: "owner", severity: Note, text: "others deliver the table's events: relay-9 owns slot other", byHand: `UPDATE saga_outbox_relay SET released_at = now()`},
+		{name: "SlotOfTheSetBefore", min: 15, provoke: switched + `100 years'); ` + running, config: inTwo, check: "other slots", severity: Note, text: "until just now", byHand: `SELECT pg_drop_replication_slot('%slot')`},
+		{name: "SlotOfTheSetBeforeForLong", min: 15, provoke: switched + `100 years' - interval '3 minutes'); ` + running, config: inTwo, check: "other slots", severity: Degraded, text: "another number of slots than 2"},
+		{name: "SlotOfTheSetBeforeWithoutRelay", min: 15, provoke: switched + `100 years')`, config: inTwo, check: "other slots", severity: Degraded, text: "another number of slots than 2"},
+		{name: "NumberWhileItIsChanged", min: 15, provoke: `INSERT INTO saga_outbox_set (slot, publication, shards, target, state) VALUES ('%slot', 'sagaz_outbox', 2, 4, 'making')`, check: "slots", severity: Note, text: "RELAY_SHARDS is 1, and the table is divided among 2, soon among 4", settings: func(c *Config) { c.Set.Shards = 4 }},
+		{name: "EntriesOfAnotherSet", min: 15, provoke: `INSERT INTO saga_outbox_set (slot, publication, shards) VALUES ('%slot', 'sagaz_outbox', 2); ` + entry("kafka", "%slot_2of3", "held"), config: inTwo, check: "ledger", severity: Degraded, text: "which is not one of this table's"},
 		{name: "PublicationOfUpdates", provoke: `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox`, check: "publication", severity: Note, text: "publishes updates"},
 		{name: "SlotPlugin", provoke: `SELECT pg_create_logical_replication_slot('%slot', 'test_decoding')`, check: "slot", severity: Degraded, text: "was made for plugin test_decoding", byHand: `SELECT pg_drop_replication_slot('%slot')`},
 		{name: "SlotPhysical", provoke: `SELECT pg_create_physical_replication_slot('%slot')`, check: "slot", severity: Degraded, text: "is a physical slot", byHand: `SELECT pg_drop_replication_slot('%slot')`},
@@ -226,12 +250,15 @@ func TestFindings(t *testing.T) {
 			name: "OtherBroker", provoke: `INSERT INTO saga_outbox_relay (slot, epoch, owner, sinks) VALUES ('%slot', 1, '', 'rabbitmq') ON CONFLICT (slot) DO UPDATE SET epoch = 1, sinks = 'rabbitmq'`,
 			config: func(c *Config) { c.ByDefault = &relay.SinksByDefault{} }, check: "broker", severity: Broken, text: "delivered to rabbitmq", settings: func(c *Config) { c.ByDefault = nil },
 		},
-		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, text: "which RELAY_SLOT does not name"},
+		{name: "StrangeSlot", provoke: entry("kafka", "%slot_old", "held"), check: "ledger", severity: Degraded, text: "which is not one of this table's"},
 		{name: "Clock", provoke: `SELECT 1`, config: func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-time.Minute) } }, check: "clock", severity: Degraded, text: "ahead of this host's", settings: func(c *Config) { c.Now = time.Now }},
 		{name: "SinkDown", provoke: `SELECT 1`, config: func(c *Config) { c.Sinks = []relay.Sink{sink{down: errors.New("dial kafka:9092: refused")}} }, check: "sink kafka", severity: Broken, text: "refused", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
 		{name: "Routes", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
 			c.Sinks = []relay.Sink{sink{problems: []relay.RouteProblem{{Route: relay.Route{EventType: "OrderPlaced"}, Problem: "no topic", Fix: "make it"}}}}
 		}, check: "routes kafka", severity: Degraded, text: "OrderPlaced: no topic", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
+		{name: "RoutesNote", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
+			c.Sinks = []relay.Sink{sink{problems: []relay.RouteProblem{{Route: relay.Route{EventType: "OrderPlaced"}, Problem: "the user may not read it", Fix: "grant it", Note: "Sent again."}}}}
+		}, check: "routes kafka", severity: Note, text: "OrderPlaced: the user may not read it", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
 		{name: "RoutesHalfKnown", provoke: row + `(gen_random_uuid(), 's', 'k', 'OrderPlaced', '{}', 'sent', now(), NULL, 0)`, config: func(c *Config) {
 			c.Sinks = []relay.Sink{sink{unknown: errors.New("bindings cannot be asked for"), problems: []relay.RouteProblem{{Problem: "no exchange", Fix: "make it"}}}}
 		}, check: "routes kafka", severity: Degraded, text: "no exchange", settings: func(c *Config) { c.Sinks = []relay.Sink{sink{}} }},
@@ -252,12 +279,12 @@ func TestFindings(t *testing.T) {
 				}
 				db := pgtest.NewVersion(t, version, opts...)
 				cfg := configFor(t, db.DSN)
-				fill := func(s string) string { return strings.ReplaceAll(s, "%slot", cfg.Slots[0]) }
+				fill := func(s string) string { return strings.ReplaceAll(s, "%slot", cfg.Set.Slot) }
 				if tt.role != "" {
 					role, _, dsn := db.Role(t, strings.ReplaceAll(tt.role, "NONE", ""))
 					cfg.DatabaseURL = dsn
 					fill = func(s string) string {
-						return strings.ReplaceAll(strings.ReplaceAll(s, "%slot", cfg.Slots[0]), "%role", role)
+						return strings.ReplaceAll(strings.ReplaceAll(s, "%slot", cfg.Set.Slot), "%role", role)
 					}
 				}
 				if tt.provoke == "library" {
@@ -416,8 +443,8 @@ func TestNeighboursSlot(t *testing.T) {
 	t.Parallel()
 	db, neighbour := pgtest.New(t, pgtest.Migrated()), pgtest.New(t)
 	cfg := configFor(t, db.DSN)
-	exec(t, neighbour.DSN, `SELECT pg_create_logical_replication_slot('`+cfg.Slots[0]+`', 'pgoutput')`)
-	exec(t, db.DSN, `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('`+cfg.Slots[0]+`', 1, 'relay-1')`)
+	exec(t, neighbour.DSN, `SELECT pg_create_logical_replication_slot('`+cfg.Set.Slot+`', 'pgoutput')`)
+	exec(t, db.DSN, `INSERT INTO saga_outbox_relay (slot, epoch, owner) VALUES ('`+cfg.Set.Slot+`', 1, 'relay-1')`)
 	cfg.RetainedTooMuch = 0
 	for _, mode := range []string{relay.ModeAuto, relay.ModeCDC, relay.ModePolling} {
 		cfg.Mode = mode
@@ -427,7 +454,7 @@ func TestNeighboursSlot(t *testing.T) {
 		}
 		for i := range report.Findings {
 			for _, step := range report.Findings[i].Fix {
-				if text := step.SQL + step.Do + step.Run; strings.Contains(text, "drop") && strings.Contains(text, cfg.Slots[0]) {
+				if text := step.SQL + step.Do + step.Run; strings.Contains(text, "drop") && strings.Contains(text, cfg.Set.Slot) {
 					t.Errorf("%s: %q would drop the neighbour's slot", mode, text)
 				}
 			}

@@ -115,7 +115,7 @@ func TestLostSlot(t *testing.T) {
 			server := pgtest.OwnServer(t, version, map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "64MB", "checkpoint_timeout": "1h"})
 			db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 			cfg := configFor(t, db.DSN)
-			exec(t, db.DSN, `SELECT pg_create_logical_replication_slot('`+cfg.Slots[0]+`', 'pgoutput')`,
+			exec(t, db.DSN, `SELECT pg_create_logical_replication_slot('`+cfg.Set.Slot+`', 'pgoutput')`,
 				`CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)`, `SELECT pg_switch_wal()`)
 			db.Until(t, `SELECT wal_status = 'unreserved' FROM pg_replication_slots`)
 			expect(t, cfg, "slot", Degraded, "about to be lost")
@@ -134,7 +134,7 @@ func TestFailover(t *testing.T) {
 	server := pgtest.OwnServer(t, pgtest.Newest, nil)
 	db := pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated())
 	cfg := configFor(t, db.DSN)
-	name := cfg.Slots[0]
+	name := cfg.Set.Slot
 	exec(t, db.DSN, `SELECT pg_create_physical_replication_slot('standby_1', true)`, `SELECT pg_create_logical_replication_slot('`+name+`', 'pgoutput')`)
 	if report := Examine(t.Context(), cfg, nil); report.finding("failover", OK, "") != nil || report.finding("failover", Note, "") != nil {
 		t.Errorf("without a standby there is no failover:\n%s", show(report))
@@ -153,7 +153,7 @@ func TestFailover(t *testing.T) {
 	polling := cfg
 	polling.Mode = relay.ModePolling
 	neighbour := configFor(t, pgtest.NewAt(t, server.DSN("postgres"), pgtest.Migrated()).DSN)
-	neighbour.Slots = cfg.Slots
+	neighbour.Set.Slot = cfg.Set.Slot
 	both := neighbour
 	both.Mode = relay.ModePolling
 	for whose, cfg := range map[string]Config{"a slot that is not read": polling, "a neighbour's slot": neighbour, "a neighbour's that is not read": both} {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sagaz-relay/relay/cdc"
 	"github.com/sagaz-relay/relay/internal/term"
+	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/sessions"
 	"github.com/sagaz-relay/relay/relay/store"
 )
@@ -44,10 +45,10 @@ func (ex *exam) checkSlotsFree(ctx context.Context) {
 	var ours, idle []string
 	if !ex.ask(ctx, check, `SELECT count(*), current_setting('max_replication_slots')::int, coalesce(array_agg(slot_name::text) FILTER (WHERE slot_name = ANY($1)), '{}'),
 		coalesce(array_agg(slot_name::text || coalesce(' (of database ' || database || ')', '') ORDER BY slot_name) FILTER (WHERE NOT active AND NOT slot_name = ANY($1)), '{}') FROM pg_replication_slots`,
-		[]any{ex.cfg.Slots}, &used, &most, &ours, &idle) {
+		[]any{ex.set.Slots()}, &used, &most, &ours, &idle) {
 		return
 	}
-	wanted := len(ex.cfg.Slots) - len(ours)
+	wanted := len(ex.set.Slots()) - len(ours)
 	if most-used >= wanted {
 		ex.ok(check, "%d of max_replication_slots = %d in use", used, most)
 		return
@@ -67,10 +68,10 @@ func (ex *exam) checkSendersFree(ctx context.Context) {
 	}
 	var used, most, active int
 	if !ex.ask(ctx, check, `SELECT (SELECT count(*) FROM pg_stat_replication WHERE application_name IS DISTINCT FROM 'sagaz-relay slot check'), current_setting('max_wal_senders')::int,
-		(SELECT count(*) FROM pg_replication_slots WHERE slot_name = ANY($1) AND active)`, []any{ex.cfg.Slots}, &used, &most, &active) {
+		(SELECT count(*) FROM pg_replication_slots WHERE slot_name = ANY($1) AND active)`, []any{ex.set.Slots()}, &used, &most, &active) {
 		return
 	}
-	if wanted := len(ex.cfg.Slots) - active; most-used < wanted {
+	if wanted := len(ex.set.Slots()) - active; most-used < wanted {
 		ex.refuses(check, sessions.NoSenderFree(fmt.Errorf("%d of max_wal_senders = %d in use, %d more needed", used, most, wanted)))
 		return
 	}
@@ -117,6 +118,7 @@ type slot struct {
 	active, failover                                 bool
 	retained                                         int64
 	known                                            bool // a relay has had its lease
+	justLeft                                         bool // its work went to others, so lately that they may be about to drop it
 }
 
 // ours reports whether a relay of this database can have made the slot.
@@ -128,19 +130,22 @@ func orNone(s string) string { return cmp.Or(s, "none") }
 
 // slots reads all of them. Columns that came with later versions are read from the row as JSON.
 func (ex *exam) slots(ctx context.Context) ([]slot, error) {
-	known := "false"
+	known, justLeft := "false", "false"
 	if ex.relayTable {
 		known = "EXISTS (SELECT FROM saga_outbox_relay r WHERE r.slot = s.slot_name)"
 	}
+	if ex.relayTable && ex.set.Generation != 0 { // else the table may have no column for heirs yet
+		justLeft = store.JustBequeathedSQL("s.slot_name")
+	}
 	rows, err := ex.conn.Query(ctx, `SELECT slot_name::text, slot_type, coalesce(plugin::text, ''), coalesce(database::text, ''), coalesce(wal_status, ''),
 		coalesce(to_jsonb(s)->>'invalidation_reason', ''), active, coalesce((to_jsonb(s)->>'failover')::bool, false),
-		coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn), 0)::bigint, `+known+`
+		coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn), 0)::bigint, `+known+`, `+justLeft+`
 		FROM pg_replication_slots s ORDER BY slot_name`)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s slot, err error) {
-		return s, row.Scan(&s.name, &s.kind, &s.plugin, &s.database, &s.walStatus, &s.invalid, &s.active, &s.failover, &s.retained, &s.known)
+		return s, row.Scan(&s.name, &s.kind, &s.plugin, &s.database, &s.walStatus, &s.invalid, &s.active, &s.failover, &s.retained, &s.known, &s.justLeft)
 	})
 }
 
@@ -150,7 +155,7 @@ func (ex *exam) checkSlots(ctx context.Context) {
 		ex.unknown("slot", err)
 		return
 	}
-	for _, name := range ex.cfg.Slots {
+	for _, name := range ex.set.Slots() {
 		i := slices.IndexFunc(all, func(s slot) bool { return s.name == name })
 		if i < 0 {
 			ex.missingSlot(name)
@@ -218,6 +223,11 @@ func (ex *exam) checkSlot(s *slot) (wrong bool) {
 			Severity: Degraded, Summary: fmt.Sprintf("holds back %s of WAL", bytesText(s.retained)), Why: "It fills the database's disk, or the slot is given up at max_slot_wal_keep_size.",
 			Fix: []Step{do("start a relay, or fix what keeps it from delivering; if no relay is to run again:"), dropSlot(s.name)},
 		})
+	case !s.active && len(ex.running) > 0 && ex.set.Target != 0:
+		return add(Finding{
+			Severity: Note, Summary: fmt.Sprintf("it is not read now: the number of slots is being changed from %d to %d", ex.set.Shards, ex.set.Target),
+			Why: "An old slot stops at the switch, and the relays drop it after that.", Fix: []Step{run("sagaz-relay status")},
+		})
 	case !s.active && len(ex.running) > 0:
 		return add(Finding{
 			Severity: Degraded, Summary: "it is not read, though a relay runs", Why: "The relay is about to connect, or polls.", Fix: []Step{do("see what it logs")},
@@ -267,8 +277,8 @@ func (ex *exam) checkFailover(ctx context.Context, s *slot) {
 	}
 }
 
-// checkOtherSlots looks for slots that were left behind: under a former RELAY_SLOT, or by something
-// else in this database.
+// checkOtherSlots looks for slots that were left behind: under a former RELAY_SLOT, with another
+// number of slots, or by something else in this database.
 func (ex *exam) checkOtherSlots(ctx context.Context) {
 	const check = "other slots"
 	all, err := ex.slots(ctx)
@@ -276,14 +286,35 @@ func (ex *exam) checkOtherSlots(ctx context.Context) {
 		ex.unknown(check, err)
 		return
 	}
+	former, err := store.FormerSlots(ctx, ex.conn, &ex.set)
+	if err != nil {
+		ex.unknown(check, err)
+		return
+	}
+	wanted := ex.set.Slots()
+	if ex.set.Target != 0 { // they are being made
+		wanted = append(wanted, relay.Set{Slot: ex.set.Slot, Shards: ex.set.Target}.Slots()...)
+	}
 	found := false
 	for i := range all {
 		s := &all[i]
-		if slices.Contains(ex.cfg.Slots, s.name) || s.active || !s.known && s.retained <= ex.cfg.RetainedTooMuch {
+		of := slices.Contains(former, s.name)
+		s.known = s.known || of
+		if slices.Contains(wanted, s.name) || s.active || !s.known && s.retained <= ex.cfg.RetainedTooMuch {
 			continue
 		}
 		found = true
+		if s.justLeft && s.ours(ex.dbraw) && len(ex.running) > 0 {
+			ex.add(Finding{
+				Check: check, Severity: Note, Summary: fmt.Sprintf("slot %s was a relay's until just now; it holds back %s of WAL", s.name, bytesText(s.retained)),
+				Why: "The number of slots was changed, or RELAY_SLOT. The relays that run drop it, usually within a minute.",
+			})
+			continue
+		}
 		whose, fix := "was a relay's (another RELAY_SLOT)", []Step{do("if no relay of this database is to run with it again:"), dropSlot(s.name)}
+		if of {
+			whose = fmt.Sprintf("was a relay's, when the table had another number of slots than %d", ex.set.Shards)
+		}
 		if !s.known || !s.ours(ex.dbraw) {
 			whose, fix = "is not ours", []Step{do("find out who made it, and needs it (database %s, plugin %s): it is not for the relay's sake to drop", orNone(s.database), orNone(s.plugin))}
 		}
@@ -307,11 +338,16 @@ func (ex *exam) checkOwners(ctx context.Context) {
 		ex.unknown(check, err)
 		return
 	}
+	var owned, others []string
 	for _, o := range owners {
-		if !slices.Contains(ex.cfg.Slots, o.Slot) || !o.Running {
+		if !o.Running {
 			continue
 		}
-		ex.running = append(ex.running, o.Owner)
+		if !slices.Contains(ex.set.Slots(), o.Slot) {
+			others = append(others, fmt.Sprintf("%s owns slot %s", o.Owner, o.Slot))
+			continue
+		}
+		ex.running, owned = append(ex.running, o.Owner), append(owned, o.Slot)
 		if o.Locked && o.Renewed > 2*ex.cfg.LeaseTTL {
 			ex.add(Finding{
 				Check: check, Severity: Degraded, Summary: fmt.Sprintf("%s owns slot %s, and has not renewed its lease for %s", o.Owner, o.Slot, o.Renewed.Round(time.Second)),
@@ -322,7 +358,26 @@ func (ex *exam) checkOwners(ctx context.Context) {
 		}
 		ex.ok(check, "%s owns slot %s, lease renewed %s ago", o.Owner, o.Slot, max(o.Renewed, 0).Round(100*time.Millisecond))
 	}
-	if ex.running == nil {
+	for _, slot := range ex.set.Slots() {
+		if ex.running != nil && !slices.Contains(owned, slot) {
+			if ex.stopped(slot) {
+				ex.ok(check, "nobody owns slot %s: it has stopped for the change of the number of slots", slot)
+				continue
+			}
+			ex.add(Finding{
+				Check: check, Severity: Degraded, Summary: fmt.Sprintf("nobody owns slot %s, though a relay runs", slot),
+				Why: "The events of its keys are not delivered. Another relay takes a free slot within seconds.", Fix: []Step{do("look again; if it stays so, see what the relays log about the slot")},
+			})
+		}
+	}
+	switch {
+	case ex.running != nil:
+	case len(others) > 0:
+		ex.add(Finding{
+			Check: check, Severity: Note, Summary: fmt.Sprintf("no relay with RELAY_SLOT=%s owns a slot, and others deliver the table's events: %s", ex.cfg.Set.Slot, strings.Join(others, ", ")),
+			Why: "One with this RELAY_SLOT stands by as long as they live.", Fix: []Step{do("set their RELAY_SLOT here, too; or, to rename the slot, stop them first")},
+		})
+	default:
 		ex.add(Finding{Check: check, Severity: Note, Summary: "no relay is running", Fix: []Step{run("sagaz-relay run")}})
 	}
 }

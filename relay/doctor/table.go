@@ -260,7 +260,7 @@ func (ex *exam) checkOrigin(ctx context.Context) {
 // checkOrigins counts the server's origins, which subscriptions need, too, and names those that are
 // not used.
 func (ex *exam) checkOrigins(ctx context.Context, check string) {
-	ours, left, err := store.Origins(ctx, ex.conn, ex.cfg.Slots)
+	ours, left, err := store.Origins(ctx, ex.conn, ex.set.Slots())
 	if err != nil {
 		ex.unknown(check, err)
 		return
@@ -271,7 +271,7 @@ func (ex *exam) checkOrigins(ctx context.Context, check string) {
 		WHERE name IN ('max_active_replication_origins', 'max_replication_slots') ORDER BY name LIMIT 1`, nil, &used, &limit, &setting) {
 		return
 	}
-	if left != nil {
+	if len(left) > 0 {
 		f := Finding{
 			Check: check, Severity: Note, Summary: fmt.Sprintf("left behind by relays whose database is gone: %s", strings.Join(left, ", ")),
 			Why: "A server has few replication origins, and subscriptions need them, too.", Fix: []Step{do("as a superuser:")},

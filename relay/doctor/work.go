@@ -92,6 +92,14 @@ func dealWith(sink string) []Step {
 	}
 }
 
+// settingOf is the setting that would name a sink.
+func (ex *exam) settingOf(sink string) string {
+	if ex.cfg.BrokerTypes == nil || slices.Contains(ex.cfg.BrokerTypes, sink) {
+		return "BROKER_TYPE"
+	}
+	return "RELAY_SINKS"
+}
+
 func (ex *exam) checkLedger(ctx context.Context) {
 	const check = "ledger"
 	if !ex.ledger {
@@ -135,24 +143,27 @@ func (ex *exam) checkLedger(ctx context.Context) {
 		if !slices.Contains(ex.cfg.SinkNames, g.Sink) && !slices.Contains(strangers, g.Sink) {
 			strangers = append(strangers, g.Sink)
 		}
-		if !slices.Contains(ex.cfg.Slots, g.Slot) {
+		if !slices.Contains(ex.set.Slots(), g.Slot) {
 			strayed[g.Slot] += g.N
 		}
 	}
 	for _, sink := range strangers {
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("entries of sink %s, which BROKER_TYPE does not name", sink), Why: "No relay delivers them, and their rows are never done.",
-			Fix: []Step{do("add %s to BROKER_TYPE, or, if it is gone for good:", sink), run("sagaz-relay dead-letter discard --state all --sink %s", term.Shell(sink))},
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("entries of sink %s, which %s does not name", sink, ex.settingOf(sink)), Why: "No relay delivers them, and their rows are never done.",
+			Fix: []Step{
+				do("add %s to %s, or, if it is gone for good:", sink, ex.settingOf(sink)), run("sagaz-relay dead-letter discard --state all --sink %s", term.Shell(sink)),
+				do("or, if it has another name now, while no relay runs:"), run("sagaz-relay sinks rename %s NEW", term.Shell(sink)),
+			},
 		})
 	}
 	for slot, n := range strayed {
 		ex.add(Finding{
-			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d entries of slot %s, which RELAY_SLOT does not name", n, slot),
+			Check: check, Severity: Degraded, Summary: fmt.Sprintf("%d entries of slot %s, which is not one of this table's", n, slot),
 			Why: "They are delivered by that slot's owner; when it has none, a relay takes them over, in order, as it takes its lease.",
 			Fix: []Step{
 				do("stop the relays with RELAY_SLOT=%s, and start one with RELAY_SLOT=%s; if saga_outbox_relay has no row of the first, hand them over:",
-					term.Shell(slot), term.Shell(ex.cfg.Slots[0])),
-				sql(`UPDATE saga_outbox_delivery SET slot = %s WHERE slot = %s;`, term.Literal(ex.cfg.Slots[0]), term.Literal(slot)),
+					term.Shell(slot), term.Shell(ex.set.Slots()[0])),
+				sql(`UPDATE saga_outbox_delivery SET slot = %s WHERE slot = %s;`, ex.set.SlotSQL("partition_key"), term.Literal(slot)),
 			},
 		})
 	}

@@ -24,7 +24,7 @@ var errHeadersEnd = errors.New("the JSON ends too early")
 // as its JSON text. An empty text and null are no headers; anything else that is not an object is
 // an error.
 func appendHeaders(headers []relay.Header, object string) ([]relay.Header, error) {
-	s := strings.TrimLeft(object, jsonSpace)
+	s := skipSpace(object)
 	if s == "" || s == "{}" || s == "null" {
 		return headers, nil
 	}
@@ -32,7 +32,7 @@ func appendHeaders(headers []relay.Header, object string) ([]relay.Header, error
 		return nil, fmt.Errorf("want a JSON object, got a JSON %s", jsonKind(s[0]))
 	}
 	base := len(headers)
-	s = strings.TrimLeft(s[1:], jsonSpace)
+	s = skipSpace(s[1:])
 	if strings.HasPrefix(s, "}") {
 		return headers, nil
 	}
@@ -41,11 +41,11 @@ func appendHeaders(headers []relay.Header, object string) ([]relay.Header, error
 		if err != nil {
 			return nil, err
 		}
-		s = strings.TrimLeft(rest, jsonSpace)
+		s = skipSpace(rest)
 		if !strings.HasPrefix(s, ":") {
 			return nil, errHeadersEnd
 		}
-		s = strings.TrimLeft(s[1:], jsonSpace)
+		s = skipSpace(s[1:])
 		var value string
 		if strings.HasPrefix(s, `"`) {
 			value, s, err = cutJSONString(s)
@@ -56,10 +56,10 @@ func appendHeaders(headers []relay.Header, object string) ([]relay.Header, error
 			return nil, err
 		}
 		headers = putHeader(headers, base, key, value)
-		s = strings.TrimLeft(s, jsonSpace)
+		s = skipSpace(s)
 		switch {
 		case strings.HasPrefix(s, ","):
-			s = strings.TrimLeft(s[1:], jsonSpace)
+			s = skipSpace(s[1:])
 		case strings.HasPrefix(s, "}"):
 			return headers, nil
 		default:
@@ -69,6 +69,15 @@ func appendHeaders(headers []relay.Header, object string) ([]relay.Header, error
 }
 
 const jsonSpace = " \t\r\n"
+
+// skipSpace returns s without the space in front, of which jsonb has one character at most. (TrimLeft
+// makes a set of its characters each time.)
+func skipSpace(s string) string {
+	for s != "" && s[0] <= ' ' && strings.IndexByte(jsonSpace, s[0]) >= 0 {
+		s = s[1:]
+	}
+	return s
+}
 
 func header(key, value string) relay.Header { return relay.Header{Key: key, Value: value} }
 
@@ -99,10 +108,11 @@ func cutJSONString(s string) (value, rest string, err error) {
 			if !escaped {
 				return s[1:i], s[i+1:], nil
 			}
-			if err := json.Unmarshal([]byte(s[:i+1]), &value); err != nil {
+			var plain string // not value, which would be an allocation of every call then
+			if err := json.Unmarshal([]byte(s[:i+1]), &plain); err != nil {
 				return "", "", err
 			}
-			return value, s[i+1:], nil
+			return plain, s[i+1:], nil
 		}
 	}
 	return "", "", errHeadersEnd

@@ -41,7 +41,7 @@ func checkLoose(ev *relay.Event) (headers string, err error) {
 // lastOfEachName rewrites a valid JSON object so that each name occurs once, with its last value;
 // any other document it leaves as it is.
 func lastOfEachName(object string) string {
-	if !strings.HasPrefix(strings.TrimLeft(object, jsonSpace), "{") {
+	if !strings.HasPrefix(skipSpace(object), "{") {
 		return object
 	}
 	type member struct {

@@ -184,6 +184,39 @@ func TestEachKindOfChange(t *testing.T) {
 		return r
 	}, "standby lease_taken streaming rows_unmarked rows_unmarked", map[relay.ChangeKind]string{relay.ChangeUnmarked: "mark"})
 
+	// The number of slots is changed, and that takes long.
+	story("OtherSlots", func(t *testing.T) *rig {
+		w := newWorld(t)
+		r := start(t, w, oneLane, sinktest.NewScript("kafka"))
+		time.Sleep(time.Minute)
+		left := int64(12 << 20)
+		w.change(func() {
+			w.setChange = &relay.SetChange{
+				From: 1, Target: 2, State: relay.SetDraining, Switch: 1 << 30, Began: time.Now(), Changer: "relay-2",
+				Old: []relay.OldSlot{{Slot: "sagaz_outbox", Owner: "relay-1", Left: &left}},
+			}
+		})
+		time.Sleep(time.Minute)
+		const waits = "the old slot sagaz_outbox, owned by relay-1: it has 12 MB of WAL left to the switch"
+		if st := r.watch.Status(); st.Verdict().Level != relay.LevelOK || st.Set.Shards != 1 || st.Set.Change == nil || st.Set.Change.WaitsFor != waits || len(st.Problems()) > 0 {
+			t.Errorf("while it is under way: %+v, %+v", st.Verdict(), *st.Set)
+		}
+		r.wantMetric(2, "outbox_shards_target")
+		r.wantMetric(12<<20, "outbox_slot_switch_bytes")
+		time.Sleep(10 * time.Minute)
+		const want = "the number of slots has been changing from 1 to 2 for 11 min; it waits for: " + waits
+		if st := r.watch.Status(); st.Verdict().Level != relay.LevelDegraded || !slices.Contains(st.Verdict().Reasons, want) || len(st.Problems()) > 0 {
+			t.Errorf("when it takes long: %+v, %q", st.Verdict(), st.Problems())
+		}
+		w.divide(2)
+		w.change(func() { w.setChange = nil })
+		time.Sleep(time.Minute)
+		if st := r.watch.Status(); st.Set.Shards != 2 || st.Set.Change != nil {
+			t.Errorf("after it: %+v", *st.Set)
+		}
+		return r
+	}, "", map[relay.ChangeKind]string{relay.ChangeDivided: "from 1 to 2"})
+
 	// The next owner has other sinks. One that is gone has left two events in the ledger, another
 	// nothing.
 	story("OtherSinks", func(t *testing.T) *rig {

@@ -19,14 +19,6 @@ type Config struct {
 	// Default: the host name. WORKER_ID.
 	WorkerID string `env:"WORKER_ID"`
 
-	// Slots is the replication slot through which the table's events are delivered: one, because
-	// each would deliver all of them. Relays with the same slot share it: one owns it, the others
-	// are standbys. A relay with another slot is a standby while one of them lives, and takes over
-	// what they left when none does.
-	//
-	// Default "sagaz_outbox". RELAY_SLOT.
-	Slots []string `env:"RELAY_SLOT"`
-
 	// Lanes is the number of ordered lanes per sink. One key always uses one lane, so more lanes
 	// publish more keys at once; each costs a goroutine and one batch in flight. Too many make
 	// batches small, which costs the broker and the relay CPU; past the number of busy keys they
@@ -36,19 +28,22 @@ type Config struct {
 	Lanes int `env:"RELAY_LANES"`
 
 	// BatchSize is the most events that a lane offers its sink at once. Below 100 the brokers'
-	// round trips show; above some thousands memory and latency grow and nothing gets faster.
+	// round trips show; above some thousands memory and latency grow and nothing gets faster. Where
+	// a relay owns several slots, a lane of each offers an equal part, but no fewer than 100.
 	//
 	// Default 1000. BATCH_SIZE or WORKER_BATCH_SIZE.
 	BatchSize int `env:"BATCH_SIZE,WORKER_BATCH_SIZE"`
 
 	// BatchBytes is the most bytes that a lane offers its sink at once; a single larger event goes
-	// alone.
+	// alone. Where a relay owns several slots, a lane of each offers an equal part, but no less than
+	// 64 KiB.
 	//
 	// Default 1 MiB. RELAY_BATCH_BYTES.
 	BatchBytes int `env:"RELAY_BATCH_BYTES"`
 
 	// InflightEvents and InflightBytes bound what has been read from a slot and is not yet marked.
-	// When either is spent the relay stops reading, and PostgreSQL waits. They bound memory: about
+	// When either is spent the relay stops reading, and PostgreSQL waits. Where a relay owns several
+	// slots, each has an equal share. They bound memory: about
 	// twice InflightBytes, whatever the size of a transaction. Too little makes the stream stop and
 	// go: the product of rate and time from commit to mark has to fit. One event larger than all of
 	// it still passes, alone.
@@ -167,7 +162,7 @@ type Config struct {
 	WALBudget int `env:"RELAY_WAL_BUDGET"`
 
 	// Retention is the age at which rows that were sent are removed, in small batches, by the
-	// slot's owner; 0 keeps them. RetentionAction is "delete", or "archive", which moves them to
+	// owner of the (first) slot; 0 keeps them. RetentionAction is "delete", or "archive", which moves them to
 	// saga_outbox_archive.
 	//
 	// Defaults 0s, delete. RELAY_RETENTION, RELAY_RETENTION_ACTION.
@@ -178,6 +173,10 @@ type Config struct {
 	// before (CheckSinks). Default nil: they are named.
 	SinksByDefault *relay.SinksByDefault
 
+	// BrokerTypes are the sinks that BROKER_TYPE can name; those of other names are of RELAY_SINKS.
+	// For messages. Default nil: all.
+	BrokerTypes []string
+
 	// Tracer gets what was done, for traces. Default nil: none.
 	Tracer relay.Tracer
 }
@@ -185,7 +184,6 @@ type Config struct {
 // DefaultConfig returns every default but WorkerID, which depends on the machine.
 func DefaultConfig() Config {
 	return Config{
-		Slots:          []string{"sagaz_outbox"},
 		Lanes:          4,
 		BatchSize:      1000,
 		BatchBytes:     1 << 20,
@@ -236,18 +234,6 @@ func (c *Config) Validate() error {
 	} else if !utf8.ValidString(c.WorkerID) || strings.ContainsFunc(c.WorkerID, unicode.IsControl) || len(c.WorkerID) > longestWorkerID {
 		errs = append(errs, fmt.Errorf("WORKER_ID: want UTF-8 text of at most %d bytes without control characters, such as a host name", longestWorkerID))
 	}
-	if len(c.Slots) == 0 {
-		errs = append(errs, errors.New("RELAY_SLOT: empty: name a replication slot"))
-	}
-	if len(c.Slots) > 1 {
-		errs = append(errs, fmt.Errorf("RELAY_SLOT=%s: want one slot: a table's events are delivered through one",
-			strings.Join(c.Slots, ",")))
-	}
-	for _, slot := range c.Slots {
-		if !validSlotName(slot) {
-			errs = append(errs, fmt.Errorf("RELAY_SLOT=%s: a slot name has 1 to 63 of the characters a-z, 0-9 and _", slot))
-		}
-	}
 	atLeast("RELAY_LANES", c.Lanes, 1)
 	if c.Lanes > 256 {
 		errs = append(errs, fmt.Errorf("RELAY_LANES=%d: want at most 256", c.Lanes))
@@ -296,17 +282,4 @@ func (c *Config) Validate() error {
 	}
 	oneOf("RELAY_RETENTION_ACTION", c.RetentionAction, relay.RetentionDelete, relay.RetentionArchive)
 	return errors.Join(errs...)
-}
-
-// validSlotName follows PostgreSQL's ReplicationSlotValidateName.
-func validSlotName(s string) bool {
-	if s == "" || len(s) > 63 {
-		return false
-	}
-	for _, c := range []byte(s) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
-			return false
-		}
-	}
-	return true
 }

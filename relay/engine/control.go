@@ -32,6 +32,7 @@ type control struct {
 	window  *window
 	confirm *confirmation
 	doing   *doing
+	doubts  inDoubt
 	shelves []*shelf      // by sink
 	health  []*sinkHealth // by sink
 
@@ -50,6 +51,7 @@ func (c *control) run(ctx context.Context) error {
 		if n%slotEvery == 0 {
 			c.lookAtSlot(ctx)
 		}
+		c.doubts.mind(c.window.watermark())
 		if c.confirm.due() {
 			if err := c.confirm.confirm(ctx); err != nil {
 				c.log.Debug("noting the watermark", "error", err)
@@ -89,8 +91,9 @@ func (c *control) mindWAL(info relay.SlotInfo) {
 		_, _, over := s.state()
 		switch {
 		case !over && retained > budget && waitsFor&(1<<i) != 0:
-			s.isolate(true)
-			c.health[i].isolate(isolatedWAL)
+			if s.isolate(true) {
+				c.health[i].isolate(isolatedWAL)
+			}
 			c.log.Error("the slot holds back more WAL than its budget because of a sink: its events go to the ledger", "sink", s.sink,
 				"retained_bytes", retained, "budget_bytes", budget)
 		case over && retained <= budget/2:

@@ -29,7 +29,7 @@ func (f *feeder) create(ctx context.Context) (at relay.LSN, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		at, err = f.source.Create(relay.WithFence(ctx, f.tenure.Valid), f.slot)
+		at, err = f.source.Create(relay.WithFence(ctx, f.tenure.Valid), f.shard)
 	}()
 	slow := time.NewTimer(createSlow)
 	defer slow.Stop()

@@ -40,10 +40,12 @@ type drainer struct {
 	healAt int32 // where the next look at them begins
 }
 
-// A round is large enough for its round trips not to show and small enough for memory.
+// A round is large enough for its round trips not to show and small enough for memory. Slots of one
+// process have equal parts of its bytes.
 const (
-	roundEntries = 2000
-	roundBytes   = 2 << 20
+	roundEntries    = 2000
+	roundBytes      = 2 << 20
+	leastRoundBytes = 128 << 10
 )
 
 // run drains until ctx ends; no round begins after stopping has. It returns an error only when the
@@ -103,7 +105,7 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *relay.Backoff) (w
 	if d.failing {
 		limit = len(d.lanes) * 10 // a probe
 	}
-	due, next, err := d.lease.Due(ctx, d.sink.Name(), limit, roundBytes)
+	due, next, err := d.lease.Due(ctx, d.sink.Name(), limit, d.window.budget.part(roundBytes, leastRoundBytes))
 	if err != nil {
 		return 0, fmt.Errorf("read the ledger of sink %s: %w", d.sink.Name(), err)
 	}

@@ -18,8 +18,10 @@ type watching struct {
 // watched returns one that shows nothing to anybody.
 func watched() watching {
 	w := watch.New(watch.NewMetrics(prometheus.NewRegistry(), "worker-1", watch.Config{}), hclog.NewNullLogger())
-	w.Begin(relay.About{Slots: []string{"slot"}, Encoder: Sagaz})
-	return watching{w.Owned("slot", 1), w}
+	w.Begin(relay.About{Encoder: Sagaz})
+	shard := relay.Alone("slot", "publication")
+	w.Divided(shard.Set)
+	return watching{w.Owned(shard, 1), w}
 }
 
 // Sagaz is the encoder of the usual envelope.

@@ -30,11 +30,11 @@ func (w *world) entriesOf(sink string) string {
 }
 
 // setFate gives a row the status that follows from its entries.
-func (w *world) setFate(id relay.UUID) {
-	r := w.rows[id]
+func (l *lease) setFate(id relay.UUID) {
+	r := l.rows[id]
 	r.status, r.lastError = "sent", ""
 	var errs []string
-	for _, e := range w.ledger.Of(id) {
+	for _, e := range l.ledger.Of(id) {
 		switch {
 		case e.Dead:
 			r.status = "dead_letter"
@@ -60,7 +60,7 @@ func (l *lease) LastPosition() (last int64) {
 	return last
 }
 
-func (l *lease) Blocking(_ context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error {
+func (l *lease) Blocking(_ context.Context, mask uint32, f func(sink string, bucket uint32, entries, blocking int)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range l.ledger.Entries {
@@ -68,7 +68,7 @@ func (l *lease) Blocking(_ context.Context, buckets int, f func(sink string, buc
 		if e.Detached {
 			blocking = 0
 		}
-		f(e.Sink, relay.KeyHash(e.Key)%uint32(buckets), 1, blocking)
+		f(e.Sink, relay.KeyHash(e.Key)&mask, 1, blocking)
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ func (l *lease) Resolve(_ context.Context, sink string, outcomes []relay.Outcome
 				return
 			}
 		}
-		if l.epoch != l.world.epoch {
+		if l.epoch != l.place.epoch {
 			err = relay.ErrFenced
 			return
 		}
@@ -138,7 +138,7 @@ func (l *lease) Counts(context.Context) ([]relay.LedgerCount, error) {
 // fenced does f if the lease is not a zombie's.
 func (l *lease) fenced(f func()) (err error) {
 	l.change(func() {
-		if l.epoch != l.world.epoch {
+		if l.epoch != l.place.epoch {
 			err = relay.ErrFenced
 			return
 		}
@@ -200,7 +200,7 @@ func (l *lease) Backlog(context.Context, int) (n int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for id, r := range l.rows {
-		if r.status == "pending" && len(l.ledger.Of(id)) == 0 {
+		if r.status == "pending" && l.has(l.content[id].AggregateID) && len(l.ledger.Of(id)) == 0 {
 			n++
 		}
 	}
@@ -220,7 +220,7 @@ func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Ev
 	err := pop(&l.sweepErrs)
 	cost := l.sweepCost
 	for _, ev := range l.wal {
-		if ev.CommitLSN < seen && ev.CommittedAt >= q.Since {
+		if l.has(ev.AggregateID) && ev.CommitLSN < seen && ev.CommittedAt >= q.Since {
 			ids = append(ids, ev.ID)
 		}
 	}
@@ -254,4 +254,7 @@ func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Ev
 	return nil
 }
 
-func (l *lease) Prune(context.Context, time.Duration, bool, int) (int, error) { return 0, nil }
+func (l *lease) Prune(context.Context, time.Duration, bool, int) (int, error) {
+	l.change(func() { l.pruned = append(l.pruned, l.shard.Slot) })
+	return 0, nil
+}

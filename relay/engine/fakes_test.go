@@ -16,47 +16,44 @@ import (
 
 	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/engine"
-	"github.com/sagaz-relay/relay/relay/ledgertest"
 	"github.com/sagaz-relay/relay/relay/watch"
 	"github.com/sagaz-relay/relay/sinks/sinktest"
 )
 
-// world is a database in memory with one slot: the table, its WAL, the slot's confirmed position,
-// the lease. It plays relay.Source and relay.Store as PostgreSQL, cdc and relay/store do together.
-// All waiting is on channels and timers, so it works inside a testing/synctest bubble.
+// world is a database in memory: the table and its WAL, and its slots, of which there is one unless
+// the test divides the table (fakes_shards_test.go). It plays relay.Source and relay.Store as
+// PostgreSQL, cdc and relay/store do together. All waiting is on channels and timers, so it works
+// inside a testing/synctest bubble.
 //
 // Rows are known by a label: the third event of the key "a" is "a3", and its event_id holds that
 // label.
 type world struct {
-	t testing.TB
+	t      testing.TB
+	*place // the first slot
 
 	mu sync.Mutex
 	// Guarded by mu.
-	changed   chan struct{} // closed and replaced at every change
-	ledger    ledgertest.Ledger
-	content   map[relay.UUID]relay.Event
-	recovery  relay.Recovery
-	byHand    map[relay.UUID]bool // set back to pending by a person
-	noted     relay.LSN           // what may be reported to the slot
-	sweepAt   relay.LSN           // where the slot stood that the snapshot was taken for
-	rows      map[relay.UUID]*row
-	perKey    map[string]int
-	wal       []relay.Event
-	next      relay.LSN
-	keepalive relay.LSN // the position of the newest keepalive
-	confirmed relay.LSN // the slot's
-	marked    relay.LSN // as the next owner reads it
-	epoch     int64
-	owner     *lease // nil: free
-	taken     bool   // by somebody else
-	reading   *stream
-	opened    []*stream
-	marks     []markCall
-	lookUps   [][]string
-	sinks     []string // of the last owner
-	before    before   // see maydeliver_test.go
-	unmarked  relay.Unmarked
-	trace     []string
+	changed    chan struct{} // closed and replaced at every change
+	set        relay.Set
+	setChanged chan struct{} // closed and replaced when set changes
+	setChange  *relay.SetChange
+	places     map[string]*place // the slots by name, also those of sets before
+	content    map[relay.UUID]relay.Event
+	byHand     map[relay.UUID]bool // set back to pending by a person
+	rows       map[relay.UUID]*row
+	perKey     map[string]int
+	wal        []relay.Event
+	next       relay.LSN
+	keepalive  relay.LSN // the position of the newest keepalive
+	opened     []*stream
+	marks      []markCall
+	lookUps    [][]string
+	before     before // see maydeliver_test.go
+	unmarked   relay.Unmarked
+	trace      []string
+	left       []string       // WORKER_IDs of relays that have left
+	unowned    map[string]int // events by slot, of slots that this relay speaks for
+	pruned     []string       // slots whose owners remove old rows
 
 	// Scripts, set before they are needed.
 	openErrs  []error // what the next calls of Open return
@@ -65,10 +62,9 @@ type world struct {
 	// is left out.
 	onMark      func(ctx context.Context, n int, marks []relay.Mark) (later []int, err error)
 	onSettled   func(n int) error
-	onResolve   func() error    // under the lock
-	gone        relay.GoneCause // what the next Open finds instead of a slot
-	sweepErrs   []error         // what the next sweeps return
-	horizonErrs []error         // what the next horizons return
+	onResolve   func() error // under the lock
+	sweepErrs   []error      // what the next sweeps return
+	horizonErrs []error      // what the next horizons return
 	// sweepCost, if set, is how long a look at the table takes.
 	sweepCost func(relay.SweepQuery) time.Duration
 	// creating, if set, is what Create waits for; holders are the transactions it reports.
@@ -94,7 +90,12 @@ type markCall struct {
 }
 
 func newWorld(t testing.TB) *world {
-	return &world{t: t, changed: make(chan struct{}), rows: make(map[relay.UUID]*row), content: make(map[relay.UUID]relay.Event), perKey: make(map[string]int), next: 0x1000}
+	w := &world{
+		t: t, changed: make(chan struct{}), setChanged: make(chan struct{}), places: make(map[string]*place),
+		rows: make(map[relay.UUID]*row), content: make(map[relay.UUID]relay.Event), perKey: make(map[string]int), next: 0x1000,
+	}
+	w.divide(1)
+	return w
 }
 
 // change does f under the lock and wakes everybody who waits for a change.
@@ -253,39 +254,40 @@ type source struct{ *world }
 
 var _ relay.Source = source{}
 
-func (w source) Check(context.Context) error {
+func (w source) Check(context.Context, relay.Set) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return pop(&w.checkErrs)
 }
 
-func (w source) Open(_ context.Context, _ string, known relay.LSN) (s relay.Stream, err error) {
+func (w source) Open(_ context.Context, shard relay.Shard, known relay.LSN) (s relay.Stream, err error) {
 	w.change(func() {
+		p := w.places[shard.Slot]
 		if err = pop(&w.openErrs); err != nil {
 			w.note("open failed")
 			return
 		}
-		if w.gone != "" {
+		if p.gone != "" {
 			w.note("gone")
-			err = &relay.SlotGoneError{Slot: "slot", Cause: w.gone}
+			err = &relay.SlotGoneError{Slot: shard.Slot, Cause: p.gone}
 			return
 		}
-		if w.reading != nil {
+		if p.reading != nil {
 			err = relay.ErrSlotBusy
 			return
 		}
-		if known != 0 && w.confirmed > known {
+		if known != 0 && p.confirmed > known {
 			w.note("moved")
-			err = &relay.SlotGoneError{Slot: "slot", Cause: relay.GoneMoved}
+			err = &relay.SlotGoneError{Slot: shard.Slot, Cause: relay.GoneMoved}
 			return
 		}
 		w.note("open")
-		opened := &stream{world: w.world}
+		opened := &stream{world: w.world, place: p}
 		// A transaction whose commit record is before the confirmed position is not sent again.
-		for opened.pos < len(w.wal) && w.wal[opened.pos].CommitLSN < w.confirmed {
+		for opened.pos < len(w.wal) && w.wal[opened.pos].CommitLSN < p.confirmed {
 			opened.pos++
 		}
-		w.reading = opened
+		p.reading = opened
 		w.opened = append(w.opened, opened)
 		s = opened
 	})
@@ -299,7 +301,7 @@ func (w source) Holders(context.Context, string) ([]relay.Holder, error) {
 }
 
 // Create makes the slot again, if it is gone: it delivers what is committed from now on.
-func (w source) Create(ctx context.Context, _ string) (at relay.LSN, err error) {
+func (w source) Create(ctx context.Context, shard relay.Shard) (at relay.LSN, err error) {
 	w.mu.Lock()
 	creating := w.creating
 	w.mu.Unlock()
@@ -312,11 +314,12 @@ func (w source) Create(ctx context.Context, _ string) (at relay.LSN, err error) 
 	}
 	w.change(func() {
 		w.note("create")
-		if w.gone != "" && w.gone != relay.GoneMoved {
-			w.confirmed = w.next
+		p := w.places[shard.Slot]
+		if p.gone != "" && p.gone != relay.GoneMoved {
+			p.confirmed = w.next
 		}
-		w.gone = ""
-		at = w.confirmed
+		p.gone = ""
+		at = p.confirmed
 	})
 	return at, nil
 }
@@ -324,6 +327,7 @@ func (w source) Create(ctx context.Context, _ string) (at relay.LSN, err error) 
 // stream is a replication connection.
 type stream struct {
 	*world
+	*place
 	pos    int       // into the WAL
 	passed relay.LSN // of keepalives
 	in     relay.Intake
@@ -386,7 +390,11 @@ func (s *stream) receive() (events []relay.Event, pass relay.LSN, changed chan s
 	for s.pos < len(s.wal) && (s.batch == 0 || len(events) < s.batch) {
 		ev := s.wal[s.pos]
 		s.pos++
-		end := ev.CommitEnd
+		if !s.has(ev.AggregateID) {
+			continue // the publication's filter
+		}
+		end := s.endOf(s.pos - 1)
+		ev.CommitEnd = end
 		if s.passEnds {
 			ev.CommitEnd = 0
 		}
@@ -411,7 +419,7 @@ func (s *stream) report() {
 		}
 		// The promise that matters most: the slot never passes a row that is not settled.
 		for _, ev := range s.wal {
-			if ev.CommitLSN < s.confirmed && s.rows[ev.ID] != nil && s.rows[ev.ID].status == "pending" && !s.byHand[ev.ID] && len(s.ledger.Of(ev.ID)) == 0 {
+			if s.has(ev.AggregateID) && ev.CommitLSN < s.confirmed && s.rows[ev.ID] != nil && s.rows[ev.ID].status == "pending" && !s.byHand[ev.ID] && len(s.ledger.Of(ev.ID)) == 0 {
 				s.t.Errorf("confirmed %s, and row %s, committed at %s, is still pending", s.confirmed, label(ev.ID), ev.CommitLSN)
 			}
 		}
@@ -436,11 +444,33 @@ func (s *stream) Close(context.Context) error {
 }
 
 // store is the world as relay.Store.
-type store struct{ *world }
+type store struct {
+	*world
+	worker string // WORKER_ID
+}
 
 var _ relay.Store = store{}
 
 func (w store) Check(context.Context) error { return nil }
+
+func (w store) Leave() { w.change(func() { w.left = append(w.left, w.worker) }) }
+
+func (w store) Unowned() (shards []relay.Shard) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, shard := range w.set.All() {
+		if _, ok := w.unowned[shard.Slot]; ok {
+			shards = append(shards, shard)
+		}
+	}
+	return shards
+}
+
+func (w store) UnownedEvents(_ context.Context, shard relay.Shard, _ int) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unowned[shard.Slot], nil
+}
 
 func (w store) Waiting(string) error {
 	w.mu.Lock()
@@ -448,19 +478,24 @@ func (w store) Waiting(string) error {
 	return w.away
 }
 
-func (w store) Acquire(ctx context.Context, _ string) (relay.Lease, error) {
+func (w store) Changing() *relay.SetChange {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.setChange
+}
+
+func (w store) Set(context.Context) (relay.Set, <-chan struct{}, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.set, w.setChanged, nil
+}
+
+func (w store) Acquire(ctx context.Context, shard relay.Shard) (relay.Lease, error) {
 	for {
-		var l *lease
-		var changed chan struct{}
-		w.mu.Lock()
-		if changed = w.changed; w.owner == nil && !w.taken {
-			w.epoch++
-			l = &lease{world: w.world, epoch: w.epoch, markedLSN: w.marked, found: w.recovery, valid: true, lost: make(chan struct{})}
-			l.found.Confirmed = w.noted
-			w.owner = l
-			w.note("acquire")
+		l, changed, err := w.take(shard)
+		if err != nil {
+			return nil, err
 		}
-		w.mu.Unlock()
 		if l != nil {
 			w.change(func() {})
 			return l, nil
@@ -473,17 +508,43 @@ func (w store) Acquire(ctx context.Context, _ string) (relay.Lease, error) {
 	}
 }
 
+// take takes the slot if it is free and this relay may have it.
+func (w store) take(shard relay.Shard) (l *lease, changed chan struct{}, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.places[shard.Slot]
+	if shard.Set != w.set {
+		return nil, nil, relay.ErrSetChanged
+	}
+	if p.owner != nil || p.taken || p.stopped || p.onlyFor != "" && p.onlyFor != w.worker {
+		return nil, w.changed, nil
+	}
+	p.epoch++
+	l = &lease{
+		world: w.world, place: p, epoch: p.epoch, markedLSN: p.marked, found: p.recovery, valid: true,
+		worker: w.worker, lost: make(chan struct{}), yield: make(chan struct{}),
+	}
+	l.found.Confirmed, l.left = p.noted, relay.InDoubt{Since: p.since, To: w.next}
+	p.owner = l
+	w.note("acquire")
+	return l, nil, nil
+}
+
 // lease is one ownership.
 type lease struct {
 	*world
+	*place
 	epoch     int64
 	markedLSN relay.LSN
 	found     relay.Recovery
 	lost      chan struct{}
+	yield     chan struct{}
+	worker    string
 
 	// Guarded by world.mu.
 	valid bool
 	err   error
+	left  relay.InDoubt // by the owner before
 }
 
 var _ relay.Lease = (*lease)(nil)
@@ -491,6 +552,8 @@ var _ relay.Lease = (*lease)(nil)
 func (l *lease) Epoch() int64          { return l.epoch }
 func (l *lease) MarkedLSN() relay.LSN  { return l.markedLSN }
 func (l *lease) Lost() <-chan struct{} { return l.lost }
+
+func (l *lease) Yield() <-chan struct{} { return l.yield }
 
 func (l *lease) Err() error {
 	l.mu.Lock()
@@ -507,7 +570,7 @@ func (l *lease) Valid() bool {
 // takenOver gives the slot to somebody else. The old owner finds out at its next mark, or by lose.
 func (w *world) takenOver() {
 	w.change(func() {
-		w.epoch++
+		w.place.epoch++
 		w.owner, w.taken = nil, true
 	})
 }
@@ -540,11 +603,11 @@ func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, e
 		}
 	}
 	l.change(func() {
-		if l.epoch != l.world.epoch {
+		if l.epoch != l.place.epoch {
 			later, err = nil, relay.ErrFenced
 			return
 		}
-		l.noted = max(l.noted, batch.Confirm)
+		l.noted, l.since = max(l.noted, batch.Confirm), batch.Since
 		for i := range marks {
 			m := &marks[i]
 			l.marked = max(l.marked, m.CommitLSN)
@@ -555,11 +618,27 @@ func (l *lease) Mark(ctx context.Context, batch relay.MarkBatch) (later []int, e
 			if slices.Contains(later, i) {
 				continue
 			}
+			if !l.has(m.Key) {
+				l.t.Errorf("%s marks %s, whose key is another slot's", l.shard.Slot, label(m.ID))
+			}
 			l.rows[m.ID].marks++
 			l.setFate(m.ID)
 		}
 	})
 	return later, err
+}
+
+func (l *lease) InDoubt() relay.InDoubt { return l.left }
+
+func (l *lease) SentOnce(_ context.Context, streamed, swept []relay.UUID) (sent []relay.UUID, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range slices.Concat(streamed, swept) {
+		if r := l.rows[id]; r != nil && r.marks > 0 {
+			sent = append(sent, id)
+		}
+	}
+	return sent, nil
 }
 
 func (l *lease) Remark(context.Context) (u relay.Unmarked, err error) {
@@ -622,8 +701,11 @@ func (l *lease) Table(context.Context) (relay.TableInfo, error) {
 	return t, nil
 }
 
-func (l *lease) Release(context.Context) error {
+func (l *lease) Release(_ context.Context, clean bool) error {
 	l.change(func() {
+		if clean {
+			l.since = time.Time{}
+		}
 		l.note("release")
 		if l.owner == l {
 			l.owner = nil
@@ -661,7 +743,7 @@ func start(t testing.TB, w *world, tune func(*engine.Config), sinks ...relay.Sin
 	if w.enc != nil {
 		enc = w.enc
 	}
-	r.engine, err = engine.New(cfg, log, r.watch, source{w}, store{w}, enc, sinks...)
+	r.engine, err = engine.New(cfg, log, r.watch, source{w}, store{w, cfg.WorkerID}, enc, sinks...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -690,7 +772,12 @@ func (r *rig) stop() error {
 }
 
 // slot is the status of the one slot.
-func (r *rig) slot() watch.SlotStatus { return r.watch.Status().Slots[0] }
+func (r *rig) slot() watch.SlotStatus {
+	if all := r.watch.Status().Slots; len(all) > 0 {
+		return all[0]
+	}
+	return watch.SlotStatus{}
+}
 
 // metric returns the sum of a series' values over all its labels, and whether it is exported.
 func (r *rig) metric(name string, labels ...string) (sum float64, exported bool) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -36,6 +37,7 @@ type feeder struct {
 	obs     relay.Observer
 	slotObs relay.SlotObserver
 	slot    string
+	shard   relay.Shard
 	source  relay.Source
 	tenure  relay.Tenure
 	lease   relay.Sweeper
@@ -44,9 +46,11 @@ type feeder struct {
 	intake  *intake
 	sweeps  *sweeps
 	doing   *doing
+	doubts  inDoubt
 
 	recovery relay.Recovery
-	opened   bool // the slot could be read at least once
+	opened   bool         // the slot could be read at least once
+	worked   *atomic.Bool // any slot of this process could be
 }
 
 // run finds events until ctx ends. Then it calls finish with the open stream, or with nil when no
@@ -67,11 +71,12 @@ func (f *feeder) readStream(ctx context.Context, finish func(relay.Stream) error
 		var stream relay.Stream
 		err := f.recover(ctx)
 		if err == nil {
-			stream, err = f.source.Open(ctx, f.slot, f.confirm.confirmed())
+			stream, err = f.source.Open(ctx, f.shard, f.confirm.confirmed())
 		}
 		if err == nil {
 			f.log.Info(resumed)
 			resumed, f.opened = "replication resumed", true
+			f.worked.Store(true)
 			f.doing.became(relay.ModeCDC, true, "")
 			since := time.Now()
 			err = stream.Run(ctx, f.intake)
@@ -112,8 +117,8 @@ func (f *feeder) readStream(ctx context.Context, finish func(relay.Stream) error
 				return finish(nil)
 			}
 			continue
-		case setup != nil && !f.opened:
-			return err
+		case setup != nil && !f.opened && (f.shard.Whole() || !f.worked.Load()):
+			return err // otherwise the other slots go on
 		case setup != nil:
 			f.log.Error("replication cannot go on", "backoff", wait, "error", err)
 		case errors.Is(err, relay.ErrSlotBusy):
@@ -207,6 +212,7 @@ func (f *feeder) recover(ctx context.Context) error {
 	f.window.restart(at)
 	f.confirm.restart(at)
 	f.recovery = relay.Recovery{}
+	f.doubts.close()
 	f.log.Info("recovered: what the slot does not deliver was found in the table", "cause", cause, "rows", rows, "took", time.Since(began).Round(time.Millisecond), "slot_from", at)
 	return nil
 }

@@ -19,7 +19,7 @@ type sinkHealth struct {
 
 	mu        sync.Mutex // guards what follows
 	failing   int        // lanes
-	isolated  bool       // its events go to the ledger
+	isolated  int        // slots whose events go to the ledger
 	attempts  int        // since the sink was last up
 	since     time.Time  // when the offer was made that began the trouble
 	silent    time.Time  // since when no lane has got anything through
@@ -43,7 +43,7 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 	h.sinkObs.Trouble(err)
 	h.mu.Lock()
 	now := time.Now()
-	if h.failing == 0 && !h.isolated {
+	if h.failing == 0 && h.isolated == 0 {
 		h.since, h.logged, h.attempts = offered, time.Time{}, 0
 	}
 	began := h.failing == 0
@@ -53,7 +53,7 @@ func (h *sinkHealth) failed(log hclog.Logger, first bool, err error, offered tim
 	if first {
 		h.failing++
 	}
-	if began && !h.isolated {
+	if began && h.isolated == 0 {
 		h.became(relay.Change{Kind: relay.ChangeSinkDown, Level: relay.LevelDegraded, Text: err.Error()})
 	}
 	h.attempts++
@@ -108,7 +108,7 @@ func (h *sinkHealth) downFor() time.Duration {
 func (h *sinkHealth) recovered(log hclog.Logger) {
 	h.mu.Lock()
 	h.failing--
-	up := h.failing == 0 && !h.isolated
+	up := h.failing == 0 && h.isolated == 0
 	attempts, after := h.attempts, time.Since(h.since)
 	if up {
 		h.became(relay.Change{Kind: relay.ChangeSinkUp, Level: relay.LevelOK, Text: "it takes events again"})
@@ -125,7 +125,7 @@ func (h *sinkHealth) recovered(log hclog.Logger) {
 func (h *sinkHealth) left() {
 	h.mu.Lock()
 	h.failing--
-	if h.failing == 0 && !h.isolated {
+	if h.failing == 0 && h.isolated == 0 {
 		h.became(relay.Change{Kind: relay.ChangeSinkUp, Level: relay.LevelInfo, Text: "nothing is offered to it any more"})
 	}
 	h.mu.Unlock()
@@ -141,19 +141,25 @@ const (
 	restoredOwner = "nothing is offered to it any more"
 )
 
-// isolate notes that nothing but the ledger's drainer offers to the sink.
+// isolate notes that nothing but the ledger's drainer offers a slot's events to the sink. It is
+// isolated as long as that is so for one slot or more.
 func (h *sinkHealth) isolate(why string) {
 	h.mu.Lock()
-	h.isolated = true
-	h.became(relay.Change{Kind: relay.ChangeIsolated, Level: relay.LevelBroken, Text: why})
+	if h.isolated++; h.isolated == 1 {
+		h.became(relay.Change{Kind: relay.ChangeIsolated, Level: relay.LevelBroken, Text: why})
+	}
 	h.mu.Unlock()
 	h.report()
 }
 
-// restore notes that this is over. The sink may be down all the same.
+// restore notes that this is over for a slot. The sink may be down all the same.
 func (h *sinkHealth) restore(why string) {
 	h.mu.Lock()
-	h.isolated = false
+	h.isolated--
+	if h.isolated > 0 {
+		h.mu.Unlock()
+		return
+	}
 	if h.failing > 0 {
 		h.became(relay.Change{Kind: relay.ChangeSinkDown, Level: relay.LevelDegraded, Text: "not isolated any more, and still down: " + why})
 	} else {
@@ -171,7 +177,7 @@ func (h *sinkHealth) partParked() {
 // became notes a change of state, which report passes on. It is called with mu held.
 func (h *sinkHealth) became(c relay.Change) {
 	c.Sink = h.sink
-	h.turns = append(h.turns, turn{up: h.failing == 0 && !h.isolated, isolated: h.isolated, change: c})
+	h.turns = append(h.turns, turn{up: h.failing == 0 && h.isolated == 0, isolated: h.isolated > 0, change: c})
 }
 
 // report passes the changes to the observer, without mu, and in their order. Whoever comes while

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -26,18 +27,25 @@ type Engine struct {
 	enc     relay.Encoder
 	started time.Time
 
+	budget *budget     // of all pipelines together
+	worked atomic.Bool // a slot could be read at least once
+
 	mu    sync.Mutex // guards what follows
+	set   relay.Set  // how the table is divided; no shards: not known yet
 	slots map[string]*slotState
 	// startError is why the database is of no use, until it is.
 	startError string
 	// fault is what a start would refuse by now; see recheck.
 	fault string
+	// unowned is what was counted of slots without an owner, by slot.
+	unowned map[string]int
 }
 
 // slotState is what the keeper knows of its slot. Owned by Engine.mu.
 type slotState struct {
-	name      string
+	shard     relay.Shard
 	role      relay.Role
+	givesBack bool // draining, for another relay to take the slot
 	since     time.Time
 	pipeline  *pipeline // while owner, and while draining
 	progress  progress  // at the last look
@@ -47,6 +55,8 @@ type slotState struct {
 	stalls    int       // times in a row that the lease was given up without a mark
 	waitsFor  string    // what it waits for, at one place
 	waits     time.Time // since when
+	// It was logged that an event waits for room.
+	waitLogged bool
 }
 
 // New builds an engine, and reports it to the observer. The configuration must be valid, and there
@@ -60,13 +70,10 @@ func New(cfg Config, log hclog.Logger, obs relay.Observer, source relay.Source, 
 	}
 	e := &Engine{
 		cfg: cfg, log: log.Named("relay"), obs: obs, source: source, store: store, sinks: sinks,
-		enc: enc, slots: make(map[string]*slotState), started: time.Now(),
-	}
-	for _, slot := range cfg.Slots {
-		e.slots[slot] = &slotState{name: slot, role: relay.Starting, since: time.Now()}
+		enc: enc, budget: newBudget(cfg.InflightEvents, cfg.InflightBytes), slots: make(map[string]*slotState), unowned: make(map[string]int), started: time.Now(),
 	}
 	obs.Begin(relay.About{
-		WorkerID: cfg.WorkerID, Started: e.started, Mode: cfg.Mode, Hybrid: cfg.Hybrid, Slots: cfg.Slots, Sinks: sinkNames(sinks),
+		WorkerID: cfg.WorkerID, Started: e.started, Mode: cfg.Mode, Hybrid: cfg.Hybrid, Sinks: sinkNames(sinks),
 		InflightEvents: cfg.InflightEvents, InflightBytes: cfg.InflightBytes, WALBudget: int64(cfg.WALBudget), Traced: cfg.Tracer != nil,
 		Encoder: enc, Snapshot: e.Snapshot,
 	})
@@ -93,15 +100,11 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.recheck(ctx)
 		return nil
 	})
-	for _, slot := range e.cfg.Slots {
-		group.Go(func() error {
-			err := e.keep(ctx, slot)
-			if err != nil {
-				return fmt.Errorf("slot %q: %w", slot, err)
-			}
-			return nil
-		})
-	}
+	group.Go(func() error {
+		e.countUnowned(ctx)
+		return nil
+	})
+	group.Go(func() error { return e.keepSet(ctx) })
 	return group.Wait()
 }
 
@@ -114,8 +117,8 @@ func (e *Engine) check(ctx context.Context) error {
 	var logged time.Time
 	for attempt := 1; ; attempt++ {
 		err := e.checkDatabase(ctx)
-		for i := 0; err == nil && i < len(e.cfg.Slots); i++ {
-			err = e.checkSinks(ctx, e.cfg.Slots[i])
+		if err == nil {
+			err = e.checkSet(ctx)
 		}
 		if err == nil {
 			if attempt > 1 {
@@ -139,11 +142,29 @@ func (e *Engine) check(ctx context.Context) error {
 	}
 }
 
+// checkSet asks how the table is divided, and where its events went before.
+func (e *Engine) checkSet(ctx context.Context) error {
+	set, _, err := e.store.Set(ctx)
+	if err != nil {
+		return err
+	}
+	e.divide(set)
+	for _, shard := range set.All() {
+		if err := e.checkSinks(ctx, shard.Slot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkDatabase asks store and source once.
 func (e *Engine) checkDatabase(ctx context.Context) error {
 	err := e.store.Check(ctx)
 	if err == nil && e.cfg.Mode != relay.ModePolling {
-		err = e.source.Check(ctx)
+		var set relay.Set
+		if set, _, err = e.store.Set(ctx); err == nil {
+			err = e.source.Check(ctx, set)
+		}
 	}
 	if setup := (*relay.SetupError)(nil); e.cfg.Mode == relay.ModeAuto && errors.As(err, &setup) && setup.Streaming {
 		return nil // the pipeline logs it, and polls
@@ -159,49 +180,56 @@ func (e *Engine) noteStartError(why string) {
 }
 
 // keep is the keeper of one slot: it waits for the slot's lease, runs a pipeline while it holds it,
-// and starts over when it loses it.
+// and starts over when it loses it or has given it back.
 //
-//	standby ──lease taken──▶ owner ──ctx ends──▶ draining ──▶ released
-//	   ▲                       │
-//	   └─lease lost, given up──┘
-func (e *Engine) keep(ctx context.Context, slot string) error {
+//	standby ──lease taken──▶ owner ──ctx ends, or Yield──▶ draining ──▶ released
+//	   ▲                       │                                           │
+//	   └─lease lost, given up──┴───────────────── given back ──────────────┘
+func (e *Engine) keep(ctx context.Context, shard relay.Shard) error {
+	slot := shard.Slot
 	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
 	for ctx.Err() == nil {
-		e.become(slot, relay.Standby, nil)
+		e.become(slot, relay.Standby, nil, false)
 		e.obs.Changed(relay.Change{Kind: relay.ChangeStandby, Level: relay.LevelInfo, Slot: slot, Text: "waiting for the lease"})
-		lease, err := e.store.Acquire(ctx, slot)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		lease, err := e.acquire(ctx, shard)
+		if err != nil || lease == nil {
 			return err
 		}
-		p := newPipeline(e, slot, lease)
-		p.draining = func() {
-			e.become(slot, relay.Draining, p)
-			if ctx.Err() != nil { // and not because the lease is lost
+		p := newPipeline(e, shard, lease)
+		p.draining = func(givesBack bool) {
+			e.become(slot, relay.Draining, p, givesBack)
+			switch {
+			case givesBack:
+				e.log.Info("giving the slot back: what is in flight is finished first", "slot", slot, "epoch", lease.Epoch(), "events", p.window.busy())
+				e.obs.Changed(relay.Change{Kind: relay.ChangeDraining, Level: relay.LevelInfo, Slot: slot, Text: "finishing what is in flight, for another relay to take the slot"})
+			case ctx.Err() != nil: // and not because the lease is lost
 				e.obs.Changed(relay.Change{Kind: relay.ChangeDraining, Level: relay.LevelInfo, Slot: slot, Text: "finishing what is in flight"})
 			}
 		}
-		e.become(slot, relay.Owner, p)
+		e.become(slot, relay.Owner, p, false)
 		e.obs.Changed(relay.Change{Kind: relay.ChangeLeaseTaken, Level: relay.LevelOK, Slot: slot, Text: fmt.Sprintf("epoch %d", lease.Epoch())})
 		e.log.Info("lease taken", "slot", slot, "owner", e.cfg.WorkerID, "epoch", lease.Epoch(), "marked_lsn", lease.MarkedLSN())
 		if err = e.mayDeliver(ctx, slot, lease); err == nil {
 			err = p.run(ctx)
 		}
-		e.become(slot, relay.Draining, nil)
+		p.window.close()
+		e.become(slot, relay.Draining, nil, err == nil && ctx.Err() == nil)
 
 		// The lease goes last, whatever has ended the work, so that a successor finds the slot
 		// free. A stop must not cancel this: the others would wait for the connection to die.
 		release, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-		if rerr := lease.Release(release); rerr != nil {
+		if rerr := lease.Release(release, err == nil && p.clean()); rerr != nil {
 			e.log.Warn("releasing the lease", "slot", slot, "error", rerr)
 		}
 		cancel()
 		switch {
 		case err == nil:
-			e.log.Info("slot released", "slot", slot, "epoch", lease.Epoch())
-			e.obs.Changed(relay.Change{Kind: relay.ChangeReleased, Level: relay.LevelInfo, Slot: slot, Text: "on the way out"})
+			why := "on the way out"
+			if ctx.Err() == nil {
+				why = "given back, for another relay to take it"
+			}
+			e.log.Info("slot released", "slot", slot, "epoch", lease.Epoch(), "why", why)
+			e.obs.Changed(relay.Change{Kind: relay.ChangeReleased, Level: relay.LevelInfo, Slot: slot, Text: why})
 			backoff.Reset()
 		case errors.Is(err, relay.ErrLeaseLost):
 			e.log.Warn("lease lost, standing by", "slot", slot, "epoch", lease.Epoch(), "error", err)
@@ -224,6 +252,25 @@ func (e *Engine) keep(ctx context.Context, slot string) error {
 	return nil
 }
 
+// acquire waits for the slot's lease. It returns nil when ctx has ended.
+func (e *Engine) acquire(ctx context.Context, shard relay.Shard) (relay.Lease, error) {
+	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
+	for {
+		lease, err := e.store.Acquire(ctx, shard)
+		switch {
+		case err == nil:
+			return lease, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		case !errors.Is(err, relay.ErrSetChanged):
+			return nil, err
+		}
+		// keepSet will know, too, and end this keeper.
+		e.log.Debug("the slot is not of the table's set any more", "slot", shard.Slot)
+		relay.Sleep(ctx, backoff.Next())
+	}
+}
+
 // giveWay is how long a relay that has given up a lease leaves it to the standbys, which ask for it
 // several times a second.
 const giveWay = 15 * time.Second
@@ -240,13 +287,13 @@ func (e *Engine) noteStall(slot string, anyMarked bool) {
 }
 
 // become notes a slot's new role, and the pipeline that goes with it.
-func (e *Engine) become(slot string, role relay.Role, p *pipeline) {
+func (e *Engine) become(slot string, role relay.Role, p *pipeline, givesBack bool) {
 	e.mu.Lock()
 	s := e.slots[slot]
 	if role != s.role {
 		s.since = time.Now()
 	}
-	s.role, s.pipeline = role, p
+	s.role, s.pipeline, s.givesBack = role, p, givesBack
 	e.mu.Unlock()
 	e.obs.Became(slot, role, p != nil)
 }

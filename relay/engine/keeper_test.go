@@ -263,11 +263,11 @@ func TestNewRefuses(t *testing.T) {
 	cfg := engine.DefaultConfig()
 	cfg.WorkerID = "w"
 	r := start(t, w, nil, sinktest.NewScript("kafka")) // for its parts
-	if _, err := engine.New(cfg, nil, nil, source{w}, store{w}, engine.Sagaz); err == nil {
+	if _, err := engine.New(cfg, nil, nil, source{w}, store{w, "w"}, engine.Sagaz); err == nil {
 		t.Error("a relay without a sink: no error")
 	}
 	cfg.Lanes = 0
-	if _, err := engine.New(cfg, nil, nil, source{w}, store{w}, engine.Sagaz, sinktest.NewScript("kafka")); err == nil || !strings.Contains(err.Error(), "RELAY_LANES=0") {
+	if _, err := engine.New(cfg, nil, nil, source{w}, store{w, "w"}, engine.Sagaz, sinktest.NewScript("kafka")); err == nil || !strings.Contains(err.Error(), "RELAY_LANES=0") {
 		t.Errorf("a relay with bad settings: got %v", err)
 	}
 	if err := r.stop(); err != nil {
@@ -311,16 +311,24 @@ func TestStartStop(t *testing.T) {
 
 // Two relays, brokers that fail, connections that break, leases that are lost, in random order: in
 // the end every row is sent, every key was acknowledged in order but for repeated suffixes, and the
-// slot never stood behind a row that was not settled.
+// slot never stood behind a row that was not settled. With several slots these are also given back,
+// and the table is divided in another way.
 func TestPromisesUnderTrouble(t *testing.T) {
 	for seed := range uint64(24) {
-		bubble(t, fmt.Sprint("seed=", seed), func(t *testing.T) { trouble(t, seed) })
+		bubble(t, fmt.Sprint("seed=", seed), func(t *testing.T) { trouble(t, seed, 1) })
+	}
+	for seed := range uint64(24) {
+		bubble(t, fmt.Sprint("slots=3,seed=", seed), func(t *testing.T) { trouble(t, seed, 3) })
 	}
 }
 
-func trouble(t *testing.T, seed uint64) {
+func trouble(t *testing.T, seed uint64, shards int) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	w := newWorld(t)
+	if shards > 1 {
+		w.divide(shards)
+	}
+	any := func() *place { return w.at(r.IntN(w.set.Shards)) }
 	w.passEnds, w.batch = r.IntN(2) == 0, r.IntN(4)
 	scripts := []*sinktest.Script{sinktest.NewScript("kafka"), sinktest.NewScript("rabbitmq")}
 	sinks := []relay.Sink{scripts[0], scripts[1]}
@@ -338,7 +346,9 @@ func trouble(t *testing.T, seed uint64) {
 		}
 		return later, nil
 	}
+	names := []string{"worker-1", "worker-2"}
 	tune := func(cfg *engine.Config) {
+		cfg.WorkerID, names = names[0], names[1:]
 		cfg.Lanes, cfg.BatchSize, cfg.InflightEvents, cfg.MarkBatch, cfg.MarkLinger = 3, 4, 10, 5, 3*time.Millisecond
 		cfg.BackoffMin, cfg.BackoffMax = 2*time.Millisecond, 20*time.Millisecond
 		cfg.RetryMin, cfg.RetryMax, cfg.MaxRetries = 2*time.Millisecond, 50*time.Millisecond, 1000
@@ -350,16 +360,34 @@ func trouble(t *testing.T, seed uint64) {
 	relays := []*rig{start(t, w, tune, sinks...), start(t, w, tune, sinks...)}
 	var all []string
 	for range 400 {
-		switch sink := scripts[r.IntN(2)]; r.IntN(15) {
+		what := r.IntN(15)
+		if shards > 1 && r.IntN(12) == 0 {
+			what = 100
+			if r.IntN(8) == 0 {
+				what = 101
+			}
+		}
+		switch sink := scripts[r.IntN(2)]; what {
+		case 100:
+			p, to := any(), fmt.Sprint("worker-", 1+r.IntN(2))
+			w.mu.Lock()
+			l := p.owner
+			w.mu.Unlock()
+			if l != nil {
+				l.giveBack(to)
+			}
+		case 101:
+			w.divide(1 + r.IntN(4))
 		case 9: // one that the broker does not want, for a while
 			key := string(rune('a' + r.IntN(6)))
 			sink.OnEvent(id(fmt.Sprint(key, w.perKey[key]+1+r.IntN(5)))).Times(1+r.IntN(3)).Refuse(relay.ReasonRejected, errors.New("no"))
 		case 10: // the slot is gone
+			p := any()
 			w.mu.Lock()
-			s := w.reading
+			s := p.reading
 			broken := s != nil && s.in != nil
 			if broken {
-				w.gone = relay.GoneMissing
+				p.gone = relay.GoneMissing
 			}
 			w.mu.Unlock()
 			if broken {
@@ -376,16 +404,18 @@ func trouble(t *testing.T, seed uint64) {
 			}
 			w.mu.Unlock()
 		case 0:
+			p := any()
 			w.mu.Lock()
-			s := w.reading
+			s := p.reading
 			broken := s != nil && s.in != nil
 			w.mu.Unlock()
 			if broken {
 				s.fail(errConnection)
 			}
 		case 1:
+			p := any()
 			w.mu.Lock()
-			l := w.owner
+			l := p.owner
 			valid := l != nil && l.valid
 			w.mu.Unlock()
 			if valid {
@@ -424,7 +454,17 @@ func trouble(t *testing.T, seed uint64) {
 		all = append(all, numbered(key, 1, n)...)
 	}
 	w.untilStatus("sent", all...)
-	w.until("the slot is at the end", func() bool { return w.confirmed >= w.wal[len(w.wal)-1].CommitEnd })
+	w.until("the slots are at the end", func() bool {
+		for _, shard := range w.set.All() {
+			p := w.places[shard.Slot]
+			for i := range w.wal {
+				if p.has(w.wal[i].AggregateID) && p.confirmed < w.wal[i].CommitLSN {
+					return false
+				}
+			}
+		}
+		return true
+	})
 	for _, one := range relays {
 		if err := one.stop(); err != nil {
 			t.Error(err)

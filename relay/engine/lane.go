@@ -28,10 +28,12 @@ type lane struct {
 	index   int // of the sink
 	health  *sinkHealth
 	shelf   *shelf
+	doubt   *doubt // nil: nothing is
 	cfg     *Config
 	log     hclog.Logger
 	valid   func() bool // the lease's; asked before every offer
 	settle  func(sink int, batch []*flight, parks []*relay.Parked)
+	budget  *budget
 	sinkObs relay.SinkObserver // of what the sink is offered
 	slotObs relay.SlotObserver // of what goes to the ledger
 
@@ -66,12 +68,13 @@ func (l *lane) push(flights []*flight) {
 
 // take moves the front of the queue, up to the batch limits, into buf.
 func (l *lane) take(buf []*flight) []*flight {
+	mostEvents, mostBytes := l.budget.batch(l.cfg.BatchSize, l.cfg.BatchBytes)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n, size := 0, 0
-	for n < len(l.queue) && n < l.cfg.BatchSize {
+	for n < len(l.queue) && n < mostEvents {
 		size += l.queue[n].size
-		if n > 0 && size > l.cfg.BatchBytes {
+		if n > 0 && size > mostBytes {
 			break
 		}
 		n++
@@ -130,6 +133,7 @@ func (l *lane) run(ctx context.Context) error {
 					return nil
 				}
 			}
+			l.doubt.readFor(ctx, batch)
 			batch = l.triage(batch)
 			l.offers = 0
 		}

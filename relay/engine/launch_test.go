@@ -16,7 +16,7 @@ func TestStuckEventKeepsNoOtherInMemory(t *testing.T) {
 	cfg := DefaultConfig()
 	in := &intake{
 		cfg: &cfg, log: hclog.NewNullLogger(), enc: Sagaz, slotObs: watched().SlotObserver,
-		window: newWindow(&cfg, 0), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
+		window: newWindow(newBudget(cfg.InflightEvents, cfg.InflightBytes), 0), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]relay.Event, 512)
 	for i := range events {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -24,6 +23,7 @@ type ledger struct {
 	lease   relay.Ledger
 	sinks   []string
 	shelves []*shelf // by sink
+	mask    uint32   // of each shelf's buckets
 }
 
 // load counts the entries that hold up later events, and returns the sinks that are not configured
@@ -37,7 +37,7 @@ func (l *ledger) load(ctx context.Context) (unknown map[string]int64, err error)
 			shelves[sink] = l.shelves[i]
 		}
 		total, unknown = 0, make(map[string]int64)
-		return l.lease.Blocking(ctx, shelfBuckets, func(sink string, bucket uint32, entries, blocking int) {
+		return l.lease.Blocking(ctx, l.mask, func(sink string, bucket uint32, entries, blocking int) {
 			switch s := shelves[sink]; {
 			case s != nil && blocking > 0:
 				s.mu.Lock()
@@ -63,7 +63,7 @@ func (l *ledger) load(ctx context.Context) (unknown map[string]int64, err error)
 	}
 	for sink, n := range unknown {
 		l.log.Warn("the ledger has events for a sink that is not configured; they stay until it is, or until they are discarded",
-			"sink", sink, "entries", n, "fix", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all")
+			"sink", sink, "entries", n, "fix", "sagaz-relay dead-letter discard --state all --sink "+sink+" --all; or, if it has another name now, sagaz-relay sinks rename "+sink+" NEW")
 	}
 	return unknown, nil
 }
@@ -79,15 +79,15 @@ func (l *ledger) noteSinks(ctx context.Context, unknown map[string]int64) {
 	}
 	for _, sink := range now {
 		if len(before) > 0 && !slices.Contains(before, sink) {
-			l.log.Info("a sink was added: it gets what is committed from now on", "sink", sink, "fix", "for older events: sagaz-relay replay --since 2h --sink "+sink)
-			l.obs.Changed(relay.Change{Kind: relay.ChangeSinkAdded, Level: relay.LevelInfo, Slot: l.slot, Sink: sink, Text: "it gets what is committed from now on, older events only by replay"})
+			l.log.Info("a sink was added: it gets what is committed from now on, and what is still pending without a ledger entry", "sink", sink, "fix", "for older events: sagaz-relay replay --since 2h --sink "+sink)
+			l.obs.Changed(relay.Change{Kind: relay.ChangeSinkAdded, Level: relay.LevelInfo, Slot: l.slot, Sink: sink, Text: "it gets what is committed from now on, and what is still pending; older events only by replay"})
 		}
 	}
 	gone := slices.Collect(maps.Keys(unknown))
 	for _, sink := range before {
 		if !slices.Contains(now, sink) && unknown[sink] == 0 {
 			l.log.Warn("a sink was removed: what is committed from now on does not go there", "sink", sink, "before", before, "now", now,
-				"fix", "if that is a mistake, set BROKER_TYPE="+strings.Join(before, ","))
+				"fix", "if that is a mistake, set "+relay.SinksSetting(before, l.cfg.BrokerTypes))
 			gone = append(gone, sink)
 		}
 	}

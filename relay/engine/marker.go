@@ -29,7 +29,8 @@ type marker struct {
 	slotObs relay.SlotObserver
 	// Reports to the tracker, after the commit, what was marked and what may be confirmed.
 	done    func([]*flight, relay.LSN)
-	confirm func() relay.LSN // the watermark
+	confirm func() relay.LSN      // the watermark
+	since   func(n int) time.Time // pipeline.since
 
 	wake  chan struct{}   // capacity one
 	hurry <-chan struct{} // closed when the drain begins: from then on nothing waits for company
@@ -96,16 +97,10 @@ func (m *marker) run(ctx context.Context) error {
 				continue
 			}
 		}
-		marks = marks[:0]
-		for _, f := range batch {
-			marks = append(marks, relay.Mark{
-				ID: f.Record.EventID, XID: f.xid, CommitLSN: f.CommitLSN, EventType: f.Record.EventType,
-				Key: f.Record.Key, KeyHash: f.keyHash, Position: f.position, At: f.At(), Parked: f.Parked,
-			})
-		}
+		marks = marksOf(marks[:0], batch)
 		confirm := m.confirm()
 		began := time.Now()
-		later, err := m.lease.Mark(ctx, relay.MarkBatch{Marks: marks, Confirm: confirm})
+		later, err := m.lease.Mark(ctx, relay.MarkBatch{Marks: marks, Confirm: confirm, Since: m.since(visible(batch))})
 		took := time.Since(began)
 		if m.cfg.Tracer != nil {
 			m.cfg.Tracer.Marked(relay.Marking{Slot: m.slot, Events: len(batch), Records: recordsOf(batch), Started: began, Took: took, Err: err})
@@ -132,6 +127,17 @@ func (m *marker) run(ctx context.Context) error {
 		}
 		batch = m.finish(batch, later, confirm)
 	}
+}
+
+// marksOf appends the marks of a batch.
+func marksOf(marks []relay.Mark, batch []*flight) []relay.Mark {
+	for _, f := range batch {
+		marks = append(marks, relay.Mark{
+			ID: f.Record.EventID, XID: f.xid, CommitLSN: f.CommitLSN, EventType: f.Record.EventType,
+			Key: f.Record.Key, KeyHash: f.keyHash, Position: f.position, At: f.At(), Parked: f.Parked,
+		})
+	}
+	return marks
 }
 
 // finish reports a committed batch, and hides what has to be marked again because its rows could
@@ -164,6 +170,7 @@ func (m *marker) hide(f *flight) {
 	if m.unhide == nil {
 		m.unhide, m.hiding = time.After(invisiblePause), make(map[uint32]bool)
 	}
+	f.wasHidden = true
 	m.hidden = append(m.hidden, f)
 	m.hiding[f.keyHash] = true
 }

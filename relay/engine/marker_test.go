@@ -91,7 +91,7 @@ func startMarker(t *testing.T, tune func(*Config), on func(n int, marks []relay.
 	}
 	r := &markerRig{lease: &markLog{started: time.Now(), on: on}, err: make(chan error, 1), ending: make(chan struct{})}
 	r.marker = &marker{lease: r.lease, cfg: &cfg, hurry: r.ending, log: hclog.New(&hclog.LoggerOptions{Output: r.lease}), slotObs: watched().SlotObserver, wake: make(chan struct{}, 1)}
-	r.confirm = func() relay.LSN { return 4711 }
+	r.confirm, r.since = func() relay.LSN { return 4711 }, func(int) time.Time { return time.Time{} }
 	r.done = func(batch []*flight, confirmed relay.LSN) {
 		if confirmed != 4711 {
 			t.Errorf("reported that %s may be confirmed, want what the mark has noted", confirmed)
@@ -331,7 +331,7 @@ func TestMarker(t *testing.T) {
 	run("EndsWithItsContext", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := validConfig()
-		m := &marker{lease: &markLog{}, cfg: &cfg, confirm: func() relay.LSN { return 0 }, log: hclog.NewNullLogger(), slotObs: watched().SlotObserver, wake: make(chan struct{}, 1)}
+		m := &marker{lease: &markLog{}, cfg: &cfg, confirm: func() relay.LSN { return 0 }, since: func(int) time.Time { return time.Time{} }, log: hclog.NewNullLogger(), slotObs: watched().SlotObserver, wake: make(chan struct{}, 1)}
 		m.push(flightsOf(1, 1))
 		ended := make(chan error)
 		go func() { ended <- m.run(ctx) }()

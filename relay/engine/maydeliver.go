@@ -32,7 +32,7 @@ func (e *Engine) checkSinks(ctx context.Context, slot string) error {
 }
 
 // mayDeliver is checkSinks for an owner. It delivers nothing before it knows, so it asks until it
-// gets an answer, ctx ends or the lease is lost.
+// gets an answer, ctx ends, or the slot is lost or to be given back.
 func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Tenure) error {
 	backoff := relay.Backoff{Min: e.cfg.BackoffMin, Max: e.cfg.BackoffMax}
 	var logged time.Time
@@ -40,8 +40,8 @@ func (e *Engine) mayDeliver(ctx context.Context, slot string, lease relay.Tenure
 		err := e.checkSinks(ctx, slot)
 		var setup *relay.SetupError
 		switch {
-		case ctx.Err() != nil:
-			return nil // the pipeline ends by itself
+		case ctx.Err() != nil || closed(lease.Yield()):
+			return nil // the pipeline ends by itself, before its first event
 		case err == nil || errors.As(err, &setup):
 			return err
 		}

@@ -24,12 +24,15 @@ import (
 type pipeline struct {
 	cfg     *Config
 	log     hclog.Logger
+	shard   relay.Shard
 	lease   relay.Lease
 	sinks   []relay.Sink
 	health  []*sinkHealth // by sink
 	slotObs relay.SlotObserver
 
-	draining func() // called when the reading has ended and the drain begins; set before run
+	// Called when the reading has ended and the drain begins, with whether the slot is given back;
+	// set before run.
+	draining func(givesBack bool)
 
 	feeder   *feeder
 	sweeps   *sweeps
@@ -45,54 +48,56 @@ type pipeline struct {
 	ledger   *ledger
 	shelves  []*shelf // by sink
 	drainers []*drainer
+	doubts   inDoubt
 
 	done   reports       // of the marker
 	ending chan struct{} // closed when the drain begins
 }
 
-func newPipeline(e *Engine, slot string, lease relay.Lease) *pipeline {
-	cfg, epoch := &e.cfg, lease.Epoch()
+func newPipeline(e *Engine, shard relay.Shard, lease relay.Lease) *pipeline {
+	cfg, slot, epoch := &e.cfg, shard.Slot, lease.Epoch()
 	p := &pipeline{
-		cfg: cfg, log: e.log.Named("pipeline").With("slot", slot, "epoch", epoch), lease: lease, sinks: e.sinks, health: e.health,
-		slotObs: e.obs.Owned(slot, epoch), window: newWindow(cfg, len(e.sinks)), doing: newDoing(slot, e.obs, cfg.Mode), ending: make(chan struct{}),
+		cfg: cfg, log: e.log.Named("pipeline").With("slot", slot, "epoch", epoch), shard: shard, lease: lease, sinks: e.sinks, health: e.health,
+		slotObs: e.obs.Owned(shard, epoch), window: newWindow(e.budget, len(e.sinks)), doing: newDoing(slot, e.obs, cfg.Mode), ending: make(chan struct{}),
 	}
 	recovery := lease.Recovery()
 	p.confirm = &confirmation{window: p.window, lease: lease, at: recovery.Confirmed}
 	p.marker = &marker{
 		slot: slot, lease: lease, cfg: cfg, log: p.log.Named("marker"), slotObs: p.slotObs, done: p.marked, confirm: p.window.watermark,
-		wake: make(chan struct{}, 1), hurry: p.ending,
+		since: p.since, wake: make(chan struct{}, 1), hurry: p.ending,
 	}
 	p.window.marker = p.marker
+	p.doubts = newInDoubt(e, p.log, lease)
 	for i, sink := range e.sinks {
 		p.addSink(e, slot, i, sink)
 	}
 	p.intake = newIntake(e, p.log, p.slotObs, lease, p.window, p.confirm, p.doing, p.lanes)
 	p.sweeps = &sweeps{
 		cfg: cfg, log: p.log, slotObs: p.slotObs, slot: slot, lease: lease, facts: lease, intake: p.intake, window: p.window, doing: p.doing,
-		turn: relay.NewTurn(),
+		doubts: p.doubts, turn: relay.NewTurn(),
 	}
 	p.feeder = &feeder{
-		cfg: cfg, log: p.log, obs: e.obs, slotObs: p.slotObs, slot: slot, source: e.source, tenure: lease, lease: lease,
-		window: p.window, confirm: p.confirm, intake: p.intake, sweeps: p.sweeps, doing: p.doing, recovery: recovery,
+		cfg: cfg, log: p.log, obs: e.obs, slotObs: p.slotObs, slot: slot, shard: shard, source: e.source, worked: &e.worked, tenure: lease, lease: lease,
+		window: p.window, confirm: p.confirm, intake: p.intake, sweeps: p.sweeps, doing: p.doing, doubts: p.doubts, recovery: recovery,
 	}
 	p.control = &control{
-		cfg: cfg, log: p.log, slotObs: p.slotObs, facts: lease, window: p.window, confirm: p.confirm, doing: p.doing, shelves: p.shelves,
+		cfg: cfg, log: p.log, slotObs: p.slotObs, facts: lease, window: p.window, confirm: p.confirm, doing: p.doing, doubts: p.doubts, shelves: p.shelves,
 		health: e.health, stalled: make(chan error, 1),
 	}
 	p.unmarked = &unmarkedRows{log: p.log, obs: e.obs, slot: slot, lease: lease}
-	p.ledger = &ledger{cfg: cfg, log: p.log, obs: e.obs, slot: slot, lease: lease, sinks: sinkNames(e.sinks), shelves: p.shelves}
+	p.ledger = &ledger{cfg: cfg, log: p.log, obs: e.obs, slot: slot, lease: lease, sinks: sinkNames(e.sinks), shelves: p.shelves, mask: shelfMask(shard.Set.Shards)}
 	return p
 }
 
 // addSink makes what a sink has of its own: its lanes, its shelf, its drainer.
 func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 	log := e.log.Named("sink." + sink.Name())
-	shelf := newShelf(sink.Name())
+	shelf := newShelf(sink.Name(), shelfMask(p.shard.Set.Shards))
 	lanes := make([]*lane, p.cfg.Lanes)
 	for j := range lanes {
 		lanes[j] = &lane{
-			slot: slot, sink: sink, index: i, health: e.health[i], shelf: shelf, cfg: p.cfg, sinkObs: e.sinkObs[i], slotObs: p.slotObs,
-			log: log, valid: p.lease.Valid, settle: p.window.settle,
+			slot: slot, sink: sink, index: i, health: e.health[i], shelf: shelf, doubt: p.doubts.of[i], cfg: p.cfg, sinkObs: e.sinkObs[i], slotObs: p.slotObs,
+			log: log, valid: p.lease.Valid, settle: p.window.settle, budget: e.budget,
 			wake: make(chan struct{}, 1),
 		}
 	}
@@ -104,9 +109,9 @@ func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 	})
 }
 
-// run works until ctx ends, then drains and returns nil. When the lease is lost it returns the
-// reason. A *SetupError of the first connection is returned too. Later ones are waited out, because
-// what worked once may be fixed while we run.
+// run works until ctx ends or the slot is to be given back, then drains and returns nil. When the
+// lease is lost it returns the reason. A *SetupError of the first connection is returned too. Later
+// ones are waited out, because what worked once may be fixed while we run.
 func (p *pipeline) run(ctx context.Context) error {
 	// work ends when the lease is lost, or after the drain: a stop alone does not touch it, so that
 	// what has been offered can be acknowledged and marked.
@@ -142,9 +147,20 @@ func (p *pipeline) run(ctx context.Context) error {
 	read, endRead := context.WithCancel(ctx)
 	defer endRead()
 	defer context.AfterFunc(work, endRead)()
+	if closed(p.lease.Yield()) {
+		endRead() // before the first event
+	}
+	group.Go(func() error {
+		select {
+		case <-p.lease.Yield(): // given back in order, as at a stop
+			endRead()
+		case <-read.Done():
+		}
+		return nil
+	})
 	group.Go(func() error { return p.retain(read) })
 	readErr := p.start(read, work, group, func(stream relay.Stream) error {
-		p.draining()
+		p.draining(ctx.Err() == nil && work.Err() == nil && closed(p.lease.Yield()))
 		p.drain(work)
 		// These are milliseconds of feedback that spare the next owner a repetition.
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
@@ -199,6 +215,7 @@ func (p *pipeline) marked(batch []*flight, confirmed relay.LSN) {
 	p.slotObs.Marked(p.done.of(batch))
 	p.done.clear()
 	p.confirm.marked(confirmed, p.window.mark(batch))
+	p.doubts.mind(p.window.watermark())
 	for _, s := range p.shelves {
 		if s.written(batch) {
 			relay.Wake(s.wake)

@@ -63,6 +63,9 @@ func (p *pipeline) position() (now progress, owes bool, waitsFor string, open ui
 	if f, open := p.window.oldest(); f != nil {
 		return now, true, "", open
 	}
+	if p.window.budget.waitsFor(p.window) != nil {
+		return now, true, relay.WaitsForRoom, 0
+	}
 	if !streams {
 		return now, owes, "", 0
 	}
@@ -84,7 +87,7 @@ func (e *Engine) noteProgress(at time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range e.slots {
-		s.noteAway(at, e.store.Waiting(s.name))
+		s.noteAway(at, e.store.Waiting(s.shard.Slot))
 		if s.pipeline == nil {
 			s.progress, s.moved, s.waitsFor = progress{}, at, ""
 			continue
@@ -97,11 +100,29 @@ func (e *Engine) noteProgress(at time.Time) {
 			s.moved = at
 		}
 		s.progress = now
+		e.logWait(s, at)
 		if limit := s.stallLimit(e.cfg.StallTimeout); limit > 0 && at.Sub(s.moved) >= limit && s.role == relay.Owner {
 			s.pipeline.control.giveUp(at.Sub(s.moved))
 		}
 	}
 }
+
+// logWait logs once that an event waits for one of another slot; Status has it, too.
+func (e *Engine) logWait(s *slotState, at time.Time) {
+	long := s.waitsFor == relay.WaitsForRoom && at.Sub(s.waits) >= roomSlow
+	if other := s.pipeline.window.budget.waitsFor(s.pipeline.window); long && !s.waitLogged && other != nil {
+		for _, one := range e.slots {
+			if one.pipeline != nil && one.pipeline.window == other {
+				e.log.Info("an event larger than the slot's share of the in-flight budget waits for one of another slot", "slot", s.shard.Slot, "waits_for", one.shard.Slot,
+					"for", at.Sub(s.waits).Round(time.Second), "fix", "if it lasts: raise RELAY_INFLIGHT_BYTES")
+			}
+		}
+	}
+	s.waitLogged = long
+}
+
+// roomSlow is how long such a wait may take before it is logged.
+const roomSlow = 5 * time.Second
 
 // noteAway notes since when a standby could not take the slot if it were free.
 func (s *slotState) noteAway(at time.Time, err error) {

@@ -15,10 +15,10 @@ const (
 	retainPause = 9
 )
 
-// retain removes rows that were sent longer ago than RELAY_RETENTION. Only the slot's owner does
-// it.
+// retain removes rows that were sent longer ago than RELAY_RETENTION, whatever their key. The owner
+// of the first slot does it for the whole table.
 func (p *pipeline) retain(ctx context.Context) error {
-	if p.cfg.Retention == 0 {
+	if p.cfg.Retention == 0 || p.shard.Index != 0 {
 		return nil
 	}
 	every := min(retainEvery, p.cfg.Retention)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"math"
+	"math/bits"
 	"sync"
 	"time"
 
@@ -44,14 +45,18 @@ type shelf struct {
 }
 
 // shelfBuckets are so many that a million blocked keys send one other key in five through the
-// ledger; ten thousand send one in 400.
+// ledger; ten thousand send one in 400. The slots of a set share them out, as they do the keys.
 const shelfBuckets = 1 << 22
 
-func newShelf(sink string) *shelf {
-	return &shelf{sink: sink, wake: make(chan struct{}, 1), stopping: make(chan struct{})}
+// shelfMask has the bits of a key's hash that are its bucket, for one of so many slots.
+func shelfMask(shards int) uint32 { return 1<<(bits.Len(uint(shelfBuckets/shards))-1) - 1 }
+
+func newShelf(sink string, mask uint32) *shelf {
+	return &shelf{sink: sink, wake: make(chan struct{}, 1), stopping: make(chan struct{}), counts: tally{mask: mask}}
 }
 
-func bucketOf(keyHash uint32) uint32 { return keyHash % shelfBuckets }
+// bucketOf is the bucket of a key.
+func (s *shelf) bucketOf(keyHash uint32) uint32 { return keyHash & s.counts.mask }
 
 // admission is what a lane may do with an event from the stream.
 type admission int
@@ -71,7 +76,7 @@ func (s *shelf) admit(keyHash uint32) admission {
 	if s.total == 0 {
 		return offer
 	}
-	b := bucketOf(keyHash)
+	b := s.bucketOf(keyHash)
 	switch n := s.counts.of(b); {
 	case n == 0:
 		return offer
@@ -134,7 +139,7 @@ func (s *shelf) certain(entries []relay.Entry) []bool {
 
 // add counts entries. It is called with mu held.
 func (s *shelf) add(keyHash uint32, entries int) {
-	s.counts.add(bucketOf(keyHash), entries)
+	s.counts.add(s.bucketOf(keyHash), entries)
 	s.total += entries
 }
 
@@ -142,7 +147,7 @@ func (s *shelf) add(keyHash uint32, entries int) {
 func (s *shelf) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts, s.total = tally{}, 0
+	s.counts, s.total = tally{mask: s.counts.mask}, 0
 }
 
 // begin notes the entries that are being offered in a round.
@@ -152,7 +157,7 @@ func (s *shelf) begin(entries []relay.Entry) {
 	s.under = make(map[uint32]uint32)
 	for i := range entries {
 		if !entries[i].Detached {
-			s.under[bucketOf(entries[i].KeyHash)]++
+			s.under[s.bucketOf(entries[i].KeyHash)]++
 		}
 	}
 }
@@ -166,7 +171,7 @@ func (s *shelf) end(freed []*relay.Entry) {
 			continue
 		}
 		// A person may have made an entry by hand, which nobody counted.
-		if b := bucketOf(e.KeyHash); s.total > 0 && s.counts.of(b) > 0 {
+		if b := s.bucketOf(e.KeyHash); s.total > 0 && s.counts.of(b) > 0 {
 			s.counts.add(b, -1)
 			s.total--
 		}
@@ -250,6 +255,7 @@ func (s *shelf) isStopping() bool {
 // tally counts by bucket. A byte each is enough for nearly all of them, however large the ledger:
 // what is more is a key that has been blocked for long.
 type tally struct {
+	mask  uint32            // the highest bucket
 	small []uint8           // nil as long as nothing was counted; manyEntries: see large
 	large map[uint32]uint32 // the counts from manyEntries on
 }
@@ -265,7 +271,7 @@ func (t *tally) of(bucket uint32) uint32 {
 
 func (t *tally) add(bucket uint32, n int) {
 	if t.small == nil {
-		t.small, t.large = make([]uint8, shelfBuckets), make(map[uint32]uint32)
+		t.small, t.large = make([]uint8, t.mask+1), make(map[uint32]uint32)
 	}
 	sum := uint32(int(t.of(bucket)) + n)
 	if sum < manyEntries {

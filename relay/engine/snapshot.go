@@ -9,16 +9,16 @@ import (
 // Snapshot returns what the engine is like now: a look at each slot. It is cheap and may be called
 // at any time.
 func (e *Engine) Snapshot() relay.Snapshot {
+	change := e.store.Changing()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	all := relay.Snapshot{StartError: e.startError, Fault: e.fault}
-	for _, name := range e.cfg.Slots {
-		s := e.slots[name]
+	all := relay.Snapshot{StartError: e.startError, Fault: e.fault, Set: e.set, Change: change, Unowned: e.waitsUnowned()}
+	for _, s := range e.states() {
 		out := relay.SlotSnapshot{
-			Slot: s.name, Role: s.role, Since: s.since, Away: s.away, AwayError: s.awayError,
+			Slot: s.shard.Slot, Role: s.role, GivesBack: s.givesBack, Since: s.since, Away: s.away, AwayError: s.awayError,
 			Moved: s.moved, WaitsFor: s.waitsFor, Waits: s.waits,
 		}
-		if occupied := (*relay.OccupiedError)(nil); s.role == relay.Standby && errors.As(e.store.Waiting(name), &occupied) {
+		if occupied := (*relay.OccupiedError)(nil); s.role == relay.Standby && errors.As(e.store.Waiting(s.shard.Slot), &occupied) {
 			out.Occupied = occupied
 		}
 		if s.pipeline != nil {
@@ -32,7 +32,7 @@ func (e *Engine) Snapshot() relay.Snapshot {
 func (p *pipeline) snapshot() *relay.WorkSnapshot {
 	read := p.intake.reading()
 	out := &relay.WorkSnapshot{
-		Epoch: p.lease.Epoch(), Skipped: read.skipped, Read: read.at, Inside: read.inside,
+		Epoch: p.lease.Epoch(), Lost: closed(p.lease.Lost()) || !p.lease.Valid(), Skipped: read.skipped, Read: read.at, Inside: read.inside,
 		Seen: p.control.slotSeen(), Unmarked: p.unmarked.known(),
 	}
 	p.window.snapshot(out)

@@ -58,6 +58,9 @@ func TestStall(t *testing.T) {
 			if v := r.watch.Status().Verdict(); v.Level != relay.LevelBroken {
 				t.Errorf("verdict %+v", v)
 			}
+			if got, _ := r.metric("outbox_slot_stalled_seconds"); got < 60 || got > 70 {
+				t.Errorf("after 70 s outbox_slot_stalled_seconds is %v", got)
+			}
 			time.Sleep(4*time.Minute + 5*time.Second)
 			if n := r.log.count("the lease is given up"); n != 1 {
 				t.Errorf("given up %d times after 5m15s, want once", n)

@@ -53,6 +53,7 @@ type sweeps struct {
 	intake  *intake
 	window  *window
 	doing   *doing
+	doubts  inDoubt
 
 	turn  relay.Turn // whoever has it goes through the table, and owns what follows
 	looks looks
@@ -198,6 +199,7 @@ func (s *sweeps) lookAgain(ctx context.Context, until <-chan struct{}) {
 			s.lookFailed(ctx, err)
 			if k == relay.SweepPending && err == nil {
 				s.looks.last = began
+				s.doubts.close()
 			}
 		}
 		if !s.looks.whole[relay.SweepPending].Due() && !s.looks.last.IsZero() && s.looks.window.Due() {

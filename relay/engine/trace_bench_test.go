@@ -24,11 +24,11 @@ func launcher(tracer relay.Tracer) func() {
 	cfg.Tracer = tracer
 	lanes := make([]*lane, cfg.Lanes)
 	for i := range lanes {
-		lanes[i] = &lane{cfg: &cfg, wake: make(chan struct{}, 1)}
+		lanes[i] = &lane{cfg: &cfg, budget: newBudget(1, 1), wake: make(chan struct{}, 1)}
 	}
 	in := &intake{
 		cfg: &cfg, log: hclog.NewNullLogger(), enc: Sagaz, slotObs: watched().SlotObserver, lanes: [][]*lane{lanes},
-		window: newWindow(&cfg, 1), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
+		window: newWindow(newBudget(cfg.InflightEvents, cfg.InflightBytes), 1), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]relay.Event, 1000)
 	for i := range events {

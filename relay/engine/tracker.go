@@ -15,6 +15,9 @@ type flight struct {
 	size         int
 	keyHash      uint32
 	position     int64 // in the order in which the slot's owners took events
+	admitted     int64 // Unix milliseconds, by our clock
+
+	wasHidden bool // its row could not be marked at once; the marker's
 
 	round *round // of a flight that comes from the ledger; the tracker does not know it
 

@@ -5,7 +5,7 @@ import (
 )
 
 // triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it
-// parks, leaves in the ledger, or defers.
+// parks, leaves in the ledger, or defers; or the sink has it already, from an owner that died.
 //
 // Nothing is parked past what is still to be offered. The sink may not take that, and then it would
 // come to the ledger later, behind what has overtaken it. So the batch ends in front of an event
@@ -15,7 +15,8 @@ func (l *lane) triage(batch []*flight) []*flight {
 	var parked []*flight
 	var parks []*relay.Parked
 	var unfit []relay.Refusal
-	kept, keeps := batch[:0], keeping{}
+	var arrived []*flight
+	kept, keeps := batch[:0], keeping{shelf: l.shelf}
 	l.shelf.mu.Lock()
 	isolated := l.shelf.down || l.shelf.overWAL
 	for i, f := range batch {
@@ -35,7 +36,7 @@ func (l *lane) triage(batch []*flight) []*flight {
 			continue
 		}
 		v := l.shelf.admit(f.keyHash)
-		if l.deferredBuckets[bucketOf(f.keyHash)] {
+		if l.deferredBuckets[l.shelf.bucketOf(f.keyHash)] {
 			v = toDefer // its predecessors are there
 		}
 		if (v == toShelf || v == offer && f.Unfit != nil) && keeps.event(kept, f) {
@@ -48,19 +49,23 @@ func (l *lane) triage(batch []*flight) []*flight {
 				l.deferredBuckets, l.deferredSince = make(map[uint32]bool), l.shelf.rounds
 			}
 			l.deferred = append(l.deferred, f)
-			l.deferredBuckets[bucketOf(f.keyHash)] = true
+			l.deferredBuckets[l.shelf.bucketOf(f.keyHash)] = true
 		case v == toShelf:
 			park := &relay.Parked{Sink: l.sink.Name(), State: relay.StateHeld}
 			if isolated {
 				park.Reason = relay.ReasonSinkDown
 			}
+			l.doubt.pass(f)
 			l.shelf.park(f)
 			parked, parks = append(parked, f), append(parks, park)
 		case f.Unfit != nil:
 			unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: f.Unfit})
+			l.doubt.pass(f)
 			park := l.refusal(f.Unfit)
 			l.shelf.parkRefused(f, park)
 			parked, parks = append(parked, f), append(parks, park)
+		case l.doubt.hasArrived(f):
+			arrived = append(arrived, f)
 		default:
 			kept = append(kept, f)
 		}
@@ -69,6 +74,10 @@ func (l *lane) triage(batch []*flight) []*flight {
 	clear(batch[len(kept):])
 	if len(unfit) > 0 {
 		l.sinkObs.Refused(unfit, 1)
+	}
+	if len(arrived) > 0 { // first: what is parked of their keys came behind them
+		l.sinkObs.Arrived(observed(arrived))
+		l.settle(l.index, arrived, make([]*relay.Parked, len(arrived)))
 	}
 	if len(parked) > 0 {
 		l.slotObs.Parked(l.sink.Name(), observed(parked), parks)
@@ -79,6 +88,7 @@ func (l *lane) triage(batch []*flight) []*flight {
 
 // keeping knows of what is kept of a batch, so far as it was asked.
 type keeping struct {
+	shelf   *shelf
 	seen    int
 	buckets map[uint32]bool // of events that the stream or the table brought
 	keys    map[string]bool // of ledger entries
@@ -92,7 +102,7 @@ func (k *keeping) see(kept []*flight) {
 		if f.round != nil {
 			k.keys[f.Record.Key] = true
 		} else {
-			k.buckets[bucketOf(f.keyHash)] = true
+			k.buckets[k.shelf.bucketOf(f.keyHash)] = true
 		}
 	}
 	k.seen = len(kept)
@@ -102,7 +112,7 @@ func (k *keeping) see(kept []*flight) {
 // is parked has its place behind them.
 func (k *keeping) event(kept []*flight, f *flight) bool {
 	k.see(kept)
-	return k.buckets[bucketOf(f.keyHash)]
+	return k.buckets[k.shelf.bucketOf(f.keyHash)]
 }
 
 // entry reports whether an entry of f's key is among them.

@@ -8,12 +8,13 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// window is what is in flight: read, and not yet marked. It bounds it by the budget, gives what all
-// sinks are done with to the marker, and knows the watermark, up to which the slot may move. Rounds
-// of ledger entries are counted with it, because a drain waits for both.
+// window is what is in flight of one pipeline: read, and not yet marked. It bounds it by its share
+// of the budget, gives what all sinks are done with to the marker, and knows the watermark, up to
+// which the slot may move. Rounds of ledger entries are counted with it, because a drain waits for
+// both.
 type window struct {
-	maxEvents, maxBytes int
-	marker              *marker
+	budget *budget
+	marker *marker
 
 	freed   chan struct{} // capacity one: the budget has room again
 	drained chan struct{} // capacity one: nothing is in flight, and no round under way
@@ -29,44 +30,65 @@ type window struct {
 // windowCounts are of events, since the lease was taken.
 type windowCounts struct{ admitted, marked, swept uint64 }
 
-func newWindow(cfg *Config, sinks int) *window {
-	return &window{
-		maxEvents: cfg.InflightEvents, maxBytes: cfg.InflightBytes, tracker: newTracker(sinks),
-		freed: make(chan struct{}, 1), drained: make(chan struct{}, 1),
-	}
+// newWindow returns a window that has a share of the budget until it is closed.
+func newWindow(b *budget, sinks int) *window {
+	w := &window{budget: b, tracker: newTracker(sinks), freed: make(chan struct{}, 1), drained: make(chan struct{}, 1)}
+	b.join(w)
+	return w
 }
+
+// close gives the window's share to others. What is still in flight by then is nobody's any more.
+func (w *window) close() { w.budget.leave(w) }
 
 // reserve waits until the budget has room for the first of events and returns how many of them fit.
 // One feeder at a time asks.
 func (w *window) reserve(ctx context.Context, events []relay.Event) (int, error) {
 	for {
-		w.mu.Lock()
-		inflight, bytes := w.tracker.len(), w.tracker.bytes
-		w.mu.Unlock()
-		n := 0
-		for n < len(events) && inflight+n < w.maxEvents {
-			bytes += events[n].Size()
-			if bytes > w.maxBytes && inflight+n > 0 {
-				break
-			}
-			n++
-		}
-		if n > 0 {
+		if n := w.fit(events); n > 0 {
 			return n, nil
 		}
 		select {
 		case <-w.freed:
 		case <-ctx.Done():
+			w.budget.giveTurn(w) // nobody asks for the event any more; it may be asked for again
 			return 0, context.Cause(ctx)
 		}
 	}
+}
+
+// fit returns how many of events may be taken now. What is larger than a share waits until nothing
+// else is in flight, and for its turn, which it keeps until it is marked.
+func (w *window) fit(events []relay.Event) (n int) {
+	maxEvents, maxBytes := w.budget.share()
+	w.mu.Lock()
+	inflight, bytes := w.tracker.len(), w.tracker.bytes
+	w.mu.Unlock()
+	if inflight == 0 && events[0].Size() > maxBytes {
+		if w.budget.takeTurn(w) {
+			return 1
+		}
+		return 0
+	}
+	if inflight == 0 {
+		w.budget.giveTurn(w) // it has asked for it, and then its share has grown
+	}
+	for n < len(events) && inflight+n < maxEvents {
+		bytes += events[n].Size()
+		if bytes > maxBytes {
+			break
+		}
+		n++
+	}
+	return n
 }
 
 // admit takes events in, in the order in which their keys are to be delivered.
 func (w *window) admit(flights []*flight, swept bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	now := time.Now().UnixMilli()
 	for _, f := range flights {
+		f.admitted = now
 		w.tracker.admit(f)
 	}
 	w.counts.admitted += uint64(len(flights))
@@ -106,6 +128,9 @@ func (w *window) mark(batch []*flight) (moved bool) {
 	}
 	w.counts.marked += uint64(len(batch))
 	empty := w.idle()
+	if len(batch) > 0 && w.tracker.len() == 0 {
+		w.budget.giveTurn(w) // under the lock: a large event may be about to take it again
+	}
 	w.mu.Unlock()
 	relay.Wake(w.freed)
 	if empty {
@@ -219,6 +244,7 @@ func (w *window) counted() windowCounts {
 
 // snapshot fills in what the outside may know.
 func (w *window) snapshot(out *relay.WorkSnapshot) {
+	out.MaxEvents, out.MaxBytes = w.budget.share()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out.Inflight, out.Bytes, out.Watermark = w.tracker.len(), w.tracker.bytes, w.tracker.watermark

@@ -95,12 +95,13 @@ type Letter struct {
 // has no other column for that, and stays a dead letter for everybody who reads the table.
 const givenUp = "discarded: "
 
-// letters is every letter there is; find and the statements that change them choose from it.
-const letters = `SELECT d.event_id, d.sink, d.slot, CASE d.sink WHEN '` + relay.MarkSink + `' THEN 'unmarked' ELSE d.state END AS state, d.reason, d.attempts, d.partition_key, d.event_type, o.saga_id, coalesce(o.status, 'gone') AS row_status,
+// letters is every letter there is; find and the statements that change them choose from it. The
+// table's own columns may have other types than text.
+const letters = `SELECT d.event_id, d.sink, d.slot, CASE d.sink WHEN '` + relay.MarkSink + `' THEN 'unmarked' ELSE d.state END AS state, d.reason, d.attempts, d.partition_key, d.event_type, o.saga_id::text, coalesce(o.status, 'gone') AS row_status,
 		d.parked_at AS since, d.next_attempt_at, d.last_error, d.detached, d.discarded, d.replayed_at, d.position
 	FROM saga_outbox_delivery d LEFT JOIN saga_outbox o ON o.event_id = d.event_id
 	UNION ALL
-	SELECT o.event_id, '-', '', CASE o.status WHEN 'dead_letter' THEN 'dead' ELSE 'retry' END, NULL, coalesce(o.retry_count, 0), o.aggregate_id, o.event_type, o.saga_id, o.status,
+	SELECT o.event_id, '-', '', CASE o.status WHEN 'dead_letter' THEN 'dead' ELSE 'retry' END, NULL, coalesce(o.retry_count, 0), ` + relay.RowKey + `, o.event_type::text, o.saga_id::text, o.status,
 		least(greatest(o.created_at, '0001-01-01'), now()), NULL, o.last_error, true, coalesce(o.last_error, '') LIKE '` + givenUp + `%', NULL, 0
 	FROM saga_outbox o WHERE o.status IN ('dead_letter', 'failed') AND NOT EXISTS (SELECT FROM saga_outbox_delivery d WHERE d.event_id = o.event_id OFFSET 0)`
 

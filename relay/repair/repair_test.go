@@ -436,3 +436,31 @@ func TestUnmarkedRows(t *testing.T) {
 		}
 	})
 }
+
+// The table's columns may have other types than the library's.
+func TestColumnsOfOtherTypes(t *testing.T) {
+	for _, of := range []string{"bigint", "integer", "uuid", "varchar(60)", "char(40)"} {
+		t.Run(of, func(t *testing.T) {
+			db := newTable(t, pgtest.New(t, pgtest.Migrated()))
+			key := map[bool]string{true: "00000000-0000-0000-0000-00000000002a", false: "42"}[of == "uuid"]
+			for _, table := range []string{"saga_outbox", "saga_outbox_archive"} {
+				db.exec(`ALTER TABLE IF EXISTS ` + table + ` ALTER COLUMN aggregate_id TYPE ` + of + ` USING aggregate_id::` + of + `, ALTER COLUMN event_type TYPE varchar(80)`)
+			}
+			db.exec(`INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload, status) SELECT ('00000000-0000-0000-0000-00000000000' || n)::uuid, 's', '` + key + `', 'T', '{}', s FROM (VALUES (1, 'dead_letter'), (2, 'sent')) v (n, s)`)
+			if found, total, err := Find(t.Context(), db.conn, Filter{State: StateAll}, 0); err != nil || total != 1 || strings.TrimRight(found[0].Key, " ") != key {
+				t.Errorf("found %+v, %d, %v", found, total, err)
+			}
+			if e, err := Show(t.Context(), db.conn, id(1), true); err != nil || strings.TrimRight(e.Row.AggregateID, " ") != key {
+				t.Errorf("shown %+v, %v", e, err)
+			}
+			for _, set := range []relay.Set{{Slot: "o", Shards: 1}, {Slot: "o", Shards: 3}} {
+				if plan, err := PlanReplay(t.Context(), db.conn, Replay{Since: time.Unix(0, 0), Set: set, Sinks: []string{"kafka"}}); err != nil || plan.Events == 0 {
+					t.Errorf("the plan is %+v, %v", plan, err)
+				}
+			}
+			if done, err := Retry(t.Context(), db.conn, Filter{State: StateAll}, false); err != nil || done.N() != 1 {
+				t.Errorf("retried %+v, %v", done, err)
+			}
+		})
+	}
+}

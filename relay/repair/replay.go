@@ -2,6 +2,7 @@ package repair
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -19,7 +20,7 @@ type Replay struct {
 	EventType    string
 	Since, Until time.Time // created_at: from Since on, before Until
 	Sinks        []string  // to which; at least one
-	Slot         string    // whose owner delivers them
+	Set          relay.Set // the slots whose owners deliver them, each those of its keys
 }
 
 // Plan is what a replay found.
@@ -34,12 +35,14 @@ type Plan struct {
 	NoArchive bool `json:"no_archive,omitempty"`
 
 	chosen []replayed
+	set    relay.Set
 }
 
 // replayed is an event to be delivered once more.
 type replayed struct {
 	id             relay.UUID
 	key, eventType string
+	slot           string
 	archived       bool
 }
 
@@ -52,9 +55,10 @@ type Replayed struct {
 	Gone []string `json:"gone,omitempty"`
 }
 
-// PlanReplay finds the events, by created_at and event_id, and changes nothing.
+// PlanReplay finds the events, slot by slot and there by created_at and event_id, and changes
+// nothing.
 func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
-	p := &Plan{Unsent: make(map[string]int), Missing: []string{}}
+	p := &Plan{Unsent: make(map[string]int), Missing: []string{}, set: r.Set}
 	archive, err := archiveThere(ctx, conn)
 	if err != nil {
 		return nil, err
@@ -82,12 +86,12 @@ func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 		add("created_at < $%d", r.Until)
 	}
 	where := strings.Join(conditions, " AND ")
-	const columns = `event_id, aggregate_id, event_type, status, created_at`
+	columns := `event_id, ` + relay.RowKey + ` AS aggregate_id, event_type::text AS event_type, status, created_at, ` + r.Set.SlotSQL(relay.RowKey) + ` AS slot`
 	sql := `SELECT ` + columns + `, false AS archived FROM saga_outbox WHERE ` + where
 	if archive {
 		sql += ` UNION ALL SELECT ` + columns + `, true FROM saga_outbox_archive a WHERE ` + where + ` AND NOT EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = a.event_id)`
 	}
-	rows, err := conn.Query(ctx, `SELECT event_id, aggregate_id, event_type, status, archived FROM (`+sql+`) e ORDER BY created_at, event_id`, args...)
+	rows, err := conn.Query(ctx, `SELECT event_id, aggregate_id, event_type, status, slot, archived FROM (`+sql+`) e ORDER BY slot, created_at, event_id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("look for the events: %w", err)
 	}
@@ -97,7 +101,7 @@ func PlanReplay(ctx context.Context, conn *pgx.Conn, r Replay) (*Plan, error) {
 		status string
 		found  = make(map[relay.UUID]bool)
 	)
-	_, err = pgx.ForEachRow(rows, []any{&id, &e.key, &e.eventType, &status, &e.archived}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &e.key, &e.eventType, &status, &e.slot, &e.archived}, func() error {
 		e.id = id
 		if len(r.EventIDs) > 0 {
 			found[e.id] = true
@@ -139,33 +143,43 @@ const thereSQL = `SELECT event_id::text FROM saga_outbox WHERE event_id = ANY($1
 // An entry that is there stays: the event is on its way already. Detached, so that later events of
 // the key are not held behind it.
 const replaySQL = `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, detached, replayed_at)
-	SELECT e.event_id, s.sink, $5, $6 + e.n, e.key, e.hash, e.type, 'retry', true, now()
+	SELECT e.event_id, s.sink, $5, $6::bigint + e.n, e.key, e.hash, e.type, 'retry', true, now()
 	FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[]) WITH ORDINALITY AS e (event_id, key, hash, type, n), unnest($7::text[]) AS s (sink)
 	WHERE EXISTS (SELECT FROM saga_outbox o WHERE o.event_id = e.event_id AND o.status = 'sent' OFFSET 0)
 	ON CONFLICT (event_id, sink) DO NOTHING RETURNING sink`
 
-// Run puts the planned events into the ledger, for the slot's owner to deliver: behind what is
+// Run puts the planned events into the ledger, for the slots' owners to deliver: behind what is
 // there, in the order of the plan.
 func (p *Plan) Run(ctx context.Context, conn *pgx.Conn, r Replay) (*Replayed, error) {
 	done := &Replayed{Done: Done{Sinks: make(map[string]int)}}
-	// A detached entry blocks no other, so it does not matter when others take the same positions
-	// meanwhile.
 	var last int64
-	if err := conn.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM saga_outbox_delivery WHERE slot = $1`, r.Slot).Scan(&last); err != nil {
-		return done, fmt.Errorf("read the ledger: %w", err)
-	}
-	for at := 0; at < len(p.chosen); at += batchSize {
-		batch := p.chosen[at:min(at+batchSize, len(p.chosen))]
+	for at, n := 0, 0; at < len(p.chosen); at += n {
+		slot := p.chosen[at].slot
+		for n = 0; at+n < len(p.chosen) && n < batchSize && p.chosen[at+n].slot == slot; {
+			n++
+		}
+		batch := p.chosen[at : at+n]
+		// A detached entry blocks no other, so it does not matter when others take the same
+		// positions meanwhile.
+		if at == 0 || p.chosen[at-1].slot != slot {
+			if err := conn.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM saga_outbox_delivery WHERE slot = $1`, slot).Scan(&last); err != nil {
+				return done, fmt.Errorf("read the ledger: %w", err)
+			}
+		}
 		var restored int
 		var gone []string
-		err := write(ctx, conn, r.Slot, func(tx pgx.Tx) error {
+		err := write(ctx, conn, slot, func(tx pgx.Tx) error {
 			var made []string
-			var err error
-			if restored, gone, made, err = p.put(ctx, tx, batch, r, last+int64(at)); err == nil {
+			err := sameSet(ctx, tx, p.set)
+			if err == nil {
+				restored, gone, made, err = p.put(ctx, tx, batch, slot, r.Sinks, last)
+			}
+			if err == nil {
 				done.add(made, (len(batch)-len(gone))*len(r.Sinks))
 			}
 			return err
 		})
+		last += int64(n)
 		if err == nil {
 			done.Restored += restored
 			done.Gone = append(done.Gone, gone...)
@@ -179,8 +193,29 @@ func (p *Plan) Run(ctx context.Context, conn *pgx.Conn, r Replay) (*Replayed, er
 	return done, nil
 }
 
+// ErrSetChanges is returned when the number of the table's slots is being changed, or was since the
+// plan was made: an entry of a slot that is no more would stay where it is.
+var ErrSetChanges = errors.New("the number of the table's slots is being changed: run it again when that has ended (sagaz-relay status)")
+
+// sameSet makes sure that the slots of the plan are the table's until we commit, and that their
+// entries are not being moved to others. Generation 0 is of a plan that was made before anybody had
+// decided the number.
+func sameSet(ctx context.Context, tx pgx.Tx, set relay.Set) error {
+	var now relay.Set
+	err := tx.QueryRow(ctx, `SELECT shards, generation FROM saga_outbox_set FOR SHARE`).Scan(&now.Shards, &now.Generation)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows) && set.Generation == 0:
+		return nil
+	case err != nil:
+		return fmt.Errorf("read how the table is divided: %w", err)
+	case now.Shards != set.Shards, set.Generation != 0 && now.Generation != set.Generation:
+		return ErrSetChanges
+	}
+	return nil
+}
+
 // put writes the entries of a batch, in a transaction that keeps the rows where they are.
-func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, after int64) (restored int, gone, made []string, err error) {
+func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, slot string, sinks []string, after int64) (restored int, gone, made []string, err error) {
 	var ids, keys, types []string
 	var hashes []int32
 	for i := range batch {
@@ -220,7 +255,7 @@ func (p *Plan) put(ctx context.Context, tx pgx.Tx, batch []replayed, r Replay, a
 		kept, keys, types = append(kept, ids[i]), append(keys, batch[i].key), append(types, batch[i].eventType)
 		hashes = append(hashes, int32(relay.KeyHash(batch[i].key))) //nolint:gosec // the same 32 bits
 	}
-	rows, err := tx.Query(ctx, replaySQL, kept, keys, hashes, types, r.Slot, after, r.Sinks)
+	rows, err := tx.Query(ctx, replaySQL, kept, keys, hashes, types, slot, after, sinks)
 	if err != nil {
 		return 0, nil, nil, err
 	}

@@ -27,7 +27,7 @@ func TestReplay(t *testing.T) {
 		db.row(8, "a", "sent", 0)
 		db.exec(`WITH gone AS (DELETE FROM saga_outbox WHERE event_id = $1::text::uuid RETURNING *) INSERT INTO saga_outbox_archive SELECT * FROM gone`, id(8).String())
 
-		r := Replay{SagaID: "saga-a", Slot: "sagaz_outbox", Sinks: []string{"kafka", "rabbitmq"}}
+		r := Replay{SagaID: "saga-a", Set: relay.Alone("sagaz_outbox", "").Set, Sinks: []string{"kafka", "rabbitmq"}}
 		plan, err := PlanReplay(t.Context(), db.conn, r)
 		if err != nil {
 			t.Fatal(err)
@@ -98,12 +98,12 @@ func TestReplayChooses(t *testing.T) {
 		}
 	}
 	// A row is set back to pending between plan and run: it is on its way already.
-	plan, err := PlanReplay(t.Context(), db.conn, Replay{Since: at(1)})
+	plan, err := PlanReplay(t.Context(), db.conn, Replay{Since: at(1), Set: relay.Alone("sagaz_outbox", "").Set})
 	if err != nil {
 		t.Fatal(err)
 	}
 	db.exec(`UPDATE saga_outbox SET status = 'pending' WHERE event_id = $1::text::uuid`, id(3).String())
-	done, err := plan.Run(t.Context(), db.conn, Replay{Slot: "sagaz_outbox", Sinks: []string{"kafka"}})
+	done, err := plan.Run(t.Context(), db.conn, Replay{Set: relay.Alone("sagaz_outbox", "").Set, Sinks: []string{"kafka"}})
 	if err != nil || done.N() != 4 || done.Passed != 1 {
 		t.Errorf("%+v, %v; want 4, and one passed", done, err)
 	}
@@ -134,7 +134,7 @@ func TestReplayWithNamedRights(t *testing.T) {
 	role, _, dsn := db.Role(t, "")
 	for _, right := range []string{
 		"SELECT, UPDATE, DELETE ON saga_outbox", "SELECT, INSERT, UPDATE ON saga_outbox_archive",
-		"SELECT, INSERT, UPDATE ON saga_outbox_relay", "SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery",
+		"SELECT, INSERT, UPDATE ON saga_outbox_relay", "SELECT, INSERT, UPDATE ON saga_outbox_set", "SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery",
 	} {
 		db.exec(`GRANT ` + right + ` TO ` + role)
 	}
@@ -144,7 +144,7 @@ func TestReplayWithNamedRights(t *testing.T) {
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	replay := func(n int, sink string) (*Replayed, error) {
-		r := Replay{EventIDs: []relay.UUID{id(n)}, Slot: "sagaz_outbox", Sinks: []string{sink}}
+		r := Replay{EventIDs: []relay.UUID{id(n)}, Set: relay.Alone("sagaz_outbox", "").Set, Sinks: []string{sink}}
 		plan, err := PlanReplay(t.Context(), conn, r)
 		if err != nil {
 			t.Fatal(err)
@@ -172,7 +172,7 @@ func TestReplayWaitsForRetention(t *testing.T) {
 	for n := 1; n <= 3; n++ {
 		db.row(n, "a", "sent", 0)
 	}
-	r := Replay{SagaID: "saga-a", Slot: "sagaz_outbox", Sinks: []string{"kafka"}}
+	r := Replay{SagaID: "saga-a", Set: relay.Alone("sagaz_outbox", "").Set, Sinks: []string{"kafka"}}
 	plan, err := PlanReplay(t.Context(), db.conn, r)
 	if err != nil || plan.Events != 3 {
 		t.Fatalf("the plan is %+v, %v", plan, err)
@@ -211,4 +211,34 @@ func TestReplayWaitsForRetention(t *testing.T) {
 		t.Errorf("got %+v, want 1 and 3 (from the archive) to be delivered, and 2 gone", d)
 	}
 	db.want("replayed", map[int]string{1: "sent 0 | kafka retry 0 now detached", 2: "gone", 3: "sent 0 | kafka retry 0 now detached"})
+}
+
+// Between plan and run the number of slots is changed: nothing is given to slots that are no more.
+func TestReplayWhileSlotsChange(t *testing.T) {
+	db := newTable(t, pgtest.NewVersion(t, pgtest.Newest, pgtest.Migrated()))
+	for n := 1; n <= 20; n++ {
+		db.row(n, fmt.Sprint("key", n), "sent", 0)
+	}
+	db.exec(`INSERT INTO saga_outbox_set (slot, publication, shards, generation) VALUES ('sagaz_outbox', 'sagaz_outbox', 4, 7)`)
+	r := Replay{Since: time.Unix(0, 0), Set: relay.Set{Slot: "sagaz_outbox", Shards: 4, Generation: 7}, Sinks: []string{"kafka"}}
+	plan, err := PlanReplay(t.Context(), db.conn, r)
+	if err != nil || plan.Events != 20 {
+		t.Fatalf("the plan is %+v, %v", plan, err)
+	}
+	for _, change := range []string{"shards = 2, generation = 8", "shards = 4, generation = 9"} {
+		db.exec(`UPDATE saga_outbox_set SET ` + change)
+		if done, err := plan.Run(t.Context(), db.conn, r); !errors.Is(err, ErrSetChanges) || done.N() != 0 {
+			t.Errorf("with %s: got %+v, %v", change, done, err)
+		}
+	}
+	db.exec(`UPDATE saga_outbox_set SET generation = 7, target = 2, state = 'draining'`) // they will be moved
+	if done, err := plan.Run(t.Context(), db.conn, r); err != nil || done.N() != 20 {
+		t.Errorf("got %+v, %v", done, err)
+	}
+	for _, shard := range r.Set.All() {
+		var other int
+		if err := db.Pool.QueryRow(t.Context(), `SELECT count(*) FROM saga_outbox_delivery WHERE (slot = '`+shard.Slot+`') <> (`+shard.SQL("partition_key")+`)`).Scan(&other); err != nil || other > 0 {
+			t.Errorf("%s: %d entries are in the wrong slot (%v)", shard.Slot, other, err)
+		}
+	}
 }

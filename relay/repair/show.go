@@ -40,7 +40,7 @@ type Row struct {
 // Show reads one event. Neither a row nor an entry is no error.
 func Show(ctx context.Context, conn *pgx.Conn, id relay.UUID, payload bool) (*Event, error) {
 	e := &Event{EventID: id.String(), Entries: []Letter{}}
-	const columns = `saga_id, aggregate_type, aggregate_id, event_type, status, created_at::text, claimed_at, sent_at, coalesce(retry_count, 0), coalesce(last_error, ''), coalesce(worker_id, ''),
+	const columns = `saga_id::text, aggregate_type::text, ` + relay.RowKey + `, event_type::text, status, created_at::text, claimed_at, sent_at, coalesce(retry_count, 0), coalesce(last_error, ''), coalesce(worker_id, ''),
 		CASE WHEN jsonb_typeof(headers) = 'object' THEN ARRAY(SELECT jsonb_object_keys(headers)) ELSE '{}' END,
 		coalesce(octet_length(payload::text), 0), CASE WHEN $2 THEN payload::text END`
 	for _, table := range []string{"saga_outbox", "saga_outbox_archive"} {

@@ -149,7 +149,8 @@ func (a *Address) resetQueryMode() {
 	if a.StatementCacheCapacity != capacity || a.DescriptionCacheCapacity != capacity {
 		a.Ignored = append(a.Ignored, "statement_cache_capacity, description_cache_capacity: the relay has its own")
 	}
-	a.DefaultQueryExecMode, a.StatementCacheCapacity, a.DescriptionCacheCapacity = mode, capacity, capacity
+	// A connection has room for all statements that it has, and no more: it pays for the room.
+	a.DefaultQueryExecMode, a.StatementCacheCapacity, a.DescriptionCacheCapacity = mode, 128, 0
 }
 
 // withoutDSN drops the connection string that pgconn's parse error quotes: it has the password.

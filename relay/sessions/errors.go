@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -195,6 +196,17 @@ var ErrStandby = errors.New("the server is a standby, which takes no writes; nam
 
 // OldestServer is the first version that the relay works with. It has pgoutput's binary option.
 const OldestServer = 14
+
+// MajorVersion takes 17 out of "17.6 (Debian …)" and 18 out of "18beta1".
+func MajorVersion(version string) int {
+	digits := strings.IndexFunc(version, func(r rune) bool { return r < '0' || r > '9' })
+	if digits < 0 {
+		digits = len(version)
+	}
+	// 0 is too old, and is reported with the version as it was sent
+	n, _ := strconv.Atoi(version[:digits])
+	return n
+}
 
 // TooOld is the error of a server that is too old; nil for one that is not.
 func TooOld(major int, version string) *relay.SetupError {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -67,10 +68,19 @@ const nameLimit = 63
 
 // Name is what pg_stat_activity shows for a purpose, cut off as PostgreSQL does, so that it is
 // found again.
+//
+// Of the slots of a set, whose names differ only at their ends, these ends stay.
 func Name(purpose string) string {
 	name := "sagaz-relay " + purpose
-	return name[:min(len(name), nameLimit)]
+	if len(name) <= nameLimit {
+		return name
+	}
+	end := ofSet.FindString(name)
+	return name[:nameLimit-len(end)] + end
 }
+
+// ofSet is the end of a slot's name that is one of several.
+var ofSet = regexp.MustCompile(`_[0-9]+of[0-9]+$`)
 
 // Options are what one session has beyond the others.
 type Options struct {
@@ -262,7 +272,7 @@ func Dependents(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 // addition to the library's.
 func (a *About) Ours() []string {
 	var names []string
-	for _, name := range []string{"saga_outbox_delivery", "saga_outbox_migrations", "saga_outbox_relay"} {
+	for _, name := range []string{"saga_outbox_delivery", "saga_outbox_migrations", "saga_outbox_relay", "saga_outbox_set"} {
 		if _, is := a.tables[name]; is {
 			names = append(names, name)
 		}

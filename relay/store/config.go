@@ -20,6 +20,28 @@ type Config struct {
 	// Default: the host name. WORKER_ID.
 	Owner string `env:"WORKER_ID"`
 
+	// Slot is the replication slot through which the table's events are delivered, or what the
+	// names of several begin with. Relays with the same one share it: one owns it, the others are
+	// standbys. A relay with another slot is a standby while one of them lives, and takes over what
+	// they left when none has been seen for 2 s.
+	//
+	// Default "sagaz_outbox". RELAY_SLOT.
+	Slot string `env:"RELAY_SLOT"`
+
+	// Publication is the publication whose inserts are read, or what the names of several begin
+	// with. It is created when missing, if the role owns the table.
+	//
+	// Default "sagaz_outbox". RELAY_PUBLICATION.
+	Publication string `env:"RELAY_PUBLICATION"`
+
+	// Shards is among how many replication slots the table's events are divided, by key, so that
+	// several relays work at once: 1 to 64. It counts when the first relay starts, or migrate runs:
+	// then the number is kept in the database, and another one here is only logged. More than 1
+	// needs PostgreSQL 15.
+	//
+	// Default 1. RELAY_SHARDS.
+	Shards int `env:"RELAY_SHARDS"`
+
 	// Mark is what becomes of a row whose event every sink has: "update" sets status and sent_at,
 	// "delete" deletes the row, "archive" moves it to saga_outbox_archive. Rows that were refused
 	// are always kept.
@@ -60,6 +82,9 @@ type Config struct {
 	AcquireInterval time.Duration `env:"RELAY_ACQUIRE_INTERVAL"`
 }
 
+// maxName is how long names of slots and publications may be (NAMEDATALEN).
+const maxName = 63
+
 // Ways to mark.
 const (
 	MarkUpdate  = "update"
@@ -69,7 +94,7 @@ const (
 
 // DefaultConfig returns every default but Owner.
 func DefaultConfig() Config {
-	return Config{Mark: MarkUpdate, ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond, MaxEventBytes: relay.DefaultMaxEventBytes}
+	return Config{Slot: "sagaz_outbox", Publication: "sagaz_outbox", Shards: 1, Mark: MarkUpdate, ClaimTimeout: 5 * time.Minute, LeaseTTL: 9 * time.Second, AcquireInterval: 250 * time.Millisecond, MaxEventBytes: relay.DefaultMaxEventBytes}
 }
 
 // Validate reports everything that is wrong at once.
@@ -80,6 +105,22 @@ func (c *Config) Validate() error {
 	}
 	if c.Owner == "" {
 		errs = append(errs, errors.New("WORKER_ID: empty, and the host name is not known: set it"))
+	}
+	if !validSlotName(c.Slot) {
+		errs = append(errs, fmt.Errorf("RELAY_SLOT=%s: a slot name has 1 to %d of the characters a-z, 0-9 and _", c.Slot, maxName))
+	}
+	if c.Publication == "" || len(c.Publication) > maxName {
+		errs = append(errs, fmt.Errorf("RELAY_PUBLICATION=%s: want a name of 1 to %d bytes", c.Publication, maxName))
+	}
+	if c.Shards < 1 || c.Shards > relay.MaxShards {
+		errs = append(errs, fmt.Errorf("RELAY_SHARDS=%d: want 1 to %d", c.Shards, relay.MaxShards))
+	} else if c.Shards > 1 {
+		last := relay.Set{Slot: c.Slot, Publication: c.Publication, Shards: c.Shards}.Shard(c.Shards - 1)
+		for _, n := range []struct{ variable, base, name string }{{"RELAY_SLOT", c.Slot, last.Slot}, {"RELAY_PUBLICATION", c.Publication, last.Publication}} {
+			if len(n.name) > maxName && len(n.base) <= maxName {
+				errs = append(errs, fmt.Errorf("%s=%s: too long for RELAY_SHARDS=%d: %s has more than %d bytes", n.variable, n.base, c.Shards, n.name, maxName))
+			}
+		}
 	}
 	switch c.Mark {
 	case MarkUpdate, MarkDelete, MarkArchive:
@@ -99,4 +140,17 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// validSlotName follows PostgreSQL's ReplicationSlotValidateName.
+func validSlotName(s string) bool {
+	if s == "" || len(s) > maxName {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
+			return false
+		}
+	}
+	return true
 }

@@ -15,8 +15,15 @@ import (
 
 // fence is what the first statement of a writing transaction notes in the slot's row.
 type fence struct {
-	upTo, confirm relay.LSN
-	atEnd         bool // marked_lsn moves to the end of the WAL
+	upTo  relay.LSN
+	atEnd bool // marked_lsn moves to the end of the WAL
+	notes
+}
+
+// notes are what a mark notes besides.
+type notes struct {
+	confirm relay.LSN
+	doubt   int64 // doubt_since; 0: it stays, -1: none
 }
 
 // fencedTx is a transaction that is sent in one round trip, behind its fence.
@@ -61,7 +68,7 @@ func look(ctx context.Context, conn *pgx.Conn, dest []any, f func() error, sql s
 
 func (l *lease) fenced(f fence) *fencedTx {
 	tx := &fencedTx{lockTimeout: l.store.cfg.LeaseTTL / 9}
-	tx.batch.Queue(fenceSQL, l.slot, l.epoch, int64(f.upTo), int64(f.confirm), f.atEnd)
+	tx.batch.Queue(fenceSQL, l.slot, l.epoch, int64(f.upTo), int64(f.confirm), f.atEnd, f.doubt)
 	return tx
 }
 
@@ -127,7 +134,9 @@ func (t *fencedTx) run(ctx context.Context, conn *pgx.Conn) (err error) {
 func (l *lease) Confirm(ctx context.Context, lsn relay.LSN) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error { return l.fenced(fence{confirm: lsn}).run(ctx, conn) })
+	err := l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return l.fenced(fence{notes: notes{confirm: lsn}}).run(ctx, conn)
+	})
 	if err != nil {
 		return fmt.Errorf("note position %s of slot %q: %w", lsn, l.slot, err)
 	}

@@ -45,7 +45,7 @@ func onEachAlone(t *testing.T, settings map[string]string, test func(t *testing.
 // testConfig is a relay's, with the database's superuser.
 func testConfig(db *pgtest.DB) Config {
 	cfg := DefaultConfig()
-	cfg.DatabaseURL, cfg.Owner = db.DSN, "relay-1"
+	cfg.DatabaseURL, cfg.Owner, cfg.Slot = db.DSN, "relay-1", "outbox"
 	return cfg
 }
 
@@ -61,9 +61,17 @@ func newStore(t testing.TB, cfg Config, log hclog.Logger) *Store {
 	return s
 }
 
+// alone is the shard of a table that is not divided, for a store that has worked with no other slot.
+func alone(s *Store, slot string) relay.Shard {
+	if s.cfg.Slot != slot {
+		s.cfg.Slot = slot
+	}
+	return relay.Alone(slot, "")
+}
+
 func acquire(t testing.TB, s *Store, slot string) *lease {
 	t.Helper()
-	l, err := s.Acquire(t.Context(), slot)
+	l, err := s.Acquire(t.Context(), alone(s, slot))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,14 +85,14 @@ func acquire(t testing.TB, s *Store, slot string) *lease {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		_ = held.Release(ctx) // the test has released it, or does not need it to be
+		_ = held.Release(ctx, true) // the test has released it, or does not need it to be
 	})
 	return held
 }
 
 func release(t testing.TB, l *lease) {
 	t.Helper()
-	if err := l.Release(t.Context()); err != nil {
+	if err := l.Release(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 }

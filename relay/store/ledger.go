@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// blockingSQL counts by the low bits of the hash, so the answer has an end, whatever the
+	// blockingSQL counts by some bits of the hash, so the answer has an end, whatever the
 	// ledger.
 	blockingSQL = `SELECT sink, key_hash & $2::int, count(*), count(*) FILTER (WHERE NOT detached) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2`
 	countsSQL   = `SELECT sink, state, count(*), min(coalesce(event_at, parked_at)) FROM saga_outbox_delivery WHERE slot = $1 GROUP BY 1, 2 ORDER BY 1, 2`
@@ -63,7 +63,7 @@ func (l *lease) LastPosition() int64 { return l.epoch << 40 }
 // Blocking implements relay.Ledger. It reads the whole ledger once, on a connection of its own.
 // Five million entries take some seconds of the server's time. Hundreds of millions take some
 // minutes, which is logged while it lasts. f must not call the lease.
-func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, bucket uint32, entries, blocking int)) error {
+func (l *lease) Blocking(ctx context.Context, mask uint32, f func(sink string, bucket uint32, entries, blocking int)) error {
 	began := time.Now()
 	progress := time.NewTicker(progressEvery)
 	done := make(chan struct{})
@@ -87,7 +87,7 @@ func (l *lease) Blocking(ctx context.Context, buckets int, f func(sink string, b
 		entries, blocking int
 	)
 	dest := []any{&sink, &bucket, &entries, &blocking}
-	err := l.whole(ctx, dest, func() error { f(sink, uint32(bucket), entries, blocking); return nil }, blockingSQL, l.slot, buckets-1)
+	err := l.whole(ctx, "ledger read", dest, func() error { f(sink, uint32(bucket), entries, blocking); return nil }, blockingSQL, l.slot, int32(mask))
 	if err != nil {
 		return fmt.Errorf("read the ledger of slot %q: %w", l.slot, err)
 	}
@@ -100,7 +100,7 @@ func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
 		counts []relay.LedgerCount
 		c      relay.LedgerCount
 	)
-	err := l.whole(ctx, []any{&c.Sink, &c.State, &c.N, &c.Oldest}, func() error { counts = append(counts, c); return nil }, countsSQL, l.slot)
+	err := l.whole(ctx, "count", []any{&c.Sink, &c.State, &c.N, &c.Oldest}, func() error { counts = append(counts, c); return nil }, countsSQL, l.slot)
 	if err != nil {
 		return nil, fmt.Errorf("count the ledger of slot %q: %w", l.slot, err)
 	}
@@ -111,11 +111,13 @@ func (l *lease) Counts(ctx context.Context) ([]relay.LedgerCount, error) {
 // its silence.
 const ledgerMost = 10 * time.Minute
 
-// whole calls f for each row of a query that reads the whole ledger.
-func (l *lease) whole(ctx context.Context, dest []any, f func() error, sql string, args ...any) error {
+// whole calls f for each row of a query that reads the whole ledger, on a connection for a purpose.
+// That may take long: what is due in another slot does not wait for it. Nor does the one look for
+// which deliveries wait, after a slot was taken, wait for counts.
+func (l *lease) whole(ctx context.Context, purpose string, dest []any, f func() error, sql string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, ledgerMost)
 	defer cancel()
-	return l.onConn(ctx, "ledger", func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
+	return l.onConn(ctx, purpose, func(ctx context.Context, conn *pgx.Conn) error { return each(ctx, conn, dest, f, sql, args...) })
 }
 
 // each calls f for each row of a query, on a connection that marks do not use.

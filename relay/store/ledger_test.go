@@ -2,12 +2,17 @@ package store
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
@@ -132,6 +137,58 @@ func TestParkBehindARefusal(t *testing.T) {
 	})
 }
 
+// The ledger is counted by the bits of the keys' hashes that are asked for, also of those whose
+// highest bit the column has as a sign.
+func TestBlockingByBits(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+		marks := parking(marksOf(insert(t, db, 1, 500)), held("kafka"))
+		for i := range marks {
+			marks[i].Key = fmt.Sprint("k", i)
+			marks[i].KeyHash = relay.KeyHash(marks[i].Key)
+		}
+		mark(t, l, marks)
+		for _, mask := range []uint32{0, 1, 1<<16 - 1, 1<<22 - 1, 1<<31 - 1, 1<<32 - 1} {
+			want, got := make(map[uint32]int), make(map[uint32]int)
+			for i := range marks {
+				want[marks[i].KeyHash&mask]++
+			}
+			if err := l.Blocking(t.Context(), mask, func(_ string, bucket uint32, _, n int) { got[bucket] += n }); err != nil {
+				t.Fatal(err)
+			}
+			if !maps.Equal(got, want) {
+				t.Errorf("mask %x: %d buckets, want %d: %v, want %v", mask, len(got), len(want), got, want)
+			}
+		}
+	})
+}
+
+// After a slot was taken, nothing is delivered before the ledger is read. That does not wait for the
+// counts that other slots of the process make.
+func TestBlockingBesideCounts(t *testing.T) {
+	db := pgtest.New(t, pgtest.Migrated())
+	l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
+	counting, end := make(chan error), make(chan struct{})
+	var counts sync.WaitGroup
+	for range atOnce {
+		counts.Go(func() {
+			_ = l.onConn(t.Context(), "count", func(context.Context, *pgx.Conn) error {
+				counting <- nil
+				<-end
+				return nil
+			})
+		})
+		<-counting
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := l.Blocking(ctx, 1<<22-1, func(string, uint32, int, int) {}); err != nil {
+		t.Error(err)
+	}
+	close(end)
+	counts.Wait()
+}
+
 // A dead letter blocks its key or not, as its entry has it.
 func TestParkBehindADeadLetter(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
@@ -145,7 +202,7 @@ func TestParkBehindADeadLetter(t *testing.T) {
 				t.Errorf("detached %t: %s, want %s", detached, got, want)
 			}
 			blocking, all := map[string]int{}, 0
-			if err := l.Blocking(t.Context(), 1<<22, func(sink string, bucket uint32, entries, n int) {
+			if err := l.Blocking(t.Context(), 1<<22-1, func(sink string, bucket uint32, entries, n int) {
 				blocking[fmt.Sprint(sink, bucket == relay.KeyHash("k")%(1<<22))] += n
 				all += entries
 			}); err != nil {

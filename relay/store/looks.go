@@ -11,13 +11,15 @@ import (
 )
 
 // slotSQL reads columns that only newer servers have by way of jsonb, where a column that is not
-// there is NULL. A standby is known by the connection on which it waits for the slot's lease;
-// application_name is shown to everybody.
+// there is NULL. The relays that share the set are known by their roster's connection;
+// application_name is shown to everybody. Those of a version before this one have a connection for
+// the lease instead, also while they wait. Who has both counts once, so of a mixture the most are
+// counted.
 const slotSQL = `SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), (pg_current_wal_lsn() - '0/0')::bigint,
 	coalesce(s.confirmed_flush_lsn - '0/0', 0)::bigint, coalesce(s.restart_lsn - '0/0', 0)::bigint, coalesce(s.wal_status, ''), s.safe_wal_size,
 	CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN 0 ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size')) END,
 	extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8,
-	(SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $2),
+	(SELECT greatest(count(*) FILTER (WHERE application_name = $2), count(*) FILTER (WHERE application_name = $3)) FROM pg_stat_activity WHERE datname = current_database()),
 	st.total_txns, st.total_bytes, st.spill_txns, st.spill_bytes, st.stream_bytes
 	FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1 AND s.database = current_database() LEFT JOIN pg_stat_replication_slots st ON st.slot_name = $1`
 
@@ -30,7 +32,7 @@ func (l *lease) Slot(ctx context.Context) (relay.SlotInfo, error) {
 		stats                  [5]*int64
 	)
 	err := l.fact(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		err := conn.QueryRow(ctx, slotSQL, l.slot, applicationName("lease "+l.slot)).
+		err := conn.QueryRow(ctx, slotSQL, l.slot, applicationName("lease "+l.slot), applicationName("roster "+l.store.cfg.Slot)).
 			Scan(&info.Exists, &info.Active, &walEnd, &flush, &restart, &info.WALStatus, &info.SafeWALSize, &info.KeepSize,
 				&inactive, &info.Relays, &stats[0], &stats[1], &stats[2], &stats[3], &stats[4])
 		if isPooled(conn) {
@@ -55,7 +57,7 @@ func (l *lease) Slot(ctx context.Context) (relay.SlotInfo, error) {
 // Updates implements relay.Lease.
 func (l *lease) Updates(ctx context.Context) (u relay.TableUpdates, err error) {
 	err = l.fact(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `SELECT coalesce(sum(n_tup_upd), 0)::bigint, coalesce(sum(n_tup_hot_upd), 0)::bigint FROM pg_stat_all_tables WHERE relid = to_regclass('saga_outbox')`).Scan(&u.All, &u.HOT)
+		return conn.QueryRow(ctx, `SELECT coalesce(sum(n_tup_upd), 0)::bigint, coalesce(sum(n_tup_hot_upd), 0)::bigint, coalesce(sum(n_tup_ins), 0)::bigint FROM pg_stat_all_tables WHERE relid = to_regclass('saga_outbox')`).Scan(&u.All, &u.HOT, &u.Inserts)
 	})
 	if err != nil {
 		return u, fmt.Errorf("read the statistics of saga_outbox: %w", err)
@@ -78,7 +80,7 @@ func (l *lease) Table(ctx context.Context) (relay.TableInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, tableTimeout)
 	defer cancel()
 	t := relay.TableInfo{Rows: make(map[string]int64)}
-	err := l.onConn(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
+	err := l.onConn(ctx, "count", func(ctx context.Context, conn *pgx.Conn) error {
 		var status string
 		var n int64
 		var oldest *timestamp

@@ -51,13 +51,13 @@ func TestSlotCountsRelays(t *testing.T) {
 		}
 		waiting := make(chan *lease)
 		go func() { waiting <- acquire(t, newStore(t, testConfig(db), nil), "outbox") }()
-		db.Until(t, `SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay lease outbox'`)
+		db.Until(t, `SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay roster outbox'`)
 		if got := relays(); got != 2 {
 			t.Errorf("with a standby: got %d relays, want 2", got)
 		}
 		release(t, l)
 		l = <-waiting
-		db.Until(t, `SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay lease outbox'`)
+		db.Until(t, `SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sagaz-relay roster outbox'`)
 		if got := relays(); got != 1 {
 			t.Errorf("after the first has gone: got %d relays, want 1", got)
 		}
@@ -105,8 +105,8 @@ func TestUpdates(t *testing.T) {
 			settled(t, l, events)
 		}
 		u, err := l.Updates(t.Context())
-		if err != nil || u.All != 50 || u.HOT > u.All {
-			t.Errorf("got %+v, %v, want 50 updates", u, err)
+		if err != nil || u.All != 50 || u.HOT > u.All || u.Inserts != 50 {
+			t.Errorf("got %+v, %v, want 50 updates and 50 inserts", u, err)
 		}
 	})
 }

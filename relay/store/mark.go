@@ -20,7 +20,7 @@ import (
 // Mark sees the entry that blocks a key, and makes its own held. Or Resolve has deleted that entry
 // before, and Mark sees nothing. Or Resolve comes after, and sees the held one.
 const fenceSQL = `UPDATE saga_outbox_relay SET marked_lsn = greatest(marked_lsn, '0/0'::pg_lsn + $3::numeric, CASE WHEN $5::boolean THEN pg_current_wal_insert_lsn() ELSE '0/0' END),
-	confirmed_lsn = greatest(confirmed_lsn, '0/0'::pg_lsn + $4::numeric) WHERE slot = $1 AND epoch = $2`
+	confirmed_lsn = greatest(confirmed_lsn, '0/0'::pg_lsn + $4::numeric), doubt_since = CASE $6::bigint WHEN 0 THEN doubt_since ELSE nullif($6::bigint, -1) END WHERE slot = $1 AND epoch = $2`
 
 // owned is true in the statements after fenceSQL when it found its row.
 const owned = ` AND EXISTS (SELECT FROM saga_outbox_relay WHERE slot = $2 AND epoch = $3)`
@@ -89,7 +89,11 @@ func (l *lease) Mark(ctx context.Context, b relay.MarkBatch) (later []int, err e
 	// Keys with an event that is not marked yet: the parts that follow must not pass it.
 	blocked := make(map[string]bool)
 	err = l.batched(ctx, "mark", len(b.Marks), func(lo, hi int) error {
-		some, theirs, err := l.mark(ctx, part{marks: b.Marks[lo:hi], from: lo}, b.Confirm, blocked)
+		n := notes{confirm: b.Confirm}
+		if hi-lo == len(b.Marks) { // a part leaves the others in doubt
+			n.doubt = doubtMillis(b.Since)
+		}
+		some, theirs, err := l.mark(ctx, part{marks: b.Marks[lo:hi], from: lo}, n, blocked)
 		if err != nil {
 			return err
 		}
@@ -127,7 +131,7 @@ func (l *lease) probeMarks(ctx context.Context, b relay.MarkBatch) error {
 	w := l.store.writes(b.Marks)
 	w.hollow()
 	return l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := l.write(ctx, conn, b.Confirm, w)
+		_, err := l.write(ctx, conn, notes{confirm: b.Confirm}, w)
 		return err
 	})
 }
@@ -211,12 +215,24 @@ func story(parked []relay.Parked) (status string, attempts int32, text string) {
 }
 
 // write runs the mark transaction and returns how many rows it found.
-func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w *writes) (found int, err error) {
+func (l *lease) write(ctx context.Context, conn *pgx.Conn, n notes, w *writes) (found int, err error) {
+	if w.onlyDelivers() && !l.marks.skip && l.store.nearSQL() != "" && l.marks.near.pays(len(w.delivered), l.store.nearLeast) {
+		if err := l.marks.near.ask(ctx, conn); err != nil {
+			return 0, err
+		}
+		if !l.marks.near.never {
+			found, err = l.writeNear(ctx, conn, n, w)
+			if err == nil || !l.marks.near.refused(err) {
+				return found, err
+			}
+			found = 0
+		}
+	}
 	variant := func(sql string) string { return sql }
 	if l.marks.skip {
 		variant = skipping
 	}
-	tx := l.fenced(fence{upTo: w.upTo, confirm: confirm, atEnd: w.atEnd})
+	tx := l.fenced(fence{upTo: w.upTo, notes: n, atEnd: w.atEnd})
 	if w.parks {
 		w.entries.queue(tx, l)
 	}
@@ -231,6 +247,22 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, confirm relay.LSN, w 
 		}
 	}
 	return found, tx.run(ctx, conn)
+}
+
+// onlyDelivers reports whether all rows get the same mark.
+func (w *writes) onlyDelivers() bool { return w.delivers && !w.refuses && !w.parks }
+
+// writeNear is write for such rows, which are looked for on their pages.
+func (l *lease) writeNear(ctx context.Context, conn *pgx.Conn, n notes, w *writes) (found int, err error) {
+	tx := l.fenced(fence{upTo: w.upTo, notes: n, atEnd: w.atEnd})
+	tx.queue(nil, nearSettingsSQL)
+	var there, others int
+	tx.query([]any{&there, &others}, func() error {
+		l.marks.near.saw(there, len(w.delivered))
+		return nil
+	}, l.store.nearSQL(), w.delivered, l.slot, l.epoch, w.delivered.samples(nearSamples))
+	err = tx.run(ctx, conn)
+	return there + others, err
 }
 
 // missing finds out, after fewer rows were marked than asked for, which of them are not visible

@@ -32,19 +32,19 @@ func (p part) and(other part, i int) part {
 // mark is one transaction of Mark, and the look at what it has not found. later are the events that
 // have to be marked again, and locked those of them whose rows exist. Events of keys in blocked are
 // among later.
-func (l *lease) mark(ctx context.Context, of part, confirm relay.LSN, blocked map[string]bool) (later, locked []int, err error) {
-	return l.markNow(ctx, l.left.behind(of), confirm, blocked)
+func (l *lease) mark(ctx context.Context, of part, n notes, blocked map[string]bool) (later, locked []int, err error) {
+	return l.markNow(ctx, l.left.behind(of), n, blocked)
 }
 
 // markNow is mark for events that have no leftover in front.
-func (l *lease) markNow(ctx context.Context, of part, confirm relay.LSN, blocked map[string]bool) (later, locked []int, err error) {
+func (l *lease) markNow(ctx context.Context, of part, n notes, blocked map[string]bool) (later, locked []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	err = l.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		later, locked, err = l.markInOrder(ctx, conn, of, confirm, blocked)
+		later, locked, err = l.markInOrder(ctx, conn, of, n, blocked)
 		if isLocked(err) && !l.marks.skip {
 			l.marks.skip = true
-			later, locked, err = l.markInOrder(ctx, conn, of, confirm, blocked)
+			later, locked, err = l.markInOrder(ctx, conn, of, n, blocked)
 		}
 		if err == nil {
 			// A locked row of another batch will come again.
@@ -58,13 +58,13 @@ func (l *lease) markNow(ctx context.Context, of part, confirm relay.LSN, blocked
 // markInOrder marks what can be marked, but no event whose key has an earlier one that cannot be.
 // If the relay dies now, the next owner delivers that one again, and what arrives again has to be a
 // suffix.
-func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, of part, confirm relay.LSN, blocked map[string]bool) (later, locked []int, err error) {
+func (l *lease) markInOrder(ctx context.Context, conn *pgx.Conn, of part, n notes, blocked map[string]bool) (later, locked []int, err error) {
 	now, later, locked, err := l.notYet(ctx, conn, of, blocked)
 	if err != nil {
 		return nil, nil, err
 	}
 	w := l.store.writes(now.marks)
-	found, err := l.write(ctx, conn, confirm, w)
+	found, err := l.write(ctx, conn, n, w)
 	if err != nil || found >= len(w.delivered)+len(w.refused) {
 		return later, locked, err
 	}

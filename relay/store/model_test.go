@@ -408,7 +408,7 @@ func (m *model) replay() {
 	if len(again) == 0 {
 		return
 	}
-	r := repair.Replay{EventIDs: again, Sinks: modelSinks[:2], Slot: m.slot}
+	r := repair.Replay{EventIDs: again, Sinks: modelSinks[:2], Set: relay.Alone(m.slot, "").Set}
 	plan, err := repair.PlanReplay(m.t.Context(), m.conn, r)
 	if err == nil {
 		_, err = plan.Run(m.t.Context(), m.conn, r)

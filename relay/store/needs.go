@@ -25,6 +25,7 @@ var rights = []right{
 	{table: "saga_outbox", rights: []string{"SELECT", "UPDATE"}, relay: everyRelay},
 	{table: "saga_outbox", rights: []string{"DELETE"}, relay: func(mark string, retention, _ bool) bool { return mark != MarkUpdate || retention }, who: "RELAY_MARK=delete or archive, RELAY_RETENTION"},
 	{table: "saga_outbox_relay", rights: []string{"SELECT", "INSERT", "UPDATE"}, relay: everyRelay},
+	{table: "saga_outbox_set", rights: []string{"SELECT", "INSERT", "UPDATE"}, relay: everyRelay},
 	{table: "saga_outbox_delivery", rights: []string{"SELECT", "INSERT", "UPDATE", "DELETE"}, relay: everyRelay},
 	{table: archiveTable, rights: []string{"SELECT", "INSERT", "UPDATE"}, relay: func(mark string, _, archive bool) bool { return archive || mark == MarkArchive }, who: "RELAY_MARK=archive, RELAY_RETENTION_ACTION=archive, replay"},
 	{table: "saga_outbox", rights: []string{"INSERT"}, who: "replay of what is in the archive; load"},

@@ -81,7 +81,7 @@ func TestPooler(t *testing.T) {
 			if _, err := l.Counts(t.Context()); err != nil {
 				t.Error(err)
 			}
-			if err := l.Blocking(t.Context(), 1<<22, func(string, uint32, int, int) {}); err != nil {
+			if err := l.Blocking(t.Context(), 1<<22-1, func(string, uint32, int, int) {}); err != nil {
 				t.Error(err)
 			}
 			if n, err := l.Prune(t.Context(), 0, true, 100); err != nil || n != map[string]int{MarkUpdate: 8}[mode] {
@@ -115,9 +115,10 @@ func waiting(t testing.TB, s *Store, slot string) (got chan *lease, stop context
 	ctx, cancel := context.WithCancel(t.Context())
 	got = make(chan *lease, 1)
 	ended := make(chan struct{})
+	shard := alone(s, slot)
 	go func() {
 		defer close(ended)
-		if l, err := s.Acquire(ctx, slot); err == nil {
+		if l, err := s.Acquire(ctx, shard); err == nil {
 			got <- l.(*lease)
 		}
 	}()
@@ -169,7 +170,7 @@ func TestPoolerLease(t *testing.T) {
 			if third.Epoch() != second.Epoch()+1 {
 				t.Errorf("%s: epoch %d after %d", name, third.Epoch(), second.Epoch())
 			}
-			if err := second.Release(t.Context()); err != nil { // late, and of no effect
+			if err := second.Release(t.Context(), true); err != nil { // late, and of no effect
 				t.Errorf("%s: %v", name, err)
 			}
 			if got := value[bool](t, db.Pool, `SELECT released_at IS NULL FROM saga_outbox_relay`); !got {

@@ -20,7 +20,7 @@ import (
 func TestMarkDuringResolve(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		l := acquire(t, newStore(t, testConfig(db), nil), "outbox")
-		twin := newLease(l.store, l.slot, l.log, nil)
+		twin := newLease(l.store, l.shard, l.log, nil)
 		twin.epoch = l.epoch // the same owner's, with a marking connection of its own
 		t.Cleanup(func() { twin.marks.close(context.WithoutCancel(t.Context())) })
 		const n, keys = 2000, 5

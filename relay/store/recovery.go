@@ -114,10 +114,11 @@ func (l *lease) Horizon(ctx context.Context) (relay.Horizon, error) {
 // NoteSlot notes which rows a slot will not deliver: those that are visible by now. It is called
 // right after the slot was made by a command that does not read it. The slot's first owner sweeps
 // these rows and leaves the others to the slot.
-func NoteSlot(ctx context.Context, conn *pgx.Conn, slot string) error {
-	_, err := conn.Exec(ctx, `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, sweep_snapshot, sweep_lsn, released_at)
-		VALUES ($1::text, 0, '', pg_current_snapshot()::text, (SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1::text), now())
-		ON CONFLICT (slot) DO UPDATE SET sweep_owed = true, sweep_cause = 'missing', sweep_snapshot = excluded.sweep_snapshot, sweep_lsn = excluded.sweep_lsn`, slot)
+func NoteSlot(ctx context.Context, conn *pgx.Conn, shard relay.Shard) error {
+	slot := shard.Slot
+	_, err := conn.Exec(ctx, `INSERT INTO saga_outbox_relay AS s (slot, shard, shards, epoch, owner, sweep_snapshot, sweep_lsn, released_at)
+		VALUES ($1::text, $2::int, $3::int, 0, '', pg_current_snapshot()::text, (SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1::text), now())
+		ON CONFLICT (slot) DO UPDATE SET sweep_owed = true, sweep_cause = 'missing', sweep_snapshot = excluded.sweep_snapshot, sweep_lsn = excluded.sweep_lsn`, slot, shard.Index, max(1, shard.Set.Shards))
 	if err != nil {
 		return fmt.Errorf("note that slot %q was made: %w", slot, setup(err))
 	}

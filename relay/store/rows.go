@@ -285,7 +285,7 @@ func columnsOf(ctx context.Context, conn *pgx.Conn, table uint32) ([]columns.Col
 		oid int64
 		fn  *string
 	)
-	err := each(ctx, conn, []any{&c.Name, &oid, &c.Type, &fn, &c.Length}, func() error {
+	err := each(ctx, conn, []any{&c.Name, &oid, &c.Type, &fn, &c.Length, &c.Collation}, func() error {
 		c.OID, c.Send = uint32(oid), ""
 		if fn != nil {
 			c.Send = *fn

@@ -18,6 +18,7 @@ type marks struct {
 	closed   bool
 	skip     bool     // rows that we want are locked by other sessions: mark the others
 	seen     snapshot // the last one that was asked for; see notYet
+	near     near
 }
 
 // openMarks makes the connection.
@@ -27,6 +28,7 @@ func (l *lease) openMarks(ctx context.Context) error {
 		return err
 	}
 	l.marks.seen = snapshot{} // it may be another server
+	l.marks.near = near{}
 	if isPooled(conn) {
 		l.marks.conn = conn
 		return nil

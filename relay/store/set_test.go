@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -21,12 +22,16 @@ import (
 
 // quickLease makes a store whose standbys notice soon.
 func quickLease(t testing.TB, db *pgtest.DB, owner string, change func(*Config)) *Store {
+	return quickLeaseLogs(t, db, owner, nil, change)
+}
+
+func quickLeaseLogs(t testing.TB, db *pgtest.DB, owner string, log hclog.Logger, change func(*Config)) *Store {
 	cfg := testConfig(db)
 	cfg.Owner, cfg.LeaseTTL, cfg.AcquireInterval = owner, testTTL, 50*time.Millisecond
 	if change != nil {
 		change(&cfg)
 	}
-	return newStore(t, cfg, nil)
+	return newStore(t, cfg, log)
 }
 
 // The slot was renamed while its sink was down. The new one takes what the old one left, in order,
@@ -54,7 +59,7 @@ func TestRenamedSlotInherits(t *testing.T) {
 		exec(t, db, `INSERT INTO saga_outbox_delivery (event_id, sink, slot, position, partition_key, key_hash, event_type, state, next_attempt_at)
 			SELECT event_id, 'kafka', $1, (payload->>'n')::bigint + 100, 'k', $2, 'Tested', CASE payload->>'n' WHEN '1' THEN 'retry' ELSE 'held' END, CASE payload->>'n' WHEN '1' THEN now() END
 			FROM saga_outbox WHERE payload->>'n' IN ('1', '2')`, x, int32(relay.KeyHash("k")))
-		zombie := newLease(newStore(t, testConfig(db), nil), x, newStore(t, testConfig(db), nil).log, nil)
+		zombie := newLease(newStore(t, testConfig(db), nil), relay.Alone(x, ""), newStore(t, testConfig(db), nil).log, nil)
 		zombie.epoch = 7
 
 		l := acquire(t, quickLease(t, db, "relay-y", nil), y)
@@ -201,6 +206,62 @@ func TestAnotherSlotStandsBy(t *testing.T) {
 	}
 }
 
+// In a restart, or while the number of slots is being changed, nobody owns a slot for a moment, and
+// nobody shows that it lives while connections are made again. A relay of another slot takes nothing
+// then; but not for ever, because those whose set it is may be unable to, or gone.
+func TestAnotherSlotWaitsForThoseWhoLive(t *testing.T) {
+	t.Parallel()
+	for name, of := range map[string]struct {
+		used   bool          // somebody had the slot once
+		lives  time.Duration // for how long one of its relays is seen
+		ttl    time.Duration
+		atOnce bool
+		least  time.Duration // until it is taken over
+	}{
+		"one lives and takes nothing":    {lives: time.Minute, ttl: 2 * time.Second, least: 3 * 2 * time.Second},
+		"one dies":                       {used: true, lives: time.Second, ttl: time.Minute, least: time.Second + desertedFor},
+		"nobody is seen in this moment":  {used: true, ttl: time.Minute, least: desertedFor},
+		"nobody ever delivered anything": {ttl: time.Minute, atOnce: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t, pgtest.Migrated())
+			exec(t, db, `INSERT INTO saga_outbox_set (slot, publication, shards) VALUES ('x', 'p', 1)`)
+			if of.used {
+				exec(t, db, `INSERT INTO saga_outbox_relay (slot, epoch, owner, released_at) VALUES ('x', 3, 'first', now())`)
+			}
+			if of.lives > 0 {
+				member := db.Conn(t)
+				if _, err := member.Exec(t.Context(), `SELECT pg_advisory_lock_shared($1::bigint::int, $2::bigint::int)`, int64(memberClass), int64(int32(familyOf("x")<<16|7))); err != nil {
+					t.Fatal(err)
+				}
+				time.AfterFunc(of.lives, func() { _ = member.PgConn().Conn().Close() }) // as one that dies
+			}
+			began := time.Now()
+			s := quickLease(t, db, "other", func(cfg *Config) { cfg.LeaseTTL = of.ttl })
+			got, stop := waiting(t, s, "y")
+			defer stop()
+			for deadline := time.Now().Add(soon); !of.atOnce && s.Waiting("y") == nil; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the other does not report what it waits for")
+				}
+			}
+			if err := s.Waiting("y"); !of.atOnce && (!strings.Contains(err.Error(), `"x", owned by `) || !strings.Contains(err.Error(), "RELAY_SLOT=x")) {
+				t.Errorf("the other waits for %v", err)
+			}
+			select {
+			case l := <-got:
+				if took := time.Since(began); took < of.least {
+					t.Errorf("the slot is taken over after %s, want %s at least", took, of.least)
+				}
+				release(t, l)
+			case <-time.After(of.least + soon):
+				t.Errorf("the other does not take over; %v", s.Waiting("y"))
+			}
+		})
+	}
+}
+
 // The server's clock steps, by an hour ahead or back: who owns a slot without a lock keeps it, and
 // when it is gone the next comes.
 func TestPooledLeaseAndTheServersClock(t *testing.T) {
@@ -212,7 +273,8 @@ func TestPooledLeaseAndTheServersClock(t *testing.T) {
 			// hour ahead.
 			exec(t, db, `UPDATE saga_outbox_relay SET renewed_at = renewed_at + $1::interval`, step)
 			ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-			if _, err := quickLease(t, db, "second", nil).Acquire(ctx, "x"); err == nil || !l.Valid() {
+			second := quickLease(t, db, "second", nil)
+			if _, err := second.Acquire(ctx, alone(second, "x")); err == nil || !l.Valid() {
 				t.Errorf("%s: taken from an owner that lives", step)
 			}
 			cancel()
@@ -240,10 +302,11 @@ func TestOneSetOfSlots(t *testing.T) {
 		)
 		for i := range 6 {
 			s := quickLease(t, db, fmt.Sprint("relay-", i), func(cfg *Config) { cfg.AcquireInterval = 20 * time.Millisecond })
+			shard := alone(s, fmt.Sprint("slot_", i%3))
 			all.Go(func() {
 				for turns.Load() < 12 {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-					l, err := s.Acquire(ctx, fmt.Sprint("slot_", i%3))
+					l, err := s.Acquire(ctx, shard)
 					cancel()
 					if err != nil {
 						continue
@@ -254,7 +317,7 @@ func TestOneSetOfSlots(t *testing.T) {
 					turns.Add(1)
 					time.Sleep(20 * time.Millisecond)
 					holding.Add(-1)
-					if err := l.Release(t.Context()); err != nil {
+					if err := l.Release(t.Context(), true); err != nil {
 						t.Error(err)
 					}
 				}
@@ -284,8 +347,9 @@ func TestOldRelayAndTheSet(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := quickLease(t, db, "new", nil)
 		done := make(chan relay.Lease, 1)
+		shard := alone(s, "y")
 		go func() {
-			l, _ := s.Acquire(ctx, "y")
+			l, _ := s.Acquire(ctx, shard)
 			done <- l
 		}()
 		for range 10 {
@@ -298,7 +362,7 @@ func TestOldRelayAndTheSet(t *testing.T) {
 		}
 		if value[bool](t, old, `SELECT pg_advisory_unlock($1, hashtext('x'))`, lockClass) {
 			l := <-done
-			defer func() { _ = l.Release(context.Background()) }()
+			defer func() { _ = l.Release(context.Background(), true) }()
 		}
 		cancel()
 		// Another old one, which was started later, takes the slot for owned.

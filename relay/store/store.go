@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -14,16 +15,22 @@ import (
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
-// Store is the outbox in one database. It has no connection of its own: a lease has two, for as
-// long as it lasts.
+// Store is the outbox in one database. While it has leases, each of them has two connections, and
+// all together have those of conns.
 type Store struct {
 	cfg  Config
 	conn *sessions.Address
 	log  hclog.Logger
 
 	leases           sync.Map // by slot: the *lease that this process has or had last
-	waiting          sync.Map // by slot: the error that keeps Acquire from asking
+	conns            conns
+	roster           *roster
+	create           func(context.Context, relay.Shard) (relay.LSN, error) // see Changes
+	onlyStreams      bool                                                  // see Changes
+	unreadFor        time.Duration                                         // see forgo
+	taking           relay.Turn                                            // one slot is taken at a time
 	bounds           bounds
+	nearLeast        int
 	prunes, prunesTo bool // see Prunes
 
 	// pooled is what the last connection was: 0 is not known, 1 direct, 2 through a pooler.
@@ -46,7 +53,8 @@ func New(cfg Config, log hclog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, conn: conn, log: log.Named("store"), bounds: bounds{heldAtOnce, freedAtOnce, freedOfKey}}
+	s := &Store{cfg: cfg, conn: conn, log: log.Named("store"), bounds: bounds{heldAtOnce, freedAtOnce, freedOfKey}, nearLeast: nearLeast}
+	s.roster, s.taking, s.unreadFor = newRoster(s), relay.NewTurn(), unreadLeases*cfg.LeaseTTL
 	for _, parameter := range conn.Ignored {
 		s.log.Warn("a parameter of DATABASE_URL has no effect", "parameter", parameter)
 	}
@@ -101,17 +109,19 @@ func (s *Store) Prunes(archive bool) { s.prunes, s.prunesTo = true, archive }
 // statements are those that Check plans: all that touch the tables.
 func (s *Store) statements() []string {
 	all := []string{
-		acquireSQL, takenSQL, othersSQL, bequeathSQL, inheritSQL, frontSQL, moveSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
+		lookSQL, shareSetSQL, nameSetSQL, beginChangeSQL, endChangeSQL, changerSQL, disownSQL, newRowsSQL, madeSQL, drainSQL, remakeSQL, switchSQL, lockRowsSQL, newSetSQL, oldSlotsSQL, acquireSQL, takenSQL, releaseSQL, sentOnceSQL, othersSQL, bequeathSQL, fellowsSQL, inheritSQL, frontSQL, moveSQL, blockingSQL, countsSQL, fenceSQL, s.deliveredSQL(), withoutEntries(s.deliveredSQL()), refusedSQL, statusSQL, parkSQL,
 		lookUpSQL, inLedgerSQL, claimSQL, dueSQL, nextSQL, holdAgainSQL, rowsSQL, takeOutSQL, chargeSQL, behindSQL, freeSQL, stuckSQL, setStatusSQL, giveUpSQL,
 		notedSQL, anySentSQL, noteSinksSQL, oweSweepSQL, sweepFromSQL, endSweepSQL, horizonSQL, reviveSQL,
 		unmarkedSQL, remarkDueSQL, lockedSQL, remarkedSQL, postponeSQL, givenUpSQL, convertSQL, withoutOthers(s.deliveredSQL()), withoutOthers(giveUpSQL),
-		systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL,
+		readSetSQL, makeSetSQL, systemSQL, clearSQL, otherClusterSQL, otherTimelineSQL,
 	}
 	if s.prunes {
 		all = append(all, pruneSQL(oldestSQL, s.prunesTo), pruneSQL(placeSQL, s.prunesTo))
 	}
 	for kind := range wanted {
-		all = append(all, keysSQL(kind, false), keysSQL(kind, true), pieceSQL(kind))
+		for _, shard := range []relay.Shard{relay.Alone("", ""), relay.Set{Shards: relay.MaxShards}.Shard(0)} {
+			all = append(all, keysSQL(shard, kind, false), keysSQL(shard, kind, true), pieceSQL(shard, kind), backlogSQL(shard))
+		}
 	}
 	return all
 }

@@ -59,7 +59,7 @@ func TestCheck(t *testing.T) {
 				s := newStore(t, withMark(db, tt.mode), nil)
 				wantSetup(t, s.Check(t.Context()), tt.want...)
 				if tt.name == "NoRelayTable" {
-					_, err := s.Acquire(t.Context(), "outbox")
+					_, err := s.Acquire(t.Context(), relay.Alone("outbox", ""))
 					wantSetup(t, err, tt.want...)
 				}
 			})
@@ -84,7 +84,7 @@ func TestCheckRights(t *testing.T) {
 			if strings.Contains(err.Error(), password) {
 				t.Error("the error holds the password")
 			}
-			_, err = s.Acquire(t.Context(), "outbox")
+			_, err = s.Acquire(t.Context(), relay.Alone("outbox", ""))
 			wantSetup(t, err, "saga_outbox_relay", "GRANT")
 
 			exec(t, db, setup.Fix)
@@ -98,7 +98,7 @@ func TestCheckRights(t *testing.T) {
 			if got := settled(t, l, []relay.Event{{ID: id(1)}, {ID: id(2)}}); !got[0] || !got[1] {
 				t.Errorf("%s: settled %v", mode, got)
 			}
-			if err := l.Release(t.Context()); err != nil {
+			if err := l.Release(t.Context(), true); err != nil {
 				t.Errorf("%s: %v", mode, err)
 			}
 			exec(t, db, `TRUNCATE saga_outbox, saga_outbox_archive, saga_outbox_delivery`)

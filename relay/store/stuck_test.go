@@ -29,9 +29,9 @@ func TestLeaseKeptWhileItsRowIsLocked(t *testing.T) {
 		defer waiting.Wait()
 		defer stop()
 		waiting.Go(func() {
-			if next, err := standby.Acquire(standing, "outbox"); err == nil {
+			if next, err := standby.Acquire(standing, relay.Alone("outbox", "")); err == nil {
 				t.Error("the standby has taken the slot")
-				_ = next.Release(context.WithoutCancel(t.Context()))
+				_ = next.Release(context.WithoutCancel(t.Context()), true)
 			}
 		})
 		person, err := db.Conn(t).Begin(t.Context())
@@ -200,7 +200,7 @@ func TestNothingWaitsWithoutEnd(t *testing.T) {
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
-		_ = l.Release(releasing)
+		_ = l.Release(releasing, true)
 	}()
 	within(t, 20*time.Second, "the release", released)
 	stop()

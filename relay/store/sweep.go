@@ -46,7 +46,7 @@ var inNoLedger = `NOT ` + hasEntries("o.event_id", ``)
 //
 // Rows in the ledger are left out, but for pending ones with a dead entry, which are returned as
 // such. A dead letter has status dead_letter, so a person has set such a row back to pending.
-func keysSQL(kind relay.SweepKind, since bool) string {
+func keysSQL(shard relay.Shard, kind relay.SweepKind, since bool) string {
 	window := `$6::timestamptz IS NULL`
 	if since {
 		window = `created_at >= $6::timestamptz`
@@ -59,7 +59,7 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 		ended AS (SELECT min(x::text::bigint) AS first FROM pg_snapshot_xip($4::text::pg_snapshot) AS x WHERE NOT $5::boolean AND pg_xact_status(x) IS DISTINCT FROM 'in progress' AND pg_xact_status(x) IS DISTINCT FROM 'aborted'),
 		asking AS MATERIALIZED (SELECT coalesce(created_at::timestamptz, '2000-01-01 00:00:00+00') AS created_at, cmin::text::bigint AS command, xmax::text <> '0' AS touched, ctid AS place, event_id,
 				coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(headers), 0) AS size, xmin::text::bigint AS xmin FROM saga_outbox
-			WHERE ` + wanted[kind] + ` AND ` + window + `),
+			WHERE ` + wanted[kind] + ` AND ` + window + andOf(shard) + `),
 		ordered AS (SELECT created_at, CASE WHEN bool_or(touched) OVER (PARTITION BY created_at) THEN 0 ELSE command END AS command, place, event_id, size, xmin FROM asking),
 		seen AS MATERIALIZED (SELECT a.created_at, a.command, a.place, a.event_id, a.size, now.last - (((now.last - a.xmin) % 4294967296) + 4294967296) % 4294967296 AS xid FROM ordered a, now
 			WHERE $7::timestamptz IS NULL OR (a.created_at, a.command, a.place) > ($7, $8::bigint, $9::text::tid))
@@ -71,8 +71,8 @@ func keysSQL(kind relay.SweepKind, since bool) string {
 }
 
 // pieceSQL reads rows that are still of that kind.
-func pieceSQL(kind relay.SweepKind) string {
-	return strings.Replace(eventSQL("$5::int8"), `FROM saga_outbox o`, `FROM (SELECT * FROM saga_outbox WHERE event_id = ANY($4::uuid[]) OFFSET 0) o`, 1) + ` WHERE ` + wanted[kind] + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
+func pieceSQL(shard relay.Shard, kind relay.SweepKind) string {
+	return strings.Replace(eventSQL("$5::int8"), `FROM saga_outbox o`, `FROM (SELECT * FROM saga_outbox WHERE event_id = ANY($4::uuid[]) OFFSET 0) o`, 1) + ` WHERE ` + wanted[kind] + andOf(shard) + ` AND ` + inNoLedger + ` ORDER BY array_position($4::uuid[], event_id)`
 }
 
 // reviveSQL sets dead entries back to retry now, as if they had never been refused.
@@ -96,9 +96,7 @@ type sweepKey struct {
 // taken strictly: what may not have been visible is left for a later sweep, because the stream may
 // be delivering it.
 func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
-	err := l.onConn(ctx, "sweep", func(ctx context.Context, conn *pgx.Conn) error {
-		return l.sweep(ctx, conn, q, f)
-	})
+	err := l.sweep(ctx, q, f)
 	var stop *stopped
 	switch {
 	case errors.As(err, &stop):
@@ -109,12 +107,17 @@ func (l *lease) Sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Ev
 	return nil
 }
 
+// backlogSQL counts the rows that a sweep would find, up to $1.
+func backlogSQL(shard relay.Shard) string {
+	return `SELECT count(*) FROM (SELECT FROM saga_outbox o WHERE status = 'pending'` + andOf(shard) + ` AND ` + inNoLedger + ` LIMIT $1) p`
+}
+
 // Backlog implements relay.Sweeper.
 func (l *lease) Backlog(ctx context.Context, limit int) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	err = l.onConn(ctx, "backlog", func(ctx context.Context, conn *pgx.Conn) error {
-		return each(ctx, conn, []any{&n}, func() error { return nil }, `SELECT count(*) FROM (SELECT FROM saga_outbox o WHERE status = 'pending' AND `+inNoLedger+` LIMIT $1) p`, limit)
+	err = l.onConn(ctx, "count", func(ctx context.Context, conn *pgx.Conn) error {
+		return each(ctx, conn, []any{&n}, func() error { return nil }, backlogSQL(l.shard), limit)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("count the rows of slot %q: %w", l.slot, err)
@@ -127,7 +130,15 @@ type stopped struct{ err error }
 
 func (s *stopped) Error() string { return s.err.Error() }
 
-func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f func([]relay.Event) error) error {
+// sweeps runs a statement of a sweep in its time. The connection is given back after each, because
+// f may take as long as the budget in flight is spent, and other slots have to sweep, too.
+func (l *lease) sweeps(ctx context.Context, p *patience, f func(context.Context, *pgx.Conn) error) error {
+	return l.onConn(ctx, "sweep", func(ctx context.Context, conn *pgx.Conn) error {
+		return p.within(ctx, func(ctx context.Context) error { return f(ctx, conn) })
+	})
+}
+
+func (l *lease) sweep(ctx context.Context, q relay.SweepQuery, f func([]relay.Event) error) error {
 	var (
 		cfg      = &l.store.cfg
 		kind     = []any{cfg.ClaimTimeout.Seconds(), l.claimPrefix(), fmt.Sprintf("%s%d/", l.claimPrefix(), l.epoch)}
@@ -144,7 +155,7 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 		looking = &l.sweeping.window
 	}
 	if q.Seen == "" {
-		err := l.facts.within(ctx, func(ctx context.Context) error {
+		err := l.sweeps(ctx, &l.facts, func(ctx context.Context, conn *pgx.Conn) error {
 			return conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&before)
 		})
 		if err != nil {
@@ -160,7 +171,7 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 			back bool
 			n    int
 		)
-		err := looking.within(ctx, func(ctx context.Context) error {
+		err := l.sweeps(ctx, looking, func(ctx context.Context, conn *pgx.Conn) error {
 			return each(ctx, conn, []any{&k.at, &k.command, &k.place, &id, &k.size, &back}, func() error {
 				n++
 				k.id = id
@@ -172,7 +183,7 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 					keys = append(keys, k)
 				}
 				return nil
-			}, keysSQL(q.Kind, since != nil), append(kind[:3:3], seen, generous, since, only(looked, after.at), after.command, only(looked, after.place), sweepKeys)...)
+			}, keysSQL(l.shard, q.Kind, since != nil), append(kind[:3:3], seen, generous, since, only(looked, after.at), after.command, only(looked, after.place), sweepKeys)...)
 		})
 		if err != nil {
 			return err
@@ -192,7 +203,7 @@ func (l *lease) sweep(ctx context.Context, conn *pgx.Conn, q relay.SweepQuery, f
 			seen, generous = &before, true
 		}
 		for limit := pieceRows; len(keys) > 0; {
-			if keys, err = l.piece(ctx, conn, q.Kind, kind, keys, &limit, f); err != nil {
+			if keys, err = l.piece(ctx, q.Kind, kind, keys, &limit, f); err != nil {
 				return err
 			}
 		}
@@ -222,7 +233,7 @@ func (l *lease) revive(ctx context.Context, ids uuids) error {
 // piece reads the rows of the first keys and gives to f what fits. It returns the keys that are
 // left. At most limit are taken, which it adapts to how large rows are. What does not fit is read
 // again, so that it is fresh when its turn comes.
-func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind, args []any, keys []sweepKey, limit *int, f func([]relay.Event) error) ([]sweepKey, error) {
+func (l *lease) piece(ctx context.Context, kind relay.SweepKind, args []any, keys []sweepKey, limit *int, f func([]relay.Event) error) ([]sweepKey, error) {
 	stored := 0
 	ids := make(uuids, 0, min(len(keys), *limit))
 	for n := 0; n < len(keys) && n < *limit && (n == 0 || stored+keys[n].size <= pieceBytes); n++ {
@@ -233,9 +244,9 @@ func (l *lease) piece(ctx context.Context, conn *pgx.Conn, kind relay.SweepKind,
 		events []relay.Event
 		n      int
 	)
-	err := l.sweeping.piece.within(ctx, func(ctx context.Context) (err error) {
+	err := l.sweeps(ctx, &l.sweeping.piece, func(ctx context.Context, conn *pgx.Conn) (err error) {
 		events, n, err = l.readRows(ctx, conn, ids, sweepBytes, func(ids uuids) (string, []any) {
-			return pieceSQL(kind), append(args[:3:3], ids, l.store.cfg.MaxEventBytes)
+			return pieceSQL(l.shard, kind), append(args[:3:3], ids, l.store.cfg.MaxEventBytes)
 		})
 		return err
 	})

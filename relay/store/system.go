@@ -43,7 +43,7 @@ const (
 		SELECT ctid FROM saga_outbox_delivery WHERE slot = $1 AND (xid IS NOT NULL OR commit_lsn IS NOT NULL) LIMIT $2 FOR UPDATE))`
 
 	otherClusterSQL = `UPDATE saga_outbox_relay SET system_id = $3, timeline = $4, marked_lsn = '0/0', confirmed_lsn = '0/0',
-		sweep_owed = true, sweep_cause = '` + string(relay.GoneRestored) + `', sweep_snapshot = NULL, sweep_lsn = NULL WHERE slot = $1 AND epoch = $2`
+		sweep_owed = true, sweep_cause = '` + string(relay.GoneRestored) + `', sweep_snapshot = NULL, sweep_lsn = NULL, doubt_since = NULL WHERE slot = $1 AND epoch = $2`
 
 	otherTimelineSQL = `UPDATE saga_outbox_relay SET timeline = $3, confirmed_lsn = '0/0' WHERE slot = $1 AND epoch = $2`
 )

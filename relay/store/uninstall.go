@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/internal/term"
+	"github.com/sagaz-relay/relay/relay"
 	"github.com/sagaz-relay/relay/relay/sessions"
 )
 
@@ -28,12 +28,29 @@ type Belonging struct {
 // ErrInUse means that a relay runs.
 var ErrInUse = errors.New("a relay is running")
 
-// Belongings are what relays have made in this database and its server for it: slots, publication,
-// origins and, if they are asked for, our own tables. Nothing that another database or another
-// program made is among them. slots and publication are those of the settings.
-func Belongings(ctx context.Context, conn *pgx.Conn, slots []string, publication string, withTables bool) ([]Belonging, error) {
+// Belongings are what relays have made in this database and its server for it: slots,
+// publications, origins and, if they are asked for, our own tables. Nothing that another database
+// or another program made is among them. set is as the settings have it; slots and publications of
+// sets with another number of slots are found by their names.
+func Belongings(ctx context.Context, conn *pgx.Conn, set relay.Set, withTables bool) ([]Belonging, error) {
 	about := sessions.Of(conn.PgConn())
-	slots = slices.Clone(slots)
+	slots := []string{set.Slot}
+	publications := []string{set.Publication}
+	if about.Named("saga_outbox_set") != nil {
+		noted, err := ReadSet(ctx, conn)
+		if err != nil {
+			return nil, err
+		}
+		if noted != nil {
+			slots, publications = append(slots, noted.Slot), append(publications, noted.Publication)
+		}
+	}
+	made, err := names(ctx, conn, `SELECT slot_name::text FROM pg_replication_slots, unnest($1::text[]) AS base
+		WHERE database = current_database() AND plugin = 'pgoutput' AND `+ofAnySet("slot_name::text", "base"), slots)
+	if err != nil {
+		return nil, fmt.Errorf("read the slots: %w", setup(err))
+	}
+	slots = append(slots, made...)
 	if about.Named("saga_outbox_relay") != nil {
 		noted, err := names(ctx, conn, `SELECT slot FROM saga_outbox_relay`)
 		if err != nil {
@@ -74,17 +91,20 @@ func Belongings(ctx context.Context, conn *pgx.Conn, slots []string, publication
 		all = append(all, Belonging{Kind: "origin", Name: origin, sql: `SELECT pg_replication_origin_drop(` + term.Literal(origin) + `)`})
 	}
 	var others int
-	err = conn.QueryRow(ctx, `SELECT (SELECT count(*) FROM pg_publication_tables t WHERE t.pubname = p.pubname AND t.tablename <> 'saga_outbox') FROM pg_publication p WHERE p.pubname = $1`, publication).Scan(&others)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-	case err != nil:
-		return nil, fmt.Errorf("look at publication %s: %w", publication, setup(err))
-	default:
-		b := Belonging{Kind: "publication", Name: publication, sql: `DROP PUBLICATION IF EXISTS ` + term.Ident(publication)}
-		if others > 0 {
-			b.Stays, b.Note = true, "it carries other tables, too"
-		}
-		all = append(all, b)
+	rows, err = conn.Query(ctx, `SELECT pubname::text, (SELECT count(*) FROM pg_publication_tables t WHERE t.pubname = p.pubname AND t.tablename <> 'saga_outbox') FROM pg_publication p
+		WHERE EXISTS (SELECT FROM unnest($1::text[]) AS base WHERE pubname::text = base OR `+ofAnySet("pubname::text", "base")+`) ORDER BY pubname`, publications)
+	if err == nil {
+		_, err = pgx.ForEachRow(rows, []any{&name, &others}, func() error {
+			b := Belonging{Kind: "publication", Name: name, sql: `DROP PUBLICATION IF EXISTS ` + term.Ident(name)}
+			if others > 0 {
+				b.Stays, b.Note = true, "it carries other tables, too"
+			}
+			all = append(all, b)
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at publications: %w", setup(err))
 	}
 	if !withTables {
 		return all, nil

@@ -386,7 +386,7 @@ func (l *lease) rewrite(ctx context.Context, until time.Time) error {
 
 // rewriteOne writes one leftover to the table or to the ledger, if that is possible by now.
 func (l *lease) rewriteOne(ctx context.Context, m relay.Mark) (written bool, err error) {
-	later, _, err := l.markNow(ctx, part{marks: []relay.Mark{m}}, 0, map[string]bool{})
+	later, _, err := l.markNow(ctx, part{marks: []relay.Mark{m}}, notes{}, map[string]bool{})
 	if err == nil && len(later) == 0 {
 		return true, nil
 	}

@@ -356,9 +356,9 @@ func TestMarkKeepsInMemoryWhatTheLedgerRefuses(t *testing.T) {
 			t.Errorf("%d rows would be delivered again", len(found))
 		}
 		// The next owner would: they are pending.
-		other := newLease(l.store, l.slot, l.log, nil)
+		other := newLease(l.store, l.shard, l.log, nil)
 		other.epoch = l.epoch
-		t.Cleanup(func() { other.marks.close(context.Background()); other.conns.close() })
+		t.Cleanup(func() { other.marks.close(context.Background()) })
 		if found := sweepAll(t, other); !slices.Equal(found, []relay.UUID{id(10), id(20), id(21), id(22)}) {
 			t.Errorf("the next owner finds %d rows", len(found))
 		}

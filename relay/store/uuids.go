@@ -6,7 +6,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// uuids is a uuid[] parameter that pgx encodes without reflection on its elements.
+// uuids is a uuid[] parameter that pgx encodes without reflection on its elements, and without an
+// allocation for each.
 type uuids []relay.UUID
 
 var _ pgtype.ArrayGetter = uuids(nil)
@@ -18,5 +19,12 @@ func (u uuids) Dimensions() []pgtype.ArrayDimension {
 	return []pgtype.ArrayDimension{{Length: int32(len(u)), LowerBound: 1}}
 }
 
-func (u uuids) Index(i int) any { return pgtype.UUID{Bytes: u[i], Valid: true} }
-func (u uuids) IndexType() any  { return pgtype.UUID{} }
+func (u uuids) Index(i int) any { return (*element)(&u[i]) }
+func (u uuids) IndexType() any  { return (*element)(nil) }
+
+// element is one of them, where it is.
+type element relay.UUID
+
+var _ pgtype.UUIDValuer = (*element)(nil)
+
+func (e *element) UUIDValue() (pgtype.UUID, error) { return pgtype.UUID{Bytes: *e, Valid: true}, nil }

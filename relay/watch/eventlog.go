@@ -13,7 +13,8 @@ import (
 //
 //	received ─▶ published (a line a sink) ───────────▶ marked
 //	       │       ▲
-//	       │       └── not taken, to be offered again
+//	       │       ├── not taken, to be offered again
+//	       │       └── arrived: an owner that died has sent it ─▶ marked
 //	       └──▶ refused (WARNING), parked ───────────▶ marked
 //	                                                     │
 //	       resolved ◀── published, or refused again ◀── retried
@@ -80,6 +81,16 @@ func logNotTaken(log hclog.Logger, sink string, batch []*relay.Flight, offers in
 	}
 	for _, f := range batch {
 		log.Debug("event not taken, to be offered again", factsOf(f, "sink", sink, "attempt", attempt(f, offers), "error_type", failureOf(err))...)
+	}
+}
+
+// logArrived logs events that a sink has from an owner that died.
+func logArrived(log hclog.Logger, sink string, batch []*relay.Flight) {
+	if !log.IsDebug() {
+		return
+	}
+	for _, f := range batch {
+		log.Debug("event had arrived, and is not sent again", factsOf(f, "sink", sink)...)
 	}
 }
 

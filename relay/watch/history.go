@@ -3,6 +3,7 @@ package watch
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -130,6 +131,11 @@ func (h *history) add(now time.Time, elapsed time.Duration, st Status) {
 	h.tick, h.end = int64(elapsed/historyEvery)+1, now
 	if h.slots == nil {
 		h.slots, h.sinks = make(map[string]*slotSamples), make(map[string]*samples)
+	}
+	for name := range h.slots {
+		if !slices.ContainsFunc(st.Slots, func(s SlotStatus) bool { return s.Slot == name }) {
+			delete(h.slots, name) // the table is divided in another way
+		}
 	}
 	for i := range st.Slots {
 		slot := &st.Slots[i]

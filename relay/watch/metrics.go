@@ -37,6 +37,9 @@ type Metrics struct {
 	attempts      *prometheus.CounterVec
 	acks          *prometheus.CounterVec
 	bytes         *prometheus.CounterVec
+	arrived       *prometheus.CounterVec
+	tailRead      *prometheus.CounterVec
+	tailUnread    *prometheus.CounterVec
 	publishErrors *prometheus.CounterVec
 	parked        *prometheus.CounterVec
 	ackSeconds    *histograms
@@ -149,6 +152,9 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 		"or transient errors (timeout, connection, other). Divided by outbox_publish_attempts_total it is the error rate.", nil, "sink", "reason")
 	m.acks = counters("outbox_acknowledged_events_total", "Events that the sink has acknowledged.", nil, "sink")
 	m.bytes = counters("outbox_acknowledged_bytes_total", "Bytes of keys and bodies that the sink has acknowledged.", nil, "sink")
+	m.arrived = counters("outbox_tail_arrived_events_total", "Events that a relay which died had sent and not marked, found at the sink after the takeover and not sent again.", nil, "sink")
+	m.tailRead = counters("outbox_tail_records_read_total", "Records read back from the sink after a takeover, whoever sent them.", nil, "sink")
+	m.tailUnread = counters("outbox_tail_unread_total", "Parts of topics that could not be read back after a takeover, or not to their ends, so that what the relay before sent there may have been sent again.", nil, "sink")
 	m.ackSeconds = histogram("outbox_commit_to_ack_seconds", "Time from the commit of an event's transaction to the sink's acknowledgement, by the clocks of database and relay; only events that the stream delivered.",
 		[]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}, nil, "sink")
 	m.batchSeconds = histogram("outbox_batch_publish_seconds", "Time that an offer of a batch to the sink took, whatever came of it.",
@@ -197,7 +203,6 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 
 // configure takes over what the engine is.
 func (m *Metrics) configure(about *relay.About) {
-	m.slots.slots = about.Slots
 	m.exemplars = about.Traced
 	for _, mode := range []string{relay.ModeAuto, relay.ModeCDC, relay.ModePolling} {
 		m.wanted.WithLabelValues(mode).Set(oneIf(mode == about.Mode))

@@ -21,6 +21,9 @@ type sinkMetrics struct {
 	attempts     prometheus.Counter
 	acks         prometheus.Counter
 	bytes        prometheus.Counter
+	arrived      prometheus.Counter
+	tailRead     prometheus.Counter
+	tailUnread   prometheus.Counter
 	errors       map[string]prometheus.Counter // by reason; read-only
 	ack          *histogram
 	batch        *histogram
@@ -46,6 +49,7 @@ func (m *Metrics) sink(name string) *sinkMetrics {
 	s := &sinkMetrics{
 		m: m, up: m.sinkUp.WithLabelValues(name), isolated: m.sinkIsolated.WithLabelValues(name),
 		attempts: m.attempts.WithLabelValues(name), acks: m.acks.WithLabelValues(name), bytes: m.bytes.WithLabelValues(name),
+		arrived: m.arrived.WithLabelValues(name), tailRead: m.tailRead.WithLabelValues(name), tailUnread: m.tailUnread.WithLabelValues(name),
 		errors: make(map[string]prometheus.Counter),
 		ack:    m.ackSeconds.with(name), batch: m.batchSeconds.with(name), batchEvents: m.batchEvents.with(name),
 	}

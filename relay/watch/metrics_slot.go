@@ -1,7 +1,10 @@
 package watch
 
 import (
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,21 +17,24 @@ import (
 // a missing value would keep the autoscaler from scaling down.
 type slotSeries struct {
 	descs map[string]*prometheus.Desc
+	// pending is how many events wait now; nil: there is no engine yet.
+	pending atomic.Pointer[func() float64]
 
-	mu    sync.Mutex // guards what follows
-	slots []string   // all that are configured
+	mu    sync.Mutex            // guards what follows
+	now   func() relay.Snapshot // nil: the engine has not begun
+	of    relay.Set
 	owned map[string]*slotSample
 }
 
 // slotSample is one slot at its owner's last look.
 type slotSample struct {
 	epoch     int64
+	since     time.Time // the lease was taken
 	mode      string
 	streaming bool
 	inflight  int
 	bytes     int
 	limit     [2]int  // events and bytes
-	waiting   float64 // events, with an estimate of those not read
 	lag       float64 // seconds
 	oldest    float64 // seconds
 	budget    int64   // WAL, bytes; 0: none
@@ -80,6 +86,12 @@ var slotDefinitions = []slotDefinition{
 	{
 		"outbox_oldest_pending_seconds", "Age of the oldest event that waits: in flight, in the ledger (without dead letters), or, while the slot is not read, pending in the table.", prometheus.GaugeValue,
 		func(s *slotSample) (float64, bool) { return s.oldest, true },
+	},
+	{
+		"outbox_slot_inflight_ratio", "Part of the slot's share of the in-flight budget that is taken, of events or of bytes, whichever is more. At 1 the relay reads no further.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) {
+			return max(float64(s.inflight)/float64(max(1, s.limit[0])), float64(s.bytes)/float64(max(1, s.limit[1]))), true
+		},
 	},
 	{
 		"outbox_slot_confirmed_flush_lag_bytes", "WAL written and not confirmed by the relay. It rises while events wait.", prometheus.GaugeValue,
@@ -144,8 +156,12 @@ var slotDefinitions = []slotDefinition{
 		func(s *slotSample) (float64, bool) { return counted(s, statsOf(s).StreamBytes) },
 	},
 	{
-		"outbox_slot_epoch", "How many owners the slot has had. Its changes are handovers.", prometheus.GaugeValue,
+		"outbox_slot_epoch", "A number that is higher for each new owner of the slot. It may rise by more than 1, and a slot that a change of their number makes begins above the old ones.", prometheus.GaugeValue,
 		func(s *slotSample) (float64, bool) { return float64(s.epoch), true },
+	},
+	{
+		"outbox_slot_lease_seconds", "For how long the slot's owner has had it: the time since the last handover.", prometheus.GaugeValue,
+		func(s *slotSample) (float64, bool) { return max(0, time.Since(s.since).Seconds()), !s.since.IsZero() },
 	},
 	{
 		"outbox_relays", "Relays that live, the owner and the standbys of the slot; 1 means that no other would take over. Absent through a pooler.", prometheus.GaugeValue,
@@ -181,16 +197,21 @@ func newSlotSeries(workerID string) *slotSeries {
 		labels     []string
 	}{
 		{"outbox_pending_events_total", "Events waiting on the slots that this relay owns: in flight and in the ledger, exact, plus " +
-			"those that the stream has not brought yet, by a count of the table's rows now and then and an estimate in between; one that waits for two sinks is in the ledger twice, " +
-			"and counts twice; 0 on a standby, so that the sum over pods is the backlog. A gauge, despite its name, which the autoscaler knows.", nil, nil},
+			"those that are not read yet, by a count of the table's rows every second or more seldom and an estimate in between; one that waits for two sinks is in the ledger twice, " +
+			"and counts twice. On one of the relays also those of slots that no relay owns, so that the sum over pods is the backlog; 0 on other standbys. A gauge, despite its name, which the autoscaler knows.", nil, nil},
 		{"outbox_pending_events", "The same as outbox_pending_events_total, under a gauge's name.", nil, nil},
 		{"outbox_processing_events_total", "Events in flight: read from the slot and not yet marked. A gauge, despite its name.", worker, nil},
 		{"outbox_inflight_bytes", "Bytes of the events in flight.", nil, nil},
-		{"outbox_inflight_limit_events", "RELAY_INFLIGHT_EVENTS for all owned slots. When it is reached the relay stops reading.", nil, nil},
-		{"outbox_inflight_limit_bytes", "RELAY_INFLIGHT_BYTES for all owned slots.", nil, nil},
-		{"outbox_shards", "Replication slots that share out the table's keys.", nil, nil},
+		{"outbox_inflight_limit_events", "RELAY_INFLIGHT_EVENTS, of which each owned slot has an equal share; 0 on a standby. When a share is spent the relay stops reading the slot.", nil, nil},
+		{"outbox_inflight_limit_bytes", "RELAY_INFLIGHT_BYTES, of which each owned slot has an equal share; 0 on a standby.", nil, nil},
+		{"outbox_shards", "Replication slots that share out the table's keys; 0 until the database has answered.", nil, nil},
 		{"outbox_shards_owned", "Those whose lease this relay holds; 0 on a standby.", nil, nil},
-		{"outbox_slot_owned", "1 on the relay that holds the slot's lease, 0 on the others.", nil, []string{"slot"}},
+		{"outbox_shards_target", "Slots after the change of their number that is under way (migrate --shards); as many as outbox_shards without one. Every relay exports it.", nil, nil},
+		{"outbox_shards_change", "1 for the state of that change, 0 for the others: making (the new slots), draining (the old slots are read up to the switch, and stop). Both are 0 without a change. Every relay exports it.", nil, []string{"state"}},
+		{"outbox_shards_change_seconds", "For how long that change has been under way; 0 without one. Every relay exports it.", nil, nil},
+		{"outbox_slot_switch_bytes", "WAL that an old slot still has to deliver before that change can switch to the new ones; 0 when it is past the switch, and without a change; absent where that is not known. Every relay exports it.", nil, []string{"slot"}},
+		{"outbox_slot_owned", "1 on the relay that holds the slot's lease, 0 on the others. A relay that stands by because the table's events are delivered through another RELAY_SLOT exports none.", nil, []string{"slot"}},
+		{"outbox_slot_stalled_seconds", "For how long the slot has not moved though there is work and the next step is the relay's; a few seconds are nothing. A sink that is down does not count, nor does waiting for PostgreSQL or for other workers.", nil, []string{"slot"}},
 		{"outbox_slot_wal_status", "1 for the slot's wal_status, 0 for the others. lost means that PostgreSQL has removed WAL that the slot needed, missing that there is no slot.", nil, []string{"slot", "status"}},
 		{"outbox_mode", "1 for how events are found now, 0 for the others: cdc (from the slot), polling (from the table), recovering (from the table, before the slot is read).", nil, []string{"slot", "mode"}},
 		{"outbox_ledger_events", "Events in the ledger by sink and state: retry (to be offered), held (behind another of their key), dead (for a person).", nil, []string{"sink", "state"}},
@@ -202,6 +223,20 @@ func newSlotSeries(workerID string) *slotSeries {
 		s.descs[d.name] = prometheus.NewDesc(d.name, d.help, d.labels, d.constant)
 	}
 	return s
+}
+
+// begin takes over how to look at the engine.
+func (s *slotSeries) begin(now func() relay.Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now = now
+}
+
+// divided takes over how the table is divided.
+func (s *slotSeries) divided(set relay.Set) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.of = set
 }
 
 // set notes a sample of an owned slot.
@@ -227,6 +262,20 @@ func (s *slotSeries) own(slot string) {
 	}
 }
 
+// slots are those of the set, and those of the one before that are still at work. It is called with
+// mu held.
+func (s *slotSeries) slots() (all []string) {
+	for _, shard := range s.of.All() {
+		all = append(all, shard.Slot)
+	}
+	for _, slot := range slices.Sorted(maps.Keys(s.owned)) {
+		if !slices.Contains(all, slot) {
+			all = append(all, slot)
+		}
+	}
+	return all
+}
+
 // Describe implements prometheus.Collector.
 func (s *slotSeries) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range s.descs {
@@ -236,6 +285,11 @@ func (s *slotSeries) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (s *slotSeries) Collect(metrics chan<- prometheus.Metric) {
+	now := s.look()
+	waiting := 0.0
+	if pending := s.pending.Load(); pending != nil {
+		waiting = (*pending)()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	send := func(name string, kind prometheus.ValueType, value float64, labels ...string) {
@@ -250,13 +304,21 @@ func (s *slotSeries) Collect(metrics chan<- prometheus.Metric) {
 		state relay.State
 	}
 	ledger := make(map[sinkState]int64)
-	for _, slot := range s.slots {
+	for _, slot := range s.slots() {
 		sample, owned := s.owned[slot]
-		gauge("outbox_slot_owned", oneIf(owned), slot)
+		is := slotOf(&now, slot)
+		if owned || is.Occupied == nil {
+			gauge("outbox_slot_owned", oneIf(owned), slot)
+		}
+		if left := leftOf(now.Change, slot); left != nil {
+			gauge("outbox_slot_switch_bytes", float64(*left), slot)
+		}
+		if is.Work != nil && !is.Moved.IsZero() {
+			gauge("outbox_slot_stalled_seconds", max(0, time.Since(is.Moved).Seconds()), slot)
+		}
 		if sample == nil {
 			continue
 		}
-		sum.waiting += sample.waiting
 		sum.inflight += sample.inflight
 		sum.bytes += sample.bytes
 		sum.limit[0] += sample.limit[0]
@@ -291,19 +353,66 @@ func (s *slotSeries) Collect(metrics chan<- prometheus.Metric) {
 				gauge("outbox_events_by_state", float64(sample.rows[state]), state)
 			}
 		}
-		if slot == s.slots[0] && sample.hotRatio >= 0 {
+		if sample.hotRatio >= 0 {
 			gauge("outbox_marks_hot_ratio", sample.hotRatio)
 		}
 	}
 	for key, n := range ledger {
 		gauge("outbox_ledger_events", float64(n), key.sink, string(key.state))
 	}
-	gauge("outbox_pending_events_total", sum.waiting)
-	gauge("outbox_pending_events", sum.waiting)
+	gauge("outbox_pending_events_total", waiting)
+	gauge("outbox_pending_events", waiting)
 	gauge("outbox_processing_events_total", float64(sum.inflight))
 	gauge("outbox_inflight_bytes", float64(sum.bytes))
 	gauge("outbox_inflight_limit_events", float64(sum.limit[0]))
 	gauge("outbox_inflight_limit_bytes", float64(sum.limit[1]))
-	gauge("outbox_shards", float64(len(s.slots)))
+	gauge("outbox_shards", float64(s.of.Shards))
 	gauge("outbox_shards_owned", float64(len(s.owned)))
+	target, seconds, state := s.of.Shards, 0.0, ""
+	if c := now.Change; c != nil {
+		target, seconds, state = c.Target, max(0, time.Since(c.Began).Seconds()), c.State
+	}
+	gauge("outbox_shards_target", float64(target))
+	gauge("outbox_shards_change_seconds", seconds)
+	for _, one := range []string{relay.SetMaking, relay.SetDraining} {
+		gauge("outbox_shards_change", oneIf(one == state), one)
+	}
+}
+
+// look is what the engine is like now.
+func (s *slotSeries) look() (now relay.Snapshot) {
+	s.mu.Lock()
+	look := s.now
+	s.mu.Unlock()
+	if look != nil { // not with mu held: it takes the engine's
+		now = look()
+	}
+	return now
+}
+
+// slotOf is a slot as the engine has it.
+func slotOf(now *relay.Snapshot, slot string) *relay.SlotSnapshot {
+	for i := range now.Slots {
+		if now.Slots[i].Slot == slot {
+			return &now.Slots[i]
+		}
+	}
+	return &relay.SlotSnapshot{}
+}
+
+// leftOf is what a slot has left to the switch of a change; nil where that is not known.
+func leftOf(change *relay.SetChange, slot string) *int64 {
+	var none int64
+	if change == nil {
+		return &none
+	}
+	if change.State != relay.SetDraining { // nobody knows yet where the switch will be
+		return nil
+	}
+	for _, old := range change.Old {
+		if old.Slot == slot {
+			return old.Left
+		}
+	}
+	return &none
 }

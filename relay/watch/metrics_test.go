@@ -55,7 +55,8 @@ func busyMetrics() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg, "worker-1", DefaultConfig())
 	const slot = "sagaz_outbox"
-	m.configure(&relay.About{Slots: []string{slot}})
+	m.configure(&relay.About{})
+	m.slots.divided(relay.Alone(slot, slot).Set)
 	m.Build("1.0", "abc")
 	m.MemoryLimit(1 << 29)
 	s := m.sink("kafka")
@@ -63,8 +64,11 @@ func busyMetrics() *prometheus.Registry {
 	s.acked([]*relay.Flight{f}, time.Millisecond)
 	m.marked(slot, []*relay.Flight{f})
 	safe := int64(1 << 30)
+	m.slots.begin(func() relay.Snapshot {
+		return relay.Snapshot{Slots: []relay.SlotSnapshot{{Slot: slot, Moved: time.Now(), Work: &relay.WorkSnapshot{}}}}
+	})
 	m.slots.set(slot, &slotSample{
-		looked: true, budget: 1 << 29, rows: map[string]int64{"sent": 1}, sinks: []string{"kafka"},
+		since: time.Now(), looked: true, budget: 1 << 29, rows: map[string]int64{"sent": 1}, sinks: []string{"kafka"},
 		info: relay.SlotInfo{Exists: true, KeepSize: 1 << 30, SafeWALSize: &safe, Relays: 3, Stats: &relay.SlotStats{}},
 	})
 	return reg

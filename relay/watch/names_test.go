@@ -21,7 +21,7 @@ func TestLongNamesAreNotKept(t *testing.T) {
 	const mb = 1 << 20
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg, "relay-1", DefaultConfig())
-	m.configure(&relay.About{Slots: []string{"outbox"}})
+	m.slots.divided(relay.Alone("outbox", "outbox").Set)
 	before := resident()
 	for i := range 60 {
 		ev := relay.Event{

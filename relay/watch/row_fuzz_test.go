@@ -63,7 +63,7 @@ func TestNoRowEndsTheProcess(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(1, uint64(len(envelope))))
 			reg := prometheus.NewRegistry()
 			m := NewMetrics(reg, anyText(rnd), DefaultConfig())
-			m.configure(&relay.About{Slots: []string{"outbox"}})
+			m.slots.divided(relay.Alone("outbox", "outbox").Set)
 			var lines bytes.Buffer
 			log := hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: &lines, JSONFormat: true})
 			for i := range rows {

@@ -17,9 +17,20 @@ import (
 //
 // It cannot know what happened before this relay owned the slot: a saga that was under way then
 // counts as started again, with a duration from then on. Nor can it know events that never were in
-// the outbox, or, where several slots share out the table, those events of a saga that another slot
-// has. Rows that the stream did not deliver (set back by a person, left behind by another worker)
-// do not count, because most of them were counted before.
+// the outbox. Rows that the stream did not deliver (set back by a person, left behind by another
+// worker) do not count, because most of them were counted before.
+//
+// Where several slots share out the table, a saga whose events have one key is one slot's, and all
+// of this holds. One whose events have several keys is spread: no relay need see both its first
+// event and its last, and nothing but the database could put the parts together. So:
+//
+//   - completed and failed are right all the same: one event says so, and one relay has it.
+//   - so is started, where a rule names the event that starts a saga.
+//   - else started counts each relay that sees a part, and so do compensated and
+//     compensation_failed. A saga cannot count as compensated in more relays than its keys have.
+//   - active, oldest and duration leave such sagas out, instead of showing as stuck what has ended
+//     elsewhere. They are known by their name: two keys in one saga of a name mean that all of that
+//     name are spread, which any relay sees soon.
 type sagas struct {
 	rules    []sagaRule
 	explicit bool // a rule names the events that start a saga; otherwise the first one seen does
@@ -37,6 +48,7 @@ type sagas struct {
 	names    map[string]*sagaType
 	stepSets map[[2]string]*sagaSteps
 	tracked  map[uint64]*trackedSaga // by a hash of saga_id
+	shards   int                     // slots of the table
 	order    trackedSaga             // ring of those tracked, the one heard of last in front
 }
 
@@ -56,6 +68,8 @@ type sagaType struct {
 	started, completed, failed, compensated, uncompensated prometheus.Counter
 	durationCompleted, durationFailed                      *histogram
 	active                                                 int
+	// Events of one saga have several keys, and the table several slots: none is active.
+	spread bool
 }
 
 type sagaSteps struct{ success, failed, compensated, uncompensated prometheus.Counter }
@@ -65,6 +79,7 @@ type trackedSaga struct {
 	id   uint64
 	of   *sagaType
 	slot string
+	key  uint64 // a hash of that of its first event
 	// Created_at of its first event; by the application's clock, as that of the last.
 	first         relay.Timestamp
 	events        int
@@ -97,17 +112,18 @@ func newSagas(reg prometheus.Registerer, rules []string) *sagas {
 		reg.MustRegister(c)
 		return c
 	}
-	s.started = counters("outbox_saga_started_total", "Sagas of which a first event was seen in the outbox. After a change of the slot's owner, those under way count again.", "saga_name")
-	s.completed = counters("outbox_saga_completed_total", "Sagas that ended well, by their events (RELAY_SAGA_RULES).", "saga_name")
-	s.failed = counters("outbox_saga_failed_total", "Sagas that ended otherwise, compensated or not.", "saga_name")
-	s.compensated = counters("outbox_saga_compensated_total", "Sagas in which at least one step was compensated.", "saga_name")
-	s.uncompensated = counters("outbox_saga_compensation_failed_total", "Sagas in which at least one step could not be compensated, so that what it did is still in effect. "+
+	s.started = counters("outbox_saga_started_total", "Sagas of which a first event was seen in the outbox. After a change of the slot's owner, those under way count again. "+
+		"Where a table has several slots and a saga's events several keys, it counts once for each relay that sees some of them, unless a rule of RELAY_SAGA_RULES names the event that starts a saga.", "saga_name")
+	s.completed = counters("outbox_saga_completed_total", "Sagas that ended well, by their events (RELAY_SAGA_RULES). Each counts once over all relays, also where a table has several slots and a saga's events several keys.", "saga_name")
+	s.failed = counters("outbox_saga_failed_total", "Sagas that ended otherwise, compensated or not. Each counts once over all relays, as for outbox_saga_completed_total.", "saga_name")
+	s.compensated = counters("outbox_saga_compensated_total", "Sagas in which at least one step was compensated; once for each relay that sees such a step, where a table has several slots and a saga's events several keys.", "saga_name")
+	s.uncompensated = counters("outbox_saga_compensation_failed_total", "Sagas in which at least one step could not be compensated, so that what it did is still in effect; once for each relay that sees such a step, as for outbox_saga_compensated_total. "+
 		"The library's own listener reports none: see docs/metrics.md.", "saga_name")
-	s.steps = counters("outbox_saga_steps_total", "Steps of sagas by outcome: success, failed, compensated, compensation_failed.", "saga_name", "step_name", "outcome")
-	s.duration = newHistograms("outbox_saga_duration_seconds", "Time from a saga's first event to its last by their created_at, by how it ended (completed, failed); only sagas whose first event this owner saw.",
+	s.steps = counters("outbox_saga_steps_total", "Steps of sagas by outcome: success, failed, compensated, compensation_failed. Each counts once over all relays.", "saga_name", "step_name", "outcome")
+	s.duration = newHistograms("outbox_saga_duration_seconds", "Time from a saga's first event to its last by their created_at, by how it ended (completed, failed); only sagas whose first event this owner saw. Not counted where a table has several slots and the events of such sagas several keys: no relay need see both.",
 		[]float64{0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}, nil, "saga_name", "status")
-	s.active = prometheus.NewDesc("outbox_saga_active", "Sagas of which this owner saw the first event and not the last. Sagas without a type for the end stay in it until others push them out.", []string{"saga_name"}, nil)
-	s.oldest = prometheus.NewDesc("outbox_saga_oldest_active_seconds", "Age of the oldest of them, from the created_at of its first event; 0 without any. A steady rise means a saga that is stuck.", []string{"saga_name"}, nil)
+	s.active = prometheus.NewDesc("outbox_saga_active", "Sagas of which this owner saw the first event and not the last. Sagas without a type for the end stay in it until others push them out. Absent where a table has several slots and the events of such sagas several keys: another relay may see the last.", []string{"saga_name"}, nil)
+	s.oldest = prometheus.NewDesc("outbox_saga_oldest_active_seconds", "Age of the oldest of them, from the created_at of its first event; 0 without any, absent like outbox_saga_active. A steady rise means a saga that is stuck.", []string{"saga_name"}, nil)
 	s.dropped = counter("outbox_saga_tracking_dropped_total", "Sagas under way that are not followed any more, because only 20000 are: their duration will not be known. The one heard of least recently goes first.")
 	s.unmatched = counter("outbox_saga_unmatched_events_total", "Events that say nothing of a saga: no rule of RELAY_SAGA_RULES names their type, and they have no header saga_name.")
 	reg.MustRegister(s.duration, s)
@@ -194,7 +210,7 @@ func (s *sagas) end(t *trackedSaga, f *relay.Flight, count prometheus.Counter, d
 	t.ended = true
 	count.Inc()
 	s.rest(t)
-	if t.events > 1 { // a lone event has no duration
+	if t.events > 1 && !t.of.spread { // a lone event has no duration
 		duration.observe(max(0, float64(f.Created()-t.first)/1e6), 1)
 	}
 }
@@ -209,22 +225,50 @@ func (s *sagas) rest(t *trackedSaga) {
 
 // track returns what is known of the event's saga, and makes it the one heard of last.
 func (s *sagas) track(slot string, f *relay.Flight, name string) *trackedSaga {
-	id := maphash.String(s.seed, f.SagaID)
+	id, key := maphash.String(s.seed, f.SagaID), maphash.String(s.seed, f.Record.Key)
 	t, ok := s.tracked[id]
 	if ok {
 		t.prev.next, t.next.prev = t.next, t.prev
+		if t.key != key && s.shards > 1 && !t.of.spread {
+			s.spread(t.of)
+		}
 	} else {
 		if len(s.tracked) >= maxSagas {
 			s.forget(s.order.prev, true)
 		}
-		t = &trackedSaga{id: id, of: s.name(name), slot: slot, first: f.Created(), active: true}
-		t.of.active++
+		t = &trackedSaga{id: id, of: s.name(name), slot: slot, key: key, first: f.Created()}
+		if t.active = !t.of.spread; t.active {
+			t.of.active++
+		}
 		s.tracked[id] = t
 	}
 	t.events++
 	t.prev, t.next = &s.order, s.order.next
 	t.prev.next, t.next.prev = t, t
 	return t
+}
+
+// spread notes that sagas of a name have events with several keys: none of them is active.
+func (s *sagas) spread(of *sagaType) {
+	of.spread = true
+	for _, t := range s.tracked {
+		if t.of == of {
+			s.rest(t)
+		}
+	}
+}
+
+// divided takes over among how many slots the table is divided. What was learned of names holds
+// only where there are several.
+func (s *sagas) divided(shards int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shards = shards
+	if shards <= 1 {
+		for _, of := range s.names {
+			of.spread = false
+		}
+	}
 }
 
 // forget stops following a saga.
@@ -313,6 +357,9 @@ func (s *sagas) Collect(metrics chan<- prometheus.Metric) {
 	}
 	now := relay.TimestampOf(time.Now())
 	for name, of := range s.names {
+		if of.spread {
+			continue
+		}
 		metrics <- prometheus.MustNewConstMetric(s.active, prometheus.GaugeValue, float64(of.active), name)
 		age := 0.0
 		if at, ok := oldest[of]; ok {

@@ -277,3 +277,74 @@ func BenchmarkSagas(b *testing.B) {
 		})
 	}
 }
+
+// Two relays with a part of the slots each: a saga is counted once where its events have one key.
+// Where they have several nothing is shown as stuck that has ended at the other relay.
+func TestSagasOverSeveralSlots(t *testing.T) {
+	here, there := newSagaRig(t), newSagaRig(t)
+	both := []*sagaRig{here, there}
+	see := func(r *sagaRig, saga, key, eventType string) {
+		r.marked("slot", []*relay.Flight{{Record: relay.Record{EventType: eventType, Key: key, Timestamp: sagaEpoch}, SagaID: saga}})
+	}
+	total := func(metric string, want float64) {
+		t.Helper()
+		sum := 0.0
+		for _, r := range both {
+			families, err := r.reg.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range families {
+				if f.GetName() == "outbox_saga_"+metric {
+					for _, m := range f.GetMetric() {
+						sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+					}
+				}
+			}
+		}
+		if sum != want {
+			t.Errorf("%s: %g over both relays, want %g", metric, sum, want)
+		}
+	}
+	for _, r := range both {
+		r.divided(4)
+	}
+	for i := range 10 { // of one key each
+		r, saga := both[i%2], fmt.Sprint("alone-", i)
+		see(r, saga, saga, "alone.pay.success")
+		see(r, saga, saga, "alone.pay.compensated")
+		if i < 8 {
+			see(r, saga, saga, "alone.failed")
+		}
+	}
+	total("started_total", 10)
+	total("compensated_total", 10)
+	total("failed_total", 8)
+	total("duration_seconds", 8)
+	total("active", 2)
+
+	for i := range 10 { // of three keys each, one of them there
+		saga := fmt.Sprint("spread-", i)
+		see(here, saga, saga+"-a", "spread.pay.success")
+		see(here, saga, saga+"-b", "spread.stock.success")
+		see(there, saga, saga+"-c", "spread.completed")
+	}
+	total("completed_total", 10)
+	total("failed_total", 8)
+	total("started_total", 10+20) // what the help says
+	total("active", 2)
+	total("duration_seconds", 8)
+	if page := exposition(t, here.reg); !strings.Contains(page, `outbox_saga_oldest_active_seconds{saga_name="alone"}`) || strings.Contains(page, `active{saga_name="spread"}`) || strings.Contains(page, `active_seconds{saga_name="spread"}`) {
+		t.Errorf("what is active:\n%s", page)
+	}
+
+	for _, r := range both {
+		r.drop("slot")
+		r.divided(1)
+	}
+	see(here, "again", "a", "spread.pay.success")
+	see(here, "again", "b", "spread.completed")
+	see(here, "more", "c", "spread.pay.success")
+	total("active", 1)
+	total("duration_seconds", 9)
+}

@@ -18,18 +18,18 @@ type sampler struct {
 	s      *slotWatch
 	about  *relay.About
 	facts  relay.Facts
-	unread unreadEstimate
 	sample slotSample // what is known; a copy of it is exported
 	ledger relay.Schedule
 	table  relay.Schedule
 	counts relay.Schedule // of the rows that wait
 
 	looking  <-chan tableLook // the table's rows are being counted
+	lookedAt time.Time        // when that was begun last; before that, when the sampler was
+	begun    bool             // something was streamed
 	counting <-chan waitingRows
 
 	// The oldest event parked since the last count of the ledger, and before it.
 	parked  [2]relay.Timestamp
-	backlog int
 	oldest  relay.Timestamp // created_at of the oldest pending row at the last look at the table
 	updates relay.TableUpdates
 	recent  recentUpdates
@@ -38,9 +38,8 @@ type sampler struct {
 
 func newSampler(s *slotWatch, facts relay.Facts) *sampler {
 	about := &s.w.about
-	o := &sampler{s: s, about: about, facts: facts, first: s.slot == about.Slots[0]}
-	o.sample.limit, o.sample.hotRatio = [2]int{about.InflightEvents, about.InflightBytes}, -1
-	o.sample.sinks = about.Sinks
+	o := &sampler{s: s, about: about, facts: facts, first: s.first, lookedAt: time.Now()}
+	o.sample.hotRatio, o.sample.sinks, o.sample.since = -1, about.Sinks, time.Now()
 	return o
 }
 
@@ -62,6 +61,8 @@ func (o *sampler) run(ctx context.Context) {
 		case <-tick.C:
 		case info := <-o.s.seen:
 			o.saw(ctx, info)
+		case c := <-o.counting:
+			o.takeCount(c)
 		case <-ctx.Done():
 			return
 		}
@@ -74,12 +75,7 @@ func (o *sampler) once(ctx context.Context) {
 	if work == nil {
 		return // it ends just now
 	}
-	o.takeCount()
-	if o.fallsBehind(work) {
-		if info, err := o.facts.Slot(ctx); err == nil {
-			o.saw(ctx, info)
-		}
-	}
+	o.countWaiting(ctx, work)
 	o.lookAtTable(ctx, work)
 	if work = o.work(); work != nil {
 		o.export(work)
@@ -97,8 +93,8 @@ func (o *sampler) work() *relay.WorkSnapshot {
 	return nil
 }
 
-// saw takes a look at the slot, and asks for the table's updates.
-func (o *sampler) saw(ctx context.Context, info relay.SlotInfo) {
+// look takes a look at the slot.
+func (o *sampler) look(info relay.SlotInfo) {
 	s := &o.sample
 	// Who only polls has no slot, and misses none.
 	s.info, s.looked = info, info.Exists || o.about.Mode != relay.ModePolling
@@ -111,7 +107,15 @@ func (o *sampler) saw(ctx context.Context, info relay.SlotInfo) {
 		s.inactive = time.Now()
 	}
 	s.budget = info.WALBudget(o.about.WALBudget)
-	o.countWaiting(ctx) // now: what was committed between the two would be counted twice
+	o.s.mu.Lock()
+	o.s.info = info
+	o.s.mu.Unlock()
+}
+
+// saw takes the engine's look at the slot, and asks for the table's updates.
+func (o *sampler) saw(ctx context.Context, info relay.SlotInfo) {
+	s := &o.sample
+	o.look(info)
 	if !o.first {
 		return
 	}
@@ -139,10 +143,10 @@ func (o *sampler) lookAtTable(ctx context.Context, work *relay.WorkSnapshot) {
 		}
 		o.ledger.After(time.Since(began), slotEvery*sampleInterval, relay.LookShare, ledgerCeiling)
 	}
-	if o.looking == nil && o.table.Due() && (o.first || !work.Streaming) {
+	if o.looking == nil && o.table.Due() && (o.first || !work.Streaming) && !o.catchesUp(work) {
 		// It may take a minute, and the others have to go on meanwhile.
 		done := make(chan tableLook, 1)
-		o.looking = done
+		o.looking, o.lookedAt = done, time.Now()
 		go func() {
 			began := time.Now()
 			t, err := o.facts.Table(ctx)
@@ -167,6 +171,19 @@ func (o *sampler) lookAtTable(ctx context.Context, work *relay.WorkSnapshot) {
 	}
 }
 
+// catchesUp reports whether the table's rows are not to be counted now: the stream brings a backlog, or
+// is about to. The counting, which reads the table once for each status that no index serves, would
+// take a fifth of two cores from it. It waits for a minute at most.
+func (o *sampler) catchesUp(work *relay.WorkSnapshot) bool {
+	since := time.Since(o.lookedAt)
+	if !work.Streaming {
+		return work.Mode == relay.ModeCDC && !o.begun && since < beginPause
+	}
+	o.begun = true
+	now := readingOf(work, &o.sample.info)
+	return now.behind() && since < catchUpPause
+}
+
 // tableLook is what came of counting the table's rows.
 type tableLook struct {
 	table relay.TableInfo
@@ -179,6 +196,10 @@ type tableLook struct {
 const ledgerCeiling = time.Minute
 
 const (
+	// catchUpPause is the least time between two counts of the table's rows while a backlog is read,
+	// beginPause how long the first one waits for the stream.
+	catchUpPause = time.Minute
+	beginPause   = 5 * time.Second
 	// tableCeiling bounds the pause between two counts of the table's rows, whatever they cost.
 	tableCeiling = time.Hour
 	// smallTable is how many rows, the sent ones apart, cost next to nothing to count: if it took
@@ -202,6 +223,7 @@ func countedOf(t *relay.TableInfo) (n int64) {
 func (o *sampler) export(work *relay.WorkSnapshot) {
 	s := o.sample
 	s.epoch, s.unmarked = work.Epoch, work.Unmarked.Events
+	s.limit = [2]int{work.MaxEvents, work.MaxBytes}
 	oldest := time.Time{}
 	if work.OldestAt != 0 {
 		oldest = work.OldestAt.Time()
@@ -210,19 +232,12 @@ func (o *sampler) export(work *relay.WorkSnapshot) {
 	if at := work.OldestCommit; at != 0 {
 		s.lag = max(0, time.Since(at.Time()).Seconds())
 	}
-	s.waiting = float64(work.Inflight)
 	entries := 0
 	for i, shelf := range work.Sinks {
-		s.waiting += float64(shelf.InLedger)
 		entries += shelf.Entries
 		if at := o.s.oldestParked(i); at != 0 && shelf.Entries > 0 && (o.parked[0] == 0 || at < o.parked[0]) {
 			o.parked[0] = at
 		}
-	}
-	if work.Mode == relay.ModePolling {
-		s.waiting += max(0, float64(o.backlog-work.Inflight)) // in flight, they are pending still
-	} else if s.info.Exists {
-		s.waiting += o.unread.events(readingOf(work, &s.info))
 	}
 	for _, at := range o.parked {
 		if entries > 0 && at != 0 && (oldest.IsZero() || at.Time().Before(oldest)) {
@@ -240,8 +255,5 @@ func (o *sampler) export(work *relay.WorkSnapshot) {
 	if !oldest.IsZero() {
 		s.oldest = max(0, time.Since(oldest).Seconds())
 	}
-	o.s.mu.Lock()
-	o.s.pending = s.waiting
-	o.s.mu.Unlock()
 	o.s.w.metrics.slots.set(o.s.slot, &s)
 }

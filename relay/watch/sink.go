@@ -56,6 +56,18 @@ func (s *sinkWatch) Again(batch []*relay.Flight, offers int, err error) {
 	logNotTaken(s.log, s.sink, batch, offers, err)
 }
 
+// TailRead implements relay.SinkObserver.
+func (s *sinkWatch) TailRead(records, unread int) {
+	s.metrics.tailRead.Add(float64(records))
+	s.metrics.tailUnread.Add(float64(unread))
+}
+
+// Arrived implements relay.SinkObserver.
+func (s *sinkWatch) Arrived(batch []*relay.Flight) {
+	s.metrics.arrived.Add(float64(len(batch)))
+	logArrived(s.log, s.sink, batch)
+}
+
 // Trouble implements relay.SinkObserver.
 func (s *sinkWatch) Trouble(err error) {
 	text := shown(err.Error())

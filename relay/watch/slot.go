@@ -13,22 +13,24 @@ import (
 
 // slotWatch is what is known of the work on one slot under one lease.
 type slotWatch struct {
-	w    *Watch
-	slot string
-	log  hclog.Logger
-	seen chan relay.SlotInfo // capacity one: the engine's newest look at the slot
+	w     *Watch
+	slot  string
+	first bool // the first of the set: it speaks for the whole table
+	log   hclog.Logger
+	seen  chan relay.SlotInfo // capacity one: the engine's newest look at the slot
 
-	mu      sync.Mutex        // guards what follows
-	pending float64           // events to be delivered, at the last sample
-	hot     *float64          // share of HOT updates, lately; nil: not known
-	parked  []relay.Timestamp // by sink: the oldest event parked since it was last asked; 0: none
+	mu     sync.Mutex // guards what follows
+	unread unreadEstimate
+	info   relay.SlotInfo    // at the last look
+	hot    *float64          // share of HOT updates, lately; nil: not known
+	parked []relay.Timestamp // by sink: the oldest event parked since it was last asked; 0: none
 }
 
 var _ relay.SlotObserver = (*slotWatch)(nil)
 
-func newSlotWatch(w *Watch, slot string, epoch int64) *slotWatch {
+func newSlotWatch(w *Watch, shard relay.Shard, epoch int64) *slotWatch {
 	return &slotWatch{
-		w: w, slot: slot, log: w.log.Named("pipeline").With("slot", slot, "epoch", epoch),
+		w: w, slot: shard.Slot, first: shard.Index == 0, unread: unreadEstimate{shards: shard.Set.Shards}, log: w.log.Named("pipeline").With("slot", shard.Slot, "epoch", epoch),
 		seen: make(chan relay.SlotInfo, 1), parked: make([]relay.Timestamp, len(w.about.Sinks)),
 	}
 }
@@ -142,10 +144,9 @@ func deadLetter(slot, sink string, reason relay.Reason) relay.Change {
 	return relay.Change{Kind: relay.ChangeDeadLetter, Level: relay.LevelDegraded, Slot: slot, Sink: sink, Text: string(reason)}
 }
 
-// sampled returns how many events were to be delivered at the last sample, and the share of HOT
-// updates lately.
-func (s *slotWatch) sampled() (pending float64, hot *float64) {
+// hotShare returns the share of HOT updates lately.
+func (s *slotWatch) hotShare() *float64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.pending, s.hot
+	return s.hot
 }

@@ -9,11 +9,14 @@ import (
 
 // Status is one look at the relay, for health checks and the status page.
 type Status struct {
-	WorkerID string       `json:"worker_id"`
-	Started  time.Time    `json:"started"`
-	Wanted   string       `json:"wanted_mode"` // RELAY_MODE
-	Slots    []SlotStatus `json:"slots"`
-	Sinks    []SinkStatus `json:"sinks"`
+	WorkerID string    `json:"worker_id"`
+	Started  time.Time `json:"started"`
+	Wanted   string    `json:"wanted_mode"` // RELAY_MODE
+	// Set is how the table is divided; null until the database has answered.
+	Set *SetStatus `json:"set"`
+	// Slots are empty until the database has answered: it has how many there are.
+	Slots []SlotStatus `json:"slots"`
+	Sinks []SinkStatus `json:"sinks"`
 	// StartError is why the database was not of use at the last try, as long as the relay has not
 	// begun.
 	StartError string `json:"start_error,omitempty"`
@@ -22,21 +25,53 @@ type Status struct {
 	Fault string `json:"fault,omitempty"`
 }
 
+// SetStatus is how the table's events are divided among slots.
+type SetStatus struct {
+	Shards     int   `json:"shards"`     // slots
+	Generation int64 `json:"generation"` // counts the changes of their number
+	// Change is one that is under way; null without, or while the database does not answer.
+	Change *SetChange `json:"change"`
+}
+
+// SetChange is a change of the number of slots that is under way.
+type SetChange struct {
+	Target  int     `json:"target"` // slots after it
+	State   string  `json:"state"`  // making (the new slots), draining (the old ones)
+	Seconds float64 `json:"seconds"`
+	Changer string  `json:"changer,omitempty"` // which relay works on it
+	// Switch is where the new slots take over, once they are made.
+	Switch   string `json:"switch,omitempty"`
+	WaitsFor string `json:"waits_for"` // in words
+	// Old are the old slots, once the new ones are made.
+	Old []OldSlot `json:"old_slots"`
+}
+
+// OldSlot is how far a slot of before the change is.
+type OldSlot struct {
+	Slot  string `json:"slot"`
+	Owner string `json:"owner"` // empty: nobody
+	// Left is WAL between what is delivered and the switch; null where that is not known.
+	Left    *int64 `json:"left_bytes"`
+	Stopped bool   `json:"stopped"` // it is through
+}
+
 // SlotStatus is one slot as this relay sees it. Positions and counts are of the current ownership.
 type SlotStatus struct {
-	Slot       string     `json:"slot"`
-	Role       relay.Role `json:"role"`
-	Since      time.Time  `json:"since"`
-	Epoch      int64      `json:"epoch,omitempty"`
-	Inflight   int        `json:"inflight"`
-	Bytes      int        `json:"inflight_bytes"`
-	Admitted   uint64     `json:"admitted"`
-	Marked     uint64     `json:"marked"`
-	Skipped    uint64     `json:"skipped"` // delivered again by the stream and settled already
-	Swept      uint64     `json:"swept"`   // found in the table
-	Watermark  string     `json:"watermark,omitempty"`
-	Read       string     `json:"read,omitempty"`
-	LagSeconds float64    `json:"lag_seconds"`
+	Slot  string     `json:"slot"`
+	Role  relay.Role `json:"role"`
+	Since time.Time  `json:"since"`
+	// GivesBack: it is draining for another relay to take the slot, and this one goes on.
+	GivesBack  bool    `json:"gives_back,omitempty"`
+	Epoch      int64   `json:"epoch,omitempty"`
+	Inflight   int     `json:"inflight"`
+	Bytes      int     `json:"inflight_bytes"`
+	Admitted   uint64  `json:"admitted"`
+	Marked     uint64  `json:"marked"`
+	Skipped    uint64  `json:"skipped"` // delivered again by the stream and settled already
+	Swept      uint64  `json:"swept"`   // found in the table
+	Watermark  string  `json:"watermark,omitempty"`
+	Read       string  `json:"read,omitempty"`
+	LagSeconds float64 `json:"lag_seconds"`
 	// Other is, on a standby, the slot of the same table through which somebody else delivers:
 	// whose it is and since when. OtherFor is for how many seconds that has been so.
 	Other    string  `json:"other_slot,omitempty"`
@@ -59,7 +94,9 @@ type SlotStatus struct {
 	Stalled float64 `json:"stalled_seconds,omitempty"`
 	// WaitsFor is what it waits for without moving. With nothing in flight that is the "server", or
 	// the "claims" of another worker on the rows that come next; otherwise a "sink" that is down
-	// and has the oldest event. Waits is for how many seconds. Both are there from 5 s on.
+	// and has the oldest event; or "room" in the in-flight budget for an event larger than the
+	// slot's share of it, while another slot has such a one in flight. Waits is for how many
+	// seconds. Both are there from 5 s on.
 	WaitsFor string  `json:"waits_for,omitempty"`
 	Waits    float64 `json:"waits_seconds,omitempty"`
 	// SlotWaitsFor are the transactions for whose end the server waits before it makes the slot.
@@ -107,9 +144,12 @@ type SinkStatus struct {
 
 // Status returns a consistent look at each slot; it is cheap and may be called at any time.
 func (w *Watch) Status() Status {
-	st := Status{WorkerID: w.about.WorkerID, Started: w.about.Started, Wanted: w.about.Mode}
+	st := Status{WorkerID: w.about.WorkerID, Started: w.about.Started, Wanted: w.about.Mode, Slots: []SlotStatus{}}
 	now := w.about.Snapshot()
 	st.StartError, st.Fault = now.StartError, now.Fault
+	if now.Set.Shards > 0 {
+		st.Set = &SetStatus{Shards: now.Set.Shards, Generation: now.Set.Generation, Change: setChange(now.Change)}
+	}
 	for i := range now.Slots {
 		st.Slots = append(st.Slots, w.slotStatus(&now.Slots[i]))
 	}
@@ -126,8 +166,22 @@ func (w *Watch) Status() Status {
 	return st
 }
 
+func setChange(c *relay.SetChange) *SetChange {
+	if c == nil {
+		return nil
+	}
+	out := &SetChange{Target: c.Target, State: c.State, Seconds: max(0, time.Since(c.Began).Seconds()), Changer: c.Changer, WaitsFor: c.Waits(), Old: []OldSlot{}}
+	if c.Switch > 0 {
+		out.Switch = c.Switch.String()
+	}
+	for _, o := range c.Old {
+		out.Old = append(out.Old, OldSlot(o))
+	}
+	return out
+}
+
 func (w *Watch) slotStatus(s *relay.SlotSnapshot) SlotStatus {
-	out := SlotStatus{Slot: s.Slot, Role: s.Role, Since: s.Since}
+	out := SlotStatus{Slot: s.Slot, Role: s.Role, Since: s.Since, GivesBack: s.GivesBack}
 	if o := s.Occupied; o != nil {
 		out.Other = fmt.Sprintf("%s, owned by %s since %s", o.Slot, o.Owner, o.Taken.UTC().Format(time.RFC3339))
 		out.OtherFor = time.Since(o.Found).Seconds()
@@ -139,10 +193,8 @@ func (w *Watch) slotStatus(s *relay.SlotSnapshot) SlotStatus {
 		return out
 	}
 	out.of(s.Work)
-	out.InflightLimit, out.InflightBudget = w.about.InflightEvents, w.about.InflightBytes
 	if slot := w.slot(s.Slot); slot != nil {
-		pending, hot := slot.sampled()
-		out.Pending, out.HOTShare = max(pending, float64(out.Inflight)), hot
+		out.Pending, out.HOTShare = slot.waiting(s.Work), slot.hotShare()
 	}
 	if !s.Moved.IsZero() {
 		out.Stalled = time.Since(s.Moved).Seconds()
@@ -160,6 +212,7 @@ func (s *SlotStatus) of(work *relay.WorkSnapshot) {
 	s.LookError = work.LookError
 	s.Streaming, s.StreamSince = work.Streaming, time.Since(work.ModeSince).Seconds()
 	s.Inflight, s.Bytes = work.Inflight, work.Bytes
+	s.InflightLimit, s.InflightBudget = work.MaxEvents, work.MaxBytes
 	s.Admitted, s.Marked, s.Skipped, s.Swept = work.Admitted, work.Marked, work.Skipped, work.Swept
 	s.Watermark, s.Read = work.Watermark.String(), work.Read.String()
 	if u := work.Unmarked; u.Events > 0 {
@@ -188,26 +241,71 @@ func (s *SlotStatus) seen(i *relay.SlotInfo) {
 // it moves as far as it can, and a restart would not help the broker.
 func (s Status) Problems() []string {
 	var problems []string
-	if s.Fault != "" {
-		problems = append(problems, s.Fault)
-	}
-	for i := range s.Slots {
-		if p := s.Slots[i].problem(s.StartError); p != "" {
-			problems = append(problems, fmt.Sprintf("slot %s: %s", s.Slots[i].Slot, p))
-		}
+	for _, p := range s.problems() {
+		problems = append(problems, p.text)
 	}
 	return problems
+}
+
+// problem is one of Problems. An owner's means that something is not delivered.
+type problem struct {
+	text  string
+	owner bool
+}
+
+// problems are the problems. What is the same of several slots is one.
+func (s Status) problems() (all []problem) {
+	owns := false
+	for i := range s.Slots {
+		owns = owns || s.Slots[i].Role == relay.Owner
+	}
+	if s.Fault != "" {
+		all = append(all, problem{s.Fault, owns})
+	}
+	if len(s.Slots) == 0 {
+		all = append(all, problem{starting(s.StartError), false})
+	}
+	for i := 0; i < len(s.Slots); i++ {
+		text := s.Slots[i].problem(s.StartError)
+		if text == "" {
+			continue
+		}
+		role, slots := s.Slots[i].Role, s.Slots[i].Slot
+		for ; i+1 < len(s.Slots) && s.Slots[i+1].Role == role && s.Slots[i+1].problem(s.StartError) == text; i++ {
+			slots += ", " + s.Slots[i+1].Slot
+		}
+		all = append(all, problem{fmt.Sprintf("slot %s: %s", slots, text), role == relay.Owner})
+	}
+	return all
+}
+
+// Streams reports whether the relay owns every slot that there is, and streams from it.
+func (s Status) Streams() bool {
+	for i := range s.Slots {
+		if !s.Slots[i].Streaming {
+			return false
+		}
+	}
+	return len(s.Slots) > 0
+}
+
+// starting is the problem of a relay that has not begun.
+func starting(startError string) string {
+	if startError != "" {
+		return "the database has not answered yet (DATABASE_URL): " + startError
+	}
+	return "the database has not answered yet"
 }
 
 // problem is what keeps the relay from doing its part for the slot.
 func (s *SlotStatus) problem(startError string) string {
 	switch s.Role {
 	case relay.Starting:
-		if startError != "" {
-			return "the database has not answered yet (DATABASE_URL): " + startError
-		}
-		return "the database has not answered yet"
+		return starting(startError)
 	case relay.Draining:
+		if s.GivesBack {
+			return "" // and goes on with its other slots, or as a standby
+		}
 		return "stopping"
 	case relay.Standby:
 		if s.Other != "" && s.OtherFor > occupiedAfter.Seconds() {
@@ -257,6 +355,9 @@ const (
 	// be ready. A rolling update that changes RELAY_SLOT needs it: its new pods must be ready for
 	// the old ones to be stopped.
 	occupiedAfter = 5 * time.Minute
+	// changeLong is for how long the number of slots may be changed until it is something to look
+	// at.
+	changeLong = 10 * time.Minute
 	// waitsShown keeps the moments out in which the server is a little ahead of what it has sent.
 	waitsShown = 5 * time.Second
 )

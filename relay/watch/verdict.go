@@ -18,17 +18,19 @@ type Verdict struct {
 // look at though it goes on.
 func (s Status) Verdict() Verdict {
 	v := Verdict{Level: relay.LevelOK, Summary: s.summary(), Reasons: []string{}}
-	level := relay.LevelDegraded // starting and stopping pass
-	for i := range s.Slots {
-		if s.Slots[i].Role == relay.Owner {
+	for _, p := range s.problems() {
+		level := relay.LevelDegraded // starting and stopping pass
+		if p.owner {
 			level = relay.LevelBroken
 		}
-	}
-	for _, p := range s.Problems() {
-		v.add(level, p)
+		v.add(level, p.text)
 	}
 	for i := range s.Slots {
 		s.Slots[i].judge(&v)
+	}
+	if s.Set != nil && s.Set.Change != nil && s.Set.Change.Seconds > changeLong.Seconds() {
+		c := s.Set.Change
+		v.add(relay.LevelDegraded, fmt.Sprintf("the number of slots has been changing from %d to %d for %.0f min; it waits for: %s", s.Set.Shards, c.Target, c.Seconds/60, c.WaitsFor))
 	}
 	for _, sink := range s.Sinks {
 		switch {
@@ -75,6 +77,8 @@ func (s *SlotStatus) judge(v *Verdict) {
 			v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: WAL is written, and PostgreSQL has sent nothing new for %.0f s: it decodes a large transaction, or waits for a standby", s.Slot, s.Waits))
 		case relay.WaitsForSink:
 			v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: the oldest event waits for a sink that is down, for %.0f s", s.Slot, s.Waits))
+		case relay.WaitsForRoom:
+			v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: an event larger than its share of RELAY_INFLIGHT_BYTES waits for one of another slot, for %.0f s", s.Slot, s.Waits))
 		case relay.WaitsForClaims:
 			v.add(relay.LevelDegraded, fmt.Sprintf("slot %s: the next rows have been claimed by another worker for %.0f s", s.Slot, s.Waits))
 		}
@@ -95,9 +99,10 @@ func (s *SlotStatus) judge(v *Verdict) {
 // summary is what the relay does, in a few words.
 func (s Status) summary() string {
 	roles := make(map[relay.Role]int)
-	polling, recovering, away := 0, 0, false
+	polling, recovering, away, stopping := 0, 0, false, false
 	for i := range s.Slots {
 		roles[s.Slots[i].Role]++
+		stopping = stopping || s.Slots[i].Role == relay.Draining && !s.Slots[i].GivesBack
 		away = away || s.Slots[i].Away > stalledAfter.Seconds()
 		if s.Slots[i].Role == relay.Owner && s.Slots[i].Mode == relay.ModePolling {
 			polling++
@@ -111,10 +116,14 @@ func (s Status) summary() string {
 		return "Recovering"
 	case roles[relay.Owner] > 0 && polling > 0:
 		return "Polling the table"
+	case roles[relay.Owner] > 0 && len(s.Slots) > 1:
+		return fmt.Sprintf("Relaying from %d of %d slots", roles[relay.Owner], len(s.Slots))
 	case roles[relay.Owner] > 0:
 		return "Relaying"
-	case roles[relay.Draining] > 0:
+	case stopping:
 		return "Stopping"
+	case roles[relay.Draining] > 0:
+		return "Giving slots back"
 	case roles[relay.Standby] > 0 && away:
 		return "Waiting for the database"
 	case roles[relay.Standby] > 0:

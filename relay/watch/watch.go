@@ -21,8 +21,8 @@ type Watch struct {
 	about relay.About
 	sinks map[string]*sinkWatch
 
-	mu    sync.Mutex // guards what follows
-	roles map[string]relay.Role
+	mu    sync.Mutex            // guards what follows
+	owned map[string]bool       // slots of which this relay is the owner
 	slots map[string]*slotWatch // those with work under a lease
 }
 
@@ -32,7 +32,7 @@ var _ relay.Observer = (*Watch)(nil)
 func New(metrics *Metrics, log hclog.Logger) *Watch {
 	return &Watch{
 		log: log.Named("relay"), metrics: metrics, sinks: make(map[string]*sinkWatch),
-		roles: make(map[string]relay.Role), slots: make(map[string]*slotWatch),
+		owned: make(map[string]bool), slots: make(map[string]*slotWatch),
 	}
 }
 
@@ -40,7 +40,16 @@ func New(metrics *Metrics, log hclog.Logger) *Watch {
 func (w *Watch) Begin(about relay.About) {
 	w.about = about
 	w.metrics.configure(&w.about)
+	w.metrics.slots.begin(about.Snapshot)
+	pending := w.pending
+	w.metrics.slots.pending.Store(&pending)
 	w.metrics.readiness(func() bool { return len(w.Status().Problems()) == 0 })
+}
+
+// Divided implements relay.Observer.
+func (w *Watch) Divided(set relay.Set) {
+	w.metrics.slots.divided(set)
+	w.metrics.sagas.divided(set.Shards)
 }
 
 // Sink implements relay.Observer.
@@ -51,11 +60,11 @@ func (w *Watch) Sink(name string) relay.SinkObserver {
 }
 
 // Owned implements relay.Observer.
-func (w *Watch) Owned(slot string, epoch int64) relay.SlotObserver {
-	s := newSlotWatch(w, slot, epoch)
+func (w *Watch) Owned(shard relay.Shard, epoch int64) relay.SlotObserver {
+	s := newSlotWatch(w, shard, epoch)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.slots[slot] = s
+	w.slots[shard.Slot] = s
 	return s
 }
 
@@ -69,10 +78,12 @@ func (w *Watch) slot(name string) *slotWatch {
 // Became implements relay.Observer.
 func (w *Watch) Became(slot string, role relay.Role, working bool) {
 	w.mu.Lock()
-	if (role == relay.Owner) != (w.roles[slot] == relay.Owner) {
+	if (role == relay.Owner) != w.owned[slot] {
 		w.metrics.leaseChanges.Inc()
 	}
-	w.roles[slot] = role
+	if w.owned[slot] = role == relay.Owner; role != relay.Owner {
+		delete(w.owned, slot)
+	}
 	if !working {
 		delete(w.slots, slot)
 	}

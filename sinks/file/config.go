@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // Config is where the lines go.
 type Config struct {
+	relay.Named
+
 	// Path is the file that lines are appended to. It is made when it is not there, with mode
 	// 0600 since it holds payloads (one that exists keeps its mode); its directory is not.
 	// A relative path starts at the working directory. One process at a time may write it.

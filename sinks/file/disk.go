@@ -24,10 +24,11 @@ type handle interface {
 
 // disk is a target on a file. It is not safe for concurrent use.
 type disk struct {
-	path  string
-	fsync bool
-	log   hclog.Logger
-	open  func(path string) (handle, error)
+	setting string // the variable that names the file
+	path    string
+	fsync   bool
+	log     hclog.Logger
+	open    func(path string) (handle, error)
 
 	f    handle // nil: to be opened before the next write
 	size int64  // Invariant: the file has size bytes, and the last of them ends a line
@@ -119,7 +120,7 @@ func (d *disk) close() error {
 func (d *disk) reopen() error {
 	f, err := d.open(d.path)
 	if err != nil {
-		return fmt.Errorf("open outbox file (RELAY_FILE_PATH): %w", err)
+		return fmt.Errorf("open outbox file (%s): %w", d.setting, err)
 	}
 	size, err := d.repair(f)
 	if err != nil {
@@ -156,7 +157,7 @@ func (d *disk) repair(f handle) (int64, error) {
 	// Zeros are what some file systems show of a write that a power cut interrupted.
 	ours := bytes.Trim(tail, "\x00")
 	if n := min(len(ours), len(linePrefix)); string(ours[:n]) != linePrefix[:n] {
-		return 0, fmt.Errorf("open %s: its last line has no end and was not written by sagaz-relay: choose another RELAY_FILE_PATH", d.path)
+		return 0, fmt.Errorf("open %s: its last line has no end and was not written by sagaz-relay: choose another %s", d.path, d.setting)
 	}
 	if err := f.Truncate(whole); err != nil {
 		return 0, fmt.Errorf("cut a torn line off %s: %w", d.path, err)

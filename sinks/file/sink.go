@@ -72,7 +72,7 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return start("file", &disk{path: cfg.Path, fsync: cfg.Fsync, log: log, open: openFile}), nil
+	return start(cfg.Called("file"), &disk{setting: cfg.Said("RELAY_FILE_PATH"), path: cfg.Path, fsync: cfg.Fsync, log: log, open: openFile}), nil
 }
 
 // NewWriter makes a sink that writes its lines to w, which it does not close. A record is
@@ -87,7 +87,7 @@ func start(name string, t target) *Sink {
 	return s
 }
 
-// Name returns "file" or the name given to NewWriter.
+// Name returns "file", or the name that its Config has or that was given to NewWriter.
 func (s *Sink) Name() string { return s.name }
 
 // Check opens the file, or finds out why that cannot be done. It waits no longer than ctx for a

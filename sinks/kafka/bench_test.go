@@ -145,3 +145,37 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 	*w += countingWriter(len(p))
 	return len(p), nil
 }
+
+// BenchmarkReadTail reads back what a relay that died may have had in flight. One op is one record.
+//
+//	go test ./sinks/kafka -run '^$' -bench ReadTail -benchtime 163840x
+func BenchmarkReadTail(b *testing.B) {
+	for _, tc := range []struct{ topics, parts int }{{1, 4}, {20, 12}} {
+		b.Run(fmt.Sprintf("topics=%d/partitions=%d", tc.topics, tc.parts), func(b *testing.B) {
+			addr := brokertest.Kafka(b).Plaintext
+			var topics []string
+			for range tc.topics {
+				topics = append(topics, createTopic(b, addr, tc.parts))
+			}
+			s, since := newSink(b, addr), time.Now()
+			const inflight = 16384
+			for from := 0; from < inflight; from += 512 {
+				if _, err := sinktest.Offer(b.Context(), s, eventBatch(from, 512, topics...)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			used, reads := cpu(), 0
+			b.ResetTimer()
+			for read := 0; read < b.N; read += inflight {
+				found := 0
+				report, err := s.ReadTail(b.Context(), relay.TailQuery{Topics: topics, Since: since, Most: inflight}, func(*relay.Record) { found++ })
+				if err != nil || found != inflight || len(report.Unread) > 0 {
+					b.Fatal(found, report, err)
+				}
+				reads++
+			}
+			b.ReportMetric(float64((cpu()-used).Nanoseconds())/float64(reads*inflight), "cpu-ns/record")
+			b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(reads), "ms/tail")
+		})
+	}
+}

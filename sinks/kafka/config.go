@@ -11,11 +11,14 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/address"
 	"github.com/sagaz-relay/relay/internal/tlsfiles"
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // Config is how to reach the brokers and how to write to them. Each field names its variable in its
 // tag; fallback is read when that is unset, secret values are never shown.
 type Config struct {
+	relay.Named
+
 	// Brokers lists addresses of some brokers of the cluster, host:port each (port 9092 when left
 	// out); the others are learnt from them. One that is down is passed over, so name two or three.
 	//
@@ -95,6 +98,14 @@ type Config struct {
 	// Default true. RELAY_KAFKA_IDEMPOTENCE.
 	Idempotence bool `env:"RELAY_KAFKA_IDEMPOTENCE"`
 
+	// ReadBack makes a relay that takes over from one that died read what that one had sent last and
+	// not marked, so that it is not sent twice. It needs READ on the topics. Without that right, or
+	// where it takes too long, the events are sent again, and so they are with several Kafka sinks.
+	// See relay/DESIGN.md.
+	//
+	// Default true. RELAY_KAFKA_READ_BACK.
+	ReadBack bool `env:"RELAY_KAFKA_READ_BACK"`
+
 	// TopicWait is how long to wait for a topic that does not exist to be created, by the broker
 	// (auto.create.topics.enable) or by someone else, before its records are refused as
 	// unknown_topic. It is waited once; after that a topic that is still not there is refused at
@@ -135,6 +146,7 @@ func DefaultConfig() Config {
 		Compression:      "none",
 		BatchBytes:       1_000_000,
 		Idempotence:      true,
+		ReadBack:         true,
 		TopicWait:        5 * time.Second,
 		RequestTimeout:   15 * time.Second,
 		DialTimeout:      5 * time.Second,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -194,6 +195,46 @@ func (c *control) producer(ctx context.Context) (producerID, error) {
 		return noProducer, kafkago.Error(r.ErrorCode)
 	}
 	return producerID{r.ProducerID, r.ProducerEpoch}, nil
+}
+
+// keeping is how long a topic keeps records.
+type keeping struct {
+	policy    string        // cleanup.policy
+	retention time.Duration // retention.ms; 0: without an end
+	ownTime   bool          // records have the time that we give them (message.timestamp.type)
+}
+
+// keeps asks for that of topics. What brokers do not answer is left out, mostly because the user
+// may not ask.
+func (c *control) keeps(ctx context.Context, topics []string) map[string]keeping {
+	req := &describeconfigs.Request{}
+	for _, name := range topics {
+		req.Resources = append(req.Resources, describeconfigs.RequestResource{
+			ResourceType: int8(kafkago.ResourceTypeTopic), ResourceName: name, ConfigNames: []string{"cleanup.policy", "retention.ms", "message.timestamp.type"},
+		})
+	}
+	res, err := c.ask(ctx, req)
+	if err != nil {
+		return nil
+	}
+	all := make(map[string]keeping)
+	for _, r := range res.(*describeconfigs.Response).Resources {
+		var k keeping
+		for _, e := range r.ConfigEntries {
+			switch e.ConfigName {
+			case "cleanup.policy":
+				k.policy = e.ConfigValue
+			case "message.timestamp.type":
+				k.ownTime = e.ConfigValue == "CreateTime"
+			case "retention.ms":
+				if ms, err := strconv.ParseInt(e.ConfigValue, 10, 64); err == nil && ms > 0 && ms < math.MaxInt64/int64(time.Millisecond) {
+					k.retention = time.Duration(ms) * time.Millisecond
+				}
+			}
+		}
+		all[r.ResourceName] = k
+	}
+	return all
 }
 
 // limit asks for max.message.bytes of a topic. It returns 0 when the broker does not answer, mostly

@@ -208,7 +208,7 @@ func hint(err error, cfg *Config, at step) error {
 		unresolved *net.DNSError
 		foreign    *notKafka
 	)
-	add := func(fix string) error { return &hinted{err, fix} }
+	add := func(fix string) error { return &hinted{err, cfg.Said(fix)} }
 	switch {
 	case errors.As(err, &foreign):
 		return add("something else listens there: check address and port in KAFKA_BOOTSTRAP_SERVERS, and KAFKA_SECURITY_PROTOCOL=" + cfg.SecurityProtocol)

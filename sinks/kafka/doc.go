@@ -57,6 +57,9 @@
 // late copy is possible. The broker gives up after two thirds of the time that we wait
 // (RELAY_KAFKA_REQUEST_TIMEOUT), which makes it rare, not impossible.
 //
+// What a killed process had sent and not marked, its successor reads back (tail.go), so that only
+// what arrives after that comes twice.
+//
 // Partitions added to a topic move keys, as with every Kafka client. For a key that moves,
 // consumers may see a later record in its new partition before an earlier one in the old.
 //

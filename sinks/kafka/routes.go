@@ -20,6 +20,7 @@ var _ relay.RouteChecker = (*Sink)(nil)
 
 // Bits of the sets of operations in a metadata answer (Kafka's AclOperation).
 const (
+	mayRead   = 1 << 3
 	mayWrite  = 1 << 4
 	mayCreate = 1 << 5
 	// unanswered is the value for a set that the broker does not answer: versions before 2.3.
@@ -62,13 +63,21 @@ func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.R
 	}
 	s.setBrokers(m.Brokers)
 	c := cluster{sink: s, answer: m}
+	if s.cfg.ReadBack {
+		c.keeps = s.control.keeps(ctx, names)
+	}
 	for i := range m.Topics {
 		problem, fix := c.problem(ctx, &m.Topics[i])
+		note := ""
+		if problem == "" {
+			problem, fix = c.unreadable(&m.Topics[i])
+			note = sentAgain
+		}
 		if problem == "" {
 			continue
 		}
 		for _, r := range byTopic[m.Topics[i].Name] {
-			problems = append(problems, relay.RouteProblem{Route: r, Problem: problem, Fix: fix})
+			problems = append(problems, relay.RouteProblem{Route: r, Problem: problem, Fix: fix, Note: note})
 		}
 	}
 	slices.SortStableFunc(problems, func(a, b relay.RouteProblem) int {
@@ -81,6 +90,7 @@ func (s *Sink) CheckRoutes(ctx context.Context, routes []relay.Route) ([]relay.R
 type cluster struct {
 	sink   *Sink
 	answer *metadata.Response
+	keeps  map[string]keeping // by topic, as far as it is known
 
 	asked      bool
 	auto       string // auto.create.topics.enable; empty when not known
@@ -119,6 +129,28 @@ func (c *cluster) problem(ctx context.Context, t *metadata.ResponseTopic) (probl
 		slices.Sort(leaderless)
 		return fmt.Sprintf("%d of the %d partitions of topic %s have no leader (%s): records for them wait", len(leaderless), len(t.Partitions), t.Name, strings.Join(leaderless[:min(len(leaderless), 10)], ", ")),
 			"start the brokers that hold them: " + c.tool("kafka-topics.sh") + " --describe --topic " + t.Name + " names these"
+	}
+	return "", ""
+}
+
+// sentAgain is what it means that a topic cannot be read back.
+const sentAgain = "After a relay has died, its successor reads back what that one had sent last, and sends only what is not there. Where it cannot, it sends it again."
+
+// shortlyKept is less than a takeover may take, with a wait for the database.
+const shortlyKept = 5 * time.Minute
+
+// unreadable returns why what a relay has sent to a topic may not be found there by its successor.
+func (c *cluster) unreadable(t *metadata.ResponseTopic) (problem, fix string) {
+	off := c.sink.cfg.Said(", or RELAY_KAFKA_READ_BACK=false")
+	ops, keeps := t.TopicAuthorizedOperations, c.keeps[t.Name]
+	switch {
+	case !c.sink.cfg.ReadBack || kafkago.Error(t.ErrorCode) == kafkago.UnknownTopicOrPartition:
+	case ops != unanswered && ops != 0 && ops&mayRead == 0:
+		return "the user may not read topic " + t.Name, c.acl(t.Name, "Read") + off
+	case strings.Contains(keeps.policy, "compact"):
+		return "topic " + t.Name + " is compacted, so of several records of a key the earlier ones may be gone", "nothing, if consumers want it compacted"
+	case keeps.retention > 0 && keeps.retention < shortlyKept:
+		return fmt.Sprintf("topic %s keeps records for %s only", t.Name, keeps.retention), "a larger retention.ms" + off
 	}
 	return "", ""
 }

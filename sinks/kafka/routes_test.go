@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -98,8 +99,8 @@ func TestRoutesWithRights(t *testing.T) {
 			}
 		}
 	}
-	const describe, write = kafkago.ACLOperationTypeDescribe, kafkago.ACLOperationTypeWrite
-	grant(kafkago.ResourceTypeTopic, fine, describe, write)
+	const describe, write, read = kafkago.ACLOperationTypeDescribe, kafkago.ACLOperationTypeWrite, kafkago.ACLOperationTypeRead
+	grant(kafkago.ResourceTypeTopic, fine, describe, write, read)
 	grant(kafkago.ResourceTypeTopic, readable, describe)
 	grant(kafkago.ResourceTypeTopic, missing, describe, write)
 
@@ -138,6 +139,8 @@ func TestRoutesWithRights(t *testing.T) {
 		}
 	}
 
+	testUnreadable(t, k, s, fine, func(topic string) { grant(kafkago.ResourceTypeTopic, topic, describe, write) })
+
 	grant(kafkago.ResourceTypeCluster, "kafka-cluster", describe)
 	for ctx.Err() == nil {
 		if p := problemsOf(t, s, missing)[missing]; strings.Contains(p.Problem, "may not have the brokers create it") {
@@ -145,6 +148,57 @@ func TestRoutesWithRights(t *testing.T) {
 		}
 	}
 	t.Errorf("with the right to describe the cluster and none to create: got %+v", problemsOf(t, s, missing))
+}
+
+// testUnreadable is about a topic that the user may write to and not read. What the user may read is
+// read, and it is known what to grant.
+func testUnreadable(t *testing.T, k *brokertest.KafkaServer, s *Sink, readable string, grant func(topic string)) {
+	t.Helper()
+	closed := createTopic(t, k.Plaintext, 2)
+	grant(closed)
+	since := time.Now()
+	recs, others := sinktest.Records(readable, "b", 0, 5), sinktest.Records(closed, "b", 0, 5)
+	for _, batch := range [][]*relay.Record{recs, others} { // rights take a moment to be known
+		var err error
+		for ctx := testContext(t); ctx.Err() == nil; pause(t, 20*time.Millisecond) {
+			if err = s.Publish(ctx, batch); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids, report := readTail(t, s, since, readable, closed)
+	wantFound(t, ids, recs...)
+	if len(report.Unread) != 1 {
+		t.Fatalf("unread: %v, want the one partition with records", report.Unread)
+	}
+	if u := report.Unread[0]; !strings.HasPrefix(u.Place, closed+"/") || !errors.Is(u.Err, kafkago.TopicAuthorizationFailed) {
+		t.Errorf("%s is unread: %v", u.Place, u.Err)
+	}
+	problems := problemsOf(t, s, closed)
+	wantProblem(t, problems, closed, "may not read", "--operation Read --topic "+closed, "RELAY_KAFKA_READ_BACK=false")
+	if problems[closed].Note == "" {
+		t.Error("that events are sent again counts as that they do not arrive")
+	}
+}
+
+// Topics that keep little are named, where it matters.
+func TestRoutesThatKeepLittle(t *testing.T) {
+	addr := brokertest.Kafka(t).Plaintext
+	compacted := createTopic(t, addr, 1, kafkago.ConfigEntry{ConfigName: "cleanup.policy", ConfigValue: "compact"})
+	short := createTopic(t, addr, 1, kafkago.ConfigEntry{ConfigName: "retention.ms", ConfigValue: "60000"})
+	forever := createTopic(t, addr, 1, kafkago.ConfigEntry{ConfigName: "retention.ms", ConfigValue: "-1"})
+	problems := problemsOf(t, newSink(t, addr), compacted, short, forever)
+	wantProblem(t, problems, compacted, "is compacted", "")
+	wantProblem(t, problems, short, "for 1m0s only", "retention.ms")
+	if len(problems) != 2 || problems[compacted].Note == "" || problems[short].Note == "" {
+		t.Errorf("got %+v, want two notes", problems)
+	}
+	if p := problemsOf(t, newSink(t, addr, func(c *Config) { c.ReadBack = false }), compacted, short); len(p) != 0 {
+		t.Errorf("got %+v though nothing is read back", p)
+	}
 }
 
 func TestRoutesWithoutLeader(t *testing.T) {

@@ -78,8 +78,8 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	return s, nil
 }
 
-// Name returns "kafka".
-func (s *Sink) Name() string { return "kafka" }
+// Name returns "kafka", or the name that its Config has.
+func (s *Sink) Name() string { return s.cfg.Called("kafka") }
 
 // brokerTimeout is how long a broker waits for its replicas: less than we wait for it.
 func (s *Sink) brokerTimeout() time.Duration { return s.cfg.RequestTimeout * 2 / 3 }
@@ -559,7 +559,7 @@ func (s *Sink) needProducer(ctx context.Context) error {
 // withoutProducer goes on without a producer id, for good.
 func (s *Sink) withoutProducer(err error) {
 	if before := s.producer.Swap(&noProducer); before == nil || *before != noProducer {
-		s.log.Warn("no producer id, a request that times out may be appended late and out of order; grant IDEMPOTENT_WRITE on the cluster, or set RELAY_KAFKA_IDEMPOTENCE=false to silence this", "error", err)
+		s.log.Warn(s.cfg.Said("no producer id, a request that times out may be appended late and out of order; grant IDEMPOTENT_WRITE on the cluster, or set RELAY_KAFKA_IDEMPOTENCE=false to silence this"), "error", err)
 	}
 }
 

@@ -12,10 +12,13 @@ import (
 
 	brokeraddress "github.com/sagaz-relay/relay/internal/address"
 	"github.com/sagaz-relay/relay/internal/tlsfiles"
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // Config is how to reach the broker and how to publish.
 type Config struct {
+	relay.Named
+
 	// URL is where the broker is and who the relay is: amqp://user:password@host:5672/vhost, or
 	// amqps:// for TLS. A reserved character in user or password is percent-encoded, and so is a
 	// slash in the vhost (no path, or a bare slash, is the vhost "/").

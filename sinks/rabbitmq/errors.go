@@ -84,7 +84,7 @@ func (c Config) connectError(uri amqp.URI, err error) error {
 	if fix == "" {
 		return fmt.Errorf("%s: %w", what, reason(err))
 	}
-	return &relay.SetupError{Problem: what, Err: reason(err), Fix: fix}
+	return &relay.SetupError{Problem: what, Err: reason(err), Fix: c.Said(fix)}
 }
 
 // vhostFix are the commands for a vhost that is not there, or not for this user. They do not name
@@ -138,10 +138,11 @@ func (c Config) declareError(err error) error {
 			hint = "create it: " + c.declareCommand() + "; or set RELAY_RABBITMQ_DECLARE=true"
 		}
 	}
+	problem := fmt.Sprintf("declare exchange %q (%s)", c.Exchange, c.Said("RABBITMQ_EXCHANGE"))
 	if hint != "" {
-		return &relay.SetupError{Problem: fmt.Sprintf("declare exchange %q (RABBITMQ_EXCHANGE)", c.Exchange), Err: reason(err), Fix: hint}
+		return &relay.SetupError{Problem: problem, Err: reason(err), Fix: c.Said(hint)}
 	}
-	return fmt.Errorf("declare exchange %q (RABBITMQ_EXCHANGE): %w", c.Exchange, reason(err))
+	return fmt.Errorf("%s: %w", problem, reason(err))
 }
 
 // blame finds whether a channel exception is the fault of single messages. It returns a function
@@ -194,7 +195,7 @@ func (c Config) publishError(err *amqp.Error) error {
 	case err.Code == amqp.AccessRefused:
 		// The user lost, or never had, the permission to write. Nothing goes through until that is
 		// fixed.
-		return fmt.Errorf("publish to exchange %q: %w (grant the user of RABBITMQ_URL the permission to write to it: %s)", c.Exchange, reason(err), c.permit(c.vhost()))
+		return fmt.Errorf("publish to exchange %q: %w (grant the user of %s the permission to write to it: %s)", c.Exchange, reason(err), c.Said("RABBITMQ_URL"), c.permit(c.vhost()))
 	case err.Server:
 		// A broker that shuts down (320), an operator who closes the connection, an internal error
 		// (541).

@@ -97,7 +97,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 			if err != nil {
 				return nil, err
 			}
-			l.raw = &boundedConn{Conn: conn, timeout: cfg.ConfirmTimeout}
+			l.raw = newBoundedConn(conn, cfg.ConfirmTimeout)
 			// amqp091's handshakes know no context
 			stop = context.AfterFunc(ctx, func() { l.kill("connect: context ended") })
 			return l.raw, nil
@@ -204,9 +204,9 @@ func (l *link) cause() error {
 	return l.err
 }
 
-// publish hands a message to amqp091, whose flush asks fence before it writes. It does one at a
-// time. amqp091 writes one at a time too, and this way none waits for its locks behind a fence that
-// it has passed already.
+// publish hands a message to amqp091, and gathers what that writes (boundedConn) until flush. The
+// fence is asked before it goes to the network. It does one at a time. amqp091 writes one at a time
+// too, and this way it is known whose message it writes.
 func (l *link) publish(ch *amqp.Channel, fence *func() bool, exchange, key string, msg amqp.Publishing) (*amqp.DeferredConfirmation, error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()

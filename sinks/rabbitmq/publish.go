@@ -381,18 +381,7 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 	}
 	confirm, err := a.link.publish(a.c.ch, &a.fence, a.sink.cfg.Exchange, rec.RoutingKey, msg)
 	if err != nil {
-		// with the message in amqp091's buffer, so the connection cannot be used again
-		if errors.Is(err, relay.ErrFence) {
-			a.link.kill("the slot is not ours any more")
-			return err
-		}
-		if !errors.Is(err, amqp.ErrClosed) {
-			// Part of a frame may be on its way. amqp091 shuts down too, but from another
-			// goroutine.
-			a.link.kill(fmt.Sprintf("write: %v", err))
-		}
-		// The broker's reason is clearer than that the connection is closed.
-		return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err)))
+		return a.unwritten(err)
 	}
 	if a.route == nil || rec.RoutingKey != a.routingKey {
 		a.routingKey, a.route = rec.RoutingKey, a.sink.routes.of(rec.RoutingKey)
@@ -400,6 +389,31 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 	a.sent = append(a.sent, sent{at: i, size: len(rec.Value), route: a.route, confirm: confirm})
 	a.bytes += len(rec.Value)
 	return nil
+}
+
+// flush has all that was sent written to the network. Nobody may wait for the broker before that.
+func (a *attempt) flush() error {
+	if err := a.link.raw.flush(); err != nil {
+		a.collect()
+		return a.unwritten(err)
+	}
+	return nil
+}
+
+// unwritten ends the connection after a write that failed: part of a frame may be on its way, or in
+// amqp091's buffer. amqp091 shuts down too, but from another goroutine. It returns why.
+func (a *attempt) unwritten(err error) error {
+	switch {
+	case errors.Is(err, relay.ErrFence):
+		a.link.kill("a slot is not ours any more, and its messages were about to be written")
+		if !a.fence() {
+			return err
+		}
+	case !errors.Is(err, amqp.ErrClosed):
+		a.link.kill(fmt.Sprintf("write: %v", err))
+	}
+	// The broker's reason is clearer than that the connection is closed.
+	return a.link.lostOr(fmt.Errorf("connection lost: %w", reason(err)))
 }
 
 // makeRoom waits until a message of this size fits into the window and the connection is not
@@ -451,6 +465,9 @@ func done(c *amqp.DeferredConfirmation) bool {
 func (a *attempt) await(ctx context.Context) error {
 	s := &a.sent[a.head]
 	if !done(s.confirm) {
+		if err := a.flush(); err != nil {
+			return err
+		}
 		timeout := a.sink.cfg.ConfirmTimeout
 		a.arm(timeout)
 		select {
@@ -460,7 +477,7 @@ func (a *attempt) await(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-a.timer.C:
 			a.collect()
-			err := fmt.Errorf("no confirm for %s (RELAY_RABBITMQ_CONFIRM_TIMEOUT)", timeout)
+			err := fmt.Errorf("no confirm for %s (%s)", timeout, a.sink.cfg.Said("RELAY_RABBITMQ_CONFIRM_TIMEOUT"))
 			if reason, _ := a.link.blockedNow(); reason != "" {
 				err = fmt.Errorf("connection blocked by the broker: %s: %w", reason, err)
 			}
@@ -482,6 +499,9 @@ func (a *attempt) awaitUnblocked(ctx context.Context) error {
 	reason, unblocked := a.link.blockedNow()
 	if reason == "" {
 		return nil
+	}
+	if err := a.flush(); err != nil {
+		return err
 	}
 	patience := blockedPatience
 	if a.head < len(a.sent) {

@@ -91,7 +91,7 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 		return nil, err
 	}
 	if refusal != nil {
-		problem := fmt.Sprintf("exchange %q (RABBITMQ_EXCHANGE): %v; no queue can be bound to it", c.cfg.Exchange, reason(refusal))
+		problem := fmt.Sprintf("exchange %q (%s): %v; no queue can be bound to it", c.cfg.Exchange, c.cfg.Said("RABBITMQ_EXCHANGE"), reason(refusal))
 		declare := c.cfg.declareCommand()
 		if c.cfg.Declare {
 			declare += " (or start the relay, which declares it)"
@@ -136,11 +136,11 @@ func (c *routeCheck) run(routes []relay.Route) (problems []relay.RouteProblem, e
 		}
 		p := relay.RouteProblem{
 			Route: r, Problem: fmt.Sprintf("publish to exchange %q with routing key %q: %v", c.cfg.Exchange, r.RoutingKey, reason(refusal)),
-			Fix: c.cfg.permit(c.cfg.vhost()) + " (USER as in RABBITMQ_URL)",
+			Fix: c.cfg.permit(c.cfg.vhost()) + c.cfg.Said(" (USER as in RABBITMQ_URL)"),
 		}
 		if topicText.MatchString(refusal.Reason) {
-			p.Fix = fmt.Sprintf("rabbitmqctl set_topic_permissions --vhost %s USER %s PATTERN '^$' (USER as in RABBITMQ_URL, and a PATTERN for writing that matches %s)",
-				term.Shell(c.cfg.vhost()), term.Shell(c.cfg.Exchange), term.Shell(r.RoutingKey))
+			p.Fix = fmt.Sprintf("rabbitmqctl set_topic_permissions --vhost %s USER %s PATTERN '^$' (USER as in %s, and a PATTERN for writing that matches %s)",
+				term.Shell(c.cfg.vhost()), term.Shell(c.cfg.Exchange), c.cfg.Said("RABBITMQ_URL"), term.Shell(r.RoutingKey))
 		}
 		problems = append(problems, p)
 	}

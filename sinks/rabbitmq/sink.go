@@ -64,8 +64,8 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	return s, nil
 }
 
-// Name returns "rabbitmq".
-func (s *Sink) Name() string { return "rabbitmq" }
+// Name returns "rabbitmq", or the name that its Config has.
+func (s *Sink) Name() string { return s.cfg.Called("rabbitmq") }
 
 // Publish publishes the batch and waits for the broker's confirms.
 func (s *Sink) Publish(ctx context.Context, recs []*relay.Record) error {

@@ -99,6 +99,7 @@ func Run(t *testing.T, h Harness) {
 		{"CloseWhilePublishing", testCloseWhilePublishing},
 		{"CloseWhileStalled", testCloseWhileStalled},
 		{"PublishAfterClose", testPublishAfterClose},
+		{"Tail", testTail},
 		{"Faults", testFaults},
 	} {
 		t.Run(sub.name, func(t *testing.T) { sub.run(t, h) })

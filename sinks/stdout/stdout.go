@@ -9,5 +9,5 @@ import (
 	"github.com/sagaz-relay/relay/sinks/file"
 )
 
-// New makes a sink that writes lines to w. It has nothing to configure.
-func New(w io.Writer) *file.Sink { return file.NewWriter("stdout", w) }
+// New makes a sink of that name that writes lines to w. It has nothing to configure.
+func New(name string, w io.Writer) *file.Sink { return file.NewWriter(name, w) }

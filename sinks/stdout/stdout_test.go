@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // The contract is tested where the sink is, in sinks/file.
 func TestNew(t *testing.T) {
 	var out bytes.Buffer
-	s := stdout.New(&out)
+	s := stdout.New("stdout", &out)
 	recs := sinktest.Records("OrderCreated", "order-7", 0, 2)
 	if err := s.Publish(t.Context(), recs); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/relay"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -22,7 +23,9 @@ const shortRun = 45 * time.Second
 
 // TestChaos is the suite. CHAOS_DURATION is for how long rounds are begun, CHAOS_SEED which is the
 // first, CHAOS_FAULTS which kinds of faults there are, CHAOS_SINKS whether into file or brokers
-// only, CHAOS_DIR where all logs stay.
+// only, CHAOS_DIR where all logs stay. CHAOS_SHARDS is among how many slots the table is divided;
+// where it is not set that is one, and five in one more round into brokers. CHAOS_PODS is how many
+// relays share them in one round as long as CHAOS_DURATION; see crowd_test.go.
 func TestChaos(t *testing.T) {
 	length, err := time.ParseDuration(cmp.Or(os.Getenv("CHAOS_DURATION"), shortRun.String()))
 	if err != nil {
@@ -32,7 +35,15 @@ func TestChaos(t *testing.T) {
 	if err != nil {
 		t.Fatalf("CHAOS_SEED: %v", err)
 	}
-	faults, err := chosenFaults(os.Getenv("CHAOS_FAULTS"))
+	pods, err := strconv.Atoi(cmp.Or(os.Getenv("CHAOS_PODS"), "0"))
+	if err != nil || pods < 0 || pods > maxPods {
+		t.Fatalf("CHAOS_PODS=%s: want 1 to %d", os.Getenv("CHAOS_PODS"), maxPods)
+	}
+	chosen := os.Getenv("CHAOS_FAULTS")
+	if pods > 0 {
+		chosen = cmp.Or(chosen, crowdFaults)
+	}
+	faults, err := chosenFaults(chosen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,12 +51,31 @@ func TestChaos(t *testing.T) {
 	if !slices.Contains([]string{"", "file", "brokers"}, sinks) {
 		t.Fatalf("CHAOS_SINKS=%s: want file or brokers, or nothing for both", sinks)
 	}
+	shards, err := strconv.Atoi(cmp.Or(os.Getenv("CHAOS_SHARDS"), "0"))
+	if err != nil || shards < 0 || shards > relay.MaxShards || shards > 1 && sinks == "file" {
+		t.Fatalf("CHAOS_SHARDS=%s: want 1 to %d, and brokers for several", os.Getenv("CHAOS_SHARDS"), relay.MaxShards)
+	}
+	if shards > 1 || pods > 0 {
+		sinks = "brokers"
+	}
 	t.Logf("CHAOS_SEED=%d", seed)
 	testbed := newTestbed(t, sinks != "file")
 	var sum totals
 	start := time.Now()
-	for n := uint64(0); n == 0 || time.Since(start) < length; n++ {
+	for n, last := uint64(0), false; !last; n++ {
+		last = n > 0 && time.Since(start) >= length || pods > 0
 		p := newPlan(seed+n, faults, sinks)
+		switch {
+		case pods > 0:
+			p = newCrowd(seed, faults, max(shards, 1), pods, length)
+		case last && (shards > 0 || sinks == "file"):
+			continue
+		case last:
+			p = newPlan(seed+n, faults, "brokers")
+			p.divide(5)
+		case shards > 1:
+			p.divide(shards)
+		}
 		t.Run(fmt.Sprint(p.seed), func(t *testing.T) {
 			t.Log(p)
 			begun := time.Now()

@@ -5,6 +5,7 @@
 //	make chaos                                              ten minutes of it
 //	make chaos DURATION=1h FAULTS=kill,pg-fast,kafka-silent
 //	make chaos SEED=1234 DURATION=1s                        the round that printed this seed, again
+//	make chaos SHARDS=8 PODS=10 DURATION=15m                one round of many relays, see crowd_test.go
 //
 // A run is a number of rounds, each with a seed of its own; the next round's is one more. From the
 // seed comes the round's plan: how many relays, with which settings, into which sinks, and which
@@ -22,6 +23,7 @@
 //
 //	chaos_test.go       the run: rounds, totals
 //	plan_test.go        what a seed means
+//	crowd_test.go       many relays, while the number of slots changes
 //	fault_test.go       the faults, and what each excuses; *_faults_test.go is how they are done
 //	round_test.go       one round
 //	ending_test.go      what is waited for and looked at in the end

@@ -13,6 +13,7 @@ type plan struct {
 	seed   uint64
 	sinks  []string // file, or kafka and rabbitmq
 	relays int
+	shards int      // slots of the table, at first
 	env    settings // of each relay
 	steps  []step   // by time
 	skew   []time.Duration
@@ -36,13 +37,16 @@ type step struct {
 	fault *fault
 	at    time.Duration // from the round's start
 	hold  time.Duration // until it ends
-	seat  int           // which relay, if it is about one; whoever owns the slot then, if negative
+	seat  int           // which relay, if it is about one; whoever owns the (picked) slot then, if negative
 	pick  uint64        // for what else is to be chosen
+	to    int           // slots that the table is to have
 }
 
 func (s step) String() string {
 	text := fmt.Sprintf("%s at %.1fs for %.1fs", s.fault.name, s.at.Seconds(), s.hold.Seconds())
 	switch {
+	case s.to > 0:
+		text += fmt.Sprintf(" (to %d slots)", s.to)
 	case !s.fault.seat:
 	case s.seat < 0:
 		text += " (the owner)"
@@ -54,6 +58,7 @@ func (s step) String() string {
 
 const (
 	maxRelays = 3
+	maxPods   = 16 // relays of a crowd
 	// inflight bounds what a crash may repeat.
 	inflight = 400
 	keys     = 24
@@ -69,7 +74,7 @@ const (
 // "brokers", or "" for either).
 func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	p := &plan{seed: seed}
+	p := &plan{seed: seed, shards: 1}
 	chance := func(percent int) bool { return rnd.IntN(100) < percent }
 	between := func(low, high time.Duration) time.Duration { return low + time.Duration(rnd.Int64N(int64(high-low))) }
 
@@ -178,10 +183,20 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 	return p
 }
 
+// divide makes it the plan of a table that is divided among so many slots, which as many relays as
+// may be share.
+func (p *plan) divide(shards int) {
+	p.shards, p.relays = shards, maxRelays
+	p.env = p.env.with(settings{"RELAY_SHARDS": fmt.Sprint(shards)})
+}
+
 // String is the plan for people, as a failure reports it.
 func (p *plan) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: %d relays into %s", p.seed, p.relays, strings.Join(p.sinks, "+"))
+	if p.shards > 1 {
+		fmt.Fprintf(&b, " from %d slots", p.shards)
+	}
 	fmt.Fprintf(&b, ", refused events are %s", p.letters)
 	for _, name := range []string{"RELAY_MODE", "RELAY_MARK", "RELAY_DEAD_LETTER", "RELAY_SINK_ISOLATION", "RELAY_WAL_BUDGET"} {
 		if value := p.env[name]; value != "" {

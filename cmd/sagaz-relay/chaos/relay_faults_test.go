@@ -26,7 +26,7 @@ func (r *round) seatOf(s step) *seat {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	var owner string
-	err := r.db.Pool.QueryRow(ctx, `SELECT owner FROM saga_outbox_relay WHERE slot = $1`, r.slot).Scan(&owner)
+	err := r.db.Pool.QueryRow(ctx, `SELECT owner FROM saga_outbox_relay WHERE slot = $1`, r.slotOf(s)).Scan(&owner)
 	for _, seat := range r.seats {
 		if err == nil && seat.name == owner {
 			return seat

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/relay"
 )
 
 // patience bounds what must come in the end, on a machine that runs other tests too.
@@ -29,7 +30,7 @@ type round struct {
 	plan    *plan
 	db      *pgtest.DB
 	dir     string // logs, and what the sink file writes
-	slot    string // also the queue's name
+	slot    string // RELAY_SLOT, also the queue's name
 	topics  []string
 	marker  string // is in every payload
 	secrets []string
@@ -37,6 +38,7 @@ type round struct {
 	seats   []*seat
 
 	launched atomic.Int64
+	shards   atomic.Int64 // that the table has now
 	watching sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows
@@ -57,6 +59,7 @@ func runRound(t *testing.T, s *testbed, p *plan) (*comparison, map[string]int) {
 		t: t, testbed: s, plan: p, dir: keep(t, p.seed), slot: "chaos_" + id, marker: "payload-secret-" + rand.Text(),
 		poison: map[string]ids{"kafka": {}, "rabbitmq": {}, "file": {}}, apart: map[string]ids{"kafka": {}, "rabbitmq": {}}, replayed: make(ids), done: make(map[*fault]int),
 	}
+	r.shards.Store(int64(p.shards))
 	r.set(id)
 	r.load = newLoad(r, r.db.DSN, r.topics)
 	for i := range p.relays {
@@ -98,6 +101,9 @@ func runRound(t *testing.T, s *testbed, p *plan) (*comparison, map[string]int) {
 	time.Sleep(500 * time.Millisecond) // some more load with everything healed
 	r.load.stop()
 	finished := r.finish()
+	if p.relays > maxRelays {
+		r.leftovers()
+	}
 	for _, seat := range r.seats {
 		seat.mu.Lock()
 		if seat.proc != nil {
@@ -121,10 +127,23 @@ func runRound(t *testing.T, s *testbed, p *plan) (*comparison, map[string]int) {
 	return v, counts
 }
 
+// shardOf is the shard that a step is about.
+func (r *round) shardOf(s step) relay.Shard {
+	shards := int(r.shards.Load())
+	return relay.Set{Slot: r.slot, Publication: "sagaz_outbox", Shards: shards}.Shard(int(s.pick % uint64(shards)))
+}
+
+// slotOf is its slot.
+func (r *round) slotOf(s step) string { return r.shardOf(s).Slot }
+
 // errorf fails the round, and logs how to repeat it.
 func (r *round) errorf(format string, args ...any) {
 	r.t.Helper()
-	r.t.Errorf("CHAOS_SEED=%d: %s", r.plan.seed, fmt.Sprintf(format, args...))
+	pods := ""
+	if r.plan.relays > maxRelays {
+		pods = fmt.Sprintf(" CHAOS_PODS=%d", r.plan.relays)
+	}
+	r.t.Errorf("CHAOS_SEED=%d CHAOS_SHARDS=%d%s: %s", r.plan.seed, r.plan.shards, pods, fmt.Sprintf(format, args...))
 }
 
 // set makes the database with its role, and what the brokers need.
@@ -145,14 +164,13 @@ func (r *round) set(id string) {
 	u.User = url.UserPassword(role, password)
 	r.plan.env = r.plan.env.with(settings{"DATABASE_URL": u.String(), "RELAY_SLOT": r.slot, "RELAY_HTTP_ADDR": "127.0.0.1:0"})
 	r.topics = []string{"orders-" + id, "payments-" + id}
-	args := []string{"migrate"}
+	var args []string
 	// otherwise the first relay makes the slot, with rows in the table already
 	if r.plan.seed%2 == 0 {
 		args = append(args, "--slot")
 	}
-	p, err := r.launch("migrate", settings{"DATABASE_URL": u.String(), "RELAY_SLOT": r.slot}, args...)
+	p, err := r.migrate(args...)
 	r.must(err)
-	p.expected.Store(true)
 	<-p.Done()
 	if p.Err() != nil {
 		r.must(fmt.Errorf("migrate: %w: %s", p.Err(), p.lastLine()))

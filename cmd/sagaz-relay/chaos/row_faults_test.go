@@ -15,11 +15,11 @@ import (
 // slotFaults happen to what the stream hangs on.
 func slotFaults() []*fault {
 	return []*fault{
-		{name: "drop-slot", weight: 3, most: time.Millisecond, do: func(r *round, s step) error { return r.dropSlot() }},
-		{name: "drop-slot-down", weight: 2, most: 2 * time.Second, stops: true, do: func(r *round, s step) error { return r.whileDown(s, r.dropSlot) }},
+		{name: "drop-slot", weight: 3, most: time.Millisecond, do: func(r *round, s step) error { return r.dropSlot(s) }},
+		{name: "drop-slot-down", weight: 2, most: 2 * time.Second, stops: true, do: func(r *round, s step) error { return r.whileDown(s, func() error { return r.dropSlot(s) }) }},
 		{name: "lose-slot", weight: 2, most: time.Second, stops: true, do: func(r *round, s step) error { return r.whileDown(s, r.loseSlot) }},
 		{name: "drop-publication", weight: 2, most: time.Millisecond, do: func(r *round, s step) error {
-			return r.sql(`DROP PUBLICATION IF EXISTS sagaz_outbox`)
+			return r.sql(`DROP PUBLICATION IF EXISTS ` + r.shardOf(s).Publication)
 		}},
 		{name: "wal", weight: 3, least: time.Second, most: 5 * time.Second, do: (*round).writeWAL},
 	}
@@ -37,7 +37,7 @@ func (r *round) writeWAL(s step) error {
 }
 
 // dropSlot drops the slot, from under its reader if need be.
-func (r *round) dropSlot() error {
+func (r *round) dropSlot(s step) error {
 	return r.sql(fmt.Sprintf(`DO $$ BEGIN
 		FOR i IN 1..500 LOOP
 			BEGIN
@@ -49,7 +49,7 @@ func (r *round) dropSlot() error {
 				WHEN undefined_object THEN EXIT;
 			END;
 		END LOOP;
-	END $$`, r.slot))
+	END $$`, r.slotOf(s)))
 }
 
 // loseSlot makes the server give the slot up: it holds back more WAL than it may.

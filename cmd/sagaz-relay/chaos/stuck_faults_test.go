@@ -80,7 +80,7 @@ func (r *round) openElsewhere(s step) error {
 	if err := conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text`).Scan(&xid); err != nil {
 		return nil
 	}
-	if err := r.dropSlot(); err != nil {
+	if err := r.dropSlot(s); err != nil {
 		return fmt.Errorf("drop the slot while transaction %s is open elsewhere: %w", xid, err)
 	}
 	time.Sleep(s.hold)

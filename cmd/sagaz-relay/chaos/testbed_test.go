@@ -24,7 +24,7 @@ type testbed struct {
 
 	pg *pgserver.Server
 	// toPG has a link for each relay.
-	toPG [maxRelays]*link
+	toPG [maxPods]*link
 
 	// Brokers, nil without them.
 	kafka    *brokertest.KafkaServer

@@ -133,6 +133,11 @@ func TestSlotAccidents(t *testing.T) {
 		{"slot dropped while down", true, "missing", (*scene).dropSlot},
 		{"publication dropped while streaming", false, "publication", func(s *scene) { s.exec(`DROP PUBLICATION sagaz_outbox`) }},
 		{"publication dropped while down", true, "publication", func(s *scene) { s.exec(`DROP PUBLICATION sagaz_outbox`) }},
+		{"publication dropped and made again while down", true, "publication", func(s *scene) {
+			s.exec(`DROP PUBLICATION sagaz_outbox`)
+			s.l.waitCommitted(50)
+			s.migrate()
+		}},
 		{"table out of the publication and back", true, "publication", func(s *scene) {
 			s.exec(`ALTER PUBLICATION sagaz_outbox DROP TABLE saga_outbox`)
 			s.l.waitCommitted(50)

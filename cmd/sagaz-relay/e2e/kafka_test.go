@@ -92,6 +92,26 @@ func (k *topic) retry(what string, f func(context.Context) error) {
 	})
 }
 
+// set changes a setting of the topic.
+func (k *topic) set(name, value string) {
+	k.t.Helper()
+	k.retry("set "+name, func(ctx context.Context) error {
+		res, err := k.client.IncrementalAlterConfigs(ctx, &kafkago.IncrementalAlterConfigsRequest{Resources: []kafkago.IncrementalAlterConfigsRequestResource{{
+			ResourceType: kafkago.ResourceTypeTopic, ResourceName: k.name,
+			Configs: []kafkago.IncrementalAlterConfigsRequestConfig{{Name: name, Value: value, ConfigOperation: kafkago.ConfigOperationSet}},
+		}}})
+		if err != nil {
+			return err
+		}
+		for _, r := range res.Resources {
+			if r.Error != nil {
+				return r.Error
+			}
+		}
+		return nil
+	})
+}
+
 // ends returns the offset behind the last record, by partition.
 func (k *topic) ends() []int64 {
 	k.t.Helper()

@@ -57,7 +57,7 @@ func TestStartWithALargeLedger(t *testing.T) {
 	// SIGTERM ends the reading of a ledger that lasts.
 	p = w.relayOf(program.Plain(t), "stopped", env)
 	eventually(t, patience, "the ledger is being read", func() string {
-		if value[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'sagaz-relay ledger%' AND state = 'active'`) > 0 || len(p.logged("ledger read")) > 0 {
+		if value[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'sagaz-relay count%' AND state = 'active'`) > 0 || len(p.logged("ledger read")) > 0 {
 			return ""
 		}
 		return p.mustRun("not yet")

@@ -39,6 +39,7 @@ type loadOptions struct {
 	keys    int    // default 20
 	workers int    // default 4
 	rate    int    // rows per second, default 300, and a fifth of it after busyFor at that rate
+	steady  bool   // … no: that rate until it is stopped
 	// survives makes the workers wait for a database that goes away. Whether a transaction with a
 	// lost answer was committed they see when it is back.
 	survives bool
@@ -117,7 +118,14 @@ func (l *load) waitCommitted(more int) {
 func (l *load) finish(p *process) {
 	l.w.t.Helper()
 	l.stop()
-	statuses := l.w.waitNonePending(p)
+	l.w.waitNonePending(p)
+	var statuses map[string]int
+	eventually(l.w.t, patience, "no row is claimed", func() string { // as rows under way are, in hybrid mode
+		if statuses = l.w.statuses(); statuses["claimed"] > 0 {
+			return p.mustRun(fmt.Sprintf("%d rows claimed", statuses["claimed"]))
+		}
+		return ""
+	})
 	if sent := statuses["sent"]; len(statuses) != 1 || sent != l.committed() {
 		l.w.t.Errorf("rows by status: %v, want %d sent", statuses, l.committed())
 	}
@@ -129,7 +137,7 @@ func (l *load) work(rnd *rand.Rand) error {
 	every := time.Second * perTransaction * time.Duration(l.opts.workers) / time.Duration(l.opts.rate)
 	pace := time.NewTicker(every)
 	defer pace.Stop()
-	enough, busy := l.opts.rate*int(busyFor/time.Second), true
+	enough, busy := l.opts.rate*int(busyFor/time.Second), !l.opts.steady
 	var conn *pgx.Conn
 	defer func() { closeQuietly(conn) }()
 	for {

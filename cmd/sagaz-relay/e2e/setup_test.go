@@ -148,7 +148,7 @@ func TestObjects(t *testing.T) {
 	t.Run("no right for a retention", func(t *testing.T) {
 		w.exec(fmt.Sprintf(`CREATE ROLE %s_d LOGIN REPLICATION PASSWORD '%s'`, w.role, w.password))
 		defer w.exec(fmt.Sprintf(`DROP OWNED BY %[1]s_d; DROP ROLE %[1]s_d`, w.role))
-		w.exec(fmt.Sprintf(`GRANT SELECT, UPDATE ON saga_outbox TO %[1]s_d; GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO %[1]s_d;
+		w.exec(fmt.Sprintf(`GRANT SELECT, UPDATE ON saga_outbox TO %[1]s_d; GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay, saga_outbox_set TO %[1]s_d;
 			GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %[1]s_d`, w.role))
 		url := strings.Replace(w.url, w.role+":", w.role+"_d:", 1)
 		w.fails(t, settings{"DATABASE_URL": url, "RELAY_RETENTION": "1h"}, "lacks DELETE on saga_outbox;", "GRANT DELETE")
@@ -158,7 +158,7 @@ func TestObjects(t *testing.T) {
 		w.exec(fmt.Sprintf(`CREATE ROLE %s_o LOGIN REPLICATION PASSWORD '%s'`, w.role, w.password))
 		defer w.exec(fmt.Sprintf(`DROP OWNED BY %[1]s_o; DROP ROLE %[1]s_o`, w.role))
 		w.exec(fmt.Sprintf(`GRANT SELECT, UPDATE, DELETE ON saga_outbox TO %[1]s_o; GRANT SELECT, INSERT ON saga_outbox_archive TO %[1]s_o;
-			GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay TO %[1]s_o;
+			GRANT SELECT, INSERT, UPDATE ON saga_outbox_relay, saga_outbox_set TO %[1]s_o;
 			GRANT SELECT, INSERT, UPDATE, DELETE ON saga_outbox_delivery TO %[1]s_o`, w.role))
 		theirs := strings.Replace(w.url, w.role+":", w.role+"_o:", 1)
 		w.fails(t, settings{"DATABASE_URL": theirs, "RELAY_PUBLICATION": "not_there", "RELAY_SLOT": w.slot + "_o"}, "not_there", "saga_outbox", "CREATE PUBLICATION", w.role)

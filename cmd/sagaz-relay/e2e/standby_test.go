@@ -13,7 +13,7 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// fleet is several relays of one slot that publish to a Kafka topic with one partition, so that the
+// fleet is several relays of one table that publish to a Kafka topic with one partition, so that the
 // topic's offsets are the order of events in time.
 type fleet struct {
 	*world
@@ -27,14 +27,19 @@ type fleet struct {
 func newFleet(t *testing.T, path string, more settings) *fleet {
 	t.Helper()
 	w := newWorld(t)
-	broker := brokertest.Kafka(t)
-	k := newTopic(t, broker.Plaintext, 1)
-	f := &fleet{world: w, k: k, path: path, env: settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext}.with(more)}
+	f := fleetIn(t, w, path, more)
 	for range 3 {
 		f.add()
 	}
 	f.waitAll()
-	return f
+	return &f
+}
+
+// fleetIn is a fleet without relays yet.
+func fleetIn(t *testing.T, w *world, path string, more settings) fleet {
+	t.Helper()
+	broker := brokertest.Kafka(t)
+	return fleet{world: w, k: newTopic(t, broker.Plaintext, 1), path: path, env: settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext}.with(more)}
 }
 
 // add starts one more relay.

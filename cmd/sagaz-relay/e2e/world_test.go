@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ type world struct {
 	password string
 	url      string // DATABASE_URL of the role
 	slot     string
+	shards   int // RELAY_SHARDS; 0: not set
 	marker   string
 }
 
@@ -103,13 +105,17 @@ func value[T any](w *world, sql string, args ...any) T {
 
 // env are the variables of a relay in this world, but for the sink's.
 func (w *world) env() settings {
-	return settings{
+	all := settings{
 		"DATABASE_URL":    w.url,
 		"RELAY_SLOT":      w.slot,
 		"RELAY_HTTP_ADDR": "127.0.0.1:0",
 		// tests do not wait a quarter of an hour for a dead letter
 		"RELAY_UNROUTABLE_PATIENCE": "0s",
 	}
+	if w.shards > 0 {
+		all["RELAY_SHARDS"] = strconv.Itoa(w.shards)
+	}
+	return all
 }
 
 func (w *world) secrets() []string {

@@ -26,7 +26,7 @@ func TestTooLargeRowIsRefusedAlone(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), patience)
 		defer stop()
 		conn, source := connect(t, db), newSource(t, db)
-		if _, err := source.Create(ctx, "outbox"); err != nil {
+		if _, err := source.Create(ctx, relay.Alone("outbox", "sagaz_outbox")); err != nil {
 			t.Fatal(err)
 		}
 		for i, row := range []string{
@@ -61,10 +61,10 @@ func TestTypesThatAreNotAccepted(t *testing.T) {
 		conn, source := connect(t, db), newSource(t, db)
 		// With a list of columns PostgreSQL lets nobody change their types.
 		exec(t, conn, `CREATE PUBLICATION sagaz_outbox FOR TABLE saga_outbox WITH (publish = 'insert')`)
-		if _, err := source.Create(ctx, "outbox"); err != nil {
+		if _, err := source.Create(ctx, relay.Alone("outbox", "sagaz_outbox")); err != nil {
 			t.Fatal(err)
 		}
-		st, err := source.Open(ctx, "outbox", 0)
+		st, err := source.Open(ctx, relay.Alone("outbox", "sagaz_outbox"), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +75,7 @@ func TestTypesThatAreNotAccepted(t *testing.T) {
 		}()
 		exec(t, conn, `ALTER TABLE saga_outbox ALTER COLUMN aggregate_id TYPE bytea USING aggregate_id::bytea`)
 		exec(t, conn, `INSERT INTO saga_outbox (event_id, saga_id, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 's', 'k', 'T', '{}')`)
-		for what, err := range map[string]error{"while running": <-ended, "start": source.Check(ctx), "start, polling": newStore(t, db).Check(ctx)} {
+		for what, err := range map[string]error{"while running": <-ended, "start": source.Check(ctx, relay.Alone("outbox", "sagaz_outbox").Set), "start, polling": newStore(t, db).Check(ctx)} {
 			var setup *relay.SetupError
 			if !errors.As(err, &setup) || !strings.Contains(setup.Problem, "column aggregate_id has type bytea") || !strings.Contains(setup.Fix, "ALTER COLUMN aggregate_id TYPE varchar(255)") {
 				t.Errorf("%s: got %v, want a SetupError about the type", what, err)
@@ -91,7 +91,7 @@ func TestRowThatTheServerCannotSend(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), patience)
 		defer stop()
 		conn, source := connect(t, db), newSource(t, db)
-		if _, err := source.Create(ctx, "outbox"); err != nil {
+		if _, err := source.Create(ctx, relay.Alone("outbox", "sagaz_outbox")); err != nil {
 			t.Fatal(err)
 		}
 		exec(t, conn, `SET client_encoding = 'WIN1252'`)
@@ -108,7 +108,7 @@ func TestRowThatTheServerCannotSend(t *testing.T) {
 		if gone.Cause != relay.GoneUnreadable || tries > 5 {
 			t.Errorf("after %d tries: %v, want cause %s", tries, gone, relay.GoneUnreadable)
 		}
-		before, err := source.Create(ctx, "outbox") // made again, behind the row
+		before, err := source.Create(ctx, relay.Alone("outbox", "sagaz_outbox")) // made again, behind the row
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -191,26 +191,26 @@ func newSource(t testing.TB, db *pgtest.DB) *slotSource {
 func acquire(t testing.TB, ctx context.Context, db *pgtest.DB) relay.Lease {
 	t.Helper()
 	cfg := store.DefaultConfig()
-	cfg.DatabaseURL, cfg.Owner, cfg.MaxEventBytes = db.DSN, "relay-1", smallLimit
+	cfg.DatabaseURL, cfg.Owner, cfg.MaxEventBytes, cfg.Slot = db.DSN, "relay-1", smallLimit, "outbox"
 	st, err := store.New(cfg, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease, err := st.Acquire(ctx, "outbox")
+	lease, err := st.Acquire(ctx, relay.Alone("outbox", "sagaz_outbox"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		releasing, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		_ = lease.Release(releasing) // the test is over
+		_ = lease.Release(releasing, true) // the test is over
 	})
 	return lease
 }
 
 // openAndRun opens the slot and reads it until that fails.
 func openAndRun(ctx context.Context, source opener, events map[relay.UUID]relay.Event) error {
-	st, err := source.Open(ctx, "outbox", 0)
+	st, err := source.Open(ctx, relay.Alone("outbox", "sagaz_outbox"), 0)
 	if err != nil {
 		return err
 	}

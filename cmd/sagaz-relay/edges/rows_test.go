@@ -159,14 +159,14 @@ func testShape(t *testing.T, version string, s *shape) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := source.Check(ctx); err != nil {
+	if err := source.Check(ctx, relay.Alone("outbox", "sagaz_outbox").Set); err != nil {
 		t.Fatal(err)
 	}
 	st := newStore(t, db)
 	if err := st.Check(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := source.Create(ctx, "outbox_"+db.Name[len(db.Name)-8:]); err != nil {
+	if _, err := source.Create(ctx, relay.Alone("outbox_"+db.Name[len(db.Name)-8:], "sagaz_outbox")); err != nil {
 		t.Fatal(err)
 	}
 	for i, row := range s.rows {
@@ -175,11 +175,11 @@ func testShape(t *testing.T, version string, s *shape) {
 	}
 	streamed := stream(t, ctx, source, "outbox_"+db.Name[len(db.Name)-8:], len(s.rows))
 
-	lease, err := st.Acquire(ctx, "outbox")
+	lease, err := st.Acquire(ctx, relay.Alone("outbox", "sagaz_outbox"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lease.Release(ctx) //nolint:errcheck // the test is over
+	defer lease.Release(ctx, true) //nolint:errcheck // the test is over
 	swept := sweep(t, ctx, lease, relay.SweepQuery{})
 	horizon, err := lease.Horizon(ctx)
 	if err != nil {
@@ -263,7 +263,7 @@ func stream(t testing.TB, ctx context.Context, source opener, slot string, n int
 	t.Helper()
 	events := make(map[relay.UUID]relay.Event)
 	for ctx.Err() == nil && len(events) < n { // a column may make it begin again
-		st, err := source.Open(ctx, slot, 0)
+		st, err := source.Open(ctx, relay.Alone(slot, "sagaz_outbox"), 0)
 		if err != nil {
 			t.Logf("open: %v", err)
 			time.Sleep(50 * time.Millisecond)
@@ -285,7 +285,7 @@ func stream(t testing.TB, ctx context.Context, source opener, slot string, n int
 
 // opener is a source.
 type opener interface {
-	Open(ctx context.Context, slot string, known relay.LSN) (relay.Stream, error)
+	Open(ctx context.Context, shard relay.Shard, known relay.LSN) (relay.Stream, error)
 }
 
 // slotSource gives slots names of their own: a server has one set of names for all databases.
@@ -294,12 +294,14 @@ type slotSource struct {
 	suffix string
 }
 
-func (s *slotSource) Open(ctx context.Context, slot string, known relay.LSN) (relay.Stream, error) {
-	return s.Source.Open(ctx, slot+"_"+s.suffix, known)
+func (s *slotSource) Open(ctx context.Context, shard relay.Shard, known relay.LSN) (relay.Stream, error) {
+	shard.Slot += "_" + s.suffix
+	return s.Source.Open(ctx, shard, known)
 }
 
-func (s *slotSource) Create(ctx context.Context, slot string) (relay.LSN, error) {
-	return s.Source.Create(ctx, slot+"_"+s.suffix)
+func (s *slotSource) Create(ctx context.Context, shard relay.Shard) (relay.LSN, error) {
+	shard.Slot += "_" + s.suffix
+	return s.Source.Create(ctx, shard)
 }
 
 // intake gathers events.
@@ -376,7 +378,7 @@ func park(t testing.TB, ctx context.Context, lease relay.Lease, events map[relay
 func newStore(t testing.TB, db *pgtest.DB) *store.Store {
 	t.Helper()
 	cfg := store.DefaultConfig()
-	cfg.DatabaseURL, cfg.Owner = db.DSN, "relay-ワーカー-1"
+	cfg.DatabaseURL, cfg.Owner, cfg.Slot = db.DSN, "relay-ワーカー-1", "outbox"
 	st, err := store.New(cfg, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)

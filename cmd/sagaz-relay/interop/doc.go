@@ -21,6 +21,6 @@
 //     choice.
 //   - Order: by commit, per key. The worker publishes a batch in parallel.
 //
-// The library comes from the package index by pip, in the versions of testdata/requirements.txt,
+// The library comes from the package index by pip, in the versions that internal/testbed/peers pins,
 // into a virtual environment in the cache directory that all runs share.
 package interop

@@ -136,7 +136,7 @@ func setUp(t *testing.T, p *types.Project) *stage {
 	}
 
 	broker := p.Services["rabbitmq"]
-	ctx, cancel := context.WithTimeout(t.Context(), product.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*product.Patience)
 	defer cancel()
 	rabbit, err := brokertest.StartRabbitMQ(ctx, brokertest.RabbitMQOptions{})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/checks/product"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/variables"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -195,10 +196,30 @@ func newLookUp(t *testing.T) *lookUp {
 
 var ourVariable = regexp.MustCompile(`^(RELAY|KAFKA|RABBITMQ|BROKER|DATABASE)_`)
 
+// known reports whether a variable is a setting, also one of a named sink: RELAY_SINK_, a name, and
+// what a kind's setting is called without the kind.
+func (l *lookUp) known(name string) bool {
+	if _, ok := l.settings[name]; ok {
+		return true
+	}
+	rest, named := strings.CutPrefix(name, "RELAY_SINK_")
+	if !named || strings.HasSuffix(rest, "_KIND") {
+		return named
+	}
+	for setting := range l.settings {
+		for _, kind := range []string{"kafka", "rabbitmq", "file"} {
+			if of := variables.OfSink("x", kind, setting); of != "" && strings.HasSuffix(rest, strings.TrimPrefix(of, "RELAY_SINK_X")) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // check says what is wrong with a command; "" for nothing.
 func (l *lookUp) check(c command) string {
 	for _, name := range c.set {
-		if _, ok := l.settings[strings.TrimSuffix(name, "_FILE")]; !ok && ourVariable.MatchString(name) {
+		if setting := strings.TrimSuffix(name, "_FILE"); !l.known(setting) && ourVariable.MatchString(name) {
 			return name + " is no setting"
 		}
 	}

@@ -166,7 +166,7 @@ func sizes(steps []step) (n []int) {
 
 // TestAutoscalerFollowsTheBacklog: replicas at each step, for one owner and for several.
 func TestAutoscalerFollowsTheBacklog(t *testing.T) {
-	for _, k := range []int{1, 2, 3} {
+	for _, k := range []int{1, 3, 8} {
 		a := newAutoscaler(t)
 		if got := sizes(a.run(time.Minute, owners(k, 0))); !slices.Equal(got, []int{3}) {
 			t.Fatalf("%d owners: a new Deployment: %v, want 3 at once", k, got)
@@ -183,6 +183,8 @@ func TestAutoscalerFollowsTheBacklog(t *testing.T) {
 		}{
 			{50000, []int{5, 7, 9, 10}, 15 * time.Second, time.Minute, time.Minute}, // the window of 30 s lets the old wish go
 			{0, []int{9, 8, 7, 6, 5, 4, 3}, 285 * time.Second, 2 * time.Minute, 30 * time.Second},
+			{3500, []int{4}, 15 * time.Second, time.Minute, time.Minute},
+			{0, []int{3}, 285 * time.Second, 2 * time.Minute, 30 * time.Second},
 		} {
 			last, least := a.now, change.first
 			steps := a.run(2*time.Hour, owners(k, change.backlog))

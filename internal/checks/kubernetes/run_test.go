@@ -28,6 +28,12 @@ import (
 // start the pod. env overrides what cannot be the same here.
 func run(t *testing.T, spec corev1.PodSpec, secrets, env map[string]string) *product.Process {
 	t.Helper()
+	return product.Start(t, strings.Join(spec.Containers[0].Args, " "), container(t, spec, secrets, env))
+}
+
+// container is what run starts.
+func container(t *testing.T, spec corev1.PodSpec, secrets, env map[string]string) *exec.Cmd {
+	t.Helper()
 	if len(spec.Containers) != 1 || len(spec.Containers[0].Command) != 0 {
 		t.Fatal("want one container, with the image's own entrypoint")
 	}
@@ -61,7 +67,7 @@ func run(t *testing.T, spec corev1.PodSpec, secrets, env map[string]string) *pro
 	for name, value := range all {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
-	return product.Start(t, strings.Join(c.Args, " "), cmd)
+	return cmd
 }
 
 // example is secrets-example.yaml, by "secret key", with addresses that exist here.

@@ -78,6 +78,23 @@ func TestAlertsRiseAndEnd(t *testing.T) {
 	s.sql(`ALTER TABLE public.saga_outbox DISABLE TRIGGER refuse`)
 	s.ends("OutboxMarksFailing")
 
+	// A change of the number of slots that waits for a transaction, and is given up.
+	tx, err := s.db.Pool.Begin(t.Context())
+	if err == nil {
+		_, err = tx.Exec(t.Context(), `SELECT pg_current_xact_id()`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.shards("2")
+	s.fires("OutboxShardsChanging")
+	s.runbook("OutboxShardsChanging", "outbox-worker-2", "in one slot; being changed to 2: making since", "which makes the new slots: the server waits", "pg_current_xact_id")
+	s.shards("1")
+	s.ends("OutboxShardsChanging")
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
 	// All relays die, and somebody drops the slot. Until here there was no gap.
 	if found, _, err := p.ask(`ALERTS{alertname="OutboxSlotRecovered"}`); err != nil || len(found) > 0 {
 		t.Errorf("OutboxSlotRecovered was there without a gap: %v %v", found, err)
@@ -137,6 +154,7 @@ func quick(t *testing.T, rules string) string {
 		{"outbox_oldest_pending_seconds:max > 300", "outbox_oldest_pending_seconds:max > 6"},
 		{"outbox_oldest_pending_seconds:max > 60", "outbox_oldest_pending_seconds:max > 3"},
 		{"outbox_pending_events:sum > 5000", "outbox_pending_events:sum > 50"},
+		{"outbox_shards_change_seconds[5s])) > 600", "outbox_shards_change_seconds[5s])) > 3"},
 	} {
 		if !strings.Contains(rules, limit[0]) {
 			t.Fatalf("no rule has %q", limit[0])
@@ -144,6 +162,15 @@ func quick(t *testing.T, rules string) string {
 		rules = strings.ReplaceAll(rules, limit[0], limit[1])
 	}
 	return rules
+}
+
+// shards asks for another number of slots.
+func (s *scene) shards(n string) {
+	s.t.Helper()
+	cmd := relayCommand(s.t, map[string]string{"DATABASE_URL": s.db.DSN}, "migrate", "--shards", n, "--no-wait")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("migrate --shards %s: %v\n%s", n, err, out)
+	}
 }
 
 // fires waits for an alert.

@@ -25,11 +25,13 @@ type Process struct {
 }
 
 // Start starts a program, with the root as its folder unless cmd says otherwise. What it says is
-// kept, and shown under the name if the test fails.
+// kept, and shown under the name if the test fails; of stdout only if cmd has none.
 func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{t: t, name: name}
-	cmd.Stdout, cmd.Stderr = &p.Output, &p.Output
+	if cmd.Stderr = &p.Output; cmd.Stdout == nil {
+		cmd.Stdout = &p.Output
+	}
 	if cmd.Dir == "" {
 		cmd.Dir = "/"
 	}

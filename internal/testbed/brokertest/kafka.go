@@ -45,6 +45,8 @@ type KafkaOptions struct {
 	// Config are further lines of server.properties; the last of one name counts, so they win over
 	// ours.
 	Config []string
+	// JVM are further options of Java; the last of one name counts.
+	JVM []string
 }
 
 // KafkaServer is an Apache Kafka node (KRaft, broker and controller in one). Addresses are
@@ -71,13 +73,14 @@ type KafkaServer struct {
 	ownDir    bool
 	advertise string
 	config    []string
+	jvm       []string
 	libs      string // directory of the jars
 }
 
 // StartKafka starts a broker and waits until it takes requests. It needs a JRE 17 or newer, and
 // Maven unless the jars are in the cache already (or Docker); the error has how to get them.
 func StartKafka(ctx context.Context, opts KafkaOptions) (*KafkaServer, error) {
-	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, config: opts.Config}
+	k := &KafkaServer{User: "relay", Password: "relay-secret", dir: opts.Dir, advertise: opts.Advertise, config: opts.Config, jvm: opts.JVM}
 	docker := opts.Docker || viaDocker()
 	var err error
 	if !docker {
@@ -278,11 +281,12 @@ func (k *KafkaServer) configure(dir, host, data string) (ports []int, err error)
 // javaArgs are for a short run with little to do: compiled quickly rather than well, with one
 // thread for the garbage. A start takes half of the processor time that way.
 func (k *KafkaServer) javaArgs(class string, args ...string) []string {
-	return append([]string{
+	jvm := append([]string{
 		"-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Djava.awt.headless=true",
 		"-Dlog4j2.configurationFile=" + filepath.Join(k.dir, "log4j2.properties"),
-		"-cp", filepath.Join(k.libs, "*"), class,
-	}, args...)
+		"-cp", filepath.Join(k.libs, "*"),
+	}, k.jvm...)
+	return append(append(jvm, class), args...)
 }
 
 func (k *KafkaServer) logFile() string { return filepath.Join(k.dir, "kafka.log") }

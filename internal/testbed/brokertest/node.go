@@ -36,6 +36,15 @@ func (n *node) Kill() error {
 	return nil
 }
 
+// PID is the process that was started for the broker, whose children belong to it; 0 when it runs in
+// a container, or somebody else has started it.
+func (n *node) PID() int {
+	if n.process == nil {
+		return 0
+	}
+	return n.process.PID()
+}
+
 // remove kills the broker if it still runs. A container is gone then.
 func (n *node) remove() error {
 	if n.container != nil {

@@ -93,13 +93,6 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 	if s.binDir, err = binaries(ctx, s.version, opts.CacheDir, opts.Log); err != nil {
 		return nil, err
 	}
-	if s.port == 0 {
-		ports, err := child.FreePorts(1)
-		if err != nil {
-			return nil, err
-		}
-		s.port = ports[0]
-	}
 	if s.dataDir == "" {
 		if s.dataDir, err = os.MkdirTemp("", "sagaz-postgres-"+s.version+"-"); err != nil {
 			return nil, fmt.Errorf("create data directory: %w", err)
@@ -112,10 +105,28 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	if err := s.Start(ctx); err != nil {
+	if err := s.startFirst(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// startFirst starts the server, on a free port unless it has one. Somebody else may take a port
+// between the look for it and the server's.
+func (s *Server) startFirst(ctx context.Context) error {
+	if s.port != 0 {
+		return s.Start(ctx)
+	}
+	for tries := 3; ; tries-- {
+		ports, err := child.FreePorts(1)
+		if err != nil {
+			return err
+		}
+		s.port = ports[0]
+		if err = s.Start(ctx); err == nil || tries == 0 || !strings.Contains(err.Error(), "Address already in use") {
+			return err
+		}
+	}
 }
 
 // prepare makes the data directory, unless it has a database already, and writes our settings into

@@ -12,8 +12,6 @@ import (
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/sagaz-relay/relay/internal/testbed/child"
 )
 
 // NewStandby makes a hot standby of s and waits until it takes connections. It streams by the
@@ -34,11 +32,7 @@ func (s *Server) NewStandby(ctx context.Context, slot string, settings map[strin
 	if err = errors.Join(err, conn.Close(ctx)); err != nil {
 		return nil, fmt.Errorf("make a slot for the standby: %w", err)
 	}
-	ports, err := child.FreePorts(1)
-	if err != nil {
-		return nil, err
-	}
-	standby := &Server{version: s.version, binDir: s.binDir, ownDir: true, port: ports[0], password: s.password, settings: maps.Clone(s.settings)}
+	standby := &Server{version: s.version, binDir: s.binDir, ownDir: true, password: s.password, settings: maps.Clone(s.settings)}
 	standby.settings["primary_slot_name"] = slot
 	standby.settings["primary_conninfo"] = "host=127.0.0.1 port=" + strconv.Itoa(s.port) + " user=postgres password=" + s.password + " dbname=postgres sslmode=disable"
 	standby.settings["hot_standby_feedback"] = "on"
@@ -54,7 +48,7 @@ func (s *Server) NewStandby(ctx context.Context, slot string, settings map[strin
 	}
 	err = errors.Join(standby.copyFrom(s.dataDir), s.Start(ctx))
 	if err == nil {
-		err = standby.Start(ctx)
+		err = standby.startFirst(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, standby.Close())

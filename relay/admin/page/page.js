@@ -98,13 +98,22 @@ function verdict(r) {
 function calm(r) {
   const owned = r.slots.filter(s => s.role === "owner").map(s => s.slot);
   if (owned.length) return `Owns ${owned.join(", ")}, and every sink takes what it is offered.`;
-  return "Ready to take over. " + r.slots.map(s => owner(r, s.slot)).join(" ");
+  return ["Ready to take over.", ...owners(r)].join(" ");
 }
 
-function owner(r, slot) {
-  const found = (r.database?.slots || []).find(s => s.slot === slot);
-  if (!found) return r.database?.error ? `Who owns ${slot} is not known: the database does not answer.` : `Nobody has owned ${slot} yet.`;
-  return found.owner ? `${found.owner} owns ${slot}.` : `Nobody owns ${slot} just now.`;
+// owners says who owns the slots, a sentence for each relay.
+function owners(r) {
+  const by = new Map();
+  for (const { slot } of r.slots) {
+    const found = (r.database?.slots || []).find(s => s.slot === slot);
+    const who = found ? found.owner : null;
+    by.set(who, [...(by.get(who) || []), slot]);
+  }
+  return [...by].map(([who, slots]) => {
+    const names = slots.join(", ");
+    if (who === null) return r.database?.error ? `Who owns ${names} is not known: the database does not answer.` : `Nobody has owned ${names} yet.`;
+    return who ? `${who} owns ${names}.` : `Nobody owns ${names} just now.`;
+  });
 }
 
 function figures(r) {
@@ -112,12 +121,12 @@ function figures(r) {
   const sum = f => owned.reduce((n, s) => n + (f(s) ?? 0), 0);
   const dead = (r.database?.ledger || []).filter(e => e.state === "dead").reduce((n, e) => n + e.entries, 0);
   const knows = f => owned.some(s => f(s) !== null);
-  const lag = Math.max(0, ...owned.map(s => s.lag_seconds));
+  const most = f => Math.max(0, ...owned.map(s => f(s) ?? 0)), some = r.slots.length > owned.length; // the others are not known here
   const one = (name, value, note, level) => el("div", { "data-level": level || null }, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note));
   show("figures",
-    one("Waiting", owned.length ? count(sum(s => s.pending_events)) : none, owned.length ? `events, ${count(sum(s => s.inflight))} in flight` : "this relay owns no slot"),
-    one("Lag", owned.length ? duration(lag) : none, owned.length ? "age of the oldest in flight" : ""),
-    one("WAL behind", owned.length && knows(s => s.lag_bytes) ? bytes(sum(s => s.lag_bytes)) : none, owned.length ? "written, not confirmed" : ""),
+    one("Waiting", owned.length ? count(sum(s => s.pending_events)) : none, owned.length ? `events${some ? " of its slots" : ""}, ${count(sum(s => s.inflight))} in flight` : "this relay owns no slot"),
+    one("Lag", owned.length ? duration(most(s => s.lag_seconds)) : none, owned.length ? "age of the oldest in flight" : ""),
+    one("WAL behind", owned.length && knows(s => s.lag_bytes) ? bytes(most(s => s.lag_bytes)) : none, owned.length > 1 ? "of the slot furthest behind" : owned.length ? "written, not confirmed" : ""),
     one("Rate", rate(r.sinks.reduce((n, s) => n + s.rate, 0)), r.sinks.length > 1 ? "events, all sinks together" : "events acknowledged"),
     one("Dead letters", r.database?.ledger === undefined ? none : count(dead), dead ? "sagaz-relay dead-letter list" : r.database?.ledger === undefined ? "not known" : "none waits for a person", dead ? "degraded" : null));
 }
@@ -151,7 +160,7 @@ function slot(r, s) {
     fact("Epoch", count(s.epoch || shared?.epoch || null)),
     fact(owns ? "Owned for" : s.role === "starting" ? "Starting for" : "Standing by for", duration(age(r, s.since))),
     owns ? fact("Finds events by", [mode || s.mode, s.stream_since_seconds ? ` for ${duration(s.stream_since_seconds)}` : ""].join("")) : null,
-    owns && s.waits_for ? fact("Waits for", [{ server: "PostgreSQL", claims: "another worker's claims", sink: "a sink that is down" }[s.waits_for] || s.waits_for, `for ${duration(s.waits_seconds)}`].join(", ")) : null,
+    owns && s.waits_for ? fact("Waits for", [{ server: "PostgreSQL", claims: "another worker's claims", sink: "a sink that is down", room: "room for a large event" }[s.waits_for] || s.waits_for, `for ${duration(s.waits_seconds)}`].join(", ")) : null,
     fact("RELAY_MODE", r.wanted_mode),
     owns ? fact("In flight", `${count(s.inflight)} of ${count(s.inflight_limit)} events, ${bytes(s.inflight_bytes)} of ${bytes(s.inflight_bytes_limit)}`) : null,
     fact("WAL retained", kept),
@@ -166,8 +175,45 @@ function slot(r, s) {
     figure(r, "Lag", h.lag_seconds, duration(s.lag_seconds), duration, { least: 1 }),
     figure(r, "WAL retained", h.retained_bytes, bytes(retained), bytes, { least: 16 * 1024 * 1024, base: 1024, cap: s.cap_bytes })) : null;
   return el("article", { class: "card slot", "aria-label": `Slot ${s.slot}` },
-    el("header", {}, el("h3", { class: "mono" }, s.slot), tag(roles[s.role] || "info", s.role), mode ? tag(s.streaming || s.why === "RELAY_MODE=polling" ? "ok" : "degraded", mode) : null),
+    el("header", {}, el("h3", { class: "mono" }, s.slot), tag(s.gives_back ? "info" : roles[s.role] || "info", s.gives_back ? "giving back" : s.role), mode ? tag(s.streaming || s.why === "RELAY_MODE=polling" ? "ok" : "degraded", mode) : null),
     charts, el("dl", { class: "facts" }, facts));
+}
+
+// setChange shows a change of the number of slots that is under way.
+function setChange(r) {
+  const c = r.set?.change;
+  if (!c) return [];
+  const state = { making: "the new slots are being made", draining: "the old slots are read up to the switch" }[c.state] || c.state;
+  const columns = [{ name: "Old slot" }, { name: "Owner" }, { name: "Left to the switch", class: "number" }, { name: "State" }];
+  return [
+    el("article", { class: "card slot", "aria-label": "Change of the number of slots" },
+      el("header", {}, el("h3", {}, `From ${count(r.set.shards)} to ${count(c.target)} slots`), tag("info", c.state)),
+      el("dl", { class: "facts" }, [
+        fact("Now", state), fact("Under way for", duration(c.seconds)), fact("Worked on by", c.changer ? el("span", { class: "mono" }, c.changer) : "nobody yet"),
+        c.switch ? fact("Switch at", el("span", { class: "mono" }, c.switch)) : null,
+        fact("Waits for", el("span", { class: "said" }, c.waits_for), true),
+      ])),
+    c.old_slots.length ? table("Old slots", columns, c.old_slots.map(o => [
+      el("span", { class: "mono" }, o.slot), o.owner ? el("span", { class: "mono" }, o.owner) : o.stopped ? "nobody, as it should be" : tag("degraded", "nobody"), bytes(o.left_bytes),
+      o.stopped ? tag("ok", "through") : o.left_bytes === 0 ? tag("info", "finishing") : tag("info", "delivering")])) : [],
+  ].flat();
+}
+
+// slots shows those that this relay works on as cards. The others are a table where there are
+// several.
+function slots(r) {
+  const works = s => s.role === "owner" || s.role === "draining";
+  const cards = r.slots.length > 1 ? r.slots.filter(works) : r.slots, rest = r.slots.filter(s => !cards.includes(s));
+  const columns = [{ name: "Slot" }, { name: "Here" }, { name: "Owner" }, { name: "Epoch", class: "number" }, { name: "Owned for", class: "number" }, { name: "WAL behind", class: "number" }, { name: "WAL retained", class: "number" }, { name: "WAL status" }];
+  const others = rest.map(s => {
+    const d = (r.database?.slots || []).find(d => d.slot === s.slot);
+    return [
+      el("span", { class: "mono" }, s.slot), tag(roles[s.role] || "info", s.role), d?.owner ? el("span", { class: "mono" }, d.owner) : d ? tag("degraded", "nobody") : "nobody known",
+      count(d?.epoch || null), d?.taken_at ? duration(age(r, d.taken_at)) : none, bytes(d?.lag_bytes ?? null), bytes(d?.retained_bytes ?? null), d?.wal_status ? tag(walLevels[d.wal_status] || "info", d.wal_status) : none,
+    ];
+  });
+  if (!r.slots.length) return show("slots", empty("Not known yet: the database has them."));
+  show("slots", setChange(r), cards.map(s => slot(r, s)), rest.length ? [table("Slots that this relay does not own", columns, others)] : []);
 }
 
 function sinks(r) {
@@ -216,8 +262,8 @@ function marks(r) {
 }
 
 const kinds = {
-  standby: "standby", lease_taken: "lease taken", lease_lost: "lease lost", released: "lease released", draining: "stopping", streaming: "streaming", interrupted: "interrupted",
-  polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", events_isolated: "events isolated", sink_added: "sink added", sink_removed: "sink removed", dead_letter: "dead letter", rows_unmarked: "rows not marked",
+  standby: "standby", lease_taken: "lease taken", lease_lost: "lease lost", released: "lease released", draining: "draining", streaming: "streaming", interrupted: "interrupted",
+  polling: "polling", recovering: "recovering", slot_gone: "slot accident", sink_down: "sink down", sink_up: "sink up", sink_isolated: "sink isolated", events_isolated: "events isolated", sink_added: "sink added", sink_removed: "sink removed", dead_letter: "dead letter", rows_unmarked: "rows not marked", divided: "slots changed",
 };
 
 // kind names a change; the end of one that has no name of its own for it is no accident any more.
@@ -252,7 +298,7 @@ function render(r) {
   byId("worker").textContent = r.worker_id;
   verdict(r);
   figures(r);
-  show("slots", r.slots.map(s => slot(r, s)));
+  slots(r);
   sinks(r);
   ledger(r);
   marks(r);

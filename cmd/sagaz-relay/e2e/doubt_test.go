@@ -1,0 +1,106 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/relay"
+)
+
+var (
+	killsFlag = flag.Int("kills", 3, "TestKillReadsBack: kills of each relay")
+	rateFlag  = flag.Int("rate", 600, "TestKillReadsBack: rows per second")
+)
+
+// A relay is killed again and again under load. Its successor reads back what it had sent and not
+// marked: what the topic had by then is not sent again. Without that, all of it is.
+func TestKillReadsBack(t *testing.T) {
+	t.Parallel()
+	repeats := make(map[string]int)
+	for _, as := range []killing{
+		{name: "off", env: settings{"RELAY_KAFKA_READ_BACK": "false"}, brokersTime: true},
+		{name: "on, the broker's time", brokersTime: true},
+		{name: "on, the relay's time"},
+		{name: "on, the slot is dropped", dropSlot: true},
+		{name: "on, polling", env: settings{"RELAY_MODE": "polling"}},
+		{name: "on, hybrid", env: settings{"RELAY_HYBRID": "true"}},
+		{name: "on, four slots", env: settings{"RELAY_SHARDS": "4"}},
+	} {
+		t.Run(as.name, func(t *testing.T) { repeats[as.name] = as.run(t) })
+	}
+	t.Logf("%d kills each, events repeated: %v", *killsFlag, repeats)
+}
+
+// killing is one run of it.
+type killing struct {
+	name        string
+	env         settings
+	brokersTime bool // the topic has the broker's time of appending
+	dropSlot    bool // with the relay
+}
+
+// notReadBack is logged where the successor cannot read what was sent, or not all of it.
+const notReadBack = "what the owner before has sent cannot be read back, and may be sent again"
+
+// run returns how many events were delivered again.
+func (as killing) run(t *testing.T) int {
+	w := newWorld(t)
+	broker := brokertest.Kafka(t)
+	k := newTopic(t, broker.Plaintext, 4)
+	if !as.brokersTime {
+		k.set("message.timestamp.type", "CreateTime")
+	}
+	env := settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext, "RELAY_BACKOFF_MAX": "500ms"}.with(as.env)
+	start := func(name string) *process {
+		p := w.relay(name, env)
+		if env["RELAY_MODE"] == "polling" {
+			p.waitReady()
+		} else {
+			p.waitStreaming()
+		}
+		return p
+	}
+	rnd := newRand(t)
+	l, began := w.load(loadOptions{topic: k.name, rate: *rateFlag, workers: 4 + *rateFlag/1000, steady: true, keys: 200}), time.Now()
+	var had [][]int64              // what the topic had after each kill, by partition
+	readable := make(map[int]bool) // all of it could be read by the next relay
+	for i := range *killsFlag {
+		p := start(fmt.Sprintf("relay-%d", i))
+		time.Sleep(time.Duration(rnd.IntN(1000)) * time.Millisecond) // the random moment
+		p.crash()
+		w.waitGone()
+		if i > 0 {
+			readable[i-1] = len(p.logged(notReadBack)) == 0
+		}
+		if as.dropSlot {
+			w.exec(`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+		}
+		had = append(had, k.ends())
+	}
+	p := start("relay-last")
+	t.Logf("%d kills under %d rows/s", *killsFlag, int(float64(l.committed())/time.Since(began).Seconds()))
+	l.finish(p)
+	readable[*killsFlag-1] = len(p.logged(notReadBack)) == 0
+	p.stop()
+
+	arrivals := k.read()
+	first := make(map[relay.UUID]arrival)
+	for _, a := range arrivals { // in order in each partition, and an event is in one
+		id := a.id(t)
+		before, again := first[id]
+		if !again {
+			first[id] = a
+			continue
+		}
+		for kill, ends := range had {
+			if env["RELAY_KAFKA_READ_BACK"] != "false" && readable[kill] && before.offset < ends[a.partition] && a.offset >= ends[a.partition] {
+				t.Errorf("event %s was in the topic at offset %d of partition %d when the relay after kill %d began, and came again at %d", id, before.offset, a.partition, kill, a.offset)
+				break
+			}
+		}
+	}
+	return l.judge("kafka", events(t, arrivals), *killsFlag*16384)
+}

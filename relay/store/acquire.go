@@ -20,16 +20,20 @@ const lockClass = 0x5341475a
 // acquireSQL is the takeover of shard $6 of $7, by member $8. It takes the row from the owner that
 // was seen with epoch $3. An owner without a lock must also still show the renewal $5, which by our
 // own clock is a lease's time ago. If another relay was faster, the epoch has changed and nothing
-// is updated. A row that does not name its cluster yet gets it here (system.go).
+// is updated. A row that does not name its cluster yet gets it here (system.go). Its time is the
+// transaction's beginning: rows that were made before that are older than what it writes (doubt.go).
 const acquireSQL = `INSERT INTO saga_outbox_relay AS s (slot, epoch, owner, pooled, shard, shards, member, system_id, timeline)
 		VALUES ($1, 1, $2, $4, $6, $7, nullif($8::bigint, 0), (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8))
-	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = clock_timestamp(), released_at = NULL, heir = NULL, shard = excluded.shard, shards = excluded.shards, member = excluded.member,
+	ON CONFLICT (slot) DO UPDATE SET epoch = s.epoch + 1, owner = excluded.owner, pooled = excluded.pooled, taken_at = now(), renewed_at = now(), released_at = NULL, heir = NULL, shard = excluded.shard, shards = excluded.shards, member = excluded.member,
 			system_id = coalesce(s.system_id, excluded.system_id), timeline = coalesce(s.timeline, excluded.timeline)
 		WHERE s.epoch = $3 AND (NOT s.pooled OR s.released_at IS NOT NULL OR extract(epoch FROM s.renewed_at)::text = $5)`
 
-// takenSQL is what the taker of a lease has to know.
-const takenSQL = `SELECT epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, ''),
-	EXISTS (SELECT FROM saga_outbox_relay WHERE heir IS NOT NULL), coalesce(doubt_since, 0), (pg_current_wal_insert_lsn() - '0/0')::bigint FROM saga_outbox_relay WHERE slot = $1`
+// takenSQL is what the taker of a lease has to know. From $2, its time, on it may send what it has
+// no mark for, and it may die before its first one.
+const takenSQL = `UPDATE saga_outbox_relay r SET doubt_since = coalesce(r.doubt_since, $2)
+	FROM (SELECT doubt_since, EXISTS (SELECT FROM saga_outbox_relay WHERE heir IS NOT NULL) AS heirs FROM saga_outbox_relay WHERE slot = $1) before WHERE slot = $1
+	RETURNING epoch, (marked_lsn - '0/0')::bigint, (confirmed_lsn - '0/0')::bigint, sweep_owed, sweep_cause, coalesce(sweep_snapshot, ''),
+		before.heirs, coalesce(before.doubt_since, 0), (pg_current_wal_insert_lsn() - '0/0')::bigint`
 
 // errTaken means that another relay was faster, errSetBusy that one is taking another slot.
 var (
@@ -288,7 +292,7 @@ func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease
 	var marked, confirmed, since, end int64
 	r := &l.recovery
 	if err == nil {
-		err = tx.QueryRow(bounded, takenSQL, l.slot).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot, &l.heirs, &since, &end)
+		err = tx.QueryRow(bounded, takenSQL, l.slot, doubtMillis(sent)).Scan(&l.epoch, &marked, &confirmed, &r.Owed, &r.Cause, &r.Snapshot, &l.heirs, &since, &end)
 	}
 	if err != nil {
 		return sent, fmt.Errorf("take the lease of slot %q: %w", l.slot, setup(err))

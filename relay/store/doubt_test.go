@@ -15,6 +15,7 @@ import (
 func TestInDoubt(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
 		s := newStore(t, testConfig(db), nil)
+		began := time.Now().Truncate(time.Millisecond)
 		since := time.UnixMilli(1_795_000_000_123)
 		batch := func(l *lease, events []relay.Event, since time.Time) {
 			t.Helper()
@@ -41,6 +42,11 @@ func TestInDoubt(t *testing.T) {
 			return l
 		}
 		l := want("nobody was here", time.Time{})
+		leave(l, false)
+		l = acquire(t, s, "outbox") // it has sent nothing so far, and may before its first mark
+		if since := l.InDoubt().Since; since.Before(began) || since.After(time.Now()) {
+			t.Errorf("after an owner without a mark: in doubt since %v, and it came between %v and now", since, began)
+		}
 		batch(l, insert(t, db, 1, 3), since)
 		before := value[int64](t, db.Pool, `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`)
 		leave(l, false)

@@ -104,3 +104,79 @@ func (as killing) run(t *testing.T) int {
 	}
 	return l.judge("kafka", events(t, arrivals), *killsFlag*16384)
 }
+
+// A relay dies after its first events have arrived, and before its first mark.
+func TestKillBeforeTheFirstMark(t *testing.T) {
+	t.Parallel()
+	for _, as := range []killing{
+		{name: "the slot stays"},
+		{name: "the slot is dropped", dropSlot: true},
+		{name: "polling", env: settings{"RELAY_MODE": "polling"}},
+		{name: "hybrid", env: settings{"RELAY_HYBRID": "true"}},
+		{name: "two slots", env: settings{"RELAY_SHARDS": "2"}},
+	} {
+		for _, used := range []bool{false, true} { // a relay was here, and stopped in order
+			t.Run(fmt.Sprintf("%s, used %v", as.name, used), func(t *testing.T) {
+				t.Parallel()
+				as.beforeTheFirstMark(t, used)
+			})
+		}
+	}
+}
+
+func (as killing) beforeTheFirstMark(t *testing.T, used bool) {
+	w := newWorld(t)
+	broker := brokertest.Kafka(t)
+	k := newTopic(t, broker.Plaintext, 4)
+	env := settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext}.with(as.env)
+	rnd := newRand(t)
+	all := 0
+	insert := func(n int) []relay.UUID {
+		all += n
+		return w.insert(w.randomKeys(rnd, n, k.name)...)
+	}
+	if used {
+		p := w.relay("relay-before", env)
+		w.waitSent(p, "the relay before", insert(20))
+		p.stop()
+		w.waitGone()
+	}
+	w.exec(`CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4711); RETURN NEW; END $$`)
+	w.exec(`CREATE TRIGGER hold BEFORE UPDATE ON saga_outbox FOR EACH ROW WHEN (NEW.status = 'sent') EXECUTE FUNCTION hold()`)
+	holder, err := w.db.Pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Release()
+	hold := func(sql string) {
+		if _, err := holder.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold(`SELECT pg_advisory_lock(4711)`)
+	p := w.relay("relay-dies", env)
+	ids := insert(40)
+	eventually(t, patience, "all events are in the topic", func() string {
+		n := int64(0)
+		for _, end := range k.ends() {
+			n += end
+		}
+		if n == int64(all) {
+			return ""
+		}
+		return fmt.Sprintf("%d of %d", n, all)
+	})
+	p.crash()
+	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'sagaz-relay%'`) // a mark that waits does not notice
+	w.waitGone()
+	if as.dropSlot {
+		w.exec(`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+	}
+	hold(`SELECT pg_advisory_unlock(4711)`)
+	next := w.relay("relay-next", env)
+	w.waitSent(next, "the successor", ids)
+	next.stop()
+	if got := len(k.read()); got != all {
+		t.Errorf("%d records of %d events", got, all)
+	}
+}

@@ -75,6 +75,7 @@ func (o *sampler) once(ctx context.Context) {
 	if work == nil {
 		return // it ends just now
 	}
+	o.begun = o.begun || work.Streaming
 	o.countWaiting(ctx, work)
 	o.lookAtTable(ctx, work)
 	if work = o.work(); work != nil {
@@ -179,7 +180,6 @@ func (o *sampler) catchesUp(work *relay.WorkSnapshot) bool {
 	if !work.Streaming {
 		return work.Mode == relay.ModeCDC && !o.begun && since < beginPause
 	}
-	o.begun = true
 	now := readingOf(work, &o.sample.info)
 	return now.behind() && since < catchUpPause
 }

@@ -222,9 +222,11 @@ func (l *lease) write(ctx context.Context, conn *pgx.Conn, n notes, w *writes) (
 		}
 		if !l.marks.near.never {
 			found, err = l.writeNear(ctx, conn, n, w)
-			if err == nil || !l.marks.near.refused(err) {
+			refused, final := nearRefusal(err)
+			if !refused {
 				return found, err
 			}
+			l.marks.near.failed(final)
 			found = 0
 		}
 	}

@@ -106,17 +106,22 @@ func (n *near) saw(there, rows int) {
 	n.apart = n.pause
 }
 
-// refused reports whether err is the server's, about the statement or its values: then the batch is
-// marked by ids. Pages are not asked for again where the statement is not possible: rights, or a rule
-// on the table. What a trigger says of a row is of that batch.
-func (n *near) refused(err error) bool {
+// nearRefusal reports whether err is the server's, about the statement or its values: then the batch
+// is marked by ids. final is where the statement is not possible: rights, or a rule on the table.
+// What a trigger says of a row is of that batch.
+func nearRefusal(err error) (refused, final bool) {
 	var e *pgconn.PgError
-	if errors.As(err, &e) && (strings.HasPrefix(e.Code, "42") || strings.HasPrefix(e.Code, "22") || strings.HasPrefix(e.Code, "0A")) {
-		n.never = n.never || !strings.HasPrefix(e.Code, "22")
-		n.saw(0, 1)
-		return true
+	if !errors.As(err, &e) {
+		return false, false
 	}
-	return false
+	final = strings.HasPrefix(e.Code, "42") || strings.HasPrefix(e.Code, "0A")
+	return final || strings.HasPrefix(e.Code, "22"), final
+}
+
+// failed notes that the server has refused to look at pages, final if it always will.
+func (n *near) failed(final bool) {
+	n.never = n.never || final
+	n.saw(0, 1)
 }
 
 // samples are some of the ids, from all parts of the batch.

@@ -145,8 +145,7 @@ func (s *Store) contend(ctx context.Context, conn *pgx.Conn, shard relay.Shard, 
 	if !seen.pooled || seen.left || p.judged[shard.Slot] == seen {
 		for end := time.Now().Add(busyFor); ; {
 			var l *lease
-			if l, err = s.take(ctx, conn, shard, seen, p.judged, log); err == nil {
-				l.before = last
+			if l, err = s.take(ctx, conn, shard, seen, last, p.judged, log); err == nil {
 				return l, nil
 			}
 			if !errors.Is(err, errSetBusy) || time.Now().After(end) || !relay.Sleep(ctx, 10*time.Millisecond+rand.N(20*time.Millisecond)) {
@@ -212,8 +211,9 @@ func (s *Store) unlock(ctx context.Context, conn *pgx.Conn, slot string) error {
 
 // take turns the lock into a lease: the epoch grows, which fences the owner before. It returns
 // errTaken when another relay was faster, and relay.ErrSetChanged when the shard is not of the set
-// any more. judged are owners without a lock whose time is over.
-func (s *Store) take(ctx context.Context, conn *pgx.Conn, shard relay.Shard, seen sighting, judged map[string]sighting, log hclog.Logger) (*lease, error) {
+// any more. last is what the owner before has written, judged are owners without a lock whose time is
+// over.
+func (s *Store) take(ctx context.Context, conn *pgx.Conn, shard relay.Shard, seen sighting, last lastWrite, judged map[string]sighting, log hclog.Logger) (*lease, error) {
 	slot := shard.Slot
 	if err := s.endMarks(ctx, conn, slot); err != nil {
 		return nil, err
@@ -228,7 +228,7 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, shard relay.Shard, see
 	}
 	var sent time.Time
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
-		sent, err = s.takeRow(ctx, conn, tx, l, seen, judged)
+		sent, err = s.takeRow(ctx, conn, tx, l, seen, last, judged)
 		return err
 	})
 	s.taking.Give()
@@ -258,7 +258,7 @@ func (s *Store) take(ctx context.Context, conn *pgx.Conn, shard relay.Shard, see
 
 // takeRow takes the slot's row in a transaction, and what other slots of the table have left. It
 // returns when it began to.
-func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease, seen sighting, judged map[string]sighting) (sent time.Time, err error) {
+func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease, seen sighting, last lastWrite, judged map[string]sighting) (sent time.Time, err error) {
 	bounded, cancel := context.WithTimeout(ctx, s.cfg.LeaseTTL)
 	defer cancel()
 	if err := s.lockSet(bounded, tx, l.shard); err != nil {
@@ -299,7 +299,7 @@ func (s *Store) takeRow(ctx context.Context, conn *pgx.Conn, tx pgx.Tx, l *lease
 	}
 	l.markedLSN.Store(uint64(marked))
 	r.Confirmed = relay.LSN(confirmed)
-	l.inDoubt = inDoubt(since, relay.LSN(end))
+	l.before, l.inDoubt = last, inDoubt(since, relay.LSN(end))
 	l.owedSnapshot.Store(null(r.Snapshot))
 	return sent, nil
 }

@@ -142,12 +142,12 @@ var explained = map[string]string{
 		"{aggregate_id} and {saga_id}.",
 	"RELAY_ROUTING_KEY": "RELAY_TOPIC and RELAY_ROUTING_KEY are templates over {event_type}, {aggregate_type}, " +
 		"{aggregate_id} and {saga_id}.",
-	"RELAY_ENVELOPE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, debezium or raw " +
-		"(docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of CloudEvents, a " +
-		"URI or its path: where the events come from.",
-	"RELAY_CLOUDEVENTS_SOURCE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, debezium or raw " +
-		"(docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of CloudEvents, a " +
-		"URI or its path: where the events come from.",
+	"RELAY_ENVELOPE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, cloudevents-structured, " +
+		"debezium or raw (docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of " +
+		"CloudEvents, a URI or its path: where the events come from.",
+	"RELAY_CLOUDEVENTS_SOURCE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, cloudevents-structured, " +
+		"debezium or raw (docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of " +
+		"CloudEvents, a URI or its path: where the events come from.",
 	"RELAY_SAGA_RULES": "What event types mean for their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME " +
 		"with commas between. The first rule that matches counts. In a type {saga} and {step} " +
 		"match a part without a dot, and * any text; an outcome is started, step, step_failed, " +

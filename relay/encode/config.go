@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Config is what can be set of the encoder.
@@ -15,8 +16,8 @@ type Config struct {
 	Topic      string `env:"RELAY_TOPIC"`
 	RoutingKey string `env:"RELAY_ROUTING_KEY"`
 
-	// Envelope is what a message looks like: sagaz, cloudevents, debezium or raw
-	// (docs/messages.md). CloudEventsSource is the attribute source of CloudEvents, a URI or its
+	// Envelope is what a message looks like: sagaz, cloudevents, cloudevents-structured, debezium or
+	// raw (docs/messages.md). CloudEventsSource is the attribute source of CloudEvents, a URI or its
 	// path: where the events come from.
 	//
 	// Defaults sagaz, /saga_outbox. RELAY_ENVELOPE, RELAY_CLOUDEVENTS_SOURCE.
@@ -42,8 +43,9 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
 		}
 	}
-	if !slices.Contains([]string{EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw}, c.Envelope) {
-		errs = append(errs, fmt.Errorf("RELAY_ENVELOPE=%s: want %s, %s, %s or %s", c.Envelope, EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw))
+	if !slices.Contains(envelopes, c.Envelope) {
+		last := len(envelopes) - 1
+		errs = append(errs, fmt.Errorf("RELAY_ENVELOPE=%s: want %s or %s", c.Envelope, strings.Join(envelopes[:last], ", "), envelopes[last]))
 	}
 	if err := checkSource(c.CloudEventsSource); err != nil {
 		errs = append(errs, err)

@@ -67,18 +67,26 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 		RoutingKey:  e.routingKey.expand(ev),
 		Key:         ev.AggregateID,
 		ContentType: jsonContent,
-		CloudEvent:  e.envelope == EnvelopeCloudEvents,
+		CloudEvent:  e.envelope == EnvelopeCloudEvents || e.envelope == EnvelopeStructured,
 		Timestamp:   ev.CreatedAt.Time(),
 	}
 	var id string
-	if e.envelope == EnvelopeSagaz {
+	switch e.envelope {
+	case EnvelopeSagaz:
 		rec.Value, id = sagazBody(ev)
-	} else {
+	case EnvelopeStructured: // the body is made of the headers
+		id, rec.ContentType = ev.ID.String(), structuredContent
+	default:
 		rec.Value, id = []byte(ev.Payload), ev.ID.String()
 	}
 	headers, err := appendHeaders(e.envelopeHeaders(ev, id, countHeaders(rowHeaders)), rowHeaders)
 	if err != nil {
 		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("column headers: %w", err))
+	}
+	if e.envelope == EnvelopeStructured {
+		if rec.Value, headers, err = structured(ev, headers); err != nil {
+			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("column headers: %w", err))
+		}
 	}
 	rec.Headers = headers
 	return nil

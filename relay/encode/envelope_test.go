@@ -14,7 +14,7 @@ import (
 func TestEnvelopes(t *testing.T) {
 	change := func(f func(*relay.Event)) relay.Event { ev := sample(); f(&ev); return ev }
 	var out bytes.Buffer
-	for _, envelope := range []string{EnvelopeCloudEvents, EnvelopeDebezium, EnvelopeRaw} {
+	for _, envelope := range envelopes[1:] {
 		enc := encoderOf(t, func(cfg *Config) { cfg.Envelope, cfg.CloudEventsSource = envelope, "https://shop.example/orders" })
 		for _, c := range []struct {
 			name string
@@ -36,7 +36,7 @@ func TestEnvelopes(t *testing.T) {
 			if rec.EventID != c.ev.ID || rec.EventType != c.ev.EventType || rec.Key != c.ev.AggregateID || !rec.Timestamp.Equal(c.ev.CreatedAt.Time()) {
 				t.Errorf("%s, %s: record %+v does not name its event", envelope, c.name, rec)
 			}
-			if rec.CloudEvent != (envelope == EnvelopeCloudEvents) {
+			if rec.CloudEvent != strings.HasPrefix(envelope, EnvelopeCloudEvents) {
 				t.Errorf("%s, %s: CloudEvent is %t", envelope, c.name, rec.CloudEvent)
 			}
 			fmt.Fprintf(&out, "# %s: %s\n%s\n", envelope, c.name, rec.Value)
@@ -64,12 +64,33 @@ func TestEnvelopes(t *testing.T) {
 	golden(t, "envelopes.txt", out.Bytes())
 }
 
+// A header that SDKs would take for an attribute is refused where attributes are not headers.
+func TestStructuredTakesAttributesOnly(t *testing.T) {
+	enc := encoderOf(t, func(cfg *Config) { cfg.Envelope = EnvelopeStructured })
+	for name, refuse := range map[string]bool{
+		"ce_trace2": false, "ce": false, "cexy": false,
+		"ce_": true, "ce_Trace": true, "ce_a-b": true, "ce_a_b": true, "ce_é": true, "ce_data": true, "ce_datacontenttype": true,
+	} {
+		ev, rec := sample(), relay.Record{}
+		ev.Headers = `{"` + name + `": "x"}`
+		err := enc.Encode(&rec, &ev)
+		if refused, ok := relay.Refused(err); ok != refuse || ok && (refused.Reason != relay.ReasonEncode || !strings.Contains(err.Error(), name)) {
+			t.Errorf("header %s: %v", name, err)
+		}
+		for _, h := range rec.Headers {
+			if strings.HasPrefix(h.Key, relay.CloudEventPrefix) {
+				t.Errorf("header %s is sent", h.Key)
+			}
+		}
+	}
+}
+
 func TestEnvelopeSettings(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Config)
 		text   string
 	}{
-		{func(cfg *Config) { cfg.Envelope = "cloudevent" }, "RELAY_ENVELOPE=cloudevent: want sagaz, cloudevents, debezium or raw"},
+		{func(cfg *Config) { cfg.Envelope = "cloudevent" }, "RELAY_ENVELOPE=cloudevent: want sagaz, cloudevents, cloudevents-structured, debezium or raw"},
 		{func(cfg *Config) { cfg.CloudEventsSource = "" }, "RELAY_CLOUDEVENTS_SOURCE=: it is empty"},
 		{func(cfg *Config) { cfg.CloudEventsSource = "my shop" }, "RELAY_CLOUDEVENTS_SOURCE=my shop: it has spaces"},
 		{func(cfg *Config) { cfg.CloudEventsSource = "http://shop:port/" }, "invalid port"},

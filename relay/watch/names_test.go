@@ -46,7 +46,7 @@ func TestLongNamesAreNotKept(t *testing.T) {
 func encoders(t testing.TB) map[string]relay.Encoder {
 	t.Helper()
 	all := make(map[string]relay.Encoder)
-	for _, envelope := range []string{encode.EnvelopeSagaz, encode.EnvelopeCloudEvents, encode.EnvelopeDebezium, encode.EnvelopeRaw} {
+	for _, envelope := range []string{encode.EnvelopeSagaz, encode.EnvelopeCloudEvents, encode.EnvelopeStructured, encode.EnvelopeDebezium, encode.EnvelopeRaw} {
 		cfg := encode.DefaultConfig()
 		cfg.Envelope = envelope
 		enc, err := encode.New(cfg)

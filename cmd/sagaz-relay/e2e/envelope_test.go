@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,12 @@ func TestEnvelopes(t *testing.T) {
 			map[string]string{"cloudEvents_specversion": "1.0", "cloudEvents_id": "ID", "cloudEvents_source": "/shop/orders", "cloudEvents_type": "Paid", "cloudEvents_subject": "order-7", "cloudEvents_dataschema": "/v2"},
 			[]string{"event_id", "id"},
 		},
+		{
+			"cloudevents-structured",
+			map[string]string{"event_id": "ID", "event_type": "Paid", "content-type": "application/cloudevents+json"},
+			map[string]string{"event_id": "ID", "event_type": "Paid"},
+			[]string{"ce_id", "ce_dataschema", "cloudEvents_id", "id"},
+		},
 		{"debezium", map[string]string{"id": "ID", "eventType": "Paid"}, map[string]string{"id": "ID", "eventType": "Paid"}, []string{"event_id", "ce_id"}},
 		{"raw", map[string]string{"event_id": "ID", "event_type": "Paid"}, map[string]string{"event_id": "ID", "event_type": "Paid"}, []string{"ce_id", "id"}},
 	} {
@@ -73,7 +80,11 @@ func TestEnvelopes(t *testing.T) {
 			headers[name] = fmt.Sprint(value)
 		}
 		wantEnvelope(t, c.envelope+" in RabbitMQ", id, headers, c.rabbit, append([]string{"content-type"}, c.absent...))
-		if m := messages[0]; m.ContentType != "application/json" || m.MessageId != id.String() || m.Type != "Paid" {
+		contentType := "application/json"
+		if c.envelope == "cloudevents-structured" {
+			contentType = "application/cloudevents+json"
+		}
+		if m := messages[0]; m.ContentType != contentType || m.MessageId != id.String() || m.Type != "Paid" {
 			t.Errorf("%s: message with content type %q, id %s, type %q", c.envelope, m.ContentType, m.MessageId, m.Type)
 		}
 		wantEnvelopeBody(t, c.envelope, messages[0].Body)
@@ -83,8 +94,8 @@ func TestEnvelopes(t *testing.T) {
 	if got := lineEvents(t, func(f func(file.Line) error) error { return file.Read(path, f) }); len(got) != seen {
 		t.Errorf("%d lines in the file, want %d", len(got), seen)
 	}
-	// whatever it is now, all four are found
-	for _, envelope := range []string{"sagaz", "cloudevents", "debezium"} {
+	// whatever it is now, all of them are found
+	for _, envelope := range []string{"sagaz", "cloudevents", "cloudevents-structured", "debezium"} {
 		run := launch(t, program.Path(t), "verify", w.env().with(env).with(settings{"RELAY_ENVELOPE": envelope, "BROKER_TYPE": "kafka,file"}), w.secrets(), "verify", "--since", since.Format(time.RFC3339Nano))
 		if code := run.end(patience); code != 0 || strings.Contains(run.stdout.String(), "without an id") {
 			t.Errorf("verify with %s: exit code %d: %s%s", envelope, code, run.stdout.String(), run.stderr.String())
@@ -114,8 +125,21 @@ func wantEnvelope(t testing.TB, where string, id relay.UUID, got, want map[strin
 
 func wantEnvelopeBody(t testing.TB, envelope string, body []byte) {
 	t.Helper()
-	if envelope == "sagaz" {
+	switch envelope {
+	case "sagaz":
 		body = decodeBody(t, body).Payload
+	case "cloudevents-structured":
+		var event struct {
+			SpecVersion, Source, Subject, DataContentType, DataSchema string
+			Data                                                      json.RawMessage
+		}
+		if err := json.Unmarshal(body, &event); err != nil {
+			t.Fatal(err)
+		}
+		if event.SpecVersion != "1.0" || event.Source != "/shop/orders" || event.Subject != "order-7" || event.DataContentType != "application/json" || event.DataSchema != "/v2" {
+			t.Errorf("attributes in %s", body)
+		}
+		body = event.Data
 	}
 	if string(body) != `{"amount": 12.50}` {
 		t.Errorf("%s: body %s", envelope, body)

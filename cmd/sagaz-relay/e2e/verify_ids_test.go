@@ -14,7 +14,7 @@ import (
 // there.
 func TestVerifyFindsOverriddenIDs(t *testing.T) {
 	broker, mq := brokertest.Kafka(t).Plaintext, brokertest.RabbitMQ(t).URL
-	for envelope, header := range map[string]string{"sagaz": "event_id", "raw": "event_id", "debezium": "id", "cloudevents": "ce_id"} {
+	for envelope, header := range map[string]string{"sagaz": "event_id", "raw": "event_id", "debezium": "id", "cloudevents": "ce_id", "cloudevents-structured": "event_id"} {
 		t.Run(envelope, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)

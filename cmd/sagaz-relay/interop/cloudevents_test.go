@@ -10,12 +10,18 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
-// RELAY_ENVELOPE=cloudevents as others read it: the SDK of CloudEvents for Python takes what came
-// from Kafka and from RabbitMQ for events, with the attributes of their rows, and the payload for
-// their data.
+// Both modes of CloudEvents as others read them: the SDK of CloudEvents for Python, which sees by
+// itself what mode a message is in, takes what came from Kafka and from RabbitMQ for events, with
+// the attributes of their rows, and the payload for their data.
 func TestCloudEvents(t *testing.T) {
+	for _, envelope := range []string{"cloudevents", "cloudevents-structured"} {
+		t.Run(envelope, func(t *testing.T) { testCloudEvents(t, envelope) })
+	}
+}
+
+func testCloudEvents(t *testing.T, envelope string) {
 	f := newFixture(t, pgtest.Version())
-	f.settings["RELAY_ENVELOPE"], f.settings["RELAY_CLOUDEVENTS_SOURCE"] = "cloudevents", "/shop/orders"
+	f.settings["RELAY_ENVELOPE"], f.settings["RELAY_CLOUDEVENTS_SOURCE"] = envelope, "/shop/orders"
 	runRelay(t, f.settings, "migrate", "--slot")
 	consumers := map[string]*consumer{
 		"kafka":    f.consume(t, "consume_kafka", f.kafka.Plaintext, f.topics),
@@ -28,12 +34,12 @@ func TestCloudEvents(t *testing.T) {
 	}
 	for name, c := range consumers {
 		c.wait(t, "every event", func(d []delivery) bool { return len(d) >= len(rows) })
-		t.Run(name, func(t *testing.T) { checkCloudEvents(t, f, c.close(), rows) })
+		t.Run(name, func(t *testing.T) { checkCloudEvents(t, f, c.close(), rows, envelope == "cloudevents-structured") })
 	}
 	relay.stop(t)
 }
 
-func checkCloudEvents(t *testing.T, f *fixture, received []delivery, rows map[string]written) {
+func checkCloudEvents(t *testing.T, f *fixture, received []delivery, rows map[string]written, structured bool) {
 	path := filepath.Join(t.TempDir(), "deliveries.jsonl")
 	file, err := os.Create(path)
 	if err != nil {
@@ -54,6 +60,7 @@ func checkCloudEvents(t *testing.T, f *fixture, received []delivery, rows map[st
 	seen := map[string]bool{}
 	for i, e := range call[struct {
 		Attributes map[string]string
+		Structured bool
 		Time       string
 		Data       json.RawMessage
 	}](t, f.library, "cloudevents", path) {
@@ -62,6 +69,9 @@ func checkCloudEvents(t *testing.T, f *fixture, received []delivery, rows map[st
 			t.Fatalf("event %d with attributes %v is none of the rows, or came before", i, e.Attributes)
 		}
 		seen[row.EventID] = true
+		if e.Structured != structured {
+			t.Errorf("event %d is structured: %t, want %t", i, e.Structured, structured)
+		}
 		want := map[string]string{
 			"id": row.EventID, "specversion": "1.0", "source": "/shop/orders", "type": row.EventType, "datacontenttype": "application/json",
 			"subject": row.AggregateID, "partitionkey": row.AggregateID, "sagaid": row.SagaID,

@@ -242,14 +242,16 @@ async def cloudevents(path):
             body, headers = d["body"].encode("utf-8"), dict(d["headers"])
             if d["content_type"]:
                 message = amqp.AMQPMessage({"content-type": d["content_type"]}, headers, body)
-                event = amqp.from_binary(message, JSONFormat())
+                event = amqp.from_amqp(message, JSONFormat())
+                structured = d["content_type"].startswith("application/cloudevents")
             else:
                 key = None if d["key"] is None else d["key"].encode("utf-8")
                 message = kafka.KafkaMessage({k: v.encode("utf-8") for k, v in headers.items()}, key, body)
-                event = kafka.from_binary(message, JSONFormat())
+                event = kafka.from_kafka(message, JSONFormat())
+                structured = headers["content-type"].startswith("application/cloudevents")
             time = event.get_time()
             attributes = {k: v for k, v in event.get_attributes().items() if isinstance(v, str)}
-            report(attributes=attributes, time=time and time.isoformat(), data=event.get_data())
+            report(attributes=attributes, structured=structured, time=time and time.isoformat(), data=event.get_data())
 
 
 if __name__ == "__main__":

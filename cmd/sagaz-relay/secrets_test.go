@@ -45,7 +45,7 @@ func outcome(t *testing.T, env map[string]string, args ...string) (text string, 
 var everyCommand = []string{
 	"run", "migrate --wait 1ms", "migrate --tune --slot --wait 1ms", "status", "status --json", "health", "health --live", "settings", "settings --all", "settings --json", "doctor", "doctor --json",
 	"dead-letter list", "dead-letter show 0194f4c8-0000-7000-8000-000000000000", "dead-letter retry --all", "dead-letter discard --all", "replay --saga-id s", "verify --since 1h --queue q", "load --events 1",
-	"sinks", "sinks --json", "sinks rename kafka orders", "bench --help", "demo --help", "version", "run --help",
+	"sinks", "sinks --json", "sinks rename kafka orders", "view", "view --json", "view make v k=aggregate_id t=event_type p=payload", "view drop v", "bench --help", "demo --help", "version", "run --help",
 }
 
 func TestNoSecretOfADatabaseIsShown(t *testing.T) {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/sinks/file"
 )
 
 // holdSlot streams from the slot as a stranger would, until the function that it returns is called.
@@ -352,4 +354,48 @@ func (w *world) waitConfirmed(p *process) {
 		}
 		return ""
 	})
+}
+
+// Applications insert through views of their own, each with its own names, and the key of one is a
+// header. Both are delivered by one relay, in order.
+func TestOwnNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, args := range [][]string{
+		{"view", "make", "orders", "id=event_id", "order_no:bigint=aggregate_id", "kind=event_type", "body=payload"},
+		{"view", "make", "invoices", "no=aggregate_id", "kind=event_type", "body:text=payload", "customer=header:customer", "--key", "header:customer"},
+	} {
+		if out, code := w.command(nil, args...); code != 0 {
+			t.Fatalf("exit code %d: %s", code, out)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	p := w.relay("relay", settings{"BROKER_TYPE": "file", "RELAY_FILE_PATH": path})
+	p.waitStreaming()
+	for i := range 50 {
+		w.exec(`INSERT INTO orders (order_no, kind, body) VALUES (7, 'Ordered', jsonb_build_object('n', $1::int))`, i)
+		w.exec(`INSERT INTO invoices (no, kind, body, customer) VALUES ('i' || $1::int, 'Billed', '{"n": ' || $1::int || '}', 'c')`, i)
+	}
+	w.waitNonePending(p)
+	p.stop()
+	next := map[string]int{"7": 0, "c": 0}
+	err := file.Read(path, func(l file.Line) error {
+		var body struct {
+			Payload struct{ N int }
+		}
+		if err := json.Unmarshal(l.Value, &body); err != nil {
+			return err
+		}
+		if want, known := next[l.Key]; !known || body.Payload.N != want {
+			t.Errorf("key %q: event %d, want %d", l.Key, body.Payload.N, want)
+		}
+		next[l.Key]++
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next["7"] != 50 || next["c"] != 50 {
+		t.Errorf("events by key: %v, want 50 each", next)
+	}
 }

@@ -19,7 +19,10 @@ type Record struct {
 	RoutingKey string // AMQP routing key, from RELAY_ROUTING_KEY
 	// Key is the partition key. Empty means that the record has none: such records share one lane,
 	// so they keep their order on the way, but a broker is free to spread them.
-	Key         string
+	Key string
+	// OwnKey is what the message has as its key where that is another than Key, by the `key:` of a
+	// route; the empty text is none. Lanes and order know nothing of it. Read it by MessageKey.
+	OwnKey      *string
 	Value       []byte
 	Headers     []Header // a name occurs once
 	ContentType string
@@ -41,9 +44,18 @@ const CloudEventContentType = "content-type"
 // and when.
 const ReplayedHeader = "relay-replayed-at"
 
+// MessageKey is the key that a broker gets, and empty for none. What keeps the order of records, and
+// what holds one up behind another, goes by Key.
+func (r *Record) MessageKey() string {
+	if r.OwnKey != nil {
+		return *r.OwnKey
+	}
+	return r.Key
+}
+
 // Size is the number of bytes of the record's variable parts; brokers add framing of their own.
 func (r *Record) Size() int {
-	n := len(r.Key) + len(r.Value)
+	n := len(r.MessageKey()) + len(r.Value)
 	for i := range r.Headers {
 		n += len(r.Headers[i].Key) + len(r.Headers[i].Value)
 	}
@@ -68,6 +80,9 @@ func (r *Record) Size() int {
 //   - Some sinks learn of a refusal only after they have sent what follows. What the broker has
 //     taken behind the refused record gets ErrBehind too, and is offered again behind it. Such a
 //     sink does its best to learn of it earlier the next time.
+//
+// All of this goes by Record.Key. What the broker gets as the key is Record.MessageKey, which may be
+// another one: then a key's records may be spread, and those of several keys share a message key.
 //
 // Publish is called from several lanes at once, but records of one key always come from one lane,
 // one call at a time. After an error or a restart a record may be offered again. A sink does not

@@ -39,7 +39,7 @@ func DefaultConfig() Config {
 func (c *Config) Validate() error {
 	var errs []error
 	for _, t := range []struct{ name, text string }{{"RELAY_TOPIC", c.Topic}, {"RELAY_ROUTING_KEY", c.RoutingKey}} {
-		if _, err := parseTemplate(t.text); err != nil {
+		if _, err := ParseTemplate(t.text); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
 		}
 	}

@@ -10,7 +10,7 @@ import (
 
 // Encoder makes records of events. It has no state, so one serves all goroutines.
 type Encoder struct {
-	topic, routingKey template
+	topic, routingKey Template
 	envelope          string
 	source            string // of CloudEvents
 }
@@ -19,11 +19,11 @@ var _ relay.Encoder = (*Encoder)(nil)
 
 // New returns the encoder of a configuration, which must be valid.
 func New(cfg Config) (*Encoder, error) {
-	topic, err := parseTemplate(cfg.Topic)
+	topic, err := ParseTemplate(cfg.Topic)
 	if err != nil {
 		return nil, fmt.Errorf("RELAY_TOPIC: %w", err)
 	}
-	key, err := parseTemplate(cfg.RoutingKey)
+	key, err := ParseTemplate(cfg.RoutingKey)
 	if err != nil {
 		return nil, fmt.Errorf("RELAY_ROUTING_KEY: %w", err)
 	}
@@ -63,8 +63,8 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 	*rec = relay.Record{
 		EventID:     ev.ID,
 		EventType:   ev.EventType,
-		Topic:       e.topic.expand(ev),
-		RoutingKey:  e.routingKey.expand(ev),
+		Topic:       e.topic.Expand(ev),
+		RoutingKey:  e.routingKey.Expand(ev),
 		Key:         ev.AggregateID,
 		ContentType: jsonContent,
 		CloudEvent:  e.envelope == EnvelopeCloudEvents || e.envelope == EnvelopeStructured,

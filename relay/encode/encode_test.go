@@ -222,22 +222,22 @@ func TestTemplate(t *testing.T) {
 		{"a{saga_id}b{aggregate_id}c", "asaga-7border-42c"},
 		{"{event_type}{event_type}", "OrderCreatedOrderCreated"},
 	} {
-		parsed, err := parseTemplate(tt.template)
+		parsed, err := ParseTemplate(tt.template)
 		if err != nil {
 			t.Errorf("%q: %v", tt.template, err)
 			continue
 		}
-		if got := parsed.expand(&ev); got != tt.want {
+		if got := parsed.Expand(&ev); got != tt.want {
 			t.Errorf("%q: got %q, want %q", tt.template, got, tt.want)
 		}
 	}
 	for _, bad := range []string{"", "{", "}", "a{event_type", "event_type}", "{payload}", "{}", "{{event_type}}", "{event_type}}", "{ event_type }"} {
-		if _, err := parseTemplate(bad); err == nil {
+		if _, err := ParseTemplate(bad); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
 	}
-	var zero template
-	if got := zero.expand(&ev); got != "OrderCreated" {
+	var zero Template
+	if got := zero.Expand(&ev); got != "OrderCreated" {
 		t.Errorf("the zero Template: got %q, want the event type", got)
 	}
 }

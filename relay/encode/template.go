@@ -8,8 +8,10 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// template names a topic or routing key from an event's columns: "{aggregate_type}.{event_type}".
-type template struct {
+// Template names a topic, a routing key or a message's key from an event's columns:
+// "{aggregate_type}.{event_type}". It does not change, so one serves all goroutines.
+type Template struct {
+	text  string
 	parts []templatePart
 	plain bool // just {event_type}, the default: no work at all
 }
@@ -21,11 +23,11 @@ type templatePart struct {
 
 var templateFields = []string{"event_type", "aggregate_type", "aggregate_id", "saga_id"}
 
-// parseTemplate reads a template. Braces enclose one of event_type, aggregate_type, aggregate_id
+// ParseTemplate reads a template. Braces enclose one of event_type, aggregate_type, aggregate_id
 // and saga_id; everything else is literal. An empty template, or one with other braces, is an
 // error.
-func parseTemplate(s string) (template, error) {
-	t := template{plain: s == "{event_type}"}
+func ParseTemplate(s string) (Template, error) {
+	t := Template{text: s, plain: s == "{event_type}"}
 	if s == "" {
 		return t, fmt.Errorf("want a name or a template such as {event_type}")
 	}
@@ -53,9 +55,19 @@ func parseTemplate(s string) (template, error) {
 	return t, nil
 }
 
-func (t *template) expand(ev *relay.Event) string {
-	if t.plain || t.parts == nil {
+// String is the template as it was written.
+func (t *Template) String() string { return t.text }
+
+// Literal reports whether the template has no fields: it names the same for every event.
+func (t *Template) Literal() bool { return len(t.parts) == 1 && t.parts[0].field == "" }
+
+// Expand puts an event's columns into the template. The result may share the event's memory.
+func (t *Template) Expand(ev *relay.Event) string {
+	switch {
+	case t.plain || t.parts == nil:
 		return ev.EventType
+	case t.Literal():
+		return t.parts[0].text
 	}
 	var b strings.Builder
 	for _, p := range t.parts {

@@ -43,9 +43,9 @@ type doubt struct {
 
 	mu      sync.Mutex // guards what follows
 	read    map[string]bool
-	arrived map[string]map[relay.UUID][]uint64 // by key, the events and what their records look like
-	ended   map[string]bool                    // keys of which an event had not arrived
-	looked  int                                // events that were looked for
+	arrived map[relay.UUID][]uint64 // what the events' records look like
+	ended   map[string]bool         // keys of which an event had not arrived
+	looked  int                     // events that were looked for
 	found   int
 }
 
@@ -96,7 +96,7 @@ func (d *doubt) readTails(ctx context.Context, batch []*flight) {
 	most, lost := tailShare*q.Most, 0
 	report, err := d.sink.ReadTail(reading, q, func(rec *relay.Record) {
 		if len(got) < most {
-			got = append(got, arrival{strings.Clone(rec.Key), rec.EventID, look(rec)})
+			got = append(got, arrival{rec.EventID, look(rec)})
 		} else {
 			lost++
 		}
@@ -134,7 +134,6 @@ func (d *doubt) report(r relay.TailReport, topics int, err error) {
 
 // arrival is a record that was read.
 type arrival struct {
-	key  string
 	id   relay.UUID
 	look uint64
 }
@@ -180,7 +179,7 @@ func (d *doubt) dropSent(ctx context.Context, batch []*flight) {
 	defer d.mu.Unlock()
 	for _, f := range batch {
 		if gone[f.Record.EventID] {
-			delete(d.arrived[f.Record.Key], f.Record.EventID)
+			delete(d.arrived, f.Record.EventID)
 		}
 	}
 }
@@ -191,7 +190,7 @@ func (d *doubt) mayBeSent(batch []*flight) (streamed, swept []relay.UUID) {
 	defer d.mu.Unlock()
 	for _, f := range batch {
 		if d.has(f) && (f.Swept || f.CommitLSN <= d.marked) {
-			if _, ok := d.arrived[f.Record.Key][f.Record.EventID]; ok {
+			if _, ok := d.arrived[f.Record.EventID]; ok && !d.ended[f.Record.Key] {
 				if f.Swept {
 					swept = append(swept, f.Record.EventID)
 				} else {
@@ -214,14 +213,8 @@ func (d *doubt) take(topics []string, got []arrival) {
 		d.read[topic] = true
 	}
 	for _, a := range got {
-		if d.ended[a.key] {
-			continue
-		}
-		if d.arrived[a.key] == nil {
-			d.arrived[a.key] = make(map[relay.UUID][]uint64)
-		}
-		if looks := d.arrived[a.key][a.id]; !slices.Contains(looks, a.look) { // somebody else may have written one more
-			d.arrived[a.key][a.id] = append(looks, a.look)
+		if looks := d.arrived[a.id]; !slices.Contains(looks, a.look) { // somebody else may have written one more
+			d.arrived[a.id] = append(looks, a.look)
 		}
 	}
 }
@@ -238,8 +231,8 @@ func (d *doubt) hasArrived(f *flight) bool {
 	if d.count(); !d.open.Load() {
 		return false
 	}
-	if seen, ok := d.arrived[key][f.Record.EventID]; ok && slices.Contains(seen, look(&f.Record)) {
-		delete(d.arrived[key], f.Record.EventID)
+	if !d.ended[key] && slices.Contains(d.arrived[f.Record.EventID], look(&f.Record)) {
+		delete(d.arrived, f.Record.EventID)
 		d.found++
 		return true
 	}
@@ -269,7 +262,6 @@ func (d *doubt) count() {
 
 // endKey is called with mu held.
 func (d *doubt) endKey(key string) {
-	delete(d.arrived, key)
 	if d.open.Load() && !d.ended[key] {
 		d.ended[strings.Clone(key)] = true
 	}
@@ -306,7 +298,7 @@ func look(rec *relay.Record) uint64 {
 		_, _ = h.WriteString(s)
 	}
 	write(rec.Topic)
-	write(rec.Key)
+	write(rec.MessageKey())
 	binary.LittleEndian.PutUint64(size[:], uint64(len(rec.Value)))
 	_, _ = h.Write(size[:])
 	_, _ = h.Write(rec.Value)

@@ -32,7 +32,7 @@ func newInDoubt(e *Engine, log hclog.Logger, lease relay.Lease) inDoubt {
 			sink: reader, sinkObs: e.sinkObs[i], lease: lease, log: log.With("sink", sink.Name()), to: before.To, marked: lease.MarkedLSN(),
 			query: relay.TailQuery{Since: before.Since, Most: e.cfg.InflightEvents},
 			turn:  relay.NewTurn(), left: readTailFor,
-			read: make(map[string]bool), arrived: make(map[string]map[relay.UUID][]uint64), ended: make(map[string]bool),
+			read: make(map[string]bool), arrived: make(map[relay.UUID][]uint64), ended: make(map[string]bool),
 		}
 		in.of[i].open.Store(true)
 	}

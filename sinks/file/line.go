@@ -22,7 +22,7 @@ const linePrefix = `{"topic":`
 // "value", byte for byte. Any other, and one that has line breaks itself, is under "value_base64".
 func AppendLine(b []byte, rec *relay.Record) []byte {
 	b = relay.AppendJSONString(append(b, linePrefix...), rec.Topic)
-	b = relay.AppendJSONString(append(b, `,"key":`...), rec.Key)
+	b = relay.AppendJSONString(append(b, `,"key":`...), rec.MessageKey())
 	b = rec.EventID.AppendText(append(b, `,"event_id":"`...))
 	b = relay.AppendJSONString(append(b, `","event_type":`...), rec.EventType)
 	b = rec.Timestamp.AppendFormat(append(b, `,"timestamp":"`...), time.RFC3339Nano)

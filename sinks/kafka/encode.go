@@ -128,10 +128,10 @@ func recordSize(rec *relay.Record) int {
 // bodySize is the size of a record after its own length; i is its place in the batch.
 func bodySize(rec *relay.Record, i int) int {
 	n := 1 + 1 + varintSize(i) // attributes, timestamp delta 0, offset delta
-	if rec.Key == "" {
+	if key := rec.MessageKey(); key == "" {
 		n++ // null
 	} else {
-		n += varintSize(len(rec.Key)) + len(rec.Key)
+		n += varintSize(len(key)) + len(key)
 	}
 	n += varintSize(len(rec.Value)) + len(rec.Value) + varintSize(len(rec.Headers))
 	for j := range rec.Headers {
@@ -145,10 +145,10 @@ func appendRecord(b []byte, rec *relay.Record, body, i int) []byte {
 	b = appendVarint(b, body)
 	b = append(b, 0, 0)
 	b = appendVarint(b, i)
-	if rec.Key == "" {
+	if key := rec.MessageKey(); key == "" {
 		b = append(b, 1) // length -1: null
 	} else {
-		b = append(appendVarint(b, len(rec.Key)), rec.Key...)
+		b = append(appendVarint(b, len(key)), key...)
 	}
 	b = append(appendVarint(b, len(rec.Value)), rec.Value...)
 	b = appendVarint(b, len(rec.Headers))

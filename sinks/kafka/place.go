@@ -27,10 +27,11 @@ func (s *Sink) Place(batch []*relay.Record) relay.Place {
 	parts := *v.(*topic).parts.Load()
 	at := -1
 	for _, rec := range batch {
-		if rec.Key == "" { // they are spread
+		key := rec.MessageKey()
+		if key == "" { // they are spread
 			return place
 		}
-		p := partitionOf(rec.Key, len(parts))
+		p := partitionOf(key, len(parts))
 		if at >= 0 && p != at {
 			return place
 		}

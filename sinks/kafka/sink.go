@@ -322,8 +322,9 @@ func (s *Sink) place(c *call, places []int32, asked bool) (toAsk map[string][]in
 		rec := c.batch[at(i)]
 		locate(rec)
 		var index int32
-		if rec.Key != "" && !d.ask {
-			index = int32(partitionOf(rec.Key, len(d.parts)))
+		key := rec.MessageKey()
+		if key != "" && !d.ask {
+			index = int32(partitionOf(key, len(d.parts)))
 		}
 		if mayWait && rec.Key != "" {
 			if len(ahead) > 0 {
@@ -341,7 +342,7 @@ func (s *Sink) place(c *call, places []int32, asked bool) (toAsk map[string][]in
 		case d.ask:
 			toAsk[rec.Topic] = append(toAsk[rec.Topic], at(i))
 			continue
-		case rec.Key != "":
+		case key != "":
 		case d.keyless == nil:
 			d.keyless = d.t.spread(d.parts)
 			fallthrough

@@ -192,7 +192,11 @@ func testFidelity(t *testing.T, h Harness) {
 		bare(target.Topic, "big", json(3, 200_000)),
 		bare(target.Topic, "no json", []byte{0xff, 0x00, 0x0a, 0x80}),
 		bare(target.Topic, "lines", []byte("{\"a\":\n 1}")),
+		bare(target.Topic, "a key for the order", json(4, 100)),
+		bare(target.Topic, "a key, and none in the message", json(5, 100)),
 	}
+	messageKey, none := "a message key", ""
+	batch[len(batch)-2].OwnKey, batch[len(batch)-1].OwnKey = &messageKey, &none
 	for i := range batch {
 		if i != 1 { // one without any
 			batch[i].Headers = headers
@@ -227,8 +231,8 @@ func testFidelity(t *testing.T, h Harness) {
 		if d.Topic != target.Topic {
 			t.Errorf("record %d: topic %q, want %q", i, d.Topic, target.Topic)
 		}
-		if !h.NoKey && d.Key != rec.Key {
-			t.Errorf("record %d: key %q, want %q", i, d.Key, rec.Key)
+		if want := rec.MessageKey(); !h.NoKey && d.Key != want {
+			t.Errorf("record %d: key %q, want %q", i, d.Key, want)
 		}
 		if !sameHeaders(d.Headers, rec.Headers) {
 			t.Errorf("record %d: headers %q, want %q", i, d.Headers, rec.Headers)

@@ -2,10 +2,8 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"math"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -150,40 +148,6 @@ func (in *intake) keep(kept, events []relay.Event, want func(i int) bool) []rela
 	return kept
 }
 
-// settledRetry looks rows up, through passing trouble of the database.
-func (in *intake) settledRetry(ctx context.Context, events []relay.Event) ([]bool, error) {
-	backoff := relay.Backoff{Min: in.cfg.BackoffMin, Max: in.cfg.BackoffMax}
-	defer in.waitForClaims(false)
-	for waits := 0; ; {
-		settled, err := in.lease.Settled(ctx, events)
-		if err == nil {
-			return settled, nil
-		}
-		if ctx.Err() != nil || errors.Is(err, relay.ErrLeaseLost) {
-			return nil, err
-		}
-		wait := backoff.Next()
-		claimed := (*relay.ClaimedError)(nil)
-		in.waitForClaims(errors.As(err, &claimed))
-		if claimed != nil {
-			// A worker that lives is through with its batch in a moment, and where both publish,
-			// that happens many times a second. What is logged is a wait of a second or two, and
-			// then every 10 s.
-			if waits++; waits%20 == 5 {
-				in.log.Info("waiting for rows that another worker has claimed", "rows", claimed.Rows, "worker", claimed.Worker, "at_most", claimed.AtMost)
-			}
-			relay.Sleep(ctx, min(wait, claimPause))
-			continue
-		}
-		in.log.Warn("look-up did not succeed, trying again", "events", len(events), "backoff", wait, "error", err)
-		relay.Sleep(ctx, wait)
-	}
-}
-
-// claimPause is how often claimed rows are looked at again: the library's worker needs some 100 ms
-// for a batch.
-const claimPause = 500 * time.Millisecond
-
 // admitSwept is Admit for rows from the table.
 func (in *intake) admitSwept(ctx context.Context, events []relay.Event) (rows int, err error) {
 	if err := in.admitting.Take(ctx); err != nil {
@@ -205,34 +169,6 @@ func (in *intake) admitSwept(ctx context.Context, events []relay.Event) (rows in
 		events = events[n:]
 	}
 	return rows, nil
-}
-
-// claimSwept claims rows, so that no other worker takes them meanwhile, and returns those that are
-// ours. What another worker holds it leaves out: unlike the stream, a sweep comes again.
-func (in *intake) claimSwept(ctx context.Context, events []relay.Event) ([]relay.Event, error) {
-	kept := make([]relay.Event, 0, len(events))
-	settled, err := in.lease.Settled(ctx, events)
-	for i := range events {
-		claimed := (*relay.ClaimedError)(nil)
-		if err == nil {
-			if !settled[i] {
-				kept = append(kept, events[i])
-			}
-			continue
-		}
-		if !errors.As(err, &claimed) {
-			return nil, err
-		}
-		// Some are others', and it is not said which.
-		switch one, err := in.lease.Settled(ctx, events[i:i+1]); {
-		case errors.As(err, &claimed):
-		case err != nil:
-			return nil, err
-		case !one[0]:
-			kept = append(kept, events[i])
-		}
-	}
-	return kept, nil
 }
 
 // trace finds the record's trace context, or has one begun. It is called once, by whoever has
@@ -329,13 +265,6 @@ func (in *intake) sign() {
 
 // Watermark implements relay.Intake.
 func (in *intake) Watermark() relay.LSN { return in.confirm.confirmed() }
-
-// waitForClaims notes whether the stream waits for another worker.
-func (in *intake) waitForClaims(is bool) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.read.claimed = is
-}
 
 // reading returns how far the stream has come.
 func (in *intake) reading() reading {

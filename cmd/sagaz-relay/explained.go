@@ -139,9 +139,11 @@ var explained = map[string]string{
 		"by the owner of the (first) slot; 0 keeps them. RELAY_RETENTION_ACTION is \"delete\", or " +
 		"\"archive\", which moves them to saga_outbox_archive.",
 	"RELAY_TOPIC": "RELAY_TOPIC and RELAY_ROUTING_KEY are templates over {event_type}, {aggregate_type}, " +
-		"{aggregate_id} and {saga_id}.",
+		"{aggregate_id}, {saga_id} and {header:NAME}. An event without that header is refused, " +
+		"unless the template has another text for it: {header:NAME|FALLBACK}.",
 	"RELAY_ROUTING_KEY": "RELAY_TOPIC and RELAY_ROUTING_KEY are templates over {event_type}, {aggregate_type}, " +
-		"{aggregate_id} and {saga_id}.",
+		"{aggregate_id}, {saga_id} and {header:NAME}. An event without that header is refused, " +
+		"unless the template has another text for it: {header:NAME|FALLBACK}.",
 	"RELAY_ENVELOPE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, cloudevents-structured, " +
 		"debezium or raw (docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of " +
 		"CloudEvents, a URI or its path: where the events come from.",

@@ -131,7 +131,7 @@ func grouped(check string, problems []relay.RouteProblem) []Finding {
 
 // routes are the destinations of the newest events of the last day.
 func (ex *exam) routes(ctx context.Context) ([]relay.Route, error) {
-	rows, err := ex.conn.Query(ctx, `SELECT event_type, aggregate_type, aggregate_id, saga_id FROM saga_outbox
+	rows, err := ex.conn.Query(ctx, `SELECT event_type, aggregate_type, aggregate_id, saga_id, coalesce(headers::text, '') FROM saga_outbox
 		WHERE created_at > now() - interval '1 day' ORDER BY created_at DESC LIMIT $1`, sampleRows)
 	if err != nil {
 		return nil, err
@@ -139,12 +139,12 @@ func (ex *exam) routes(ctx context.Context) ([]relay.Route, error) {
 	var (
 		routes []relay.Route
 		seen   = make(map[relay.Route]bool)
-		ev     = relay.Event{Payload: "null"} // the destination does not depend on it
+		ev     = relay.Event{Payload: "null", Loose: true} // the destination does not depend on the payload
 		rec    relay.Record
 	)
-	_, err = pgx.ForEachRow(rows, []any{&ev.EventType, &ev.AggregateType, &ev.AggregateID, &ev.SagaID}, func() error {
-		if err := ex.cfg.Encoder.Encode(&rec, &ev); err != nil {
-			return err
+	_, err = pgx.ForEachRow(rows, []any{&ev.EventType, &ev.AggregateType, &ev.AggregateID, &ev.SagaID, &ev.Headers}, func() error {
+		if ex.cfg.Encoder.Encode(&rec, &ev) != nil {
+			return nil // it is refused, and goes nowhere
 		}
 		route := relay.Route{EventType: ev.EventType, Topic: rec.Topic, RoutingKey: rec.RoutingKey}
 		if !seen[route] && len(routes) < sampleRoutes {

@@ -9,8 +9,9 @@ import (
 
 // Config is what can be set of the encoder.
 type Config struct {
-	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id} and
-	// {saga_id}.
+	// Topic and RoutingKey are templates over {event_type}, {aggregate_type}, {aggregate_id},
+	// {saga_id} and {header:NAME}. An event without that header is refused, unless the template has
+	// another text for it: {header:NAME|FALLBACK}.
 	//
 	// Default "{event_type}". RELAY_TOPIC, RELAY_ROUTING_KEY.
 	Topic      string `env:"RELAY_TOPIC"`

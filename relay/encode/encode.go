@@ -63,8 +63,6 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 	*rec = relay.Record{
 		EventID:     ev.ID,
 		EventType:   ev.EventType,
-		Topic:       e.topic.Expand(ev),
-		RoutingKey:  e.routingKey.Expand(ev),
 		Key:         ev.AggregateID,
 		ContentType: jsonContent,
 		CloudEvent:  e.envelope == EnvelopeCloudEvents || e.envelope == EnvelopeStructured,
@@ -89,8 +87,22 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 		}
 	}
 	rec.Headers = headers
+	return e.destination(rec, ev)
+}
+
+// destination names the record's topic and routing key.
+func (e *Encoder) destination(rec *relay.Record, ev *relay.Event) (err error) {
+	if rec.Topic, err = e.topic.Expand(ev, rec.Headers); err != nil {
+		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("RELAY_TOPIC=%w", err))
+	}
+	if rec.RoutingKey, err = e.routingKey.Expand(ev, rec.Headers); err != nil {
+		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("RELAY_ROUTING_KEY=%w", err))
+	}
 	return nil
 }
+
+// UsesHeaders reports whether it depends on an event's headers where its record goes.
+func (e *Encoder) UsesHeaders() bool { return e.topic.UsesHeaders() || e.routingKey.UsesHeaders() }
 
 // sagazBody is the body of the Python library (docs/contract.md, "Wire"): a JSON object with the
 // keys event_id, saga_id, aggregate_type, aggregate_id, event_type, payload, timestamp in this

@@ -215,29 +215,44 @@ func tokens(t *testing.T, text []byte) (all []any) {
 
 func TestTemplate(t *testing.T) {
 	ev := sample()
+	headers := []relay.Header{header("tenant", "acme"), header("empty", "")}
 	for _, tt := range []struct{ template, want string }{
 		{"{event_type}", "OrderCreated"},
 		{"fixed", "fixed"},
 		{"{aggregate_type}.{event_type}", "order.OrderCreated"},
 		{"a{saga_id}b{aggregate_id}c", "asaga-7border-42c"},
 		{"{event_type}{event_type}", "OrderCreatedOrderCreated"},
+		{"{header:tenant}", "acme"},
+		{"{header:tenant}.{event_type}", "acme.OrderCreated"},
+		{"{header:region|eu}.{header:tenant|x}", "eu.acme"},
+		{"{header:empty|eu}", "eu"},
+		{"{header:a:b|c|d}", "c|d"},
 	} {
 		parsed, err := ParseTemplate(tt.template)
 		if err != nil {
 			t.Errorf("%q: %v", tt.template, err)
 			continue
 		}
-		if got := parsed.Expand(&ev); got != tt.want {
-			t.Errorf("%q: got %q, want %q", tt.template, got, tt.want)
+		if got, err := parsed.Expand(&ev, headers); got != tt.want || err != nil || parsed.String() != tt.template {
+			t.Errorf("%q: got %q, %v, want %q", tt.template, got, err, tt.want)
 		}
 	}
-	for _, bad := range []string{"", "{", "}", "a{event_type", "event_type}", "{payload}", "{}", "{{event_type}}", "{event_type}}", "{ event_type }"} {
+	for _, bad := range []string{"", "{", "}", "a{event_type", "event_type}", "{payload}", "{}", "{{event_type}}", "{event_type}}", "{ event_type }", "{header}", "{header:}", "{header:|x}", "{header:x|}", "{header:{x}}", "{header:x"} {
 		if _, err := ParseTemplate(bad); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
 	}
+	for _, missing := range []string{"{header:region}", "{header:empty}", "{header:tenant}{header:x}"} {
+		parsed, err := ParseTemplate(missing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := parsed.Expand(&ev, headers); err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("%q: got %q, %v, want an error that names the template", missing, got, err)
+		}
+	}
 	var zero Template
-	if got := zero.Expand(&ev); got != "OrderCreated" {
+	if got, _ := zero.Expand(&ev, nil); got != "OrderCreated" {
 		t.Errorf("the zero Template: got %q, want the event type", got)
 	}
 }
@@ -281,5 +296,32 @@ func BenchmarkEncode(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A topic may have a row's header in it. An event that lacks it is refused, by name of the setting
+// and of the header, and nothing of it is published.
+func TestHeaderInTopic(t *testing.T) {
+	for _, envelope := range envelopes {
+		enc := encoderOf(t, func(cfg *Config) {
+			cfg.Topic, cfg.RoutingKey, cfg.Envelope = "{header:tenant}.orders", "{header:tenant|all}.{event_type}", envelope
+		})
+		if !enc.UsesHeaders() || encoder(t, "{event_type}", "x").UsesHeaders() {
+			t.Errorf("%s: UsesHeaders", envelope)
+		}
+		ev, rec := sample(), relay.Record{}
+		ev.Headers = `{"tenant": "acme"}`
+		if err := enc.Encode(&rec, &ev); err != nil || rec.Topic != "acme.orders" || rec.RoutingKey != "acme.OrderCreated" {
+			t.Errorf("%s: topic %q, routing key %q, %v", envelope, rec.Topic, rec.RoutingKey, err)
+		}
+		ev.Headers = `{"tenants": "acme"}`
+		err := enc.Encode(&rec, &ev)
+		refused, ok := relay.Refused(err)
+		if !ok || refused.Reason != relay.ReasonEncode || !strings.Contains(err.Error(), "RELAY_TOPIC={header:tenant}.orders needs the header tenant") {
+			t.Errorf("%s: without the header: %v", envelope, err)
+		}
+		if rec.Value != nil || rec.Topic != "" {
+			t.Errorf("%s: a refused record has %+v", envelope, rec)
+		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // AuditRow is a row as sagaz-relay verify looks at it: the event without its payload. It has the
-// row's headers only where they may override the one that carries the id.
+// row's headers where they may override the one that carries the id, or where they were asked for.
 type AuditRow struct {
 	Event      relay.Event
 	Status     string
@@ -27,9 +27,10 @@ type AuditEntry struct {
 }
 
 // ReadAudit calls row with the events of saga_outbox and saga_outbox_archive that were created from
-// since on and before until (zero: no limit). Then it calls entry with the whole ledger. All is as
-// it was at one moment. Both are called one at a time; their errors end it.
-func ReadAudit(ctx context.Context, conn *pgx.Conn, since, until time.Time, row func(AuditRow) error, entry func(AuditEntry) error) error {
+// since on and before until (zero: no limit), with all of their headers if asked. Then it calls
+// entry with the whole ledger. All is as it was at one moment. Both are called one at a time; their
+// errors end it.
+func ReadAudit(ctx context.Context, conn *pgx.Conn, since, until time.Time, headers bool, row func(AuditRow) error, entry func(AuditEntry) error) error {
 	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		// The outbox first: an event may be in both for a moment, and is never in neither.
 		for _, table := range []string{"saga_outbox", "saga_outbox_archive"} {
@@ -38,8 +39,8 @@ func ReadAudit(ctx context.Context, conn *pgx.Conn, since, until time.Time, row 
 			var created time.Time
 			rows, err := tx.Query(ctx, `SELECT event_id, saga_id, aggregate_type, aggregate_id, event_type,
 				CASE WHEN isfinite(created_at) THEN created_at ELSE 'epoch' END, status, coalesce(retry_count, 0),
-				CASE WHEN pg_catalog.strpos(headers::text, 'id"') > 0 THEN headers::text ELSE '' END
-				FROM `+table+` WHERE created_at >= $1 AND ($2::timestamptz IS NULL OR created_at < $2)`, since, orNull(until))
+				CASE WHEN $3 OR pg_catalog.strpos(headers::text, 'id"') > 0 THEN coalesce(headers::text, '') ELSE '' END
+				FROM `+table+` WHERE created_at >= $1 AND ($2::timestamptz IS NULL OR created_at < $2)`, since, orNull(until), headers)
 			if err == nil {
 				_, err = pgx.ForEachRow(rows, []any{
 					&id, &r.Event.SagaID, &r.Event.AggregateType, &r.Event.AggregateID, &r.Event.EventType, &created, &r.Status, &r.RetryCount, &r.Event.Headers,

@@ -92,7 +92,7 @@ func TestForeignTextWithoutTheBelt(t *testing.T) {
 	err := errors.Join(
 		repair.PrintLetters(&out, []repair.Letter{letter}, 1, now),
 		repair.PrintEvent(&out, &repair.Event{EventID: deadEvent, Row: &repair.Row{SagaID: foreign, EventType: foreign, Status: foreign, LastError: foreign, Headers: []string{foreign}, WorkerID: foreign}, Entries: []repair.Letter{letter}}, now),
-		printOverview(&out, &store.Overview{Slots: []store.SlotOverview{{Slot: foreign, Owner: foreign}}, Ledger: []store.LedgerSummary{{Sink: foreign, State: foreign, Reason: foreign, Slot: foreign}}}),
+		printOverview(&out, &store.Overview{Slots: []store.SlotOverview{{Slot: foreign, Owner: foreign}}, Ledger: []store.LedgerSummary{{Sink: foreign, State: foreign, Reason: foreign, Slot: foreign}}}, map[string]string{"lines": "file"}),
 		(&doctor.Report{Findings: []doctor.Finding{{Check: "c", Summary: foreign, Why: foreign, Fix: []doctor.Step{{Do: foreign}}}}}).Print(&out),
 		term.WriteJSON(&out, map[string]string{foreign: foreign}),
 	)

@@ -295,6 +295,17 @@ func closeSinks(sinks []relay.Sink, log hclog.Logger) {
 	}
 }
 
+// usedKinds are the kinds of all sinks that events go to, by name.
+func (s *settings) usedKinds() map[string]string {
+	kinds := make(map[string]string)
+	for _, name := range s.used() {
+		if kind := s.kindOf(name); kind != nil {
+			kinds[name] = kind.name
+		}
+	}
+	return kinds
+}
+
 // kindNames are the kinds of the named sinks, by name.
 func (s *settings) kindNames() map[string]string {
 	kinds := make(map[string]string)

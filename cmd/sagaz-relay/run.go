@@ -170,7 +170,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 		s.relay.Tracer = tracer
 		defer flushAtEnd(ctx, tracer, s.relay.DrainTimeout)()
 	}
-	shown := watch.New(metrics, log)
+	shown := watch.New(metrics, s.usedKinds(), log)
 	var table relay.Store = rows
 	if s.wrapStore != nil {
 		table = s.wrapStore(rows)

@@ -21,7 +21,8 @@ func newStatus(load func() (*settings, error)) *cobra.Command {
 		Short: "Show slots, owners, lag and rows by status",
 		Long: `status reads the database of DATABASE_URL: for each slot who owns it and since when, how far it is
 behind and how much WAL it holds back; and how many rows are in each status. Counting looks at the
-whole table: --no-rows leaves it out. While the number of slots is changed (migrate --shards) it
+whole table: --no-rows leaves it out. The ledger's entries are by sink; with RELAY_SINKS each sink's
+kind is next to its name, as these settings have it. While the number of slots is changed (migrate --shards) it
 shows how far that is, and for whom it waits.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,9 +49,12 @@ shows how far that is, and for whom it waits.`,
 				return err
 			}
 			if asJSON {
-				return term.WriteJSON(cmd.OutOrStdout(), overview)
+				return term.WriteJSON(cmd.OutOrStdout(), struct {
+					*store.Overview
+					SinkKinds map[string]string `json:"sink_kinds"` // by name
+				}{overview, s.usedKinds()})
 			}
-			return printOverview(cmd.OutOrStdout(), overview)
+			return printOverview(cmd.OutOrStdout(), overview, s.kindNames())
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -58,7 +62,9 @@ shows how far that is, and for whom it waits.`,
 	return cmd
 }
 
-func printOverview(w io.Writer, o *store.Overview) error {
+// printOverview prints for people. kinds are those of named sinks: a sink of BROKER_TYPE is called as
+// its kind is.
+func printOverview(w io.Writer, o *store.Overview, kinds map[string]string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if o.Set != nil && (o.Set.Shards > 1 || o.Set.Target != 0) {
 		for line := range strings.Lines("the table's events are " + o.Set.String()) {
@@ -89,9 +95,13 @@ func printOverview(w io.Writer, o *store.Overview) error {
 		fmt.Fprintln(t, "(no relay has run here yet)")
 	}
 	if len(o.Ledger) > 0 {
-		fmt.Fprintln(t, "\nSINK\tSTATE\tREASON\tENTRIES\tSINCE\tNEXT ATTEMPT\tSLOT")
+		kind := func(string) string { return "" }
+		if len(kinds) > 0 {
+			kind = func(text string) string { return "\t" + text }
+		}
+		fmt.Fprintf(t, "\nSINK%s\tSTATE\tREASON\tENTRIES\tSINCE\tNEXT ATTEMPT\tSLOT\n", kind("KIND"))
 		for _, e := range o.Ledger {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", term.Text(e.Sink), term.Text(e.State), term.Text(term.OrDash(e.Reason)), e.Entries, e.Oldest, term.OrDash(e.Next), term.Text(e.Slot))
+			fmt.Fprintf(t, "%s%s\t%s\t%s\t%d\t%s\t%s\t%s\n", term.Text(e.Sink), kind(term.OrDash(kinds[e.Sink])), term.Text(e.State), term.Text(term.OrDash(e.Reason)), e.Entries, e.Oldest, term.OrDash(e.Next), term.Text(e.Slot))
 		}
 	}
 	if o.Rows != nil {

@@ -47,8 +47,8 @@ func troubled() shown {
 					{Slot: "other", Role: relay.Standby, Since: at},
 				},
 				Sinks: []watch.SinkStatus{
-					{Sink: "kafka", Up: true, Since: ptr(at), Rate: 12.5, P99: ptr(0.004), Acked: 10},
-					{Sink: "rabbitmq", LastError: "<script>alert(1)</script>", Since: ptr(at), LastErrorAt: ptr(at), Ledger: 2, Isolated: true},
+					{Sink: "kafka", Kind: "kafka", Up: true, Since: ptr(at), Rate: 12.5, P99: ptr(0.004), Acked: 10},
+					{Sink: "rabbitmq", Kind: "rabbitmq", LastError: "<script>alert(1)</script>", Since: ptr(at), LastErrorAt: ptr(at), Ledger: 2, Isolated: true},
 				},
 			}
 		},

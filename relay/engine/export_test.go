@@ -17,7 +17,7 @@ type watching struct {
 
 // watched returns one that shows nothing to anybody.
 func watched() watching {
-	w := watch.New(watch.NewMetrics(prometheus.NewRegistry(), "worker-1", watch.Config{}), hclog.NewNullLogger())
+	w := watch.New(watch.NewMetrics(prometheus.NewRegistry(), "worker-1", watch.Config{}), nil, hclog.NewNullLogger())
 	w.Begin(relay.About{Encoder: Sagaz})
 	shard := relay.Alone("slot", "publication")
 	w.Divided(shard.Set)

@@ -737,7 +737,7 @@ func start(t testing.TB, w *world, tune func(*engine.Config), sinks ...relay.Sin
 	}
 	r := &rig{world: w, log: &logBook{}, reg: prometheus.NewRegistry(), done: make(chan struct{}), started: time.Now()}
 	log := hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Debug, DisableTime: true})
-	r.watch = watch.New(watch.NewMetrics(r.reg, cfg.WorkerID, watch.DefaultConfig()), log)
+	r.watch = watch.New(watch.NewMetrics(r.reg, cfg.WorkerID, watch.DefaultConfig()), nil, log)
 	var err error
 	enc := engine.Sagaz
 	if w.enc != nil {

@@ -32,7 +32,7 @@ func BenchmarkStageMetrics(b *testing.B) {
 		}
 	}
 	registry := prometheus.NewRegistry()
-	w := New(NewMetrics(registry, "worker-1", Config{}), hclog.NewNullLogger())
+	w := New(NewMetrics(registry, "worker-1", Config{}), nil, hclog.NewNullLogger())
 	w.Begin(relay.About{Encoder: enc, Snapshot: func() relay.Snapshot { return relay.Snapshot{} }})
 	shard := relay.Alone("slot", "publication")
 	w.Divided(shard.Set)

@@ -125,6 +125,8 @@ type SlotStatus struct {
 // SinkStatus is one sink's health.
 type SinkStatus struct {
 	Sink string `json:"sink"`
+	// Kind is what the sink is: kafka, file … Of BROKER_TYPE it is its name.
+	Kind string `json:"kind"`
 	Up   bool   `json:"up"`
 	// Of the last trouble, also when that is over; never a payload.
 	LastError string `json:"last_error,omitempty"`
@@ -155,6 +157,7 @@ func (w *Watch) Status() Status {
 	}
 	for i, name := range w.about.Sinks {
 		out := w.sinks[name].status()
+		out.Kind = w.kinds[name]
 		for j := range now.Slots {
 			if work := now.Slots[j].Work; work != nil {
 				out.Ledger += work.Sinks[i].Entries

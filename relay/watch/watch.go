@@ -16,6 +16,7 @@ type Watch struct {
 	metrics *Metrics
 	changes changeLog
 	history history
+	kinds   map[string]string // of the sinks, by name
 
 	// Set by Begin, before any other report.
 	about relay.About
@@ -28,10 +29,11 @@ type Watch struct {
 
 var _ relay.Observer = (*Watch)(nil)
 
-// New builds a watch for one engine. The metrics are for it alone.
-func New(metrics *Metrics, log hclog.Logger) *Watch {
+// New builds a watch for one engine. The metrics are for it alone. kinds are what its sinks are (kafka,
+// file …), by their names; what is not there is shown without.
+func New(metrics *Metrics, kinds map[string]string, log hclog.Logger) *Watch {
 	return &Watch{
-		log: log.Named("relay"), metrics: metrics, sinks: make(map[string]*sinkWatch),
+		log: log.Named("relay"), metrics: metrics, kinds: kinds, sinks: make(map[string]*sinkWatch),
 		owned: make(map[string]bool), slots: make(map[string]*slotWatch),
 	}
 }

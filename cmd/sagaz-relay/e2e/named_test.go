@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -41,6 +42,17 @@ func TestNamedSinks(t *testing.T) {
 	w.waitLedger(p, "lines-b", rows)
 	p.waitSink("lines-b", "0")
 	p.waitSink("lines-a", "1")
+	for _, s := range p.status().Sinks {
+		if s.Kind != "file" || s.Isolated != (s.Sink == "lines-b") {
+			t.Errorf("/status.json has %s as a sink of kind %q, isolated: %t", s.Sink, s.Kind, s.Isolated)
+		}
+	}
+	if out, code := w.command(env, "status"); code != 0 || !regexp.MustCompile(fmt.Sprintf(`(?m)^SINK +KIND .*\nlines-b +file +retry +sink_down +%d `, rows)).MatchString(out) {
+		t.Errorf("status: exit code %d, %s", code, out)
+	}
+	if out, code := w.command(env, "status", "--json"); code != 0 || !regexp.MustCompile(`"sink_kinds": \{\s*"lines-a": "file",\s*"lines-b": "file"`).MatchString(out) {
+		t.Errorf("status --json: exit code %d, %s", code, out)
+	}
 	out, code := w.command(env, "sinks", "rename", "lines-b", "archive")
 	if code == 0 || out != "" || w.ledger("lines-b", "") != rows {
 		t.Errorf("renamed under a relay that delivers to it: exit code %d, %s", code, out)

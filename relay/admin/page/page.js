@@ -223,7 +223,7 @@ function sinks(r) {
     const [level, state] = s.isolated ? ["broken", "isolated"] : s.up ? ["ok", "up"] : ["degraded", "down"];
     const series = r.history.sinks[s.sink]?.rate || [];
     return [
-      s.sink,
+      s.kind && s.kind !== s.sink ? el("span", {}, el("span", { class: s.sink.length <= 24 ? "whole" : null }, s.sink), el("span", { class: "soft whole" }, ` ${s.kind}`)) : s.sink,
       el("span", {}, tag(level, state), s.since ? el("span", { class: "soft whole" }, ` for ${duration(age(r, s.since))}`) : ""),
       rate(s.rate),
       spark(series, `Events a second to ${s.sink}: now ${rate(s.rate)}, highest ${rate(Math.max(0, ...known(series)))}`),

@@ -154,6 +154,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 	if err != nil {
 		return configError{err}
 	}
+	rows.Delivers(s.used())
 	if s.relay.Mode == relay.ModePolling {
 		rows.Changes(nil, false)
 	} else {

@@ -130,8 +130,9 @@ for one. What was sent stays sent.
   3. start them with the new settings
 
 All of it is one transaction: a command that ends in the middle has changed nothing. It refuses
-while a relay runs that delivers to one of the two names, and where NEW has entries already. While
-it works no relay can take a slot; those that have one and know neither name go on.`,
+while a relay runs that delivers to one of the two names, be it a standby, and where NEW has entries
+already. While it works no relay can take a slot; those that know neither name go on. A standby
+behind a connection pooler (PgBouncer) cannot be seen: make sure of those yourself.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return usageError{fmt.Errorf("%s: want two names, OLD and NEW\nsee: %[1]s --help", cmd.CommandPath())}

@@ -20,8 +20,12 @@ import (
 //
 //   - A relay with the old name parks an event or resolves an entry: its entries would be left
 //     behind, or not be found. A relay with the new name would not know that its ledger has grown,
-//     and send later events of a key in front of the entry. So neither may live, and none may begin:
-//     whoever takes a slot needs the lock of the set (set.go), and we have that until the commit.
+//     and send later events of a key in front of the entry. So neither may live, as the owner of a
+//     slot or as a standby that is about to become one: each shows its sinks by locks that it shares
+//     with others of the kind (Store.Delivers), and we want those of both names for ourselves. And
+//     none may begin: whoever takes a slot needs the lock of the set (set.go), and we have that
+//     until the commit. Behind a pooler no session keeps a lock, so only owners are seen, by what
+//     they have noted.
 //   - A relay has taken its slot just now, and has not noted yet which sinks it has. What is noted
 //     is another's then, so we wait until it must have noted its own.
 //   - The new name has entries already. Which of two entries of one event is right nobody knows, so
@@ -39,8 +43,13 @@ const (
 	renameLockTimeout = 20 * time.Second
 
 	renameEntriesSQL = `UPDATE saga_outbox_delivery SET sink = $2 WHERE sink = $1`
-	hasEntriesSQL    = `SELECT EXISTS (SELECT FROM saga_outbox_delivery WHERE sink = $1)`
-	notedSinksSQL    = `SELECT slot, owner, coalesce(sinks, ''), heir IS NULL AND released_at IS NULL AND taken_at > clock_timestamp() - $1::float8 * interval '1 second'
+	// lockSinksSQL takes the locks of sinks, and returns those that it cannot have, and who has them.
+	lockSinksSQL = `WITH refused AS MATERIALIZED (SELECT sink FROM unnest($2::text[]) sink WHERE NOT pg_try_advisory_xact_lock($1::bigint::int, hashtext(sink)))
+		SELECT sink, coalesce((SELECT string_agg(DISTINCT 'process ' || l.pid || coalesce(' from ' || host(a.client_addr), ''), ', ') FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+			WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND l.classid = $1::bigint::oid AND l.objid = (hashtext(sink)::bigint & 4294967295)::oid AND l.objsubid = 2), 'gone by now') FROM refused`
+	hasEntriesSQL = `SELECT EXISTS (SELECT FROM saga_outbox_delivery WHERE sink = $1)`
+	notedSinksSQL = `SELECT slot, owner, coalesce(sinks, ''), heir IS NULL AND released_at IS NULL AND taken_at > clock_timestamp() - $1::float8 * interval '1 second'
 		FROM saga_outbox_relay ORDER BY slot`
 )
 
@@ -110,6 +119,9 @@ func renameSink(ctx context.Context, tx pgx.Tx, from, to string, ttl time.Durati
 			known[n.Slot] = sinks
 		}
 	}
+	if err := noneDelivers(ctx, tx, from, to, refuse); err != nil {
+		return done, err
+	}
 	taken := false
 	if err := tx.QueryRow(ctx, hasEntriesSQL, to).Scan(&taken); err != nil {
 		return done, fmt.Errorf("read the ledger: %w", setup(err))
@@ -145,6 +157,23 @@ func renameSink(ctx context.Context, tx pgx.Tx, from, to string, ttl time.Durati
 		done.Slots = append(done.Slots, n.Slot)
 	}
 	return done, nil
+}
+
+// noneDelivers wants that no relay which lives has one of the sinks, and that none which has comes
+// until the transaction ends.
+func noneDelivers(ctx context.Context, tx pgx.Tx, from, to string, refuse func(format string, args ...any) error) error {
+	rows, err := tx.Query(ctx, lockSinksSQL, int64(sinkClass), []string{from, to})
+	if err != nil {
+		return fmt.Errorf("look for relays that have the sinks: %w", setup(err))
+	}
+	var sink, who string
+	_, err = pgx.ForEachRow(rows, []any{&sink, &who}, func() error {
+		return refuse("a relay that waits for a slot, or has one, delivers to sink %s: its session is %s. Stop the relays that have %s or %s, and run this again", sink, who, from, to)
+	})
+	if err != nil && !errors.Is(err, ErrRename) {
+		return fmt.Errorf("look for relays that have the sinks: %w", setup(err))
+	}
+	return err
 }
 
 // LedgerSink is how many entries the ledger has of a sink.

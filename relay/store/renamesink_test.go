@@ -18,6 +18,13 @@ func park(t *testing.T, db *pgtest.DB, sink string, n int) {
 		SELECT gen_random_uuid(), $1, 'outbox', i, 'k' || i, i, 'T', 'dead' FROM generate_series(1, $2::int) i`, sink, n)
 }
 
+// leave is what a relay that was stopped has left of a sink: n entries, and its name.
+func leave(t *testing.T, db *pgtest.DB, sink string, n int) {
+	t.Helper()
+	park(t, db, sink, n)
+	exec(t, db, `INSERT INTO saga_outbox_relay (slot, epoch, owner, sinks, released_at) VALUES ('outbox', 1, '', $1, now())`, sink)
+}
+
 // ledgerAndNoted is the ledger as "sink=entries …", and what the slots' owners have noted.
 func ledgerAndNoted(t *testing.T, db *pgtest.DB) string {
 	t.Helper()
@@ -89,8 +96,7 @@ func TestRenameSink(t *testing.T) {
 // the middle of the entries.
 func TestRenameSinkCutOff(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
-		park(t, db, "kafka", 1000)
-		exec(t, db, `INSERT INTO saga_outbox_relay (slot, epoch, owner, sinks, released_at) VALUES ('outbox', 1, '', 'kafka', now())`)
+		leave(t, db, "kafka", 1000)
 		holder := db.Conn(t)
 		holding, err := holder.Begin(t.Context())
 		if err != nil {
@@ -125,8 +131,7 @@ func TestRenameSinkCutOff(t *testing.T) {
 // No relay takes a slot while a sink is being renamed: the one that waits finds the new name noted.
 func TestNoTakeoverDuringARename(t *testing.T) {
 	onEach(t, func(t *testing.T, db *pgtest.DB) {
-		park(t, db, "kafka", 3)
-		exec(t, db, `INSERT INTO saga_outbox_relay (slot, epoch, owner, sinks, released_at) VALUES ('outbox', 1, '', 'kafka', now())`)
+		leave(t, db, "kafka", 3)
 		conn := db.Conn(t)
 		tx, err := conn.Begin(t.Context())
 		if err != nil {
@@ -167,5 +172,80 @@ func TestNoTakeoverDuringARename(t *testing.T) {
 		if err := l.Release(ctx, true); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// A standby has noted nothing: the owner of the slot has other sinks. It would take the slot with the
+// old name, or deliver to the new one without knowing its ledger. So both names are refused as long as
+// it waits. One that comes while a sink is being renamed shows its sinks after that.
+func TestStandbyWithTheSink(t *testing.T) {
+	onEach(t, func(t *testing.T, db *pgtest.DB) {
+		park(t, db, "kafka", 3)
+		owner := newStore(t, testConfig(db), nil)
+		owner.Delivers([]string{"file"})
+		l := acquire(t, owner, "outbox")
+		defer release(t, l)
+		if _, err := l.NoteSinks(t.Context(), []string{"file"}); err != nil {
+			t.Fatal(err)
+		}
+		exec(t, db, `UPDATE saga_outbox_relay SET taken_at = now() - interval '1 hour'`)
+		shown := func(sink string, n int) {
+			t.Helper()
+			db.Until(t, `SELECT count(*) = $3::int FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = $1::bigint::oid AND objid = (hashtext($2)::bigint & 4294967295)::oid AND mode = 'ShareLock'`, int64(sinkClass), sink, n)
+		}
+		waits := func(sinks ...string) (stop func()) {
+			s := newStore(t, testConfig(db), nil)
+			s.cfg.Slot = "outbox"
+			s.Delivers(sinks)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				if l, err := s.Acquire(ctx, relay.Alone("outbox", "")); err == nil {
+					t.Error("a standby has the slot")
+					_ = l.Release(context.WithoutCancel(ctx), true)
+				}
+			}()
+			return func() {
+				cancel()
+				<-ended
+				for _, sink := range sinks {
+					shown(sink, 0)
+				}
+			}
+		}
+		conn := db.Conn(t)
+		refused := func(from, to, sink string) {
+			t.Helper()
+			if _, err := RenameSink(t.Context(), conn, from, to, owner.cfg.LeaseTTL); !errors.Is(err, ErrRename) || !strings.Contains(err.Error(), "delivers to sink "+sink) {
+				t.Errorf("%s to %s: got %v", from, to, err)
+			}
+			wantEntries(t, db, "kafka=3 noted file")
+		}
+		shown("file", 1)
+		refused("kafka", "file", "file")
+		stop := waits("audit", "kafka")
+		shown("kafka", 1)
+		refused("kafka", "orders", "kafka")
+		refused("pigeon", "audit", "audit")
+		stop()
+
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := renameSink(t.Context(), tx, "kafka", "orders", owner.cfg.LeaseTTL); err != nil {
+			t.Fatal(err)
+		}
+		stop = waits("audit", "orders")
+		db.Until(t, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE '%roster outbox%' AND query LIKE '%pg_advisory_unlock_shared%')`)
+		shown("audit", 0)
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		shown("audit", 1)
+		shown("orders", 1)
+		stop()
+		wantEntries(t, db, "orders=3 noted file")
 	})
 }

@@ -16,7 +16,8 @@ import (
 // and which of them we are to have (share.go). It is one goroutine with one connection. It works
 // while somebody waits for a slot, has one, or wants to know when the set changes.
 //
-// Its session holds the lock of a member, and so shows that we live and are to have a share. Every
+// Its session holds the lock of a member, and so shows that we live and are to have a share, and those
+// of our sinks. Every
 // RELAY_ACQUIRE_INTERVAL one query reads the set, the slots' rows and the locks. Whoever waits in
 // Acquire is let through when its slot is to be ours, and takes it with a connection of its own,
 // under the slot's lock and in a transaction that looks at everything again (set.go). What the
@@ -82,6 +83,10 @@ type permit struct {
 // memberClass is the class of the members' advisory locks: "SAGM" in ASCII. The second key is the
 // member.
 const memberClass = 0x5341474d
+
+// sinkClass is the class of the advisory locks of sinks: "SAGD" in ASCII. The second key is hashtext
+// of the sink's name. Members share them (Store.Delivers); RenameSink wants two for itself.
+const sinkClass = 0x53414744
 
 // isMember is true in pg_locks for a member's lock.
 func isMember(class, member string) string {

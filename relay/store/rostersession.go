@@ -18,7 +18,7 @@ type session struct {
 	roster *roster
 	store  *Store
 	conn   *pgx.Conn
-	locked bool // we have the member's lock
+	locked bool // we have the member's lock, and those of our sinks
 	shares shares
 	// What it knows of owners.
 	rivals rivals
@@ -88,12 +88,12 @@ func (x *session) connected(ctx context.Context, worked func()) (err error) {
 	return nil
 }
 
-// close lets go of the lock explicitly: a closed connection's backend may linger for a moment.
+// close lets go of the locks explicitly: a closed connection's backend may linger for a moment.
 func (x *session) close() {
 	if x.locked && !x.conn.IsClosed() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_, _ = x.conn.Exec(ctx, `SELECT pg_advisory_unlock_shared($1::bigint::int, $2::bigint::int)`, int64(memberClass), int64(int32(x.roster.me.Load())))
+		_, _ = x.unlock(ctx)
 	}
 	closeConn(x.conn)
 }
@@ -196,7 +196,7 @@ func (x *session) once(ctx context.Context) error {
 // lingers is for how long a relay that has no slot and waits for none is still a member.
 const lingers = time.Second
 
-// lock takes the member's lock, or gives it back.
+// lock takes the member's lock and those of our sinks, or gives them back.
 func (x *session) lock(ctx context.Context) error {
 	r := x.roster
 	want := r.member() && !isPooled(x.conn)
@@ -217,14 +217,42 @@ func (x *session) lock(ctx context.Context) error {
 		}
 		x.shares.me = memberID(r.me.Load())
 	}
-	sql := `SELECT pg_advisory_unlock_shared($1::bigint::int, $2::bigint::int)`
-	if want {
-		sql = `SELECT pg_try_advisory_lock_shared($1::bigint::int, $2::bigint::int)`
+	if !want {
+		is, err := x.unlock(ctx)
+		x.locked = is
+		return err
 	}
-	var is bool
-	if err := x.conn.QueryRow(ctx, sql, int64(memberClass), int64(int32(r.me.Load()))).Scan(&is); err != nil {
-		return fmt.Errorf("show that this relay lives: %w", setup(err))
+	is, err := x.ourLocks(ctx, `pg_try_advisory_lock_shared`)
+	if err != nil {
+		return err
 	}
-	x.locked = want && is
+	if !is { // one of our sinks is being renamed in this moment: with the next look
+		_, err := x.unlock(ctx)
+		return err
+	}
+	x.locked = true
 	return nil
+}
+
+// unlock gives the member's lock back, and those of our sinks. locked is whether we have them still.
+func (x *session) unlock(ctx context.Context) (locked bool, err error) {
+	if _, err := x.ourLocks(ctx, `pg_advisory_unlock_shared`); err != nil {
+		return x.locked, err
+	}
+	return false, nil
+}
+
+// ourLocks calls a function of advisory locks for the member's lock and for those of our sinks, and
+// reports whether it was true of all.
+func (x *session) ourLocks(ctx context.Context, function string) (all bool, err error) {
+	sinks := x.store.sinks
+	if sinks == nil {
+		sinks = []string{}
+	}
+	err = x.conn.QueryRow(ctx, `SELECT bool_and(`+function+`(class, key)) FROM (SELECT $1::bigint::int AS class, $2::bigint::int AS key UNION ALL SELECT $3::bigint::int, hashtext(sink) FROM unnest($4::text[]) sink) l`,
+		int64(memberClass), int64(int32(x.roster.me.Load())), int64(sinkClass), sinks).Scan(&all)
+	if err != nil {
+		return false, fmt.Errorf("show that this relay lives: %w", setup(err))
+	}
+	return all, nil
 }

@@ -31,7 +31,8 @@ type Store struct {
 	taking           relay.Turn                                            // one slot is taken at a time
 	bounds           bounds
 	nearLeast        int
-	prunes, prunesTo bool // see Prunes
+	prunes, prunesTo bool     // see Prunes
+	sinks            []string // see Delivers
 
 	// pooled is what the last connection was: 0 is not known, 1 direct, 2 through a pooler.
 	pooled atomic.Int32
@@ -105,6 +106,10 @@ func archiveError(err error, before string, fix []string) *relay.SetupError {
 // Prunes sets that retention removes rows, or moves them to the archive: Check then looks at what
 // that needs, too.
 func (s *Store) Prunes(archive bool) { s.prunes, s.prunesTo = true, archive }
+
+// Delivers sets to which sinks this process delivers. While it has a slot or waits for one, its
+// session shows their names to RenameSink. Call it before Set and Acquire.
+func (s *Store) Delivers(sinks []string) { s.sinks = sinks }
 
 // statements are those that Check plans: all that touch the tables.
 func (s *Store) statements() []string {

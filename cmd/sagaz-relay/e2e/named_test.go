@@ -53,6 +53,11 @@ func TestNamedSinks(t *testing.T) {
 	if out, code := w.command(env, "status", "--json"); code != 0 || !regexp.MustCompile(`"sink_kinds": \{\s*"lines-a": "file",\s*"lines-b": "file"`).MatchString(out) {
 		t.Errorf("status --json: exit code %d, %s", code, out)
 	}
+	// By these locks "sinks rename" sees standbys, too (relay/store/renamesink.go).
+	if n := value[int](w, `SELECT count(*) FROM pg_locks, unnest(ARRAY['lines-a', 'lines-b']) sink WHERE locktype = 'advisory' AND classid = x'53414744'::int::oid AND objid = (hashtext(sink)::bigint & 4294967295)::oid
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); n != 2 {
+		t.Errorf("the relay shows %d of its 2 sinks", n)
+	}
 	out, code := w.command(env, "sinks", "rename", "lines-b", "archive")
 	if code == 0 || out != "" || w.ledger("lines-b", "") != rows {
 		t.Errorf("renamed under a relay that delivers to it: exit code %d, %s", code, out)

@@ -208,8 +208,9 @@ var explained = map[string]string{
 		"notices, warns and goes on without.",
 	"RELAY_KAFKA_READ_BACK": "Makes a relay that takes over from one that died read what that one had sent last and " +
 		"not marked, so that it is not sent twice. It needs READ on the topics. Without that " +
-		"right, or where it takes too long, the events are sent again, and so they are with " +
-		"several Kafka sinks. See relay/DESIGN.md.",
+		"right, or where it takes too long, the events are sent again, and so they are where " +
+		"another Kafka sink writes to the same cluster, or to one whose id is not known. See " +
+		"relay/DESIGN.md.",
 	"RELAY_KAFKA_TOPIC_WAIT": "How long to wait for a topic that does not exist to be created, by the broker " +
 		"(auto.create.topics.enable) or by someone else, before its records are refused as " +
 		"unknown_topic. It is waited once; after that a topic that is still not there is refused " +

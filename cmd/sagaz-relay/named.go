@@ -244,25 +244,6 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(first, second)
 }
 
-// readBackOne leaves what a dead owner had sent unread where there are several Kafka sinks. They may
-// write to the same topics, also by addresses that do not show it, and a record does not name its
-// sink: that of one would be taken for the other's, which would never be sent.
-func (s *settings) readBackOne(log hclog.Logger) {
-	var reading []*kafka.Config
-	for _, name := range s.used() {
-		if cfg, ok := s.sinks[name].(*kafka.Config); ok {
-			reading = append(reading, cfg)
-		}
-	}
-	if len(reading) < 2 {
-		return
-	}
-	log.Info("several Kafka sinks: what an owner that dies has sent is not read back, and may be sent again", "sinks", len(reading))
-	for _, cfg := range reading {
-		cfg.ReadBack = false
-	}
-}
-
 // openSink makes one sink.
 func (s *settings) openSink(name string, log hclog.Logger) (relay.Sink, error) {
 	sink, err := s.kindOf(name).open(s.sinks[name], log.Named("sink."+name))
@@ -271,19 +252,23 @@ func (s *settings) openSink(name string, log hclog.Logger) (relay.Sink, error) {
 
 // openSinks makes the sinks that events go to. They connect when first used.
 func (s *settings) openSinks(log hclog.Logger) ([]relay.Sink, error) {
-	s.readBackOne(log)
 	var sinks []relay.Sink
+	var kafkas []*kafka.Sink
 	for _, name := range s.used() {
 		sink, err := s.openSink(name, log)
 		if err != nil {
 			closeSinks(sinks, log)
 			return nil, configError{err}
 		}
+		if k, ok := sink.(*kafka.Sink); ok {
+			kafkas = append(kafkas, k)
+		}
 		if s.wrapSink != nil {
 			sink = s.wrapSink(sink)
 		}
 		sinks = append(sinks, sink)
 	}
+	kafka.Apart(kafkas...)
 	return sinks, nil
 }
 

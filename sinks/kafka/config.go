@@ -100,8 +100,8 @@ type Config struct {
 
 	// ReadBack makes a relay that takes over from one that died read what that one had sent last and
 	// not marked, so that it is not sent twice. It needs READ on the topics. Without that right, or
-	// where it takes too long, the events are sent again, and so they are with several Kafka sinks.
-	// See relay/DESIGN.md.
+	// where it takes too long, the events are sent again, and so they are where another Kafka sink
+	// writes to the same cluster, or to one whose id is not known. See relay/DESIGN.md.
 	//
 	// Default true. RELAY_KAFKA_READ_BACK.
 	ReadBack bool `env:"RELAY_KAFKA_READ_BACK"`

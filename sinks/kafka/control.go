@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -26,6 +27,8 @@ import (
 type control struct {
 	dialer *dialer
 	addrs  func() []string
+
+	cluster atomic.Pointer[string] // its id in the last answer about metadata
 
 	turn relay.Turn // who has it owns conn
 	conn *wire
@@ -120,6 +123,7 @@ func (c *control) metadata(ctx context.Context, req *metadata.Request) (*metadat
 	if err := plausible(m); err != nil {
 		return nil, err
 	}
+	c.cluster.Store(&m.ClusterID)
 	return m, nil
 }
 

@@ -27,6 +27,7 @@ type Sink struct {
 	control   *control
 	topics    *topics
 	refresher *refresher
+	others    []*Sink // of this process; see Apart
 
 	ctx        context.Context // ends, with ErrClosed, by Close
 	cancel     context.CancelCauseFunc

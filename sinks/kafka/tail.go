@@ -73,6 +73,9 @@ func (s *Sink) ReadTail(ctx context.Context, q relay.TailQuery, f func(*relay.Re
 		return report, err
 	}
 	s.setBrokers(m.Brokers)
+	if err := s.isApart(ctx, m.ClusterID); err != nil {
+		return report, err
+	}
 	leaders, unread := byLeader(m)
 	report.Unread = unread
 	known := s.control.keeps(ctx, names)

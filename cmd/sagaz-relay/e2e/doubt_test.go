@@ -3,6 +3,7 @@ package e2e
 import (
 	"flag"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ type killing struct {
 	env         settings
 	brokersTime bool // the topic has the broker's time of appending
 	dropSlot    bool // with the relay
+	twoSinks    bool // of one cluster: neither may take the other's records for its own
 }
 
 // notReadBack is logged where the successor cannot read what was sent, or not all of it.
@@ -114,6 +116,7 @@ func TestKillBeforeTheFirstMark(t *testing.T) {
 		{name: "polling", env: settings{"RELAY_MODE": "polling"}},
 		{name: "hybrid", env: settings{"RELAY_HYBRID": "true"}},
 		{name: "two slots", env: settings{"RELAY_SHARDS": "2"}},
+		{name: "two sinks", twoSinks: true},
 	} {
 		for _, used := range []bool{false, true} { // a relay was here, and stopped in order
 			t.Run(fmt.Sprintf("%s, used %v", as.name, used), func(t *testing.T) {
@@ -129,10 +132,15 @@ func (as killing) beforeTheFirstMark(t *testing.T, used bool) {
 	broker := brokertest.Kafka(t)
 	k := newTopic(t, broker.Plaintext, 4)
 	env := settings{"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker.Plaintext}.with(as.env)
+	copies := 1
+	if as.twoSinks {
+		copies = 2
+		env = env.with(settings{"RELAY_SINKS": "audit", "RELAY_SINK_AUDIT_KIND": "kafka", "RELAY_SINK_AUDIT_BOOTSTRAP_SERVERS": broker.Plaintext})
+	}
 	rnd := newRand(t)
-	all := 0
+	all := 0 // records
 	insert := func(n int) []relay.UUID {
-		all += n
+		all += n * copies
 		return w.insert(w.randomKeys(rnd, n, k.name)...)
 	}
 	if used {
@@ -176,7 +184,13 @@ func (as killing) beforeTheFirstMark(t *testing.T, used bool) {
 	next := w.relay("relay-next", env)
 	w.waitSent(next, "the successor", ids)
 	next.stop()
+	if as.twoSinks {
+		all += len(ids) * copies
+		if lines := next.logged(notReadBack); len(lines) != copies || !strings.Contains(lines[0].text("error"), "may be of the same cluster") {
+			t.Errorf("the successor logs %v", lines)
+		}
+	}
 	if got := len(k.read()); got != all {
-		t.Errorf("%d records of %d events", got, all)
+		t.Errorf("%d records, want %d", got, all)
 	}
 }

@@ -126,6 +126,12 @@ var ErrFence = errors.New("not sent: the slot is not ours any more")
 // batch was refused.
 var ErrBehind = errors.New("not sent: a record of the same key before it was refused")
 
+// ErrLater is the error of a record that the sink has not begun to send, because the records before
+// it took long although the broker takes them. It is no failure: the lane offers the record again
+// at once, and the sink has told what became of the others. A sink returns it only where another
+// record of the batch has another outcome, and where each of a key's records behind it has it, too.
+var ErrLater = errors.New("not sent yet: the records before it took long")
+
 // BatchError has the outcome of each record of one Publish.
 type BatchError struct {
 	// Errs has one entry for each record of the batch, in order: nil for an acknowledged record, a

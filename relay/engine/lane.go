@@ -181,6 +181,15 @@ func (l *lane) run(ctx context.Context) error {
 		if !l.valid() {
 			return relay.ErrLeaseLost // nor does one that was fenced
 		}
+		if !trouble { // the sink has more to send than it could in the time of one offer
+			backoff.Reset()
+			l.offers = 0
+			if l.failing {
+				l.failing = false
+				l.health.recovered(l.log)
+			}
+			continue
+		}
 		wait := backoff.Next()
 		l.health.failed(l.log, !l.failing, err, started, len(rest), wait)
 		l.sinkObs.Again(observed(rest), l.offers, err)

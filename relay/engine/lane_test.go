@@ -119,6 +119,43 @@ func TestLane(t *testing.T) {
 		wantOffers(t, sink, "a1! b1! a2! b2!", "a1 a2")
 	})
 
+	// What a slow sink has not begun to send is offered again at once, in its place, and nothing has
+	// failed.
+	bubble(t, "LaterIsNoFailure", func(t *testing.T) {
+		w, sink := newWorld(t), sinktest.NewScript("webhook")
+		sink.OnEvent(id("a2")).Times(5).Fail(relay.ErrLater)
+		sink.OnEvent(id("a3")).Times(5).Fail(relay.ErrLater)
+		var others []*sinktest.Cue // one record has another outcome each time
+		for _, label := range []string{"b1", "b2", "b3", "b4"} {
+			others = append(others, sink.OnEvent(id(label)))
+		}
+		for n, cue := range others[1:] {
+			cue.Times(n + 1).Fail(relay.ErrLater)
+		}
+		first := sink.OnCall(1).Block()
+		r := start(t, w, oneLane, sink)
+		w.commit("z")
+		<-first.Reached
+		w.commit("a", "a", "a", "b", "b", "b", "b")
+		synctest.Wait()
+		released := time.Now()
+		first.Release()
+		if err := sink.WaitOffered(t.Context(), 1+7+5+4+3); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(released); took > 0 {
+			t.Errorf("the offers took %s, want no pause between them", took)
+		}
+		w.untilStatus("sent", "a1", "a2", "a3", "b1", "b2", "b3", "b4")
+		r.wantMetric(2, "outbox_retry_attempts_total") // of the last but one
+		r.wantMetric(1, "outbox_sink_up", "sink=webhook")
+		wantOffers(t, sink, "z1", "a1 a2! a3! b1 b2! b3! b4!", "a2! a3! b2 b3! b4!", "a2! a3! b3 b4!", "a2! a3! b4", "a2! a3!", "a2 a3")
+		// The last but one had no other outcome. That is a failure, or it would go on without pause.
+		if n := r.log.count("publish did not succeed"); n != 1 {
+			t.Errorf("%d log lines about failures, want 1", n)
+		}
+	})
+
 	// An error that names no records means all of them.
 	bubble(t, "WholeBatchFails", func(t *testing.T) {
 		w, sink := newWorld(t), sinktest.NewScript("kafka")

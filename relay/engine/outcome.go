@@ -35,12 +35,17 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		// Keys with a refused record in this batch; true: those behind it wait for it.
 		refused map[string]bool
 		again   map[string]bool // keys with a record that is to be offered again
+		later   int             // records that the sink has not begun to send
 	)
 	rest = batch[:0]
 	for i, f := range batch {
 		e := fate(i)
 		refusal, isRefused := relay.Refused(e)
-		if e != nil && !isRefused {
+		isLater := e != nil && !isRefused && errors.Is(e, relay.ErrLater)
+		switch {
+		case isLater:
+			later++
+		case e != nil && !isRefused:
 			failed = append(failed, e)
 		}
 		switch {
@@ -70,7 +75,7 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 			l.shelf.parkRefused(f, park)
 			l.shelf.mu.Unlock()
 			settled, parks, parked = append(settled, f), append(parks, park), true
-		case f.round != nil && errors.Is(e, relay.ErrBehind):
+		case f.round != nil && (isLater || errors.Is(e, relay.ErrBehind)):
 			entries = append(entries, entryFate{f: f, left: true})
 		case f.round != nil:
 			entries = append(entries, entryFate{f: f, left: true, err: e})
@@ -86,9 +91,10 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 			}
 			again[f.Record.Key] = true
 			rest = append(rest, f)
-			trouble = true
+			trouble = trouble || !isLater
 		}
 	}
+	trouble = trouble || later == offered // or it would be asked again and again without a pause
 	if len(refusals) > 0 {
 		l.sinkObs.Refused(refusals, l.offers)
 	}

@@ -22,10 +22,10 @@ var explained = map[string]string{
 		"with reason too_large, and all others go on. Several copies of an event are in memory on " +
 		"its way, so keep it below a sixteenth of the memory limit. Brokers have limits of their " +
 		"own, most of them lower.",
-	"BROKER_TYPE": "Lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, or several " +
-		"with commas between. Where it is not set, a relay does not start (exit code 2) if events " +
-		"went elsewhere before, or may have: another worker's sent rows, an address of another " +
-		"broker.",
+	"BROKER_TYPE": "Lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, webhook, or " +
+		"several with commas between. Where it is not set, a relay does not start (exit code 2) " +
+		"if events went elsewhere before, or may have: another worker's sent rows, an address of " +
+		"another broker.",
 	"RELAY_SINKS": "Lists sinks with names of their own, several of one kind where that is wanted, each with " +
 		"its own settings: orders-kafka has RELAY_SINK_ORDERS_KAFKA_KIND (kafka, say), " +
 		"RELAY_SINK_ORDERS_KAFKA_BOOTSTRAP_SERVERS and so on. A name has 1 to 40 lower-case " +
@@ -252,6 +252,39 @@ var explained = map[string]string{
 		"relative path starts at the working directory. One process at a time may write it.",
 	"RELAY_FILE_FSYNC": "Makes the relay wait until the disk has a record before it acknowledges it. Without it " +
 		"an acknowledged record survives a crash of the relay but not one of the machine.",
+	"RELAY_WEBHOOK_URL": "What each event is posted to: https://host/path, or http://. {topic} in path or query " +
+		"becomes the event's topic (RELAY_TOPIC), so that each type can have a RELAY_WEBHOOK_URL " +
+		"of its own. A user and a password in it are sent as Basic authorization. A receiver that " +
+		"answers with a redirect gets nothing: name the place that it points to.",
+	"RELAY_WEBHOOK_SECRETS": "Sign each request, as Standard Webhooks has it: whsec_ and a base64 text of 24 to 64 " +
+		"bytes for HMAC-SHA256 (v1), whsk_ and a base64 text of a private key for ed25519 (v1a). " +
+		"Make one with: echo whsec_$(openssl rand -base64 32). With several, separated by commas, " +
+		"each request has a signature of each: while a secret is replaced, name the new and the " +
+		"old one. Without any, requests are not signed.",
+	"RELAY_WEBHOOK_HEADERS": "Are sent with each request: Name=value, several with commas between, such as " +
+		"Authorization=Bearer%20TOKEN. Values are percent-encoded: a comma is %2C, a percent sign " +
+		"%25.",
+	"RELAY_WEBHOOK_CONCURRENCY": "How many requests are under way at most, of all lanes together; of one key it is always " +
+		"one. Too few, and a receiver with slow answers slows the relay down; too many may be " +
+		"more than it can bear.",
+	"RELAY_WEBHOOK_TIMEOUT": "How long one request may take, from connecting to the status of the answer. Then the " +
+		"event is offered again, although the receiver may still be at work on it. Too short, and " +
+		"a slow receiver gets events twice; too long, and it is noticed late that it hangs. Keep " +
+		"it below RELAY_SINK_ISOLATION.",
+	"RELAY_WEBHOOK_ALLOW_PRIVATE": "Lets the relay connect to private and loopback addresses whatever the host in " +
+		"RELAY_WEBHOOK_URL is called. Without it that is refused, so that a public name cannot be " +
+		"pointed at something inside, unless the host is such an address itself or a name that " +
+		"only an inside can have: one without a dot, or one that ends in .svc, .local, .internal, " +
+		".localhost, .lan or .home.arpa (so services of Kubernetes need nothing). Addresses of " +
+		"link-local networks, where clouds keep their metadata, are refused always.",
+	"RELAY_WEBHOOK_TLS_CA_FILE": "Holds the certificates (PEM) that the receiver's is checked against, instead of the " +
+		"system's. Like the other TLS settings it needs an https RELAY_WEBHOOK_URL, and it is " +
+		"read again at every connection.",
+	"RELAY_WEBHOOK_TLS_CERT_FILE": "The relay's own certificate (PEM), for a receiver that asks for one; " +
+		"RELAY_WEBHOOK_TLS_KEY_FILE must be set too.",
+	"RELAY_WEBHOOK_TLS_KEY_FILE": "The private key (PEM, not encrypted) of RELAY_WEBHOOK_TLS_CERT_FILE.",
+	"RELAY_WEBHOOK_TLS_SERVER_NAME": "The name that the receiver's certificate must carry, when it is not the " +
+		"RELAY_WEBHOOK_URL's host.",
 	"OTEL_EXPORTER_OTLP_ENDPOINT": "OTEL_EXPORTER_OTLP_ENDPOINT is the collector: http://host:4318, or http://host:4317 for " +
 		"gRPC; https for TLS. Empty: no traces, and no cost. /v1/traces is added to its path for " +
 		"HTTP. OTEL_EXPORTER_OTLP_TRACES_ENDPOINT goes first, and is taken as it is.",

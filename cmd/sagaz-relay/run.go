@@ -292,11 +292,12 @@ func (s *settings) lookForBrokers(ctx context.Context, sinks []relay.Sink, log h
 		if !ok || kind == nil {
 			continue
 		}
-		variable := map[string]string{"kafka": "KAFKA_BOOTSTRAP_SERVERS", "rabbitmq": "RABBITMQ_URL"}[kind.name]
+		variable := map[string]string{
+			"kafka": "KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL)", "rabbitmq": "RABBITMQ_URL (or BROKER_URL)", "webhook": "RELAY_WEBHOOK_URL",
+		}[kind.name]
 		if variable == "" {
 			continue
 		}
-		variable += " (or BROKER_URL)"
 		if named := s.named[sink.Name()]; named != nil {
 			variable = s.renamer(sink.Name(), named)(variable)
 		}

@@ -21,6 +21,15 @@ func (s *settings) secrets() []string {
 	var list []string
 	for _, f := range s.fields() {
 		value := showValue(f.Value)
+		if items, ok := f.Value.Interface().([]string); ok && f.Secret == variables.Secret {
+			for _, item := range items { // secrets, or headers as Name=value
+				list = append(list, item)
+				if _, header, ok := strings.Cut(item, "="); ok {
+					list = append(list, redact.Credentials(header)...)
+				}
+			}
+			continue
+		}
 		switch {
 		case value == "" || f.Secret == variables.NotSecret || f.Secret == variables.SecretPath:
 		case f.Names[0] == "OTEL_EXPORTER_OTLP_TRACES_HEADERS":

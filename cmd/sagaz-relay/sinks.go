@@ -10,6 +10,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/kafka"
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
 	"github.com/sagaz-relay/relay/sinks/stdout"
+	"github.com/sagaz-relay/relay/sinks/webhook"
 )
 
 // sinkKinds are the sinks that BROKER_TYPE can name. A new one is one line here.
@@ -20,6 +21,7 @@ var sinkKinds = []sinkKind{
 	kind("stdout", noConfig, func(c unset, _ hclog.Logger) (relay.Sink, error) {
 		return stdout.New(c.Called("stdout"), os.Stdout), nil
 	}),
+	kind("webhook", webhook.DefaultConfig, webhook.New),
 }
 
 // unset is the Config of a sink that has no settings.

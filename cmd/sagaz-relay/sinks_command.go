@@ -19,6 +19,7 @@ import (
 	"github.com/sagaz-relay/relay/sinks/file"
 	"github.com/sagaz-relay/relay/sinks/kafka"
 	"github.com/sagaz-relay/relay/sinks/rabbitmq"
+	"github.com/sagaz-relay/relay/sinks/webhook"
 )
 
 // shownSink is one line of `sinks`.
@@ -98,6 +99,8 @@ func sinkAddress(config any) string {
 		return address.Show(cfg.URL) + " exchange " + cfg.Exchange
 	case *file.Config:
 		return address.Path(cfg.Path)
+	case *webhook.Config:
+		return cfg.Receiver()
 	}
 	return ""
 }

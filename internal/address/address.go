@@ -209,3 +209,20 @@ func HTTP(s string) error {
 	}
 	return nil
 }
+
+// Webhook checks http://user:password@host:port/path?name=value, or https, of which all but the host
+// may be missing.
+func Webhook(s string) error {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok || scheme != "http" && scheme != "https" {
+		return errors.New("want it to begin with http:// or https://")
+	}
+	p, err := parse(rest, func(string) bool { return true })
+	switch {
+	case err != nil:
+		return err
+	case len(p.hosts) > 1 || p.hosts[0] == "":
+		return errHost
+	}
+	return nil
+}

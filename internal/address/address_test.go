@@ -33,6 +33,10 @@ var malformed = map[string][]string{
 	"http": {
 		"http://u:SECRET@host:4318", "http://u:12/SECRET@host:4318", "http://u:SECRET", "http://host?SECRET", "http://host#SECRET", "http://host:4318/?api-key=SECRET", "u:SECRET@host", "ftp://SECRET", "https://u:a SECRET@host",
 	},
+	"webhook": {
+		"http://u:SECRET@", "http://u:12/SECRET@host", "http://u:SECRET", "https://host?SECRET", "https://host/#SECRET", "https://host/?a=b&SECRET", "u:SECRET@host", "ftp://u:SECRET@host", "https://u:a SECRET@host/",
+		"https://u:a@SECRET@host/", "https://a,b/SECRET", "https://host/%zzSECRET", "https://host/a SECRET", "SECRET",
+	},
 }
 
 func check(kind, s string) error {
@@ -43,6 +47,8 @@ func check(kind, s string) error {
 		return address.AMQP(s)
 	case "kafka":
 		return address.Brokers(strings.Split(s, ","))
+	case "webhook":
+		return address.Webhook(s)
 	default:
 		return address.HTTP(s)
 	}
@@ -76,6 +82,9 @@ func TestWellFormed(t *testing.T) {
 		"amqp":  {"amqp://guest:guest@localhost:5672/", "amqps://u:p%2F@host/%2Fv", "amqp://host", "amqp://host/vhost?heartbeat=5", "amqp://[::1]:5672/", "amqp://u@host/v-1.x"},
 		"kafka": {"host", "host:9092", "h1:9092,h2:9092", "kafka://h1:9092,h2", "[::1]:9092", "10.0.0.1:9092", "::1", "b-1.x_y.kafka.eu-west-1.amazonaws.com:9096"},
 		"http":  {"http://host:4318", "https://host", "http://[::1]:4317", "https://host/otlp/v1", "http://otel-collector.monitoring.svc:4317/"},
+		"webhook": {
+			"https://host", "http://u:p%40@host:8080/a/b?token=x&n=1", "https://[::1]:8443/", "https://hooks.example.com/{topic}?of={topic}", "http://orders.shop.svc.cluster.local:8080/events",
+		},
 	} {
 		for _, s := range list {
 			if err := check(kind, s); err != nil {

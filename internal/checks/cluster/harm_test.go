@@ -80,7 +80,7 @@ END`)
 func TestComponents(t *testing.T) {
 	c := start(t)
 	c.sh("kubectl apply -f k8s/namespace.yaml -f monitoring/namespace.yaml")
-	for _, dir := range []string{"default-deny", "external-broker", "external-database", "image-pull-secret", "priority-class", "tls"} {
+	for _, dir := range []string{"default-deny", "external-broker", "external-https", "external-database", "image-pull-secret", "priority-class", "tls"} {
 		c.sh(`dir=$(mktemp -d) && trap 'rm -r "$dir"' EXIT && up=$(realpath --relative-to="$dir" k8s) && printf '%s\n' 'apiVersion: kustomize.config.k8s.io/v1beta1' 'kind: Kustomization' \
 			"resources: [$up]" "components: [$up/components/` + dir + `]" > "$dir/kustomization.yaml" && kubectl apply --dry-run=server -k "$dir"`)
 	}

@@ -40,7 +40,8 @@ func reaches(t *testing.T, all []object, from labels.Set, namespace, pod labels.
 			for _, peer := range rule.To {
 				switch {
 				case peer.IPBlock != nil:
-					there = there || address != "" && netip.MustParsePrefix(peer.IPBlock.CIDR).Contains(netip.MustParseAddr(address))
+					in := func(cidr string) bool { return netip.MustParsePrefix(cidr).Contains(netip.MustParseAddr(address)) }
+					there = there || address != "" && in(peer.IPBlock.CIDR) && !slices.ContainsFunc(peer.IPBlock.Except, in)
 				case address != "":
 				case peer.NamespaceSelector == nil:
 					there = there || namespace["kubernetes.io/metadata.name"] == "sagaz" && matches(peer.PodSelector, pod)
@@ -87,6 +88,10 @@ func TestPolicies(t *testing.T) {
 		{name: "KafkaOutside", component: "external-broker", from: worker, address: "203.0.113.8", port: 9093, want: true},
 		{name: "RabbitMQOutside", component: "external-broker", from: worker, address: "203.0.113.8", port: 5671, want: true},
 		{name: "TheRestOutside", component: "external-broker", from: worker, address: "203.0.113.8", port: 443},
+		{name: "HTTPSOutside", from: worker, address: "203.0.113.8", port: 443},
+		{name: "HTTPSOutside", component: "external-https", from: worker, address: "203.0.113.8", port: 443, want: true},
+		{name: "HTTPSOfTheCloud", component: "external-https", from: worker, address: "169.254.169.254", port: 443},
+		{name: "HTTPOutside", component: "external-https", from: worker, address: "203.0.113.8", port: 80},
 		{name: "AStranger", from: stranger, address: "203.0.113.9", port: 443, want: true},
 		{name: "AStranger", component: "default-deny", from: stranger, address: "203.0.113.9", port: 443},
 		{name: "AStrangersDNS", component: "default-deny", from: stranger, namespace: in("kube-system"), pod: dns, port: 53, want: true},

@@ -146,7 +146,7 @@ func (c *cutter) begin() {
 			return
 		}
 		needed := c.f.needs == nil || c.f.needs(c.oid, c.column)
-		if c.keep = needed && (c.value <= smallValue || len(c.out)+c.value <= c.f.limit); !c.keep {
+		if c.keep = needed && (c.value <= smallValue || len(c.out)+c.value <= c.f.limit+rowSlack); !c.keep {
 			c.head[0] = pgoutput.CutColumn
 		}
 		c.out = append(c.out, c.head...)

@@ -209,6 +209,9 @@ func (s *Source) open(ctx context.Context, sess *session, shard relay.Shard, kno
 	st.dec.Unchecked = sessions.Encoding(sess.conn) == sessions.AnyBytes
 	sess.in.grow(shard.Set.Shards)
 	sess.in.frames.limit, sess.in.frames.needs = s.cfg.MaxEventBytes, st.dec.Needs
+	if !binary {
+		sess.in.frames.limit = 2 * s.cfg.MaxEventBytes // the text of a bytea is twice as long as what counts
+	}
 	st.last.Store(time.Now().UnixNano())
 	return st, nil
 }

@@ -92,7 +92,7 @@ type Event struct {
 	AggregateType string
 	AggregateID   string // the partition key; events of one key are delivered in commit order
 	EventType     string
-	Payload       string // the jsonb as PostgreSQL renders it
+	Payload       string // a jsonb as PostgreSQL renders it, a text, the bytes of a bytea
 	Headers       string // the jsonb as PostgreSQL renders it; empty when the column is NULL
 	Status        string // as inserted; anything but "pending" is not ours to publish
 	CreatedAt     Timestamp
@@ -111,6 +111,8 @@ type Event struct {
 	// CommittedAt is when that transaction committed, by the server's clock.
 	CommittedAt Timestamp
 
+	// NoPayload: the payload is NULL. One that is empty is not.
+	NoPayload bool
 	// Unfit is why the row cannot be delivered, if whoever read it knows: it is too large, for
 	// instance, and was not read whole. Payload and Headers are empty then.
 	Unfit *RefusedError

@@ -22,7 +22,9 @@ type Record struct {
 	Key string
 	// OwnKey is what the message has as its key where that is another than Key, by the `key:` of a
 	// route; the empty text is none. Lanes and order know nothing of it. Read it by MessageKey.
-	OwnKey      *string
+	OwnKey *string
+	// Value is the body. Nil is another thing than empty: a broker that knows a record without a
+	// value sends that, others an empty body. TombstoneHeader is among the headers then.
 	Value       []byte
 	Headers     []Header // a name occurs once
 	ContentType string
@@ -39,6 +41,10 @@ const CloudEventPrefix = "ce_"
 
 // CloudEventContentType is the one header of such a record that is no attribute: what its body is.
 const CloudEventContentType = "content-type"
+
+// TombstoneHeader shows that the record has no value, by the event's will. On Kafka it says nothing
+// that the record does not; elsewhere a body may be empty for other reasons.
+const TombstoneHeader = "relay-tombstone"
 
 // ReplayedHeader shows a consumer that the event is delivered once more because a person wanted it,
 // and when.

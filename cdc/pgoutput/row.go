@@ -68,6 +68,8 @@ type column struct {
 	oid   uint32
 }
 
+func (c *column) isBytea() bool { return c.field == fieldPayload && c.oid == columns.OIDBytea }
+
 func newRelation(m *pglogrepl.RelationMessage) *relation {
 	rel := &relation{columns: make([]column, len(m.Columns))}
 	var seen [fieldCount]bool
@@ -111,7 +113,8 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 	ev := &d.Event
 	*ev = relay.Event{Loose: rel.loose || d.Unchecked}
 	d.scratch = d.scratch[:0]
-	cutBytes := 0 // of values that were left out
+	// What was left out, and its bytes: those of a bytea are apart, which take twice as many in text.
+	isCut, cutBytes, cutBytea, isText := false, 0, 0, false
 	var ends [fieldCount]span
 	for i := range rel.columns {
 		col := &rel.columns[i]
@@ -122,6 +125,7 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 		b = b[1:]
 		switch format {
 		case 'n', 'u': // NULL; a TOASTed value that did not change does not occur in an insert
+			ev.NoPayload = ev.NoPayload || col.field == fieldPayload
 			continue
 		case 't', CutColumn:
 		case 'b':
@@ -137,9 +141,13 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 		size := int(binary.BigEndian.Uint32(b))
 		b = b[4:]
 		if format == CutColumn {
-			if col.field != fieldNone {
+			switch {
+			case col.isBytea():
+				cutBytea = size
+			case col.field != fieldNone:
 				cutBytes += size
 			}
+			isCut = isCut || col.field != fieldNone
 			continue
 		}
 		if size < 0 || size > len(b) {
@@ -155,7 +163,7 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 			if err != nil {
 				return fmt.Errorf("%w: column event_id: %w", ErrProtocol, err)
 			}
-			ev.ID = id
+			ev.ID, isText = id, format == 't'
 		case fieldCreatedAt:
 			at, err := decodeTimestamp(value, format == 'b' && (col.oid == columns.OIDTimestampTZ || col.oid == columns.OIDTimestamp))
 			if err != nil {
@@ -171,13 +179,23 @@ func (d *Decoder) row(rel *relation, b []byte) error {
 				value = value[1:]
 			}
 			from := len(d.scratch)
-			d.scratch = append(d.scratch, value...)
+			if col.isBytea() && format == 't' {
+				var err error
+				if d.scratch, err = columns.AppendBytea(d.scratch, value); err != nil {
+					return fmt.Errorf("%w: column %s: %w", ErrProtocol, Columns[col.field], err)
+				}
+			} else {
+				d.scratch = append(d.scratch, value...)
+			}
 			ends[col.field].from, ends[col.field].to = from, len(d.scratch)
 		}
 	}
 
-	size := cutBytes + len(d.scratch) - (ends[fieldStatus].to - ends[fieldStatus].from)
-	if d.MaxEventBytes > 0 && size > d.MaxEventBytes {
+	if isText && cutBytea > 0 {
+		cutBytea = (cutBytea - len(`\x`)) / 2
+	}
+	size := cutBytes + cutBytea + len(d.scratch) - (ends[fieldStatus].to - ends[fieldStatus].from)
+	if isCut || d.MaxEventBytes > 0 && size > d.MaxEventBytes {
 		ev.Unfit = relay.TooLarge(int64(size), int64(d.MaxEventBytes))
 		d.leaveOut(&ends, fieldPayload, fieldHeaders)
 	}

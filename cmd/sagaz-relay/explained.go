@@ -150,6 +150,16 @@ var explained = map[string]string{
 	"RELAY_CLOUDEVENTS_SOURCE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, cloudevents-structured, " +
 		"debezium or raw (docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of " +
 		"CloudEvents, a URI or its path: where the events come from.",
+	"RELAY_PAYLOAD": "What the column payload holds: json, text or bytes. JSON is checked, so what is none is " +
+		"refused; text has to be UTF-8; bytes are delivered as they are. The column's type may be " +
+		"jsonb, json, text, varchar or bytea with each of them. The envelope sagaz takes JSON " +
+		"only.",
+	"RELAY_CONTENT_TYPE": "The media type of the payload, for consumers. A row's own header content_type (raw) or " +
+		"content-type (cloudevents) is another one for that event.",
+	"RELAY_NULL_PAYLOAD": "What becomes of an event whose payload is NULL, where the table allows that: refuse, or " +
+		"tombstone. A tombstone is a Kafka record without a value, by which a compacted topic " +
+		"forgets the key. Other brokers get an empty body. The header relay-tombstone shows it on " +
+		"all of them. The envelopes raw, debezium and cloudevents have it.",
 	"RELAY_SAGA_RULES": "What event types mean for their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME " +
 		"with commas between. The first rule that matches counts. In a type {saga} and {step} " +
 		"match a part without a dot, and * any text; an outcome is started, step, step_failed, " +

@@ -1,10 +1,13 @@
 package encode
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+	"unsafe"
 
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -29,7 +32,7 @@ func (e *Encoder) cloudEventHeaders(h []relay.Header, ev *relay.Event, id string
 			h = append(h, a)
 		}
 	}
-	return append(h, header(relay.CloudEventContentType, jsonContent))
+	return append(h, header(relay.CloudEventContentType, e.contentType))
 }
 
 // structured makes the JSON event format of CloudEvents 1.0: an object with the attributes, whoever
@@ -37,7 +40,7 @@ func (e *Encoder) cloudEventHeaders(h []relay.Header, ev *relay.Event, id string
 // then what the body is. What a row says about its content is the attribute datacontenttype.
 // A header of the row that is called like an attribute and cannot be one is an error: SDKs would
 // take the message for one in binary mode.
-func structured(ev *relay.Event, headers []relay.Header) (body []byte, others []relay.Header, err error) {
+func (e *Encoder) structured(ev *relay.Event, headers []relay.Header, contentType string) (body []byte, others []relay.Header, err error) {
 	size := 64 + len(ev.Payload)
 	for i := range headers {
 		size += len(headers[i].Key) + len(headers[i].Value) + 6
@@ -54,15 +57,42 @@ func structured(ev *relay.Event, headers []relay.Header) (body []byte, others []
 			others = append(others, h)
 			continue
 		case !isAttribute(name):
-			return nil, nil, fmt.Errorf("header %q: it is called like a CloudEvents attribute, and an attribute's name has only a-z and 0-9, and is neither data nor datacontenttype", h.Key)
+			return nil, nil, fmt.Errorf("column headers: %q it is called like a CloudEvents attribute, and an attribute's name has only a-z and 0-9, and is neither data nor datacontenttype", h.Key)
 		}
 		b = relay.AppendJSONString(b, name)
 		b = relay.AppendJSONString(append(b, ':'), h.Value)
 		b = append(b, ',')
 	}
-	b = append(b, `"data":`...)
-	b = append(b, ev.Payload...)
+	if b, err = e.appendData(b, ev.Payload, contentType); err != nil {
+		return nil, nil, err
+	}
 	return append(b, '}'), others, nil
+}
+
+// appendData appends the payload as the JSON event format has it (json-format.md, "Payload
+// Serialization"): bytes in base64, JSON as it is, and text as a JSON string.
+func (e *Encoder) appendData(b []byte, payload, contentType string) ([]byte, error) {
+	if e.payload == PayloadBytes {
+		b = append(b, `"data_base64":"`...)
+		b = base64.StdEncoding.AppendEncode(b, unsafe.Slice(unsafe.StringData(payload), len(payload)))
+		return append(b, '"'), nil
+	}
+	b = append(b, `"data":`...)
+	if !isJSONType(contentType) {
+		return relay.AppendJSONString(b, payload), nil
+	}
+	if e.payload != PayloadJSON && !json.Valid([]byte(payload)) {
+		return nil, errors.New("column payload: the event's content type is JSON, and it is not a JSON document")
+	}
+	return append(b, payload...), nil
+}
+
+// isJSONType reports whether a media type declares JSON: */json or */*+json, whatever its
+// parameters.
+func isJSONType(contentType string) bool {
+	media, _, _ := strings.Cut(contentType, ";")
+	_, subtype, _ := strings.Cut(strings.ToLower(strings.TrimSpace(media)), "/")
+	return subtype == "json" || strings.HasSuffix(subtype, "+json")
 }
 
 // isAttribute reports whether the name may be that of an attribute in the JSON event format

@@ -1,6 +1,8 @@
 package encode
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"time"
 	"unsafe"
@@ -13,6 +15,9 @@ type Encoder struct {
 	topic, routingKey Template
 	envelope          string
 	source            string // of CloudEvents
+	payload           string // one of PayloadJSON, …
+	contentType       string // of payloads
+	tombstones        bool   // of events whose payload is NULL
 }
 
 var _ relay.Encoder = (*Encoder)(nil)
@@ -27,7 +32,10 @@ func New(cfg Config) (*Encoder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("RELAY_ROUTING_KEY: %w", err)
 	}
-	return &Encoder{topic: topic, routingKey: key, envelope: cfg.Envelope, source: cfg.CloudEventsSource}, nil
+	return &Encoder{
+		topic: topic, routingKey: key, envelope: cfg.Envelope, source: cfg.CloudEventsSource,
+		payload: cfg.Payload, contentType: cmp.Or(cfg.ContentType, contentTypes[cfg.Payload]), tombstones: cfg.NullPayload == NullTombstone,
+	}, nil
 }
 
 // RowHeaders are the headers that the row itself has, and nothing when they cannot be read.
@@ -46,17 +54,24 @@ func (e *Encoder) Encode(rec *relay.Record, ev *relay.Event) error {
 	return err
 }
 
+var errNull = errors.New("payload is NULL; RELAY_NULL_PAYLOAD=tombstone delivers it as a record without a value")
+
+var errNoJSON = errors.New("column payload: it is not a JSON document; RELAY_PAYLOAD=text or bytes delivers others, in another envelope than sagaz")
+
 func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 	if ev.Unfit != nil {
 		return ev.Unfit
 	}
-	if ev.Payload == "" {
-		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("payload is NULL, want JSON"))
+	if ev.NoPayload && !e.tombstones {
+		return relay.Refuse(relay.ReasonEncode, errNull)
+	}
+	if ev.Payload == "" && !ev.NoPayload && e.payload == PayloadJSON {
+		return relay.Refuse(relay.ReasonEncode, errNoJSON)
 	}
 	rowHeaders := ev.Headers
 	if ev.Loose {
 		var err error
-		if rowHeaders, err = checkLoose(ev); err != nil {
+		if rowHeaders, err = e.checkLoose(ev); err != nil {
 			return relay.Refuse(relay.ReasonEncode, err)
 		}
 	}
@@ -64,27 +79,34 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 		EventID:     ev.ID,
 		EventType:   ev.EventType,
 		Key:         ev.AggregateID,
-		ContentType: jsonContent,
+		ContentType: e.contentType,
 		CloudEvent:  e.envelope == EnvelopeCloudEvents || e.envelope == EnvelopeStructured,
 		Timestamp:   ev.CreatedAt.Time(),
 	}
 	var id string
-	switch e.envelope {
-	case EnvelopeSagaz:
+	if e.envelope == EnvelopeSagaz {
 		rec.Value, id = sagazBody(ev)
-	case EnvelopeStructured: // the body is made of the headers
-		id, rec.ContentType = ev.ID.String(), structuredContent
-	default:
-		rec.Value, id = []byte(ev.Payload), ev.ID.String()
+	} else {
+		id = ev.ID.String()
 	}
-	headers, err := appendHeaders(e.envelopeHeaders(ev, id, countHeaders(rowHeaders)), rowHeaders)
+	own := e.envelopeHeaders(ev, id, countHeaders(rowHeaders))
+	headers, err := appendHeaders(own, rowHeaders)
 	if err != nil {
 		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("column headers: %w", err))
 	}
-	if e.envelope == EnvelopeStructured {
-		if rec.Value, headers, err = structured(ev, headers); err != nil {
-			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("column headers: %w", err))
+	if e.envelope != EnvelopeSagaz && e.envelope != EnvelopeDebezium {
+		rec.ContentType = headers[len(own)-1].Value // the last one, which the row may have changed
+	}
+	switch {
+	case e.envelope == EnvelopeStructured:
+		if rec.Value, headers, err = e.structured(ev, headers, rec.ContentType); err != nil {
+			return relay.Refuse(relay.ReasonEncode, err)
 		}
+		rec.ContentType = structuredContent
+	case ev.NoPayload:
+		headers = putHeader(headers, len(headers), relay.TombstoneHeader, "true")
+	case e.envelope != EnvelopeSagaz:
+		rec.Value = []byte(ev.Payload) // not nil, also where it is empty
 	}
 	rec.Headers = headers
 	return e.destination(rec, ev)

@@ -116,7 +116,7 @@ func TestEncodeRefuses(t *testing.T) {
 		do   func(*relay.Event)
 		text string
 	}{
-		{"NullPayload", func(ev *relay.Event) { ev.Payload = "" }, "payload is NULL"},
+		{"NullPayload", func(ev *relay.Event) { ev.Payload, ev.NoPayload = "", true }, "payload is NULL"},
 		{"ArrayHeaders", func(ev *relay.Event) { ev.Headers = `[1, 2]` }, "array"},
 		{"NumberHeaders", func(ev *relay.Event) { ev.Headers = `-12.5` }, "number"},
 		{"BoolHeaders", func(ev *relay.Event) { ev.Headers = `false` }, "boolean"},

@@ -31,7 +31,8 @@ var envelopes = []string{EnvelopeSagaz, EnvelopeCloudEvents, EnvelopeStructured,
 
 const jsonContent = "application/json"
 
-// envelopeHeaders returns the envelope's own headers, with room for more.
+// envelopeHeaders returns the envelope's own headers, with room for more. The content type is the
+// last one, but for EnvelopeDebezium, which has none.
 func (e *Encoder) envelopeHeaders(ev *relay.Event, id string, more int) []relay.Header {
 	switch e.envelope {
 	case EnvelopeDebezium:
@@ -41,7 +42,7 @@ func (e *Encoder) envelopeHeaders(ev *relay.Event, id string, more int) []relay.
 	case EnvelopeStructured: // structured takes the attributes out again
 		return e.cloudEventHeaders(append(make([]relay.Header, 0, 12+more), header("event_id", id), header("event_type", ev.EventType)), ev, id)
 	default:
-		return append(make([]relay.Header, 0, 4+more), header("event_id", id), header("saga_id", ev.SagaID), header("event_type", ev.EventType), header("content_type", jsonContent))
+		return append(make([]relay.Header, 0, 4+more), header("event_id", id), header("saga_id", ev.SagaID), header("event_type", ev.EventType), header("content_type", e.contentType))
 	}
 }
 

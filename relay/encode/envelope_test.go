@@ -56,7 +56,7 @@ func TestEnvelopes(t *testing.T) {
 				t.Errorf("%s, %s: header %s is %q, want the event_id", envelope, c.name, names[0], found)
 			}
 		}
-		ev, rec := change(func(ev *relay.Event) { ev.Payload = "" }), relay.Record{}
+		ev, rec := change(func(ev *relay.Event) { ev.Payload, ev.NoPayload = "", true }), relay.Record{}
 		if refused, ok := relay.Refused(enc.Encode(&rec, &ev)); !ok || refused.Reason != relay.ReasonEncode {
 			t.Errorf("%s: a payload of NULL was not refused", envelope)
 		}
@@ -95,6 +95,20 @@ func TestEnvelopeSettings(t *testing.T) {
 		{func(cfg *Config) { cfg.CloudEventsSource = "my shop" }, "RELAY_CLOUDEVENTS_SOURCE=my shop: it has spaces"},
 		{func(cfg *Config) { cfg.CloudEventsSource = "http://shop:port/" }, "invalid port"},
 		{func(cfg *Config) { cfg.CloudEventsSource = "urn:shop:orders" }, ""},
+		{func(cfg *Config) { cfg.Payload = "avro" }, "RELAY_PAYLOAD=avro: want json, text or bytes"},
+		{func(cfg *Config) { cfg.Payload = "bytes" }, "RELAY_PAYLOAD=bytes: a message of RELAY_ENVELOPE=sagaz is JSON"},
+		{func(cfg *Config) { cfg.Payload, cfg.Envelope = "bytes", "raw" }, ""},
+		{func(cfg *Config) { cfg.ContentType = "application/avro" }, "RELAY_CONTENT_TYPE=application/avro: a message of RELAY_ENVELOPE=sagaz is application/json"},
+		{func(cfg *Config) { cfg.ContentType, cfg.Envelope = "avro", "raw" }, "RELAY_CONTENT_TYPE=avro: want a media type"},
+		{func(cfg *Config) { cfg.ContentType, cfg.Envelope = "a/"+strings.Repeat("b", 254), "raw" }, "want a media type"},
+		{func(cfg *Config) { cfg.ContentType, cfg.Envelope = "application/json; charset=utf-8", "debezium" }, ""},
+		{func(cfg *Config) {
+			cfg.ContentType, cfg.Envelope, cfg.Payload = "text/JSON", "cloudevents-structured", "text"
+		}, "RELAY_CONTENT_TYPE=text/JSON: RELAY_PAYLOAD=text is not JSON"},
+		{func(cfg *Config) { cfg.NullPayload = "null" }, "RELAY_NULL_PAYLOAD=null: want refuse or tombstone"},
+		{func(cfg *Config) { cfg.NullPayload = "tombstone" }, "RELAY_NULL_PAYLOAD=tombstone: a message of RELAY_ENVELOPE=sagaz always has a body"},
+		{func(cfg *Config) { cfg.NullPayload, cfg.Envelope = "tombstone", "cloudevents-structured" }, "always has a body"},
+		{func(cfg *Config) { cfg.NullPayload, cfg.Envelope = "tombstone", "cloudevents" }, ""},
 	} {
 		cfg := DefaultConfig()
 		tt.change(&cfg)

@@ -13,21 +13,24 @@ import (
 // checkLoose checks the texts of an event that nothing else has checked (Event.Loose), and returns
 // its headers in a form in which no name occurs twice. The last value of a name counts, as in
 // jsonb.
-func checkLoose(ev *relay.Event) (headers string, err error) {
+func (e *Encoder) checkLoose(ev *relay.Event) (headers string, err error) {
 	for _, text := range [...]struct{ column, value string }{
 		{"saga_id", ev.SagaID},
 		{"aggregate_type", ev.AggregateType},
 		{"aggregate_id", ev.AggregateID},
 		{"event_type", ev.EventType},
-		{"payload", ev.Payload},
 		{"headers", ev.Headers},
+		{"payload", ev.Payload},
 	} {
+		if text.column == "payload" && e.payload == PayloadBytes {
+			continue
+		}
 		if !utf8.ValidString(text.value) {
 			return "", fmt.Errorf("column %s: it has bytes that are not UTF-8", text.column)
 		}
 	}
-	if !json.Valid([]byte(ev.Payload)) {
-		return "", fmt.Errorf("column payload: it is not a JSON document")
+	if e.payload == PayloadJSON && !ev.NoPayload && !json.Valid([]byte(ev.Payload)) {
+		return "", errNoJSON
 	}
 	if ev.Headers == "" {
 		return "", nil

@@ -33,7 +33,7 @@ type Row struct {
 	LastError     string     `json:"last_error,omitempty"`
 	WorkerID      string     `json:"worker_id,omitempty"`
 	Headers       []string   `json:"headers"`       // their names
-	PayloadBytes  int        `json:"payload_bytes"` // as JSON text
+	PayloadBytes  int        `json:"payload_bytes"` // as it is delivered; a bytea is printed as \x and hexadecimal digits
 	Payload       *string    `json:"payload,omitempty"`
 }
 
@@ -42,7 +42,7 @@ func Show(ctx context.Context, conn *pgx.Conn, id relay.UUID, payload bool) (*Ev
 	e := &Event{EventID: id.String(), Entries: []Letter{}}
 	const columns = `saga_id::text, aggregate_type::text, ` + relay.RowKey + `, event_type::text, status, created_at::text, claimed_at, sent_at, coalesce(retry_count, 0), coalesce(last_error, ''), coalesce(worker_id, ''),
 		CASE WHEN jsonb_typeof(headers) = 'object' THEN ARRAY(SELECT jsonb_object_keys(headers)) ELSE '{}' END,
-		coalesce(octet_length(payload::text), 0), CASE WHEN $2 THEN payload::text END`
+		coalesce(CASE WHEN pg_typeof(payload)::oid = 17 THEN octet_length(payload::text::bytea) ELSE octet_length(payload::text) END, 0), CASE WHEN $2 THEN payload::text END`
 	for _, table := range []string{"saga_outbox", "saga_outbox_archive"} {
 		if table != "saga_outbox" {
 			if there, err := archiveThere(ctx, conn); err != nil || !there {

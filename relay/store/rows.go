@@ -26,7 +26,7 @@ const (
 
 // eventSQL selects an event's fields, in the order in which readTogether takes them, of the rows o.
 // The texts are what the types' output functions write, as in the stream; limit is a parameter, how
-// large they may be. What is larger is not sent. The stored size does not show how large the text
+// large they may be, a bytea by its bytes. What is larger is not sent. The stored size does not show how large the text
 // is, because PostgreSQL compresses, and 1e1000 is short. OFFSET 0 keeps a document from being
 // rendered more than once.
 func eventSQL(limit string) string {
@@ -37,8 +37,8 @@ func eventSQL(limit string) string {
 	return `SELECT ` + fields + fmt.Sprintf(`, CASE WHEN m.size <= %[1]s THEN t.payload END, CASE WHEN m.size <= %[1]s THEN t.headers END, o.status,
 			coalesce(o.created_at::timestamptz, '2000-01-01 00:00:00+00'), m.size::int8, pg_typeof(o.payload)::oid::int8, pg_typeof(o.headers)::oid::int8
 		FROM saga_outbox o CROSS JOIN LATERAL (SELECT o.payload::text AS payload, o.headers::text AS headers OFFSET 0) t
-		CROSS JOIN LATERAL (SELECT coalesce(octet_length(t.payload), 0)::int8 + coalesce(octet_length(t.headers), 0) + coalesce(octet_length(o.saga_id::text), 0)
-			+ coalesce(octet_length(o.aggregate_type::text), 0) + coalesce(octet_length(o.aggregate_id::text), 0) + coalesce(octet_length(o.event_type::text), 0) AS size OFFSET 0) m`, limit)
+		CROSS JOIN LATERAL (SELECT coalesce(CASE WHEN pg_typeof(o.payload)::oid = %[2]d THEN octet_length(t.payload::bytea) ELSE octet_length(t.payload) END, 0)::int8 + coalesce(octet_length(t.headers), 0) + coalesce(octet_length(o.saga_id::text), 0)
+			+ coalesce(octet_length(o.aggregate_type::text), 0) + coalesce(octet_length(o.aggregate_id::text), 0) + coalesce(octet_length(o.event_type::text), 0) AS size OFFSET 0) m`, limit, columns.OIDBytea)
 }
 
 // smallText is the size of texts that are read in any case, so that a row that is too large can be
@@ -189,9 +189,16 @@ func (l *lease) eventOf(types *pgtype.Map, fields []pgconn.FieldDescription, raw
 	ev = relay.Event{
 		ID: id, CreatedAt: relay.Timestamp(at),
 		SagaID: string(raw[1]), AggregateType: string(raw[2]), AggregateID: string(raw[3]), EventType: string(raw[4]),
-		Payload: string(raw[5]), Headers: string(raw[6]), Status: string(raw[7]),
+		NoPayload: raw[5] == nil, Headers: string(raw[6]), Status: string(raw[7]),
 		Loose: !columns.IsJSON(payload) || !columns.IsJSON(headers) || l.store.unchecked.Load(),
 	}
+	text := raw[5]
+	if payload == columns.OIDBytea {
+		if text, err = columns.AppendBytea(make([]byte, 0, len(text)/2), text); err != nil {
+			return ev, 0, 0, fmt.Errorf("read a row: column payload: %w", err)
+		}
+	}
+	ev.Payload = string(text)
 	if size > limit {
 		ev.Unfit = relay.TooLarge(size, limit)
 	}

@@ -19,7 +19,8 @@ import (
 const linePrefix = `{"topic":`
 
 // AppendLine appends the record as one line of JSON, newline included. A body that is JSON is under
-// "value", byte for byte. Any other, and one that has line breaks itself, is under "value_base64".
+// "value", byte for byte. Any other, and one that has line breaks itself, is under "value_base64". A
+// record without a value has neither.
 func AppendLine(b []byte, rec *relay.Record) []byte {
 	b = relay.AppendJSONString(append(b, linePrefix...), rec.Topic)
 	b = relay.AppendJSONString(append(b, `,"key":`...), rec.MessageKey())
@@ -33,6 +34,9 @@ func AppendLine(b []byte, rec *relay.Record) []byte {
 		}
 		b = relay.AppendJSONString(b, rec.Headers[i].Key)
 		b = relay.AppendJSONString(append(b, ':'), rec.Headers[i].Value)
+	}
+	if rec.Value == nil {
+		return append(b, '}', '}', '\n')
 	}
 	if inline(rec.Value) {
 		b = append(append(b, `},"value":`...), rec.Value...)
@@ -55,7 +59,7 @@ type Line struct {
 	EventType string
 	Timestamp time.Time
 	Headers   map[string]string
-	Value     []byte // the body as the record had it
+	Value     []byte // the body as the record had it; nil for a record without one
 }
 
 // Read gives each whole line of the file to f, in order, and stops at f's first error. A last line

@@ -150,7 +150,11 @@ func appendRecord(b []byte, rec *relay.Record, body, i int) []byte {
 	} else {
 		b = append(appendVarint(b, len(key)), key...)
 	}
-	b = append(appendVarint(b, len(rec.Value)), rec.Value...)
+	if rec.Value == nil {
+		b = append(b, 1) // length -1, as many bytes as length 0 has
+	} else {
+		b = append(appendVarint(b, len(rec.Value)), rec.Value...)
+	}
 	b = appendVarint(b, len(rec.Headers))
 	for j := range rec.Headers {
 		h := &rec.Headers[j]

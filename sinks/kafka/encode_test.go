@@ -22,6 +22,7 @@ func TestEncode(t *testing.T) {
 		{Key: "k", Value: []byte("v")},
 		{Value: []byte("no key"), Headers: []relay.Header{{Key: "a", Value: "1"}}},
 		{Key: "empty value", Value: []byte{}},
+		{Key: "no value", Headers: []relay.Header{{Key: "a", Value: "1"}}},
 		{Key: "Grüße 注文", Value: []byte{0, 255, 10}, Headers: []relay.Header{{Key: "ünï", Value: "注"}, {Key: "e", Value: ""}}},
 		{Key: strings.Repeat("k", 255), Value: bytes.Repeat([]byte("v"), 64)},
 		big,
@@ -96,7 +97,7 @@ func checkRecords(t *testing.T, batch protocol.RecordReader, want []*relay.Recor
 			t.Fatalf("record %d of %d: %v", i, len(want), err)
 		}
 		key, value := readAll(t, r.Key), readAll(t, r.Value)
-		if string(key) != want[i].Key || (r.Key == nil) != (want[i].Key == "") || !bytes.Equal(value, want[i].Value) || r.Offset != int64(i) || !r.Time.Equal(at) {
+		if string(key) != want[i].Key || (r.Key == nil) != (want[i].Key == "") || (r.Value == nil) != (want[i].Value == nil) || !bytes.Equal(value, want[i].Value) || r.Offset != int64(i) || !r.Time.Equal(at) {
 			t.Errorf("record %d: key %q value of %d bytes offset %d time %s, want %q, %d, %d, %s", i, key, len(value), r.Offset, r.Time, want[i].Key, len(want[i].Value), i, at)
 		}
 		if len(r.Headers) != len(want[i].Headers) {

@@ -1,6 +1,7 @@
 package edges
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -33,6 +34,8 @@ type shape struct {
 	prepare  string // before the table is changed
 	types    map[string]string
 	nulls    bool // columns may be NULL
+	maxBytes int  // RELAY_MAX_EVENT_BYTES, where it is another
+	encode   func(*encode.Config)
 	rows     []string
 	// rows that are no JSON or no UTF-8: refused alike, wherever they are read
 	refused int
@@ -128,7 +131,7 @@ var shapes = []shape{
 // settings are of no account.
 func TestSameBytesOnEveryPath(t *testing.T) {
 	for _, version := range pgtest.Versions() {
-		for _, s := range shapes {
+		for _, s := range slices.Concat(shapes, payloadShapes) {
 			t.Run(version+"/"+s.name, func(t *testing.T) {
 				t.Parallel()
 				testShape(t, version, &s)
@@ -155,14 +158,18 @@ func testShape(t *testing.T, version string, s *shape) {
 
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
-	source, err := cdc.New(func() cdc.Config { c := cdc.DefaultConfig(); c.DatabaseURL = db.DSN; return c }(), hclog.NewNullLogger())
+	source, err := cdc.New(func() cdc.Config {
+		c := cdc.DefaultConfig()
+		c.DatabaseURL, c.MaxEventBytes = db.DSN, s.limit()
+		return c
+	}(), hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := source.Check(ctx, relay.Alone("outbox", "sagaz_outbox").Set); err != nil {
 		t.Fatal(err)
 	}
-	st := newStore(t, db)
+	st := newStore(t, db, func(c *store.Config) { c.MaxEventBytes = s.limit() })
 	if err := st.Check(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +195,14 @@ func testShape(t *testing.T, version string, s *shape) {
 	alongside := sweep(t, ctx, lease, relay.SweepQuery{Seen: horizon.Snapshot})
 	retried := park(t, ctx, lease, streamed)
 
-	encoder, err := encode.New(encode.DefaultConfig())
+	cfg := encode.DefaultConfig()
+	if s.encode != nil {
+		s.encode(&cfg)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	encoder, err := encode.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,13 +241,19 @@ func testShape(t *testing.T, version string, s *shape) {
 	}
 }
 
+// limit is how large events may be.
+func (s *shape) limit() int { return cmp.Or(s.maxBytes, relay.DefaultMaxEventBytes) }
+
 // record is what is published of an event, as text.
 func record(encoder *encode.Encoder, ev relay.Event) (string, error) {
 	var rec relay.Record
 	if err := encoder.Encode(&rec, &ev); err != nil {
 		return "", err
 	}
-	text := fmt.Sprintf("%s\n%s\n%s\n%s\n%s", rec.Topic, rec.RoutingKey, rec.Key, rec.Value, rec.Timestamp)
+	text := fmt.Sprintf("%s\n%s\n%s\n%s\n%s\n%s", rec.Topic, rec.RoutingKey, rec.Key, rec.Value, rec.ContentType, rec.Timestamp)
+	if rec.Value == nil {
+		text += "\nno value"
+	}
 	for _, h := range rec.Headers {
 		text += "\n" + h.Key + "=" + h.Value
 	}
@@ -245,7 +265,7 @@ func alter(t testing.TB, conn *pgx.Conn, s *shape) {
 	t.Helper()
 	exec(t, conn, s.prepare)
 	if s.nulls {
-		for _, column := range []string{"saga_id", "aggregate_type", "aggregate_id", "headers"} {
+		for _, column := range []string{"saga_id", "aggregate_type", "aggregate_id", "payload", "headers"} {
 			exec(t, conn, `ALTER TABLE saga_outbox ALTER COLUMN `+column+` DROP NOT NULL`)
 		}
 	}
@@ -375,9 +395,12 @@ func park(t testing.TB, ctx context.Context, lease relay.Lease, events map[relay
 	return found
 }
 
-func newStore(t testing.TB, db *pgtest.DB) *store.Store {
+func newStore(t testing.TB, db *pgtest.DB, change ...func(*store.Config)) *store.Store {
 	t.Helper()
 	cfg := store.DefaultConfig()
+	for _, f := range change {
+		f(&cfg)
+	}
 	cfg.DatabaseURL, cfg.Owner, cfg.Slot = db.DSN, "relay-ワーカー-1", "outbox"
 	st, err := store.New(cfg, hclog.NewNullLogger())
 	if err != nil {

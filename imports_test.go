@@ -61,6 +61,8 @@ var confined = []struct {
 }{
 	{"go.opentelemetry.io/", []string{"relay/traces", "internal/testbed/otlptest"}},
 	{"google.golang.org/grpc", []string{"relay/traces", "internal/testbed/otlptest"}},
+	// A server for tests: no program of ours may have it.
+	{"github.com/nats-io/nats-server", []string{"internal/testbed/natstest"}},
 	// Cmd makes the registry.
 	{"github.com/prometheus/", []string{"relay/watch", "relay/admin", "cmd/sagaz-relay"}},
 }
@@ -76,7 +78,7 @@ var plain = map[string][]string{
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
 	"relay", "relay/encode", "relay/engine", "relay/watch", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
-	"internal/testbed/brokertest", "internal/testbed/captured", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest",
+	"internal/testbed/brokertest", "internal/testbed/captured", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest", "internal/testbed/natstest",
 }
 
 func TestImportsPointInward(t *testing.T) {
@@ -163,6 +165,28 @@ func TestImageHasNoDownloader(t *testing.T) {
 		for _, name := range []string{"embedded-postgres", "/internal/testbed", "/internal/demo", "/internal/bench"} {
 			if got := strings.Contains(string(out), name); got != build.want {
 				t.Errorf("go list -deps -tags=%s names %s: %t, want %t", build.tags, name, got, build.want)
+			}
+		}
+	}
+}
+
+// TestSinksCanBeLeftOut: who wants a sink not pays nothing for it, and nobody gets a server that
+// only tests start.
+func TestSinksCanBeLeftOut(t *testing.T) {
+	for _, build := range []struct {
+		tags    string
+		modules map[string]bool // by a part of a package's name: whether the program has it
+	}{
+		{"", map[string]bool{"github.com/nats-io/nats.go": true, "github.com/nats-io/nats-server": false}},
+		{"nonats", map[string]bool{"github.com/nats-io/": false, "relay/sinks/nats": false}},
+	} {
+		out, err := exec.Command("go", "list", "-deps", "-tags", build.tags, "./cmd/sagaz-relay").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range build.modules {
+			if got := strings.Contains(string(out), name); got != want {
+				t.Errorf("go list -deps -tags=%s names %s: %t, want %t", build.tags, name, got, want)
 			}
 		}
 	}

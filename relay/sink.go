@@ -176,7 +176,7 @@ type Reason string
 
 // Reasons to refuse a record.
 const (
-	ReasonUnroutable Reason = "unroutable" // RabbitMQ: no queue is bound for the routing key
+	ReasonUnroutable Reason = "unroutable" // no queue is bound for the routing key, no stream has the subject
 	// Larger than RELAY_MAX_EVENT_BYTES, or than the broker, topic or queue allows.
 	ReasonTooLarge Reason = "too_large"
 	ReasonNacked   Reason = "nacked" // RabbitMQ: basic.nack, again and again

@@ -22,10 +22,10 @@ var explained = map[string]string{
 		"with reason too_large, and all others go on. Several copies of an event are in memory on " +
 		"its way, so keep it below a sixteenth of the memory limit. Brokers have limits of their " +
 		"own, most of them lower.",
-	"BROKER_TYPE": "Lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, webhook, or " +
-		"several with commas between. Where it is not set, a relay does not start (exit code 2) " +
-		"if events went elsewhere before, or may have: another worker's sent rows, an address of " +
-		"another broker.",
+	"BROKER_TYPE": "Lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, webhook, " +
+		"nats, or several with commas between. Where it is not set, a relay does not start (exit " +
+		"code 2) if events went elsewhere before, or may have: another worker's sent rows, an " +
+		"address of another broker.",
 	"RELAY_SINKS": "Lists sinks with names of their own, several of one kind where that is wanted, each with " +
 		"its own settings: orders-kafka has RELAY_SINK_ORDERS_KAFKA_KIND (kafka, say), " +
 		"RELAY_SINK_ORDERS_KAFKA_BOOTSTRAP_SERVERS and so on. A name has 1 to 40 lower-case " +
@@ -295,6 +295,36 @@ var explained = map[string]string{
 	"RELAY_WEBHOOK_TLS_KEY_FILE": "The private key (PEM, not encrypted) of RELAY_WEBHOOK_TLS_CERT_FILE.",
 	"RELAY_WEBHOOK_TLS_SERVER_NAME": "The name that the receiver's certificate must carry, when it is not the " +
 		"RELAY_WEBHOOK_URL's host.",
+	"NATS_URL": "Lists some servers of the cluster: nats://host:4222, or tls://host:4222 for TLS. When " +
+		"the connection is lost they are tried in random order, so name two or three. A user and " +
+		"a password, or a token, may be in the address: nats://user:password@host:4222, with " +
+		"reserved characters percent-encoded (a comma is %2C).",
+	"NATS_USER":     "The user to log in as, where it is not in NATS_URL.",
+	"NATS_PASSWORD": "That user's password.",
+	"NATS_TOKEN":    "The token to log in with, for servers that have one instead of users.",
+	"NATS_CREDS": "The content of a .creds file (a user's JWT and its seed), for servers with accounts by " +
+		"JWT. NATS_CREDS_FILE names the file instead.",
+	"NATS_NKEY": "The seed of a user's NATS_NKEY (it begins with SU). NATS_NKEY_FILE names a file that has " +
+		"it instead.",
+	"RELAY_NATS_STREAM": "The stream that must take the events: one that another stream takes is refused as " +
+		"unroutable. Without it any stream will do that listens on the event's subject.",
+	"RELAY_NATS_WINDOW": "How many messages each lane may have under way without an acknowledgement, each of " +
+		"another key. Too small, and the lane waits for round trips. A stream answers \"too many " +
+		"requests\" where more than 10,000 messages wait for it, so lanes times window should be " +
+		"less. In any case at most 8 MiB of bodies are under way for each lane.",
+	"RELAY_NATS_ACK_TIMEOUT": "How long a message may stay unacknowledged, and how long one write to the network may " +
+		"take. Then its fate counts as unknown and it is offered again. Too short, and a stream " +
+		"that elects a leader gets everything twice (and drops it, see docs/messages.md); too " +
+		"long, and a lane notices late that its stream hangs.",
+	"RELAY_NATS_DIAL_TIMEOUT": "How long opening a connection to one server may take, with TLS and login.",
+	"RELAY_NATS_INBOX_PREFIX": "Begins the subjects that acknowledgements come to. The user needs the right to subscribe " +
+		"below it. Change it where users may read only their own inboxes.",
+	"RELAY_NATS_TLS_CA_FILE": "Holds the PEM certificates that sign the servers'. Empty means the system's. Like the " +
+		"other TLS settings it needs tls:// addresses, and it is read again at every connect.",
+	"RELAY_NATS_TLS_CERT_FILE": "The relay's own certificate, for servers that ask for one (verify: true); " +
+		"RELAY_NATS_TLS_KEY_FILE must be set too.",
+	"RELAY_NATS_TLS_KEY_FILE":    "The private key of RELAY_NATS_TLS_CERT_FILE.",
+	"RELAY_NATS_TLS_SERVER_NAME": "The name that the servers' certificates must carry, when it is not the address's host.",
 	"OTEL_EXPORTER_OTLP_ENDPOINT": "OTEL_EXPORTER_OTLP_ENDPOINT is the collector: http://host:4318, or http://host:4317 for " +
 		"gRPC; https for TLS. Empty: no traces, and no cost. /v1/traces is added to its path for " +
 		"HTTP. OTEL_EXPORTER_OTLP_TRACES_ENDPOINT goes first, and is taken as it is.",

@@ -295,6 +295,9 @@ func (s *settings) lookForBrokers(ctx context.Context, sinks []relay.Sink, log h
 		variable := map[string]string{
 			"kafka": "KAFKA_BOOTSTRAP_SERVERS (or BROKER_URL)", "rabbitmq": "RABBITMQ_URL (or BROKER_URL)", "webhook": "RELAY_WEBHOOK_URL",
 		}[kind.name]
+		if kind.variable != "" {
+			variable = kind.variable
+		}
 		if variable == "" {
 			continue
 		}

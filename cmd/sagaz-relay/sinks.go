@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -13,8 +16,9 @@ import (
 	"github.com/sagaz-relay/relay/sinks/webhook"
 )
 
-// sinkKinds are the sinks that BROKER_TYPE can name. A new one is one line here.
-var sinkKinds = []sinkKind{
+// sinkKinds are the sinks that BROKER_TYPE can name. A new one is one line here, or a file of its own
+// (sink_nats.go) where a build may leave it out.
+var sinkKinds = slices.Concat([]sinkKind{
 	kind("kafka", kafka.DefaultConfig, kafka.New),
 	kind("rabbitmq", rabbitmq.DefaultConfig, rabbitmq.New),
 	kind("file", file.DefaultConfig, file.New),
@@ -22,7 +26,7 @@ var sinkKinds = []sinkKind{
 		return stdout.New(c.Called("stdout"), os.Stdout), nil
 	}),
 	kind("webhook", webhook.DefaultConfig, webhook.New),
-}
+}, natsKind)
 
 // unset is the Config of a sink that has no settings.
 type unset struct{ relay.Named }
@@ -39,6 +43,23 @@ type sinkKind struct {
 	config   func() any
 	validate func(config any) error
 	open     func(config any, log hclog.Logger) (relay.Sink, error)
+
+	// The rest may be missing.
+
+	// address is where events go, without what may be secret: for the command sinks.
+	address func(config any) string
+	// variable is the setting with the broker's address, for advice.
+	variable string
+	// readBack is for verify: it gives f what the broker holds of these topics from since on, each
+	// topic in its order.
+	readBack func(ctx context.Context, config any, topics []string, since time.Time, f func(readMessage) error) error
+}
+
+// readMessage is a message that was read back from a broker.
+type readMessage struct {
+	headers []relay.Header
+	eventID string // what the broker has as the message's id; empty for none
+	body    []byte
 }
 
 // kind ties a package's Config to its sinks.

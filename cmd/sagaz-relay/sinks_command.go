@@ -77,6 +77,9 @@ func (s *settings) listSinks(counts []store.LedgerSink) []shownSink {
 		out := shownSink{Name: name, Address: sinkAddress(s.sinks[name])}
 		if kind := s.kindOf(name); kind != nil {
 			out.Kind = kind.name
+			if kind.address != nil {
+				out.Address = kind.address(s.sinks[name])
+			}
 		}
 		shown = append(shown, out)
 	}

@@ -74,6 +74,9 @@ What is read:
                 read. What was consumed is reported as missing: use a queue of its own for this,
                 bound before --since. A queue that is bound for some events only: name them with
                 --event-type. Streams cannot be read.
+  nats          the streams of these events' subjects, from ten minutes before --since to their
+                ends. Nothing is changed. What a stream's limits have deleted, or its consumers
+                (retention workqueue or interest), is reported as missing.
   file          the file of RELAY_FILE_PATH, or of RELAY_SINK_…_PATH.
 
 An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile
@@ -235,7 +238,8 @@ func (v *verification) readTable(ctx context.Context) error {
 		}
 		sealed = true
 		for _, name := range v.sinks {
-			v.audit.Sink(name, v.settings.kindOf(name).name == "kafka")
+			kind := v.settings.kindOf(name)
+			v.audit.Sink(name, kind.name == "kafka" || kind.readBack != nil)
 		}
 	}
 	err = store.ReadAudit(ctx, v.conn, v.from, v.to, encoder.UsesHeaders(), func(r store.AuditRow) error {
@@ -299,6 +303,11 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 			return nil
 		}
 		return arrived(id, slices.ContainsFunc(headers, func(h relay.Header) bool { return h.Key == relay.ReplayedHeader }))
+	}
+	if kind := v.settings.kindOf(name); kind.readBack != nil {
+		return kind.readBack(ctx, v.settings.sinks[name], v.audit.Topics(), v.from.Add(-clockSlack), func(m readMessage) error {
+			return note(m.headers, m.eventID, m.body)
+		})
 	}
 	switch cfg := v.settings.sinks[name].(type) {
 	case *kafka.Config:

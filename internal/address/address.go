@@ -226,3 +226,34 @@ func Webhook(s string) error {
 	}
 	return nil
 }
+
+// NATS checks a list of nats://user:password@host:port, or tls. A bare host:port is right, too.
+func NATS(list []string) error {
+	if len(list) == 0 {
+		return errors.New("want nats://host:4222, several with commas between")
+	}
+	schemes := make(map[string]bool)
+	for _, s := range list {
+		scheme, rest, ok := strings.Cut(s, "://")
+		if !ok {
+			scheme, rest = "nats", s
+		}
+		if scheme != "nats" && scheme != "tls" {
+			return errors.New("want each address to begin with nats:// or tls://")
+		}
+		schemes[scheme] = true
+		p, err := parse(rest, func(string) bool { return false })
+		switch {
+		case err != nil:
+			return err
+		case p.path != "":
+			return errors.New("want nothing behind the host and its port")
+		case p.hosts[0] == "":
+			return errHost
+		}
+	}
+	if len(schemes) > 1 {
+		return errors.New("want all addresses to begin with nats://, or all with tls://")
+	}
+	return nil
+}

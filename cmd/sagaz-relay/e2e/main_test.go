@@ -8,13 +8,17 @@ import (
 	"time"
 
 	"github.com/sagaz-relay/relay/internal/testbed/brokertest"
+	"github.com/sagaz-relay/relay/internal/testbed/natstest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 )
 
 // patience bounds what must come in the end, on a machine that runs other tests too.
 const patience = 3 * time.Minute
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	natstest.Main()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	defer closePrivate()

@@ -1,0 +1,5 @@
+//go:build nonats
+
+package main
+
+var natsKind = leftOutSink("nats", "nonats")

@@ -150,6 +150,10 @@ var explained = map[string]string{
 	"RELAY_CLOUDEVENTS_SOURCE": "RELAY_ENVELOPE is what a message looks like: sagaz, cloudevents, cloudevents-structured, " +
 		"debezium or raw (docs/messages.md). RELAY_CLOUDEVENTS_SOURCE is the attribute source of " +
 		"CloudEvents, a URI or its path: where the events come from.",
+	"RELAY_HEADER_COLUMNS": "Are columns that become headers: NAME=COLUMN with commas between, such as " +
+		"tenant=aggregate_type. The columns are event_id, saga_id, aggregate_type, aggregate_id, " +
+		"event_type and created_at. One that is empty gives no header, and a header of the row " +
+		"overrides it. A name that the envelope uses itself is refused.",
 	"RELAY_PAYLOAD": "What the column payload holds: json, text or bytes. JSON is checked, so what is none is " +
 		"refused; text has to be UTF-8; bytes are delivered as they are. The column's type may be " +
 		"jsonb, json, text, varchar or bytea with each of them. The envelope sagaz takes JSON " +
@@ -216,6 +220,10 @@ var explained = map[string]string{
 	"RELAY_KAFKA_IDEMPOTENCE": "Lets the brokers recognise a late copy of a request, so that it is not appended twice. " +
 		"Switch it off only for a broker that cannot; where it is merely not permitted the sink " +
 		"notices, warns and goes on without.",
+	"RELAY_KAFKA_PARTITION_HEADER": "The header whose number is the partition that a record goes to, from 0 on. A record " +
+		"without it goes by its key as ever. A number that the topic does not have, or that is " +
+		"none, makes the record refused. Order per key holds within a partition: let all events " +
+		"of a key have the same number.",
 	"RELAY_KAFKA_READ_BACK": "Makes a relay that takes over from one that died read what that one had sent last and " +
 		"not marked, so that it is not sent twice. It needs READ on the topics. Without that " +
 		"right, or where it takes too long, the events are sent again, and so they are where " +

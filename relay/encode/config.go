@@ -26,6 +26,14 @@ type Config struct {
 	Envelope          string `env:"RELAY_ENVELOPE"`
 	CloudEventsSource string `env:"RELAY_CLOUDEVENTS_SOURCE"`
 
+	// Headers are columns that become headers: NAME=COLUMN with commas between, such as
+	// tenant=aggregate_type. The columns are event_id, saga_id, aggregate_type, aggregate_id,
+	// event_type and created_at. One that is empty gives no header, and a header of the row
+	// overrides it. A name that the envelope uses itself is refused.
+	//
+	// No default. RELAY_HEADER_COLUMNS.
+	Headers []string `env:"RELAY_HEADER_COLUMNS"`
+
 	// Payload is what the column payload holds: json, text or bytes. JSON is checked, so what is
 	// none is refused; text has to be UTF-8; bytes are delivered as they are. The column's type may
 	// be jsonb, json, text, varchar or bytea with each of them. The envelope sagaz takes JSON only.
@@ -88,6 +96,9 @@ func (c *Config) Validate() error {
 	}
 	if err := checkSource(c.CloudEventsSource); err != nil {
 		errs = append(errs, err)
+	}
+	if _, err := parseColumnHeaders(c.Headers, c.Envelope); err != nil {
+		errs = append(errs, fmt.Errorf("RELAY_HEADER_COLUMNS: %w", err))
 	}
 	return errors.Join(append(errs, c.checkPayload()...)...)
 }

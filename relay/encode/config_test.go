@@ -13,7 +13,7 @@ func TestConfigValidateTellsEverything(t *testing.T) {
 	if err := cfg.Validate(); err != nil {
 		t.Error(err)
 	}
-	cfg = Config{Topic: "{nope}", RoutingKey: "{", ContentType: "avro"}
+	cfg = Config{Topic: "{nope}", RoutingKey: "{", ContentType: "avro", Headers: []string{"x"}}
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("got nil")

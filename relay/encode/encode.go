@@ -15,6 +15,7 @@ type Encoder struct {
 	topic, routingKey Template
 	envelope          string
 	source            string // of CloudEvents
+	columns           []columnHeader
 	payload           string // one of PayloadJSON, …
 	contentType       string // of payloads
 	tombstones        bool   // of events whose payload is NULL
@@ -32,8 +33,13 @@ func New(cfg Config) (*Encoder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("RELAY_ROUTING_KEY: %w", err)
 	}
+	columns, err := parseColumnHeaders(cfg.Headers, cfg.Envelope)
+	if err != nil {
+		return nil, fmt.Errorf("RELAY_HEADER_COLUMNS: %w", err)
+	}
 	return &Encoder{
-		topic: topic, routingKey: key, envelope: cfg.Envelope, source: cfg.CloudEventsSource,
+		columns: columns,
+		topic:   topic, routingKey: key, envelope: cfg.Envelope, source: cfg.CloudEventsSource,
 		payload: cfg.Payload, contentType: cmp.Or(cfg.ContentType, contentTypes[cfg.Payload]), tombstones: cfg.NullPayload == NullTombstone,
 	}, nil
 }
@@ -89,13 +95,14 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 	} else {
 		id = ev.ID.String()
 	}
-	own := e.envelopeHeaders(ev, id, countHeaders(rowHeaders))
-	headers, err := appendHeaders(own, rowHeaders)
+	own := e.envelopeHeaders(ev, id, len(e.columns)+countHeaders(rowHeaders))
+	contentType := len(own) - 1 // where it is, which the row may change
+	headers, err := appendHeaders(e.appendColumns(own, ev, id), rowHeaders)
 	if err != nil {
 		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("column headers: %w", err))
 	}
 	if e.envelope != EnvelopeSagaz && e.envelope != EnvelopeDebezium {
-		rec.ContentType = headers[len(own)-1].Value // the last one, which the row may have changed
+		rec.ContentType = headers[contentType].Value
 	}
 	switch {
 	case e.envelope == EnvelopeStructured:

@@ -98,6 +98,14 @@ type Config struct {
 	// Default true. RELAY_KAFKA_IDEMPOTENCE.
 	Idempotence bool `env:"RELAY_KAFKA_IDEMPOTENCE"`
 
+	// PartitionHeader is the header whose number is the partition that a record goes to, from 0 on.
+	// A record without it goes by its key as ever. A number that the topic does not have, or that is
+	// none, makes the record refused. Order per key holds within a partition: let all events of a
+	// key have the same number.
+	//
+	// No default. RELAY_KAFKA_PARTITION_HEADER.
+	PartitionHeader string `env:"RELAY_KAFKA_PARTITION_HEADER"`
+
 	// ReadBack makes a relay that takes over from one that died read what that one had sent last and
 	// not marked, so that it is not sent twice. It needs READ on the topics. Without that right, or
 	// where it takes too long, the events are sent again, and so they are where another Kafka sink

@@ -27,11 +27,11 @@ func (s *Sink) Place(batch []*relay.Record) relay.Place {
 	parts := *v.(*topic).parts.Load()
 	at := -1
 	for _, rec := range batch {
-		key := rec.MessageKey()
-		if key == "" { // they are spread
+		index, chosen, err := s.partitionOf(rec, len(parts))
+		if err != nil || !chosen && rec.MessageKey() == "" { // it is refused, or they are spread
 			return place
 		}
-		p := partitionOf(key, len(parts))
+		p := int(index)
 		if at >= 0 && p != at {
 			return place
 		}

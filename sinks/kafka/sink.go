@@ -322,14 +322,18 @@ func (s *Sink) place(c *call, places []int32, asked bool) (toAsk map[string][]in
 	for i := range n {
 		rec := c.batch[at(i)]
 		locate(rec)
-		var index int32
-		key := rec.MessageKey()
-		if key != "" && !d.ask {
-			index = int32(partitionOf(key, len(d.parts)))
+		var (
+			index   int32
+			chosen  bool
+			refusal error
+		)
+		if !d.ask {
+			index, chosen, refusal = s.partitionOf(rec, len(d.parts))
 		}
 		if mayWait && rec.Key != "" {
 			if len(ahead) > 0 {
-				if before, ok := ahead[rec.Key]; ok && before != d {
+				// With a header a key may be in several partitions, which have no order either.
+				if before, ok := ahead[rec.Key]; ok && (before != d || s.cfg.PartitionHeader != "") {
 					ahead[rec.Key] = nil
 					rest = append(rest, at(i))
 					continue
@@ -343,7 +347,10 @@ func (s *Sink) place(c *call, places []int32, asked bool) (toAsk map[string][]in
 		case d.ask:
 			toAsk[rec.Topic] = append(toAsk[rec.Topic], at(i))
 			continue
-		case key != "":
+		case refusal != nil: // not sooner, since nothing of its key may be behind it that comes before it
+			c.fail(int(at(i)), refusal)
+			continue
+		case chosen || rec.MessageKey() != "":
 		case d.keyless == nil:
 			d.keyless = d.t.spread(d.parts)
 			fallthrough
@@ -362,6 +369,35 @@ func (s *Sink) place(c *call, places []int32, asked bool) (toAsk map[string][]in
 	s.fill(c, c.groups[first:], to, at)
 	c.enqueue(first)
 	return toAsk, rest
+}
+
+// partitionOf returns the partition of a record, by its header or by its key; chosen is whether a
+// header says it. Without both it is 0, and the sink spreads the record.
+func (s *Sink) partitionOf(rec *relay.Record, parts int) (index int32, chosen bool, err error) {
+	if name := s.cfg.PartitionHeader; name != "" {
+		for i := range rec.Headers {
+			if h := &rec.Headers[i]; h.Key == name {
+				return headerPartition(rec.Topic, h, parts)
+			}
+		}
+	}
+	if key := rec.MessageKey(); key != "" {
+		index = int32(partitionOf(key, parts))
+	}
+	return index, false, nil
+}
+
+// headerPartition reads a partition's number. One that is too high may be there later, as a topic
+// may.
+func headerPartition(topic string, h *relay.Header, parts int) (index int32, chosen bool, err error) {
+	n, err := strconv.ParseUint(h.Value, 10, 31)
+	switch {
+	case err != nil:
+		return 0, true, relay.Refuse(relay.ReasonEncode, fmt.Errorf("header %s: want the number of a partition, from 0 on", h.Key))
+	case int(n) >= parts:
+		return 0, true, relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf("header %s: topic %s has no partition %d, it has %d", h.Key, topic, n, parts))
+	}
+	return int32(n), true, nil
 }
 
 // fill gives the groups their records. The groups share two arrays.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -125,5 +126,39 @@ func TestBytesAndTombstones(t *testing.T) {
 				t.Errorf("verify: exit code %d: %s", code, out)
 			}
 		})
+	}
+}
+
+// A column becomes a header, and that header names the partition.
+func TestPartitionFromColumn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	broker := brokertest.Kafka(t).Plaintext
+	k := newTopic(t, broker, 4)
+	p := w.relay("relay", settings{
+		"BROKER_TYPE": "kafka", "KAFKA_BOOTSTRAP_SERVERS": broker, "RELAY_TOPIC": k.name, "MAX_RETRIES": "1",
+		"RELAY_HEADER_COLUMNS": "shard=saga_id,kind=aggregate_type", "RELAY_KAFKA_PARTITION_HEADER": "shard",
+	})
+	p.waitStreaming()
+	var rows []row
+	for i := range 12 {
+		rows = append(rows, row{key: fmt.Sprint("k", i%4), saga: fmt.Sprint(i % 4), topic: "T"})
+	}
+	bad := w.insert(append(rows, row{key: "bad", saga: "order-7", topic: "T"})...)[12]
+	if got := w.waitNonePending(p); got["sent"] != 12 || got["dead_letter"] != 1 {
+		t.Fatalf("rows by status: %v", got)
+	}
+	p.stop()
+	if _, why := w.fate(bad); !strings.Contains(why, "header shard: want the number of a partition") {
+		t.Errorf("the refused event has %q", why)
+	}
+	records := k.read()
+	if len(records) != 12 {
+		t.Errorf("%d records", len(records))
+	}
+	for _, r := range records {
+		if r.key != fmt.Sprint("k", r.partition) || !slices.Contains(r.headers, relay.Header{Key: "kind", Value: "order"}) {
+			t.Errorf("key %s in partition %d with headers %v", r.key, r.partition, r.headers)
+		}
 	}
 }

@@ -40,6 +40,7 @@ var allowed = []struct {
 	// It looks at all of them, as cmd does.
 	{"relay/doctor", []string{"relay", "relay/columns", "relay/sessions", "relay/store", "cdc", "cdc/pgoutput", "migrations"}},
 	{"relay/encode", []string{"relay"}},
+	{"relay/route", []string{"relay", "relay/encode"}},
 	{"relay/engine", []string{"relay"}}, // it delivers; what watches it is handed to it
 	{"relay/watch", []string{"relay"}},
 	{"relay/admin", []string{"relay", "relay/watch"}},
@@ -72,12 +73,13 @@ var confined = []struct {
 var plain = map[string][]string{
 	"relay":        nil,
 	"relay/encode": nil,
+	"relay/route":  {"go.yaml.in/yaml/v3"},
 	"relay/engine": {"github.com/hashicorp/go-hclog", "golang.org/x/sync/errgroup"},
 }
 
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
-	"relay", "relay/encode", "relay/engine", "relay/watch", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
+	"relay", "relay/encode", "relay/engine", "relay/route", "relay/watch", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
 	"internal/testbed/brokertest", "internal/testbed/captured", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest", "internal/testbed/natstest",
 }
 

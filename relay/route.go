@@ -2,6 +2,29 @@ package relay
 
 import "context"
 
+// Router decides what one sink gets of each event: relay/route. What it decides depends on the event
+// alone, however it comes to the sink. One serves all goroutines.
+type Router interface {
+	// Route is about an event and the record that all sinks share, which is nil where none could be
+	// made. It changes neither.
+	Route(rec *Record, ev *Event) Routed
+	// Rules are the names of the rules that Routed.Rule counts, and last one that stands for no
+	// rule.
+	Rules() []string
+}
+
+// Routed is what a Router decided.
+type Routed struct {
+	Rule int  // which rule it was
+	Drop bool // the sink does not get the event, and is done with it
+	// Record is what the sink gets in place of the shared record, whose value and headers it shares;
+	// nil: nothing else.
+	Record *Record
+	// Unfit is why the event cannot go where the rule has it. It is refused then, as one whose row
+	// cannot be made into a record is.
+	Unfit *RefusedError
+}
+
 // Checker is implemented by sinks that can find out whether their broker is reachable without
 // publishing anything. The error names the address and what to check, never a credential.
 type Checker interface {

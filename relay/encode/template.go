@@ -87,6 +87,19 @@ func (t *Template) UsesHeaders() bool {
 	return slices.ContainsFunc(t.parts, func(p templatePart) bool { return p.field == headerField })
 }
 
+// Sample is the template with a letter for each field: what is wrong with it is wrong with any event.
+func (t *Template) Sample() string {
+	var b strings.Builder
+	for i := range t.parts {
+		if p := &t.parts[i]; p.field == "" {
+			b.WriteString(p.text)
+		} else {
+			b.WriteByte('x')
+		}
+	}
+	return b.String()
+}
+
 // Expand puts an event's columns, and headers of its record, into the template. The result may
 // share their memory. A header that is not there, or empty, and has no fallback is an error.
 func (t *Template) Expand(ev *relay.Event, headers []relay.Header) (string, error) {

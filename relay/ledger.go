@@ -96,6 +96,7 @@ type Outcome struct {
 	Attempts int
 	Delay    time.Duration // FateRefused: until the next attempt
 	Detach   bool          // FateDead: later events of the key go on
+	Dropped  bool          // FateDelivered: by a rule, without being sent
 }
 
 // Fate is the kind of an Outcome.

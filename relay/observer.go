@@ -107,6 +107,10 @@ type SinkObserver interface {
 	// are not sent again.
 	TailRead(records, unread int)
 	Arrived(batch []*Flight)
+	// Routed reports how many events each of the sink's rules has brought to it, or kept from it: those
+	// that the sink has taken, and those that it is done with. It is not called where there are no
+	// rules.
+	Routed(counts []RuleCount)
 	// Again reports what is to be offered again, and why.
 	Again(batch []*Flight, offers int, err error)
 	// Trouble reports why the sink did not take all that it was offered.
@@ -120,6 +124,14 @@ type SinkObserver interface {
 type Refusal struct {
 	Flight *Flight
 	Err    error
+	// Unoffered: the sink was not asked, because there is no record that it could get.
+	Unoffered bool
+}
+
+// RuleCount is what one rule of a sink has done.
+type RuleCount struct {
+	Rule          string
+	Sent, Dropped int // events
 }
 
 // Answer is what became of an offer to a sink.

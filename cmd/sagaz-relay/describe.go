@@ -11,6 +11,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/engine"
+	"github.com/sagaz-relay/relay/relay/route"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
 	"github.com/sagaz-relay/relay/relay/watch"
@@ -32,6 +33,7 @@ func defaultSettings() *settings {
 		admin:   admin.DefaultConfig(),
 		relay:   engine.DefaultConfig(),
 		encode:  encode.DefaultConfig(),
+		route:   route.DefaultConfig(),
 		watch:   watch.DefaultConfig(),
 		cdc:     cdc.DefaultConfig(),
 		store:   store.DefaultConfig(),
@@ -47,7 +49,7 @@ func defaultSettings() *settings {
 
 // configs are pointers to the rooms' structs.
 func (s *settings) configs() []any {
-	configs := []any{&s.cdc, &s.program, &s.admin, &s.relay, &s.encode, &s.watch, &s.store}
+	configs := []any{&s.cdc, &s.program, &s.admin, &s.relay, &s.encode, &s.route, &s.watch, &s.store}
 	for _, k := range sinkKinds {
 		configs = append(configs, s.sinks[k.name])
 	}

@@ -114,13 +114,17 @@ func (s *settings) examined(sinks []relay.Sink) doctor.Config {
 	if err != nil { // reported by settings.all
 		encoder = &encode.Encoder{}
 	}
+	var routers map[string]relay.Router
+	if table, err := s.routes(); err == nil { // reported by settings.all
+		routers = table.Routers()
+	}
 	return doctor.Config{
 		DatabaseURL: s.cdc.DatabaseURL, Mode: s.relay.Mode, Set: s.set(), Failover: s.cdc.Failover,
 		WALSenderTimeout: s.cdc.WALSenderTimeout, WALBudget: s.relay.WALBudget, Mark: s.store.Mark,
 		Retention:    s.relay.Retention > 0,
 		Archive:      s.store.Mark == store.MarkArchive || s.relay.Retention > 0 && s.relay.RetentionAction == relay.RetentionArchive,
 		ClaimTimeout: s.store.ClaimTimeout, LeaseTTL: s.store.LeaseTTL,
-		SinkNames: s.used(), BrokerTypes: sinkNames(), SinkKinds: s.kindNames(), Sinks: sinks, Encoder: encoder, ByDefault: s.relay.SinksByDefault,
+		SinkNames: s.used(), BrokerTypes: sinkNames(), SinkKinds: s.kindNames(), Sinks: sinks, Encoder: encoder, Routers: routers, ByDefault: s.relay.SinksByDefault,
 		RetainedTooMuch: doctor.DefaultRetainedTooMuch, PendingTooLong: doctor.DefaultPendingTooLong, Now: time.Now,
 	}
 }

@@ -164,6 +164,12 @@ var explained = map[string]string{
 		"tombstone. A tombstone is a Kafka record without a value, by which a compacted topic " +
 		"forgets the key. Other brokers get an empty body. The header relay-tombstone shows it on " +
 		"all of them. The envelopes raw, debezium and cloudevents have it.",
+	"RELAY_ROUTES": "Are rules by which events go to some sinks and not to others, or there under another " +
+		"topic, routing key or message key: a list in YAML or JSON, or, in the YAML file, the " +
+		"list routes (docs/routes.md). Of each sink's rules the first that matches counts. They " +
+		"are checked at the start, and changed by a restart.",
+	"RELAY_ROUTES_DEFAULT": "What becomes of an event that no rule of a sink matches: \"deliver\", or \"drop\", which " +
+		"wants a rule for every sink. A sink without rules gets every event.",
 	"RELAY_SAGA_RULES": "What event types mean for their saga, for the outbox_saga_ metrics: EVENT_TYPE=OUTCOME " +
 		"with commas between. The first rule that matches counts. In a type {saga} and {step} " +
 		"match a part without a dot, and * any text; an outcome is started, step, step_failed, " +

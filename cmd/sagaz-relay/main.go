@@ -149,7 +149,7 @@ Exit codes:
 	}
 	// run writes JSON, and nothing else.
 	loadForLog := func() (*settings, error) { return loadSettings(os.LookupEnv, os.Environ(), configFile) }
-	root.AddCommand(newRun(loadForLog), newMigrate(load), newStatus(load), newHealth(load), newSettings(load), newDoctor(load), newDeadLetter(load), newReplay(load), newVerify(load), newSinks(load), newView(load),
+	root.AddCommand(newRun(loadForLog), newMigrate(load), newStatus(load), newHealth(load), newSettings(load), newDoctor(load), newDeadLetter(load), newReplay(load), newVerify(load), newSinks(load), newRoutes(load), newView(load),
 		newBench(load), newDemo(), newLoad(load), newUninstall(load), newVersion())
 	return root
 }

@@ -146,6 +146,16 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 	if err != nil {
 		return configError{err}
 	}
+	table, err := s.routes()
+	if err != nil {
+		return configError{err}
+	}
+	s.relay.Routers = table.Routers()
+	for _, name := range s.used() {
+		if n := len(table.Of(name)); n > 0 {
+			log.Info("a sink has rules", "sink", name, "rules", n, "no_match", s.route.NoMatch)
+		}
+	}
 	source, err := cdc.New(s.cdc, log)
 	if err != nil {
 		return configError{err}
@@ -163,7 +173,7 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 	if s.relay.Retention > 0 {
 		rows.Prunes(s.relay.RetentionAction == relay.RetentionArchive)
 	}
-	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.encode.Topic, RoutingKey: s.encode.RoutingKey, Dropped: metrics.SpansDropped}, log)
+	tracer, err := traces.New(s.traces, traces.About{WorkerID: s.relay.WorkerID, Version: v, Topic: s.encode.Topic, RoutingKey: s.encode.RoutingKey, Rules: table.Templates, Dropped: metrics.SpansDropped}, log)
 	if err != nil {
 		return configError{err}
 	}
@@ -172,11 +182,11 @@ func serve(ctx context.Context, s *settings, log hclog.Logger, running func(show
 		defer flushAtEnd(ctx, tracer, s.relay.DrainTimeout)()
 	}
 	shown := watch.New(metrics, s.usedKinds(), log)
-	var table relay.Store = rows
+	var outbox relay.Store = rows
 	if s.wrapStore != nil {
-		table = s.wrapStore(rows)
+		outbox = s.wrapStore(rows)
 	}
-	e, err := engine.New(s.relay, log, shown, source, table, encoder, sinks...)
+	e, err := engine.New(s.relay, log, shown, source, outbox, encoder, sinks...)
 	if err != nil {
 		return configError{err}
 	}

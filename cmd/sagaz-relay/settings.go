@@ -19,6 +19,7 @@ import (
 	"github.com/sagaz-relay/relay/relay/admin"
 	"github.com/sagaz-relay/relay/relay/encode"
 	"github.com/sagaz-relay/relay/relay/engine"
+	"github.com/sagaz-relay/relay/relay/route"
 	"github.com/sagaz-relay/relay/relay/store"
 	"github.com/sagaz-relay/relay/relay/traces"
 	"github.com/sagaz-relay/relay/relay/watch"
@@ -76,6 +77,7 @@ type settings struct {
 	admin   admin.Config
 	relay   engine.Config
 	encode  encode.Config
+	route   route.Config
 	watch   watch.Config
 	cdc     cdc.Config
 	store   store.Config
@@ -204,6 +206,9 @@ func (s *settings) all() error {
 		errs = append(errs, wrongBroker)
 	}
 	errs = append(errs, s.checkSinks(wrongBroker != nil)...)
+	if _, err := s.routes(); err != nil {
+		errs = append(errs, err)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return configError{err}
 	}

@@ -178,7 +178,11 @@ func printSettings(w io.Writer, shown []shownSetting, all bool) error {
 		if from == "" {
 			from = "default"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", s.Names[0], term.OrDash(s.Value), from)
+		value := s.Value
+		if lines := strings.Count(strings.TrimSpace(value), "\n"); lines > 0 { // rules: sagaz-relay routes prints them
+			value = fmt.Sprintf("(%d lines)", lines+1)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", s.Names[0], term.OrDash(value), from)
 	}
 	return t.Flush()
 }

@@ -31,7 +31,7 @@ const (
 
 // chapters are the headings of docs/settings.md, by the struct that its settings are in.
 var chapters = map[string]string{
-	"cdc.Config": "Reading PostgreSQL", "main.programConfig": "The program", "admin.Config": "HTTP", "engine.Config": "Delivery", "encode.Config": "Messages",
+	"cdc.Config": "Reading PostgreSQL", "main.programConfig": "The program", "admin.Config": "HTTP", "engine.Config": "Delivery", "encode.Config": "Messages", "route.Config": "Routes",
 	"watch.Config": "Sagas", "store.Config": "Lease and rows", "kafka.Config": "Kafka", "rabbitmq.Config": "RabbitMQ", "file.Config": "File", "webhook.Config": "Webhooks", "nats.Config": "NATS", "traces.Config": "Traces",
 }
 

@@ -79,6 +79,9 @@ What is read:
                 (retention workqueue or interest), is reported as missing.
   file          the file of RELAY_FILE_PATH, or of RELAY_SINK_…_PATH.
 
+Rules of RELAY_ROUTES are those of now: what they keep from a sink is not missing there, and what was
+sent elsewhere before they were changed is (--since).
+
 An event is missing only if it was sent when verify began; what is inserted and delivered meanwhile
 does no harm. A row whose headers override event_id is found all the same. What was sent before a
 sink was added is missing there: use --since, or replay it. Rows that were deleted
@@ -242,7 +245,12 @@ func (v *verification) readTable(ctx context.Context) error {
 			v.audit.Sink(name, kind.name == "kafka" || kind.readBack != nil)
 		}
 	}
-	err = store.ReadAudit(ctx, v.conn, v.from, v.to, encoder.UsesHeaders(), func(r store.AuditRow) error {
+	table, err := v.settings.routes()
+	if err != nil {
+		return configError{err}
+	}
+	routers := table.Routers()
+	err = store.ReadAudit(ctx, v.conn, v.from, v.to, table.UsesHeaders() || encoder.UsesHeaders(), func(r store.AuditRow) error {
 		if len(v.types) > 0 && !slices.Contains(v.types, r.Event.EventType) {
 			return nil
 		}
@@ -260,6 +268,16 @@ func (v *verification) readTable(ctx context.Context) error {
 			return fmt.Errorf("name the topic of event %s: %w", r.Event.ID, err)
 		}
 		row.Topic = rec.Topic
+		for _, name := range v.sinks {
+			if router := routers[name]; router != nil {
+				to := verify.To{Sink: name, Topic: rec.Topic}
+				routed := router.Route(&rec, &r.Event)
+				if to.Dropped = routed.Drop; routed.Record != nil {
+					to.Topic = routed.Record.Topic
+				}
+				row.To = append(row.To, to)
+			}
+		}
 		v.audit.Row(row)
 		return nil
 	}, func(e store.AuditEntry) error {
@@ -305,13 +323,13 @@ func (v *verification) readSink(ctx context.Context, name string, unknown *stran
 		return arrived(id, slices.ContainsFunc(headers, func(h relay.Header) bool { return h.Key == relay.ReplayedHeader }))
 	}
 	if kind := v.settings.kindOf(name); kind.readBack != nil {
-		return kind.readBack(ctx, v.settings.sinks[name], v.audit.Topics(), v.from.Add(-clockSlack), func(m readMessage) error {
+		return kind.readBack(ctx, v.settings.sinks[name], v.audit.Topics(name), v.from.Add(-clockSlack), func(m readMessage) error {
 			return note(m.headers, m.eventID, m.body)
 		})
 	}
 	switch cfg := v.settings.sinks[name].(type) {
 	case *kafka.Config:
-		return kafka.ReadBack(ctx, *cfg, v.audit.Topics(), v.from.Add(-clockSlack), func(s kafka.Stored) error { return note(s.Headers, "", s.Value) })
+		return kafka.ReadBack(ctx, *cfg, v.audit.Topics(name), v.from.Add(-clockSlack), func(s kafka.Stored) error { return note(s.Headers, "", s.Value) })
 	case *rabbitmq.Config:
 		return rabbitmq.ReadBack(ctx, *cfg, v.queueOf(name), func(s rabbitmq.Stored) error { return note(s.Headers, s.MessageID, s.Value) })
 	case *file.Config:

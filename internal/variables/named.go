@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/sagaz-relay/relay/internal/address"
 )
 
@@ -126,4 +128,21 @@ func (v *Values) readSinks(configFile string, value any) {
 		}
 	}
 	v.file[NamedSinks] = strings.Join(names, ",")
+}
+
+// Routes is the variable of the rules that the YAML file has under routes.
+const Routes = "RELAY_ROUTES"
+
+// readRoutes makes a variable of the YAML file's list of rules, which stays YAML.
+func (v *Values) readRoutes(configFile string, value any) {
+	if _, both := v.file[Routes]; both {
+		v.fail("--config %s: routes and %s are both set: want one of them", configFile, Routes)
+		return
+	}
+	text, err := yaml.Marshal(value)
+	if err != nil { // it was read from YAML, so this does not occur
+		v.fail("--config %s: routes: want a list of rules", configFile)
+		return
+	}
+	v.file[Routes] = string(text)
 }

@@ -67,7 +67,7 @@ func New(lookup func(string) (string, bool), configFile string) *Values {
 	}
 	v.file = make(map[string]string, len(raw))
 	for name, value := range raw {
-		if name == "sinks" {
+		if name == "sinks" || name == "routes" {
 			continue
 		}
 		text, ok := textOf(value)
@@ -79,6 +79,9 @@ func New(lookup func(string) (string, bool), configFile string) *Values {
 	}
 	if sinks, ok := raw["sinks"]; ok {
 		v.readSinks(configFile, sinks)
+	}
+	if routes, ok := raw["routes"]; ok {
+		v.readRoutes(configFile, routes)
 	}
 	return v
 }

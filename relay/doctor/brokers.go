@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/sagaz-relay/relay/relay"
 )
 
@@ -30,7 +28,7 @@ func (ex *exam) checkSink(ctx context.Context, sink relay.Sink) {
 	}
 	sofar := len(ex.report.Findings)
 	if routes, ok := sink.(relay.RouteChecker); ok {
-		ex.checkRoutes(ctx, "routes "+sink.Name(), routes)
+		ex.checkRoutes(ctx, sink.Name(), routes)
 	}
 	routes := slices.Clone(ex.report.Findings[sofar:])
 	ex.report.Findings = ex.report.Findings[:sofar]
@@ -58,16 +56,18 @@ func (ex *exam) checkSink(ctx context.Context, sink relay.Sink) {
 }
 
 // checkRoutes asks a sink whether the events of the last day would arrive if they were sent now.
-func (ex *exam) checkRoutes(ctx context.Context, check string, sink relay.RouteChecker) {
+func (ex *exam) checkRoutes(ctx context.Context, name string, sink relay.RouteChecker) {
+	check := "routes " + name
 	if ex.conn == nil || ex.table == 0 {
 		ex.add(Finding{Check: check, Severity: Unknown, Summary: "not looked at: the events' types are not known without the table"})
 		return
 	}
-	routes, err := ex.routes(ctx)
+	sample, err := ex.sample(ctx, name)
 	if err != nil {
 		ex.unknown(check, err)
 		return
 	}
+	routes := sample.routes
 	if len(routes) == 0 {
 		ex.ok(check, "no event within a day, so no destination to look at")
 		return
@@ -127,31 +127,4 @@ func grouped(check string, problems []relay.RouteProblem) []Finding {
 		findings = append(findings, f)
 	}
 	return findings
-}
-
-// routes are the destinations of the newest events of the last day.
-func (ex *exam) routes(ctx context.Context) ([]relay.Route, error) {
-	rows, err := ex.conn.Query(ctx, `SELECT event_type, aggregate_type, aggregate_id, saga_id, coalesce(headers::text, '') FROM saga_outbox
-		WHERE created_at > now() - interval '1 day' ORDER BY created_at DESC LIMIT $1`, sampleRows)
-	if err != nil {
-		return nil, err
-	}
-	var (
-		routes []relay.Route
-		seen   = make(map[relay.Route]bool)
-		ev     = relay.Event{Payload: "null", Loose: true} // the destination does not depend on the payload
-		rec    relay.Record
-	)
-	_, err = pgx.ForEachRow(rows, []any{&ev.EventType, &ev.AggregateType, &ev.AggregateID, &ev.SagaID, &ev.Headers}, func() error {
-		if ex.cfg.Encoder.Encode(&rec, &ev) != nil {
-			return nil // it is refused, and goes nowhere
-		}
-		route := relay.Route{EventType: ev.EventType, Topic: rec.Topic, RoutingKey: rec.RoutingKey}
-		if !seen[route] && len(routes) < sampleRoutes {
-			seen[route] = true
-			routes = append(routes, route)
-		}
-		return nil
-	})
-	return routes, err
 }

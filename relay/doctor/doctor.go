@@ -31,9 +31,10 @@ type Config struct {
 	// those of RELAY_SINKS, by name.
 	BrokerTypes []string
 	SinkKinds   map[string]string
-	Sinks       []relay.Sink          // those of them that could be made
-	Encoder     relay.Encoder         // makes the destinations of events
-	ByDefault   *relay.SinksByDefault // engine.Config.SinksByDefault
+	Sinks       []relay.Sink            // those of them that could be made
+	Encoder     relay.Encoder           // makes the destinations of events
+	Routers     map[string]relay.Router // engine.Config.Routers
+	ByDefault   *relay.SinksByDefault   // engine.Config.SinksByDefault
 
 	// RetainedTooMuch is how much WAL, in bytes, a slot may hold back before that is reported;
 	// PendingTooLong how old a pending row may be.
@@ -91,6 +92,9 @@ func Examine(ctx context.Context, cfg Config, problems []error) *Report {
 	}
 	for _, sink := range cfg.Sinks {
 		ex.each(ctx, func(ctx context.Context) { ex.checkSink(ctx, sink) })
+		if cfg.Routers[sink.Name()] != nil {
+			ex.each(ctx, func(ctx context.Context) { ex.checkRules(ctx, sink.Name()) })
+		}
 	}
 	if ex.conn != nil {
 		_ = ex.conn.Close(context.WithoutCancel(ctx))

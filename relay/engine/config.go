@@ -177,6 +177,10 @@ type Config struct {
 	// For messages. Default nil: all.
 	BrokerTypes []string
 
+	// Routers have the rules by which events go to sinks, by the sinks' names. A sink without one gets
+	// every event as it is. Default nil: all do.
+	Routers map[string]relay.Router
+
 	// Tracer gets what was done, for traces. Default nil: none.
 	Tracer relay.Tracer
 }

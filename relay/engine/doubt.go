@@ -25,6 +25,7 @@ import (
 // not ends it for its key: what is sent again is a suffix.
 type doubt struct {
 	sink    relay.TailReader
+	index   int // of the sink
 	sinkObs relay.SinkObserver
 	lease   relay.Doubts
 	log     hclog.Logger
@@ -144,8 +145,8 @@ func (d *doubt) unread(batch []*flight) (topics []string) {
 	defer d.mu.Unlock()
 	var seen map[string]bool
 	for _, f := range batch {
-		topic := f.Record.Topic
-		if f.Unfit != nil || d.read[topic] || seen[topic] || !d.has(f) {
+		topic := f.record(d.index).Topic
+		if f.unfit(d.index) != nil || f.dropped(d.index) || d.read[topic] || seen[topic] || !d.has(f) {
 			continue
 		}
 		if seen == nil {
@@ -189,7 +190,7 @@ func (d *doubt) mayBeSent(batch []*flight) (streamed, swept []relay.UUID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, f := range batch {
-		if d.has(f) && (f.Swept || f.CommitLSN <= d.marked) {
+		if d.has(f) && !f.dropped(d.index) && (f.Swept || f.CommitLSN <= d.marked) {
 			if _, ok := d.arrived[f.Record.EventID]; ok && !d.ended[f.Record.Key] {
 				if f.Swept {
 					swept = append(swept, f.Record.EventID)
@@ -231,7 +232,7 @@ func (d *doubt) hasArrived(f *flight) bool {
 	if d.count(); !d.open.Load() {
 		return false
 	}
-	if !d.ended[key] && slices.Contains(d.arrived[f.Record.EventID], look(&f.Record)) {
+	if !d.ended[key] && slices.Contains(d.arrived[f.Record.EventID], look(f.record(d.index))) {
 		delete(d.arrived, f.Record.EventID)
 		d.found++
 		return true

@@ -26,10 +26,12 @@ type drainer struct {
 	cfg     *Config
 	slot    string
 	lease   relay.Ledger
-	enc     relay.Encoder
+	maker   maker
+	rules   ruleCounter
 	slotObs relay.SlotObserver
 	window  *window
 	sink    relay.Sink
+	index   int // of the sink
 	health  *sinkHealth
 	shelf   *shelf
 	lanes   []*lane
@@ -136,14 +138,17 @@ func (d *drainer) once(ctx, stopping context.Context, backoff *relay.Backoff) (w
 	}
 	// Nothing got through. Either the sink is down, or these are all of a part of it that is (a
 	// partition without a leader), and others further on would be taken.
-	part := len(r.failed) > 0 && (len(r.outcomes) > 0 || d.answers(ctx))
+	part := len(r.failed) > 0 && (r.answers() > 0 || d.answers(ctx))
 	if err := d.resolve(ctx, r, offered, part); err != nil {
 		return 0, err
 	}
 	if len(r.failed) == 0 && len(r.outcomes) == 0 {
 		return d.cfg.PollInterval, nil
 	}
-	if len(r.outcomes) > 0 {
+	if len(r.failed) == 0 && r.answers() == 0 {
+		return 0, nil // the sink was not asked
+	}
+	if r.answers() > 0 {
 		if len(r.failed) > 0 {
 			d.health.partly(d.log, r.lastError, len(r.failed))
 		}
@@ -242,20 +247,16 @@ func (d *drainer) launch(due []relay.Entry) (r *round, offered int) {
 			}
 			continue
 		}
-		if e.Attempts > 0 {
-			again++
-		}
 		f.round, f.Entry, f.size, f.keyHash = r, e, e.Event.Size(), e.KeyHash
 		f.SagaID, f.AggregateType = e.Event.SagaID, e.Event.AggregateType
-		if err := d.enc.Encode(&f.Record, &e.Event); err != nil {
-			refusal, _ := relay.Refused(err)
-			f.Record.EventID, f.Record.EventType, f.Record.Key = e.Event.ID, e.Event.EventType, e.Event.AggregateID
-			f.Unfit = refusal
-		} else {
-			d.cfg.trace(&f.Record, &e.Event)
-			if !e.ReplayedAt.IsZero() {
-				f.Record.Headers = append(f.Record.Headers, relay.Header{Key: relay.ReplayedHeader, Value: e.ReplayedAt.UTC().Format(time.RFC3339)})
-			}
+		if d.maker.make(f, &e.Event, d.index, e.ReplayedAt); f.dropped(d.index) {
+			// By the rules of now, whatever they were when it was parked.
+			r.note(relay.Outcome{Entry: e, Fate: relay.FateDelivered, Dropped: true})
+			d.rules.note(f)
+			continue
+		}
+		if e.Attempts > 0 {
+			again++
 		}
 		lane := relay.Partition(relay.KeyHash(e.Event.AggregateID), len(d.lanes))
 		byLane[lane] = append(byLane[lane], f)
@@ -317,6 +318,7 @@ func (d *drainer) resolve(ctx context.Context, r *round, offered int, part bool)
 		}
 	}
 	d.end(freed)
+	d.rules.report()
 	d.slotObs.Resolved(d.sink.Name(), outcomes)
 	d.log.Debug("ledger round", "offered", offered, "resolved", len(outcomes), "failed", len(r.failed))
 	return nil

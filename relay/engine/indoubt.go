@@ -29,7 +29,7 @@ func newInDoubt(e *Engine, log hclog.Logger, lease relay.Lease) inDoubt {
 			continue
 		}
 		in.of[i] = &doubt{
-			sink: reader, sinkObs: e.sinkObs[i], lease: lease, log: log.With("sink", sink.Name()), to: before.To, marked: lease.MarkedLSN(),
+			sink: reader, index: i, sinkObs: e.sinkObs[i], lease: lease, log: log.With("sink", sink.Name()), to: before.To, marked: lease.MarkedLSN(),
 			query: relay.TailQuery{Since: before.Since, Most: e.cfg.InflightEvents},
 			turn:  relay.NewTurn(), left: readTailFor,
 			read: make(map[string]bool), arrived: make(map[relay.UUID][]uint64), ended: make(map[string]bool),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -18,7 +19,7 @@ type intake struct {
 	log     hclog.Logger
 	slotObs relay.SlotObserver
 	lease   relay.Marks
-	enc     relay.Encoder
+	maker   maker
 	window  *window
 	confirm *confirmation
 	doing   *doing
@@ -58,7 +59,7 @@ func (p position) atOrBefore(q position) bool {
 
 func newIntake(e *Engine, log hclog.Logger, slotObs relay.SlotObserver, lease relay.Lease, w *window, c *confirmation, d *doing, lanes [][]*lane) *intake {
 	in := &intake{
-		cfg: &e.cfg, log: log, slotObs: slotObs, lease: lease, enc: e.enc, window: w, confirm: c, doing: d, lanes: lanes,
+		cfg: &e.cfg, log: log, slotObs: slotObs, lease: lease, maker: newMaker(e), window: w, confirm: c, doing: d, lanes: lanes,
 		admitting: relay.NewTurn(), lookupTo: lease.MarkedLSN(), place: lease.LastPosition(), scratch: make([][]*flight, e.cfg.Lanes),
 	}
 	if e.cfg.Hybrid {
@@ -171,21 +172,6 @@ func (in *intake) admitSwept(ctx context.Context, events []relay.Event) (rows in
 	return rows, nil
 }
 
-// trace finds the record's trace context, or has one begun. It is called once, by whoever has
-// encoded the record.
-func (c *Config) trace(rec *relay.Record, ev *relay.Event) {
-	if c.Tracer == nil {
-		return
-	}
-	for i := range rec.Headers {
-		if rec.Headers[i].Key == relay.TraceParent {
-			rec.Trace, _ = relay.ParseTraceParent(rec.Headers[i].Value)
-			return
-		}
-	}
-	c.Tracer.Begin(rec, ev)
-}
-
 // launch encodes events and puts them on their way.
 func (in *intake) launch(events []relay.Event, swept bool) {
 	flights := make([]*flight, len(events))
@@ -200,14 +186,7 @@ func (in *intake) launch(events []relay.Event, swept bool) {
 		f.position = in.place
 		f.keyHash = relay.KeyHash(ev.AggregateID)
 		f.SagaID, f.AggregateType = ev.SagaID, ev.AggregateType
-		if err := in.enc.Encode(&f.Record, ev); err != nil {
-			// It takes its place on the lanes all the same, which know what is before and behind
-			// it.
-			f.Unfit, _ = relay.Refused(err)
-			f.Record.EventID, f.Record.EventType, f.Record.Key, f.Record.Timestamp = ev.ID, ev.EventType, ev.AggregateID, ev.CreatedAt.Time()
-		} else {
-			in.cfg.trace(&f.Record, ev)
-		}
+		in.maker.make(f, ev, everySink, time.Time{})
 		lane := relay.Partition(f.keyHash, in.cfg.Lanes)
 		in.scratch[lane] = append(in.scratch[lane], f)
 	}

@@ -50,6 +50,7 @@ type lane struct {
 	deferredBuckets map[uint32]bool // their buckets
 	deferredSince   int             // shelf.rounds when the first of them was deferred
 	reports         reports
+	rules           ruleCounter
 
 	mu    sync.Mutex // guards queue
 	queue []*flight
@@ -146,7 +147,15 @@ func (l *lane) run(ctx context.Context) error {
 
 		records = records[:0]
 		for _, f := range batch {
-			records = append(records, &f.Record)
+			if !f.dropped(l.index) {
+				records = append(records, f.record(l.index))
+			}
+		}
+		if len(records) == 0 { // nothing that the sink is to get
+			l.outcome(batch, nil, 0)
+			clear(batch)
+			batch = batch[:0]
+			continue
 		}
 		l.offers++
 		started := time.Now()
@@ -192,7 +201,7 @@ func (l *lane) run(ctx context.Context) error {
 		}
 		wait := backoff.Next()
 		l.health.failed(l.log, !l.failing, err, started, len(rest), wait)
-		l.sinkObs.Again(observed(rest), l.offers, err)
+		l.sinkObs.Again(observed(l.offered(rest)), l.offers, err)
 		if !l.failing {
 			l.failing, l.failingFrom = true, started
 		}
@@ -202,6 +211,20 @@ func (l *lane) run(ctx context.Context) error {
 			backoff.Reset()
 		}
 	}
+}
+
+// offered are those of a batch that the sink is to get.
+func (l *lane) offered(batch []*flight) []*flight {
+	if l.rules.counts == nil {
+		return batch
+	}
+	all := make([]*flight, 0, len(batch))
+	for _, f := range batch {
+		if !f.dropped(l.index) {
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 // noAnswer is why an offer is broken off. It is a context.DeadlineExceeded, for those who count
@@ -228,6 +251,10 @@ func (l *lane) giveUp(batch []*flight) bool {
 	parks := make([]*relay.Parked, len(batch))
 	l.shelf.mu.Lock()
 	for i, f := range batch {
+		if f.dropped(l.index) {
+			l.rules.note(f)
+			continue
+		}
 		l.shelf.park(f)
 		parks[i] = &relay.Parked{Sink: l.sink.Name(), State: relay.StateHeld, Reason: relay.ReasonSinkDown}
 		if why == leavesAlone && !first[f.Record.Key] {
@@ -238,6 +265,7 @@ func (l *lane) giveUp(batch []*flight) bool {
 		}
 	}
 	l.shelf.mu.Unlock()
+	l.rules.report()
 	l.slotObs.Parked(l.sink.Name(), observed(batch), parks)
 	l.settle(l.index, batch, parks)
 	l.failing = false

@@ -15,7 +15,7 @@ import (
 func TestStuckEventKeepsNoOtherInMemory(t *testing.T) {
 	cfg := DefaultConfig()
 	in := &intake{
-		cfg: &cfg, log: hclog.NewNullLogger(), enc: Sagaz, slotObs: watched().SlotObserver,
+		cfg: &cfg, log: hclog.NewNullLogger(), maker: maker{enc: Sagaz}, slotObs: watched().SlotObserver,
 		window: newWindow(newBudget(cfg.InflightEvents, cfg.InflightBytes), 0), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]relay.Event, 512)

@@ -11,12 +11,18 @@ import (
 // outcome reports what became of a batch, and returns what is to be offered again, at the front of
 // batch's own memory. trouble is that something failed for a transient error.
 func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*flight, trouble bool) {
+	offered := 0
+	for _, f := range batch {
+		if !f.dropped(l.index) {
+			offered++
+		}
+	}
 	fate := func(int) error { return nil }
 	if err != nil {
 		var perRecord *relay.BatchError
 		if errors.As(err, &perRecord) {
-			if len(perRecord.Errs) != len(batch) {
-				panic(fmt.Sprintf("sink %s reported the fate of %d records of %d", l.sink.Name(), len(perRecord.Errs), len(batch)))
+			if len(perRecord.Errs) != offered {
+				panic(fmt.Sprintf("sink %s reported the fate of %d records of %d", l.sink.Name(), len(perRecord.Errs), offered))
 			}
 			fate = func(i int) error { return perRecord.Errs[i] }
 		} else {
@@ -27,7 +33,6 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		settled  = make([]*flight, 0, len(batch))
 		parks    = make([]*relay.Parked, 0, len(batch))
 		acked    = make([]*flight, 0, len(batch))
-		offered  = len(batch)
 		entries  []entryFate // of ledger entries, for their rounds
 		refusals []relay.Refusal
 		failed   []error
@@ -38,8 +43,19 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		later   int             // records that the sink has not begun to send
 	)
 	rest = batch[:0]
-	for i, f := range batch {
-		e := fate(i)
+	at := 0 // among what was offered
+	for _, f := range batch {
+		if f.dropped(l.index) {
+			if again[f.Record.Key] {
+				rest = append(rest, f) // it is settled behind those
+				continue
+			}
+			l.rules.note(f)
+			settled, parks = append(settled, f), append(parks, nil)
+			continue
+		}
+		e := fate(at)
+		at++
 		refusal, isRefused := relay.Refused(e)
 		isLater := e != nil && !isRefused && errors.Is(e, relay.ErrLater)
 		switch {
@@ -51,6 +67,7 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 		switch {
 		case e == nil:
 			acked = append(acked, f)
+			l.rules.note(f)
 			if f.round != nil {
 				entries = append(entries, entryFate{f: f, outcome: relay.Outcome{Entry: f.Entry, Fate: relay.FateDelivered}})
 			} else {
@@ -98,8 +115,11 @@ func (l *lane) outcome(batch []*flight, err error, took time.Duration) (rest []*
 	if len(refusals) > 0 {
 		l.sinkObs.Refused(refusals, l.offers)
 	}
-	l.sinkObs.Answered(relay.Answer{Events: offered, Offers: l.offers, Took: took, Acked: l.reports.of(acked), Failed: failed})
-	l.reports.clear()
+	if offered > 0 {
+		l.sinkObs.Answered(relay.Answer{Events: offered, Offers: l.offers, Took: took, Acked: l.reports.of(acked), Failed: failed})
+		l.reports.clear()
+	}
+	l.rules.report()
 	if len(acked) > 0 {
 		l.health.acked()
 	}

@@ -97,15 +97,15 @@ func (p *pipeline) addSink(e *Engine, slot string, i int, sink relay.Sink) {
 	for j := range lanes {
 		lanes[j] = &lane{
 			slot: slot, sink: sink, index: i, health: e.health[i], shelf: shelf, doubt: p.doubts.of[i], cfg: p.cfg, sinkObs: e.sinkObs[i], slotObs: p.slotObs,
-			log: log, valid: p.lease.Valid, settle: p.window.settle, budget: e.budget,
+			log: log, valid: p.lease.Valid, settle: p.window.settle, budget: e.budget, rules: newRuleCounter(p.cfg.Routers[sink.Name()], i, e.sinkObs[i]),
 			wake: make(chan struct{}, 1),
 		}
 	}
 	p.lanes = append(p.lanes, lanes)
 	p.shelves = append(p.shelves, shelf)
 	p.drainers = append(p.drainers, &drainer{
-		cfg: p.cfg, slot: slot, lease: p.lease, enc: e.enc, slotObs: p.slotObs, window: p.window,
-		sink: sink, health: e.health[i], shelf: shelf, lanes: lanes, log: log, healAt: math.MinInt32,
+		cfg: p.cfg, slot: slot, lease: p.lease, maker: newMaker(e), rules: newRuleCounter(p.cfg.Routers[sink.Name()], i, e.sinkObs[i]), slotObs: p.slotObs, window: p.window,
+		sink: sink, index: i, health: e.health[i], shelf: shelf, lanes: lanes, log: log, healAt: math.MinInt32,
 	})
 }
 

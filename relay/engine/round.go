@@ -14,6 +14,7 @@ type round struct {
 	left      int        // entries without a fate in this round
 	halted    map[string]bool
 	outcomes  []relay.Outcome
+	settled   int            // outcomes of entries that the sink was not asked about
 	failed    []*relay.Entry // tried, and failed for a transient error
 	lastError error
 	done      chan struct{} // closed when left is 0
@@ -38,8 +39,15 @@ func (r *round) note(o relay.Outcome) {
 		r.halted[o.Entry.Event.AggregateID] = true
 	}
 	r.outcomes = append(r.outcomes, o)
+	if o.Dropped || o.Fate == relay.FateDropped {
+		r.settled++
+	}
 	r.gone()
 }
+
+// answers are how many outcomes come from the sink, once the round has ended. Others show nothing
+// about it.
+func (r *round) answers() int { return len(r.outcomes) - r.settled }
 
 // leave lets an entry stay as it is, because err came in its way, or (err nil) one of its key did.
 func (r *round) leave(e *relay.Entry, err error) {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/sagaz-relay/relay/internal/testbed/captured"
 	"github.com/sagaz-relay/relay/relay"
+	"github.com/sagaz-relay/relay/relay/route"
 )
 
 // stages are the parts of a pipeline, without goroutines, sink and database.
@@ -48,7 +50,7 @@ func newStages(b *testing.B) *stages {
 		})
 	}
 	s.intake = &intake{
-		cfg: &cfg, log: hclog.NewNullLogger(), enc: Sagaz, slotObs: watch, lanes: [][]*lane{s.lanes}, admitting: relay.NewTurn(),
+		cfg: &cfg, log: hclog.NewNullLogger(), maker: maker{enc: Sagaz}, slotObs: watch, lanes: [][]*lane{s.lanes}, admitting: relay.NewTurn(),
 		window: s.window, doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
 	}
 	return s
@@ -123,6 +125,72 @@ func BenchmarkStageIntake(b *testing.B) {
 	}
 	perEvent(b, n)
 	s.check(b, n)
+}
+
+// tenRules are for the captured events' type: the first asks for a header that they do not have,
+// the last one changes their topic.
+func tenRules(b *testing.B, eventType string) relay.Router {
+	b.Helper()
+	rules := `[{name: eu, event_type: "*", headers: {region: "eu-*"}, topic: eu}`
+	for i := range 8 {
+		rules += fmt.Sprintf(`, {name: r%d, event_type: ["Type%d*", "*Type%d"], topic: t%d}`, i, i, i, i)
+	}
+	rules += fmt.Sprintf(`, {name: own, event_type: %q, topic: own}]`, eventType)
+	table, err := route.New(route.Config{Rules: rules, NoMatch: route.Deliver}, []route.Sink{{Name: "stage"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return table.Router("stage")
+}
+
+// BenchmarkStageRoutes takes captured events in, offers them and settles them as acknowledged: without
+// rules, and with ten that give the sink a record of its own of every event.
+func BenchmarkStageRoutes(b *testing.B) {
+	for _, rules := range []int{0, 10} {
+		b.Run(fmt.Sprint(rules), func(b *testing.B) {
+			s := newStages(b)
+			if rules > 0 {
+				router := tenRules(b, s.input[0].EventType)
+				s.intake.maker.routers = []relay.Router{router}
+				for _, l := range s.lanes {
+					l.rules = newRuleCounter(router, 0, l.sinkObs)
+				}
+			}
+			buf := make([]*flight, 0, s.cfg.BatchSize)
+			records := make([]*relay.Record, 0, s.cfg.BatchSize)
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				s.admit(b)
+				for _, f := range s.lanes[0].queue[:1] {
+					if got := f.record(0).Topic; (got == "own") != (rules > 0) {
+						b.Fatalf("topic %s", got)
+					}
+				}
+				n += s.offerRecords(buf, records)
+				b.StopTimer()
+				s.mark(buf, nil)
+				b.StartTimer()
+			}
+			perEvent(b, n)
+			s.check(b, n)
+		})
+	}
+}
+
+// offerRecords is offer that lists the records for the sink, too, as lanes do.
+func (s *stages) offerRecords(buf []*flight, records []*relay.Record) (events int) {
+	for _, l := range s.lanes {
+		l.mu.Lock()
+		for _, f := range l.queue {
+			if !f.dropped(l.index) {
+				records = append(records, f.record(l.index))
+			}
+		}
+		l.mu.Unlock()
+		records = records[:0]
+	}
+	return s.offer(buf)
 }
 
 // check reports whether all is done.

@@ -27,7 +27,7 @@ func launcher(tracer relay.Tracer) func() {
 		lanes[i] = &lane{cfg: &cfg, budget: newBudget(1, 1), wake: make(chan struct{}, 1)}
 	}
 	in := &intake{
-		cfg: &cfg, log: hclog.NewNullLogger(), enc: Sagaz, slotObs: watched().SlotObserver, lanes: [][]*lane{lanes},
+		cfg: &cfg, log: hclog.NewNullLogger(), maker: maker{enc: Sagaz, tracer: tracer}, slotObs: watched().SlotObserver, lanes: [][]*lane{lanes},
 		window: newWindow(newBudget(cfg.InflightEvents, cfg.InflightBytes), 1), doing: newDoing("slot", nil, cfg.Mode), scratch: make([][]*flight, cfg.Lanes),
 	}
 	events := make([]relay.Event, 1000)

@@ -17,6 +17,8 @@ type flight struct {
 	position     int64 // in the order in which the slot's owners took events
 	admitted     int64 // Unix milliseconds, by our clock
 
+	routed *routed // what the sinks' rules have made of it; nil: there are none
+
 	wasHidden bool // its row could not be marked at once; the marker's
 
 	round *round // of a flight that comes from the ledger; the tracker does not know it

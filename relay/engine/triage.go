@@ -4,8 +4,8 @@ import (
 	"github.com/sagaz-relay/relay/relay"
 )
 
-// triage returns what of a batch is to be offered, at the front of batch's own memory. The rest it
-// parks, leaves in the ledger, or defers; or the sink has it already, from an owner that died.
+// triage returns what of a batch is to be offered, and what a rule keeps from the sink, at the front
+// of batch's own memory. The rest it parks, leaves in the ledger, or defers; or the sink has it already, from an owner that died.
 //
 // Nothing is parked past what is still to be offered. The sink may not take that, and then it would
 // come to the ledger later, behind what has overtaken it. So the batch ends in front of an event
@@ -20,16 +20,17 @@ func (l *lane) triage(batch []*flight) []*flight {
 	l.shelf.mu.Lock()
 	isolated := l.shelf.down || l.shelf.overWAL
 	for i, f := range batch {
+		why := f.unfit(l.index)
 		if f.round != nil {
 			switch {
 			case f.round.haltedKey(f.Record.Key):
 				f.round.leave(f.Entry, nil)
-			case f.Unfit != nil && keeps.entry(kept, f):
+			case why != nil && keeps.entry(kept, f):
 				// Its turn comes when those in front of it have their fates.
 				f.round.leave(f.Entry, nil)
-			case f.Unfit != nil:
-				unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: f.Unfit})
-				f.round.note(l.cfg.refusedAgain(f.Entry, f.Unfit))
+			case why != nil:
+				unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: why, Unoffered: true})
+				f.round.note(l.cfg.refusedAgain(f.Entry, why))
 			default:
 				kept = append(kept, f)
 			}
@@ -39,7 +40,11 @@ func (l *lane) triage(batch []*flight) []*flight {
 		if l.deferredBuckets[l.shelf.bucketOf(f.keyHash)] {
 			v = toDefer // its predecessors are there
 		}
-		if (v == toShelf || v == offer && f.Unfit != nil) && keeps.event(kept, f) {
+		if v != toDefer && f.dropped(l.index) {
+			kept = append(kept, f) // nothing holds it up but what is before it of its key in this batch
+			continue
+		}
+		if (v == toShelf || v == offer && why != nil) && keeps.event(kept, f) {
 			l.untake(batch[i:])
 			break
 		}
@@ -58,10 +63,10 @@ func (l *lane) triage(batch []*flight) []*flight {
 			l.doubt.pass(f)
 			l.shelf.park(f)
 			parked, parks = append(parked, f), append(parks, park)
-		case f.Unfit != nil:
-			unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: f.Unfit})
+		case why != nil:
+			unfit = append(unfit, relay.Refusal{Flight: &f.Flight, Err: why, Unoffered: true})
 			l.doubt.pass(f)
-			park := l.refusal(f.Unfit)
+			park := l.refusal(why)
 			l.shelf.parkRefused(f, park)
 			parked, parks = append(parked, f), append(parks, park)
 		case l.doubt.hasArrived(f):

@@ -34,13 +34,22 @@ func (t *Tracer) words(sink relay.Sink) *sinkWords {
 	if placer, ok := sink.(relay.Placer); ok {
 		w.placer, w.destination = placer, placer.Destination
 	}
-	name := w.destination(&relay.Record{Topic: t.topic, RoutingKey: t.routingKey})
-	if strings.Contains(name, "{aggregate_id}") || strings.Contains(name, "{saga_id}") {
+	hasID := func(topic, routingKey string) (name string, has bool) {
+		name = w.destination(&relay.Record{Topic: topic, RoutingKey: routingKey})
+		return name, strings.Contains(name, "{aggregate_id}") || strings.Contains(name, "{saga_id}")
+	}
+	if name, has := hasID(t.topic, t.routingKey); has {
 		w.template = name
+	}
+	if t.rules != nil && slices.ContainsFunc(t.rules(sink.Name()), func(r relay.Route) bool { _, has := hasID(r.Topic, r.RoutingKey); return has }) {
+		w.template = byRules
 	}
 	t.sinks.Store(sink.Name(), w)
 	return w
 }
+
+// byRules stands for destinations where a rule makes one for each aggregate or saga.
+const byRules = "(by rules)"
 
 // part is what of an offer goes to one destination.
 type part struct {

@@ -32,6 +32,7 @@ type Tracer struct {
 	tracer   trace.Tracer
 
 	topic, routingKey string // the templates
+	rules             func(sink string) []relay.Route
 	closing           sync.Once
 	sinks             sync.Map // by name: *sinkWords
 }
@@ -42,6 +43,8 @@ var _ relay.Tracer = (*Tracer)(nil)
 type About struct {
 	WorkerID, Version string
 	Topic, RoutingKey string // RELAY_TOPIC and RELAY_ROUTING_KEY
+	// Rules are the templates that a sink's rules have in their place; nil: there are no rules.
+	Rules func(sink string) []relay.Route
 	// Dropped, if not nil, is called with the number of spans that no collector will get, and why;
 	// see watch.Metrics.SpansDropped. It must not block.
 	Dropped func(reason string, spans int)
@@ -94,7 +97,7 @@ func newTracer(cfg Config, about About, exporter sdktrace.SpanExporter, log hclo
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{cfg: cfg, log: log, sampler: sampler, topic: about.Topic, routingKey: about.RoutingKey}
+	t := &Tracer{cfg: cfg, log: log, sampler: sampler, topic: about.Topic, routingKey: about.RoutingKey, rules: about.Rules}
 	over, end := context.WithCancel(context.Background())
 	t.end = end
 	dropped := about.Dropped

@@ -26,8 +26,17 @@ type Row struct {
 	Key       string // the partition key
 	Topic     string // where sinks that have topics put it
 	CreatedAt relay.Timestamp
-	Status    Status
-	Retried   bool // it failed at some time, and may have gone out behind later events of its key
+	// To is what the rules of sinks make of the event; a sink without rules is not in it.
+	To      []To
+	Status  Status
+	Retried bool // it failed at some time, and may have gone out behind later events of its key
+}
+
+// To is what one sink's rules make of an event.
+type To struct {
+	Sink    string
+	Topic   string
+	Dropped bool // it is done with the event without getting it
 }
 
 // Audit compares the table with what sinks have, for sagaz-relay verify. Unlike a Checker it was
@@ -54,6 +63,15 @@ type Audit struct {
 	keys   names
 	topics names
 	sinks  []*auditSink
+	// What rules make of events, each once; rows have its number. The first stands for no rules.
+	routes    [][]route
+	routesNum map[string]int32 // by what it looks like
+}
+
+type route struct {
+	sink    string
+	topic   int32
+	dropped bool
 }
 
 type auditRow struct {
@@ -61,6 +79,7 @@ type auditRow struct {
 	created relay.Timestamp
 	key     int32
 	topic   int32
+	to      int32 // of routes
 	status  Status
 	retried bool
 	parked  bool // some sink has a ledger entry, so those without one have the event
@@ -97,18 +116,73 @@ func (n *names) of(name string) int32 {
 }
 
 // NewAudit returns an audit without sinks.
-func NewAudit() *Audit { return &Audit{} }
+func NewAudit() *Audit {
+	return &Audit{routes: make([][]route, 1), routesNum: map[string]int32{"": 0}}
+}
 
 // Row adds an event. One that comes twice, in the table and in the archive, counts once.
 func (a *Audit) Row(r Row) {
 	if a.sealed {
 		panic("verify: row after an arrival")
 	}
-	a.rows = append(a.rows, auditRow{r.ID, r.CreatedAt, a.keys.of(r.Key), a.topics.of(r.Topic), r.Status, r.Retried, false})
+	a.rows = append(a.rows, auditRow{r.ID, r.CreatedAt, a.keys.of(r.Key), a.topics.of(r.Topic), a.route(r.To), r.Status, r.Retried, false})
 }
 
-// Topics are the topics of all rows.
-func (a *Audit) Topics() []string { return slices.Clone(a.topics.list) }
+// route gives what rules make of an event its number.
+func (a *Audit) route(to []To) int32 {
+	if len(to) == 0 {
+		return 0
+	}
+	looks := ""
+	for _, t := range to {
+		looks += fmt.Sprintf("%q %q %t ", t.Sink, t.Topic, t.Dropped)
+	}
+	n, known := a.routesNum[looks]
+	if !known {
+		list := make([]route, len(to))
+		for i, t := range to {
+			list[i] = route{sink: t.Sink, dropped: t.Dropped}
+			if !t.Dropped {
+				list[i].topic = a.topics.of(t.Topic)
+			}
+		}
+		n = int32(len(a.routes))
+		a.routes = append(a.routes, list)
+		a.routesNum[looks] = n
+	}
+	return n
+}
+
+// at is the topic of row i at a sink, and whether a rule keeps it from there.
+func (a *Audit) at(s *auditSink, i int) (topic int32, dropped bool) {
+	for _, r := range a.routes[a.rows[i].to] {
+		if r.sink == s.name {
+			return r.topic, r.dropped
+		}
+	}
+	return a.rows[i].topic, false
+}
+
+// Topics are the topics in which a sink may have the rows: those where its rules put them, and, from
+// before there were rules, those without.
+func (a *Audit) Topics(sink string) []string {
+	seen := make([]bool, len(a.topics.list))
+	for i := range a.rows {
+		seen[a.rows[i].topic] = true
+		for _, r := range a.routes[a.rows[i].to] {
+			if r.sink == sink && !r.dropped {
+				seen[r.topic] = true
+			}
+		}
+	}
+	var topics []string
+	for n, is := range seen {
+		if is {
+			topics = append(topics, a.topics.list[n])
+		}
+	}
+	return topics
+}
 
 // Sink adds a sink to look at, after all rows. perTopic: it has no order between topics.
 func (a *Audit) Sink(name string, perTopic bool) {
@@ -193,6 +267,7 @@ type AuditSink struct {
 	// Not there, and by the database still to come.
 	Pending             int              `json:"pending"`
 	DeadLetters         int              `json:"dead_letters"`
+	Dropped             int              `json:"dropped"`  // not there, by a rule
 	Replayed            int              `json:"replayed"` // deliveries that a person asked for
 	Missing             Found[Finding]   `json:"missing"`
 	Duplicates          Found[Finding]   `json:"duplicates"`
@@ -264,35 +339,39 @@ func (a *Audit) Report(limit int) *AuditReport {
 	return r
 }
 
-func (a *Audit) finding(i int) Finding {
+func (a *Audit) finding(s *auditSink, i int) Finding {
 	r := &a.rows[i]
-	return Finding{ID: r.id.String(), Key: a.keys.list[r.key], Topic: a.topics.list[r.topic], CreatedAt: r.created.Time()}
+	topic, _ := a.at(s, i)
+	return Finding{ID: r.id.String(), Key: a.keys.list[r.key], Topic: a.topics.list[topic], CreatedAt: r.created.Time()}
 }
 
 func (a *Audit) judge(s *auditSink, limit int) AuditSink {
 	out := AuditSink{Sink: s.name, Deliveries: s.delivered, Replayed: s.replayed}
 	for i := range a.rows {
+		_, dropped := a.at(s, i)
 		switch status := a.status(s, i); {
 		case s.first[i] > 0:
 			out.Events++
 			if s.again[i] > 0 {
-				f := a.finding(i)
+				f := a.finding(s, i)
 				f.Times = 1 + int(s.again[i])
 				out.Duplicates.Add(limit, f)
 			}
-		case status == Pending:
-			out.Pending++
 		case status == Dead:
 			out.DeadLetters++
+		case dropped:
+			out.Dropped++
+		case status == Pending:
+			out.Pending++
 		default:
-			out.Missing.Add(limit, a.finding(i))
+			out.Missing.Add(limit, a.finding(s, i))
 		}
 	}
 	// In the order of arrival, an event made before one that is there already came late.
 	latest := int32(-1)
-	for _, i := range a.arrived(s, s.perTopic) {
-		if latest >= 0 && a.sameLine(int(latest), int(i), s.perTopic) && a.rows[i].created < a.rows[latest].created {
-			out.EarlierArrivedLater.Add(limit, Different{Event: a.finding(int(i)), After: a.finding(int(latest)), Sink: s.name})
+	for _, i := range a.arrived(s, s) {
+		if latest >= 0 && a.line(int(latest), int(i), s) == 0 && a.rows[i].created < a.rows[latest].created {
+			out.EarlierArrivedLater.Add(limit, Different{Event: a.finding(s, int(i)), After: a.finding(s, int(latest)), Sink: s.name})
 			continue
 		}
 		latest = i
@@ -311,9 +390,9 @@ func (a *Audit) status(s *auditSink, i int) Status {
 	return a.rows[i].status
 }
 
-// arrived lists the rows that arrived and were never retried by key (and topic), in the order of
-// their first arrival.
-func (a *Audit) arrived(s *auditSink, perTopic bool) []int32 {
+// arrived lists the rows that arrived and were never retried by line at some sinks, in the order of
+// their first arrival at s.
+func (a *Audit) arrived(s *auditSink, at ...*auditSink) []int32 {
 	var list []int32
 	for i := range a.rows {
 		if s.first[i] > 0 && !a.rows[i].retried {
@@ -321,30 +400,34 @@ func (a *Audit) arrived(s *auditSink, perTopic bool) []int32 {
 		}
 	}
 	slices.SortFunc(list, func(x, y int32) int {
-		rx, ry := &a.rows[x], &a.rows[y]
-		c := cmp.Compare(rx.key, ry.key)
-		if c == 0 && perTopic {
-			c = cmp.Compare(rx.topic, ry.topic)
-		}
-		return cmp.Or(c, cmp.Compare(s.first[x], s.first[y]))
+		return cmp.Or(a.line(int(x), int(y), at...), cmp.Compare(s.first[x], s.first[y]))
 	})
 	return list
 }
 
-func (a *Audit) sameLine(i, j int, perTopic bool) bool {
-	return a.rows[i].key == a.rows[j].key && (!perTopic || a.rows[i].topic == a.rows[j].topic)
+// line compares the lines of two rows, in each of which there is an order: those of a key, and of a
+// topic at each of the sinks that has topics. It is 0 for the same.
+func (a *Audit) line(i, j int, at ...*auditSink) int {
+	c := cmp.Compare(a.rows[i].key, a.rows[j].key)
+	for _, s := range at {
+		if c == 0 && s.perTopic {
+			x, _ := a.at(s, i)
+			y, _ := a.at(s, j)
+			c = cmp.Compare(x, y)
+		}
+	}
+	return c
 }
 
 // compare finds events that came to one sink in another order than to the other.
 func (a *Audit) compare(s, other *auditSink, limit int, out *Found[Different]) {
-	perTopic := s.perTopic || other.perTopic
 	latest := int32(-1) // of the line, in the other's order
-	for _, i := range a.arrived(s, perTopic) {
+	for _, i := range a.arrived(s, s, other) {
 		if other.first[i] == 0 {
 			continue
 		}
-		if latest >= 0 && a.sameLine(int(latest), int(i), perTopic) && other.first[i] < other.first[latest] {
-			out.Add(limit, Different{Event: a.finding(int(i)), After: a.finding(int(latest)), Sink: s.name, Other: other.name})
+		if latest >= 0 && a.line(int(latest), int(i), s, other) == 0 && other.first[i] < other.first[latest] {
+			out.Add(limit, Different{Event: a.finding(s, int(i)), After: a.finding(s, int(latest)), Sink: s.name, Other: other.name})
 			continue
 		}
 		latest = i

@@ -14,6 +14,9 @@ func (r *AuditReport) Text() string {
 	for _, s := range r.Sinks {
 		fmt.Fprintf(&b, "\n%s: %d of them there, in %d deliveries (%d replays); %d missing, %d pending, %d dead letters, %d duplicates, %d earlier\n",
 			term.Text(s.Sink), s.Events, s.Deliveries, s.Replayed, s.Missing.Count, s.Pending, s.DeadLetters, s.Duplicates.Count, s.EarlierArrivedLater.Count)
+		if s.Dropped > 0 {
+			fmt.Fprintf(&b, "  %d are not there by a rule of RELAY_ROUTES\n", s.Dropped)
+		}
 		list(&b, "missing", s.Missing)
 		list(&b, "duplicate", s.Duplicates)
 		list(&b, "earlier", s.EarlierArrivedLater)

@@ -37,6 +37,8 @@ type Metrics struct {
 	attempts      *prometheus.CounterVec
 	acks          *prometheus.CounterVec
 	bytes         *prometheus.CounterVec
+	routed        *prometheus.CounterVec
+	dropped       *prometheus.CounterVec
 	arrived       *prometheus.CounterVec
 	tailRead      *prometheus.CounterVec
 	tailUnread    *prometheus.CounterVec
@@ -152,6 +154,8 @@ func NewMetrics(reg prometheus.Registerer, workerID string, cfg Config) *Metrics
 		"or transient errors (timeout, connection, other). Divided by outbox_publish_attempts_total it is the error rate.", nil, "sink", "reason")
 	m.acks = counters("outbox_acknowledged_events_total", "Events that the sink has acknowledged.", nil, "sink")
 	m.bytes = counters("outbox_acknowledged_bytes_total", "Bytes of keys and bodies that the sink has acknowledged.", nil, "sink")
+	m.routed = counters("outbox_routed_events_total", "Events that the sink has acknowledged, by the rule of RELAY_ROUTES that brought them there; default stands for no rule. Only sinks that have rules.", nil, "sink", "rule")
+	m.dropped = counters("outbox_dropped_events_total", "Events that a rule of RELAY_ROUTES keeps from the sink: it is done with them, and the row says sent. default stands for RELAY_ROUTES_DEFAULT=drop.", nil, "sink", "rule")
 	m.arrived = counters("outbox_tail_arrived_events_total", "Events that a relay which died had sent and not marked, found at the sink after the takeover and not sent again.", nil, "sink")
 	m.tailRead = counters("outbox_tail_records_read_total", "Records read back from the sink after a takeover, whoever sent them.", nil, "sink")
 	m.tailUnread = counters("outbox_tail_unread_total", "Parts of topics that could not be read back after a takeover, or not to their ends, so that what the relay before sent there may have been sent again.", nil, "sink")

@@ -17,6 +17,7 @@ import (
 // sinkMetrics are the series of one sink, resolved.
 type sinkMetrics struct {
 	m            *Metrics
+	name         string
 	up, isolated prometheus.Gauge
 	attempts     prometheus.Counter
 	acks         prometheus.Counter
@@ -47,7 +48,7 @@ func (m *Metrics) sink(name string) *sinkMetrics {
 		return s
 	}
 	s := &sinkMetrics{
-		m: m, up: m.sinkUp.WithLabelValues(name), isolated: m.sinkIsolated.WithLabelValues(name),
+		m: m, name: name, up: m.sinkUp.WithLabelValues(name), isolated: m.sinkIsolated.WithLabelValues(name),
 		attempts: m.attempts.WithLabelValues(name), acks: m.acks.WithLabelValues(name), bytes: m.bytes.WithLabelValues(name),
 		arrived: m.arrived.WithLabelValues(name), tailRead: m.tailRead.WithLabelValues(name), tailUnread: m.tailUnread.WithLabelValues(name),
 		errors: make(map[string]prometheus.Counter),
@@ -169,14 +170,26 @@ func (c *typeCounts) flush(seconds float64) {
 	}
 }
 
+// routed counts what the sink's rules have done. Rules are few, and their names the user's.
+func (s *sinkMetrics) routed(counts []relay.RuleCount) {
+	for _, c := range counts {
+		if c.Sent > 0 {
+			s.m.routed.WithLabelValues(s.name, c.Rule).Add(float64(c.Sent))
+		}
+		if c.Dropped > 0 {
+			s.m.dropped.WithLabelValues(s.name, c.Rule).Add(float64(c.Dropped))
+		}
+	}
+}
+
 // refused counts an event that the sink refused for its own fault, or that could not be offered for
 // that.
-func (s *sinkMetrics) refused(f *relay.Flight, refusal error) {
-	s.m.eventType(f.Record.EventType).failed.Inc()
-	if f.Unfit != nil {
+func (s *sinkMetrics) refused(r relay.Refusal) {
+	s.m.eventType(r.Flight.Record.EventType).failed.Inc()
+	if r.Unoffered {
 		s.attempts.Inc() // what cannot be encoded has failed at its first step
 	}
-	s.failed(refusal)
+	s.failed(r.Err)
 }
 
 // failed counts an event that a sink did not take.

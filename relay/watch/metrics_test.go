@@ -202,9 +202,9 @@ func TestMetricsCapEventTypes(t *testing.T) {
 	}
 	s.acked(batch, time.Millisecond)
 	for i := range 3 {
-		s.refused(&relay.Flight{Record: relay.Record{EventType: fmt.Sprint("Type", 300+i)}}, nil)
+		s.refused(relay.Refusal{Flight: &relay.Flight{Record: relay.Record{EventType: fmt.Sprint("Type", 300+i)}}})
 	}
-	s.refused(&relay.Flight{Record: relay.Record{EventType: "Type0"}}, nil)
+	s.refused(relay.Refusal{Flight: &relay.Flight{Record: relay.Record{EventType: "Type0"}}})
 	for _, name := range []string{"outbox_published_events_total", "outbox_publish_duration_seconds"} {
 		got := metricSum(t, reg, name, "event_type")
 		if len(got) != 201 || got["Type0"] != 2 || got["Type199"] != 2 || got["other"] != 120 {

@@ -74,7 +74,7 @@ func count(t testing.TB, m *Metrics, enc relay.Encoder, ev *relay.Event, log hcl
 	if err := enc.Encode(&f.Record, ev); err != nil {
 		f.Unfit, _ = relay.Refused(err)
 		f.Record.EventID, f.Record.EventType, f.Record.Key = ev.ID, ev.EventType, ev.AggregateID
-		sink.refused(f, err)
+		sink.refused(relay.Refusal{Flight: f, Err: err, Unoffered: true})
 		logRefused(log, "kafka", f, 1, err)
 		f.Parked = []relay.Parked{{Sink: "kafka", State: relay.StateDead, Reason: f.Unfit.Reason, Error: err.Error(), Attempts: 1}}
 	} else {

@@ -29,7 +29,7 @@ var _ relay.SinkObserver = (*sinkWatch)(nil)
 // Refused implements relay.SinkObserver.
 func (s *sinkWatch) Refused(refusals []relay.Refusal, offers int) {
 	for _, r := range refusals {
-		s.metrics.refused(r.Flight, r.Err)
+		s.metrics.refused(r)
 		logRefused(s.log, s.sink, r.Flight, offers, r.Err)
 	}
 }
@@ -49,6 +49,9 @@ func (s *sinkWatch) Answered(a relay.Answer) {
 	s.mu.Unlock()
 	logPublished(s.log, s.sink, a.Acked, a.Offers, a.Took)
 }
+
+// Routed implements relay.SinkObserver.
+func (s *sinkWatch) Routed(counts []relay.RuleCount) { s.metrics.routed(counts) }
 
 // Again implements relay.SinkObserver.
 func (s *sinkWatch) Again(batch []*relay.Flight, offers int, err error) {

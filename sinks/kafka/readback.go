@@ -79,7 +79,7 @@ func (r *reader) topic(ctx context.Context, name string, since time.Time, f func
 	}
 	switch code := kafkago.Error(m.ErrorCode); code {
 	case 0, kafkago.LeaderNotAvailable:
-	case kafkago.UnknownTopicOrPartition:
+	case kafkago.UnknownTopicOrPartition, kafkago.InvalidTopic: // nothing can be there
 		return nil
 	default:
 		return code

@@ -194,7 +194,7 @@ func (ts *topics) resolve(ctx context.Context, names []string, found func(name s
 			open = append(open, name)
 		} else {
 			failed[name] = relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf(
-				"%q is no legal topic name: 1 to 249 of a-z A-Z 0-9 . _ - and not . or ..; change event_type or RELAY_TOPIC", name))
+				"%q is no legal topic name: 1 to 249 of a-z A-Z 0-9 . _ - and not . or ..; change event_type, RELAY_TOPIC or the topic of its rule", name))
 		}
 	}
 	deadline := time.Now().Add(ts.sink.cfg.TopicWait)

@@ -42,22 +42,30 @@ func legalSubject(subject string) string {
 
 // forbidden returns what is wrong with a record's subject. What begins with $ are requests to the
 // servers: an event's type must not be able to delete a stream.
-func (s *Sink) forbidden(subject string) string {
+func (c *Config) forbidden(subject string) string {
 	if problem := legalSubject(subject); problem != "" {
 		return problem
 	}
 	if strings.HasPrefix(subject, "$") {
 		return "what begins with $ are the servers' own subjects"
 	}
-	if strings.HasPrefix(subject, "_INBOX.") || strings.HasPrefix(subject, s.cfg.InboxPrefix+".") {
+	if strings.HasPrefix(subject, "_INBOX.") || strings.HasPrefix(subject, c.InboxPrefix+".") {
 		return "that is where answers are sent to"
 	}
 	return ""
 }
 
+// CheckRoute reports a subject that no message can have.
+func (c *Config) CheckRoute(r relay.Route) error {
+	if problem := c.forbidden(r.Topic); problem != "" {
+		return fmt.Errorf("subject %.100q: %s", r.Topic, problem)
+	}
+	return nil
+}
+
 // message makes the message of a record. The error is the record's own fault.
 func (s *Sink) message(rec *relay.Record) (*nats.Msg, error) {
-	if problem := s.forbidden(rec.Topic); problem != "" {
+	if problem := s.cfg.forbidden(rec.Topic); problem != "" {
 		return nil, relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf("subject %.100q: %s: change the event's type, or RELAY_TOPIC", rec.Topic, problem))
 	}
 	header := make(nats.Header, len(rec.Headers)+2)

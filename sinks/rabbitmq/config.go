@@ -191,3 +191,14 @@ func (c Config) tlsFiles() tlsfiles.Client {
 		ServerName: tlsfiles.Setting{Name: "RELAY_RABBITMQ_TLS_SERVER_NAME", Value: c.TLSServerName},
 	}
 }
+
+// RoutingKeys: records go by routing keys, and have no topics.
+func (c *Config) RoutingKeys() bool { return true }
+
+// CheckRoute reports a routing key that AMQP does not allow.
+func (c *Config) CheckRoute(r relay.Route) error {
+	if len(r.RoutingKey) <= maxShortString {
+		return nil
+	}
+	return fmt.Errorf("it has %d bytes, AMQP allows %d: want a shorter one", len(r.RoutingKey), maxShortString)
+}

@@ -311,7 +311,7 @@ func (a *attempt) pass(ctx context.Context) (waiting bool, err error) {
 // check refuses a record that would break the channel or the connection.
 func (a *attempt) check(rec *relay.Record) error {
 	if len(rec.RoutingKey) > maxShortString {
-		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("routing key has %d bytes, AMQP allows 255: shorten event_type, or change RELAY_ROUTING_KEY", len(rec.RoutingKey)))
+		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("routing key has %d bytes, AMQP allows 255: shorten event_type, or change RELAY_ROUTING_KEY or the routing_key of its rule", len(rec.RoutingKey)))
 	}
 	if len(rec.ContentType) > maxShortString {
 		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("content type has %d bytes, AMQP allows 255", len(rec.ContentType)))

@@ -263,6 +263,12 @@ var explained = map[string]string{
 		"the network may take. Then its fate counts as unknown and it is offered again. Too " +
 		"short, and a broker that is slow (a quorum queue that elects a leader) gets everything " +
 		"twice; too long, and a lane notices late that its broker hangs.",
+	"RELAY_RABBITMQ_PROPERTIES": "Are properties of the messages that are set from headers of the event, or to a text: " +
+		"PROPERTY={header:NAME}, PROPERTY={header:NAME|FALLBACK} or PROPERTY=TEXT, with commas " +
+		"between. They are correlation_id, reply_to, expiration (milliseconds), priority (0 to " +
+		"255), type (event_type without this) and app_id. An event without the header, or with an " +
+		"empty one, is sent without the property. A value that RabbitMQ would close the channel " +
+		"for makes the event refused. An expired message is gone: the event counts as sent.",
 	"RELAY_RABBITMQ_TLS_CA_FILE": "Holds the PEM certificates that sign the broker's. Empty means the system's. Like the " +
 		"other TLS settings it needs an amqps RABBITMQ_URL, and it is read again at every " +
 		"connect.",

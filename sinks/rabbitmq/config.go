@@ -59,6 +59,16 @@ type Config struct {
 	// Default 30s. RELAY_RABBITMQ_CONFIRM_TIMEOUT.
 	ConfirmTimeout time.Duration `env:"RELAY_RABBITMQ_CONFIRM_TIMEOUT"`
 
+	// Properties are properties of the messages that are set from headers of the event, or to a
+	// text: PROPERTY={header:NAME}, PROPERTY={header:NAME|FALLBACK} or PROPERTY=TEXT, with commas
+	// between. They are correlation_id, reply_to, expiration (milliseconds), priority (0 to 255),
+	// type (event_type without this) and app_id. An event without the header, or with an empty one,
+	// is sent without the property. A value that RabbitMQ would close the channel for makes the
+	// event refused. An expired message is gone: the event counts as sent.
+	//
+	// No default. RELAY_RABBITMQ_PROPERTIES.
+	Properties []string `env:"RELAY_RABBITMQ_PROPERTIES"`
+
 	// TLSCAFile holds the PEM certificates that sign the broker's. Empty means the system's. Like
 	// the other TLS settings it needs an amqps URL, and it is read again at every connect.
 	//
@@ -119,6 +129,9 @@ func (c Config) Validate() error {
 	}
 	if c.ConfirmTimeout < time.Millisecond {
 		bad("RELAY_RABBITMQ_CONFIRM_TIMEOUT=%s: want at least 1ms", c.ConfirmTimeout)
+	}
+	if _, err := parseProperties(c.Properties); err != nil {
+		bad("RELAY_RABBITMQ_PROPERTIES: %w", err)
 	}
 	if err == nil && uri.Scheme != "amqps" {
 		if err := c.tlsFiles().Unused("RABBITMQ_URL to begin with amqps://"); err != nil {

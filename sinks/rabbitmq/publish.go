@@ -317,6 +317,13 @@ func (a *attempt) check(rec *relay.Record) error {
 		return relay.Refuse(relay.ReasonEncode, fmt.Errorf("content type has %d bytes, AMQP allows 255", len(rec.ContentType)))
 	}
 	header := headerFrameFixed + len(rec.ContentType) + len(rec.EventType)
+	if len(a.sink.properties) > 0 {
+		var msg amqp.Publishing
+		if err := setProperties(&msg, rec, a.sink.properties); err != nil {
+			return err
+		}
+		header += propertiesSize(&msg)
+	}
 	for i := range rec.Headers {
 		h := &rec.Headers[i]
 		name := headerName(rec, h.Key)
@@ -375,6 +382,9 @@ func (a *attempt) send(i int, rec *relay.Record) error {
 	}
 	if len(rec.EventType) <= maxShortString { // it is in the headers too
 		msg.Type = rec.EventType
+	}
+	if err := setProperties(&msg, rec, a.sink.properties); err != nil {
+		return err // check has refused it before
 	}
 	if rec.Timestamp.Unix() > 0 { // AMQP's timestamp has no sign
 		msg.Timestamp = rec.Timestamp

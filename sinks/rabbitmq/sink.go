@@ -17,8 +17,10 @@ import (
 type Sink struct {
 	cfg Config
 	log hclog.Logger
-	ctx context.Context // ends with cause ErrClosed
-	end context.CancelCauseFunc
+	// properties are those of cfg.
+	properties []property
+	ctx        context.Context // ends with cause ErrClosed
+	end        context.CancelCauseFunc
 
 	routes routes
 	// nacks are those of each event. A nack is transient at first: a queue that is full for a
@@ -56,8 +58,13 @@ func New(cfg Config, log hclog.Logger) (*Sink, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	properties, err := parseProperties(cfg.Properties)
+	if err != nil {
+		return nil, err
+	}
 	s := &Sink{
-		cfg: cfg, log: log, routes: routes{started: time.Now()}, searchTurn: relay.NewTurn(),
+		properties: properties,
+		cfg:        cfg, log: log, routes: routes{started: time.Now()}, searchTurn: relay.NewTurn(),
 		nacks: tally{times: 5, span: 5 * time.Second}, culprits: culprits{tally: tally{times: unclearTimes, span: unclearSpan}},
 	}
 	s.ctx, s.end = context.WithCancelCause(context.Background())

@@ -32,7 +32,7 @@ func ReadNewest(ctx context.Context, conn *pgx.Conn, within time.Duration, limit
 // reports whether there is one.
 func ReadOne(ctx context.Context, conn *pgx.Conn, id relay.UUID, f func(*relay.Event)) (found bool, err error) {
 	for _, table := range []string{"saga_outbox", "saga_outbox_archive"} {
-		rows, err := conn.Query(ctx, `SELECT `+destined+` FROM `+table+` WHERE event_id = $1`, [16]byte(id))
+		rows, err := conn.Query(ctx, `SELECT `+destined+` FROM `+table+` WHERE event_id = $1::uuid`, id.String())
 		if err == nil {
 			err = eachDestined(rows, func(ev *relay.Event) {
 				found = true

@@ -161,6 +161,42 @@ func TestAuditLedger(t *testing.T) {
 	}
 }
 
+// What a rule keeps from a sink is not missing there, and there is an order in each topic that its
+// rules have made.
+func TestAuditRoutes(t *testing.T) {
+	a := NewAudit()
+	for i, r := range []Row{
+		{Topic: "T", To: []To{{Sink: "kafka", Topic: "own"}, {Sink: "rabbitmq", Dropped: true}}},
+		{Topic: "T", To: []To{{Sink: "kafka", Topic: "own"}, {Sink: "rabbitmq", Dropped: true}}},
+		{Topic: "T", To: []To{{Sink: "kafka", Topic: "other"}, {Sink: "rabbitmq", Topic: "T"}}},
+		{Topic: "U", Status: Pending, To: []To{{Sink: "kafka", Dropped: true}}},
+		{Topic: "T", To: []To{{Sink: "kafka", Dropped: true}, {Sink: "rabbitmq", Dropped: true}}},
+	} {
+		r.ID, r.Key, r.CreatedAt = id(fmt.Sprint("a", i)), "a", relay.Timestamp(i)
+		a.Row(r)
+	}
+	a.Sink("kafka", true)
+	a.Sink("rabbitmq", false)
+	if got := a.Topics("kafka"); !slices.Equal(got, []string{"T", "own", "other", "U"}) {
+		t.Errorf("topics of kafka: %q", got)
+	}
+	if got := a.Topics("rabbitmq"); !slices.Equal(got, []string{"T", "U"}) {
+		t.Errorf("topics of rabbitmq: %q", got)
+	}
+	a.Parked(id("a4"), "rabbitmq", Dead)
+	a.arrive("kafka", "a2 a1 a0") // a2 is in another topic than those behind it
+	r := a.Report(-1)
+	if k := r.Sinks[0]; k.Events != 3 || k.Dropped != 2 || k.Missing.Count != 0 || k.EarlierArrivedLater.Count != 1 || k.EarlierArrivedLater.List[0].Event.Topic != "own" {
+		t.Errorf("kafka: %+v", k)
+	}
+	if q := r.Sinks[1]; q.Dropped != 2 || q.Pending != 1 || q.DeadLetters != 1 || named(q.Missing.List) != "a2" {
+		t.Errorf("rabbitmq: %+v", q)
+	}
+	if text := r.Text(); !strings.Contains(text, "2 are not there by a rule of RELAY_ROUTES") {
+		t.Error(text)
+	}
+}
+
 func TestAuditLimitsAndTwins(t *testing.T) {
 	a := auditOf(t, "a0 a1 a2 a3 a1", "file") // a1 on its way into the archive
 	r := a.Report(2)

@@ -250,6 +250,15 @@ var explained = map[string]string{
 	"RABBITMQ_URL": "Where the broker is and who the relay is: amqp://user:password@host:5672/vhost, or " +
 		"amqps:// for TLS. A reserved character in user or password is percent-encoded, and so is " +
 		"a slash in the vhost (no path, or a bare slash, is the vhost \"/\").",
+	"RELAY_RABBITMQ_HOSTS": "Are further nodes of the cluster: host or host:port, several with commas between; the " +
+		"port of RABBITMQ_URL where there is none. They take user, vhost and TLS from " +
+		"RABBITMQ_URL, whose host is one of the nodes. Each connect tries all of them, in an " +
+		"order by chance, each for 10 s at most. With TLS each host's certificate has to carry " +
+		"its own name, or that of RELAY_RABBITMQ_TLS_SERVER_NAME.",
+	"RELAY_RABBITMQ_SASL_MECHANISM": "How the relay logs in: PLAIN, with user and password of RABBITMQ_URL, or EXTERNAL, as " +
+		"the user that the broker finds in the certificate of RELAY_RABBITMQ_TLS_CERT_FILE (its " +
+		"plugin rabbitmq_auth_mechanism_ssl). With EXTERNAL the RABBITMQ_URL needs neither user " +
+		"nor password.",
 	"RABBITMQ_EXCHANGE": "What is published to.",
 	"RABBITMQ_EXCHANGE_TYPE": "The type that the exchange is declared with: topic, direct, fanout, headers, or what a " +
 		"plugin brings. It must be that of the exchange if there is one already.",

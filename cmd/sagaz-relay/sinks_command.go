@@ -99,7 +99,7 @@ func sinkAddress(config any) string {
 	case *kafka.Config:
 		return address.Show(strings.Join(cfg.Brokers, ","))
 	case *rabbitmq.Config:
-		return address.Show(cfg.URL) + " exchange " + cfg.Exchange
+		return strings.Join(append([]string{address.Show(cfg.URL)}, cfg.Hosts...), ",") + " exchange " + cfg.Exchange
 	case *file.Config:
 		return address.Path(cfg.Path)
 	case *webhook.Config:

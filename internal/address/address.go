@@ -174,6 +174,24 @@ func Brokers(list []string) error {
 	return nil
 }
 
+// Hosts checks a list of hosts, each with or without a port. None may carry a user, a path or a scheme.
+func Hosts(list []string) error {
+	for _, s := range list {
+		switch s = strings.TrimSpace(s); {
+		case s == "":
+			return errors.New("a host is missing: want host or host:port, several with commas between")
+		case strings.ContainsAny(s, "@/"):
+			return errors.New("carries a user, a path or a scheme: want host or host:port, several with commas between")
+		case net.ParseIP(s) != nil: // IPv6 without a port
+		default:
+			if host, err := hostPort(s); err != nil || host == "" {
+				return errors.New("want host or host:port, several with commas between: the host a name or an IP address, the port from 1 to 65535")
+			}
+		}
+	}
+	return nil
+}
+
 // AMQP checks amqp://user:password@host:port/vhost, or amqps.
 func AMQP(s string) error {
 	scheme, rest, ok := strings.Cut(s, "://")
@@ -185,7 +203,7 @@ func AMQP(s string) error {
 	case err != nil:
 		return err
 	case len(p.hosts) > 1:
-		return errors.New("want one host: to replace a broker that is down use DNS or a load balancer")
+		return errors.New("want one host: the other nodes of its cluster belong into RELAY_RABBITMQ_HOSTS")
 	case strings.ContainsAny(p.path, "/:"):
 		return errors.New("the vhost has a / or a colon in it: want it percent-encoded, and " + encoded)
 	}

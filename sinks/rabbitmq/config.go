@@ -26,6 +26,22 @@ type Config struct {
 	// Default "amqp://guest:guest@localhost:5672/". RABBITMQ_URL, else BROKER_URL.
 	URL string `env:"RABBITMQ_URL" fallback:"BROKER_URL" secret:"true"`
 
+	// Hosts are further nodes of the cluster: host or host:port, several with commas between; the
+	// port of RABBITMQ_URL where there is none. They take user, vhost and TLS from RABBITMQ_URL, whose
+	// host is one of the nodes. Each connect tries all of them, in an order by chance, each for 10 s at
+	// most. With TLS each host's certificate has to carry its own name, or that of
+	// RELAY_RABBITMQ_TLS_SERVER_NAME.
+	//
+	// Default "". RELAY_RABBITMQ_HOSTS.
+	Hosts []string `env:"RELAY_RABBITMQ_HOSTS"`
+
+	// SASLMechanism is how the relay logs in: PLAIN, with user and password of RABBITMQ_URL, or
+	// EXTERNAL, as the user that the broker finds in the certificate of RELAY_RABBITMQ_TLS_CERT_FILE
+	// (its plugin rabbitmq_auth_mechanism_ssl). With EXTERNAL the URL needs neither user nor password.
+	//
+	// Default "PLAIN". RELAY_RABBITMQ_SASL_MECHANISM.
+	SASLMechanism string `env:"RELAY_RABBITMQ_SASL_MECHANISM"`
+
 	// Exchange is what is published to.
 	//
 	// Default "saga-events". RABBITMQ_EXCHANGE.
@@ -102,6 +118,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		URL:            "amqp://guest:guest@localhost:5672/",
+		SASLMechanism:  mechanismPlain,
 		Exchange:       "saga-events",
 		ExchangeType:   amqp.ExchangeTopic,
 		Declare:        true,
@@ -117,6 +134,17 @@ func (c Config) Validate() error {
 	uri, err := c.uri()
 	if err != nil {
 		errs = append(errs, err)
+	}
+	if err == nil {
+		if _, err := c.nodes(uri); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	switch {
+	case c.SASLMechanism != mechanismPlain && c.SASLMechanism != mechanismExternal:
+		bad("RELAY_RABBITMQ_SASL_MECHANISM=%s: want PLAIN or EXTERNAL", brokeraddress.Argument(c.SASLMechanism))
+	case c.SASLMechanism == mechanismExternal && err == nil && (uri.Scheme != "amqps" || c.TLSCertFile == "" && uri.CertFile == ""):
+		bad("RELAY_RABBITMQ_SASL_MECHANISM=EXTERNAL: the broker takes the user from a certificate: want RABBITMQ_URL to begin with amqps://, and RELAY_RABBITMQ_TLS_CERT_FILE and RELAY_RABBITMQ_TLS_KEY_FILE to be set")
 	}
 	if c.Exchange == "" || len(c.Exchange) > maxShortString {
 		bad("RABBITMQ_EXCHANGE=%.20s: want a name of 1 to 255 bytes", c.Exchange)
@@ -142,6 +170,12 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Ways to log in.
+const (
+	mechanismPlain    = "PLAIN"
+	mechanismExternal = "EXTERNAL"
+)
 
 const (
 	// maxShortString is the most that an AMQP short string can have (AMQP 0-9-1 specification,

@@ -45,6 +45,18 @@ func TestValidate(t *testing.T) {
 		{"window", func(c *Config) { c.Window = 0 }, []string{"RELAY_RABBITMQ_WINDOW=0"}},
 		{"large window", func(c *Config) { c.Window = 1e9 }, []string{"RELAY_RABBITMQ_WINDOW"}},
 		{"timeout", func(c *Config) { c.ConfirmTimeout = 0 }, []string{"RELAY_RABBITMQ_CONFIRM_TIMEOUT=0s"}},
+		{"hosts", func(c *Config) { c.Hosts = []string{"mq-2", "mq-3:5673", "[::1]:5672", "::1", "10.0.0.1"} }, nil},
+		{"user in hosts", func(c *Config) { c.Hosts = []string{"u:hidden@mq-2"} }, []string{"RELAY_RABBITMQ_HOSTS: carries a user"}},
+		{"scheme in hosts", func(c *Config) { c.Hosts = []string{"amqp://mq-2"} }, []string{"RELAY_RABBITMQ_HOSTS: carries a user, a path or a scheme"}},
+		{"no host in hosts", func(c *Config) { c.Hosts = []string{"mq-2", ""} }, []string{"RELAY_RABBITMQ_HOSTS: a host is missing"}},
+		{"port in hosts", func(c *Config) { c.Hosts = []string{"mq-2:99999"} }, []string{"RELAY_RABBITMQ_HOSTS: want host or host:port"}},
+		{"two hosts in the URL", func(c *Config) { c.URL = "amqp://u:hidden@mq-1,mq-2/" }, []string{"RABBITMQ_URL", "RELAY_RABBITMQ_HOSTS"}},
+		{"mechanism", func(c *Config) { c.SASLMechanism = "SCRAM" }, []string{"RELAY_RABBITMQ_SASL_MECHANISM=SCRAM: want PLAIN or EXTERNAL"}},
+		{"EXTERNAL without TLS", func(c *Config) { c.SASLMechanism = "EXTERNAL" }, []string{"RELAY_RABBITMQ_SASL_MECHANISM=EXTERNAL", "amqps://"}},
+		{"EXTERNAL without a certificate", func(c *Config) { c.URL, c.SASLMechanism = amqps, "EXTERNAL" }, []string{"RELAY_RABBITMQ_SASL_MECHANISM=EXTERNAL", "RELAY_RABBITMQ_TLS_CERT_FILE"}},
+		{"EXTERNAL", func(c *Config) {
+			c.URL, c.SASLMechanism, c.TLSCertFile, c.TLSKeyFile = "amqps://localhost", "EXTERNAL", certs.ClientCert, certs.ClientKey
+		}, nil},
 		{"everything at once", func(c *Config) { *c = Config{URL: "hidden"} }, []string{"RABBITMQ_URL", "RABBITMQ_EXCHANGE=", "RABBITMQ_EXCHANGE_TYPE", "RELAY_RABBITMQ_WINDOW", "RELAY_RABBITMQ_CONFIRM_TIMEOUT"}},
 		{"TLS", func(c *Config) {
 			c.URL, c.TLSCAFile, c.TLSCertFile, c.TLSKeyFile = amqps, certs.CAFile, certs.ClientCert, certs.ClientKey
@@ -104,6 +116,14 @@ func TestTLS(t *testing.T) {
 		{"client certificate of another CA", func(c *Config) {
 			c.TLSCAFile, c.TLSCertFile, c.TLSKeyFile = broker.CAFile, other.ClientCert, other.ClientKey
 		}, []string{"RELAY_RABBITMQ_TLS_CERT_FILE"}},
+		{"EXTERNAL", func(c *Config) {
+			c.URL, c.SASLMechanism = strings.Replace(c.URL, broker.Password, "hidden", 1), "EXTERNAL"
+			c.TLSCAFile, c.TLSCertFile, c.TLSKeyFile = broker.CAFile, broker.ClientCert, broker.ClientKey
+		}, nil},
+		{"EXTERNAL, the certificate is nobody's", func(c *Config) {
+			dir := filepath.Dir(broker.CAFile)
+			c.SASLMechanism, c.TLSCAFile, c.TLSCertFile, c.TLSKeyFile = "EXTERNAL", broker.CAFile, filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key")
+		}, []string{"the broker refused the login", "RELAY_RABBITMQ_TLS_CERT_FILE names no user"}},
 		{"plain port", func(c *Config) {
 			c.URL, c.TLSCAFile = strings.Replace(broker.URL, "amqp:", "amqps:", 1), broker.CAFile
 		}, []string{"does not speak TLS"}},

@@ -15,7 +15,7 @@
 //
 // On failure:
 //   - Connection lost, broker gone: what is not confirmed has a transient error; the next Publish
-//     connects.
+//     connects, to whichever node of the cluster takes it (nodes.go).
 //   - basic.return: that record is refused as unroutable, and what is behind it of its key waits.
 //   - basic.nack: that record has a transient error, and so do those of its key behind it. When it
 //     was nacked at 5 offers in a row and for 5 s, it is refused, and so are others that its route

@@ -55,12 +55,18 @@ func (c Config) connectError(uri amqp.URI, err error) error {
 	case errors.Is(err, amqp.ErrVhost):
 		// It hung up when the vhost was named.
 		problem, fix = "the broker refused the vhost", c.vhostFix(uri.Vhost)
+	case errors.Is(err, amqp.ErrSASL) && c.SASLMechanism == mechanismExternal:
+		problem, fix = "the broker knows no login by certificate", "rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl, and EXTERNAL among auth_mechanisms in rabbitmq.conf"
 	case errors.Is(err, amqp.ErrSASL):
 		problem, fix = "the broker wants another kind of login", "switch the mechanism PLAIN on: auth_mechanisms in rabbitmq.conf"
 	case errors.As(err, &ae) && ae.Code == amqp.AccessRefused && !ae.Server:
 		// RabbitMQ hangs up during the login (amqp091 makes an error of its own of that), having
 		// logged why.
 		problem = "the broker refused the login"
+		if c.SASLMechanism == mechanismExternal {
+			fix = "the certificate of RELAY_RABBITMQ_TLS_CERT_FILE names no user of the broker: its user is the subject, or what ssl_cert_login_from in rabbitmq.conf says; list them with: rabbitmqctl list_users"
+			break
+		}
 		fix = "wrong user, password, or both, in RABBITMQ_URL; try them with: rabbitmqctl authenticate_user USER PASSWORD; guest may connect only from the broker's own host"
 	case errors.As(err, &ae) && ae.Server && (ae.Code == amqp.NotAllowed || ae.Code == amqp.AccessRefused):
 		// The broker's own text: no such vhost, no permission for it, too many connections.

@@ -68,26 +68,26 @@ type declaring struct {
 	err  error
 }
 
-// connect makes a connection and does not declare the exchange yet. When ctx ends it gives up at
-// once.
-func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
-	uri, err := cfg.uri()
-	if err != nil {
-		return nil, err
-	}
+// connectTo makes a connection to a node; see connect.
+func connectTo(ctx context.Context, cfg Config, n node, log hclog.Logger) (*link, error) {
 	tlsConfig, err := cfg.tls() // again each time, for certificates that were renewed
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errNotDone)
 	defer cancel()
-	l := &link{cfg: cfg, log: log, address: address(uri), dead: make(chan struct{})}
+	l := &link{cfg: cfg, log: log, address: address(n.uri), dead: make(chan struct{})}
 	name := "sagaz-relay"
 	if cfg.WorkerID != "" {
 		name += " " + cfg.WorkerID
 	}
+	var login []amqp.Authentication // by user and password, or as the URL wants it
+	if cfg.SASLMechanism == mechanismExternal {
+		login = []amqp.Authentication{&amqp.ExternalAuth{}}
+	}
 	stop := func() bool { return true }
-	l.conn, err = amqp.DialConfig(cfg.URL, amqp.Config{
+	l.conn, err = amqp.DialConfig(n.url, amqp.Config{
+		SASL:            login,
 		Heartbeat:       heartbeat,
 		FrameSize:       frameLimit,
 		TLSClientConfig: tlsConfig,
@@ -113,7 +113,7 @@ func connect(ctx context.Context, cfg Config, log hclog.Logger) (*link, error) {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, cfg.connectError(uri, err)
+		return nil, cfg.connectError(n.uri, err)
 	}
 	l.raw.greeted.Store(true)
 	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, 16))

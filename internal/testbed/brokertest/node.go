@@ -36,6 +36,9 @@ func (n *node) Kill() error {
 	return nil
 }
 
+// Running reports whether the process that was started for the broker runs.
+func (n *node) Running() bool { return n.process != nil && n.process.Running() }
+
 // PID is the process that was started for the broker, whose children belong to it; 0 when it runs in
 // a container, or somebody else has started it.
 func (n *node) PID() int {

@@ -28,6 +28,8 @@ type RabbitMQOptions struct {
 	// run it in Docker; default SAGAZ_TEST_DOCKER=1, or else as a process of this machine
 	Docker bool
 	Log    io.Writer // progress lines for a person; default none
+	// Join makes it a node of this one's cluster. Only processes of this machine can.
+	Join *RabbitMQServer
 }
 
 // RabbitMQServer is a RabbitMQ node. The exported fields do not change over a restart.
@@ -41,12 +43,16 @@ type RabbitMQServer struct {
 	User       string
 	Password   string
 
+	Node string // its name in the cluster; empty in Docker
+
 	node
 	dir     string
 	ownDir  bool
-	scripts string         // where rabbitmq-server and rabbitmqctl are
-	env     []string       // of the node, of epmd and of rabbitmqctl
-	epmd    *child.Process // next to a process
+	join    *RabbitMQServer
+	scripts string   // where rabbitmq-server and rabbitmqctl are
+	env     []string // of the node, of epmd and of rabbitmqctl
+	cookie  string
+	epmd    *child.Process // next to a process; of a cluster, its nodes' one
 }
 
 // StartRabbitMQ starts a private node from the installed rabbitmq-server and waits until it takes
@@ -55,8 +61,8 @@ type RabbitMQServer struct {
 // The node shares nothing with one that the system may run. It has its own name, cookie, ports,
 // data and even its own epmd (Erlang's port mapper, which otherwise stays behind as a daemon).
 func StartRabbitMQ(ctx context.Context, opts RabbitMQOptions) (*RabbitMQServer, error) {
-	r := &RabbitMQServer{User: "relay", Password: "relay-secret", dir: opts.Dir}
-	docker := opts.Docker || viaDocker()
+	r := &RabbitMQServer{User: "relay", Password: "relay-secret", dir: opts.Dir, join: opts.Join}
+	docker := (opts.Docker || viaDocker()) && opts.Join == nil
 	var err error
 	if !docker {
 		if r.scripts, err = rabbitScripts(); err != nil {
@@ -80,10 +86,23 @@ func StartRabbitMQ(ctx context.Context, opts RabbitMQOptions) (*RabbitMQServer, 
 	if err == nil {
 		err = r.Start(ctx)
 	}
+	if err == nil && r.join != nil {
+		err = r.joinCluster(ctx)
+	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
+}
+
+// joinCluster makes the node, which is new, one of the cluster. They share cookie and epmd.
+func (r *RabbitMQServer) joinCluster(ctx context.Context) error {
+	for _, args := range [][]string{{"stop_app"}, {"join_cluster", r.join.Node}, {"start_app"}} {
+		if _, err := r.Ctl(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return ready(ctx, r.process, "rabbitmq", r.logs, r.Ping)
 }
 
 // rabbitScripts finds the directory of RabbitMQ's own scripts. Those that Debian puts into
@@ -130,6 +149,11 @@ func (r *RabbitMQServer) configure(dir, host string) (ports []int, err error) {
 		"ssl_options.fail_if_no_peer_cert = false",
 		"default_user = " + r.User,
 		"default_pass = " + r.Password,
+		// the client certificate is User's
+		"auth_mechanisms.1 = PLAIN",
+		"auth_mechanisms.2 = AMQPLAIN",
+		"auth_mechanisms.3 = EXTERNAL",
+		"ssl_cert_login_from = common_name",
 		"",
 	}, "\n")
 	return ports, r.write("rabbitmq.conf", conf, 0o644)
@@ -157,10 +181,18 @@ func (r *RabbitMQServer) configureProcess() error {
 	if err != nil {
 		return err
 	}
-	epmdPort, distPort, ctlPort := ports[0], ports[1], ports[2]
+	epmdPort, distPort, ctlPort := strconv.Itoa(ports[0]), ports[1], ports[2]
+	cookie := rand.Text()
+	if r.join != nil {
+		if r.join.epmd == nil {
+			return errors.New("the node to join is no process of this machine")
+		}
+		r.epmd, epmdPort, cookie = r.join.epmd, r.join.epmdPort(), r.join.cookie
+	}
+	r.cookie, r.Node = cookie, "sagaz-"+strings.ToLower(rand.Text()[:10])+"@localhost"
 	if err := errors.Join(
-		r.write("enabled_plugins", "[].\n", 0o644),
-		r.write(".erlang.cookie", rand.Text(), 0o400), // Erlang refuses one that others can read
+		r.write("enabled_plugins", "[rabbitmq_auth_mechanism_ssl].\n", 0o644),
+		r.write(".erlang.cookie", cookie, 0o400), // Erlang refuses one that others can read
 	); err != nil {
 		return err
 	}
@@ -170,9 +202,9 @@ func (r *RabbitMQServer) configureProcess() error {
 		"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
 		"HOME=" + r.dir, // the cookie is there
 		"LANG=C.UTF-8",
-		"ERL_EPMD_PORT=" + strconv.Itoa(epmdPort),
+		"ERL_EPMD_PORT=" + epmdPort,
 		"ERL_EPMD_ADDRESS=127.0.0.1",
-		"RABBITMQ_NODENAME=sagaz-" + strings.ToLower(rand.Text()[:10]) + "@localhost",
+		"RABBITMQ_NODENAME=" + r.Node,
 		"RABBITMQ_CONF_ENV_FILE=" + r.in("none"), // not the one in /etc
 		"RABBITMQ_CONFIG_FILE=" + r.in("rabbitmq.conf"),
 		"RABBITMQ_ADVANCED_CONFIG_FILE=" + r.in("none"),
@@ -258,16 +290,20 @@ func (r *RabbitMQServer) epmdPath() string {
 }
 
 func (r *RabbitMQServer) epmdListens(context.Context) error {
+	conn, err := net.DialTimeout("tcp", "127.0.0.1:"+r.epmdPort(), time.Second)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func (r *RabbitMQServer) epmdPort() string {
 	for _, kv := range r.env {
 		if port, ok := strings.CutPrefix(kv, "ERL_EPMD_PORT="); ok {
-			conn, err := net.DialTimeout("tcp", "127.0.0.1:"+port, time.Second)
-			if err != nil {
-				return err
-			}
-			return conn.Close()
+			return port
 		}
 	}
-	return nil
+	return ""
 }
 
 // Stop asks the node to shut down and waits for it. When ctx ends first, the node is killed.

@@ -19,7 +19,8 @@
 //   - basic.return: that record is refused as unroutable, and what is behind it of its key waits.
 //   - basic.nack: that record has a transient error, and so do those of its key behind it. When it
 //     was nacked at 5 offers in a row and for 5 s, it is refused, and so are others that its route
-//     nacks from then on, until it takes one again.
+//     nacks from then on, until it takes one again. Its channel is closed and not used again: it may
+//     be the channel that the broker serves badly (link.go: put).
 //   - No confirm in time, or the context ended: the fate is unknown. The channel is closed, and
 //     nothing is published on this connection until the broker has answered the close. From then on
 //     all that the channel carried is in its queues, so what is offered again cannot be overtaken

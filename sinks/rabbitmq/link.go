@@ -360,6 +360,7 @@ type channel struct {
 	// returns has room for the whole window: see the package comment.
 	returns chan amqp.Return
 	closes  chan *amqp.Error // why it was closed
+	nacked  bool             // something was, on this channel
 	headers amqp.Table       // reused for each message; amqp091 keeps no reference
 	sent    []sent           // reused for each batch
 }
@@ -421,11 +422,22 @@ func (l *link) open() (*channel, error) {
 	}, nil
 }
 
-// put gives a channel back that has no confirm outstanding.
+// put gives a channel back that has no confirm outstanding. One with a nack is closed instead. A
+// broker keeps for each channel which node leads a quorum queue; a channel that was new while the
+// leader's node was going down has that node for ever, and RabbitMQ 3.10 nacks all that comes by it,
+// long after another node leads.
 func (l *link) put(c *channel) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.idle = append(l.idle, c)
+	if !c.nacked {
+		l.idle = append(l.idle, c)
+		return
+	}
+	l.spawn(func() { // without it, the connection is about to be closed
+		timer := l.killAfter(discardTimeout, "close a channel with a nack")
+		defer timer.Stop()
+		_ = c.ch.Close() // an error means that the connection is gone
+	})
 }
 
 // discard closes a channel that may have confirms outstanding. Until the broker has answered, ready

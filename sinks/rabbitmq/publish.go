@@ -562,6 +562,7 @@ func (a *attempt) resolve(n int) bool {
 		// A queue at its limit with overflow reject-publish, a quorum queue without a majority, or
 		// a queue process that died.
 		now := a.sink.routes.now()
+		a.c.nacked = true
 		a.sink.routes.nacked.Store(now)
 		err := fmt.Errorf("nacked by the broker: a queue bound for routing key %q is full (overflow reject-publish) or not available", a.recs[s.at].RoutingKey)
 		if enough := a.sink.nacks.add(a.recs[s.at].EventID); enough || now-s.route.full.Load() < int64(lately) {

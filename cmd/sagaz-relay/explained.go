@@ -23,9 +23,9 @@ var explained = map[string]string{
 		"its way, so keep it below a sixteenth of the memory limit. Brokers have limits of their " +
 		"own, most of them lower.",
 	"BROKER_TYPE": "Lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, webhook, " +
-		"nats, or several with commas between. Where it is not set, a relay does not start (exit " +
-		"code 2) if events went elsewhere before, or may have: another worker's sent rows, an " +
-		"address of another broker.",
+		"nats, sqs, sns, or several with commas between. Where it is not set, a relay does not " +
+		"start (exit code 2) if events went elsewhere before, or may have: another worker's sent " +
+		"rows, an address of another broker.",
 	"RELAY_SINKS": "Lists sinks with names of their own, several of one kind where that is wanted, each with " +
 		"its own settings: orders-kafka has RELAY_SINK_ORDERS_KAFKA_KIND (kafka, say), " +
 		"RELAY_SINK_ORDERS_KAFKA_BOOTSTRAP_SERVERS and so on. A name has 1 to 40 lower-case " +
@@ -354,6 +354,26 @@ var explained = map[string]string{
 		"RELAY_NATS_TLS_KEY_FILE must be set too.",
 	"RELAY_NATS_TLS_KEY_FILE":    "The private key of RELAY_NATS_TLS_CERT_FILE.",
 	"RELAY_NATS_TLS_SERVER_NAME": "The name that the servers' certificates must carry, when it is not the address's host.",
+	"RELAY_SQS_QUEUE": "The queue's name, or its URL (for a queue of another account). {topic} in it becomes the " +
+		"event's topic (RELAY_TOPIC), with a hyphen for each character that no queue's name has. " +
+		"It must be a FIFO queue, whose name ends in .fifo. No queue is made here.",
+	"RELAY_SQS_REGION": "Where the queues are.",
+	"RELAY_SQS_ENDPOINT": "The URL of a server that speaks SQS's protocol, in place of AWS's own: an interface " +
+		"endpoint of a VPC, or a local server for tests.",
+	"RELAY_SQS_CONCURRENCY": "How many requests are under way at most, of all lanes together. A request has up to ten " +
+		"messages, of ten different keys.",
+	"RELAY_SQS_TIMEOUT": "How long one request may take. Then its messages are offered again; SQS drops what it " +
+		"has already. Keep it below RELAY_SINK_ISOLATION.",
+	"RELAY_SNS_TOPIC_ARN": "The topic's ARN. {topic} in its name becomes the event's topic (RELAY_TOPIC), with a " +
+		"hyphen for each character that no name has. It must be a FIFO topic, whose name ends in " +
+		".fifo. No topic is made here.",
+	"RELAY_SNS_REGION": "Where the topics are.",
+	"RELAY_SNS_ENDPOINT": "The URL of a server that speaks SNS's protocol, in place of AWS's own: an interface " +
+		"endpoint of a VPC, or a local server for tests.",
+	"RELAY_SNS_CONCURRENCY": "How many requests are under way at most, of all lanes together. A request has up to ten " +
+		"messages, of ten different keys.",
+	"RELAY_SNS_TIMEOUT": "How long one request may take. Then its messages are offered again; SNS drops what it " +
+		"has already. Keep it below RELAY_SINK_ISOLATION.",
 	"OTEL_EXPORTER_OTLP_ENDPOINT": "OTEL_EXPORTER_OTLP_ENDPOINT is the collector: http://host:4318, or http://host:4317 for " +
 		"gRPC; https for TLS. Empty: no traces, and no cost. /v1/traces is added to its path for " +
 		"HTTP. OTEL_EXPORTER_OTLP_TRACES_ENDPOINT goes first, and is taken as it is.",

@@ -150,7 +150,7 @@ func (v *verification) check(now time.Time) error {
 			return usageError{fmt.Errorf("verify: no sink is called %s: want some of %s", name, strings.Join(v.settings.choosable(), ", "))}
 		case kind.name == "stdout":
 			return usageError{errors.New("verify: what went to stdout cannot be read back: choose others with --sink")}
-		case kind.name == "webhook":
+		case kind.name == "webhook", kind.name == "sqs", kind.name == "sns":
 			return usageError{fmt.Errorf("verify: what went to %s cannot be read back: choose others with --sink", v.sinks[i])}
 		case kind.name == "rabbitmq" && v.queueOf(v.sinks[i]) == "":
 			return usageError{fmt.Errorf("verify: %s needs %s, since an exchange keeps nothing; or choose others with --sink", v.sinks[i], v.queueFlag(v.sinks[i]))}

@@ -112,11 +112,8 @@ func fencedError(ctx context.Context) error {
 func (t *target) of(rec *relay.Record) (*url.URL, error) {
 	path, query := t.path, t.query
 	if t.templated {
-		switch rec.Topic {
-		case "":
-			return nil, relay.Refuse(relay.ReasonEncode, errors.New("the topic is empty, and the URL has it: see RELAY_TOPIC"))
-		case ".", "..":
-			return nil, relay.Refuse(relay.ReasonEncode, fmt.Errorf("the topic %q would be another place in the URL's path: see RELAY_TOPIC", rec.Topic))
+		if err := checkTopic(rec.Topic); err != nil {
+			return nil, relay.Refuse(relay.ReasonEncode, err)
 		}
 		path = strings.ReplaceAll(path, topicField, url.PathEscape(rec.Topic))
 		query = strings.ReplaceAll(query, topicField, url.QueryEscape(rec.Topic))
@@ -130,4 +127,23 @@ func (t *target) of(rec *relay.Record) (*url.URL, error) {
 		host = "[" + host + "]"
 	}
 	return &url.URL{Scheme: t.scheme, Host: host + ":" + t.port, Path: plain, RawPath: path, RawQuery: query}, nil
+}
+
+// checkTopic reports a topic that cannot be a part of a URL.
+func checkTopic(topic string) error {
+	switch topic {
+	case "":
+		return errors.New("the topic is empty, and the URL has it: see RELAY_TOPIC")
+	case ".", "..":
+		return fmt.Errorf("the topic %q would be another place in the URL's path: see RELAY_TOPIC", topic)
+	}
+	return nil
+}
+
+// CheckRoute reports a topic that cannot be a part of the URL, where that has it.
+func (c *Config) CheckRoute(r relay.Route) error {
+	if to, err := c.address(); err != nil || !to.templated { // what is wrong with the URL is reported by Validate
+		return nil
+	}
+	return checkTopic(r.Topic)
 }

@@ -123,6 +123,9 @@ func TestTopicInURL(t *testing.T) {
 	}
 	for _, topic := range []string{"", ".", ".."} {
 		recs := []*relay.Record{sinktest.NewRecord(topic, "k", 0, 0), sinktest.NewRecord("fine", "k", 1, 0), sinktest.NewRecord("fine", "other", 0, 0)}
+		if cfg.CheckRoute(relay.Route{Topic: topic}) == nil || cfg.CheckRoute(relay.Route{Topic: "fine"}) != nil || (&Config{URL: "http://x/"}).CheckRoute(relay.Route{Topic: topic}) != nil {
+			t.Errorf("topic %q: a rule with it is judged otherwise", topic)
+		}
 		errs := outcomes(t, 3, s.Publish(soon(t), recs))
 		if r, ok := relay.Refused(errs[0]); !ok || r.Reason != relay.ReasonEncode || !errors.Is(errs[1], relay.ErrBehind) || errs[2] != nil {
 			t.Errorf("topic %q: %v", topic, errs)

@@ -40,7 +40,7 @@ func (r *routing) of(sink string, ev *relay.Event) explainedRoute {
 	}
 	own := &rec
 	if router := r.table.Router(sink); router != nil {
-		routed := router.Route(shared, ev)
+		routed := relay.RouteOf(router, shared, ev)
 		out.Rule, out.Dropped = router.Rules()[routed.Rule], routed.Drop
 		if routed.Unfit != nil {
 			err = routed.Unfit

@@ -65,7 +65,7 @@ func TestRoutesRefused(t *testing.T) {
 		"UnknownField":     {yaml: "routes: [{name: a, topci: x}]", want: "rule 1 (a): topci: no such field"},
 		"NoList":           {yaml: "routes: {a: b}", want: "RELAY_ROUTES: want a list of rules"},
 		"Both":             {yaml: "routes: [{name: a}]\nRELAY_ROUTES: '[{name: b}]'", want: "routes and RELAY_ROUTES are both set: want one of them"},
-		"TopicOf300Bytes":  {yaml: "routes: [{name: a, sinks: orders-kafka, topic: " + strings.Repeat("x", 300) + "}]", want: "of 300 bytes is no legal name of a topic: want 1 to 249 of a-z A-Z 0-9 . _ - and not . or .. (sink orders-kafka)"},
+		"TopicOf300Bytes":  {yaml: "routes: [{name: a, sinks: orders-kafka, topic: " + strings.Repeat("x", 300) + "}]", want: "of 300 bytes is no legal name of a topic: want 1 to 249 of a-z A-Z 0-9 . _ -, but neither . nor .. alone (sink orders-kafka)"},
 		"TopicWithASlash":  {yaml: `routes: [{name: a, sinks: orders-kafka, topic: "a/{event_type}"}]`, want: `"a/x" of 3 bytes is no legal name of a topic`},
 		"LongRoutingKey":   {yaml: "routes: [{name: a, sinks: audit-rabbit, routing_key: " + strings.Repeat("x", 256) + "}]", want: "rule 1 (a): routing_key: it has 256 bytes, AMQP allows 255: want a shorter one (sink audit-rabbit)"},
 		"TopicForRabbitMQ": {yaml: "routes: [{name: a, sinks: audit-rabbit, topic: x}]", want: "topic: audit-rabbit has routing keys and no topics: want routing_key"},

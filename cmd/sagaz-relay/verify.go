@@ -271,7 +271,7 @@ func (v *verification) readTable(ctx context.Context) error {
 		for _, name := range v.sinks {
 			if router := routers[name]; router != nil {
 				to := verify.To{Sink: name, Topic: rec.Topic}
-				routed := router.Route(&rec, &r.Event)
+				routed := relay.RouteOf(router, &rec, &r.Event)
 				if to.Dropped = routed.Drop; routed.Record != nil {
 					to.Topic = routed.Record.Topic
 				}

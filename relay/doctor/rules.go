@@ -31,7 +31,7 @@ func (ex *exam) sample(ctx context.Context, sink string) (s sample, err error) {
 			return // it is refused, and goes nowhere
 		}
 		if router != nil {
-			routed := router.Route(&rec, ev)
+			routed := relay.RouteOf(router, &rec, ev)
 			s.matched[routed.Rule]++
 			if routed.Drop || routed.Unfit != nil {
 				return

@@ -39,21 +39,30 @@ func (r *router) change(rules string) {
 
 func (r *router) Rules() []string { return []string{"drops", "moves", "default"} }
 
-func (r *router) Route(rec *relay.Record, ev *relay.Event) relay.Routed {
+func (r *router) Match(rec *relay.Record, ev *relay.Event) (rule int, drop bool) {
+	switch r.to(ev) {
+	case "-":
+		return 0, true
+	case "":
+		return 2, false
+	default:
+		return 1, false
+	}
+}
+
+func (r *router) to(ev *relay.Event) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch to := r.rules[label(ev.ID)]; {
-	case to == "-":
-		return relay.Routed{Rule: 0, Drop: true}
-	case to == "!":
-		return relay.Routed{Rule: 1, Unfit: &relay.RefusedError{Reason: relay.ReasonEncode, Err: errNoHeader, Final: true}}
-	case to == "" || rec == nil:
-		return relay.Routed{Rule: 2}
-	default:
-		own := *rec
-		own.Topic = to
-		return relay.Routed{Rule: 1, Record: &own}
+	return r.rules[label(ev.ID)]
+}
+
+func (r *router) Changes(rule int) bool { return rule == 1 }
+
+func (r *router) Apply(_ int, rec *relay.Record, ev *relay.Event) *relay.RefusedError {
+	if rec.Topic = r.to(ev); rec.Topic == "!" {
+		return &relay.RefusedError{Reason: relay.ReasonEncode, Err: errNoHeader, Final: true}
 	}
+	return nil
 }
 
 var errNoHeader = errors.New("the topic needs a header")

@@ -46,7 +46,7 @@ func record(ev *relay.Event, headers ...relay.Header) *relay.Record {
 
 // said is a decision in one line: the rule, and what the sink gets.
 func said(r relay.Router, rec *relay.Record, ev *relay.Event) string {
-	routed := r.Route(rec, ev)
+	routed := relay.RouteOf(r, rec, ev)
 	name := r.Rules()[routed.Rule]
 	switch {
 	case routed.Drop:
@@ -106,7 +106,7 @@ func TestRecordIsShared(t *testing.T) {
 	ev := event("OrderPlaced", "shop")
 	rec := record(ev, relay.Header{Key: "a", Value: "b"})
 	before := *rec
-	own := table.Router("orders-kafka").Route(rec, ev).Record
+	own := relay.RouteOf(table.Router("orders-kafka"), rec, ev).Record
 	if rec.Topic != before.Topic || rec.OwnKey != nil {
 		t.Errorf("the shared record has changed: %+v", rec)
 	}
@@ -146,7 +146,7 @@ func TestHeaderInTemplate(t *testing.T) {
 	if got, want := said(r, record(ev, relay.Header{Key: "tenant", Value: "eu"}), ev), "own eu.orders|OrderPlaced|none"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	routed := r.Route(record(ev), ev)
+	routed := relay.RouteOf(r, record(ev), ev)
 	if routed.Drop || routed.Record != nil || routed.Unfit == nil || routed.Unfit.Reason != relay.ReasonEncode ||
 		!strings.Contains(routed.Unfit.Error(), "the topic of rule own in RELAY_ROUTES: {header:tenant}.orders needs the header tenant") {
 		t.Errorf("without the header: %+v", routed)
@@ -288,8 +288,8 @@ func FuzzParse(f *testing.F) {
 		ev := event("OrderPlaced", "shop")
 		for _, s := range testSinks {
 			if r := table.Router(s.Name); r != nil {
-				r.Route(nil, ev)
-				r.Route(record(ev, relay.Header{Key: "x", Value: "y"}), ev)
+				relay.RouteOf(r, nil, ev)
+				relay.RouteOf(r, record(ev, relay.Header{Key: "x", Value: "y"}), ev)
 			}
 		}
 	})
@@ -320,7 +320,7 @@ func BenchmarkRoute(b *testing.B) {
 			rec := record(ev, relay.Header{Key: "event_id", Value: "1"}, relay.Header{Key: "region", Value: "us"})
 			b.ReportAllocs()
 			for b.Loop() {
-				if got := r.Route(rec, ev); got.Rule != 9 || got.Record.Topic != "orders" {
+				if got := relay.RouteOf(r, rec, ev); got.Rule != 9 || got.Record.Topic != "orders" {
 					b.Fatalf("got %+v", got)
 				}
 			}

@@ -44,31 +44,34 @@ func newRouter(rules []*Rule, drop bool) *router {
 // Rules implements relay.Router.
 func (r *router) Rules() []string { return r.names }
 
-// Route implements relay.Router.
-func (r *router) Route(rec *relay.Record, ev *relay.Event) relay.Routed {
+// Match implements relay.Router.
+func (r *router) Match(rec *relay.Record, ev *relay.Event) (n int, drop bool) {
 	for _, n := range r.candidates(ev) {
 		rule := r.rules[n]
 		if len(rule.headers) > 0 {
 			if rec == nil {
 				// Nobody can tell whether it matches, so nothing is dropped: what is wrong with the
 				// event has to show.
-				return relay.Routed{Rule: len(r.rules)}
+				return len(r.rules), false
 			}
 			if !rule.matchHeaders(rec.Headers) {
 				continue
 			}
 		}
-		if rule.Drop || rec == nil {
-			return relay.Routed{Rule: n, Drop: rule.Drop}
-		}
-		own, err := rule.apply(rec, ev)
-		if err != nil {
-			unfit, _ := relay.Refused(relay.Refuse(relay.ReasonEncode, err))
-			return relay.Routed{Rule: n, Unfit: unfit}
-		}
-		return relay.Routed{Rule: n, Record: own}
+		return n, rule.Drop
 	}
-	return relay.Routed{Rule: len(r.rules), Drop: r.drop}
+	return len(r.rules), r.drop
+}
+
+// Changes implements relay.Router.
+func (r *router) Changes(n int) bool { return n < len(r.rules) && r.rules[n].changes() }
+
+// Apply implements relay.Router.
+func (r *router) Apply(n int, rec *relay.Record, ev *relay.Event) *relay.RefusedError {
+	if err := r.rules[n].apply(rec, ev); err != nil {
+		return &relay.RefusedError{Reason: relay.ReasonEncode, Err: err}
+	}
+	return nil
 }
 
 // candidates are the rules that an event of these types can match, up to the first that asks for

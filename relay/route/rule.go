@@ -87,33 +87,29 @@ func (r *Rule) takesHeaders(other *Rule) bool {
 	return true
 }
 
-// apply makes the record that a sink gets of an event by this rule: the shared one (nil), or a copy
-// that shares its value and headers. An error is the event's own fault.
-func (r *Rule) apply(rec *relay.Record, ev *relay.Event) (*relay.Record, error) {
-	if r.topic == nil && r.routingKey == nil && r.key == nil {
-		return nil, nil
+// changes reports whether a sink gets a record of its own by this rule.
+func (r *Rule) changes() bool { return r.topic != nil || r.routingKey != nil || r.key != nil }
+
+// apply changes a record as the rule has it. An error is the event's own fault.
+func (r *Rule) apply(rec *relay.Record, ev *relay.Event) (err error) {
+	expand := func(field string, template *encode.Template) string {
+		text, wrong := template.Expand(ev, rec.Headers)
+		if wrong != nil && err == nil {
+			err = fmt.Errorf("the %s of rule %s in RELAY_ROUTES: %w", field, r.Name, wrong)
+		}
+		return text
 	}
-	own := &struct {
-		relay.Record
-		key string
-	}{Record: *rec}
-	var err error
-	for _, c := range [...]struct {
-		field    string
-		template *encode.Template
-		to       *string
-	}{{"topic", r.topic, &own.Topic}, {"routing_key", r.routingKey, &own.RoutingKey}, {"key", r.key, &own.key}} {
-		if c.template == nil {
-			continue
-		}
-		if *c.to, err = c.template.Expand(ev, rec.Headers); err != nil {
-			return nil, fmt.Errorf("the %s of rule %s in RELAY_ROUTES: %w", c.field, r.Name, err)
-		}
+	if r.topic != nil {
+		rec.Topic = expand("topic", r.topic)
+	}
+	if r.routingKey != nil {
+		rec.RoutingKey = expand("routing_key", r.routingKey)
 	}
 	if r.key != nil {
-		own.OwnKey = &own.key
+		key := expand("key", r.key)
+		rec.OwnKey = &key
 	}
-	return &own.Record, nil
+	return err
 }
 
 // usesHeaders reports whether where an event goes depends on its headers.

@@ -287,5 +287,5 @@ func (c *Config) CheckRoute(r relay.Route) error {
 	if legalTopic(r.Topic) {
 		return nil
 	}
-	return fmt.Errorf("%q of %d bytes is no legal name of a topic: want 1 to 249 of a-z A-Z 0-9 . _ - and not . or ..", relay.Short(r.Topic), len(r.Topic))
+	return fmt.Errorf("%q of %d bytes is no legal name of a topic: want 1 to 249 of a-z A-Z 0-9 . _ -, but neither . nor .. alone", relay.Short(r.Topic), len(r.Topic))
 }

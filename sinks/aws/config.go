@@ -81,6 +81,8 @@ type SNSConfig struct {
 	//
 	// Default 10s. RELAY_SNS_TIMEOUT.
 	Timeout time.Duration `env:"RELAY_SNS_TIMEOUT"`
+
+	slice time.Duration // tests have another; 0 is the default
 }
 
 // DefaultSQSConfig returns the defaults.

@@ -19,7 +19,7 @@ func NewSNS(cfg SNSConfig, _ hclog.Logger) (*Sink, error) {
 		return nil, err
 	}
 	t := trouble{system: "aws_sns", prefix: "RELAY_SNS", template: cfg.Topic, templated: strings.Contains(cfg.Topic, topicField), said: cfg.Said}
-	s := newSink(cfg.Called("sns"), t, cfg.Concurrency, cfg.Timeout, 0)
+	s := newSink(cfg.Called("sns"), t, cfg.Concurrency, cfg.Timeout, cfg.slice)
 	sdk, err := s.load(cfg.region())
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -74,8 +75,8 @@ func soon(t testing.TB) context.Context {
 	return ctx
 }
 
-// standIn answers as SQS does (its JSON protocol), for one FIFO queue, fast and as the test wants:
-// moto takes milliseconds for each request, and never fails an entry.
+// standIn answers as SQS does (its JSON protocol) and SNS, for one FIFO queue or topic, fast and as
+// the test wants: moto takes milliseconds for each request, and never fails an entry.
 type standIn struct {
 	*httptest.Server
 
@@ -105,6 +106,10 @@ func newStandIn(t testing.TB) *standIn {
 const standInQueue = "events.fifo"
 
 func (s *standIn) serve(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("X-Amz-Target") == "" {
+		s.serveSNS(w, r)
+		return
+	}
 	var in struct {
 		QueueName string
 		QueueUrl  string
@@ -152,10 +157,7 @@ func (s *standIn) serve(w http.ResponseWriter, r *http.Request) {
 					continue
 				}
 			}
-			if !s.seen[m.Dedup] {
-				s.seen[m.Dedup] = true
-				s.messages = append(s.messages, m)
-			}
+			s.take(m)
 			sum := md5.Sum([]byte(m.Body))
 			taken = append(taken, map[string]any{"Id": m.ID, "MessageId": m.Dedup, "MD5OfMessageBody": hex.EncodeToString(sum[:])})
 		}
@@ -163,6 +165,49 @@ func (s *standIn) serve(w http.ResponseWriter, r *http.Request) {
 	default:
 		failed(400, "InvalidAction")
 	}
+}
+
+// take keeps a message that is new. It needs mu locked.
+func (s *standIn) take(m stored) {
+	if !s.seen[m.Dedup] {
+		s.seen[m.Dedup] = true
+		s.messages = append(s.messages, m)
+	}
+}
+
+// serveSNS answers as SNS does, by its query protocol, for one FIFO topic.
+func (s *standIn) serveSNS(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		return // the connection was cut
+	}
+	w.Header().Set("Content-Type", "text/xml")
+	action := r.Form.Get("Action")
+	if !strings.HasSuffix(r.Form.Get("TopicArn"), ":"+standInQueue) {
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = io.WriteString(w, `<ErrorResponse><Error><Type>Sender</Type><Code>NotFound</Code><Message>hush</Message></Error></ErrorResponse>`)
+		return
+	}
+	var taken, failed strings.Builder
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := 1; ; n++ {
+		value := func(name string) string {
+			return r.Form.Get(fmt.Sprintf("PublishBatchRequestEntries.member.%d.%s", n, name))
+		}
+		m := stored{value("Id"), value("Message"), value("MessageGroupId"), value("MessageDeduplicationId")}
+		if m.ID == "" {
+			break
+		}
+		if s.fail != nil {
+			if f := s.fail(m); f != nil {
+				fmt.Fprintf(&failed, "<member><Id>%s</Id><Code>%s</Code><SenderFault>%t</SenderFault><Message>hush</Message></member>", m.ID, f.Code, f.SenderFault)
+				continue
+			}
+		}
+		s.take(m)
+		fmt.Fprintf(&taken, "<member><Id>%s</Id><MessageId>%s</MessageId></member>", m.ID, m.Dedup)
+	}
+	fmt.Fprintf(w, "<%[1]sResponse><%[1]sResult><Successful>%[2]s</Successful><Failed>%[3]s</Failed></%[1]sResult></%[1]sResponse>", action, taken.String(), failed.String())
 }
 
 func (s *standIn) got() []stored {
@@ -188,14 +233,28 @@ func openSQS(t testing.TB, cfg SQSConfig) *Sink {
 	return s
 }
 
-// The contract, but for what attributes carry, which TestSQS looks at with moto.
-func TestContract(t *testing.T) {
+// The contract, but for what attributes carry, which TestSQS and TestSNS look at with moto.
+func TestContractSQS(t *testing.T) {
+	contract(t, func(server *standIn, endpoint string) (*Sink, error) {
+		cfg := server.config()
+		cfg.Endpoint = endpoint
+		return NewSQS(cfg, hclog.NewNullLogger())
+	})
+}
+
+func TestContractSNS(t *testing.T) {
+	contract(t, func(_ *standIn, endpoint string) (*Sink, error) {
+		cfg := DefaultSNSConfig()
+		cfg.Topic, cfg.Endpoint, cfg.slice = "arn:aws:sns:eu-west-1:123456789012:{topic}.fifo", endpoint, time.Hour
+		return NewSNS(cfg, hclog.NewNullLogger())
+	})
+}
+
+func contract(t *testing.T, open func(server *standIn, endpoint string) (*Sink, error)) {
 	sinktest.Run(t, sinktest.Harness{NoKey: true, Deduplicates: true, New: func(t testing.TB) *sinktest.Target {
 		server := newStandIn(t)
 		proxy := pgtest.NewProxy(t, server.URL)
-		cfg := server.config()
-		cfg.Endpoint = proxy.DSN
-		sink, err := NewSQS(cfg, hclog.NewNullLogger())
+		sink, err := open(server, proxy.DSN)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -78,6 +78,10 @@ compare: build bin/compare ## the relay next to Debezium Server, Watermill and t
 test-compare: build bin/compare ## a little of make compare, in which each event must arrive once (TESTFLAGS=)
 	cd internal/compare && go test -tags smoke -run '^TestSmoke$$' -count=1 -timeout 40m -v $(TESTFLAGS) .
 
+.PHONY: test-debezium
+test-debezium: bin/testenv ## messages of a real Debezium Server (460 MB by Maven) and of the relay are the same, for each converter
+	bin/testenv -postgres=18 -brokers=kafka -- go test -tags debezium ./cmd/sagaz-relay/e2e -run '^TestConverters$$' -count=1 -v $(TESTFLAGS)
+
 # Each hot stage of an event's way, without servers, on input that a walsender sent. GOMAXPROCS=1: a
 # relay has a quarter of the cores. The newest file of testdata/benchmarks is the last release's.
 STAGE_PKG  := ./cdc ./cdc/pgoutput ./relay/encode ./relay/engine ./relay/store ./relay/watch ./sinks/kafka ./sinks/rabbitmq

@@ -164,6 +164,24 @@ var explained = map[string]string{
 		"tombstone. A tombstone is a Kafka record without a value, by which a compacted topic " +
 		"forgets the key. Other brokers get an empty body. The header relay-tombstone shows it on " +
 		"all of them. The envelopes raw, debezium and cloudevents have it.",
+	"RELAY_DEBEZIUM_KEY": "RELAY_DEBEZIUM_KEY and RELAY_DEBEZIUM_VALUE are the Connect converters whose messages " +
+		"the envelope debezium makes, for consumers that are to stay as they are: string " +
+		"(StringConverter, ByteArrayConverter), json (JsonConverter with schemas.enable=false, a " +
+		"JSON string that holds the payload) or json-schemas (JsonConverter). " +
+		"RELAY_DEBEZIUM_SCHEMA is the schema of the payload that json-schemas puts into each " +
+		"message: copy it from one of today.",
+	"RELAY_DEBEZIUM_VALUE": "RELAY_DEBEZIUM_KEY and RELAY_DEBEZIUM_VALUE are the Connect converters whose messages " +
+		"the envelope debezium makes, for consumers that are to stay as they are: string " +
+		"(StringConverter, ByteArrayConverter), json (JsonConverter with schemas.enable=false, a " +
+		"JSON string that holds the payload) or json-schemas (JsonConverter). " +
+		"RELAY_DEBEZIUM_SCHEMA is the schema of the payload that json-schemas puts into each " +
+		"message: copy it from one of today.",
+	"RELAY_DEBEZIUM_SCHEMA": "RELAY_DEBEZIUM_KEY and RELAY_DEBEZIUM_VALUE are the Connect converters whose messages " +
+		"the envelope debezium makes, for consumers that are to stay as they are: string " +
+		"(StringConverter, ByteArrayConverter), json (JsonConverter with schemas.enable=false, a " +
+		"JSON string that holds the payload) or json-schemas (JsonConverter). " +
+		"RELAY_DEBEZIUM_SCHEMA is the schema of the payload that json-schemas puts into each " +
+		"message: copy it from one of today.",
 	"RELAY_ROUTES": "Are rules by which events go to some sinks and not to others, or there under another " +
 		"topic, routing key or message key: a list in YAML or JSON, or, in the YAML file, the " +
 		"list routes (docs/routes.md). Of each sink's rules the first that matches counts. They " +

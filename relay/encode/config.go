@@ -55,6 +55,18 @@ type Config struct {
 	//
 	// Default refuse. RELAY_NULL_PAYLOAD.
 	NullPayload string `env:"RELAY_NULL_PAYLOAD"`
+
+	// DebeziumKey and DebeziumValue are the Connect converters whose messages the envelope debezium
+	// makes, for consumers that are to stay as they are: string (StringConverter,
+	// ByteArrayConverter), json (JsonConverter with schemas.enable=false, a JSON string that holds
+	// the payload) or json-schemas (JsonConverter). DebeziumSchema is the schema of the payload that
+	// json-schemas puts into each message: copy it from one of today.
+	//
+	// Defaults string, string, {"type":"string","optional":true}. RELAY_DEBEZIUM_KEY,
+	// RELAY_DEBEZIUM_VALUE, RELAY_DEBEZIUM_SCHEMA.
+	DebeziumKey    string `env:"RELAY_DEBEZIUM_KEY"`
+	DebeziumValue  string `env:"RELAY_DEBEZIUM_VALUE"`
+	DebeziumSchema string `env:"RELAY_DEBEZIUM_SCHEMA"`
 }
 
 // Values of Config.Payload and Config.NullPayload.
@@ -79,6 +91,9 @@ func DefaultConfig() Config {
 		CloudEventsSource: "/saga_outbox",
 		Payload:           PayloadJSON,
 		NullPayload:       NullRefuse,
+		DebeziumKey:       ConverterString,
+		DebeziumValue:     ConverterString,
+		DebeziumSchema:    `{"type":"string","optional":true}`,
 	}
 }
 
@@ -100,7 +115,8 @@ func (c *Config) Validate() error {
 	if _, err := parseColumnHeaders(c.Headers, c.Envelope); err != nil {
 		errs = append(errs, fmt.Errorf("RELAY_HEADER_COLUMNS: %w", err))
 	}
-	return errors.Join(append(errs, c.checkPayload()...)...)
+	errs = append(errs, c.checkPayload()...)
+	return errors.Join(append(errs, c.checkDebezium()...)...)
 }
 
 // checkPayload reports what is wrong with payloads, and what their envelope cannot have.

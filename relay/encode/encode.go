@@ -16,9 +16,10 @@ type Encoder struct {
 	envelope          string
 	source            string // of CloudEvents
 	columns           []columnHeader
-	payload           string // one of PayloadJSON, …
-	contentType       string // of payloads
-	tombstones        bool   // of events whose payload is NULL
+	payload           string    // one of PayloadJSON, …
+	contentType       string    // of payloads
+	tombstones        bool      // of events whose payload is NULL
+	key, value        converter // of EnvelopeDebezium
 }
 
 var _ relay.Encoder = (*Encoder)(nil)
@@ -39,6 +40,8 @@ func New(cfg Config) (*Encoder, error) {
 	}
 	return &Encoder{
 		columns: columns,
+		key:     converter{kind: cfg.DebeziumKey, schema: keySchema},
+		value:   converter{kind: cfg.DebeziumValue, schema: cfg.DebeziumSchema, bytes: cfg.Payload == PayloadBytes},
 		topic:   topic, routingKey: key, envelope: cfg.Envelope, source: cfg.CloudEventsSource,
 		payload: cfg.Payload, contentType: cmp.Or(cfg.ContentType, contentTypes[cfg.Payload]), tombstones: cfg.NullPayload == NullTombstone,
 	}, nil
@@ -112,8 +115,14 @@ func (e *Encoder) encode(rec *relay.Record, ev *relay.Event) error {
 		rec.ContentType = structuredContent
 	case ev.NoPayload:
 		headers = putHeader(headers, len(headers), relay.TombstoneHeader, "true")
+	case e.envelope == EnvelopeDebezium && e.value.kind != ConverterString:
+		rec.Value, rec.ContentType = e.value.convert(ev.Payload), jsonContent
 	case e.envelope != EnvelopeSagaz:
 		rec.Value = []byte(ev.Payload) // not nil, also where it is empty
+	}
+	if e.envelope == EnvelopeDebezium && e.key.kind != ConverterString && rec.Key != "" {
+		key := string(e.key.convert(rec.Key))
+		rec.OwnKey = &key
 	}
 	rec.Headers = headers
 	return e.destination(rec, ev)

@@ -14,18 +14,29 @@ import (
 	"github.com/sagaz-relay/relay/relay/verify"
 )
 
-// debeziumSQL are the SQL blocks of docs/migrating-from-debezium.md: there, has it finished, back.
+// debeziumSQL are SQL blocks of docs/migrating-from-debezium.md: there, has it finished, back.
 func debeziumSQL(t testing.TB) (there, finished, back string) {
+	t.Helper()
+	blocks := debeziumBlocks(t)
+	return blocks[1], blocks[3], blocks[4]
+}
+
+// debeziumBlocks are all SQL blocks of the document. The first and the third are for payloads as they
+// are: before the view is made, and at the end of its transaction.
+func debeziumBlocks(t testing.TB) (blocks [5]string) {
 	t.Helper()
 	text, err := os.ReadFile("../../../docs/migrating-from-debezium.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(text), -1)
-	if len(blocks) != 3 {
-		t.Fatalf("%d blocks of SQL in the document, want 3", len(blocks))
+	found := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	if len(found) != len(blocks) {
+		t.Fatalf("%d blocks of SQL in the document, want %d", len(found), len(blocks))
 	}
-	return blocks[0][1], blocks[1][1], blocks[2][1]
+	for i := range found {
+		blocks[i] = found[i][1]
+	}
+	return blocks
 }
 
 // outboxWriter inserts into outboxevent as applications do that came from Debezium: a row a
@@ -245,6 +256,30 @@ func TestDebeziumViewTakesWhatTheTableTook(t *testing.T) {
 			w.exec(back)
 			w.exec(`DROP TABLE outboxevent`)
 			w.exec(`DELETE FROM saga_outbox`)
+		}
+	}
+}
+
+// With the document's lines for payloads as they are, every text and all bytes are in saga_outbox as
+// they were inserted, and so is NULL.
+func TestDebeziumPayloadsAsTheyAre(t *testing.T) {
+	t.Parallel()
+	for kind, payloads := range map[string][]string{
+		"text":  {"NULL", `''`, `'{"b":1,  "a":2}'`, `'hello'`, `E'{"a": "\\u0000"}'`},
+		"bytea": {"NULL", `''`, `'\x00ff'::bytea`, `'{"b":1}'::bytea`},
+	} {
+		w := newWorld(t)
+		doc := debeziumBlocks(t)
+		other := strings.NewReplacer("TYPE text", "TYPE "+kind, "(text)", "("+kind+")", "payload text", "payload "+kind, "RETURNS text", "RETURNS "+kind)
+		w.exec(strings.Replace(other.Replace(doc[0]), "TYPE bytea", "TYPE bytea USING convert_to(payload::text, 'UTF8')", 1))
+		w.migrate()
+		w.exec(`CREATE TABLE outboxevent (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload ` + kind + `)`)
+		w.exec(strings.Replace(doc[1], "COMMIT;", other.Replace(doc[2])+"COMMIT;", 1))
+		for _, payload := range payloads {
+			w.exec(`INSERT INTO outboxevent (id, aggregatetype, aggregateid, type, payload) VALUES ($1, 'order', 'k', 'OrderPaid', `+payload+`)`, newID().String())
+			if !value[bool](w, `SELECT payload IS NOT DISTINCT FROM `+payload+` FROM saga_outbox ORDER BY created_at DESC LIMIT 1`) {
+				t.Errorf("%s: %s is not what was inserted", kind, payload)
+			}
 		}
 	}
 }

@@ -80,7 +80,7 @@ var plain = map[string][]string{
 // A test may also use what was made for tests, and a migrated database.
 var allowedInTests = []string{
 	"relay", "relay/encode", "relay/engine", "relay/route", "relay/watch", "relay/ledgertest", "relay/repair", "relay/verify", "sinks/sinktest", "migrations",
-	"internal/testbed/brokertest", "internal/testbed/captured", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest", "internal/testbed/natstest", "internal/testbed/awstest",
+	"internal/testbed/brokertest", "internal/testbed/captured", "internal/testbed/pgtest", "internal/testbed/pgserver", "internal/testbed/otlptest", "internal/testbed/natstest", "internal/testbed/redistest", "internal/testbed/awstest",
 }
 
 func TestImportsPointInward(t *testing.T) {
@@ -181,7 +181,8 @@ func TestSinksCanBeLeftOut(t *testing.T) {
 	}{
 		{"", map[string]bool{"github.com/aws/aws-sdk-go-v2": true, "github.com/nats-io/nats.go": true, "github.com/nats-io/nats-server": false}},
 		{"noaws", map[string]bool{"github.com/aws/": false, "relay/sinks/aws": false, "github.com/nats-io/nats.go": true}},
-		{"nonats", map[string]bool{"github.com/nats-io/": false, "relay/sinks/nats": false}},
+		{"nonats", map[string]bool{"github.com/nats-io/": false, "relay/sinks/nats": false, "redis/go-redis": true}},
+		{"noredis", map[string]bool{"redis/go-redis": false, "relay/sinks/redis": false, "github.com/nats-io/nats.go": true}},
 	} {
 		out, err := exec.Command("go", "list", "-deps", "-tags", build.tags, "./cmd/sagaz-relay").Output()
 		if err != nil {

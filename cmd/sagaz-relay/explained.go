@@ -23,9 +23,9 @@ var explained = map[string]string{
 		"its way, so keep it below a sixteenth of the memory limit. Brokers have limits of their " +
 		"own, most of them lower.",
 	"BROKER_TYPE": "Lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, webhook, " +
-		"nats, sqs, sns, or several with commas between. Where it is not set, a relay does not " +
-		"start (exit code 2) if events went elsewhere before, or may have: another worker's sent " +
-		"rows, an address of another broker.",
+		"nats, sqs, sns, redis, or several with commas between. Where it is not set, a relay does " +
+		"not start (exit code 2) if events went elsewhere before, or may have: another worker's " +
+		"sent rows, an address of another broker.",
 	"RELAY_SINKS": "Lists sinks with names of their own, several of one kind where that is wanted, each with " +
 		"its own settings: orders-kafka has RELAY_SINK_ORDERS_KAFKA_KIND (kafka, say), " +
 		"RELAY_SINK_ORDERS_KAFKA_BOOTSTRAP_SERVERS and so on. A name has 1 to 40 lower-case " +
@@ -392,6 +392,26 @@ var explained = map[string]string{
 		"messages, of ten different keys.",
 	"RELAY_SNS_TIMEOUT": "How long one request may take. Then its messages are offered again; SNS drops what it " +
 		"has already. Keep it below RELAY_SINK_ISOLATION.",
+	"REDIS_URL": "Where Redis is and who the relay is: redis://user:password@host:6379/0, or rediss:// for " +
+		"TLS. The number is the database. A reserved character in user or password is " +
+		"percent-encoded.",
+	"RELAY_REDIS_MAXLEN": "How many entries a stream keeps, about: with each new one Redis may drop old ones " +
+		"(MAXLEN ~), whether they were read or not. 0 keeps all, until somebody trims the stream " +
+		"or memory ends.",
+	"RELAY_REDIS_MAKE_STREAMS": "Lets the first event of a topic make its stream. With false an event whose stream is not " +
+		"there is refused as unknown_topic (NOMKSTREAM).",
+	"RELAY_REDIS_REPLICAS": "How many replicas must have an event before it counts as delivered (WAIT). With 0 an " +
+		"event that only the primary had is lost when a replica takes over. Where there are " +
+		"fewer, events wait, and each try adds them once more.",
+	"RELAY_REDIS_TIMEOUT": "How long opening a connection, an answer, and the replicas may take. Too short, and a " +
+		"Redis that is slow (a fork, a long script) gets everything twice; too long, and a lane " +
+		"notices late that it hangs.",
+	"RELAY_REDIS_TLS_CA_FILE": "Holds the PEM certificates that sign the server's. Empty means the system's. Like the " +
+		"other TLS settings it needs a rediss REDIS_URL, and it is read again at every connect.",
+	"RELAY_REDIS_TLS_CERT_FILE": "The relay's own certificate, for a server that asks for one (tls-auth-clients); " +
+		"RELAY_REDIS_TLS_KEY_FILE must be set too.",
+	"RELAY_REDIS_TLS_KEY_FILE":    "The private key of RELAY_REDIS_TLS_CERT_FILE.",
+	"RELAY_REDIS_TLS_SERVER_NAME": "The name that the server's certificate must carry, when it is not the REDIS_URL's host.",
 	"OTEL_EXPORTER_OTLP_ENDPOINT": "OTEL_EXPORTER_OTLP_ENDPOINT is the collector: http://host:4318, or http://host:4317 for " +
 		"gRPC; https for TLS. Empty: no traces, and no cost. /v1/traces is added to its path for " +
 		"HTTP. OTEL_EXPORTER_OTLP_TRACES_ENDPOINT goes first, and is taken as it is.",

@@ -28,7 +28,7 @@ import (
 // programConfig is what is set of the program itself, besides its rooms.
 type programConfig struct {
 	// Sinks lists the brokers that every event goes to: kafka, rabbitmq, file, stdout, webhook, nats,
-	// sqs, sns, or several with commas between. Where it is not set, a relay does not start (exit
+	// sqs, sns, redis, or several with commas between. Where it is not set, a relay does not start (exit
 	// code 2) if events went elsewhere before, or may have: another worker's sent rows, an address
 	// of another broker.
 	//

@@ -32,7 +32,7 @@ const (
 // chapters are the headings of docs/settings.md, by the struct that its settings are in.
 var chapters = map[string]string{
 	"cdc.Config": "Reading PostgreSQL", "main.programConfig": "The program", "admin.Config": "HTTP", "engine.Config": "Delivery", "encode.Config": "Messages", "route.Config": "Routes",
-	"watch.Config": "Sagas", "store.Config": "Lease and rows", "kafka.Config": "Kafka", "rabbitmq.Config": "RabbitMQ", "file.Config": "File", "webhook.Config": "Webhooks", "aws.SQSConfig": "Amazon SQS", "aws.SNSConfig": "Amazon SNS", "nats.Config": "NATS", "traces.Config": "Traces",
+	"watch.Config": "Sagas", "store.Config": "Lease and rows", "kafka.Config": "Kafka", "rabbitmq.Config": "RabbitMQ", "file.Config": "File", "webhook.Config": "Webhooks", "aws.SQSConfig": "Amazon SQS", "aws.SNSConfig": "Amazon SNS", "nats.Config": "NATS", "redis.Config": "Redis", "traces.Config": "Traces",
 }
 
 // TestSettingsDocument makes the documents of settings out of the comments of the Config structs:

@@ -1,4 +1,4 @@
-//go:build nonats || noaws
+//go:build nonats || noredis || noaws
 
 package main
 

@@ -26,7 +26,7 @@ var sinkKinds = slices.Concat([]sinkKind{
 		return stdout.New(c.Called("stdout"), os.Stdout), nil
 	}),
 	kind("webhook", webhook.DefaultConfig, webhook.New),
-}, natsKind, awsKinds)
+}, natsKind, awsKinds, redisKind)
 
 // unset is the Config of a sink that has no settings.
 type unset struct{ relay.Named }

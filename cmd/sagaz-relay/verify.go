@@ -77,6 +77,7 @@ What is read:
   nats          the streams of these events' subjects, from ten minutes before --since to their
                 ends. Nothing is changed. What a stream's limits have deleted, or its consumers
                 (retention workqueue or interest), is reported as missing.
+  redis         the streams called as these events' topics, likewise.
   file          the file of RELAY_FILE_PATH, or of RELAY_SINK_…_PATH.
 
 Rules of RELAY_ROUTES are those of now: what they keep from a sink is not missing there, and what was

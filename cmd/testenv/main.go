@@ -8,9 +8,10 @@
 //  1. an address in the environment: SAGAZ_TEST_POSTGRES_18 (and _14, ...; a superuser's URL),
 //     SAGAZ_TEST_KAFKA (host:port), SAGAZ_TEST_RABBITMQ (amqp://...);
 //  2. Docker, if it runs (Kafka and RabbitMQ);
-//  3. this machine: PostgreSQL embedded, Kafka from Maven Central, RabbitMQ from the system's
-//     package. What is missing for that is installed on Debian as root; otherwise the run fails
-//     with the line that installs it.
+//  3. this machine: PostgreSQL embedded, Kafka from Maven Central, RabbitMQ and Redis from the
+//     system's packages (of Redis the program only: tests start servers of their own). What is
+//     missing for that is installed on Debian as root; otherwise the run fails with the line that
+//     installs it.
 //
 // The command gets the addresses in the same variables, plus SAGAZ_TEST_KAFKA_STATE and
 // SAGAZ_TEST_RABBITMQ_STATE for the other listeners (see internal/testbed/brokertest),
@@ -44,7 +45,7 @@ func run(args []string, log io.Writer) int {
 	flags := flag.NewFlagSet("testenv", flag.ContinueOnError)
 	flags.SetOutput(log)
 	versions := flags.String("postgres", cmp.Or(os.Getenv("SAGAZ_TEST_PG_VERSIONS"), "14,18"), "major `versions` of PostgreSQL, comma separated; none for none")
-	brokers := flags.String("brokers", "kafka,rabbitmq", "brokers to bring up; none for none")
+	brokers := flags.String("brokers", "kafka,rabbitmq,redis", "brokers to bring up; none for none")
 	tools := flags.String("tools", "", "`programs` of Debian packages to bring, comma separated: "+testbed.ToolNames())
 	race := flags.Bool("race", false, "bring a C compiler, too, which go test -race needs, and run relays with the race detector")
 	flags.Usage = func() {

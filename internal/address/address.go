@@ -275,3 +275,24 @@ func NATS(list []string) error {
 	}
 	return nil
 }
+
+// Redis checks redis://user:password@host:port/number, or rediss.
+func Redis(s string) error {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok || scheme != "redis" && scheme != "rediss" {
+		return errors.New("want it to begin with redis:// or rediss://")
+	}
+	p, err := parse(rest, func(string) bool { return false })
+	switch {
+	case err != nil:
+		return err
+	case len(p.hosts) > 1 || p.hosts[0] == "":
+		return errHost
+	}
+	if p.path != "" {
+		if n, err := strconv.ParseUint(p.path, 10, 16); err != nil || strconv.FormatUint(n, 10) != p.path {
+			return errors.New("what is behind the host's slash is no number of a database: want 0, or another number, and " + encoded)
+		}
+	}
+	return nil
+}

@@ -19,6 +19,7 @@ import (
 	"github.com/sagaz-relay/relay/internal/testbed/debian"
 	"github.com/sagaz-relay/relay/internal/testbed/pgserver"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
+	"github.com/sagaz-relay/relay/internal/testbed/redistest"
 )
 
 // Part is one thing that the tests need.
@@ -86,8 +87,10 @@ func Choose(versions, brokers, work string, log io.Writer) ([]Part, error) {
 			parts = append(parts, Part{"Kafka", []source{kafkaAt, inDocker(docker, kafka(work, true)), kafka(work, false)}})
 		case "rabbitmq":
 			parts = append(parts, Part{"RabbitMQ", []source{rabbitAt, inDocker(docker, rabbit(work, true)), rabbit(work, false)}})
+		case "redis":
+			parts = append(parts, Part{"Redis", []source{redisHere}})
 		default:
-			return nil, fmt.Errorf("-brokers=%s: no broker %q here, want some of kafka, rabbitmq", brokers, broker)
+			return nil, fmt.Errorf("-brokers=%s: no broker %q here, want some of kafka, rabbitmq, redis", brokers, broker)
 		}
 	}
 	return parts, nil
@@ -218,6 +221,14 @@ func rabbit(work string, docker bool) source {
 		up := taken{from: where(docker), env: []string{"SAGAZ_TEST_RABBITMQ=" + r.URL}, close: r.Close}
 		return withState(up, r, "SAGAZ_TEST_RABBITMQ_STATE", filepath.Join(work, "rabbitmq.json"), docker)
 	}
+}
+
+// redisHere brings the program: each test starts servers of its own.
+func redisHere(ctx context.Context, log io.Writer) (taken, error) {
+	if err := redistest.Ensure(ctx, log); err != nil {
+		return taken{}, err
+	}
+	return taken{from: "on this machine, one for each test"}, nil
 }
 
 func where(docker bool) string {

@@ -96,7 +96,7 @@ benchmarks: ## every hot stage, against the last release's numbers: a report, no
 	go run $(BENCHSTAT) -ignore pkg,cpu,note $(BASELINE) bin/benchmarks.txt
 
 # What needs no server.
-QUICK_PKG := . ./relay ./relay/engine ./relay/watch ./relay/encode ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/dashboards ./internal/orders ./internal/term
+QUICK_PKG := . ./relay ./relay/engine ./relay/watch ./relay/encode ./relay/route ./relay/verify ./cdc/pgoutput ./sinks/file ./sinks/halve ./sinks/stdout ./internal/address ./internal/dashboards ./internal/orders ./internal/term
 
 .PHONY: quick
 quick: ## a minute, and no server: engine, encoder, decoder, file sink, import rules

@@ -204,6 +204,9 @@ func (s *settings) benched() bench.Program {
 		if err := s.all(); err != nil {
 			return bench.Relay{}, err
 		}
+		if s.dropsSome() {
+			return bench.Relay{}, configError{errors.New("RELAY_ROUTES: a rule drops events, and the bench would wait for them: unset it")}
+		}
 		return bench.Relay{
 			Sinks: s.program.Sinks, Mark: s.store.Mark, Kafka: s.sinks["kafka"].(*kafka.Config), RabbitMQ: s.sinks["rabbitmq"].(*rabbitmq.Config),
 			Run: s.benchedSlot,

@@ -18,6 +18,17 @@ type routeChecker interface {
 // others are topics.
 type routingKeyed interface{ RoutingKeys() bool }
 
+// dropsSome reports whether some events are kept from a sink.
+func (s *settings) dropsSome() bool {
+	table, err := s.routes()
+	if err != nil { // reported by settings.all
+		return false
+	}
+	return table.Drops() || slices.ContainsFunc(s.used(), func(sink string) bool {
+		return slices.ContainsFunc(table.Of(sink), func(rule route.Shown) bool { return rule.Drop })
+	})
+}
+
 // routes reads the rules of RELAY_ROUTES for the sinks that events go to.
 func (s *settings) routes() (*route.Table, error) {
 	var sinks []route.Sink

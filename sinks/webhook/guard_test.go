@@ -117,9 +117,11 @@ func TestGuard(t *testing.T) {
 	if r.count() > 0 || len(r.conns()) > 0 {
 		t.Error("a connection was made")
 	}
+	names.mu.Lock()
 	if names.asks == 0 {
 		t.Error("the name was not looked up")
 	}
+	names.mu.Unlock()
 
 	cfg.AllowPrivate = true
 	if err := open(t, cfg).Publish(soon(t), recs); err != nil || r.count() != 2 {

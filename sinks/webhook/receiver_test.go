@@ -84,7 +84,7 @@ func (r *receiver) start() {
 	}
 	r.addr = ln.Addr().String()
 	r.server = &http.Server{
-		Handler: http.HandlerFunc(r.serve), TLSConfig: r.secure, ErrorLog: hclog.NewNullLogger().StandardLogger(nil),
+		Handler: http.HandlerFunc(r.serve), TLSConfig: r.secure.Clone(), ErrorLog: hclog.NewNullLogger().StandardLogger(nil),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if secure, ok := c.(*tls.Conn); ok {
 				c = secure.NetConn()
@@ -226,6 +226,17 @@ func (c *serverConn) Read(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	return n, err
+}
+
+// Write lets no answer out to a request that did not arrive.
+func (c *serverConn) Write(p []byte) (int, error) {
+	c.of.mu.Lock()
+	dead := c.dead
+	c.of.mu.Unlock()
+	if dead {
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(p)
 }
 
 func (r *receiver) url() string {

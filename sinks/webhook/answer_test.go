@@ -65,6 +65,36 @@ func TestAnswers(t *testing.T) {
 
 func r0(s *Sink) string { return s.to.host + ":" + s.to.port }
 
+// After a 101 the connection speaks something else, for as long as the receiver likes. Nobody waits
+// for the end of that.
+func TestSwitchedProtocols(t *testing.T) {
+	r := newReceiver(t, nil)
+	s := open(t, r.config())
+	r.set(func(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+		return false
+	})
+	done := make(chan error, 1)
+	go func() { done <- s.Publish(soon(t), sinktest.Records("OrderCreated", "a", 0, 2)) }()
+	select {
+	case err := <-done:
+		errs := outcomes(t, 2, err)
+		if refused, ok := relay.Refused(errs[0]); !ok || refused.Reason != relay.ReasonUnroutable || !errors.Is(errs[1], relay.ErrBehind) {
+			t.Errorf("%v, want the first one refused as unroutable and the other behind it", errs)
+		}
+	case <-time.After(15 * time.Second):
+		t.Error("Publish waits for the end of the connection")
+		_ = s.Close()
+		<-done
+	}
+}
+
 // A redirect is not followed, whatever it points to, and its error has nothing of the way.
 func TestRedirect(t *testing.T) {
 	other := newReceiver(t, nil)

@@ -69,9 +69,11 @@ func (s *Sink) post(ctx context.Context, fence func() bool, to *url.URL, rec *re
 		}
 		return false, s.cfg.connectError(s.to, causeOf(own, err))
 	}
-	limit := time.AfterFunc(bodyTime, func() { cancel(nil) })
-	_, _ = io.CopyN(io.Discard, answer.Body, mostBody) // the status counts, whatever becomes of the body
-	limit.Stop()
+	if answer.StatusCode != http.StatusSwitchingProtocols { // whose body is the connection, and has no end
+		limit := time.AfterFunc(bodyTime, func() { cancel(nil) })
+		_, _ = io.CopyN(io.Discard, answer.Body, mostBody) // the status counts, whatever becomes of the body
+		limit.Stop()
+	}
 	_ = answer.Body.Close()
 	return true, s.outcome(answer, to, rec)
 }

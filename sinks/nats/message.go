@@ -95,7 +95,7 @@ func (s *Sink) message(rec *relay.Record) (*nats.Msg, error) {
 func header1(rec *relay.Record, h relay.Header) (name, value string) {
 	if rec.CloudEvent {
 		switch attribute, ok := strings.CutPrefix(h.Key, relay.CloudEventPrefix); {
-		case ok:
+		case ok && !strings.ContainsFunc(attribute, oddName): // else it is no attribute's name
 			return "ce-" + attribute, percent(h.Value, odd)
 		case h.Key == relay.CloudEventContentType && !strings.HasPrefix(h.Value, "application/cloudevents"):
 			return "ce-datacontenttype", percent(h.Value, odd)
@@ -117,7 +117,11 @@ func plain(name, value string) bool {
 	return !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' }) && strings.Trim(value, " ") == value
 }
 
-func oddName(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`:*%'"`, r) }
+// oddName are characters that the client sends in no name (nats.go: makeValidHeaderKeyAsciiSet), and
+// those of RFC 8187.
+func oddName(r rune) bool {
+	return r <= ' ' || r > '~' || strings.ContainsRune(`"()/,:;<=>?@[\]{}`, r) || strings.ContainsRune(`*%'`, r)
+}
 
 // oddValue is what RFC 8187 wants encoded in an ext-value: all but letters, digits and these.
 func oddValue(r rune) bool {

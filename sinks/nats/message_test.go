@@ -2,6 +2,7 @@ package nats
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -61,6 +62,7 @@ func TestHeaderForms(t *testing.T) {
 		{"größe", "1", "gr%C3%B6%C3%9Fe*", "UTF-8''1"},
 		{"a: b", "1", "a%3A%20b*", "UTF-8''1"},
 		{"star*", "1", "star%2A*", "UTF-8''1"},
+		{"a/b[c]@d", "1", "a%2Fb%5Bc%5D%40d*", "UTF-8''1"},
 		{"", "1", "*", "UTF-8''1"},
 	} {
 		rec := sinktest.NewRecord("x", "k", 0, 0)
@@ -96,9 +98,36 @@ func TestCloudEventHeaders(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
+	rec.Headers = []relay.Header{{Key: "ce_a b", Value: "1"}}
+	if m, err = s.message(rec); err != nil || m.Header.Get("ce_a%20b*") != "UTF-8''1" {
+		t.Errorf("no attribute's name: %v, %v", m, err)
+	}
 	rec.Headers = []relay.Header{{Key: "content-type", Value: "application/cloudevents+json"}}
 	if m, err = s.message(rec); err != nil || m.Header.Get("content-type") != "application/cloudevents+json" {
 		t.Errorf("structured: %v, %v", m, err)
+	}
+}
+
+// Whatever a row's header is called, its event arrives: a name that the client refuses to send would
+// be offered for ever.
+func TestHeaderNames(t *testing.T) {
+	server := natstest.Start(t, "")
+	s := newSink(t, config(server))
+	for _, cloudEvent := range []bool{false, true} {
+		subject := newStream(t, server.URL, nil)
+		var recs []*relay.Record
+		for c := byte(1); c <= 0x7f; c++ {
+			rec := sinktest.NewRecord(subject, fmt.Sprint("k", c), int(c), 0)
+			rec.CloudEvent = cloudEvent
+			rec.Headers = append(rec.Headers, relay.Header{Key: "a" + string(rune(c)) + "b", Value: "1"}, relay.Header{Key: "ce_a" + string(rune(c)) + "b", Value: "2"})
+			recs = append(recs, rec)
+		}
+		if err := s.Publish(soon(t), recs); err != nil {
+			t.Errorf("cloud event %t: %v", cloudEvent, err)
+		}
+		if got := consume(t, server.URL, subject); len(got) != len(recs) {
+			t.Errorf("cloud event %t: %d messages in the stream, want %d", cloudEvent, len(got), len(recs))
+		}
 	}
 }
 

@@ -15,9 +15,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/yamltext"
 )
 
 // Values fills the rooms' Config structs; see tags.go for the tags of their fields.
@@ -60,9 +59,8 @@ func New(lookup func(string) (string, bool), configFile string) *Values {
 	}
 	configFile = address.Argument(configFile)
 	var raw map[string]any
-	if err := yaml.Unmarshal(text, &raw); err != nil {
-		// The parser's own message quotes the line.
-		v.fail("--config %s: %sno YAML of the form that is wanted: want lines such as BROKER_TYPE: kafka", configFile, yamlLine.FindString(err.Error()))
+	if err := yamltext.Read(string(text), &raw); err != nil {
+		v.fail("--config %s: %w: want lines such as BROKER_TYPE: kafka", configFile, err)
 		return v
 	}
 	v.file = make(map[string]string, len(raw))
@@ -101,9 +99,6 @@ func textOf(value any) (text string, ok bool) {
 		return "", false
 	}
 }
-
-// yamlLine finds the line at which the YAML parser stopped.
-var yamlLine = regexp.MustCompile(`line \d+: `)
 
 // cause takes the name of the file out of an error: it may be a secret that got into the place of
 // one.

@@ -207,7 +207,7 @@ func TestVariablesRefused(t *testing.T) {
 		})
 	}
 	for name, yaml := range map[string]string{
-		"NoMapping": "- RELAY_TEXT", "Nested": "RELAY_TEXT: {a: b}", "NoYAML": "RELAY_TEXT: [",
+		"NoMapping": "- RELAY_TEXT", "Nested": "RELAY_TEXT: {a: b}", "NoYAML": "RELAY_TEXT: [", "SecondDocument": "RELAY_TEXT: a\n---\nRELAY_ON: true",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := loadSample(t, nil, yaml); err == nil || !strings.Contains(err.Error(), "--config") {

@@ -8,9 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/sagaz-relay/relay/internal/address"
+	"github.com/sagaz-relay/relay/internal/yamltext"
 	"github.com/sagaz-relay/relay/relay/encode"
 )
 
@@ -27,9 +26,6 @@ var ruleName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
 // here by mistake.
 func shown(text string) string { return address.Argument(text) }
 
-// yamlLine finds the line at which the YAML parser stopped.
-var yamlLine = regexp.MustCompile(`line \d+: `)
-
 // parse reads rules: a list in YAML, of which JSON is a part. Its error has everything that is wrong
 // with them.
 func parse(text string) ([]*Rule, error) {
@@ -37,9 +33,8 @@ func parse(text string) ([]*Rule, error) {
 		return nil, nil
 	}
 	var value any
-	if err := yaml.Unmarshal([]byte(text), &value); err != nil {
-		// The parser's own message quotes the line.
-		return nil, fmt.Errorf("%s: %sno YAML or JSON: want a list of rules, such as [{name: audit, sinks: [audit-rabbit], event_type: \"Order*\"}], with patterns in quotes", setting, yamlLine.FindString(err.Error()))
+	if err := yamltext.Read(text, &value); err != nil {
+		return nil, fmt.Errorf("%s: %w: want a list of rules in YAML or JSON, such as [{name: audit, sinks: [audit-rabbit], event_type: \"Order*\"}], with patterns in quotes", setting, err)
 	}
 	list, ok := value.([]any)
 	if !ok && value != nil {

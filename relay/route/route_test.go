@@ -190,7 +190,9 @@ func TestManyTypes(t *testing.T) {
 func TestBadRules(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	for name, tt := range map[string]struct{ rules, want string }{
-		"NotYAML":            {"[{name: a", "no YAML or JSON"},
+		"NotYAML":            {"[{name: a", "no YAML of the form that is wanted: want a list of rules in YAML or JSON"},
+		"SecondDocument":     {"- {name: a, event_type: a}\n---\n- {name: b, drop: true}", "a line --- in it begins a second document"},
+		"FieldTwice":         {"- name: a\n  event_type: a\n  event_type: b\n", "line 3: a name is there twice"},
 		"NotAList":           {"name: a", "want a list of rules"},
 		"AFileInPlace":       {"amqp://u:hush@mq/", "want a list of rules"},
 		"NotAMapping":        {"[audit]", "rule 1: want a mapping"},

@@ -180,7 +180,7 @@ func (v *View) insert(types map[string]string) (into, values []string) {
 	// Names that are built from pairs begin with what the column of headers has.
 	all := "'{}'::jsonb"
 	if c := given["headers"]; c != nil {
-		all = "coalesce(" + c.as("jsonb") + ", '{}'::jsonb)"
+		all = "coalesce(nullif(" + c.as("jsonb") + ", 'null'), '{}')" // JSON's null, too, is no headers
 	}
 	if len(headers) > 0 {
 		var pairs []string
@@ -289,6 +289,9 @@ func MakeView(ctx context.Context, conn *pgx.Conn, v View) (sql string, made boo
 		case kind != "":
 			return viewError("there is a %s by the name %s: rename it first, or choose another name", kind, v.Name)
 		}
+		if err := v.checkRights(ctx, tx, home); err != nil {
+			return err
+		}
 		made = true
 		_, err = tx.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
 		return err
@@ -341,7 +344,7 @@ func describeView(ctx context.Context, tx pgx.Tx, v *View) (sql, home string, er
 		return "", "", err
 	}
 	types := make(map[string]string)
-	rows, err := tx.Query(ctx, `SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = $1::int8::oid AND attnum > 0 AND NOT attisdropped`, table)
+	rows, err := tx.Query(ctx, `SELECT attname::text, format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = $1::int8::oid AND attnum > 0 AND NOT attisdropped`, table)
 	if err != nil {
 		return "", "", err
 	}
@@ -354,7 +357,8 @@ func describeView(ctx context.Context, tx pgx.Tx, v *View) (sql, home string, er
 		_, header := c.headerOf()
 		switch {
 		case c.Type != "":
-			if err := tx.QueryRow(ctx, `SELECT format_type($1::int8::oid, NULL)`, asked[c.Type]).Scan(&c.Type); err != nil {
+			// With -1, and not NULL: character and bit mean a length of one.
+			if err := tx.QueryRow(ctx, `SELECT format_type($1::int8::oid, -1)`, asked[c.Type]).Scan(&c.Type); err != nil {
 				return "", "", err
 			}
 		case header:

@@ -113,6 +113,13 @@ func TestViewOfOtherTypes(t *testing.T) {
 		if got, want := value[string](t, conn, `SELECT concat_ws('|', saga_id, aggregate_id, headers, created_at > now() - interval '2 days')`+newest), `6|6|{}|t`; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
+		// Types with a length of one where none is given; headers that are JSON's null, as an ORM writes them.
+		makeView(t, conn, migrations.View{Schema: "app", Name: "more", Columns: columns("key=aggregate_id", "type=event_type", "payload=payload", "region:char(5)=header:region", "flags:bit(3)=header:flags", "headers=headers", "at=created_at")})
+		exec(t, conn, `INSERT INTO app.more (key, type, payload, region, flags, headers) VALUES (7, 'Paid', '[]', 'eu', '101', 'null')`)
+		if got, want := value[string](t, conn, `SELECT headers::text FROM saga_outbox WHERE aggregate_id = 7`), `{"flags": "101", "region": "eu"}`; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		exec(t, conn, `DROP VIEW app.more`)
 		// A text that is too long is the application's error, and not cut.
 		exec(t, conn, `ALTER TABLE saga_outbox ALTER saga_id TYPE varchar(8) USING left(saga_id, 8)`)
 		if _, err := conn.Exec(t.Context(), `INSERT INTO app.outbox (key, type, payload, saga) VALUES (6, 'Paid', '[]', '`+saga+`')`); err == nil || !strings.Contains(err.Error(), "too long") {
@@ -122,7 +129,8 @@ func TestViewOfOtherTypes(t *testing.T) {
 }
 
 func TestViewRefused(t *testing.T) {
-	conn := pgtest.New(t, pgtest.Migrated()).Conn(t)
+	db := pgtest.New(t, pgtest.Migrated())
+	conn := db.Conn(t)
 	good := []string{"id=event_id", "key=aggregate_id", "type=event_type", "payload=payload"}
 	exec(t, conn, `CREATE TABLE taken (); CREATE VIEW theirs AS SELECT 1`, pgx.QueryExecModeSimpleProtocol)
 	makeView(t, conn, migrations.View{Name: "there", Columns: columns(good...)})
@@ -160,6 +168,23 @@ func TestViewRefused(t *testing.T) {
 			t.Errorf("drop %s: %v, want %q", name, err, want)
 		}
 	}
+	// The view's trigger has the rights of its maker, so without them no application could insert.
+	exec(t, conn, `CREATE ROLE view_maker; GRANT USAGE, CREATE ON SCHEMA public TO view_maker; SET ROLE view_maker`, pgx.QueryExecModeSimpleProtocol)
+	defer func(conn *pgx.Conn) {
+		exec(t, conn, `DROP OWNED BY view_maker; DROP ROLE view_maker`, pgx.QueryExecModeSimpleProtocol)
+	}(db.Conn(t))
+	for _, right := range []string{"", "INSERT", "INSERT, SELECT (event_id)", "SELECT"} {
+		if right != "" {
+			exec(t, conn, `RESET ROLE; REVOKE ALL ON saga_outbox FROM view_maker; GRANT `+right+` ON saga_outbox TO view_maker; SET ROLE view_maker`, pgx.QueryExecModeSimpleProtocol)
+		}
+		_, made, err := migrations.MakeView(t.Context(), conn, migrations.View{Name: "outbox", Columns: columns(good...)})
+		if made || !errors.Is(err, migrations.ErrView) || !strings.Contains(err.Error(), "view_maker") || !strings.Contains(err.Error(), "GRANT") {
+			t.Errorf("rights %q: made %t: %v, want what the role needs", right, made, err)
+		}
+	}
+	exec(t, conn, `RESET ROLE; GRANT SELECT, INSERT ON saga_outbox TO view_maker; SET ROLE view_maker`, pgx.QueryExecModeSimpleProtocol)
+	makeView(t, conn, migrations.View{Name: "outbox", Columns: columns(good...)})
+	exec(t, conn, `INSERT INTO outbox (key, type, payload) VALUES ('k', 't', '[]'); RESET ROLE`, pgx.QueryExecModeSimpleProtocol)
 	exec(t, conn, `DROP TABLE saga_outbox CASCADE`)
 	if _, _, err := migrations.MakeView(t.Context(), conn, migrations.View{Name: "outbox", Columns: columns(good...)}); err == nil || !strings.Contains(err.Error(), "run sagaz-relay migrate first") {
 		t.Errorf("without the table: %v", err)

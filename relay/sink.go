@@ -10,6 +10,11 @@ import (
 // Header is one header of a record, in the order in which it is sent.
 type Header struct{ Key, Value string }
 
+// Null reports whether the header was JSON's null in the row. It is sent as the text null; where
+// something depends on the header it counts as not there, since applications write it where they
+// have no value. The text null of a row is the same.
+func (h *Header) Null() bool { return h.Value == "null" }
+
 // Record is what a broker gets for one event. It is encoded once, shared by all sinks, and
 // read-only from then on.
 type Record struct {

@@ -215,7 +215,7 @@ func tokens(t *testing.T, text []byte) (all []any) {
 
 func TestTemplate(t *testing.T) {
 	ev := sample()
-	headers := []relay.Header{header("tenant", "acme"), header("empty", "")}
+	headers := []relay.Header{header("tenant", "acme"), header("empty", ""), header("nil", "null")}
 	for _, tt := range []struct{ template, want string }{
 		{"{event_type}", "OrderCreated"},
 		{"fixed", "fixed"},
@@ -226,6 +226,7 @@ func TestTemplate(t *testing.T) {
 		{"{header:tenant}.{event_type}", "acme.OrderCreated"},
 		{"{header:region|eu}.{header:tenant|x}", "eu.acme"},
 		{"{header:empty|eu}", "eu"},
+		{"{header:nil|eu}", "eu"},
 		{"{header:a:b|c|d}", "c|d"},
 	} {
 		parsed, err := ParseTemplate(tt.template)
@@ -242,7 +243,7 @@ func TestTemplate(t *testing.T) {
 			t.Errorf("%q: no error", bad)
 		}
 	}
-	for _, missing := range []string{"{header:region}", "{header:empty}", "{header:tenant}{header:x}"} {
+	for _, missing := range []string{"{header:region}", "{header:empty}", "{header:nil}", "{header:tenant}{header:x}"} {
 		parsed, err := ParseTemplate(missing)
 		if err != nil {
 			t.Fatal(err)

@@ -101,7 +101,7 @@ func (t *Template) Sample() string {
 }
 
 // Expand puts an event's columns, and headers of its record, into the template. The result may
-// share their memory. A header that is not there, or empty, and has no fallback is an error.
+// share their memory. A header that is not there, empty or null, and has no fallback is an error.
 func (t *Template) Expand(ev *relay.Event, headers []relay.Header) (string, error) {
 	switch {
 	case t.plain || t.parts == nil:
@@ -136,8 +136,8 @@ func (t *Template) Expand(ev *relay.Event, headers []relay.Header) (string, erro
 // value is the header's, or the fallback.
 func (p *templatePart) value(headers []relay.Header) string {
 	for i := range headers {
-		if headers[i].Key == p.header && headers[i].Value != "" {
-			return headers[i].Value
+		if h := &headers[i]; h.Key == p.header && h.Value != "" && !h.Null() {
+			return h.Value
 		}
 	}
 	return p.fallback

@@ -100,6 +100,17 @@ func TestRoute(t *testing.T) {
 	}
 }
 
+// A header that is JSON's null is as good as none: applications write it where they have no value.
+func TestNullHeader(t *testing.T) {
+	table := mustTable(t, `[{name: tenants, sinks: [file], headers: {tenant: "*"}, topic: "{header:tenant}"}, {name: shared, sinks: [file], topic: "{header:tenant|shared}"}]`, Deliver)
+	ev := event("OrderPlaced", "shop")
+	for value, want := range map[string]string{"acme": "tenants acme|", "null": "shared shared|", "nullable": "tenants nullable|"} {
+		if got := said(table.Router("file"), record(ev, relay.Header{Key: "tenant", Value: value}), ev); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %q, want %s", value, got, want)
+		}
+	}
+}
+
 // The shared record stays as it is, and the sink's own shares what is large.
 func TestRecordIsShared(t *testing.T) {
 	table := mustTable(t, someRules, Deliver)

@@ -21,8 +21,8 @@ type Rule struct {
 	Drop                   bool // the sink does not get it
 }
 
-// headerGlobs are a header's name and what its value has to match. An event without that header does
-// not match.
+// headerGlobs are a header's name and what its value has to match. An event without that header, or
+// with null, does not match.
 type headerGlobs struct {
 	name   string
 	values globs
@@ -62,7 +62,7 @@ func (r *Rule) matchHeaders(headers []relay.Header) bool {
 func (h *headerGlobs) in(headers []relay.Header) bool {
 	for i := range headers {
 		if headers[i].Key == h.name {
-			return h.values.match(headers[i].Value)
+			return !headers[i].Null() && h.values.match(headers[i].Value)
 		}
 	}
 	return false

@@ -31,6 +31,8 @@ func TestPartitionHeader(t *testing.T) {
 		}
 		want[key] = int(shard[len(shard)-1] - '0')
 	}
+	add("nobody", 0, "null") // as JSON's null is sent
+	want["nobody"] = partitionOf("nobody", 3)
 	plain := []string{"k1", "k2", "k3", "k4", "k5"}
 	for _, key := range plain {
 		add(key, 0, "")
@@ -73,7 +75,7 @@ func TestPartitionHeader(t *testing.T) {
 	}
 	for key := range want {
 		n := 5
-		if key == "late" || slices.Contains(plain, key) {
+		if key == "late" || key == "nobody" || slices.Contains(plain, key) {
 			n = 1
 		}
 		if arrived[key] != n {

@@ -376,7 +376,7 @@ func (s *Sink) place(c *call, places []int32, asked bool) (toAsk map[string][]in
 func (s *Sink) partitionOf(rec *relay.Record, parts int) (index int32, chosen bool, err error) {
 	if name := s.cfg.PartitionHeader; name != "" {
 		for i := range rec.Headers {
-			if h := &rec.Headers[i]; h.Key == name {
+			if h := &rec.Headers[i]; h.Key == name && !h.Null() {
 				return headerPartition(rec.Topic, h, parts)
 			}
 		}

@@ -65,7 +65,7 @@ func setProperties(msg *amqp.Publishing, rec *relay.Record, properties []propert
 		value := p.text
 		if p.header != "" {
 			for j := range rec.Headers {
-				if h := &rec.Headers[j]; h.Key == p.header && h.Value != "" {
+				if h := &rec.Headers[j]; h.Key == p.header && h.Value != "" && !h.Null() {
 					value = h.Value
 				}
 			}

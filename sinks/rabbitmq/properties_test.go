@@ -72,6 +72,7 @@ func TestProperties(t *testing.T) {
 	add("all", 0, "correlation_id", "c-1", "reply", "answers", "ttl", "060000", "priority", "255", "type", "OrderCreated.v2")
 	add("none", 0)
 	add("none", 1, "correlation_id", "", "ttl", "", "priority", "", "type", "")
+	add("none", 2, "correlation_id", "null", "ttl", "null", "priority", "null", "type", "null")
 	first := len(batch)
 	bad := [][2]string{
 		{"ttl", "1s"},
@@ -112,7 +113,7 @@ func TestProperties(t *testing.T) {
 	}
 	plain := properties{"", "", "315360000000", "OrderCreated", "shop", 3}
 	want := map[string]properties{
-		"all 0": {"c-1", "answers", "60000", "OrderCreated.v2", "shop", 255}, "none 0": plain, "none 1": plain, "late 0": {"", "", "315360000000", "OrderCreated", "shop", 0},
+		"all 0": {"c-1", "answers", "60000", "OrderCreated.v2", "shop", 255}, "none 0": plain, "none 1": plain, "none 2": plain, "late 0": {"", "", "315360000000", "OrderCreated", "shop", 0},
 	}
 	got := r.deliveries(t)
 	if len(got) != len(want) {

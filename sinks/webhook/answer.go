@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -115,7 +116,8 @@ func (p *pace) wait(uri string, now time.Time) error {
 
 // parseRetryAfter reads seconds or a date (RFC 9110, 10.2.3).
 func parseRetryAfter(s string, now time.Time) (time.Duration, bool) {
-	if seconds, err := strconv.ParseUint(s, 10, 63); err == nil {
+	// Of a number that is too large it returns the largest.
+	if seconds, err := strconv.ParseUint(s, 10, 63); err == nil || errors.Is(err, strconv.ErrRange) {
 		return time.Duration(min(seconds, uint64(retryAfterMost/time.Second))) * time.Second, true
 	}
 	if at, err := http.ParseTime(s); err == nil {

@@ -127,7 +127,7 @@ func TestRedirect(t *testing.T) {
 func TestParseRetryAfter(t *testing.T) {
 	now := time.Date(2026, 11, 30, 22, 0, 0, 0, time.UTC)
 	for text, want := range map[string]time.Duration{
-		"0": 0, "1": time.Second, "120": 2 * time.Minute, "99999999999999999": retryAfterMost, "Mon, 30 Nov 2026 22:00:30 GMT": 30 * time.Second, "Monday, 30-Nov-26 22:01:00 GMT": time.Minute, "Mon Nov 30 22:00:05 2026": 5 * time.Second,
+		"0": 0, "1": time.Second, "120": 2 * time.Minute, "99999999999999999": retryAfterMost, "99999999999999999999999999": retryAfterMost, "Mon, 30 Nov 2026 22:00:30 GMT": 30 * time.Second, "Monday, 30-Nov-26 22:01:00 GMT": time.Minute, "Mon Nov 30 22:00:05 2026": 5 * time.Second,
 		"Sun, 29 Nov 2026 22:00:00 GMT": -24 * time.Hour,
 	} {
 		if got, ok := parseRetryAfter(text, now); !ok || got != want {

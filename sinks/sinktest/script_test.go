@@ -21,7 +21,7 @@ var errTransient = errors.New("leader moved")
 func delivered(s *sinktest.Script) []sinktest.Delivered {
 	var out []sinktest.Delivered
 	for _, rec := range s.Taken() {
-		out = append(out, sinktest.Delivered{Topic: rec.Topic, Key: rec.Key, Value: rec.Value, Headers: rec.Headers})
+		out = append(out, sinktest.Delivered{Topic: rec.Topic, Key: rec.MessageKey(), Value: rec.Value, Headers: rec.Headers})
 	}
 	return out
 }

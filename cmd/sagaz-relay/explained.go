@@ -326,8 +326,8 @@ var explained = map[string]string{
 		"more than it can bear.",
 	"RELAY_WEBHOOK_TIMEOUT": "How long one request may take, from connecting to the status of the answer. Then the " +
 		"event is offered again, although the receiver may still be at work on it. Too short, and " +
-		"a slow receiver gets events twice; too long, and it is noticed late that it hangs. Keep " +
-		"it below RELAY_SINK_ISOLATION.",
+		"a slow receiver gets events twice; too long, and it is noticed late that it hangs. At " +
+		"most RELAY_SINK_ISOLATION and RELAY_PUBLISH_TIMEOUT.",
 	"RELAY_WEBHOOK_ALLOW_PRIVATE": "Lets the relay connect to private and loopback addresses whatever the host in " +
 		"RELAY_WEBHOOK_URL is called. Without it that is refused, so that a public name cannot be " +
 		"pointed at something inside, unless the host is such an address itself or a name that " +

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -194,7 +195,24 @@ func (s *settings) checkSinks(wrongBroker bool) (errs []error) {
 	for _, name := range s.program.NamedSinks {
 		errs = append(errs, s.validateSink(name))
 	}
-	return append(errs, s.checkWriters()...)
+	return append(append(errs, s.checkOffers()...), s.checkWriters()...)
+}
+
+// offered is implemented by Configs of sinks that wait for an answer for as long as is set.
+type offered interface {
+	// CheckOffer returns what is wrong where one offer lasts no longer than limit.
+	CheckOffer(limit time.Duration) error
+}
+
+// checkOffers finds sinks that would wait for longer than the lane does.
+func (s *settings) checkOffers() (errs []error) {
+	limit := min(s.relay.PublishTimeout, s.relay.SinkIsolation)
+	for _, name := range s.used() {
+		if c, ok := s.sinks[name].(offered); ok && limit > 0 { // else that is reported
+			errs = append(errs, s.say(name, c.CheckOffer(limit)))
+		}
+	}
+	return errs
 }
 
 // checkWriters finds sinks that would write into each other's lines.

@@ -53,8 +53,8 @@ type Config struct {
 
 	// Timeout is how long one request may take, from connecting to the status of the answer. Then
 	// the event is offered again, although the receiver may still be at work on it. Too short, and a
-	// slow receiver gets events twice; too long, and it is noticed late that it hangs. Keep it below
-	// RELAY_SINK_ISOLATION.
+	// slow receiver gets events twice; too long, and it is noticed late that it hangs. At most
+	// RELAY_SINK_ISOLATION and RELAY_PUBLISH_TIMEOUT.
 	//
 	// Default 15s. RELAY_WEBHOOK_TIMEOUT.
 	Timeout time.Duration `env:"RELAY_WEBHOOK_TIMEOUT"`
@@ -137,6 +137,15 @@ func (c Config) Validate() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// CheckOffer returns what is wrong with the settings where one offer of records lasts no longer than
+// limit: a slower answer would never count, and its event would come to the receiver for ever.
+func (c *Config) CheckOffer(limit time.Duration) error {
+	if c.Timeout > limit {
+		return fmt.Errorf("RELAY_WEBHOOK_TIMEOUT=%s: want at most %s, since an offer to a sink lasts no longer (RELAY_SINK_ISOLATION, RELAY_PUBLISH_TIMEOUT)", c.Timeout, limit)
+	}
+	return nil
 }
 
 func (c Config) tlsFiles() tlsfiles.Client {

@@ -11,16 +11,17 @@ import (
 // place.
 const cloudEventPrefix = "cloudEvents_"
 
-// headerName is the name under which a record's header is sent; empty: it is not.
-func headerName(rec *relay.Record, name string) string {
+// headerName is the name under which a record's header is sent, which may be empty, and whether it
+// is.
+func headerName(rec *relay.Record, name string) (as string, sent bool) {
 	if !rec.CloudEvent {
-		return name
+		return name, true
 	}
 	if name == relay.CloudEventContentType {
-		return "" // it is the property content_type
+		return "", false // it is the property content_type
 	}
 	if attribute, ok := strings.CutPrefix(name, relay.CloudEventPrefix); ok {
-		return cloudEventPrefix + attribute
+		return cloudEventPrefix + attribute, true
 	}
-	return name
+	return name, true
 }

@@ -190,8 +190,18 @@ func TestOddHeaders(t *testing.T) {
 		}
 	}
 	var got []sinktest.Delivered
+	arrived := make(map[string]amqp.Table) // headers, by event
 	for _, d := range r.deliveries(t) {
 		got = append(got, sinktest.Delivered{Value: d.Body})
+		arrived[d.MessageId] = d.Headers
 	}
 	sinktest.CheckOrder(t, got, want, false)
+	for _, rec := range batch {
+		for _, h := range rec.Headers {
+			// RabbitMQ counts deliveries itself.
+			if headers := arrived[rec.EventID.String()]; headers != nil && headers[h.Key] != h.Value && h.Key != "x-delivery-count" {
+				t.Errorf("header %q of %s arrived as %v, want %q", h.Key, rec.Key, headers[h.Key], h.Value)
+			}
+		}
+	}
 }

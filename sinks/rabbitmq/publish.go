@@ -326,7 +326,10 @@ func (a *attempt) check(rec *relay.Record) error {
 	}
 	for i := range rec.Headers {
 		h := &rec.Headers[i]
-		name := headerName(rec, h.Key)
+		name, sent := headerName(rec, h.Key)
+		if !sent {
+			continue
+		}
 		if len(name) > maxShortString {
 			return relay.Refuse(relay.ReasonEncode, fmt.Errorf("the name of header %d has %d bytes, AMQP allows 255", i, len(name)))
 		}
@@ -361,8 +364,8 @@ const (
 func (a *attempt) send(i int, rec *relay.Record) error {
 	clear(a.c.headers)
 	for j := range rec.Headers {
-		switch name := headerName(rec, rec.Headers[j].Key); {
-		case name == "":
+		switch name, sent := headerName(rec, rec.Headers[j].Key); {
+		case !sent:
 		case isRoutes(name):
 			list, err := moreRoutes(name, rec.Headers[j].Value)
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -190,6 +191,9 @@ func (c Config) address() (*target, error) {
 	u, err := url.Parse(c.URL)
 	if err != nil || u.Hostname() == "" {
 		return nil, fmt.Errorf("%s: want https://host/path, with reserved characters percent-encoded, and %s in path or query only", name, topicField)
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && kindOf(ip) == forbiddenAddress {
+		return nil, fmt.Errorf("%s: its address is link-local, multicast or reserved, which is never connected to: want that of a receiver", name)
 	}
 	t := &target{scheme: u.Scheme, host: u.Hostname(), port: u.Port(), query: u.RawQuery}
 	if t.port == "" {

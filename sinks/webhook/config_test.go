@@ -29,6 +29,8 @@ func TestValidate(t *testing.T) {
 		{"unescaped password", func(c *Config) { c.URL = "https://u:hidden/x@host/" }, []string{"RELAY_WEBHOOK_URL", "percent-encoded"}},
 		{"no host", func(c *Config) { c.URL = "https:///hidden" }, []string{"RELAY_WEBHOOK_URL", "host"}},
 		{"port", func(c *Config) { c.URL = "https://host:99999/hidden" }, []string{"RELAY_WEBHOOK_URL", "port"}},
+		{"metadata", func(c *Config) { c.URL, c.AllowPrivate = "http://169.254.169.254/hidden", true }, []string{"RELAY_WEBHOOK_URL", "link-local, multicast or reserved"}},
+		{"metadata as IPv6", func(c *Config) { c.URL = "http://[::ffff:a9fe:a9fe]/hidden" }, []string{"RELAY_WEBHOOK_URL", "link-local, multicast or reserved"}},
 		{"field", func(c *Config) { c.URL = "https://host/{hidden}" }, []string{"RELAY_WEBHOOK_URL", "{topic}"}},
 		{"field in the host", func(c *Config) { c.URL = "https://{topic}.example.com/" }, []string{"RELAY_WEBHOOK_URL"}},
 		{"field in the user", func(c *Config) { c.URL = "https://{topic}:hidden@example.com/" }, []string{"RELAY_WEBHOOK_URL", "percent-encoded"}},

@@ -65,6 +65,31 @@ func TestAnswers(t *testing.T) {
 
 func r0(s *Sink) string { return s.to.host + ":" + s.to.port }
 
+// Headers above what the receiver takes are the event's fault, with HTTP/2 too, where the transport
+// does not even send them.
+func TestLargeHeaders(t *testing.T) {
+	secure, certs := serverTLS(t)
+	for _, r := range []*receiver{newReceiver(t, nil), newReceiver(t, secure)} {
+		cfg := r.config()
+		if r.secure != nil {
+			cfg.TLSCAFile = certs.CAFile
+		}
+		s := open(t, cfg)
+		recs := append(sinktest.Records("OrderCreated", "large", 0, 2), sinktest.Records("OrderCreated", "other", 0, 2)...)
+		recs[0].Headers = append(recs[0].Headers, relay.Header{Key: "big", Value: strings.Repeat("x", 3<<20)})
+		if err := s.Publish(soon(t), sinktest.Records("OrderCreated", "first", 0, 1)); err != nil { // now the receiver's limit is known
+			t.Fatal(err)
+		}
+		errs := outcomes(t, len(recs), s.Publish(soon(t), recs))
+		if refused, ok := relay.Refused(errs[0]); !ok || refused.Reason != relay.ReasonTooLarge || strings.Contains(errs[0].Error(), "xxx") {
+			t.Errorf("%s: %v, want it refused as too large", cfg.URL, errs[0])
+		}
+		if !errors.Is(errs[1], relay.ErrBehind) || errs[2] != nil || errs[3] != nil {
+			t.Errorf("%s: %v, want the next of its key behind it, and the others sent", cfg.URL, errs[1:])
+		}
+	}
+}
+
 // After a 101 the connection speaks something else, for as long as the receiver likes. Nobody waits
 // for the end of that.
 func TestSwitchedProtocols(t *testing.T) {

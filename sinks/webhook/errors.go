@@ -71,6 +71,13 @@ func (c Config) connectError(to *target, err error) error {
 	return &relay.SetupError{Problem: what, Err: err, Fix: c.Said(fix)}
 }
 
+// aboveHeaderLimit reports whether a request was not sent because its headers are above what the
+// receiver has said to take (HTTP/2's SETTINGS_MAX_HEADER_LIST_SIZE). net/http does not export the
+// error (http2errRequestHeaderListSize in h2_bundle.go).
+func aboveHeaderLimit(err error) bool {
+	return strings.Contains(err.Error(), "request header list larger than peer's advertised limit")
+}
+
 // quotesAnswer reports whether an error of net/http has a part of the answer in it. Those have no
 // types: "malformed HTTP response \"…\"", "malformed MIME header line: …" and others (readResponse
 // in net/http/response.go). A receiver may repeat there what it was sent.

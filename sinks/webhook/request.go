@@ -67,6 +67,9 @@ func (s *Sink) post(ctx context.Context, fence func() bool, to *url.URL, rec *re
 		if fenced.Load() {
 			return false, fencedError(ctx)
 		}
+		if aboveHeaderLimit(err) { // which the receiver has said on this connection, so it is there
+			return true, &relay.RefusedError{Reason: relay.ReasonTooLarge, Size: int64(rec.Size() - len(rec.Value)), Err: fmt.Errorf("%s takes no headers of this size", s.to)}
+		}
 		return false, s.cfg.connectError(s.to, causeOf(own, err))
 	}
 	if answer.StatusCode != http.StatusSwitchingProtocols { // whose body is the connection, and has no end

@@ -66,7 +66,7 @@ func (c *Config) CheckRoute(r relay.Route) error {
 // message makes the message of a record. The error is the record's own fault.
 func (s *Sink) message(rec *relay.Record) (*nats.Msg, error) {
 	if problem := s.cfg.forbidden(rec.Topic); problem != "" {
-		return nil, relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf("subject %.100q: %s: change the event's type, or RELAY_TOPIC", rec.Topic, problem))
+		return nil, relay.Refuse(relay.ReasonUnknownTopic, fmt.Errorf("subject %.100q: %s: change event_type, RELAY_TOPIC or the topic of its rule", rec.Topic, problem))
 	}
 	header := make(nats.Header, len(rec.Headers)+2)
 	id := rec.EventID.String()

@@ -63,7 +63,7 @@ func (c *routeCheck) run(ctx context.Context, routes []relay.Route) (problems []
 
 func (c *routeCheck) ask(ctx context.Context, subject string) (p relay.RouteProblem, err error) {
 	if problem := c.sink.cfg.forbidden(subject); problem != "" {
-		return relay.RouteProblem{Problem: fmt.Sprintf("subject %.100q: %s", subject, problem), Fix: "change event_type, or RELAY_TOPIC"}, nil
+		return relay.RouteProblem{Problem: fmt.Sprintf("subject %.100q: %s", subject, problem), Fix: "change event_type, RELAY_TOPIC or the topic of its rule"}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()

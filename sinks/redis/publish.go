@@ -230,7 +230,7 @@ func (b *batch) settle(i int, err error) {
 // entry makes the arguments of XADD. The error is the record's own fault.
 func (s *Sink) entry(rec *relay.Record) (*goredis.XAddArgs, error) {
 	if rec.Topic == "" {
-		return nil, relay.Refuse(relay.ReasonUnknownTopic, errors.New("the stream's name is empty: change the event's type, or RELAY_TOPIC"))
+		return nil, relay.Refuse(relay.ReasonUnknownTopic, errors.New("the stream's name is empty: change event_type, RELAY_TOPIC or the topic of its rule"))
 	}
 	headers, err := encodeHeaders(rec.Headers)
 	if err != nil {

@@ -138,9 +138,9 @@ func (t *target) of(rec *relay.Record) (*url.URL, error) {
 func checkTopic(topic string) error {
 	switch topic {
 	case "":
-		return errors.New("the topic is empty, and the URL has it: see RELAY_TOPIC")
+		return errors.New("the topic is empty, and the URL has it: change event_type, RELAY_TOPIC or the topic of its rule")
 	case ".", "..":
-		return fmt.Errorf("the topic %q would be another place in the URL's path: see RELAY_TOPIC", topic)
+		return fmt.Errorf("the topic %q would be another place in the URL's path: change event_type, RELAY_TOPIC or the topic of its rule", topic)
 	}
 	return nil
 }

@@ -422,10 +422,9 @@ func (l *link) open() (*channel, error) {
 	}, nil
 }
 
-// put gives a channel back that has no confirm outstanding. One with a nack is closed instead. A
-// broker keeps for each channel which node leads a quorum queue; a channel that was new while the
-// leader's node was going down has that node for ever, and RabbitMQ 3.10 nacks all that comes by it,
-// long after another node leads.
+// put gives a channel back that has no confirm outstanding. One with a nack is closed instead: when
+// the node of a quorum queue's leader was killed (RabbitMQ 3.10.8), a channel was seen that got only
+// nacks from then on, though another node led the queue.
 func (l *link) put(c *channel) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -164,10 +164,10 @@ func (r *routing) list() error {
 			fmt.Fprintln(r.out)
 		}
 		if len(s.Rules) == 0 {
-			fmt.Fprintf(r.out, "%s (%s): no rules, it gets every event\n", s.Sink, s.Kind)
+			fmt.Fprintf(r.out, "%s (%s): no rules, it gets every event\n", term.Text(s.Sink), s.Kind)
 			continue
 		}
-		fmt.Fprintf(r.out, "%s (%s):\n", s.Sink, s.Kind)
+		fmt.Fprintf(r.out, "%s (%s):\n", term.Text(s.Sink), s.Kind)
 		t := tabwriter.NewWriter(r.out, 0, 0, 2, ' ', 0)
 		for n, rule := range s.Rules {
 			fmt.Fprintf(t, "  %d\t%s\t%s\t%s\n", n+1, rule.Name, term.Text(matches(rule)), term.Text(becomes(rule)))

@@ -89,7 +89,7 @@ func (r *routing) explainEvent(ev *relay.Event) error {
 	t := tabwriter.NewWriter(r.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SINK\tRULE\tTOPIC OR ROUTING KEY\tKEY")
 	for _, e := range all {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", e.Sink, term.OrDash(e.Rule), term.Text(e.destination()), term.Text(term.OrDash(e.Key)))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", term.Text(e.Sink), term.OrDash(e.Rule), term.Text(e.destination()), term.Text(term.OrDash(e.Key)))
 	}
 	return t.Flush()
 }
@@ -166,7 +166,7 @@ func (r *routing) printNewest(n *newest) error {
 	t := tabwriter.NewWriter(r.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SINK\tRULE\tTOPIC OR ROUTING KEY\tEVENTS")
 	for _, e := range n.Destinations {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", e.Sink, term.OrDash(e.Rule), term.Text(e.destination()), e.Events)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", term.Text(e.Sink), term.OrDash(e.Rule), term.Text(e.destination()), e.Events)
 	}
 	for _, sink := range slices.Sorted(maps.Keys(n.More)) {
 		fmt.Fprintf(t, "%s\t\tmore destinations\t%d\n", sink, n.More[sink])

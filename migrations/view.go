@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sagaz-relay/relay/internal/term"
 )
 
 // View is an outbox under an application's own names: a view that applications insert into, and
@@ -144,7 +146,7 @@ END $view$;
 REVOKE ALL ON FUNCTION %[1]s() FROM PUBLIC;
 CREATE TRIGGER outbox INSTEAD OF INSERT OR UPDATE OR DELETE ON %[1]s FOR EACH ROW EXECUTE FUNCTION %[1]s();
 COMMENT ON VIEW %[1]s IS %[7]s;
-`, name, strings.Join(shown, ",\n    "), quote(home, "saga_outbox"), strings.Join(into, ", "), strings.Join(values, ",\n      "), returning, literal(viewMark+string(description))), nil
+`, name, strings.Join(shown, ",\n    "), quote(home, "saga_outbox"), strings.Join(into, ", "), strings.Join(values, ",\n      "), returning, term.Literal(viewMark+string(description))), nil
 }
 
 // shown is the column as the view shows it. Of a type that not every row's text has there is
@@ -152,7 +154,7 @@ COMMENT ON VIEW %[1]s IS %[7]s;
 func (c *ViewColumn) shown(types map[string]string) string {
 	expression := quote(c.Of)
 	if header, is := c.headerOf(); is {
-		expression = "(headers::jsonb OPERATOR(pg_catalog.->>) " + literal(header) + ")"
+		expression = "(headers::jsonb OPERATOR(pg_catalog.->>) " + term.Literal(header) + ")"
 	}
 	switch {
 	case c.Type == "" || c.Type == types[c.Of]:
@@ -185,7 +187,7 @@ func (v *View) insert(types map[string]string) (into, values []string) {
 	if len(headers) > 0 {
 		var pairs []string
 		for _, name := range slices.Sorted(maps.Keys(headers)) {
-			pairs = append(pairs, literal(name)+", "+headers[name].as("text"))
+			pairs = append(pairs, term.Literal(name)+", "+headers[name].as("text"))
 		}
 		all = "(" + all + " || jsonb_strip_nulls(jsonb_build_object(" + strings.Join(pairs, ", ") + ")))"
 	}
@@ -194,7 +196,7 @@ func (v *View) insert(types map[string]string) (into, values []string) {
 		key = c.as("text")
 	}
 	if v.KeyHeader != "" {
-		key = "coalesce(nullif(" + all + " ->> " + literal(v.KeyHeader) + ", ''), " + key + ")"
+		key = "coalesce(nullif(" + all + " ->> " + term.Literal(v.KeyHeader) + ", ''), " + key + ")"
 	}
 	for _, column := range viewColumns {
 		c := given[column]
@@ -260,16 +262,6 @@ func (v *View) identifier(home string) string {
 }
 
 func quote(names ...string) string { return pgx.Identifier(names).Sanitize() }
-
-// literal is a text in SQL. Where it has backslashes it needs the form that does not depend on
-// standard_conforming_strings.
-func literal(text string) string {
-	quoted := "'" + strings.ReplaceAll(text, "'", "''") + "'"
-	if strings.Contains(text, `\`) {
-		return "E" + strings.ReplaceAll(quoted, `\`, `\\`)
-	}
-	return quoted
-}
 
 // MakeView makes a view, and reports whether it did: it may be there already. sql is what makes it.
 func MakeView(ctx context.Context, conn *pgx.Conn, v View) (sql string, made bool, err error) {

@@ -74,6 +74,9 @@ func TestStates(t *testing.T) {
 			}
 			verdict(st, "degraded", "Relaying", "3 dead letters wait for a person")
 		}, map[string][]string{"figures": {"dead-letter list"}, "ledger": {"dead letter", "too_large", "waits for its next try"}}},
+		{"Refused", func(st object) {
+			database(st)["ledger"] = []any{object{"slot": "sagaz_outbox", "sink": "rabbitmq", "state": "retry", "reason": "unroutable", "entries": 2, "oldest": st["started"]}}
+		}, map[string][]string{"verdict": {"all well", "2 events were refused and wait for their next try: rabbitmq"}}},
 		{"NoDatabase", func(st object) {
 			st["slots"] = []any{object{"slot": "sagaz_outbox", "role": "starting", "since": st["started"], "lag_bytes": nil, "retained_bytes": nil, "safe_bytes": nil, "cap_bytes": nil, "inflight": 0, "pending_events": 0, "lag_seconds": 0, "streaming": false}}
 			st["start_error"] = "connect to db:5432/shop as relay: dial tcp: lookup db: no such host"

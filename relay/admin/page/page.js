@@ -97,6 +97,11 @@ function verdict(r) {
 
 function calm(r) {
   const owned = r.slots.filter(s => s.role === "owner").map(s => s.slot);
+  const refused = (r.database?.ledger || []).filter(e => e.state === "retry" && e.entries > 0);
+  if (owned.length && refused.length) {
+    const n = refused.reduce((n, e) => n + e.entries, 0), sinks = [...new Set(refused.map(e => e.sink))].join(", ");
+    return `Owns ${owned.join(", ")}. ${count(n)} ${n === 1 ? "event was" : "events were"} refused and ${n === 1 ? "waits for its" : "wait for their"} next try: ${sinks}.`;
+  }
   if (owned.length) return `Owns ${owned.join(", ")}, and every sink takes what it is offered.`;
   return ["Ready to take over.", ...owners(r)].join(" ");
 }

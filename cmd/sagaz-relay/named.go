@@ -30,16 +30,19 @@ type sinkRoom struct {
 // nameSinks reads the settings of the sinks in RELAY_SINKS.
 func (s *settings) nameSinks(v *variables.Values) {
 	fail := func(format string, args ...any) { s.errs = append(s.errs, fmt.Errorf(format, args...)) }
-	v.Hint = func(name string) string {
+	v.Hint = func(name string) (text string, all bool) {
 		if !strings.HasPrefix(name, "RELAY_SINK_") {
-			return ""
+			return "", false
 		}
 		for named := range s.named {
-			if strings.HasPrefix(name, variables.SinkPrefix(named)) {
-				return ""
+			switch own, is := strings.CutPrefix(name, variables.SinkPrefix(named)); {
+			case is && (own == "TOPIC" || own == "ROUTING_KEY"):
+				return ": a sink's own topic or routing key is set by a rule (RELAY_ROUTES, docs/routes.md)", true
+			case is:
+				return "", false
 			}
 		}
-		return ": no sink that " + variables.NamedSinks + " lists has settings that begin so"
+		return ": no sink that " + variables.NamedSinks + " lists has settings that begin so", false
 	}
 	if len(s.program.NamedSinks) == 0 {
 		return

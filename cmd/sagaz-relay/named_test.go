@@ -223,6 +223,7 @@ func TestNamedSinksRefused(t *testing.T) {
 		"BothInYAML":     {yaml: "sinks: [{name: a, kind: file}]\nRELAY_SINKS: b", want: "sinks and RELAY_SINKS are both set"},
 		"UnknownInYAML":  {yaml: "sinks: [{name: a, kind: file, pahts: x}]", want: "RELAY_SINK_A_PAHTS: no such setting: did you mean RELAY_SINK_A_PATH?"},
 		"AKind":          {env: map[string]string{"RELAY_SINKS": "kafka", "RELAY_SINK_KAFKA_KIND": "kafka"}, want: "RELAY_SINKS: kafka is what BROKER_TYPE calls its own sink: want another name"},
+		"OwnTopic":       {yaml: "sinks: [{name: a, kind: nats, url: 'nats://h', topic: x}]", want: "RELAY_SINK_A_TOPIC: no such setting: a sink's own topic or routing key is set by a rule"},
 		"Unlisted":       {env: one(map[string]string{"RELAY_SINK_LEDGERS_COMPRESSION": "zstd"}), want: "RELAY_SINK_LEDGERS_COMPRESSION: no such setting: no sink that RELAY_SINKS lists has settings that begin so"},
 		"NothingListed":  {env: map[string]string{"BROKER_TYPE": "stdout", "RELAY_SINK_AUDIT_KIND": "file"}, want: "RELAY_SINK_AUDIT_KIND: no such setting: no sink that RELAY_SINKS lists"},
 		"Typo":           {env: one(map[string]string{"RELAY_SINK_AUDIT_KIND": "file", "RELAY_SINK_AUDIT_PAHT": "x"}), want: "RELAY_SINK_AUDIT_PAHT: no such setting: did you mean RELAY_SINK_AUDIT_PATH?"},

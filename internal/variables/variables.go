@@ -35,8 +35,9 @@ type Values struct {
 	known   map[string]bool
 	claimed []string // what begins so is not reported as unknown
 
-	// Hint, if not nil, is what else is to be said of a variable that nothing reads.
-	Hint func(name string) string
+	// Hint, if not nil, is what else is to be said of a variable that nothing reads, and whether that
+	// is all: no name is suggested then.
+	Hint func(name string) (text string, all bool)
 
 	Errs []error // what is wrong with what was read
 	// by a setting's first name: its value's origin
@@ -342,12 +343,16 @@ func (v *Values) Strangers(environ []string) {
 	sort.Strings(names)
 	for _, name := range names {
 		bare, in, _ := strings.Cut(name, " ")
-		hint := ""
+		hint, all := "", false
 		if v.Hint != nil {
-			hint = v.Hint(bare)
+			hint, all = v.Hint(bare)
 		}
-		if near := v.Nearest(bare); near != "" {
+		if near := v.Nearest(bare); near != "" && !all {
 			hint += ": did you mean " + near + "?"
+		}
+		if upper := strings.ToUpper(bare); upper != bare && v.known[upper] {
+			v.fail("%s is there in small letters: names of settings are in capitals", strings.TrimSpace(upper+" "+in))
+			continue
 		}
 		if !settingName.MatchString(bare) {
 			v.fail("%s: no such setting", ShownName(bare))

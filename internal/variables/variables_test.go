@@ -191,6 +191,7 @@ func TestVariablesRefused(t *testing.T) {
 		{"Unknown", map[string]string{"RELAY_TXET": "1"}, "", "RELAY_TXET: no such setting: did you mean RELAY_TEXT?"},
 		{"UnknownAndUnlikeAny", map[string]string{"RELAY_SOMETHING_ELSE": "1"}, "", "RELAY_SOMETHING_ELSE: no such setting"},
 		{"UnknownFile", map[string]string{"RELAY_TEXTS_FILE": "1"}, "", "RELAY_TEXTS_FILE: no such setting: did you mean RELAY_TEXT_FILE?"},
+		{"SmallLettersInYAML", nil, "batch_size: 1", "BATCH_SIZE is there in small letters: names of settings are in capitals"},
 		{"UnknownInYAML", nil, "BATCH_SIZES: 1", "BATCH_SIZES: no such setting: did you mean BATCH_SIZE?"},
 		{
 			"Several",

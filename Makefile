@@ -175,19 +175,21 @@ test-postgres-inside:
 	done
 
 # For how long rounds of chaos are begun, from which seed on, of which kinds of faults (all when
-# empty), among how many slots the table is divided, and where logs stay. With PODS it is one round of
-# so many relays, while the number of slots changes (cmd/sagaz-relay/chaos/crowd_test.go).
+# empty), among how many slots the table is divided, and where logs stay. SINKS=named is rounds into
+# three named sinks, of which one after the other is away. With PODS it is one round of so many
+# relays, while the number of slots changes (cmd/sagaz-relay/chaos/crowd_test.go).
 DURATION  ?= 10m
 SEED      ?=
 FAULTS    ?=
 SHARDS    ?=
+SINKS     ?=
 PODS      ?=
 CHAOS_DIR ?= bin/chaos
 
 .PHONY: chaos
-chaos: bin/testenv ## random faults under load, judged event by event (DURATION=10m, SEED=, FAULTS=kill,pg,kafka-silent, SHARDS=4, PODS=10)
+chaos: bin/testenv ## random faults under load, judged event by event (DURATION=10m, SEED=, FAULTS=kill,pg,kafka-silent, SHARDS=4, SINKS=named, PODS=10)
 	mkdir -p $(CHAOS_DIR)
-	CHAOS_DURATION=$(DURATION) CHAOS_SEED=$(SEED) CHAOS_FAULTS=$(FAULTS) CHAOS_SHARDS=$(SHARDS) CHAOS_PODS=$(PODS) CHAOS_DIR=$(abspath $(CHAOS_DIR)) \
+	CHAOS_DURATION=$(DURATION) CHAOS_SEED=$(SEED) CHAOS_FAULTS=$(FAULTS) CHAOS_SHARDS=$(SHARDS) CHAOS_SINKS=$(SINKS) CHAOS_PODS=$(PODS) CHAOS_DIR=$(abspath $(CHAOS_DIR)) \
 		bin/testenv -race -postgres=none -- go test -race -count=1 -timeout 0 -run '^TestChaos$$' -v $(TESTFLAGS) ./cmd/sagaz-relay/chaos
 
 .PHONY: docs

@@ -12,20 +12,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sagaz-relay/relay/internal/testbed/natstest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) {
+	natstest.Main()
+	pgtest.Main(m)
+}
 
 // shortRun is how long rounds are begun for in make test.
 const shortRun = 45 * time.Second
 
 // TestChaos is the suite. CHAOS_DURATION is for how long rounds are begun, CHAOS_SEED which is the
-// first, CHAOS_FAULTS which kinds of faults there are, CHAOS_SINKS whether into file or brokers
-// only, CHAOS_DIR where all logs stay. CHAOS_SHARDS is among how many slots the table is divided;
-// where it is not set that is one, and five in one more round into brokers. CHAOS_PODS is how many
-// relays share them in one round as long as CHAOS_DURATION; see crowd_test.go.
+// first, CHAOS_FAULTS which kinds of faults there are, CHAOS_SINKS whether into file or brokers only,
+// or into named sinks and no others (named_test.go), CHAOS_DIR where all logs stay. CHAOS_SHARDS is
+// among how many slots the table is divided; where it is not set that is one, and five in one more
+// round into brokers. CHAOS_PODS is how many relays share them in one round as long as
+// CHAOS_DURATION; see crowd_test.go.
 func TestChaos(t *testing.T) {
 	length, err := time.ParseDuration(cmp.Or(os.Getenv("CHAOS_DURATION"), shortRun.String()))
 	if err != nil {
@@ -48,8 +53,8 @@ func TestChaos(t *testing.T) {
 		t.Fatal(err)
 	}
 	sinks := os.Getenv("CHAOS_SINKS")
-	if !slices.Contains([]string{"", "file", "brokers"}, sinks) {
-		t.Fatalf("CHAOS_SINKS=%s: want file or brokers, or nothing for both", sinks)
+	if !slices.Contains([]string{"", "file", "brokers", "named"}, sinks) {
+		t.Fatalf("CHAOS_SINKS=%s: want file, brokers or named, or nothing for the first two", sinks)
 	}
 	shards, err := strconv.Atoi(cmp.Or(os.Getenv("CHAOS_SHARDS"), "0"))
 	if err != nil || shards < 0 || shards > relay.MaxShards || shards > 1 && sinks == "file" {
@@ -68,8 +73,10 @@ func TestChaos(t *testing.T) {
 		switch {
 		case pods > 0:
 			p = newCrowd(seed, faults, max(shards, 1), pods, length)
-		case last && (shards > 0 || sinks == "file"):
+		case last && (shards > 0 || sinks == "file" || sinks == "named"):
 			continue
+		case sinks == "named":
+			p = newNamed(seed + n)
 		case last:
 			p = newPlan(seed+n, faults, "brokers")
 			p.divide(5)

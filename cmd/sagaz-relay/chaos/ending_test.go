@@ -132,7 +132,10 @@ func (r *round) record(e *evidence) {
 func (r *round) arrived(sink string) (all []verify.Event, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	switch sink {
+	switch r.plan.kind(sink) {
+	case "nats":
+		err = retry(func() (err error) { all, err = r.inNATS(ctx); return err })
+		return all, err
 	case "kafka":
 		return r.testbed.inKafka(ctx, slices.Concat(r.topics, r.extra))
 	case "rabbitmq":

@@ -67,7 +67,7 @@ func (r *round) excuses() map[string][]string {
 	for f, n := range r.done {
 		for range n {
 			for _, sink := range r.plan.sinks {
-				if f.repeats == allSinks || f.repeats == sink {
+				if f.repeats == allSinks || f.repeats == r.plan.kind(sink) {
 					all[sink] = append(all[sink], f.name)
 				}
 			}

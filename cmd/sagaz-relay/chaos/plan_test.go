@@ -11,7 +11,8 @@ import (
 // plan is everything that a round's seed decides.
 type plan struct {
 	seed   uint64
-	sinks  []string // file, or kafka and rabbitmq
+	sinks  []string          // file, or kafka and rabbitmq; or names
+	kinds  map[string]string // of sinks with names of their own
 	relays int
 	shards int      // slots of the table, at first
 	env    settings // of each relay
@@ -181,6 +182,14 @@ func newPlan(seed uint64, faults []*fault, sinks string) *plan {
 		p.steps = append(p.steps, s)
 	}
 	return p
+}
+
+// kind is what a sink is.
+func (p *plan) kind(sink string) string {
+	if kind := p.kinds[sink]; kind != "" {
+		return kind
+	}
+	return sink
 }
 
 // divide makes it the plan of a table that is divided among so many slots, which as many relays as

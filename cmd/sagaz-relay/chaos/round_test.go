@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/sagaz-relay/relay/internal/testbed/natstest"
 	"github.com/sagaz-relay/relay/internal/testbed/pgtest"
 	"github.com/sagaz-relay/relay/relay"
 )
@@ -36,6 +37,9 @@ type round struct {
 	secrets []string
 	load    *load
 	seats   []*seat
+	// Where there are named sinks.
+	nats   *natstest.Server
+	toNATS *link
 
 	launched atomic.Int64
 	shards   atomic.Int64 // that the table has now
@@ -185,6 +189,9 @@ func (r *round) set(id string) {
 		r.must(retry(func() error { return r.testbed.createTopic(ctx, topic) }))
 	}
 	r.must(retry(func() error { return r.testbed.createQueue(r.slot, eventTypes...) }))
+	if r.plan.kinds != nil {
+		r.startNATS()
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -208,6 +215,9 @@ func (r *round) env(seat int) settings {
 		"DATABASE_URL": via(r.plan.env["DATABASE_URL"], r.testbed.toPG[seat].addr),
 		"RELAY_TOPIC":  "{aggregate_type}", "RELAY_ROUTING_KEY": "{event_type}",
 	})
+	if r.plan.kinds != nil {
+		return r.nameEnv(env)
+	}
 	if len(r.plan.sinks) == 1 {
 		return env.with(settings{"RELAY_FILE_PATH": r.filePath()})
 	}

@@ -210,13 +210,19 @@ func AMQP(s string) error {
 	return nil
 }
 
+// begins reads an address that has one of two schemes. rest is what is behind the scheme.
+func begins(s, plain, encrypted string, parameter func(name string) bool) (p *parts, rest string, err error) {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok || scheme != plain && scheme != encrypted {
+		return nil, rest, errors.New("want it to begin with " + plain + ":// or " + encrypted + "://")
+	}
+	p, err = parse(rest, parameter)
+	return p, rest, err
+}
+
 // HTTP checks http://host:port/path, or https: an address that carries no user, password or query.
 func HTTP(s string) error {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok || scheme != "http" && scheme != "https" {
-		return errors.New("want it to begin with http:// or https://")
-	}
-	p, err := parse(rest, func(string) bool { return true })
+	p, rest, err := begins(s, "http", "https", func(string) bool { return true })
 	switch {
 	case err != nil:
 		return err
@@ -231,11 +237,7 @@ func HTTP(s string) error {
 // Webhook checks http://user:password@host:port/path?name=value, or https, of which all but the host
 // may be missing.
 func Webhook(s string) error {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok || scheme != "http" && scheme != "https" {
-		return errors.New("want it to begin with http:// or https://")
-	}
-	p, err := parse(rest, func(string) bool { return true })
+	p, _, err := begins(s, "http", "https", func(string) bool { return true })
 	switch {
 	case err != nil:
 		return err
@@ -278,11 +280,7 @@ func NATS(list []string) error {
 
 // Redis checks redis://user:password@host:port/number, or rediss.
 func Redis(s string) error {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok || scheme != "redis" && scheme != "rediss" {
-		return errors.New("want it to begin with redis:// or rediss://")
-	}
-	p, err := parse(rest, func(string) bool { return false })
+	p, _, err := begins(s, "redis", "rediss", func(string) bool { return false })
 	switch {
 	case err != nil:
 		return err
